@@ -1,0 +1,153 @@
+"""The artifact contract: what lies where in a store, and what each JSON file says.
+
+    stages/<model>-<digest, shortened>/
+        manifest.json       the commit; a stage is complete exactly when it verifies
+        stage.json          what was asked, fully resolved
+        lease.json          who trains this stage now
+        attempts/<token>/   one writer each
+            progress.json   heartbeat
+            checkpoints/<step>/   files, and checkpoint.json last
+            open_clip_model.safetensors, open_clip_config.json, metrics-<n>.jsonl, events.*, failure.json
+    chains/<namespace>/<chain>.json         the chain's status, for people and for the local runner
+    chains/<namespace>/<chain>.lease.json   who runs this chain now (local runner)
+    indexes/<hash of the shard's URI, size and etag>.json   where samples lie in a shard
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import Annotated
+
+from pydantic import Field
+
+from modelchain.spec import Block, Sha256
+
+DIGEST_LENGTH = 16  # hex digits of the digest in a folder's name; the manifest holds all 64
+
+MANIFEST = "manifest.json"
+STAGE = "stage.json"
+LEASE = "lease.json"
+PROGRESS = "progress.json"
+FAILURE = "failure.json"
+CHECKPOINT = "checkpoint.json"
+WEIGHTS = "open_clip_model.safetensors"
+OPEN_CLIP_CONFIG = "open_clip_config.json"
+
+FiniteNumber = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class FileEntry(Block):
+    path: str  # relative to the folder of the manifest
+    bytes: int
+    sha256: Sha256
+
+
+class Manifest(Block):
+    """manifest.json: written once, with if_absent, by the attempt that finished first."""
+
+    version: int = 1
+    digest: Sha256
+    stage: str  # name of the stage in the chain that trained it
+    model: str
+    chain: str  # namespace/name of the chain that trained it
+    attempt: str  # the winning attempt's token: its files lie in attempts/<token>/
+    predecessor: Sha256 | None = None
+    files: tuple[FileEntry, ...]  # paths relative to the stage's folder
+    metrics: dict[str, FiniteNumber]  # final evaluation, e.g. {"digits/top1": 0.93}
+    steps: int
+    samples: int  # samples seen: steps * globalBatchSize
+    macs: float  # multiply-accumulates spent on this stage (METHOD accounting)
+    started_at: str  # RFC 3339, first attempt
+    completed_at: str
+    train_seconds: FiniteNumber  # time spent in training steps, over all attempts
+    versions: dict[str, str]  # modelchain, torch, python ...
+
+    @property
+    def weights(self) -> str:
+        """Path of the weights, relative to the stage's folder."""
+        return f"attempts/{self.attempt}/{WEIGHTS}"
+
+
+class CheckpointManifest(Block):
+    """checkpoints/<step>/checkpoint.json: written last; a checkpoint without it does not exist."""
+
+    version: int = 1
+    digest: Sha256
+    step: int
+    world_size: int
+    files: tuple[FileEntry, ...]  # paths relative to the checkpoint's folder
+
+
+class Progress(Block):
+    """progress.json: the heartbeat of one attempt. Any change of it is a sign of life."""
+
+    version: int = 1
+    phase: str  # Starting, Indexing, Expanding, Training, Evaluating, Checkpointing, Uploading, Complete
+    step: int
+    steps: int
+    sequence: int  # grows with each write
+    samples_per_second: FiniteNumber | None = None
+    data_wait_fraction: FiniteNumber | None = None
+    loss: dict[str, FiniteNumber] = {}  # total, task, distillation
+    metrics: dict[str, FiniteNumber] = {}  # latest evaluation
+    eta_seconds: FiniteNumber | None = None
+    corrupt_samples: dict[str, int] = {}  # by cause
+    checkpoint_step: int | None = None
+    updated_at: str
+
+
+class Failure(Block):
+    """failure.json, and in short the termination message of the pod: why an attempt ended."""
+
+    version: int = 1
+    exit_code: int
+    reason: str  # CamelCase, e.g. DataError
+    message: str  # one line
+    rank: int | None = None
+    step: int | None = None
+
+
+class Lease(Block):
+    """lease.json: who holds something now. Renewed by conditional writes; judged by the observer's own clock."""
+
+    version: int = 1
+    holder: str  # attempt token, or the runner's nonce
+    chain: str  # namespace/name
+    sequence: int  # grows with each renewal
+    duration_seconds: int
+    host: str
+    process: str  # "<boot id>/<pid>/<start time>": lets the same machine see at once that the holder is dead
+    renewed_at: str  # for people; never compared between machines
+    released: bool = False  # the holder let go of it
+
+
+def new_attempt_token(chain_uid: str, attempt: int) -> str:
+    """A name for one launch of one attempt; the nonce tells apart launches that share the first two."""
+    short = "".join(c for c in chain_uid.lower() if c.isalnum())[:12] or "local"
+    return f"{short}-{attempt}-{secrets.token_hex(4)}"
+
+
+def stage_folder(model: str, digest: str) -> str:
+    """Folder of a stage, relative to the store."""
+    safe = "".join(c if c.isalnum() or c in "-." else "-" for c in model)[:64]
+    return f"stages/{safe}-{digest[:DIGEST_LENGTH]}"
+
+
+def attempt_folder(folder: str, token: str) -> str:
+    """Folder of one attempt of the stage in `folder`."""
+    return f"{folder}/attempts/{token}"
+
+
+def checkpoint_folder(folder: str, token: str, step: int) -> str:
+    """Folder of a checkpoint; steps sort as text."""
+    return f"{attempt_folder(folder, token)}/checkpoints/{step:010d}"
+
+
+def chain_key(namespace: str, name: str) -> str:
+    """Where a chain's status is kept."""
+    return f"chains/{namespace}/{name}.json"
+
+
+def chain_lease_key(namespace: str, name: str) -> str:
+    """Where the lease of a chain's runner is kept."""
+    return f"chains/{namespace}/{name}.lease.json"

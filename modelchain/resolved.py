@@ -1,0 +1,160 @@
+"""Resolved stages: a stage with every default filled in, as it travels to the trainer.
+
+`modelchain.resolve` makes these from a `ModelChain`; the trainer reads one as JSON from the environment variable
+MODELCHAIN_STAGE or from a file. Everything a stage needs to know stands in it; secrets never do.
+"""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from modelchain.spec import (
+    Block,
+    DepthExpansion,
+    DistillationSchedule,
+    EvaluationSpec,
+    ModelConfig,
+    Precision,
+    Sha256,
+    WeightsSpec,
+    WidthExpansion,
+)
+
+STAGE_ENVIRONMENT_VARIABLE = "MODELCHAIN_STAGE"
+MAX_STAGE_BYTES = 64 * 1024
+
+
+class ChainReference(Block):
+    """Which chain asked for this stage. Not part of the digest."""
+
+    namespace: str
+    name: str
+    uid: str
+
+
+class ResolvedStore(Block):
+    uri: str
+    endpoint_url: str | None = None
+    region: str | None = None
+    ca_bundle: str | None = None  # a file
+    allow_unconditional_writes: bool = False
+
+
+class ResolvedData(Block):
+    shards: tuple[str, ...]  # patterns, as written; expand with modelchain.shards.expand
+    samples: int
+    caption_keys: tuple[str, ...] = ("txt",)
+    block_mebibytes: int = 8
+    window_blocks: int = 16
+    random_crop_scale: tuple[float, float] = (0.9, 1.0)
+    max_corrupt_fraction: float = 0.01
+
+
+class ResolvedTraining(Block):
+    epochs: int
+    global_batch_size: int = 1024
+    micro_batch_size: int | None = None
+    learning_rate: float = 1e-3
+    minimum_learning_rate: float = 3e-6
+    warmup_steps: int
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.98
+    epsilon: float = 1e-6
+    gradient_clip_norm: float | None = None
+    precision: Precision = Precision.FP32
+    seed: int = 0
+    checkpoint_every_steps: int
+    keep_checkpoints: int = 2
+    log_every_steps: int = 10
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    data_workers: int = 4
+    steps_per_epoch: int  # samples // global_batch_size: the incomplete last batch of an epoch is left out
+    steps: int  # epochs * steps_per_epoch
+
+
+class ResolvedDistillation(Block):
+    weight: float = 1.0
+    schedule: DistillationSchedule = DistillationSchedule()
+
+
+class ResolvedExpansion(Block):
+    width: WidthExpansion = WidthExpansion.EXACT
+    depth: DepthExpansion = DepthExpansion.IDENTITY
+
+
+class ResolvedRetry(Block):
+    limit: int = 3
+    backoff_seconds: int = 30
+    stall_seconds: int = 1800
+    lease_seconds: int = 30
+
+
+class ResolvedJob(Block):
+    """How many processes train the stage. The rest of spec.job stays with the operator."""
+
+    nodes: int = 1
+    processes_per_node: int = 1
+    gpus_per_node: int = 1
+    timeout_seconds: int | None = None
+    termination_grace_period_seconds: int = 120
+
+
+class Predecessor(Block):
+    """The stage whose weights this one grows out of and learns from."""
+
+    name: str
+    digest: Sha256
+    folder: str  # its artifact folder, relative to the store: stages/<model>-<digest, shortened>
+    model_config_: ModelConfig = Field(alias="modelConfig")
+
+
+class ResolvedStage(Block):
+    version: int = 1
+    chain: ChainReference
+    name: str
+    index: int
+    digest: Sha256
+    folder: str  # relative to the store: stages/<model>-<digest, shortened>
+    task: str = "clip"
+    model: str  # name for people, e.g. ViT-B-16; the stage's name where the model is written out
+    model_config_: ModelConfig = Field(alias="modelConfig")
+    predecessor: Predecessor | None = None
+    from_weights: WeightsSpec | None = None
+    image: str | None = None
+    store: ResolvedStore
+    data: ResolvedData
+    evaluation: tuple[EvaluationSpec, ...] = ()
+    training: ResolvedTraining
+    distillation: ResolvedDistillation = ResolvedDistillation()
+    expansion: ResolvedExpansion = ResolvedExpansion()
+    retry: ResolvedRetry = ResolvedRetry()
+    job: ResolvedJob = ResolvedJob()
+
+    def to_json(self) -> str:
+        """Compact JSON for the environment of a job; read it back with `ResolvedStage.model_validate_json`."""
+        return self.model_dump_json(by_alias=True, exclude_none=True)
+
+
+class ResolvedChain(Block):
+    chain: ChainReference
+    suspend: bool = False
+    store: ResolvedStore
+    baseline_epochs: int
+    stages: tuple[ResolvedStage, ...]
+
+    def stage(self, name: str) -> ResolvedStage:
+        """The stage of that name. KeyError if there is none."""
+        for stage in self.stages:
+            if stage.name == name:
+                return stage
+        raise KeyError(name)
+
+    def descendants(self, name: str) -> frozenset[str]:
+        """Names of all stages that grow, directly or not, out of `name`."""
+        found = {name}
+        for stage in self.stages:  # ascending: a predecessor always stands before
+            if stage.predecessor is not None and stage.predecessor.name in found:
+                found.add(stage.name)
+        return frozenset(found - {name})

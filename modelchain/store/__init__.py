@@ -1,0 +1,31 @@
+"""Where artifacts are kept: S3, or a folder, behind one small interface with conditional writes.
+
+`open_store(ResolvedStore)` gives the store of a chain, `open_location(uri, ResolvedStore)` the store of any other URI
+(shards, weights) with the chain's endpoint and credentials. boto3 is imported only where an s3:// URI is opened.
+"""
+
+from modelchain.store.base import (
+    ConflictError,
+    Forbidden,
+    NotFound,
+    ObjectInfo,
+    Store,
+    StoreError,
+    StoreUnavailable,
+    open_location,
+    open_store,
+    split_uri,
+)
+
+__all__ = [
+    "ConflictError",
+    "Forbidden",
+    "NotFound",
+    "ObjectInfo",
+    "Store",
+    "StoreError",
+    "StoreUnavailable",
+    "open_location",
+    "open_store",
+    "split_uri",
+]

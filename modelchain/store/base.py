@@ -1,0 +1,127 @@
+"""The interface of a store, its errors, and how a URI becomes one."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from modelchain.errors import ConfigurationError, ExitCode, ModelChainError
+from modelchain.resolved import ResolvedStore
+
+
+class StoreError(ModelChainError):
+    """Something went wrong with the store; the message names the object's URI."""
+
+
+class NotFound(StoreError):
+    """The object (or the bucket: the message says which) does not exist."""
+
+    exit_code = ExitCode.NO_INPUT
+
+
+class Forbidden(StoreError):
+    """The store refuses these credentials, or the folder is not ours to read or write. Not the same as absent."""
+
+    exit_code = ExitCode.NO_PERMISSION
+
+
+class ConflictError(StoreError):
+    """A conditional write lost: the object exists already, or is not the one that was read."""
+
+
+class StoreUnavailable(StoreError):
+    """The store does not answer, or answers 5xx, also after retries. Time may mend it."""
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """What a listing says of an object. `key` is relative to the store's URI."""
+
+    key: str
+    size: int  # bytes
+    etag: str  # changes whenever the object's bytes are replaced; opaque
+    modified: float  # seconds since the epoch, by the store's clock
+
+
+class Store(ABC):
+    """Objects under one URI. Keys are relative, with '/' between parts. All methods may be called from any thread.
+
+    Every method raises `Forbidden` and `StoreUnavailable` besides what it lists. Writes are whole or not there: no
+    reader ever sees part of an object. A full disk raises `modelchain.errors.DiskFullError`, a read-only folder
+    `modelchain.errors.CannotWriteError`.
+    """
+
+    uri: str
+
+    @abstractmethod
+    def get(self, key: str) -> tuple[bytes, str]:
+        """The object's bytes and its etag. Raises NotFound."""
+
+    @abstractmethod
+    def get_range(self, key: str, start: int, length: int) -> bytes:
+        """`length` bytes from `start`. Fewer only where the object ends. Raises NotFound."""
+
+    @abstractmethod
+    def head(self, key: str) -> ObjectInfo | None:
+        """What is known of an object; None if there is none."""
+
+    @abstractmethod
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """All objects whose key starts with `prefix`, in the order of their keys."""
+
+    @abstractmethod
+    def put(self, key: str, data: bytes, *, if_absent: bool = False, if_match: str | None = None) -> str:
+        """Write a small object; returns its etag.
+
+        Raises ConflictError if `if_absent` and it exists, or if `if_match` is not its etag now (or it is gone).
+        """
+
+    @abstractmethod
+    def upload(self, key: str, path: Path) -> None:
+        """Write a file of any size (multipart on S3)."""
+
+    @abstractmethod
+    def download(self, key: str, path: Path) -> str:
+        """Write the object into a new file `path` (whole or not at all); returns its sha256 in hex. Raises NotFound."""
+
+    @abstractmethod
+    def delete(self, keys: Iterable[str]) -> None:
+        """Delete objects; those that are gone already are no error."""
+
+    @abstractmethod
+    def check_conditional_writes(self) -> bool:
+        """Try whether the store honours if_absent and if_match (once for each process; writes a probe under .probe/)."""
+
+    @abstractmethod
+    def abort_stale_uploads(self, prefix: str, older_than_seconds: float) -> int:
+        """Drop unfinished uploads (multipart, temporary files); returns how many."""
+
+    def uri_of(self, key: str) -> str:
+        """The object's full URI, for messages."""
+        return f"{self.uri.rstrip('/')}/{key}"
+
+
+def split_uri(uri: str) -> tuple[str, str]:
+    """Split `scheme://a/b/c.tar` (or a path) into its parent and its last part: ('scheme://a/b', 'c.tar')."""
+    parent, _, name = uri.rpartition("/")
+    return (parent or ("/" if uri.startswith("/") else "."), name)
+
+
+def open_store(store: ResolvedStore) -> Store:
+    """The store of a chain. Nothing is read or written yet. Raises ConfigurationError for an unknown scheme."""
+    return open_location(store.uri, store)
+
+
+def open_location(uri: str, access: ResolvedStore) -> Store:
+    """A store rooted at `uri`, with the endpoint, region and certificates of `access`."""
+    if uri.startswith("s3://"):
+        from modelchain.store.s3 import S3Store
+
+        return S3Store(uri, access)
+    if "://" in uri and not uri.startswith("file://"):
+        raise ConfigurationError(f"{uri}: unknown kind of store; use s3://bucket/prefix, file:///folder or a path")
+    from modelchain.store.folder import FolderStore
+
+    return FolderStore(Path(uri.removeprefix("file://")))
