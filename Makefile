@@ -1,0 +1,50 @@
+# Everything a developer runs. Prerequisites: Python >= 3.11 with venv, make, git; see README.md.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+WORKERS ?= 2
+# One thread a process: tests run side by side, and sums of floats then have one order.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-fast lint format constraints clean
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.installed  ## Make .venv with everything for development
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"ModelChain needs Python 3.11 or newer, this is {v.major}.{v.minor}: make setup PYTHON=python3.12")'
+	@echo "Setting up $(VENV) (about 6 GB: torch from the package index carries CUDA)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --build-constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: setup  ## Train a chain of three models on real images on the CPU, in minutes, and report on it
+	$(BIN)/python examples/prepare_digits.py --output examples/data/digits
+	$(BIN)/modelchain run examples/digits.yaml
+	$(BIN)/modelchain report examples/digits.yaml
+
+test: setup lint  ## Run all tests
+	$(PYTEST) -n $(WORKERS) --dist loadgroup
+
+test-fast: setup  ## Run the tests that take no more than a few seconds each
+	$(PYTEST) -n $(WORKERS) --dist loadgroup -m 'not slow' -q
+
+lint: setup  ## Check style and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/basedpyright
+
+format: setup  ## Lay the code out
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+constraints: setup  ## Resolve all dependencies anew into constraints.txt
+	$(BIN)/uv pip compile pyproject.toml --extra dev --extra operator --universal --python-version 3.11 \
+	  --no-header --no-emit-index-url --no-annotate --upgrade --output-file constraints.txt
+
+clean:  ## Remove what `make demo` made (not .venv)
+	rm -rf examples/data examples/runs
