@@ -1,0 +1,167 @@
+"""The digest of a stage: sha256 over a canonical form of all that decides its weights, and of nothing else.
+
+The store is addressed by it, so it must never change for a stage that means the same: neither with a new
+release, nor with the way a value is written (1 or 1.0, a default written out or left out, shards as a range
+or one by one). So the canonical form has a version, and the tables below are frozen with it. A new field that
+decides weights is added with the value that reproduces what was trained before it existed; then it is left
+out of the form, and old digests stand. Raising DIGEST_VERSION trains every stage of every chain again.
+
+Where a stage runs (job, nodes, micro-batches), what only watches it (evaluation, logs, checkpoints) and where
+its data is served from (endpoint) is no part of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Final
+
+from modelchain.resolved import ResolvedData, ResolvedDistillation, ResolvedExpansion, ResolvedTraining
+from modelchain.shards import expand_all
+from modelchain.spec import Block, ModelConfig, WeightsSpec
+
+DIGEST_VERSION = 1
+
+
+_REQUIRED: Final = object()  # always written: its default, if any, depends on other fields
+
+_Table = Mapping[str, object]
+_TRAINING: Final[_Table] = {
+    "epochs": _REQUIRED,
+    "globalBatchSize": 1024,
+    "learningRate": 1e-3,
+    "minimumLearningRate": 3e-6,
+    "warmupSteps": _REQUIRED,
+    "weightDecay": 0.1,
+    "beta1": 0.9,
+    "beta2": 0.98,
+    "epsilon": 1e-6,
+    "gradientClipNorm": None,
+    "precision": "fp32",
+    "seed": 0,
+}
+_DATA: Final[_Table] = {  # shards are added apart
+    "samples": _REQUIRED,
+    "captionKeys": ["txt"],
+    "blockMebibytes": 8,
+    "windowBlocks": 16,
+    "randomCropScale": [0.9, 1.0],
+}
+_MODEL: Final[_Table] = {"embedDim": _REQUIRED, "quickGelu": False}
+_VISION: Final[_Table] = {
+    "imageSize": 224,
+    "patchSize": 16,
+    "width": _REQUIRED,
+    "layers": _REQUIRED,
+    "headWidth": 64,
+    "mlpRatio": 4.0,
+}
+_TEXT: Final[_Table] = {
+    "contextLength": 77,
+    "vocabSize": 49408,
+    "width": _REQUIRED,
+    "layers": _REQUIRED,
+    "heads": _REQUIRED,
+    "mlpRatio": 4.0,
+}
+_DISTILLATION: Final[_Table] = {"weight": 1.0}
+_SCHEDULE: Final[_Table] = {"type": "constant", "until": 1.0, "endWeight": 0.0}
+_EXPANSION: Final[_Table] = {"width": "exact", "depth": "identity"}
+
+
+def stage_digest(
+    *,
+    task: str,
+    model: ModelConfig,
+    data: ResolvedData,
+    training: ResolvedTraining,
+    distillation: ResolvedDistillation,
+    expansion: ResolvedExpansion,
+    predecessor: str | None = None,
+    from_weights: WeightsSpec | None = None,
+) -> str:
+    """The digest of a stage, 64 hex digits. `predecessor` is the predecessor's digest.
+
+    Raises ShardPatternError for a pattern without shards.
+    """
+    form = canonical_form(
+        task=task,
+        model=model,
+        data=data,
+        training=training,
+        distillation=distillation,
+        expansion=expansion,
+        predecessor=predecessor,
+        from_weights=from_weights,
+    )
+    return hashlib.sha256(form).hexdigest()
+
+
+def canonical_form(
+    *,
+    task: str,
+    model: ModelConfig,
+    data: ResolvedData,
+    training: ResolvedTraining,
+    distillation: ResolvedDistillation,
+    expansion: ResolvedExpansion,
+    predecessor: str | None,
+    from_weights: WeightsSpec | None,
+) -> bytes:
+    """What `stage_digest` hashes: JSON with sorted keys, without spaces, in UTF-8."""
+    form: dict[str, object] = {
+        "digestVersion": DIGEST_VERSION,
+        "task": task,
+        "model": _deciding(model, _MODEL)
+        | {"vision": _deciding(model.vision, _VISION), "text": _deciding(model.text, _TEXT)},
+        "data": _deciding(data, _DATA) | {"shards": _shards_digest(data.shards)},
+        "training": _deciding(training, _TRAINING),
+    }
+    if predecessor is not None:  # nothing to grow out of or to learn from otherwise
+        form["predecessor"] = predecessor
+        form["expansion"] = _deciding(expansion, _EXPANSION)
+        form["distillation"] = _deciding(distillation, _DISTILLATION) | {
+            "schedule": _deciding(distillation.schedule, _SCHEDULE)
+        }
+    if from_weights is not None:
+        form["fromWeights"] = from_weights.sha256
+    return json.dumps(
+        form, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    ).encode()
+
+
+def _deciding(block: Block, table: _Table) -> dict[str, object]:
+    """The fields of `table`, without those that are unset or at their frozen default."""
+    values = block.model_dump(mode="json", by_alias=True, include=_field_names(type(block), table))
+    return {
+        name: _normalised(value)
+        for name, value in values.items()
+        if value is not None and (table[name] is _REQUIRED or _normalised(value) != _normalised(table[name]))
+    }
+
+
+def _field_names(kind: type[Block], table: _Table) -> set[str]:
+    return {field for field, info in kind.model_fields.items() if (info.alias or field) in table}
+
+
+def _normalised(value: object) -> object:
+    """Numbers by value, not by notation: 1.0 is 1.
+
+    JSON writes any other number as the shortest text that reads back.
+    """
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, list):
+        return [_normalised(item) for item in value]
+    return value
+
+
+@lru_cache(maxsize=64)
+def _shards_digest(patterns: tuple[str, ...]) -> str:
+    """Of the shards that the patterns stand for, in order: there may be hundreds of thousands."""
+    lines = hashlib.sha256()
+    for shard in expand_all(patterns):
+        lines.update(shard.removeprefix("file://").encode() + b"\n")
+    return lines.hexdigest()

@@ -1,0 +1,277 @@
+"""From what a user wrote to what is trained: stage over chain over defaults, field by field, and the digests.
+
+Pure. The defaults stand in `modelchain.resolved`, and here where they depend on other fields. Those that
+decide weights are frozen within a digest version (see `modelchain.digest`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeVar
+from uuid import NAMESPACE_URL, uuid5
+
+from modelchain import catalogue
+from modelchain.artifacts import stage_folder
+from modelchain.digest import stage_digest
+from modelchain.errors import UserDataError
+from modelchain.resolved import (
+    MAX_STAGE_BYTES,
+    ChainReference,
+    Predecessor,
+    ResolvedChain,
+    ResolvedData,
+    ResolvedDistillation,
+    ResolvedExpansion,
+    ResolvedJob,
+    ResolvedRetry,
+    ResolvedStage,
+    ResolvedStore,
+    ResolvedTraining,
+)
+from modelchain.spec import (
+    Block,
+    DataSpec,
+    DistillationSchedule,
+    DistillationSpec,
+    EvaluationSpec,
+    JobSpec,
+    ModelChain,
+    ModelConfig,
+    ObjectMeta,
+    ScheduleType,
+    StageSpec,
+    StoreSpec,
+    TrainingSpec,
+    WeightsSpec,
+)
+
+B = TypeVar("B", bound=Block)
+
+DEFAULT_WARMUP_STEPS_ALONE = 8000
+DEFAULT_WARMUP_STEPS_IN_CHAIN = 1000
+DEFAULT_CHECKPOINT_STEPS = 2000
+
+
+class UnresolvableError(UserDataError):
+    """The chain can't be resolved; `modelchain.validation` finds all reasons, this names the first."""
+
+
+def resolve(chain: ModelChain, *, base: Path | None = None) -> ResolvedChain:
+    """Every stage with every default filled in.
+
+    Relative paths (store, shards, weights, class lists) stay as written, relative to the working directory;
+    with `base` they become absolute, below `base`. Digests are those of the paths as written either way.
+
+    Raises UserDataError (UnresolvableError, UnknownModelError, ShardPatternError) for the first thing that is
+    wrong.
+    """
+    reference = chain_reference(chain.metadata)
+    store = resolve_store(chain.spec.store, base)
+    stages: list[ResolvedStage] = []
+    for index, stage in enumerate(chain.spec.stages):
+        position = predecessor_position(chain.spec.stages, index)
+        predecessor = None if position is None else stages[position]
+        stages.append(_resolve_stage(chain, index, stage, predecessor, reference, store, base))
+    baseline = chain.spec.baseline.epochs if chain.spec.baseline else None
+    return ResolvedChain(
+        chain=reference,
+        suspend=chain.spec.suspend or False,
+        store=store,
+        baseline_epochs=baseline or stages[0].training.epochs,
+        stages=tuple(stages),
+    )
+
+
+def chain_reference(metadata: ObjectMeta) -> ChainReference:
+    """Which chain this is.
+
+    A chain from a file has no uid from a server; its name gives one that stays the same.
+    """
+    uid = metadata.uid or str(uuid5(NAMESPACE_URL, f"modelchain.dev/{metadata.namespace}/{metadata.name}"))
+    return ChainReference(namespace=metadata.namespace, name=metadata.name, uid=uid)
+
+
+def predecessor_position(stages: list[StageSpec], index: int) -> int | None:
+    """Where the predecessor of stage `index` stands; None for the first.
+
+    Raises UnresolvableError for a wrong `from`.
+    """
+    wanted = stages[index].from_
+    if wanted is None:
+        return index - 1 if index else None
+    for position in range(index):
+        if stages[position].name == wanted:
+            return position
+    raise UnresolvableError(f"spec.stages[{index}].from: no stage before this one is named {wanted!r}")
+
+
+def merged(chain: B | None, stage: B | None) -> B | None:
+    """`chain` with the fields that `stage` sets.
+
+    Nested values (a schedule, a pod template) are replaced whole.
+    """
+    if chain is None or stage is None:
+        return stage or chain
+    own = {name: value for name in type(stage).model_fields if (value := getattr(stage, name)) is not None}
+    return chain.model_copy(update=own)
+
+
+def resolve_model(stage: StageSpec) -> tuple[str, ModelConfig]:
+    """The stage's model and its name for people. Raises UnknownModelError, UnresolvableError."""
+    if stage.model_config_ is not None and stage.model is None:
+        return stage.name, stage.model_config_
+    if stage.model is not None and stage.model_config_ is None:
+        return stage.model, catalogue.find(stage.model)
+    raise UnresolvableError(f"stage {stage.name}: give either model or modelConfig")
+
+
+def resolve_training(
+    training: TrainingSpec | None, samples: int, *, has_predecessor: bool
+) -> ResolvedTraining:
+    """How a stage is trained on `samples` samples an epoch. Raises UnresolvableError."""
+    if training is None or training.epochs is None:
+        raise UnresolvableError("training.epochs is missing")
+    given = _given(training)
+    batch = training.global_batch_size or ResolvedTraining.model_fields["global_batch_size"].default
+    steps_per_epoch = samples // batch
+    if steps_per_epoch == 0:
+        raise UnresolvableError(f"data.samples ({samples}) is less than training.globalBatchSize ({batch})")
+    steps = training.epochs * steps_per_epoch
+    warmup = DEFAULT_WARMUP_STEPS_IN_CHAIN if has_predecessor else DEFAULT_WARMUP_STEPS_ALONE
+    given.setdefault("warmup_steps", min(warmup, steps // 10))
+    given.setdefault("checkpoint_every_steps", max(1, min(DEFAULT_CHECKPOINT_STEPS, steps // 20)))
+    return ResolvedTraining.model_validate(given | {"steps_per_epoch": steps_per_epoch, "steps": steps})
+
+
+def resolve_job(job: JobSpec | None) -> ResolvedJob:
+    """How many processes train a stage: one a GPU unless the chain says otherwise."""
+    given = _given(job, only=set(ResolvedJob.model_fields))
+    gpus = given.get("gpus_per_node", ResolvedJob.model_fields["gpus_per_node"].default)
+    given.setdefault("processes_per_node", gpus or 1)
+    return ResolvedJob.model_validate(given)
+
+
+def resolve_distillation(distillation: DistillationSpec | None) -> ResolvedDistillation:
+    """The distillation of a stage, with a linear schedule's end written out."""
+    resolved = ResolvedDistillation.model_validate(_given(distillation))
+    schedule = resolved.schedule
+    if schedule.type is not ScheduleType.LINEAR:
+        return resolved
+    written = DistillationSchedule(
+        type=schedule.type,
+        until=1.0 if schedule.until is None else schedule.until,
+        end_weight=0.0 if schedule.end_weight is None else schedule.end_weight,
+    )
+    return resolved.model_copy(update={"schedule": written})
+
+
+def resolve_store(store: StoreSpec, base: Path | None = None) -> ResolvedStore:
+    """Where artifacts are kept.
+
+    Certificates are mounted by whoever starts the job, which sets `ca_bundle`.
+    """
+    given = _given(store, only=set(ResolvedStore.model_fields))
+    return ResolvedStore.model_validate(given | {"uri": _located(store.uri, base)})
+
+
+def _resolve_stage(
+    chain: ModelChain,
+    index: int,
+    stage: StageSpec,
+    predecessor: ResolvedStage | None,
+    reference: ChainReference,
+    store: ResolvedStore,
+    base: Path | None,
+) -> ResolvedStage:
+    spec = chain.spec
+    task = spec.task or "clip"
+    name, config = resolve_model(stage)
+    if predecessor is not None and stage.from_weights is not None:
+        raise UnresolvableError(f"stage {stage.name}: fromWeights is only for a stage without predecessor")
+    data = _resolve_data(stage.name, merged(spec.data, stage.data))
+    training = resolve_training(
+        merged(spec.training, stage.training), data.samples, has_predecessor=predecessor is not None
+    )
+    distillation = resolve_distillation(merged(spec.distillation, stage.distillation))
+    expansion = ResolvedExpansion.model_validate(_given(merged(spec.expansion, stage.expansion)))
+    digest = stage_digest(
+        task=task,
+        model=config,
+        data=data,
+        training=training,
+        distillation=distillation,
+        expansion=expansion,
+        predecessor=predecessor.digest if predecessor else None,
+        from_weights=stage.from_weights,
+    )
+    resolved = ResolvedStage(
+        chain=reference,
+        name=stage.name,
+        index=index,
+        digest=digest,
+        folder=stage_folder(catalogue.size_name(config), digest),
+        task=task,
+        model=name,
+        modelConfig=config,
+        predecessor=None if predecessor is None else _as_predecessor(predecessor),
+        from_weights=_located_weights(stage.from_weights, base),
+        image=stage.image or spec.image,
+        store=store,
+        data=data.model_copy(update={"shards": tuple(_located(shard, base) for shard in data.shards)}),
+        evaluation=tuple(
+            _located_evaluation(one, base)
+            for one in (spec.evaluation if stage.evaluation is None else stage.evaluation) or ()
+        ),
+        training=training,
+        distillation=distillation,
+        expansion=expansion,
+        retry=ResolvedRetry.model_validate(_given(merged(spec.retry, stage.retry))),
+        job=resolve_job(merged(spec.job, stage.job)),
+    )
+    size = len(resolved.to_json().encode())
+    if size > MAX_STAGE_BYTES:
+        raise UnresolvableError(
+            f"stage {stage.name}: {size} bytes once resolved, more than the {MAX_STAGE_BYTES} that a job carries; "
+            "give long class lists as classesUri"
+        )
+    return resolved
+
+
+def _resolve_data(stage: str, data: DataSpec | None) -> ResolvedData:
+    if data is None or data.shards is None or data.samples is None:
+        raise UnresolvableError(
+            f"stage {stage}: data.shards and data.samples are needed, here or in spec.data"
+        )
+    return ResolvedData.model_validate(_given(data))
+
+
+def _as_predecessor(stage: ResolvedStage) -> Predecessor:
+    return Predecessor(
+        name=stage.name, digest=stage.digest, folder=stage.folder, modelConfig=stage.model_config_
+    )
+
+
+def _given(block: Block | None, only: set[str] | None = None) -> dict[str, object]:
+    """The fields that are set, as they are."""
+    if block is None:
+        return {}
+    fields = only if only is not None else set(type(block).model_fields)
+    return {name: value for name in fields if (value := getattr(block, name, None)) is not None}
+
+
+def _located(location: str, base: Path | None) -> str:
+    """A relative path below `base`; URIs and absolute paths as they are."""
+    if base is None or "://" in location or location.startswith("/"):
+        return location
+    return str(base / location)
+
+
+def _located_weights(weights: WeightsSpec | None, base: Path | None) -> WeightsSpec | None:
+    return weights and weights.model_copy(update={"uri": _located(weights.uri, base)})
+
+
+def _located_evaluation(evaluation: EvaluationSpec, base: Path | None) -> EvaluationSpec:
+    shards = [_located(shard, base) for shard in evaluation.data.shards]
+    classes = evaluation.classes_uri and _located(evaluation.classes_uri, base)
+    data = evaluation.data.model_copy(update={"shards": shards})
+    return evaluation.model_copy(update={"data": data, "classes_uri": classes})
