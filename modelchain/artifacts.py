@@ -79,13 +79,13 @@ class CheckpointManifest(Block):
 
 
 class Progress(Block):
-    """progress.json: the heartbeat of one attempt. Any change of it is a sign of life."""
+    """progress.json: the heartbeat of one attempt. Written only when there is progress: a change is a sign of life."""
 
     version: int = 1
     phase: str  # Starting, Indexing, Expanding, Training, Evaluating, Checkpointing, Uploading, Complete
     step: int
     steps: int
-    sequence: int  # grows with each write
+    sequence: int  # grows with progress: a step, a phase, a shard indexed, a batch evaluated, a file uploaded
     samples_per_second: FiniteNumber | None = None
     data_wait_fraction: FiniteNumber | None = None
     loss: dict[str, FiniteNumber] = {}  # total, task, distillation
@@ -121,10 +121,15 @@ class Lease(Block):
     released: bool = False  # the holder let go of it
 
 
+def attempt_prefix(chain_uid: str, attempt: int) -> str:
+    """What the tokens of all launches of one attempt begin with; travels to the trainer as MODELCHAIN_ATTEMPT."""
+    short = "".join(c for c in chain_uid.lower() if c.isalnum())[:12] or "local"
+    return f"{short}-{attempt}"
+
+
 def new_attempt_token(chain_uid: str, attempt: int) -> str:
     """A name for one launch of one attempt; the nonce tells apart launches that share the first two."""
-    short = "".join(c for c in chain_uid.lower() if c.isalnum())[:12] or "local"
-    return f"{short}-{attempt}-{secrets.token_hex(4)}"
+    return f"{attempt_prefix(chain_uid, attempt)}-{secrets.token_hex(4)}"
 
 
 def stage_folder(model: str, digest: str) -> str:

@@ -1,0 +1,139 @@
+"""How an attempt ended, in the words of the rank that caused it, and who is told: the pod, the store.
+
+A rank that fails writes a `RankReport`; the launcher takes the root cause's, and passes it on as the
+termination message of the pod and as failure.json of the attempt. No torch here: the launcher imports this.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+from modelchain.artifacts import FAILURE, Failure, attempt_folder
+from modelchain.errors import ExitCode
+from modelchain.resolved import ResolvedStage
+from modelchain.spec import Block
+from modelchain_trainer.environment import TERMINATION_LOG_VARIABLE
+
+MAX_TERMINATION_MESSAGE_BYTES = 4096  # Kubernetes cuts at this
+MAX_MESSAGE_CHARACTERS = 2000
+DEFAULT_TERMINATION_LOG = Path("/dev/termination-log")
+
+TERMINATED = "Terminated"  # reasons that are not the name of an error
+KILLED = "Killed"
+LOST_PEER = "LostPeerError"
+
+
+class RankReport(Block):
+    """What a failing rank leaves for its launcher."""
+
+    failure: Failure
+    token: str | None = None  # of the attempt, for launchers of other nodes than the first
+
+    def write(self, path: Path) -> None:
+        """Replace `path`, whole or not at all."""
+        unfinished = path.with_name(path.name + ".part")
+        unfinished.write_text(self.model_dump_json(by_alias=True, exclude_none=True))
+        unfinished.replace(path)
+
+    @classmethod
+    def read(cls, path: Path) -> RankReport | None:
+        """The report at `path`; None where there is none that can be read."""
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except (OSError, ValueError):
+            return None
+
+
+def one_line(text: str) -> str:
+    """`text` without line breaks, and no longer than a message may be."""
+    joined = " ".join(text.split())
+    return joined if len(joined) <= MAX_MESSAGE_CHARACTERS else joined[: MAX_MESSAGE_CHARACTERS - 1] + "…"
+
+
+def write_termination_message(failure: Failure, variables: Mapping[str, str]) -> None:
+    """Leave `failure` where Kubernetes looks for the termination message, if that file is there.
+
+    MODELCHAIN_TERMINATION_LOG names the file; otherwise it is /dev/termination-log, if it exists. Never
+    raises: the exit code says the most important part already.
+    """
+    named = variables.get(TERMINATION_LOG_VARIABLE)
+    if not named and not DEFAULT_TERMINATION_LOG.exists():
+        return
+    message = failure.message
+    text = failure.model_dump_json(by_alias=True, exclude_none=True)
+    while len(text.encode()) > MAX_TERMINATION_MESSAGE_BYTES and message:
+        message = message[: len(message) * 3 // 4]
+        text = failure.model_copy(update={"message": message + "…"}).model_dump_json(
+            by_alias=True, exclude_none=True
+        )
+    try:
+        Path(named or DEFAULT_TERMINATION_LOG).write_text(text, encoding="utf-8")
+    except OSError:
+        return
+
+
+def write_failure(stage: ResolvedStage, token: str, failure: Failure, *, seconds: float) -> bool:
+    """Leave failure.json in the attempt's folder, as far as the store lets us in `seconds`; True if so.
+
+    Several launchers of one attempt may write it. One that lost its peers, or was asked to end, only says so
+    where nobody has given a better reason.
+    """
+    secondary = failure.reason in (LOST_PEER, TERMINATED)
+    written = threading.Event()
+
+    def write() -> None:
+        from modelchain.store.base import ConflictError, open_store
+
+        store = open_store(stage.store)
+        key = f"{attempt_folder(stage.folder, token)}/{FAILURE}"
+        data = failure.model_dump_json(by_alias=True, exclude_none=True, indent=2).encode()
+        with contextlib.suppress(ConflictError):
+            store.put(key, data, if_absent=secondary)
+        written.set()
+
+    def attempt() -> None:
+        try:
+            write()
+        except Exception:  # noqa: BLE001 - whatever it is, the store cannot be told; the exit code still speaks
+            return
+
+    thread = threading.Thread(target=attempt, name="failure.json", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return written.is_set()
+
+
+def signal_failure(signal_number: int, rank: int) -> Failure:
+    """A rank that a signal ended without a word."""
+    try:
+        name = signal.Signals(signal_number).name
+    except ValueError:
+        name = f"signal {signal_number}"
+    hint = "; the kernel does that when memory runs out" if name == "SIGKILL" else ""
+    return Failure(
+        exit_code=128 + signal_number,
+        reason=KILLED,
+        message=f"rank {rank} was killed by {name}{hint}",
+        rank=rank,
+    )
+
+
+def silent_failure(exit_code: int, rank: int) -> Failure:
+    """A rank that ended with an exit code and left no report."""
+    return Failure(
+        exit_code=exit_code,
+        reason="Unknown",
+        message=f"rank {rank} ended with exit code {exit_code} without saying why; its log may tell",
+        rank=rank,
+    )
+
+
+def terminated_failure(message: str, rank: int | None = None, step: int | None = None) -> Failure:
+    """An attempt that was asked to end, and did."""
+    return Failure(
+        exit_code=int(ExitCode.TERMINATED), reason=TERMINATED, message=message, rank=rank, step=step
+    )
