@@ -1,0 +1,286 @@
+"""One optimizer step: features, the loss of the global batch, its gradient, the update.
+
+A rank's rows may be split into micro-batches that fit into memory. The contrastive loss needs the features of all
+rows at once, so they are computed first without a graph; then each micro-batch runs again with one and takes up its
+rows' gradient (GradCache, arXiv 2101.06983). The result is the gradient of the whole batch. With one micro-batch the
+first forward pass has the graph, and nothing runs twice.
+
+Shapes: b rows of this rank, m rows of a micro-batch, C captions, E embedding of the student, F of the teacher, T tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from modelchain.errors import ExitCode, ModelChainError
+from modelchain.resolved import ResolvedStage
+from modelchain.spec import Precision
+from modelchain_trainer.collectives import GradientSum, Group
+from modelchain_trainer.data.sample import normalize
+from modelchain_trainer.distillation import Projections
+from modelchain_trainer.losses import Features, loss_and_feature_gradients
+from modelchain_trainer.model.clip import Clip, crop_tokens
+from modelchain_trainer.optimizer import AdamW
+from modelchain_trainer.schedule import distillation_weight, learning_rate
+
+MAXIMUM_LOG_SCALE = math.log(100)
+
+
+class DivergedError(ModelChainError):
+    """The loss or the gradient is not a finite number; the weights are those before that step."""
+
+    exit_code = ExitCode.CONFIG
+
+
+class StepBatch(Protocol):
+    """What a step needs of a batch (`data.loader.Batch` is one): this rank's rows, on the CPU."""
+
+    @property
+    def images(self) -> Tensor:
+        """uint8 [b, 3, H, W]"""
+        ...
+
+    @property
+    def tokens(self) -> Tensor:
+        """int64 [C, b, T]"""
+        ...
+
+
+@dataclass(frozen=True)
+class StepReading:
+    """The figures of a step, the same on every rank."""
+
+    loss: dict[str, float]  # total, task, distillation (weighted)
+    gradient_norm: float  # before clipping
+    logit_scale: float  # the factor itself, after the step
+    learning_rate: float
+    distillation_weight: float
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """The figures of a step, still on the device: nothing waits for it until `read`."""
+
+    step: int
+    learning_rate: float
+    distillation_weight: float
+    figures: Tensor  # fp64 [6]: total, task, distillation, gradient norm, logit scale, first step that diverged or -1
+
+    def read(self) -> StepReading:
+        """Wait for the device. Raises DivergedError if this step or one before it was not finite."""
+        total, task, distillation, norm, scale, diverged = self.figures.tolist()
+        if diverged >= 0:
+            raise DivergedError(
+                f"the loss or the gradient is not finite at step {int(diverged)}: lower training.learningRate, raise "
+                "training.warmupSteps or set training.gradientClipNorm"
+            )
+        return StepReading(
+            loss={"total": total, "task": task, "distillation": distillation},
+            gradient_norm=norm,
+            logit_scale=scale,
+            learning_rate=self.learning_rate,
+            distillation_weight=self.distillation_weight,
+        )
+
+
+class TrainStep:
+    """Trains `model` in place, one global batch a call.
+
+    `model`, `teacher` and `projections` are on `device` already, equal on all ranks, and the optimizer holds the
+    parameters of `model` and `projections`. `teacher` may be None (no predecessor, or a weight of 0 throughout).
+    """
+
+    def __init__(
+        self,
+        model: Clip,
+        teacher: Clip | None,
+        projections: Projections | None,
+        optimizer: AdamW,
+        stage: ResolvedStage,
+        device: torch.device,
+        group: Group | None = None,
+    ) -> None:
+        self._model = model.train()
+        self._projections = projections
+        self._optimizer = optimizer
+        self._stage = stage
+        self._training = stage.training
+        self._device = device
+        self._group = group or Group()
+        self._gradients = GradientSum(optimizer.parameters, self._group)
+        self._diverged_at = torch.full((), -1, dtype=torch.float64, device=device)
+        self._student_forward = self._forward(model)
+        self._teacher_forward = None
+        if teacher is not None:
+            freeze(teacher, self._training.precision)
+            self._teacher_forward = self._forward(teacher)
+
+    def run(self, batch: StepBatch, step: int) -> StepResult:
+        """Train on the global batch of which `batch` holds this rank's rows, at `step` of the stage.
+
+        On the CPU a step that is not finite raises DivergedError at once; on other devices `StepResult.read` does, and
+        until then the weights stay as they were before it.
+        """
+        rate = learning_rate(self._training, step)
+        weight = distillation_weight(self._stage.distillation, step, self._training.steps)
+        teacher_forward = self._teacher_forward if weight > 0 else None
+        if teacher_forward is None:
+            weight = 0.0
+        micro_batches = self._micro_batches(batch)
+        self._gradients.zero()
+
+        with torch.no_grad():
+            teacher = None if teacher_forward is None else _join([teacher_forward(*m) for m in micro_batches])
+        if len(micro_batches) == 1:
+            with_graph = self._student_forward(*micro_batches[0])
+            features = Features(with_graph.image_bE.detach(), with_graph.text_CbE.detach())
+        else:
+            with_graph = None
+            with torch.no_grad():
+                features = _join([self._student_forward(*m) for m in micro_batches])
+
+        result = loss_and_feature_gradients(
+            features,
+            teacher,
+            self._model.logit_scale.detach(),
+            self._projections,
+            weight=weight,
+            group=self._group,
+        )
+        losses = torch.stack([result.task, result.distillation]).double()
+        losses_sum = self._group.start_sum(losses)
+        outside_autograd = self._add_gradients(result.log_scale_gradient, result.projection_gradients)
+
+        start = 0
+        for number, micro_batch in enumerate(micro_batches):
+            end = start + micro_batch[0].shape[0]
+            features_m = with_graph or self._student_forward(*micro_batch)
+            if number == len(micro_batches) - 1:
+                self._gradients.arm(outside_autograd)
+            torch.autograd.backward(
+                [features_m.image_bE, features_m.text_CbE],
+                [
+                    result.feature_gradients.image_bE[start:end],
+                    result.feature_gradients.text_CbE[:, start:end],
+                ],
+            )
+            with_graph = features_m = None  # frees the graph before the next one is built
+            start = end
+        self._gradients.finish()
+        if losses_sum is not None:
+            losses_sum.wait()
+        return self._update(step, rate, weight, losses)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a checkpoint needs besides the model: moments and projections, sharing memory with this object."""
+        state = {f"optimizer.{name}": tensor for name, tensor in self._optimizer.state_dict().items()}
+        if self._projections is not None:
+            state |= {
+                f"projections.{name}": tensor.data for name, tensor in self._projections.named_parameters()
+            }
+        return state
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what `state_dict` gave, bit for bit. Raises KeyError where something is missing."""
+        prefix = "optimizer."
+        self._optimizer.load_state_dict(
+            {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+        )
+        if self._projections is not None:
+            for name, parameter in self._projections.named_parameters():
+                parameter.copy_(state[f"projections.{name}"])
+
+    def _forward(self, model: Clip) -> Callable[[Tensor, Tensor], Features]:
+        encode_image, encode_text = model.encode_image, model.encode_text
+        if self._training.compile:
+            encode_image, encode_text = torch.compile(encode_image), torch.compile(encode_text)
+        bf16 = self._training.precision is Precision.BF16
+        dtype = model.logit_scale.dtype
+
+        def forward(images_u8_m3HW: Tensor, tokens_CmT: Tensor) -> Features:
+            images_m3HW = normalize(images_u8_m3HW, dtype)
+            with torch.autocast(self._device.type, torch.bfloat16, enabled=bf16):
+                image_mE = encode_image(images_m3HW, normalize=False)
+                text_CmE = encode_text(tokens_CmT.flatten(0, 1), normalize=False)
+            # Normalised in fp32: the loss and its softmax must not see bf16.
+            image_mE = functional.normalize(image_mE.to(dtype), dim=-1)
+            text_CmE = functional.normalize(text_CmE.to(dtype), dim=-1)
+            return Features(image_mE, text_CmE.unflatten(0, tokens_CmT.shape[:2]))
+
+        return forward
+
+    def _micro_batches(self, batch: StepBatch) -> list[tuple[Tensor, Tensor]]:
+        tokens_CbT = crop_tokens(batch.tokens)  # on the CPU: its length must not be read from the device
+        images_b3HW = batch.images
+        if self._device.type == "cuda":
+            images_b3HW, tokens_CbT = (
+                (tensor if tensor.is_pinned() else tensor.pin_memory()).to(self._device, non_blocking=True)
+                for tensor in (images_b3HW, tokens_CbT)
+            )
+        size = self._training.micro_batch_size or images_b3HW.shape[0]
+        return list(zip(images_b3HW.split(size), tokens_CbT.split(size, dim=1), strict=True))
+
+    def _add_gradients(
+        self, log_scale_gradient: Tensor, projection_gradients: tuple[Tensor, Tensor] | None
+    ) -> list[nn.Parameter]:
+        """Gradients that do not come through autograd; returns the parameters they belong to."""
+        self._gradients.add(self._model.logit_scale, log_scale_gradient)
+        if self._projections is None:
+            return [self._model.logit_scale]
+        parameters = [self._projections.image, self._projections.text]
+        # Without a teacher's forward they are zero, not None: then every rank's buckets stay the same.
+        for parameter, gradient in zip(
+            parameters, projection_gradients or map(torch.zeros_like, parameters), strict=True
+        ):
+            self._gradients.add(parameter, gradient)
+        return [self._model.logit_scale, *parameters]
+
+    @torch.no_grad()
+    def _update(self, step: int, rate: float, weight: float, losses: Tensor) -> StepResult:
+        gradients = [p.grad for p in self._optimizer.parameters if p.grad is not None]
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        total = losses.sum()
+        not_finite = ~(norm.isfinite() & total.isfinite())
+        clip = self._training.gradient_clip_norm
+        self._optimizer.step(
+            rate,
+            divisor=None if clip is None else (norm / clip).clamp(min=1).float(),
+            skip=not_finite.float(),
+        )
+        log_scale = self._model.logit_scale
+        log_scale.clamp_(0, MAXIMUM_LOG_SCALE)
+        self._diverged_at = torch.where(not_finite & (self._diverged_at < 0), float(step), self._diverged_at)
+        figures = torch.stack([total, *losses, norm.double(), log_scale.exp().double(), self._diverged_at])
+        result = StepResult(step, rate, weight, figures)
+        if self._device.type == "cpu":
+            result.read()
+        return result
+
+
+def freeze(teacher: Clip, precision: Precision) -> None:
+    """Make a model ready to be a teacher: no gradients, and in bf16 the weights of its matrix products in bf16.
+
+    Autocast would round those same weights at every step; embeddings and norms stay in fp32 as in the student, so a
+    student that equals its teacher has exactly its embeddings.
+    """
+    teacher.eval().requires_grad_(False)
+    if precision is not Precision.BF16:
+        return
+    for name, parameter in teacher.named_parameters():
+        if parameter.ndim >= 2 and "embedding" not in name:
+            parameter.data = parameter.data.to(torch.bfloat16)
+
+
+def _join(features: list[Features]) -> Features:
+    return Features(
+        torch.cat([part.image_bE for part in features]),
+        torch.cat([part.text_CbE for part in features], dim=1),
+    )
