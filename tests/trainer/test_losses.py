@@ -23,11 +23,12 @@ WEIGHT = 1.7
 class ThreadGroup(Group):
     """Ranks as threads of this process: what torch.distributed does, without its processes."""
 
-    barrier: threading.Barrier = threading.Barrier(1)
+    barrier: threading.Barrier | None = None
     table: dict[int, Tensor] | None = None
 
     def gather(self, x_b: Tensor) -> Tensor:
         assert self.table is not None
+        assert self.barrier is not None
         self.table[self.rank] = x_b
         self.barrier.wait()
         gathered = torch.cat([self.table[rank] for rank in range(self.world_size)])
@@ -57,9 +58,7 @@ def reference(
     student: Features, teacher: Features | None, log_scale: Tensor, projections: Projections | None
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """task, distillation and all gradients by autograd, from the definitions and nothing else."""
-    image, text, log_scale = (
-        x.clone().requires_grad_() for x in (student.image_bE, student.text_CbE, log_scale)
-    )
+    image, text, log_scale = (x.clone().requires_grad_() for x in (student.image, student.text, log_scale))
     labels = torch.arange(image.shape[0])
     terms = []
     for column in text:
@@ -71,7 +70,7 @@ def reference(
     distillation = torch.zeros_like(task)
     if teacher is not None:
         image_map, text_map = (None, None) if projections is None else (projections.image, projections.text)
-        for x, y, weight in ((image, teacher.image_bE, image_map), (text, teacher.text_CbE, text_map)):
+        for x, y, weight in ((image, teacher.image, image_map), (text, teacher.text, text_map)):
             z = x if weight is None else x @ weight.T
             distillation = distillation + WEIGHT * ((z - y) ** 2).sum(-1).mean()
     inputs = [image, text, log_scale, *([] if projections is None else projections.parameters())]
@@ -86,12 +85,12 @@ def split_over_ranks(
     log_scale: Tensor,
     projections: Projections | None,
 ) -> list[LossAndGradients]:
-    b = student.image_bE.shape[0] // world_size
+    b = student.image.shape[0] // world_size
     barrier, table, results = threading.Barrier(world_size), {}, {}
 
     def part(features: Features, rank: int) -> Features:
         mine = slice(rank * b, (rank + 1) * b)
-        return Features(features.image_bE[mine], features.text_CbE[:, mine])
+        return Features(features.image[mine], features.text[:, mine])
 
     def work(rank: int) -> None:
         group = ThreadGroup(rank, world_size, barrier, table) if world_size > 1 else Group()
@@ -117,13 +116,13 @@ def check(
 ) -> None:
     task, distillation, gradients = expected
     found = [
-        torch.cat([result.feature_gradients.image_bE for result in results]),
-        torch.cat([result.feature_gradients.text_CbE for result in results], dim=1),
+        torch.cat([result.feature_gradients.image for result in results]),
+        torch.cat([result.feature_gradients.text for result in results], dim=1),
         sum(result.log_scale_gradient for result in results),
     ]
     if results[0].projection_gradients is not None:
-        for number in (0, 1):
-            found.append(sum(r.projection_gradients[number] for r in results if r.projection_gradients))
+        pairs = [result.projection_gradients for result in results if result.projection_gradients]
+        found += [sum(image for image, _ in pairs), sum(text for _, text in pairs)]
     torch.testing.assert_close(sum(result.task for result in results), task, rtol=tolerance, atol=0)
     torch.testing.assert_close(
         sum(result.distillation for result in results), distillation, rtol=tolerance, atol=0
@@ -155,7 +154,7 @@ def test_in_fp32_two_ranks_agree_with_the_whole_batch_in_fp64() -> None:
                 task=r.task.double(),
                 distillation=r.distillation.double(),
                 feature_gradients=Features(
-                    r.feature_gradients.image_bE.double(), r.feature_gradients.text_CbE.double()
+                    r.feature_gradients.image.double(), r.feature_gradients.text.double()
                 ),
                 log_scale_gradient=r.log_scale_gradient.double(),
                 projection_gradients=r.projection_gradients
@@ -188,7 +187,7 @@ def test_the_distance_of_equal_embeddings_is_zero_and_of_opposite_ones_four() ->
     student, _, log_scale, _ = case(8, 1, 16, 16)
     group = Group()
     equal = loss_and_feature_gradients(student, student, log_scale, None, weight=WEIGHT, group=group)
-    opposite = Features(-student.image_bE, -student.text_CbE)
+    opposite = Features(-student.image, -student.text)
     far = loss_and_feature_gradients(student, opposite, log_scale, None, weight=WEIGHT, group=group)
     assert equal.distillation == 0
     assert far.distillation.item() == pytest.approx(
@@ -198,7 +197,7 @@ def test_the_distance_of_equal_embeddings_is_zero_and_of_opposite_ones_four() ->
 
 def test_projections_of_a_student_grown_by_zero_columns_start_at_distance_zero() -> None:
     small = Features(rows(0, 8, 16), rows(1, 2, 8, 16))
-    grown = Features(functional.pad(small.image_bE, (0, 8)), functional.pad(small.text_CbE, (0, 8)))
+    grown = Features(functional.pad(small.image, (0, 8)), functional.pad(small.text, (0, 8)))
     projections = build_projections(24, 16)
     assert projections is not None
     result = loss_and_feature_gradients(
@@ -213,7 +212,7 @@ def test_embeddings_of_equal_size_need_no_projection() -> None:
 
 def test_features_keep_their_values() -> None:
     inputs = case(8, 2, 16, 16)
-    before = inputs[0].image_bE.clone(), inputs[0].text_CbE.clone()
+    before = inputs[0].image.clone(), inputs[0].text.clone()
     loss_and_feature_gradients(*inputs, weight=WEIGHT, group=Group())
-    assert torch.equal(inputs[0].image_bE, before[0])
-    assert torch.equal(inputs[0].text_CbE, before[1])
+    assert torch.equal(inputs[0].image, before[0])
+    assert torch.equal(inputs[0].text, before[1])

@@ -27,7 +27,7 @@ class Group:
         return Group()
 
     def gather(self, x_b: Tensor) -> Tensor:
-        """All ranks' rows, in the order of ranks: [b, ...] of each rank -> [world_size * b, ...]. No autograd."""
+        """All ranks' rows, in the order of ranks: [b, ...] of each -> [world_size * b, ...]. No autograd."""
         if self.world_size == 1:
             return x_b
         x_b = x_b.detach().contiguous()
@@ -58,12 +58,13 @@ class Group:
 class GradientSum:
     """Sums the parameters' gradients over all ranks, in buckets, while the backward pass still runs.
 
-    Not DistributedDataParallel: the loss of `losses.py` hands each rank the gradient of the *global* loss with respect
-    to its own rows, so gradients are summed, not averaged, and two parameters sets get theirs outside of autograd.
+    Not DistributedDataParallel: the loss of `losses.py` hands each rank the gradient of the *global* loss
+    with respect to its own rows, so gradients are summed, not averaged, and some parameters get
+    theirs outside of autograd.
 
-    The first backward pass records the order in which gradients become ready; rank 0's order fixes the buckets, and
-    each gradient is from then on a view into its bucket. Buckets are sent in order, the same on every rank. The
-    layout depends on nothing else, so a resumed stage sums in the same order, bit for bit.
+    The first backward pass records the order in which gradients become ready; rank 0's order fixes the
+    buckets, and each gradient is from then on a view into its bucket. Buckets are sent in order, the same on
+    every rank. The layout depends on nothing else, so a resumed stage sums in the same order, bit for bit.
     """
 
     def __init__(

@@ -1,9 +1,10 @@
 """Feature distillation from the predecessor: the squared distance of normalised embeddings.
 
-Chain-of-Models Pre-Training (arXiv 2604.12391), L_IFD, with the squared distance *summed* over dimensions and averaged
-over the batch, so that a weight means the same at every embedding size.
+Chain-of-Models Pre-Training (arXiv 2604.12391), L_IFD, with the squared distance *summed* over dimensions and
+averaged over the batch, so that a weight means the same at every embedding size.
 
-Shapes: b rows of this rank, N rows of the global batch, C captions, E embedding of the student, F of the teacher.
+Shapes: b rows of this rank, N rows of the global batch, C captions, E embedding of the student, F of the
+teacher.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from torch import Tensor, nn
 class Projections(nn.Module):
     """Linear maps from the student's embeddings to the teacher's, where their sizes differ.
 
-    Trained with the student, kept in checkpoints, left behind at the end. They start as the identity on the leading
-    dimensions: a student that was grown by zero columns begins at its teacher's embedding exactly.
+    Trained with the student, kept in checkpoints, left behind at the end. They start as the identity on the
+    leading dimensions: a student that was grown by zero columns begins at its teacher's embedding exactly.
     """
 
     def __init__(self, student_size: int, teacher_size: int) -> None:
@@ -44,9 +45,11 @@ class Distance:
 def distance(
     student_RE: Tensor, teacher_RF: Tensor, projection_FE: Tensor | None, *, weight: float, rows: int
 ) -> Distance:
-    """`weight` times the squared distance between embeddings, averaged over `rows`, the rows of all ranks together.
+    """`weight` times the squared distance between embeddings, averaged over `rows`, the rows of all ranks
+    together.
 
-    `student_RE` and `teacher_RF` are L2-normalised rows of this rank. No autograd: the gradients are written out.
+    `student_RE` and `teacher_RF` are L2-normalised rows of this rank. No autograd: the gradients are written
+    out.
     """
     projected_RF = student_RE if projection_FE is None else student_RE @ projection_FE.T
     difference_RF = projected_RF - teacher_RF

@@ -1,12 +1,13 @@
 """The loss of the global batch and its gradients, computed by each rank for its own rows.
 
-`L = task + distillation`. The task is CLIP's symmetric InfoNCE over the global batch, one term for each caption column,
-averaged over columns. All gradients are written out instead of left to autograd: a rank gathers features (without
-gradient) and two log-sum-exps a row, and from these has the exact gradient of the *global* loss with respect to its own
-features. No gradient of features is sent, the logits of a rank are [b, N] and never N x N, and the same code serves one
-process, several, and a batch accumulated from micro-batches.
+`L = task + distillation`. The task is CLIP's symmetric InfoNCE over the global batch, one term for each
+caption column, averaged over columns. All gradients are written out instead of left to autograd: a rank
+gathers features (without gradient) and two log-sum-exps a row, and from these has the exact gradient of the
+*global* loss with respect to its own features. No gradient of features is sent, the logits of a rank are [b,
+N] and never N x N, and the same code serves one process, several, and a batch accumulated from micro-batches.
 
-Shapes: b rows of this rank, N = world_size * b rows of the global batch, C captions, E embedding, r rows of a chunk.
+Shapes: b rows of this rank, N = world_size * b rows of the global batch, C captions, E embedding, r rows of a
+chunk.
 """
 
 from __future__ import annotations
@@ -28,16 +29,16 @@ CHUNK_ELEMENTS = 2**26  # logits held at once: 256 MiB in fp32
 class Features:
     """L2-normalised embeddings of this rank's rows."""
 
-    image_bE: Tensor
-    text_CbE: Tensor
+    image: Tensor  # [b, E]
+    text: Tensor  # [C, b, E]
 
 
 @dataclass(frozen=True)
 class LossAndGradients:
     """This rank's share of the loss, and gradients of the global loss.
 
-    Sum `task`, `distillation`, `log_scale_gradient` and `projection_gradients` over all ranks; the gradients of the
-    features are final.
+    Sum `task`, `distillation`, `log_scale_gradient` and `projection_gradients` over all ranks; the gradients
+    of the features are final.
     """
 
     task: Tensor  # []
@@ -59,32 +60,32 @@ def loss_and_feature_gradients(
 ) -> LossAndGradients:
     """The loss of the global batch and its gradient with respect to this rank's features.
 
-    `log_scale` is the logarithm of the factor of the logits; `teacher` holds the predecessor's embeddings of the same
-    rows (None: no distillation); `weight` multiplies the distillation term. Features keep their dtype (fp32, or fp64);
-    matrix products are never rounded to TF32.
+    `log_scale` is the logarithm of the factor of the logits; `teacher` holds the predecessor's embeddings of
+    the same rows (None: no distillation); `weight` multiplies the distillation term. Features keep their
+    dtype (fp32, or fp64); matrix products are never rounded to TF32.
     """
-    with _full_precision(student.image_bE.device):
+    with _full_precision(student.image.device):
         result = _contrastive(student, log_scale.exp(), group)
         if teacher is None:
             return result
-        captions, rows = student.text_CbE.shape[:2]
+        captions, rows = student.text.shape[:2]
         rows *= group.world_size
         image = distance(
-            student.image_bE,
-            teacher.image_bE,
+            student.image,
+            teacher.image,
             None if projections is None else projections.image,
             weight=weight,
             rows=rows,
         )
         text = distance(
-            student.text_CbE.flatten(0, 1),
-            teacher.text_CbE.flatten(0, 1),
+            student.text.flatten(0, 1),
+            teacher.text.flatten(0, 1),
             None if projections is None else projections.text,
             weight=weight,
             rows=rows * captions,
         )
-        result.feature_gradients.image_bE.add_(image.student_gradient)
-        result.feature_gradients.text_CbE.add_(text.student_gradient.view_as(student.text_CbE))
+        result.feature_gradients.image.add_(image.student_gradient)
+        result.feature_gradients.text.add_(text.student_gradient.view_as(student.text))
         projection_gradients = None
         if image.projection_gradient is not None and text.projection_gradient is not None:
             projection_gradients = (image.projection_gradient, text.projection_gradient)
@@ -98,7 +99,7 @@ def loss_and_feature_gradients(
 
 
 def _contrastive(features: Features, scale: Tensor, group: Group) -> LossAndGradients:
-    image_bE, text_CbE = features.image_bE, features.text_CbE
+    image_bE, text_CbE = features.image, features.text
     captions, b, _ = text_CbE.shape
     first = group.rank * b  # column of this rank's first row: where the diagonal of its logits begins
     image_NE = group.gather(image_bE)
@@ -157,7 +158,7 @@ def _row_statistics(rows_bE: Tensor, columns_NE: Tensor, scale: Tensor, first: i
 def _row_gradients(
     rows_bE: Tensor, columns_NE: Tensor, scale: Tensor, row_lse_b: Tensor, column_lse_N: Tensor, first: int
 ) -> Tensor:
-    """Gradient with respect to `rows_bE`, up to a factor: of the loss along its rows and along its columns."""
+    """Gradient with respect to `rows_bE`, up to a factor, of the loss along rows and along columns."""
     gradient_bE = torch.empty_like(rows_bE)
     for start, chunk_rE in _chunks(rows_bE, columns_NE.shape[0]):
         end = start + chunk_rE.shape[0]

@@ -1,7 +1,8 @@
 """AdamW with one fused kernel call for each group of parameters.
 
-Not torch.optim.AdamW: its base class imports torch._dynamo when it is made, which costs seconds at the start of every
-stage. The kernels are the same (`torch.optim.adamw.adamw`), the state is a flat dict of named tensors.
+Not torch.optim.AdamW: its base class imports torch._dynamo when it is made, which costs seconds at the start
+of every stage. The kernels are the same (`torch.optim.adamw.adamw`), the state is a flat dict of named
+tensors.
 """
 
 from __future__ import annotations
@@ -63,8 +64,8 @@ class AdamW:
     ) -> None:
         """One update from the parameters' `grad`.
 
-        `divisor` ([] fp32) divides every gradient first: clipping without a pass of its own. Where `skip` ([] fp32) is 1
-        nothing changes; it is read on the device, so nothing waits for it.
+        `divisor` ([] fp32) divides every gradient first: clipping without a pass of its own. Where `skip` ([]
+        fp32) is 1 nothing changes; it is read on the device, so nothing waits for it.
         """
         for group in self._groups:
             gradients = [parameter.grad for parameter in group.parameters]
@@ -88,7 +89,7 @@ class AdamW:
             )
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Moments by parameter (`mean.<name>`, `square.<name>`) and `steps`, sharing memory with the optimizer."""
+        """Moments by parameter (`mean.<name>`, `square.<name>`) and `steps`. Shares memory with this."""
         state = {"steps": self._groups[0].steps[0]}
         for group in self._groups:
             state |= {f"mean.{name}": tensor for name, tensor in zip(group.names, group.mean, strict=True)}

@@ -11,8 +11,8 @@ from modelchain.spec import ScheduleType
 def learning_rate(training: ResolvedTraining, step: int) -> float:
     """Learning rate of `step` (0 .. training.steps - 1).
 
-    Rises linearly over the warm-up, `learning_rate` at its last step, then falls along a half cosine that reaches
-    `minimum_learning_rate` at the last step of the stage.
+    Rises linearly over the warm-up, `learning_rate` at its last step, then falls along a half cosine that
+    reaches `minimum_learning_rate` at the last step of the stage.
     """
     if step < training.warmup_steps:
         return training.learning_rate * (step + 1) / training.warmup_steps
@@ -24,8 +24,8 @@ def learning_rate(training: ResolvedTraining, step: int) -> float:
 def distillation_weight(distillation: ResolvedDistillation, step: int, steps: int) -> float:
     """Weight of the distillation term at `step` of `steps`.
 
-    A linear schedule runs from `weight` at step 0 to `end_weight` at step `until * steps`, and stays there. Where the
-    weight is 0 the predecessor's forward pass is not needed, and `TrainStep` leaves it out.
+    A linear schedule runs from `weight` at step 0 to `end_weight` at step `until * steps`, and stays there.
+    Where the weight is 0 the predecessor's forward pass is not needed, and `TrainStep` leaves it out.
     """
     schedule = distillation.schedule
     if schedule.type is ScheduleType.CONSTANT:

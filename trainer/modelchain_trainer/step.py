@@ -1,11 +1,12 @@
 """One optimizer step: features, the loss of the global batch, its gradient, the update.
 
-A rank's rows may be split into micro-batches that fit into memory. The contrastive loss needs the features of all
-rows at once, so they are computed first without a graph; then each micro-batch runs again with one and takes up its
-rows' gradient (GradCache, arXiv 2101.06983). The result is the gradient of the whole batch. With one micro-batch the
-first forward pass has the graph, and nothing runs twice.
+A rank's rows may be split into micro-batches that fit into memory. The contrastive loss needs the features of
+all rows at once, so they are computed first without a graph; then each micro-batch runs again with one and
+takes up its rows' gradient (GradCache, arXiv 2101.06983). The result is the gradient of the whole batch. With
+one micro-batch the first forward pass has the graph, and nothing runs twice.
 
-Shapes: b rows of this rank, m rows of a micro-batch, C captions, E embedding of the student, F of the teacher, T tokens.
+Shapes: b rows of this rank, m rows of a micro-batch, C captions, E embedding of the student, F of the
+teacher, T tokens.
 """
 
 from __future__ import annotations
@@ -71,15 +72,16 @@ class StepResult:
     step: int
     learning_rate: float
     distillation_weight: float
-    figures: Tensor  # fp64 [6]: total, task, distillation, gradient norm, logit scale, first step that diverged or -1
+    # fp64 [6]: total, task, distillation, gradient norm, logit scale, first step that diverged or -1
+    figures: Tensor
 
     def read(self) -> StepReading:
         """Wait for the device. Raises DivergedError if this step or one before it was not finite."""
         total, task, distillation, norm, scale, diverged = self.figures.tolist()
         if diverged >= 0:
             raise DivergedError(
-                f"the loss or the gradient is not finite at step {int(diverged)}: lower training.learningRate, raise "
-                "training.warmupSteps or set training.gradientClipNorm"
+                f"the loss or the gradient is not finite at step {int(diverged)}: "
+                "lower training.learningRate, raise training.warmupSteps or set training.gradientClipNorm"
             )
         return StepReading(
             loss={"total": total, "task": task, "distillation": distillation},
@@ -93,8 +95,9 @@ class StepResult:
 class TrainStep:
     """Trains `model` in place, one global batch a call.
 
-    `model`, `teacher` and `projections` are on `device` already, equal on all ranks, and the optimizer holds the
-    parameters of `model` and `projections`. `teacher` may be None (no predecessor, or a weight of 0 throughout).
+    `model`, `teacher` and `projections` are on `device` already, equal on all ranks, and the optimizer holds
+    the parameters of `model` and `projections`. `teacher` may be None (no predecessor, or a weight of 0
+    throughout).
     """
 
     def __init__(
@@ -125,8 +128,8 @@ class TrainStep:
     def run(self, batch: StepBatch, step: int) -> StepResult:
         """Train on the global batch of which `batch` holds this rank's rows, at `step` of the stage.
 
-        On the CPU a step that is not finite raises DivergedError at once; on other devices `StepResult.read` does, and
-        until then the weights stay as they were before it.
+        On the CPU a step that is not finite raises DivergedError at once; on other devices `StepResult.read`
+        does, and until then the weights stay as they were before it.
         """
         rate = learning_rate(self._training, step)
         weight = distillation_weight(self._stage.distillation, step, self._training.steps)
@@ -140,7 +143,7 @@ class TrainStep:
             teacher = None if teacher_forward is None else _join([teacher_forward(*m) for m in micro_batches])
         if len(micro_batches) == 1:
             with_graph = self._student_forward(*micro_batches[0])
-            features = Features(with_graph.image_bE.detach(), with_graph.text_CbE.detach())
+            features = Features(with_graph.image.detach(), with_graph.text.detach())
         else:
             with_graph = None
             with torch.no_grad():
@@ -161,14 +164,14 @@ class TrainStep:
         start = 0
         for number, micro_batch in enumerate(micro_batches):
             end = start + micro_batch[0].shape[0]
-            features_m = with_graph or self._student_forward(*micro_batch)
+            features_m = self._student_forward(*micro_batch) if with_graph is None else with_graph
             if number == len(micro_batches) - 1:
                 self._gradients.arm(outside_autograd)
             torch.autograd.backward(
-                [features_m.image_bE, features_m.text_CbE],
+                [features_m.image, features_m.text],
                 [
-                    result.feature_gradients.image_bE[start:end],
-                    result.feature_gradients.text_CbE[:, start:end],
+                    result.feature_gradients.image[start:end],
+                    result.feature_gradients.text[:, start:end],
                 ],
             )
             with_graph = features_m = None  # frees the graph before the next one is built
@@ -179,7 +182,7 @@ class TrainStep:
         return self._update(step, rate, weight, losses)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What a checkpoint needs besides the model: moments and projections, sharing memory with this object."""
+        """What a checkpoint needs besides the model: moments and projections. Shares memory with this."""
         state = {f"optimizer.{name}": tensor for name, tensor in self._optimizer.state_dict().items()}
         if self._projections is not None:
             state |= {
@@ -246,7 +249,7 @@ class TrainStep:
     @torch.no_grad()
     def _update(self, step: int, rate: float, weight: float, losses: Tensor) -> StepResult:
         gradients = [p.grad for p in self._optimizer.parameters if p.grad is not None]
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        norm = nn.utils.get_total_norm(gradients)
         total = losses.sum()
         not_finite = ~(norm.isfinite() & total.isfinite())
         clip = self._training.gradient_clip_norm
@@ -266,10 +269,11 @@ class TrainStep:
 
 
 def freeze(teacher: Clip, precision: Precision) -> None:
-    """Make a model ready to be a teacher: no gradients, and in bf16 the weights of its matrix products in bf16.
+    """Make a model ready to be a teacher: no gradients, and in bf16 the weights of its matrix products in
+    bf16.
 
-    Autocast would round those same weights at every step; embeddings and norms stay in fp32 as in the student, so a
-    student that equals its teacher has exactly its embeddings.
+    Autocast would round those same weights at every step; embeddings and norms stay in fp32 as in the
+    student, so a student that equals its teacher has exactly its embeddings.
     """
     teacher.eval().requires_grad_(False)
     if precision is not Precision.BF16:
@@ -281,6 +285,6 @@ def freeze(teacher: Clip, precision: Precision) -> None:
 
 def _join(features: list[Features]) -> Features:
     return Features(
-        torch.cat([part.image_bE for part in features]),
-        torch.cat([part.text_CbE for part in features], dim=1),
+        torch.cat([part.image for part in features]),
+        torch.cat([part.text for part in features], dim=1),
     )
