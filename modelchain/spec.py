@@ -1,8 +1,9 @@
 """The `ModelChain` resource (modelchain.dev/v1alpha1) as pydantic types: what a user writes.
 
-One type serves a block at chain level and the same block inside a stage. So every field of a block that may be
-overridden is optional and has no default here: a default would hide the chain's value in a stage, and one that decides
-weights would be frozen into stored resources. `modelchain.resolve` merges stage over chain over defaults.
+One type serves a block at chain level and the same block inside a stage. So every field of a block that may
+be overridden is optional and has no default here: a default would hide the chain's value in a stage, and one
+that decides weights would be frozen into stored resources. `modelchain.resolve` merges stage over chain over
+defaults.
 
 The CRD in crds/ is generated from these types: descriptions, bounds and list lengths included.
 """
@@ -83,9 +84,14 @@ class JobBackend(StrEnum):
 class StoreSpec(Block):
     uri: Annotated[
         Uri,
-        Field(description="Where artifacts are kept: s3://bucket/prefix, file:///folder, or (local runs) a relative path."),
+        Field(
+            description="Where artifacts are kept: s3://bucket/prefix, file:///folder, or (local runs) "
+            "a relative path."
+        ),
     ]
-    endpoint_url: Annotated[Uri | None, Field(description="S3 endpoint, e.g. http://minio:9000. Default: AWS.")] = None
+    endpoint_url: Annotated[
+        Uri | None, Field(description="S3 endpoint, e.g. http://minio:9000. Default: AWS.")
+    ] = None
     region: Annotated[ShortText | None, Field(description="S3 region. Default: from the environment.")] = None
     secret_name: Annotated[
         ShortText | None,
@@ -95,12 +101,14 @@ class StoreSpec(Block):
         ),
     ] = None
     ca_bundle_config_map: Annotated[
-        ShortText | None, Field(description="ConfigMap with ca.crt, the certificate authority of the S3 endpoint.")
+        ShortText | None,
+        Field(description="ConfigMap with ca.crt, the certificate authority of the S3 endpoint."),
     ] = None
     allow_unconditional_writes: Annotated[
         bool | None,
         Field(
-            description="Accept a store without conditional writes (If-None-Match). Two trainers of one stage could "
+            description="Accept a store without conditional writes (If-None-Match). Two trainers of "
+            "one stage could "
             "then overwrite each other's manifest. Default: false."
         ),
     ] = None
@@ -112,29 +120,43 @@ class DataSpec(Block):
         Field(
             min_length=1,
             max_length=MAX_SHARD_PATTERNS,
-            description="Webdataset tars: s3:// or file:// URIs or (local runs) paths, with brace ranges such as "
+            description="Webdataset tars: s3:// or file:// URIs or (local runs) paths, with brace "
+            "ranges such as "
             "{00000..00331}. S3 shards are read from the store's endpoint with the store's credentials.",
         ),
     ] = None
-    samples: Annotated[Count | None, Field(description="Samples in all shards together; one epoch sees each once.")] = None
+    samples: Annotated[
+        Count | None, Field(description="Samples in all shards together; one epoch sees each once.")
+    ] = None
     caption_keys: Annotated[
         list[Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]] | None,
         Field(
             min_length=1,
             max_length=MAX_CAPTION_KEYS,
-            description="Extensions of a sample's caption files. Each is a contrastive term of its own; terms are "
+            description="Extensions of a sample's caption files. Each is a contrastive term of its "
+            "own; terms are "
             "averaged. Default: [txt].",
         ),
     ] = None
     block_mebibytes: Annotated[
-        int | None, Field(ge=1, le=1024, description="Bytes read at once, in MiB; blocks are permuted each epoch. Default: 8.")
+        int | None,
+        Field(
+            ge=1,
+            le=1024,
+            description="Bytes read at once, in MiB; blocks are permuted each epoch. Default: 8.",
+        ),
     ] = None
     window_blocks: Annotated[
-        int | None, Field(ge=1, le=4096, description="Blocks whose samples are shuffled together. Default: 16.")
+        int | None,
+        Field(ge=1, le=4096, description="Blocks whose samples are shuffled together. Default: 16."),
     ] = None
     random_crop_scale: Annotated[
         list[Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]] | None,
-        Field(min_length=2, max_length=2, description="Smallest and largest area of the random resized crop. Default: [0.9, 1.0]."),
+        Field(
+            min_length=2,
+            max_length=2,
+            description="Smallest and largest area of the random resized crop. Default: [0.9, 1.0].",
+        ),
     ] = None
     max_corrupt_fraction: Annotated[
         Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None,
@@ -144,36 +166,66 @@ class DataSpec(Block):
 
 class EvaluationDataSpec(Block):
     shards: Annotated[
-        list[Uri], Field(min_length=1, max_length=MAX_SHARD_PATTERNS, description="Webdataset tars, as in data.shards.")
+        list[Uri],
+        Field(min_length=1, max_length=MAX_SHARD_PATTERNS, description="Webdataset tars, as in data.shards."),
     ]
-    samples: Annotated[Count | None, Field(description="Use only the first this many samples. Default: all.")] = None
+    samples: Annotated[
+        Count | None, Field(description="Use only the first this many samples. Default: all.")
+    ] = None
     caption_keys: Annotated[
         list[Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]] | None,
-        Field(min_length=1, max_length=MAX_CAPTION_KEYS, description="Retrieval: captions to retrieve by. Default: data.captionKeys."),
+        Field(
+            min_length=1,
+            max_length=MAX_CAPTION_KEYS,
+            description="Retrieval: captions to retrieve by. Default: data.captionKeys.",
+        ),
     ] = None
     class_key: Annotated[
         str | None,
-        Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="ZeroShot: extension of the file with the class number. Default: cls."),
+        Field(
+            pattern=r"^[A-Za-z0-9_.-]{1,64}$",
+            description="ZeroShot: extension of the file with the class number. Default: cls.",
+        ),
     ] = None
 
 
 class EvaluationSpec(Block):
-    name: Annotated[StageName, Field(description="Name of the set; its metrics are <name>/top1, <name>/imageToText@5 ...")]
-    type: Annotated[EvaluationType, Field(description="ZeroShot: accuracy over classes. Retrieval: loss and recall@1/5/10.")]
+    name: Annotated[
+        StageName, Field(description="Name of the set; its metrics are <name>/top1, <name>/imageToText@5 ...")
+    ]
+    type: Annotated[
+        EvaluationType,
+        Field(description="ZeroShot: accuracy over classes. Retrieval: loss and recall@1/5/10."),
+    ]
     data: Annotated[EvaluationDataSpec, Field(description="The samples.")]
     classes: Annotated[
-        list[ShortText] | None, Field(min_length=2, max_length=MAX_CLASSES, description="ZeroShot: class names, in the order of their numbers.")
+        list[ShortText] | None,
+        Field(
+            min_length=2,
+            max_length=MAX_CLASSES,
+            description="ZeroShot: class names, in the order of their numbers.",
+        ),
     ] = None
-    classes_uri: Annotated[Uri | None, Field(description="ZeroShot: a text file with one class name a line, instead of classes.")] = None
+    classes_uri: Annotated[
+        Uri | None, Field(description="ZeroShot: a text file with one class name a line, instead of classes.")
+    ] = None
     templates: Annotated[
         list[ShortText] | None,
-        Field(min_length=1, max_length=MAX_TEMPLATES, description="ZeroShot: prompts with {} for the class name. Default: 'a photo of a {}.'."),
+        Field(
+            min_length=1,
+            max_length=MAX_TEMPLATES,
+            description="ZeroShot: prompts with {} for the class name. Default: 'a photo of a {}.'.",
+        ),
     ] = None
-    every_steps: Annotated[Count | None, Field(description="Evaluate every this many steps, besides the start and the end.")] = None
+    every_steps: Annotated[
+        Count | None, Field(description="Evaluate every this many steps, besides the start and the end.")
+    ] = None
 
 
 class TrainingSpec(Block):
-    epochs: Annotated[Annotated[int, Field(ge=1, le=100000)] | None, Field(description="Passes over the data.")] = None
+    epochs: Annotated[
+        Annotated[int, Field(ge=1, le=100000)] | None, Field(description="Passes over the data.")
+    ] = None
     global_batch_size: Annotated[
         Annotated[int, Field(ge=2, le=2**24)] | None,
         Field(description="Samples a step, over all nodes and GPUs. Default: 1024."),
@@ -181,46 +233,91 @@ class TrainingSpec(Block):
     micro_batch_size: Annotated[
         SmallCount | None,
         Field(
-            description="Samples of one forward pass of one process; the rest of its share is accumulated, with the "
+            description="Samples of one forward pass of one process; the rest of its share is "
+            "accumulated, with the "
             "gradient of the whole batch. Default: the whole share."
         ),
     ] = None
-    learning_rate: Annotated[Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)] | None, Field(description="Peak learning rate. Default: 1e-3.")] = None
+    learning_rate: Annotated[
+        Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)] | None,
+        Field(description="Peak learning rate. Default: 1e-3."),
+    ] = None
     minimum_learning_rate: Annotated[
-        Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)] | None, Field(description="Learning rate at the end of the cosine. Default: 3e-6.")
+        Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)] | None,
+        Field(description="Learning rate at the end of the cosine. Default: 3e-6."),
     ] = None
     warmup_steps: Annotated[
         Annotated[int, Field(ge=0, le=10**7)] | None,
-        Field(description="Steps of linear warm-up. Default: 8000 for a stage without predecessor, 1000 for others, at most a tenth of the stage."),
+        Field(
+            description="Steps of linear warm-up. Default: 8000 for a stage without predecessor, 1000 "
+            "for others, at most a tenth of the stage."
+        ),
     ] = None
     weight_decay: Annotated[
         Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)] | None,
-        Field(description="AdamW weight decay, not applied to tensors of fewer than two dimensions. Default: 0.1."),
+        Field(
+            description="AdamW weight decay, not applied to tensors of fewer than two dimensions. "
+            "Default: 0.1."
+        ),
     ] = None
-    beta1: Annotated[Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] | None, Field(description="AdamW beta1. Default: 0.9.")] = None
-    beta2: Annotated[Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] | None, Field(description="AdamW beta2. Default: 0.98.")] = None
-    epsilon: Annotated[Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None, Field(description="AdamW epsilon. Default: 1e-6.")] = None
+    beta1: Annotated[
+        Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] | None,
+        Field(description="AdamW beta1. Default: 0.9."),
+    ] = None
+    beta2: Annotated[
+        Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] | None,
+        Field(description="AdamW beta2. Default: 0.98."),
+    ] = None
+    epsilon: Annotated[
+        Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None,
+        Field(description="AdamW epsilon. Default: 1e-6."),
+    ] = None
     gradient_clip_norm: Annotated[
-        Annotated[float, Field(gt=0, allow_inf_nan=False)] | None, Field(description="Clip the gradient to this norm. Default: no clipping.")
+        Annotated[float, Field(gt=0, allow_inf_nan=False)] | None,
+        Field(description="Clip the gradient to this norm. Default: no clipping."),
     ] = None
-    precision: Annotated[Precision | None, Field(description="fp32, or bf16 (autocast; master weights stay fp32). Default: fp32.")] = None
-    seed: Annotated[Annotated[int, Field(ge=0, lt=2**31)] | None, Field(description="Seed of initialisation, growth, data order and crops. Default: 0.")] = None
-    checkpoint_every_steps: Annotated[Count | None, Field(description="Steps between checkpoints. Default: a twentieth of the stage, at most 2000.")] = None
-    keep_checkpoints: Annotated[Annotated[int, Field(ge=1, le=1000)] | None, Field(description="Latest checkpoints to keep. Default: 2.")] = None
-    log_every_steps: Annotated[Annotated[int, Field(ge=1, le=100000)] | None, Field(description="Steps between lines of metrics. Default: 10.")] = None
-    gradient_checkpointing: Annotated[bool | None, Field(description="Recompute activations in the backward pass to save memory. Default: false.")] = None
+    precision: Annotated[
+        Precision | None,
+        Field(description="fp32, or bf16 (autocast; master weights stay fp32). Default: fp32."),
+    ] = None
+    seed: Annotated[
+        Annotated[int, Field(ge=0, lt=2**31)] | None,
+        Field(description="Seed of initialisation, growth, data order and crops. Default: 0."),
+    ] = None
+    checkpoint_every_steps: Annotated[
+        Count | None,
+        Field(description="Steps between checkpoints. Default: a twentieth of the stage, at most 2000."),
+    ] = None
+    keep_checkpoints: Annotated[
+        Annotated[int, Field(ge=1, le=1000)] | None,
+        Field(description="Latest checkpoints to keep. Default: 2."),
+    ] = None
+    log_every_steps: Annotated[
+        Annotated[int, Field(ge=1, le=100000)] | None,
+        Field(description="Steps between lines of metrics. Default: 10."),
+    ] = None
+    gradient_checkpointing: Annotated[
+        bool | None,
+        Field(description="Recompute activations in the backward pass to save memory. Default: false."),
+    ] = None
     compile: Annotated[bool | None, Field(description="Use torch.compile. Default: false.")] = None
-    data_workers: Annotated[Annotated[int, Field(ge=0, le=256)] | None, Field(description="Threads that read and decode in each process. Default: 4.")] = None
+    data_workers: Annotated[
+        Annotated[int, Field(ge=0, le=256)] | None,
+        Field(description="Threads that read and decode in each process. Default: 4."),
+    ] = None
 
 
 class DistillationSchedule(Block):
-    type: Annotated[ScheduleType, Field(description="constant, or linear: from weight to endWeight.")] = ScheduleType.CONSTANT
+    type: Annotated[ScheduleType, Field(description="constant, or linear: from weight to endWeight.")] = (
+        ScheduleType.CONSTANT
+    )
     until: Annotated[
         Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None,
         Field(description="linear: share of the stage after which the weight is endWeight. Default: 1."),
     ] = None
     end_weight: Annotated[
-        Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] | None, Field(description="linear: the weight reached. Default: 0.")
+        Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] | None,
+        Field(description="linear: the weight reached. Default: 0."),
     ] = None
 
 
@@ -228,51 +325,104 @@ class DistillationSpec(Block):
     weight: Annotated[
         Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] | None,
         Field(
-            description="Weight of the squared distance between the normalised embeddings of the stage and of its "
-            "predecessor, summed over dimensions. 0.98 is the paper's 500 on the mean at 512 dimensions. 0 turns "
+            description="Weight of the squared distance between the normalised embeddings of the stage "
+            "and of its "
+            "predecessor, summed over dimensions. 0.98 is the paper's 500 on the mean at "
+            "512 dimensions. 0 turns "
             "distillation off and saves the predecessor's forward pass. Default: 1."
         ),
     ] = None
-    schedule: Annotated[DistillationSchedule | None, Field(description="How the weight changes over the stage. Default: constant.")] = None
+    schedule: Annotated[
+        DistillationSchedule | None,
+        Field(description="How the weight changes over the stage. Default: constant."),
+    ] = None
 
 
 class ExpansionSpec(Block):
-    width: Annotated[WidthExpansion | None, Field(description="exact: keeps the function; slice: the paper's leading slice. Default: exact.")] = None
-    depth: Annotated[DepthExpansion | None, Field(description="identity: new blocks start as identities; stack: plain copies. Default: identity.")] = None
+    width: Annotated[
+        WidthExpansion | None,
+        Field(description="exact: keeps the function; slice: the paper's leading slice. Default: exact."),
+    ] = None
+    depth: Annotated[
+        DepthExpansion | None,
+        Field(
+            description="identity: new blocks start as identities; stack: plain copies. Default: identity."
+        ),
+    ] = None
 
 
 class BaselineSpec(Block):
     epochs: Annotated[
         Annotated[int, Field(ge=1, le=100000)] | None,
-        Field(description="Epochs a model of the family would take alone, for the cost comparison. Default: the first stage's."),
+        Field(
+            description="Epochs a model of the family would take alone, for the cost comparison. "
+            "Default: the first stage's."
+        ),
     ] = None
 
 
 class JobSpec(Block):
-    backend: Annotated[JobBackend | None, Field(description="PyTorchJob (kubeflow.org/v1) or Job (Indexed batch/v1). Default: PyTorchJob.")] = None
-    nodes: Annotated[Annotated[int, Field(ge=1, le=4096)] | None, Field(description="Pods of a stage. Default: 1.")] = None
-    gpus_per_node: Annotated[Annotated[int, Field(ge=0, le=64)] | None, Field(description="GPUs of each pod; 0 trains on the CPU. Default: 1.")] = None
-    processes_per_node: Annotated[Annotated[int, Field(ge=1, le=256)] | None, Field(description="Processes of each pod. Default: gpusPerNode, at least 1.")] = None
-    gpu_resource_name: Annotated[ShortText | None, Field(description="Extended resource of a GPU. Default: nvidia.com/gpu.")] = None
-    resources: Annotated[dict[str, Any] | None, Field(description="Requests and limits of the trainer's container, as in a pod.")] = None
-    node_selector: Annotated[dict[str, str] | None, Field(max_length=64, description="Labels of the nodes to run on.")] = None
-    tolerations: Annotated[list[dict[str, Any]] | None, Field(max_length=64, description="Taints that the pods tolerate.")] = None
-    affinity: Annotated[dict[str, Any] | None, Field(description="Affinity of the pods.")] = None
-    queue_name: Annotated[ShortText | None, Field(description="Kueue LocalQueue: written as label kueue.x-k8s.io/queue-name.")] = None
-    priority_class_name: Annotated[ShortText | None, Field(description="PriorityClass of the pods.")] = None
-    service_account_name: Annotated[ShortText | None, Field(description="ServiceAccount of the pods (IRSA, workload identity).")] = None
-    timeout_seconds: Annotated[Seconds | None, Field(description="A job running longer than this is ended and counts as failed. Default: none.")] = None
-    termination_grace_period_seconds: Annotated[
-        Annotated[int, Field(ge=5, le=86400)] | None, Field(description="Time for a checkpoint between SIGTERM and SIGKILL. Default: 120.")
+    backend: Annotated[
+        JobBackend | None,
+        Field(description="PyTorchJob (kubeflow.org/v1) or Job (Indexed batch/v1). Default: PyTorchJob."),
     ] = None
-    pod_template: Annotated[dict[str, Any] | None, Field(description="A pod template merged over the generated one.")] = None
+    nodes: Annotated[
+        Annotated[int, Field(ge=1, le=4096)] | None, Field(description="Pods of a stage. Default: 1.")
+    ] = None
+    gpus_per_node: Annotated[
+        Annotated[int, Field(ge=0, le=64)] | None,
+        Field(description="GPUs of each pod; 0 trains on the CPU. Default: 1."),
+    ] = None
+    processes_per_node: Annotated[
+        Annotated[int, Field(ge=1, le=256)] | None,
+        Field(description="Processes of each pod. Default: gpusPerNode, at least 1."),
+    ] = None
+    gpu_resource_name: Annotated[
+        ShortText | None, Field(description="Extended resource of a GPU. Default: nvidia.com/gpu.")
+    ] = None
+    resources: Annotated[
+        dict[str, Any] | None,
+        Field(description="Requests and limits of the trainer's container, as in a pod."),
+    ] = None
+    node_selector: Annotated[
+        dict[str, str] | None, Field(max_length=64, description="Labels of the nodes to run on.")
+    ] = None
+    tolerations: Annotated[
+        list[dict[str, Any]] | None, Field(max_length=64, description="Taints that the pods tolerate.")
+    ] = None
+    affinity: Annotated[dict[str, Any] | None, Field(description="Affinity of the pods.")] = None
+    queue_name: Annotated[
+        ShortText | None, Field(description="Kueue LocalQueue: written as label kueue.x-k8s.io/queue-name.")
+    ] = None
+    priority_class_name: Annotated[ShortText | None, Field(description="PriorityClass of the pods.")] = None
+    service_account_name: Annotated[
+        ShortText | None, Field(description="ServiceAccount of the pods (IRSA, workload identity).")
+    ] = None
+    timeout_seconds: Annotated[
+        Seconds | None,
+        Field(description="A job running longer than this is ended and counts as failed. Default: none."),
+    ] = None
+    termination_grace_period_seconds: Annotated[
+        Annotated[int, Field(ge=5, le=86400)] | None,
+        Field(description="Time for a checkpoint between SIGTERM and SIGKILL. Default: 120."),
+    ] = None
+    pod_template: Annotated[
+        dict[str, Any] | None, Field(description="A pod template merged over the generated one.")
+    ] = None
 
 
 class RetrySpec(Block):
-    limit: Annotated[Annotated[int, Field(ge=0, le=1000)] | None, Field(description="Failures of a stage after which the chain fails. Default: 3.")] = None
-    backoff_seconds: Annotated[Seconds | None, Field(description="Wait before the first retry; doubled each time, at most 600 s. Default: 30.")] = None
+    limit: Annotated[
+        Annotated[int, Field(ge=0, le=1000)] | None,
+        Field(description="Failures of a stage after which the chain fails. Default: 3."),
+    ] = None
+    backoff_seconds: Annotated[
+        Seconds | None,
+        Field(description="Wait before the first retry; doubled each time, at most 600 s. Default: 30."),
+    ] = None
     stall_seconds: Annotated[
-        Annotated[int, Field(ge=1, le=10**7)] | None, Field(description="A stage without progress for this long is stopped and retried. Default: 1800.")
+        Annotated[int, Field(ge=1, le=10**7)] | None,
+        Field(description="A stage without progress for this long is stopped and retried. Default: 1800."),
     ] = None
     lease_seconds: Annotated[
         Annotated[int, Field(ge=2, le=3600)] | None,
@@ -282,20 +432,32 @@ class RetrySpec(Block):
 
 class VisionSpec(Block):
     image_size: Annotated[int, Field(ge=4, le=4096, description="Side of the square image, in pixels.")] = 224
-    patch_size: Annotated[int, Field(ge=1, le=1024, description="Side of a patch, in pixels; divides imageSize.")] = 16
+    patch_size: Annotated[
+        int, Field(ge=1, le=1024, description="Side of a patch, in pixels; divides imageSize.")
+    ] = 16
     width: Annotated[int, Field(ge=8, le=65536, description="Width of the residual stream.")]
     layers: Annotated[int, Field(ge=1, le=512, description="Transformer blocks.")]
-    head_width: Annotated[int, Field(ge=1, le=1024, description="Width of an attention head; divides width.")] = 64
-    mlp_ratio: Annotated[float, Field(gt=0, le=64, allow_inf_nan=False, description="Hidden width of the MLP over width.")] = 4.0
+    head_width: Annotated[
+        int, Field(ge=1, le=1024, description="Width of an attention head; divides width.")
+    ] = 64
+    mlp_ratio: Annotated[
+        float, Field(gt=0, le=64, allow_inf_nan=False, description="Hidden width of the MLP over width.")
+    ] = 4.0
 
 
 class TextSpec(Block):
-    context_length: Annotated[int, Field(ge=4, le=8192, description="Tokens of a caption, begin and end included.")] = 77
-    vocab_size: Annotated[int, Field(ge=49408, le=49408, description="Entries of open_clip's tokenizer.")] = 49408
+    context_length: Annotated[
+        int, Field(ge=4, le=8192, description="Tokens of a caption, begin and end included.")
+    ] = 77
+    vocab_size: Annotated[int, Field(ge=49408, le=49408, description="Entries of open_clip's tokenizer.")] = (
+        49408
+    )
     width: Annotated[int, Field(ge=8, le=65536, description="Width of the residual stream.")]
     layers: Annotated[int, Field(ge=1, le=512, description="Transformer blocks.")]
     heads: Annotated[int, Field(ge=1, le=1024, description="Attention heads; divides width.")]
-    mlp_ratio: Annotated[float, Field(gt=0, le=64, allow_inf_nan=False, description="Hidden width of the MLP over width.")] = 4.0
+    mlp_ratio: Annotated[
+        float, Field(gt=0, le=64, allow_inf_nan=False, description="Hidden width of the MLP over width.")
+    ] = 4.0
 
 
 class ModelConfig(Block):
@@ -308,40 +470,89 @@ class ModelConfig(Block):
 
 
 class WeightsSpec(Block):
-    uri: Annotated[Uri, Field(description="A folder that open_clip loads as local-dir: (open_clip_config.json and open_clip_model.safetensors).")]
+    uri: Annotated[
+        Uri,
+        Field(
+            description="A folder that open_clip loads as local-dir: (open_clip_config.json and "
+            "open_clip_model.safetensors)."
+        ),
+    ]
     sha256: Annotated[Sha256, Field(description="SHA-256 of open_clip_model.safetensors.")]
 
 
 class StageSpec(Block):
-    name: Annotated[StageName, Field(description="Name of the stage: lower-case letters, digits and dashes, at most 30.")]
-    model: Annotated[ShortText | None, Field(description="A model by name, e.g. ViT-B-16 (`modelchain models` lists them). Either this or modelConfig.")] = None
-    model_config_: Annotated[ModelConfig | None, Field(alias="modelConfig", description="A model written out. Either this or model.")] = None
-    from_: Annotated[StageName | None, Field(alias="from", description="The stage this one grows out of. Default: the stage before it.")] = None
-    from_weights: Annotated[WeightsSpec | None, Field(description="Start from existing weights instead of from a stage; only for a stage without predecessor.")] = None
+    name: Annotated[
+        StageName, Field(description="Name of the stage: lower-case letters, digits and dashes, at most 30.")
+    ]
+    model: Annotated[
+        ShortText | None,
+        Field(
+            description="A model by name, e.g. ViT-B-16 (`modelchain models` lists them). Either this "
+            "or modelConfig."
+        ),
+    ] = None
+    model_config_: Annotated[
+        ModelConfig | None,
+        Field(alias="modelConfig", description="A model written out. Either this or model."),
+    ] = None
+    from_: Annotated[
+        StageName | None,
+        Field(alias="from", description="The stage this one grows out of. Default: the stage before it."),
+    ] = None
+    from_weights: Annotated[
+        WeightsSpec | None,
+        Field(
+            description="Start from existing weights instead of from a stage; only for a stage without "
+            "predecessor."
+        ),
+    ] = None
     image: Annotated[ShortText | None, Field(description="The trainer's image for this stage.")] = None
     data: Annotated[DataSpec | None, Field(description="Overrides spec.data, field by field.")] = None
-    evaluation: Annotated[list[EvaluationSpec] | None, Field(max_length=MAX_EVALUATIONS, description="Replaces spec.evaluation.")] = None
-    training: Annotated[TrainingSpec | None, Field(description="Overrides spec.training, field by field.")] = None
-    distillation: Annotated[DistillationSpec | None, Field(description="Overrides spec.distillation, field by field.")] = None
-    expansion: Annotated[ExpansionSpec | None, Field(description="Overrides spec.expansion, field by field.")] = None
+    evaluation: Annotated[
+        list[EvaluationSpec] | None,
+        Field(max_length=MAX_EVALUATIONS, description="Replaces spec.evaluation."),
+    ] = None
+    training: Annotated[
+        TrainingSpec | None, Field(description="Overrides spec.training, field by field.")
+    ] = None
+    distillation: Annotated[
+        DistillationSpec | None, Field(description="Overrides spec.distillation, field by field.")
+    ] = None
+    expansion: Annotated[
+        ExpansionSpec | None, Field(description="Overrides spec.expansion, field by field.")
+    ] = None
     job: Annotated[JobSpec | None, Field(description="Overrides spec.job, field by field.")] = None
     retry: Annotated[RetrySpec | None, Field(description="Overrides spec.retry, field by field.")] = None
 
 
 class ModelChainSpec(Block):
     task: Annotated[Literal["clip"] | None, Field(description="The pre-training task. Default: clip.")] = None
-    image: Annotated[ShortText | None, Field(description="The trainer's image. Default: the operator's setting.")] = None
+    image: Annotated[
+        ShortText | None, Field(description="The trainer's image. Default: the operator's setting.")
+    ] = None
     store: Annotated[StoreSpec, Field(description="Where weights, checkpoints and metrics are kept.")]
     data: Annotated[DataSpec | None, Field(description="What the chain is trained on.")] = None
-    evaluation: Annotated[list[EvaluationSpec] | None, Field(max_length=MAX_EVALUATIONS, description="What the models are evaluated on.")] = None
+    evaluation: Annotated[
+        list[EvaluationSpec] | None,
+        Field(max_length=MAX_EVALUATIONS, description="What the models are evaluated on."),
+    ] = None
     training: Annotated[TrainingSpec | None, Field(description="How the models are trained.")] = None
-    distillation: Annotated[DistillationSpec | None, Field(description="How a stage learns from its predecessor.")] = None
-    expansion: Annotated[ExpansionSpec | None, Field(description="How a predecessor's weights become a stage's first weights.")] = None
+    distillation: Annotated[
+        DistillationSpec | None, Field(description="How a stage learns from its predecessor.")
+    ] = None
+    expansion: Annotated[
+        ExpansionSpec | None, Field(description="How a predecessor's weights become a stage's first weights.")
+    ] = None
     baseline: Annotated[BaselineSpec | None, Field(description="What the chain is compared with.")] = None
     job: Annotated[JobSpec | None, Field(description="How a stage runs on the cluster.")] = None
     retry: Annotated[RetrySpec | None, Field(description="What happens when a stage fails.")] = None
-    suspend: Annotated[bool | None, Field(description="Stop the running stage at a checkpoint and start no other. Default: false.")] = None
-    stages: Annotated[list[StageSpec], Field(min_length=1, max_length=MAX_STAGES, description="The models, smallest first.")]
+    suspend: Annotated[
+        bool | None,
+        Field(description="Stop the running stage at a checkpoint and start no other. Default: false."),
+    ] = None
+    stages: Annotated[
+        list[StageSpec], Field(min_length=1, max_length=MAX_STAGES, description="The models, smallest first.")
+    ]
 
 
 class ObjectMeta(BaseModel):
@@ -350,7 +561,9 @@ class ObjectMeta(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True, populate_by_name=True, alias_generator=to_camel)
 
     name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
-    namespace: Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)] = "default"
+    namespace: Annotated[
+        str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)
+    ] = "default"
     uid: str | None = None
     generation: int | None = None
     resource_version: str | None = None

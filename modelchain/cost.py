@@ -1,0 +1,198 @@
+"""What a chain costs, in multiply-accumulates (MACs), without building a model.
+
+The accounting is that of the CoM-PT paper (arXiv 2604.12391), which it reproduces: a training step costs
+three forward passes, learning from a predecessor one forward pass of the predecessor more. The image tower
+runs once a sample, the text tower once a caption. Evaluation, loss and growth are left out: they are far
+below a percent.
+
+What is counted are the products of the forward pass: patches, attention (also the masked half, which is
+computed), projections, MLPs. Norms, activations, softmax and sums are not.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from modelchain.resolved import ResolvedChain, ResolvedDistillation, ResolvedStage
+from modelchain.spec import ModelConfig, ScheduleType
+
+TRAINING_PASSES = 3  # forward; backward by the weights; backward by the activations
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage of a `Plan`. All MACs are of the stage as a whole unless the name says otherwise."""
+
+    name: str
+    model: str
+    predecessor: str | None
+    digest: str
+    folder: str
+    parameters: int
+    macs_per_sample: int  # forward: the image once, the text once a caption
+    epochs: int
+    steps: int
+    samples: int  # samples seen: steps x global batch
+    teacher_samples: int  # of these, with the predecessor's forward pass
+    macs: int
+    alone_macs: int  # the same model trained alone, for the baseline's epochs
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a chain costs, against training its models alone."""
+
+    namespace: str
+    name: str
+    captions: tuple[int, ...]  # captions a sample, of each stage
+    baseline_epochs: int
+    stages: tuple[StagePlan, ...]
+
+    @property
+    def chain_macs(self) -> int:
+        """All stages of the chain."""
+        return sum(stage.macs for stage in self.stages)
+
+    @property
+    def largest(self) -> StagePlan:
+        """The stage with the largest model, by its forward pass; the last of them."""
+        return max(reversed(self.stages), key=lambda stage: stage.macs_per_sample)
+
+    @property
+    def family_macs(self) -> int:
+        """Every model of the family trained alone."""
+        return sum(stage.alone_macs for stage in self.stages)
+
+    @property
+    def cost_ratio(self) -> float:
+        """The whole chain over the largest model alone: 0.28 means that all come for 28 % of the largest."""
+        return self.chain_macs / self.largest.alone_macs
+
+    @property
+    def speedup(self) -> float:
+        """The family, each model alone, over the chain."""
+        return self.family_macs / self.chain_macs
+
+
+def plan(chain: ResolvedChain) -> Plan:
+    """The plan of a resolved chain."""
+    return Plan(
+        namespace=chain.chain.namespace,
+        name=chain.chain.name,
+        captions=tuple(len(stage.data.caption_keys) for stage in chain.stages),
+        baseline_epochs=chain.baseline_epochs,
+        stages=tuple(_plan_stage(stage, chain.baseline_epochs) for stage in chain.stages),
+    )
+
+
+def parameters(model: ModelConfig) -> int:
+    """Trainable parameters, embeddings and the logit scale included."""
+    vision, text = model.vision, model.text
+    image_tower = (
+        vision.width  # class embedding
+        + _tokens(model) * vision.width  # positions
+        + 3 * vision.patch_size**2 * vision.width  # patches, without bias
+        + 2 * 2 * vision.width  # ln_pre, ln_post
+        + vision.layers * _block_parameters(vision.width, vision.mlp_ratio)
+        + vision.width * model.embed_dim
+    )
+    text_tower = (
+        (text.vocab_size + text.context_length) * text.width
+        + text.layers * _block_parameters(text.width, text.mlp_ratio)
+        + 2 * text.width  # ln_final
+        + text.width * model.embed_dim
+    )
+    return image_tower + text_tower + 1
+
+
+def vision_macs(model: ModelConfig) -> int:
+    """MACs of the image tower's forward pass over one image."""
+    vision, tokens = model.vision, _tokens(model)
+    patches = (tokens - 1) * 3 * vision.patch_size**2 * vision.width
+    blocks = vision.layers * _block_macs(tokens, vision.width, vision.mlp_ratio)
+    return patches + blocks + vision.width * model.embed_dim
+
+
+def text_macs(model: ModelConfig) -> int:
+    """MACs of the text tower's forward pass over one caption; the whole context is computed, however short it
+    is.
+    """
+    text = model.text
+    blocks = text.layers * _block_macs(text.context_length, text.width, text.mlp_ratio)
+    return blocks + text.width * model.embed_dim
+
+
+def forward_macs(model: ModelConfig, captions: int) -> int:
+    """MACs of a forward pass over one sample with so many captions."""
+    return vision_macs(model) + captions * text_macs(model)
+
+
+def stage_macs(stage: ResolvedStage, *, until_step: int | None = None) -> int:
+    """MACs of training a stage, or of its first `until_step` steps."""
+    steps = stage.training.steps if until_step is None else min(until_step, stage.training.steps)
+    captions = len(stage.data.caption_keys)
+    macs = TRAINING_PASSES * steps * forward_macs(stage.model_config_, captions)
+    if stage.predecessor is not None:
+        taught = teacher_steps(stage.distillation, stage.training.steps, until_step=steps)
+        macs += taught * forward_macs(stage.predecessor.model_config_, captions)
+    return macs * stage.training.global_batch_size
+
+
+def teacher_steps(distillation: ResolvedDistillation, steps: int, *, until_step: int | None = None) -> int:
+    """How many of the first `until_step` steps of `steps` run the predecessor: those with a weight above 0.
+
+    The weight of a linear schedule is `weight` at step 0 and `endWeight` from step until * steps on.
+    """
+    last = steps if until_step is None else min(until_step, steps)
+    schedule = distillation.schedule
+    if schedule.type is ScheduleType.CONSTANT:
+        return last if distillation.weight > 0 else 0
+    if schedule.end_weight:
+        return last if distillation.weight > 0 else max(0, last - 1)  # a line that rises from 0
+    if distillation.weight == 0:
+        return 0
+    end = steps * (1.0 if schedule.until is None else schedule.until)
+    taught = math.ceil(end)
+    if (taught - 1) / end >= 1:  # `end` lies above a whole number by a rounding error only
+        taught -= 1
+    return min(last, taught)
+
+
+def _plan_stage(stage: ResolvedStage, baseline_epochs: int) -> StagePlan:
+    training = stage.training
+    per_sample = forward_macs(stage.model_config_, len(stage.data.caption_keys))
+    batch = training.global_batch_size
+    taught = 0 if stage.predecessor is None else teacher_steps(stage.distillation, training.steps)
+    return StagePlan(
+        name=stage.name,
+        model=stage.model,
+        predecessor=stage.predecessor and stage.predecessor.name,
+        digest=stage.digest,
+        folder=stage.folder,
+        parameters=parameters(stage.model_config_),
+        macs_per_sample=per_sample,
+        epochs=training.epochs,
+        steps=training.steps,
+        samples=training.steps * batch,
+        teacher_samples=taught * batch,
+        macs=stage_macs(stage),
+        alone_macs=TRAINING_PASSES * per_sample * baseline_epochs * training.steps_per_epoch * batch,
+    )
+
+
+def _tokens(model: ModelConfig) -> int:
+    """Tokens of the image tower: the patches and the class token."""
+    return (model.vision.image_size // model.vision.patch_size) ** 2 + 1
+
+
+def _block_macs(tokens: int, width: int, mlp_ratio: float) -> int:
+    attention = 4 * tokens * width**2 + 2 * tokens**2 * width  # q, k, v, out; scores and their use
+    return attention + 2 * tokens * width * int(width * mlp_ratio)
+
+
+def _block_parameters(width: int, mlp_ratio: float) -> int:
+    hidden = int(width * mlp_ratio)
+    attention = 4 * (width**2 + width)
+    mlp = 2 * width * hidden + hidden + width
+    return attention + mlp + 2 * 2 * width
