@@ -1,0 +1,12 @@
+"""The model: a CLIP of two transformers with open_clip's parameter names, how it starts, and its files.
+
+Weights travel both ways between here and open_clip, yet nothing here imports it: open_clip pulls in
+torchvision and torch._dynamo, seconds in each rank at each restart. Tests hold the two equal. May import
+modelchain and torch.
+"""
+
+from modelchain_trainer.model.build import build_model, model_from
+from modelchain_trainer.model.clip import Clip, crop_tokens
+from modelchain_trainer.model.weights import load_weights, save_weights
+
+__all__ = ["Clip", "build_model", "crop_tokens", "load_weights", "model_from", "save_weights"]

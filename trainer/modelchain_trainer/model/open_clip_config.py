@@ -1,0 +1,185 @@
+"""open_clip_config.json: a model configuration and its preprocessing, as open_clip writes and reads them.
+
+open_clip's dictionaries have many keys. Those that describe a CLIP of two plain transformers are read; a key
+that would change the function (a ResNet, a Hugging Face text tower, layer scale, another tokenizer ...) is
+refused by its name, unless it holds the value that means "off".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pydantic import ValidationError
+
+from modelchain.errors import UserDataError
+from modelchain.spec import ModelConfig
+
+# The image statistics of OpenAI's CLIP, which the data pipeline applies.
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STANDARD_DEVIATION = (0.26862954, 0.26130258, 0.27577711)
+
+_MODEL_KEYS = {"embed_dim": "embed_dim", "quick_gelu": "quick_gelu"}
+_VISION_KEYS = ("image_size", "patch_size", "width", "layers", "head_width", "mlp_ratio")
+_TEXT_KEYS = ("context_length", "vocab_size", "width", "layers", "heads", "mlp_ratio")
+
+# open_clip's own defaults where they are not ours (ours are not assumed to follow its).
+_VISION_DEFAULTS = {"layers": 12, "width": 768}
+_TEXT_DEFAULTS = {"layers": 12, "width": 512, "heads": 8}
+
+# Keys that change nothing at any value (initialisation, what a forward pass returns), and those that change
+# nothing at these values. Anything else is refused.
+_HARMLESS = frozenset(
+    {"init_logit_scale", "nonscalar_logit_scale", "output_dict", "output_tokens", "cast_dtype"}
+)
+_MODEL_OFF: Mapping[str, object] = {"custom_text": False, "init_logit_bias": None, "multimodal_cfg": None}
+_BLOCK_OFF: Mapping[str, object] = {
+    "ls_init_value": None,
+    "act_kwargs": None,
+    "norm_kwargs": None,
+    "block_type": "default",
+    "qk_norm": False,
+    "scaled_cosine_attn": False,
+    "scale_heads": False,
+    "scale_attn_inner": False,
+    "scale_attn": False,
+    "scale_fc": False,
+    "final_ln_after_pool": False,
+}
+_VISION_OFF: Mapping[str, object] = {
+    **_BLOCK_OFF,
+    "patch_dropout": 0.0,
+    "attentional_pool": False,
+    "no_ln_pre": False,
+    "pos_embed_type": "learnable",
+    "pool_type": "tok",
+    "timm_model_name": None,
+}
+_TEXT_OFF: Mapping[str, object] = {
+    **_BLOCK_OFF,
+    "hf_model_name": None,
+    "hf_tokenizer_name": None,
+    "tokenizer_mode": None,
+    "tokenizer_kwargs": None,
+    "embed_cls": False,
+    "no_causal_mask": False,
+    "pool_type": "argmax",
+    "proj_bias": False,
+    "proj_type": "linear",
+}
+# Settings of parts that the keys above switch off: without effect as long as those are off.
+_UNUSED = frozenset(
+    {
+        "attn_pooler_queries",
+        "attn_pooler_heads",
+        "timm_model_pretrained",
+        "timm_pool",
+        "timm_proj",
+        "timm_proj_bias",
+        "timm_drop",
+        "timm_drop_path",
+        "pad_id",
+        "eos_id",
+        "hf_model_pretrained",
+        "hf_proj_type",
+        "hf_pooler_type",
+    }
+)
+
+
+def to_open_clip(config: ModelConfig) -> dict[str, object]:
+    """The content of open_clip_config.json for a model of ours."""
+    return {
+        "model_cfg": {
+            "embed_dim": config.embed_dim,
+            "quick_gelu": config.quick_gelu,
+            "vision_cfg": {key: getattr(config.vision, key) for key in _VISION_KEYS},
+            "text_cfg": {key: getattr(config.text, key) for key in _TEXT_KEYS},
+        },
+        "preprocess_cfg": {
+            "mean": list(MEAN),
+            "std": list(STANDARD_DEVIATION),
+            "interpolation": "bicubic",
+            "resize_mode": "shortest",
+        },
+    }
+
+
+def from_open_clip(content: object, where: str) -> ModelConfig:
+    """The model of an open_clip_config.json, or of one of open_clip's model_configs/*.json.
+
+    `where` names the file in messages. Raises UserDataError if this is no plain ViT and text CLIP, or if its
+    images are normalised by other statistics than OpenAI's.
+    """
+    whole = _mapping(content, where)
+    if "model_cfg" in whole:
+        _check_preprocessing(_mapping(whole.get("preprocess_cfg") or {}, f"{where}: preprocess_cfg"), where)
+        model = _mapping(whole["model_cfg"], f"{where}: model_cfg")
+    else:
+        model = whole
+    for part in ("vision_cfg", "text_cfg"):
+        if part not in model:
+            raise UserDataError(f"{where}: {part} is missing; this is no configuration of open_clip's")
+    vision = _mapping(model["vision_cfg"], f"{where}: vision_cfg")
+    text = _mapping(model["text_cfg"], f"{where}: text_cfg")
+    refused = [
+        *_refused("", model, {*_MODEL_KEYS, "vision_cfg", "text_cfg"}, _MODEL_OFF),
+        *_refused("vision_cfg.", vision, set(_VISION_KEYS), _VISION_OFF),
+        *_refused("text_cfg.", text, set(_TEXT_KEYS), _TEXT_OFF),
+    ]
+    if isinstance(vision.get("layers"), list):
+        refused.append("vision_cfg.layers (a ResNet)")
+    if refused:
+        raise UserDataError(
+            f"{where}: only CLIP models of a plain vision and a plain text transformer can be used; "
+            f"not supported: {', '.join(refused)}"
+        )
+    document = {key: model[key] for key in _MODEL_KEYS if key in model}
+    document["vision"] = _VISION_DEFAULTS | {key: _side(vision[key]) for key in _VISION_KEYS if key in vision}
+    document["text"] = _TEXT_DEFAULTS | {key: text[key] for key in _TEXT_KEYS if key in text}
+    try:
+        return ModelConfig.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise UserDataError(f"{where}: {field}: {first['msg']}") from None
+
+
+def _refused(
+    prefix: str, given: Mapping[str, object], read: set[str], off: Mapping[str, object]
+) -> list[str]:
+    """The keys that would change the function, as "prefix.key=value"."""
+    return [
+        f"{prefix}{key}={_short(value)}"
+        for key, value in given.items()
+        if key not in read | _HARMLESS | _UNUSED and not (key in off and (value is None or value == off[key]))
+    ]
+
+
+def _short(value: object) -> str:
+    if isinstance(value, Mapping):
+        return "{...}"
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _side(value: object) -> object:
+    """[224, 224] -> 224: open_clip allows both."""
+    if isinstance(value, list) and len(value) == 2 and value[0] == value[1]:
+        return value[0]
+    return value
+
+
+def _check_preprocessing(given: Mapping[str, object], where: str) -> None:
+    for key, ours in (("mean", MEAN), ("std", STANDARD_DEVIATION)):
+        value = given.get(key)
+        if value is not None and (not isinstance(value, list) or tuple(value) != ours):
+            raise UserDataError(
+                f"{where}: preprocess_cfg.{key} is {_short(value)}; only models trained on images normalised "
+                f"as OpenAI's CLIP ({list(ours)}) can be used"
+            )
+
+
+def _mapping(value: object, where: str) -> Mapping[str, object]:
+    if not isinstance(value, Mapping):
+        raise UserDataError(f"{where}: expected a JSON object")
+    return value

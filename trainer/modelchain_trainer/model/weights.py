@@ -1,0 +1,145 @@
+"""Weights on disk: a folder that stock open_clip loads as `local-dir:FOLDER`.
+
+    open_clip_model.safetensors   the state dict
+    open_clip_config.json         model_cfg and preprocess_cfg
+
+Nothing is pickled. Whatever is wrong with a folder ends in one line that names the file.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from modelchain.artifacts import OPEN_CLIP_CONFIG, WEIGHTS
+from modelchain.errors import (
+    CannotWriteError,
+    ConfigurationError,
+    DiskFullError,
+    MissingInputError,
+    UserDataError,
+)
+from modelchain.spec import ModelConfig
+from modelchain_trainer.model.build import parameter_shapes
+from modelchain_trainer.model.open_clip_config import from_open_clip, to_open_clip
+
+_HASH_CHUNK = 1 << 20
+
+
+def save_weights(model: nn.Module, config: ModelConfig, folder: Path) -> None:
+    """Write the model's weights and configuration into `folder`, which is created if need be.
+
+    Each file appears whole or not at all. Raises DiskFullError or CannotWriteError.
+    """
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    text = json.dumps(to_open_clip(config), indent=2) + "\n"
+    _write(folder / WEIGHTS, lambda path: save_file(state, path, metadata={"format": "pt"}))
+    _write(folder / OPEN_CLIP_CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def load_weights(folder: Path, *, sha256: str | None = None) -> tuple[dict[str, Tensor], ModelConfig]:
+    """The state dict in fp32 on the CPU, and the configuration, of a folder written here or by open_clip.
+
+    `sha256` is that of open_clip_model.safetensors, in hex. Raises MissingInputError if a file is not there,
+    and UserDataError if the hash differs, the file is damaged, a tensor is missing, too many, of another
+    shape or not finite, or the model is not one that ModelChain can train.
+    """
+    config = _load_config(folder / OPEN_CLIP_CONFIG)
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise MissingInputError(f"{path}: there is no such file")
+    if sha256 is not None:
+        _check_hash(path, sha256)
+    try:
+        state = load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserDataError(
+            f"{path}: damaged or no safetensors file ({_one_line(error)}); fetch it again"
+        ) from None
+    try:
+        expected = parameter_shapes(config)
+    except ConfigurationError as error:
+        raise UserDataError(f"{folder / OPEN_CLIP_CONFIG}: {error}") from None
+    return _checked(state, expected, path), config
+
+
+def _load_config(path: Path) -> ModelConfig:
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise MissingInputError(f"{path}: there is no such file") from None
+    except (OSError, ValueError) as error:
+        raise UserDataError(f"{path}: not readable as JSON ({_one_line(error)})") from None
+    return from_open_clip(content, str(path))
+
+
+def _checked(state: dict[str, Tensor], expected: Mapping[str, torch.Size], path: Path) -> dict[str, Tensor]:
+    """The tensors in the model's order and in fp32, if they are what the configuration says."""
+    missing, unknown = expected.keys() - state.keys(), state.keys() - expected.keys()
+    if missing:
+        raise UserDataError(f"{path}: {_some(missing)} missing; the file does not fit its {OPEN_CLIP_CONFIG}")
+    if unknown:
+        raise UserDataError(
+            f"{path}: {_some(unknown)} not part of a CLIP model as {OPEN_CLIP_CONFIG} describes it"
+        )
+    checked = {}
+    for name, shape in expected.items():
+        tensor = state[name]
+        if name == "logit_scale" and tensor.numel() == 1:
+            tensor = tensor.reshape(())  # open_clip's nonscalar_logit_scale
+        if tensor.shape != shape:
+            raise UserDataError(
+                f"{path}: {name} has shape {list(tensor.shape)}, but its {OPEN_CLIP_CONFIG} "
+                f"asks for {list(shape)}"
+            )
+        if not tensor.is_floating_point():
+            raise UserDataError(f"{path}: {name} holds {tensor.dtype}, not floating-point numbers")
+        tensor = tensor.to(torch.float32)
+        if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
+            raise UserDataError(f"{path}: {name} holds numbers that are not finite")
+        checked[name] = tensor
+    return checked
+
+
+def _check_hash(path: Path, expected: str) -> None:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_HASH_CHUNK):
+            digest.update(chunk)
+    if digest.hexdigest() != expected.lower():
+        raise UserDataError(
+            f"{path}: its sha256 is {digest.hexdigest()}, not {expected}; the file was changed or damaged"
+        )
+
+
+def _write(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file beside `path` and move it there."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        if getattr(error, "errno", None) == errno.ENOSPC or f"os error {errno.ENOSPC}" in str(error):
+            raise DiskFullError(f"{path}: no space left on the disk") from None
+        raise CannotWriteError(f"{path}: cannot be written ({_one_line(error)})") from None
+
+
+def _some(names: set[str]) -> str:
+    shown = sorted(names)[:3]
+    more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
+    return f"{', '.join(shown)}{more} {'is' if len(names) == 1 else 'are'}"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
