@@ -1,0 +1,169 @@
+"""The conditions of a chain, each with a reason and a message that a person can act on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from modelchain.reconcile.completion import is_missing
+from modelchain.reconcile.look import Look
+from modelchain.reconcile.observation import StoreTrouble
+from modelchain.reconcile.stall import STALLED
+from modelchain.status import (
+    ChainPhase,
+    ChainStatus,
+    Condition,
+    ConditionType,
+    StagePhase,
+    cut,
+    rfc3339,
+)
+
+# Nothing moves until somebody or something else does.
+_BLOCKED = frozenset(
+    {
+        "BackendUnavailable",
+        "LeaseHeld",
+        "NodeUnreachable",
+        "NotObserved",
+        "Queued",
+        *(trouble.value for trouble in StoreTrouble),
+    }
+)
+
+
+def conditions(
+    previous: Sequence[Condition],
+    looks: Sequence[Look],
+    phase: ChainPhase,
+    *,
+    generation: int | None,
+    now: float,
+) -> tuple[Condition, ...]:
+    """All conditions of a chain that was accepted. Those whose status did not change keep their time."""
+    said = (
+        (ConditionType.ACCEPTED, True, "Valid", ""),
+        (ConditionType.PROGRESSING, *_progressing(looks, phase)),
+        (ConditionType.COMPLETE, *_complete(looks, phase)),
+        (ConditionType.FAILED, *_failed(looks, phase)),
+        (ConditionType.STALLED, *_stalled(looks)),
+        (ConditionType.ARTIFACTS_MISSING, *_artifacts_missing(looks)),
+    )
+    return tuple(_said(previous, *entry, generation=generation, now=now) for entry in said)
+
+
+def refused(
+    previous: ChainStatus | None, problems: Sequence[str], *, generation: int | None, now: float
+) -> ChainStatus:
+    """The status of a chain that can't be resolved: condition Accepted is False and names every problem.
+
+    What runs goes on running: a bad edit must not cost the work of a good one.
+    """
+    status = previous or ChainStatus()
+    text = "; ".join(problems)
+    kept = [condition for condition in status.conditions if condition.type is not ConditionType.ACCEPTED]
+    said = _said(
+        status.conditions, ConditionType.ACCEPTED, False, "Invalid", text, generation=generation, now=now
+    )
+    return status.model_copy(update={"message": cut(f"refused: {text}"), "conditions": (said, *kept)})
+
+
+def _said(
+    previous: Sequence[Condition],
+    kind: ConditionType,
+    holds: bool,
+    reason: str,
+    message: str,
+    *,
+    generation: int | None,
+    now: float,
+) -> Condition:
+    status = "True" if holds else "False"
+    before = next((condition for condition in previous if condition.type == kind), None)
+    same = before is not None and before.status == status
+    return Condition(
+        type=kind,
+        status=status,
+        reason=reason,
+        message=cut(message),
+        last_transition_time=before.last_transition_time if before is not None and same else rfc3339(now),
+        observed_generation=generation,
+    )
+
+
+def _progressing(looks: Sequence[Look], phase: ChainPhase) -> tuple[bool, str, str]:
+    missing = _artifacts_missing(looks)
+    if phase is ChainPhase.COMPLETE:
+        return False, "Complete", ""
+    if phase is ChainPhase.FAILED:
+        return False, "Failed", ""
+    if phase is ChainPhase.SUSPENDED:
+        return False, "Suspended", "spec.suspend is set"
+    running = [
+        look.stage.name
+        for look in looks
+        if look.status.phase is StagePhase.RUNNING and look.status.reason not in _BLOCKED
+    ]
+    if running:
+        troubled = next(
+            (look for look in looks if look.status.name in running and not look.readable and look.facts), None
+        )
+        note = f"; {troubled.facts.message}" if troubled is not None and troubled.facts is not None else ""
+        return True, "Running", f"training {', '.join(running)}{note}"
+    if missing[0]:
+        return False, missing[1], missing[2]
+    waiting = [
+        look.status
+        for look in looks
+        if not look.status.finished and look.status.reason != "PredecessorIncomplete"
+    ]
+    first = next((status for status in waiting if status.reason not in _BLOCKED), None)
+    if first is not None:
+        return True, first.reason or first.phase.value, f"stage {first.name}: {first.message}"
+    blocked = waiting[0] if waiting else None
+    if blocked is None:
+        return False, "Unknown", ""
+    return False, blocked.reason, f"stage {blocked.name}: {blocked.message}"
+
+
+def _complete(looks: Sequence[Look], phase: ChainPhase) -> tuple[bool, str, str]:
+    done = sum(look.status.finished for look in looks)
+    if phase is ChainPhase.COMPLETE:
+        return True, "AllStagesComplete", f"all {done} stages are complete"
+    return False, "StagesIncomplete", f"{done} of {len(looks)} stages are complete"
+
+
+def _failed(looks: Sequence[Look], phase: ChainPhase) -> tuple[bool, str, str]:
+    if phase is not ChainPhase.FAILED:
+        return False, "NotFailed", ""
+    failed = next(look.status for look in looks if look.status.phase is StagePhase.FAILED)
+    return True, failed.reason, f"stage {failed.name}: {failed.message}"
+
+
+def _stalled(looks: Sequence[Look]) -> tuple[bool, str, str]:
+    for look in looks:
+        status = look.status
+        ended = status.last_ended
+        if status.finished or ended is None or ended.reason != STALLED:
+            continue
+        if status.attempt > ended.attempt and status.activity is not None:
+            continue  # the next attempt has given a sign of life
+        return True, "NoProgress", f"stage {status.name}, attempt {ended.attempt}: {ended.message}"
+    return False, "NotStalled", ""
+
+
+def _artifacts_missing(looks: Sequence[Look]) -> tuple[bool, str, str]:
+    missing = [look for look in looks if is_missing(look)]
+    if not missing:
+        return False, "ArtifactsPresent", ""
+    damaged = next(
+        (look.facts.message for look in missing if look.facts is not None and look.facts.message), ""
+    )
+    folders = ", ".join(
+        f"{look.stage.name} ({look.stage.store.uri.rstrip('/')}/{look.stage.folder})" for look in missing
+    )
+    text = f"complete once, now gone or damaged: {folders}{': ' + damaged if damaged else ''}"
+    return (
+        True,
+        "ArtifactsMissing",
+        f"{text}. Nothing is trained again unless asked for: restore them, or ask to retrain",
+    )

@@ -1,0 +1,115 @@
+"""`decide`: from what was seen of a chain to what is done about it. Pure and level-based.
+
+Whatever was missed, repeated or seen out of order: the next look gives the right answer. It never has two
+live jobs of one stage, never trains again what is complete, and always comes to an end.
+
+The caller's part: write `Decision.status` first (with the resource version it was read at), then carry out
+the actions, each after another live look that still asks for it; then look again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from modelchain.reconcile import completion, progress, retry, stall, summary, supersede, suspend
+from modelchain.reconcile.actions import Action, Decision, StopJob
+from modelchain.reconcile.conditions import conditions
+from modelchain.reconcile.look import Look
+from modelchain.reconcile.observation import JobPhase, Observation
+from modelchain.reconcile.start import start_stages
+from modelchain.reconcile.stop import jobs_to_stop
+from modelchain.resolved import ResolvedChain, ResolvedStage
+from modelchain.status import ChainStatus, StageStatus
+
+# What has happened to a stage: each policy brings its status further. The order is part of the meaning.
+POLICIES: tuple[Callable[[Look], StageStatus], ...] = (
+    supersede.carry_over,
+    retry.ask_again,
+    completion.recognise,  # before anything that could take a finished stage for a failed one
+    progress.show_progress,
+    retry.settle,
+    suspend.end_suspended,
+    stall.end_stalled,
+    stall.end_overdue,
+    summary.show_job,
+)
+
+
+def decide(chain: ResolvedChain, observed: Observation, now: float) -> Decision:
+    """What to write and what to do, given everything seen. `now` is in seconds since the epoch."""
+    previous = observed.status or ChainStatus()
+    looks = {stage.name: _settled(_first_look(chain, stage, observed, now)) for stage in chain.stages}
+    starts = start_stages(looks, observed)
+    looks = {name: look.with_status(starts.statuses.get(name, look.status)) for name, look in looks.items()}
+    in_order = tuple(looks[stage.name] for stage in chain.stages)
+    stops = [stop for look in in_order for stop in jobs_to_stop(look)] + _jobs_of_removed_stages(
+        chain, observed
+    )
+    phase = summary.chain_phase(in_order, suspended=chain.suspend)
+    headline = summary.headline(in_order, observed)
+    status = previous.model_copy(
+        update={
+            "phase": phase,
+            "message": summary.chain_message(in_order, phase),
+            "observed_generation": observed.generation,
+            "stage": headline.stage,
+            "progress": headline.progress,
+            "eta": headline.eta,
+            "top1": headline.top1,
+            "speedup": observed.speedup if observed.speedup is not None else previous.speedup,
+            "stages": tuple(look.status for look in in_order),
+            "conditions": conditions(
+                previous.conditions, in_order, phase, generation=observed.generation, now=now
+            ),
+        }
+    )
+    actions: tuple[Action, ...] = (*stops, *starts.actions)
+    return Decision(status=status, actions=actions, wake_at=_wake_at(in_order))
+
+
+def _first_look(chain: ResolvedChain, stage: ResolvedStage, observed: Observation, now: float) -> Look:
+    known = observed.status.find_stage(stage.name) if observed.status is not None else None
+    return Look(
+        stage=stage,
+        status=known or StageStatus(name=stage.name, digest=stage.digest),
+        jobs=observed.jobs_of(stage.name),
+        facts=observed.store.get(stage.name),
+        observed=observed,
+        suspended=chain.suspend,
+        now=now,
+    )
+
+
+def _settled(look: Look) -> Look:
+    for policy in POLICIES:
+        look = look.with_status(policy(look))
+    return look
+
+
+def _jobs_of_removed_stages(chain: ResolvedChain, observed: Observation) -> list[StopJob]:
+    names = {stage.name for stage in chain.stages}
+    return [
+        StopJob(job, supersede.SUPERSEDED)
+        for job in observed.jobs
+        if job.stage not in names and job.live and job.phase is not JobPhase.TERMINATING
+    ]
+
+
+def _wake_at(looks: tuple[Look, ...]) -> float | None:
+    """The next time at which something is due by the clock alone."""
+    due: list[float] = []
+    for look in looks:
+        if completion.job_lingers(look):
+            due.append(completion.linger_deadline(look))
+        due.extend(
+            time
+            for time in (
+                retry.retry_due(look.status),
+                retry.commit_deadline(look),
+                stall.stall_deadline(look),
+                stall.time_limit(look),
+            )
+            if time is not None
+        )
+    later = [time for time in due if time > looks[0].now]
+    return min(later, default=None)

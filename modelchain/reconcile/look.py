@@ -1,0 +1,49 @@
+"""One stage as the policies see it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from modelchain.reconcile.observation import Job, Observation, StageFacts
+from modelchain.resolved import ResolvedStage
+from modelchain.status import StageStatus
+
+
+@dataclass(frozen=True)
+class Look:
+    """A stage, what was seen of it, and its status as far as the policies before this one have brought it."""
+
+    stage: ResolvedStage
+    status: StageStatus
+    jobs: tuple[Job, ...]  # of this stage, oldest attempt first
+    facts: StageFacts | None  # None: the store was not looked at
+    observed: Observation
+    suspended: bool
+    now: float  # seconds since the epoch
+
+    def with_status(self, status: StageStatus) -> Look:
+        """The same look with a newer status."""
+        return self if status is self.status else replace(self, status=status)
+
+    @property
+    def readable(self) -> bool:
+        """Whether the store answered for this stage."""
+        return self.facts is not None and self.facts.trouble is None
+
+    @property
+    def current_job(self) -> Job | None:
+        """The job of the attempt whose end is still open."""
+        status = self.status
+        if status.attempt <= status.settled:
+            return None
+        return next(
+            (job for job in self.jobs if job.attempt == status.attempt and job.digest == status.digest), None
+        )
+
+    @property
+    def asked_again(self) -> bool:
+        """Whether the spec was edited (or `modelchain run` was called) after the status was written."""
+        generation, status = self.observed.generation, self.observed.status
+        if generation is None or status is None:
+            return False
+        return status.observed_generation is None or generation > status.observed_generation

@@ -1,0 +1,105 @@
+"""What was seen of a chain: its last status, its jobs, and what lies in the store. Values only.
+
+An observation may be old, incomplete or repeated. What was not looked at is missing from it, which is not
+the same as having been looked for and not found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from modelchain.artifacts import Failure, Manifest, Progress
+from modelchain.status import ChainStatus
+
+
+class JobPhase(StrEnum):
+    PENDING = "Pending"  # made; not every process has started
+    QUEUED = "Queued"  # a queue holds it
+    RUNNING = "Running"
+    SUCCEEDED = "Succeeded"  # ended with exit code 0, and nothing of it lives
+    FAILED = "Failed"  # ended otherwise, and nothing of it lives
+    TERMINATING = "Terminating"  # being ended or deleted, but something of it may live
+
+
+@dataclass(frozen=True)
+class Job:
+    """One attempt of one stage: a PyTorchJob with its pods, or a local process with its ranks.
+
+    It is observed for as long as its object or any of its pods or processes exists. `Succeeded` and
+    `Failed` are only said when none of its processes lives any more.
+    """
+
+    stage: str
+    attempt: int
+    digest: str  # of the stage as it was when the job was made
+    name: str  # for people, and for acting on it
+    phase: JobPhase
+    exit_code: int | None = None  # the root cause's, where known
+    reason: str = ""  # CamelCase, from the trainer or the backend
+    message: str = ""
+    disrupted: bool = False  # evicted, preempted, its node or a pod lost: not the stage's fault
+    blocked_by_node: str | None = None  # an unreachable node that still holds a pod of it
+    started_at: float | None = None  # all its processes run since, by the observer's clock
+    ended_at: float | None = None  # it was seen ended at, by the observer's clock
+    progress_changed_at: float | None = (
+        None  # progress.json was last seen changed at, by the observer's clock
+    )
+
+    @property
+    def live(self) -> bool:
+        """Whether a process of it may live."""
+        return self.phase not in (JobPhase.SUCCEEDED, JobPhase.FAILED)
+
+
+class StoreTrouble(StrEnum):
+    UNAVAILABLE = "StoreUnavailable"  # time may mend it
+    FORBIDDEN = "StoreForbidden"  # somebody must mend the rights; nothing is known about what exists
+    DAMAGED = "ArtifactDamaged"  # something lies there that can't be what it says it is
+
+
+@dataclass(frozen=True)
+class LeaseView:
+    """The lease of a stage, judged by the observer's own clock."""
+
+    holder: str
+    chain: str  # namespace/name of the chain that holds it
+    fresh: bool  # renewed lately, and not released, and its process is not known to be dead
+    own: bool = False  # held by an attempt of this very chain (its UID), dead or alive
+
+
+@dataclass(frozen=True)
+class StageFacts:
+    """What the store says about a stage. With `trouble`, the rest says nothing."""
+
+    manifest: Manifest | None = None  # verified; None: looked for and not there
+    trouble: StoreTrouble | None = None
+    message: str = ""  # of the trouble; names the object
+    lease: LeaseView | None = None
+    progress: Progress | None = None  # of `progress_attempt`
+    progress_attempt: int | None = None
+    failure: Failure | None = None  # failure.json of `failure_attempt`
+    failure_attempt: int | None = None
+
+
+@dataclass(frozen=True)
+class Observation:
+    status: ChainStatus | None = None  # the last one written; None: never, or lost
+    generation: int | None = None  # of the spec; a higher one than the status's asks a failed chain again
+    jobs: tuple[Job, ...] = ()  # every job of this chain, of whatever stage, attempt and digest
+    store: Mapping[str, StageFacts] = field(
+        default_factory=dict
+    )  # by stage; a stage not looked at is missing
+    store_readable_since: float = 0.0  # the store has answered without a gap since, by the observer's clock
+    backend_trouble: str = (
+        ""  # why no job can be made now (an API that is not installed, a quota), and what to do
+    )
+    max_parallel_jobs: int | None = None  # of this chain; None: as many as it has branches
+    retrain_missing: bool = False  # asked for: train again what was complete and has vanished
+    macs: Mapping[str, float] = field(default_factory=dict)  # cost of each stage, for estimates
+    speedup: float | None = None  # of the family, from modelchain.cost
+
+    def jobs_of(self, stage: str) -> tuple[Job, ...]:
+        """The jobs of a stage, oldest attempt first."""
+        return tuple(sorted((job for job in self.jobs if job.stage == stage), key=lambda job: job.attempt))

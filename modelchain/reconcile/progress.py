@@ -1,0 +1,28 @@
+"""What the running attempt says of itself, for the status."""
+
+from __future__ import annotations
+
+from modelchain.reconcile.look import Look
+from modelchain.status import StageStatus, bounded, cut
+
+
+def show_progress(look: Look) -> StageStatus:
+    """The status with the figures of progress.json, if they are those of the attempt that runs."""
+    status, facts = look.status, look.facts
+    if status.finished or look.current_job is None or facts is None or facts.trouble is not None:
+        return status
+    progress = facts.progress
+    if progress is None or facts.progress_attempt != status.attempt:
+        return status
+    return status.model_copy(
+        update={
+            "activity": cut(progress.phase, 32),
+            "step": progress.step,
+            "steps": progress.steps,
+            "samples_per_second": progress.samples_per_second,
+            "eta_seconds": None if progress.eta_seconds is None else max(0, round(progress.eta_seconds)),
+            "checkpoint_step": progress.checkpoint_step,
+            "loss": bounded(progress.loss),
+            "metrics": bounded(progress.metrics) or status.metrics,
+        }
+    )

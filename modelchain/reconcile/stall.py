@@ -1,0 +1,59 @@
+"""A job without a sign of life, or over its time, is ended and counts as failed."""
+
+from __future__ import annotations
+
+from modelchain.reconcile.look import Look
+from modelchain.reconcile.observation import Job, JobPhase
+from modelchain.reconcile.retry import end_attempt
+from modelchain.status import StageStatus
+
+STALLED = "Stalled"
+
+
+def end_stalled(look: Look) -> StageStatus:
+    """End the attempt if nothing of progress.json has changed for `retry.stallSeconds`, by the observer's
+    clock.
+    """
+    deadline = stall_deadline(look)
+    if deadline is None or look.now < deadline:
+        return look.status
+    seconds = look.stage.retry.stall_seconds
+    text = f"no progress for {seconds} s (retry.stallSeconds): ended, to go on from the latest checkpoint"
+    return end_attempt(look, STALLED, text, counted=True)
+
+
+def end_overdue(look: Look) -> StageStatus:
+    """End the attempt if its job has run longer than `job.timeoutSeconds`."""
+    deadline = time_limit(look)
+    if deadline is None or look.now < deadline:
+        return look.status
+    text = f"the job ran longer than {look.stage.job.timeout_seconds} s (job.timeoutSeconds)"
+    return end_attempt(look, "TimedOut", text, counted=True)
+
+
+def stall_deadline(look: Look) -> float | None:
+    """When the running job is taken for hung, if no progress is seen before.
+
+    While the store can't be read nobody sees progress, and the trainer may be waiting for the store too:
+    that time does not count.
+    """
+    job = _running(look)
+    if job is None or job.started_at is None or not look.readable:
+        return None
+    since = max(job.started_at, job.progress_changed_at or 0.0, look.observed.store_readable_since)
+    return since + look.stage.retry.stall_seconds
+
+
+def time_limit(look: Look) -> float | None:
+    """When the running job is over its time; None without a limit."""
+    job, limit = _running(look), look.stage.job.timeout_seconds
+    if job is None or job.started_at is None or not limit:
+        return None
+    return job.started_at + limit
+
+
+def _running(look: Look) -> Job | None:
+    if look.status.finished:
+        return None
+    job = look.current_job
+    return job if job is not None and job.phase is JobPhase.RUNNING else None

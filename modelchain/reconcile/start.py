@@ -1,0 +1,212 @@
+"""Which stages start their next attempt now, and why the others do not.
+
+The reasons stand in one list, in the order in which a person would want to hear them. A stage starts when
+none holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from modelchain.reconcile.actions import Action, RemoveJob, StartJob
+from modelchain.reconcile.completion import is_missing, job_lingers
+from modelchain.reconcile.lease import foreign_lease
+from modelchain.reconcile.look import Look
+from modelchain.reconcile.observation import Observation
+from modelchain.reconcile.retry import retry_due
+from modelchain.reconcile.summary import unreachable
+from modelchain.reconcile.suspend import SUSPENDED
+from modelchain.status import StagePhase, StageStatus, cut, rfc3339
+
+
+@dataclass(frozen=True)
+class Hold:
+    """Why a stage does not start now."""
+
+    phase: StagePhase
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Starts:
+    statuses: dict[
+        str, StageStatus
+    ]  # of the stages that have neither finished, nor failed, nor an attempt that runs
+    actions: tuple[Action, ...]
+
+
+@dataclass(frozen=True)
+class Branches:
+    """What a stage's start depends on outside of itself."""
+
+    looks: Mapping[str, Look]
+    observed: Observation
+    failed: str | None  # a stage that has failed for good
+    missing: tuple[str, ...]  # finished stages whose artifacts have vanished
+    started: list[str] = field(default_factory=list)  # in this pass
+
+    @property
+    def running(self) -> int:
+        """Jobs of the chain that may live, those asked for in this pass included."""
+        return sum(job.live for job in self.observed.jobs) + len(self.started)
+
+
+def start_stages(looks: Mapping[str, Look], observed: Observation) -> Starts:
+    """Start what can start; say of every other idle stage what it waits for."""
+    branches = Branches(
+        looks=looks,
+        observed=observed,
+        failed=next((name for name, look in looks.items() if look.status.phase is StagePhase.FAILED), None),
+        missing=tuple(name for name, look in looks.items() if is_missing(look)),
+    )
+    statuses: dict[str, StageStatus] = {}
+    actions: list[Action] = []
+    for name, look in looks.items():
+        if look.status.finished or look.status.phase is StagePhase.FAILED or look.current_job is not None:
+            continue
+        hold = next((hold for hold in (check(look, branches) for check in _CHECKS) if hold is not None), None)
+        if hold is not None:
+            statuses[name] = look.status.model_copy(
+                update={"phase": hold.phase, "reason": hold.reason, "message": cut(hold.message)}
+            )
+        elif look.jobs:  # all have ended: their remains go before the next attempt comes
+            actions.extend(RemoveJob(job) for job in look.jobs)
+            text = f"removing what is left of {look.jobs[-1].name}"
+            statuses[name] = look.status.model_copy(
+                update={"phase": _idle_phase(look), "reason": "RemovingJob", "message": cut(text)}
+            )
+        else:
+            statuses[name] = _intent(look.status)
+            actions.append(StartJob(name, statuses[name].attempt))
+            branches.started.append(name)
+    return Starts(statuses, tuple(actions))
+
+
+def _intent(status: StageStatus) -> StageStatus:
+    """The status that announces the next attempt: the same number again if its job was never seen."""
+    attempt = status.attempt if status.attempt > status.settled else status.attempt + 1
+    return status.model_copy(
+        update={
+            "phase": StagePhase.PENDING,
+            "reason": "Starting",
+            "message": f"attempt {attempt} is starting",
+            "attempt": attempt,
+            "job": None,
+            "retry_at": None,
+        }
+    )
+
+
+def _idle_phase(look: Look) -> StagePhase:
+    ended = look.status.last_ended
+    return StagePhase.RETRYING if ended is not None and ended.counted else StagePhase.PENDING
+
+
+def _suspended(look: Look, _: Branches) -> Hold | None:
+    if not look.suspended:
+        return None
+    return Hold(
+        StagePhase.SUSPENDED, SUSPENDED, "spec.suspend is set; unset it to go on from the latest checkpoint"
+    )
+
+
+def _predecessor_incomplete(look: Look, branches: Branches) -> Hold | None:
+    predecessor = look.stage.predecessor
+    if predecessor is None or branches.looks[predecessor.name].status.finished:
+        return None
+    return Hold(StagePhase.PENDING, "PredecessorIncomplete", f"grows out of stage {predecessor.name}")
+
+
+def _chain_failed(look: Look, branches: Branches) -> Hold | None:
+    if branches.failed is None:
+        return None
+    return Hold(_idle_phase(look), "ChainFailed", f"not started: stage {branches.failed} has failed")
+
+
+def _artifacts_missing(look: Look, branches: Branches) -> Hold | None:
+    if not branches.missing:
+        return None
+    text = f"not started: the artifacts of {', '.join(branches.missing)} were complete and are gone"
+    return Hold(_idle_phase(look), "ArtifactsMissing", text)
+
+
+def _last_job_ending(look: Look, _: Branches) -> Hold | None:
+    live = [job for job in look.jobs if job.live]
+    if not live:
+        return None
+    blocked = next((job for job in live if job.blocked_by_node), None)
+    if blocked is not None:
+        return Hold(_idle_phase(look), "NodeUnreachable", unreachable(blocked))
+    ended = look.status.last_ended
+    why = f" ({ended.reason})" if ended is not None else ""
+    return Hold(
+        _idle_phase(look),
+        "Stopping",
+        f"{live[0].name} is ending{why}; the next attempt starts when it is gone",
+    )
+
+
+def _store_unknown(look: Look, _: Branches) -> Hold | None:
+    facts = look.facts
+    if facts is None:
+        return Hold(_idle_phase(look), "NotObserved", "the store was not looked at yet")
+    if facts.trouble is None:
+        return None
+    return Hold(_idle_phase(look), facts.trouble.value, facts.message or f"the store {look.stage.store.uri}")
+
+
+def _held_by_another(look: Look, _: Branches) -> Hold | None:
+    lease = foreign_lease(look)
+    if lease is None:
+        return None
+    text = (
+        f"{lease.chain} trains this very stage now ({lease.holder}); its weights will be used when it is done"
+    )
+    return Hold(StagePhase.WAITING, "LeaseHeld", text)
+
+
+def _backing_off(look: Look, _: Branches) -> Hold | None:
+    due = retry_due(look.status)
+    if due is None or look.now >= due:
+        return None
+    ended = look.status.last_ended
+    why = f"{ended.reason}: {ended.message}" if ended is not None else "the last attempt failed"
+    text = f"the next attempt starts at {rfc3339(due)}; attempt {look.status.attempt} ended with {why}"
+    return Hold(_idle_phase(look), "BackOff", text)
+
+
+def _predecessor_ending(look: Look, branches: Branches) -> Hold | None:
+    predecessor = look.stage.predecessor
+    if predecessor is None or not job_lingers(branches.looks[predecessor.name]):
+        return None
+    return Hold(_idle_phase(look), "PredecessorEnding", f"the job of stage {predecessor.name} is ending")
+
+
+def _backend_trouble(look: Look, branches: Branches) -> Hold | None:
+    if not branches.observed.backend_trouble:
+        return None
+    return Hold(_idle_phase(look), "BackendUnavailable", branches.observed.backend_trouble)
+
+
+def _too_many_jobs(look: Look, branches: Branches) -> Hold | None:
+    limit = branches.observed.max_parallel_jobs
+    if limit is None or branches.running < limit:
+        return None
+    return Hold(_idle_phase(look), "ParallelLimit", f"{limit} job(s) at once; another stage's runs")
+
+
+_CHECKS: tuple[Callable[[Look, Branches], Hold | None], ...] = (
+    _suspended,
+    _chain_failed,
+    _artifacts_missing,
+    _predecessor_incomplete,
+    _last_job_ending,
+    _store_unknown,
+    _held_by_another,
+    _backing_off,
+    _predecessor_ending,
+    _backend_trouble,
+    _too_many_jobs,
+)

@@ -1,0 +1,33 @@
+"""Which live jobs must end: all but the one whose attempt is open."""
+
+from __future__ import annotations
+
+from modelchain.reconcile.actions import StopJob
+from modelchain.reconcile.completion import linger_deadline
+from modelchain.reconcile.look import Look
+from modelchain.reconcile.observation import Job, JobPhase
+from modelchain.reconcile.supersede import SUPERSEDED
+
+
+def jobs_to_stop(look: Look) -> list[StopJob]:
+    """The jobs of a stage that must be ended now."""
+    stops = []
+    for job in look.jobs:
+        reason = _why(look, job)
+        if reason and job.live and job.phase is not JobPhase.TERMINATING:
+            stops.append(StopJob(job, reason))
+    return stops
+
+
+def _why(look: Look, job: Job) -> str:
+    status = look.status
+    if job.digest != status.digest:
+        return SUPERSEDED
+    if status.finished:
+        return "StageComplete" if look.now >= linger_deadline(look) else ""
+    if job.attempt <= status.settled:
+        ended = status.last_ended
+        return ended.reason if ended is not None and ended.attempt == job.attempt else SUPERSEDED
+    if job.attempt < status.attempt:
+        return SUPERSEDED
+    return ""

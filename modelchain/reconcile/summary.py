@@ -1,0 +1,156 @@
+"""What a chain's status says in a few words: phase, stage, progress, time to go, accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from modelchain.reconcile.look import Look
+from modelchain.reconcile.observation import Job, JobPhase, Observation
+from modelchain.resolved import ResolvedStage
+from modelchain.spec import EvaluationType
+from modelchain.status import ChainPhase, StagePhase, StageStatus, cut
+
+_OF_JOB = {
+    JobPhase.PENDING: (StagePhase.PENDING, "JobPending"),
+    JobPhase.QUEUED: (StagePhase.QUEUED, "Queued"),
+    JobPhase.RUNNING: (StagePhase.RUNNING, "Running"),
+    JobPhase.SUCCEEDED: (StagePhase.RUNNING, "Committing"),  # its manifest was not seen yet
+    JobPhase.FAILED: (StagePhase.RUNNING, "Ending"),
+    JobPhase.TERMINATING: (StagePhase.RUNNING, "Stopping"),
+}
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The figures of the printer columns."""
+
+    stage: str | None
+    progress: str | None
+    eta: str | None
+    top1: float | None
+
+
+def show_job(look: Look) -> StageStatus:
+    """The status of a stage whose attempt is open, as its job has it."""
+    job = look.current_job
+    if look.status.finished or look.status.phase is StagePhase.FAILED or job is None:
+        return look.status
+    phase, reason = _OF_JOB[job.phase]
+    if job.blocked_by_node:
+        reason = "NodeUnreachable"
+    return look.status.model_copy(
+        update={"phase": phase, "reason": reason, "message": cut(_job_message(job))}
+    )
+
+
+def chain_phase(looks: Sequence[Look], *, suspended: bool) -> ChainPhase:
+    """Where the chain stands, from where its stages stand."""
+    phases = {look.status.phase for look in looks}
+    if all(look.status.finished for look in looks):
+        return ChainPhase.COMPLETE
+    if StagePhase.FAILED in phases:
+        return ChainPhase.FAILED
+    if suspended:
+        return ChainPhase.SUSPENDED
+    if phases & {StagePhase.RUNNING, StagePhase.RETRYING}:
+        return ChainPhase.RUNNING
+    if StagePhase.QUEUED in phases:
+        return ChainPhase.QUEUED
+    return ChainPhase.PENDING
+
+
+def chain_message(looks: Sequence[Look], phase: ChainPhase) -> str:
+    """One sentence on the stage that matters most now."""
+    if phase is ChainPhase.COMPLETE:
+        return f"all {len(looks)} stages are complete"
+    current = _current(looks)
+    text = current.status.message if current is not None else ""
+    return cut(f"stage {current.stage.name}: {text}") if current is not None and text else ""
+
+
+def headline(looks: Sequence[Look], observed: Observation) -> Headline:
+    """The stage that is worked on (the last one when all are done), how far it is, and how good."""
+    current = _current(looks) or looks[-1]
+    status = current.status
+    progress = f"{status.step}/{status.steps}" if status.step is not None and status.steps else None
+    running = status.phase is StagePhase.RUNNING
+    return Headline(
+        current.stage.name, progress, _eta(looks, current, observed) if running else None, _top1(looks)
+    )
+
+
+def top1_of(stage: ResolvedStage, status: StageStatus) -> float | None:
+    """Accuracy on the stage's first zero-shot set, if it was measured."""
+    names = [
+        evaluation.name for evaluation in stage.evaluation if evaluation.type is EvaluationType.ZERO_SHOT
+    ]
+    return status.metrics.get(f"{names[0]}/top1") if names else None
+
+
+def duration(seconds: float) -> str:
+    """A length of time as kubectl writes ages: 45s, 12m, 2h05m, 3d04h."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole}s"
+    minutes, hours, days = whole // 60, whole // 3600, whole // 86400
+    if minutes < 60:
+        return f"{minutes}m"
+    if hours < 24:
+        return f"{hours}h{minutes % 60:02d}m"
+    return f"{days}d{hours % 24:02d}h"
+
+
+def unreachable(job: Job) -> str:
+    """What to do about a node that no longer answers and still holds a pod of the job."""
+    return (
+        f"node {job.blocked_by_node} does not answer and still holds a pod of {job.name}: bring it back, or "
+        "delete the node object (or force-delete the pod) once its machine is certainly off"
+    )
+
+
+def _job_message(job: Job) -> str:
+    if job.blocked_by_node:
+        return unreachable(job)
+    if job.phase is JobPhase.TERMINATING:
+        return f"{job.name} is being ended"
+    if job.phase is JobPhase.QUEUED:
+        return job.message or f"a queue holds {job.name}"
+    if job.phase is JobPhase.PENDING:
+        return job.message or f"{job.name} has not started yet"
+    return ""
+
+
+def _current(looks: Sequence[Look]) -> Look | None:
+    """The failed stage, else a running one, else the first that is not finished."""
+    open_stages = [look for look in looks if not look.status.finished]
+    for wanted in (StagePhase.FAILED, StagePhase.RUNNING):
+        found = next((look for look in open_stages if look.status.phase is wanted), None)
+        if found is not None:
+            return found
+    return open_stages[0] if open_stages else None
+
+
+def _eta(looks: Sequence[Look], current: Look, observed: Observation) -> str | None:
+    """Time to the end of the chain: the running stage's own, and the others' cost at the running stage's
+    speed.
+    """
+    status, training = current.status, current.stage.training
+    if status.eta_seconds is None:
+        return None
+    others = [look.stage.name for look in looks if look is not current and not look.status.finished]
+    if not others:
+        return duration(status.eta_seconds)
+    cost = observed.macs.get(current.stage.name)
+    samples = training.steps * training.global_batch_size
+    if not cost or not status.samples_per_second or any(name not in observed.macs for name in others):
+        return None
+    macs_per_second = cost / samples * status.samples_per_second
+    return duration(status.eta_seconds + sum(observed.macs[name] for name in others) / macs_per_second)
+
+
+def _top1(looks: Sequence[Look]) -> float | None:
+    measured = [
+        top1_of(look.stage, look.status) for look in looks if look.status.phase is not StagePhase.PENDING
+    ]
+    return next((value for value in reversed(measured) if value is not None), None)

@@ -1,0 +1,257 @@
+"""The status of a `ModelChain`: what `kubectl get modelchains` shows and what the next look starts from.
+
+Written by the operator into the resource and by the local runner into the store
+(`chains/<namespace>/<name>.json`). Bounded in size: stages and metrics are counted, texts are cut. Two
+equal statuses mean that nothing has to be written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import ConfigDict, Field
+
+from modelchain.resolved import ResolvedChain
+from modelchain.spec import MAX_STAGES, Block, Finite
+
+MAX_MESSAGE = 1024
+MAX_REASON = 64
+MAX_METRICS = 48
+MAX_METRIC_NAME = 128
+
+Text = Annotated[str, Field(max_length=MAX_MESSAGE)]
+Reason = Annotated[str, Field(max_length=MAX_REASON)]
+Time = Annotated[str, Field(max_length=40)]
+Numbers = Annotated[dict[str, Finite], Field(max_length=MAX_METRICS)]
+
+
+class StatusBlock(Block):
+    """A part of the status. Unknown fields are passed over: a newer release may have written them."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class ChainPhase(StrEnum):
+    PENDING = "Pending"
+    QUEUED = "Queued"
+    RUNNING = "Running"
+    SUSPENDED = "Suspended"
+    COMPLETE = "Complete"
+    FAILED = "Failed"
+
+
+class StagePhase(StrEnum):
+    PENDING = "Pending"
+    WAITING = "Waiting"
+    QUEUED = "Queued"
+    RUNNING = "Running"
+    RETRYING = "Retrying"
+    SUSPENDED = "Suspended"
+    CACHED = "Cached"
+    COMPLETE = "Complete"
+    FAILED = "Failed"
+
+
+class ConditionType(StrEnum):
+    ACCEPTED = "Accepted"
+    PROGRESSING = "Progressing"
+    COMPLETE = "Complete"
+    FAILED = "Failed"
+    STALLED = "Stalled"
+    ARTIFACTS_MISSING = "ArtifactsMissing"
+
+
+class Condition(StatusBlock):
+    """As metav1.Condition: `last_transition_time` changes only when `status` does."""
+
+    type: Annotated[ConditionType, Field(description="What is said.")]
+    status: Annotated[str, Field(pattern="^(True|False|Unknown)$", description="True, False or Unknown.")]
+    reason: Annotated[Reason, Field(description="Why, in one CamelCase word.")]
+    message: Annotated[Text, Field(description="Why, in a sentence that a person can act on.")] = ""
+    last_transition_time: Annotated[Time, Field(description="When status last changed, RFC 3339.")]
+    observed_generation: Annotated[
+        int | None, Field(description="Generation of the spec that this was said about.")
+    ] = None
+
+
+class EndedAttempt(StatusBlock):
+    """How the last attempt ended that did not finish its stage."""
+
+    attempt: Annotated[int, Field(ge=1, description="Number of the attempt.")]
+    reason: Annotated[Reason, Field(description="Why it ended, in one CamelCase word.")]
+    message: Annotated[Text, Field(description="Why it ended, for people.")] = ""
+    exit_code: Annotated[int | None, Field(description="Exit code of the trainer, where one is known.")] = (
+        None
+    )
+    counted: Annotated[bool, Field(description="Whether it counts against retry.limit.")]
+    time: Annotated[Time, Field(description="When its end was seen, RFC 3339.")]
+
+
+class StageStatus(StatusBlock):
+    name: Annotated[str, Field(max_length=30, description="Name of the stage.")]
+    phase: Annotated[StagePhase, Field(description="Where the stage stands.")] = StagePhase.PENDING
+    reason: Annotated[Reason, Field(description="Why it stands there, in one CamelCase word.")] = ""
+    message: Annotated[Text, Field(description="Why it stands there, for people.")] = ""
+    digest: Annotated[
+        str, Field(max_length=64, description="SHA-256 of everything that decides its weights.")
+    ] = ""
+    attempt: Annotated[int, Field(ge=0, description="Number of the last attempt; it only grows.")] = 0
+    failures: Annotated[
+        int, Field(ge=0, description="Attempts that failed; eviction, preemption and node loss do not count.")
+    ] = 0
+    job: Annotated[
+        str | None, Field(max_length=256, description="Job of the last attempt, once it was seen.")
+    ] = None
+    last_ended: Annotated[
+        EndedAttempt | None, Field(description="How the last unfinished attempt ended.")
+    ] = None
+    retry_at: Annotated[Time | None, Field(description="The next attempt starts no earlier, RFC 3339.")] = (
+        None
+    )
+    started_at: Annotated[Time | None, Field(description="When its first attempt was started, RFC 3339.")] = (
+        None
+    )
+    completed_at: Annotated[Time | None, Field(description="When it was seen complete, RFC 3339.")] = None
+    step: Annotated[int | None, Field(description="Steps done.")] = None
+    steps: Annotated[int | None, Field(description="Steps of the whole stage.")] = None
+    activity: Annotated[
+        str | None,
+        Field(max_length=32, description="What the trainer is doing: Indexing, Training, Evaluating ..."),
+    ] = None
+    samples_per_second: Annotated[
+        Finite | None, Field(description="Samples a second, over all processes.")
+    ] = None
+    eta_seconds: Annotated[int | None, Field(description="Estimated seconds to its end.")] = None
+    checkpoint_step: Annotated[int | None, Field(description="Step of the latest checkpoint.")] = None
+    loss: Numbers = Field(default_factory=dict, description="Terms of the loss.")
+    metrics: Numbers = Field(default_factory=dict, description="Latest evaluation, e.g. imagenet/top1.")
+    weights_uri: Annotated[
+        str | None,
+        Field(
+            max_length=2048, description="Folder of the finished weights; open_clip loads it as local-dir:."
+        ),
+    ] = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether its weights are there: it needs no training."""
+        return self.phase in (StagePhase.COMPLETE, StagePhase.CACHED)
+
+    @property
+    def settled(self) -> int:
+        """The last attempt whose end is accounted for; it must not live, and no other outcome of it
+        matters.
+        """
+        return self.last_ended.attempt if self.last_ended else 0
+
+
+class ChainStatus(StatusBlock):
+    phase: Annotated[ChainPhase, Field(description="Where the chain stands.")] = ChainPhase.PENDING
+    message: Annotated[Text, Field(description="Why it stands there, for people.")] = ""
+    observed_generation: Annotated[
+        int | None, Field(description="Generation of the spec that was last acted on.")
+    ] = None
+    stage: Annotated[str | None, Field(max_length=30, description="The stage that is worked on.")] = None
+    progress: Annotated[str | None, Field(max_length=64, description="Steps of that stage, done/all.")] = None
+    eta: Annotated[
+        str | None, Field(max_length=32, description="Estimated time to the end of the chain, e.g. 2h05m.")
+    ] = None
+    top1: Annotated[Finite | None, Field(description="Latest zero-shot accuracy, first set.")] = None
+    speedup: Annotated[
+        Finite | None, Field(description="Cost of training every model alone over the cost of the chain.")
+    ] = None
+    stages: Annotated[tuple[StageStatus, ...], Field(max_length=MAX_STAGES, description="The stages.")] = ()
+    conditions: Annotated[tuple[Condition, ...], Field(max_length=16, description="Conditions.")] = ()
+
+    def find_stage(self, name: str) -> StageStatus | None:
+        """The status of the stage of that name."""
+        return next((stage for stage in self.stages if stage.name == name), None)
+
+    def condition(self, kind: ConditionType) -> Condition | None:
+        """The condition of that type."""
+        return next((condition for condition in self.conditions if condition.type == kind), None)
+
+    def is_true(self, kind: ConditionType) -> bool:
+        """Whether the condition of that type is there with status True."""
+        condition = self.condition(kind)
+        return condition is not None and condition.status == "True"
+
+
+class RecordedStage(StatusBlock):
+    """Which folder of the store belongs to a stage of a chain."""
+
+    name: str
+    index: int
+    model: str
+    digest: str
+    folder: str  # relative to the store
+    predecessor: str | None = None  # name of the stage it grows out of
+
+
+class ChainRecord(StatusBlock):
+    """chains/<namespace>/<name>.json: which stage lies where, and how the chain stands."""
+
+    version: int = 1
+    chain: str  # namespace/name
+    uid: str
+    updated_at: Time
+    baseline_epochs: int | None = None  # epochs of a model alone, for the cost comparison
+    stages: tuple[RecordedStage, ...]
+    status: ChainStatus
+
+
+def record_of(chain: ResolvedChain, status: ChainStatus, now: float) -> ChainRecord:
+    """What is written into the store for people, for `modelchain report` and for the next run."""
+    return ChainRecord(
+        chain=f"{chain.chain.namespace}/{chain.chain.name}",
+        uid=chain.chain.uid,
+        updated_at=rfc3339(now),
+        baseline_epochs=chain.baseline_epochs,
+        stages=tuple(
+            RecordedStage(
+                name=stage.name,
+                index=stage.index,
+                model=stage.model,
+                digest=stage.digest,
+                folder=stage.folder,
+                predecessor=stage.predecessor.name if stage.predecessor else None,
+            )
+            for stage in chain.stages
+        ),
+        status=status,
+    )
+
+
+def without_progress(status: ChainStatus) -> ChainStatus:
+    """The status less what changes all the time: two that are equal then need no immediate write."""
+    idle = {"step": None, "activity": None, "samples_per_second": None, "eta_seconds": None, "loss": {}}
+    stages = tuple(
+        stage if stage.finished else stage.model_copy(update={**idle, "checkpoint_step": None, "metrics": {}})
+        for stage in status.stages
+    )
+    return status.model_copy(update={"stages": stages, "progress": None, "eta": None, "top1": None})
+
+
+def cut(text: str, length: int = MAX_MESSAGE) -> str:
+    """`text` on one line and short enough for a status."""
+    line = " ".join(text.split())
+    return line if len(line) <= length else line[: length - 3] + "..."
+
+
+def bounded(numbers: Mapping[str, float]) -> dict[str, float]:
+    """The first metrics or loss terms, as many as a status may hold."""
+    names = [name for name in numbers if len(name) <= MAX_METRIC_NAME][:MAX_METRICS]
+    return {name: numbers[name] for name in names}
+
+
+def rfc3339(seconds: float) -> str:
+    """A time as Kubernetes writes it: UTC, whole seconds."""
+    return datetime.fromtimestamp(int(seconds), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def from_rfc3339(text: str) -> float:
+    """Seconds since the epoch of a time that `rfc3339` wrote, or of any RFC 3339 time."""
+    return datetime.fromisoformat(text).timestamp()
