@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+BUCKET_BYTES = 32 * 2**20  # of gradients sent at once
+
 
 @dataclass(frozen=True)
 class Group:
@@ -67,12 +69,9 @@ class GradientSum:
     every rank. The layout depends on nothing else, so a resumed stage sums in the same order, bit for bit.
     """
 
-    def __init__(
-        self, parameters: list[torch.nn.Parameter], group: Group, bucket_bytes: int = 32 * 2**20
-    ) -> None:
+    def __init__(self, parameters: list[torch.nn.Parameter], group: Group) -> None:
         self._parameters = parameters
         self._group = group
-        self._bucket_bytes = bucket_bytes
         self._order: list[int] = []  # indices of parameters in the order in which they became ready
         self._buckets: list[Tensor] = []
         self._bucket_of: dict[int, int] = {}  # index of parameter -> index of bucket
@@ -153,7 +152,7 @@ class GradientSum:
         filled = 0
         for index in order:
             size = self._parameters[index].numel() * self._parameters[index].element_size()
-            if members[-1] and filled + size > self._bucket_bytes:
+            if members[-1] and filled + size > BUCKET_BYTES:
                 members.append([])
                 filled = 0
             members[-1].append(index)

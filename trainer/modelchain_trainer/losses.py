@@ -64,7 +64,7 @@ def loss_and_feature_gradients(
     the same rows (None: no distillation); `weight` multiplies the distillation term. Features keep their
     dtype (fp32, or fp64); matrix products are never rounded to TF32.
     """
-    with _full_precision(student.image.device):
+    with full_precision(student.image.device):
         result = _contrastive(student, log_scale.exp(), group)
         if teacher is None:
             return result
@@ -177,7 +177,7 @@ def _chunks(rows_bE: Tensor, columns: int) -> Iterator[tuple[int, Tensor]]:
 
 
 @contextmanager
-def _full_precision(device: torch.device) -> Iterator[None]:
+def full_precision(device: torch.device) -> Iterator[None]:
     """Logits reach 100: TF32's 11 bits would be off by 0.05 there."""
     if device.type != "cuda":
         yield

@@ -18,7 +18,6 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from modelchain.errors import ExitCode, ModelChainError
 from modelchain.resolved import ResolvedStage
@@ -211,19 +210,19 @@ class TrainStep:
         def forward(images_u8_m3HW: Tensor, tokens_CmT: Tensor) -> Features:
             images_m3HW = normalize(images_u8_m3HW, dtype)
             with torch.autocast(self._device.type, torch.bfloat16, enabled=bf16):
-                image_mE = encode_image(images_m3HW, normalize=False)
-                text_CmE = encode_text(tokens_CmT.flatten(0, 1), normalize=False)
-            # Normalised in fp32: the loss and its softmax must not see bf16.
-            image_mE = functional.normalize(image_mE.to(dtype), dim=-1)
-            text_CmE = functional.normalize(text_CmE.to(dtype), dim=-1)
-            return Features(image_mE, text_CmE.unflatten(0, tokens_CmT.shape[:2]))
+                image_mE = encode_image(images_m3HW)
+                text_ME = encode_text(tokens_CmT.flatten(0, 1))
+            return Features(image_mE, text_ME.unflatten(0, tokens_CmT.shape[:2]))
 
         return forward
 
     def _micro_batches(self, batch: StepBatch) -> list[tuple[Tensor, Tensor]]:
-        tokens_CbT = crop_tokens(batch.tokens)  # on the CPU: its length must not be read from the device
+        on_gpu = self._device.type == "cuda"
+        # On the CPU still, so that nothing waits for the device; few lengths are few kernels to compile or
+        # pick.
+        tokens_CbT = crop_tokens(batch.tokens, multiple_of=8 if on_gpu else 1)
         images_b3HW = batch.images
-        if self._device.type == "cuda":
+        if on_gpu:
             images_b3HW, tokens_CbT = (
                 (tensor if tensor.is_pinned() else tensor.pin_memory()).to(self._device, non_blocking=True)
                 for tensor in (images_b3HW, tokens_CbT)
