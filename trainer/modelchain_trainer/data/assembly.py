@@ -1,0 +1,124 @@
+"""Rows of a batch out of the bytes of their samples.
+
+A sample that can't be used is replaced by another one of its window, whose bytes are in memory already. Which
+one is a function of the seed and of the place in the epoch, hence the same for every world size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from modelchain.errors import UserDataError
+from modelchain_trainer.data.corruption import Corrupt, describe
+from modelchain_trainer.data.index import DatasetIndex
+from modelchain_trainer.data.order import SampleOrder, Slice, Window, shuffle
+from modelchain_trainer.data.patience import Patience
+from modelchain_trainer.data.randomness import Purpose, bits, key, uniforms
+from modelchain_trainer.data.reader import Segment, read_segment
+from modelchain_trainer.data.sample import (
+    CROP_NUMBERS,
+    CorruptSampleError,
+    crop_and_resize,
+    decode_caption,
+    decode_image,
+    random_crop,
+)
+from modelchain_trainer.data.tokenizer import Tokenizer
+
+_SUBSTITUTES = (
+    16  # tried in the window, and as many again in the whole data set, each with a request of its own
+)
+
+
+class Assembler:
+    """Decodes, crops and tokenizes. May be called from several threads at once."""
+
+    def __init__(
+        self,
+        index: DatasetIndex,
+        order: SampleOrder,
+        tokenizer: Tokenizer,
+        *,
+        seed: int,
+        image_size: int,
+        crop_scale: tuple[float, float],
+        patience: Patience,
+    ) -> None:
+        self._index, self._order, self._tokenizer, self._patience = index, order, tokenizer, patience
+        self._seed, self._image_size, self._crop_scale = seed, image_size, crop_scale
+
+    def fill(
+        self,
+        step: int,
+        part: Slice,
+        segments: Sequence[Future[Segment]],
+        images_BHW3: NDArray[np.uint8],
+        tokens_CBT: NDArray[np.int64],
+    ) -> list[Corrupt]:
+        """Write the samples of `part`, whose window consists of `segments`, into rows; returns those it
+        replaced.
+
+        Raises UserDataError where no substitute can be used either, and whatever reading raised.
+        """
+        read = [segment.result() for segment in segments]
+        epoch, step_in_epoch = self._order.epoch_of(step)
+        place = step_in_epoch * self._order.global_batch_size + part.row  # of the first row, in the epoch
+        crops = uniforms(
+            key(Purpose.CROP, self._seed, epoch, part.samples.astype(np.uint64)), CROP_NUMBERS
+        ).tolist()
+        corrupt: list[Corrupt] = []
+        for row, sample in enumerate(part.samples.tolist()):
+            numbers = crops[row]
+            try:
+                image, captions = self._load(_holder(read, sample), sample)
+            except CorruptSampleError as error:
+                corrupt.append(Corrupt(sample, error.cause, str(error)))
+                sample, image, captions = self._substitute(part.window, read, epoch, place + row, corrupt[-1])
+                numbers = uniforms(key(Purpose.CROP, self._seed, epoch, sample), CROP_NUMBERS).tolist()
+            box = random_crop(image.width, image.height, self._crop_scale, numbers)
+            images_BHW3[row] = crop_and_resize(image, box, self._image_size)
+            for column, caption in enumerate(captions):
+                self._tokenizer.encode_into(caption, tokens_CBT[column, row])
+        return corrupt
+
+    def _load(self, segment: Segment, sample: int) -> tuple[Image.Image, list[str]]:
+        data = segment.image(sample)
+        captions = [
+            decode_caption(segment.text(sample, column), name)
+            for column, name in enumerate(self._index.text_keys)
+        ]
+        return decode_image(data), captions
+
+    def _substitute(
+        self, window: Window, segments: Sequence[Segment], epoch: int, place: int, corrupt: Corrupt
+    ) -> tuple[int, Image.Image, list[str]]:
+        for sample, segment in self._candidates(window, segments, epoch, place):
+            try:
+                return sample, *self._load(segment, sample)
+            except CorruptSampleError:
+                continue  # counted when its own turn comes
+        raise UserDataError(
+            f"{describe(self._index, corrupt)}; and none of {2 * _SUBSTITUTES} other samples could be used "
+            "in its place; mend the shards"
+        )
+
+    def _candidates(
+        self, window: Window, segments: Sequence[Segment], epoch: int, place: int
+    ) -> Iterator[tuple[int, Segment]]:
+        numbers = bits(key(Purpose.SUBSTITUTE, self._seed, epoch, place), 2 * _SUBSTITUTES).tolist()
+        near = shuffle(window, self._seed)
+        for number in numbers[:_SUBSTITUTES]:
+            sample = int(near[number % len(near)])
+            yield sample, _holder(segments, sample)
+        for number in numbers[_SUBSTITUTES:]:
+            sample = number % len(self._index)
+            yield sample, read_segment(self._index, sample, sample + 1, self._patience)
+
+
+def _holder(segments: Sequence[Segment], sample: int) -> Segment:
+    return next(segment for segment in segments if segment.first <= sample < segment.last)

@@ -1,0 +1,69 @@
+"""How many samples could not be used, why, and when that is too many."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from modelchain.errors import UserDataError
+from modelchain_trainer.data.index import DatasetIndex
+from modelchain_trainer.data.sample import Cause
+from modelchain_trainer.data.shard_index import split_name
+from modelchain_trainer.data.tar import scan
+
+_SEEN_AT_LEAST = (
+    1024  # the share is never taken of fewer samples: one bad sample in the first batch is not 1 %
+)
+
+
+@dataclass(frozen=True)
+class Corrupt:
+    """A sample that can't be used."""
+
+    sample: int
+    cause: Cause
+    message: str
+
+
+class CorruptionCounter:
+    """Counts corrupt samples by cause, and fails when they are more than a share of those seen."""
+
+    def __init__(self, index: DatasetIndex, max_fraction: float, setting: str) -> None:
+        """`setting`: the field of the chain that sets `max_fraction`, for the message."""
+        self._index, self._max_fraction, self._setting = index, max_fraction, setting
+        self._seen = 0
+        self.by_cause: dict[str, int] = {}
+
+    def add(self, seen: int, corrupt: Sequence[Corrupt]) -> None:
+        """Count `seen` more samples, of which some are corrupt. Raises UserDataError where all in all too
+        many are.
+        """
+        self._seen += seen
+        for found in corrupt:
+            self.by_cause[found.cause] = self.by_cause.get(found.cause, 0) + 1
+        total = sum(self.by_cause.values())
+        base = max(self._seen, min(_SEEN_AT_LEAST, len(self._index)))
+        if corrupt and total > self._max_fraction * base:
+            causes = ", ".join(f"{count} {cause}" for cause, count in sorted(self.by_cause.items()))
+            raise UserDataError(
+                f"{total} of the {self._seen} samples read so far can't be used ({causes}), more than "
+                f"{self._setting} {self._max_fraction:g} allows; for example "
+                f"{describe(self._index, corrupt[-1])}; mend the shards"
+            )
+
+
+def describe(index: DatasetIndex, corrupt: Corrupt) -> str:
+    """One corrupt sample, for people: its key, its shard, and what is wrong with it."""
+    return f"{describe_sample(index, corrupt.sample)}: {corrupt.message}"
+
+
+def describe_sample(index: DatasetIndex, sample: int) -> str:
+    """A sample, for people: its key, read from the shard, and the shard."""
+    shard = index.shard_of(sample)
+    start, length = int(index.starts[sample]), int(index.lengths[sample])
+    # One member is enough, so the archive may seem to end after the sample.
+    member = next(
+        scan(lambda at, count: shard.store.get_range(shard.key, start + at, count), length, shard.uri)
+    )
+    name = split_name(member.name)
+    return f"sample {name[0] if name else member.name} of {shard.uri}"

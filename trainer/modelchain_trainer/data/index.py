@@ -1,0 +1,251 @@
+"""Where every sample of a data set lies: the indexes of its shards, put together.
+
+Samples are numbered in the order of the shard list and of the bytes in each shard. Columns are numpy arrays,
+20 bytes a sample and 8 more a text, so that millions of samples fit in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from modelchain.errors import MissingInputError, UserDataError
+from modelchain.resolved import ResolvedData, ResolvedStore
+from modelchain.shards import expand_all
+from modelchain.store import ObjectInfo, Store, open_location, split_uri
+from modelchain_trainer.data.patience import Patience
+from modelchain_trainer.data.shard_index import ShardIndex, read_or_build
+
+IMAGE_EXTENSIONS = ("jpg", "png", "jpeg", "webp")  # the first of these that a sample has is its image
+
+_THREADS = 16
+_NAMED = 5  # missing shards named in a message
+
+Int64 = NDArray[np.int64]
+Int32 = NDArray[np.int32]
+OnProgress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A tar file in a store."""
+
+    uri: str
+    store: Store
+    key: str
+    first_sample: int
+
+
+@dataclass(frozen=True, eq=False)
+class DatasetIndex:
+    """N samples with one image and C texts each; offsets are bytes from the sample's start, -1 where there is
+    none.
+    """
+
+    shards: tuple[Shard, ...]
+    text_keys: tuple[str, ...]  # C extensions
+    first_samples: Int64  # [shards + 1] number of each shard's first sample, and N
+    starts: Int64  # [N] first byte in the shard
+    lengths: Int32  # [N]
+    image_offsets: Int32  # [N]
+    image_sizes: Int32  # [N]
+    text_offsets: Int32  # [N, C]
+    text_sizes: Int32  # [N, C]
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def shard_of(self, sample: int) -> Shard:
+        """The shard that holds a sample."""
+        return self.shards[int(np.searchsorted(self.first_samples, sample, side="right")) - 1]
+
+
+def build_index(
+    data: ResolvedData,
+    access: ResolvedStore,
+    index_store: Store,
+    on_progress: OnProgress | None = None,
+    *,
+    patience: Patience | None = None,
+) -> DatasetIndex:
+    """The index of a stage's training data. Every rank calls it; what is in `index_store` already is only
+    read.
+
+    With many ranks and shards, let each call `index_shards` on its part first, then a barrier, then all this.
+    `on_progress(done, total)` counts shards. Raises MissingInputError for shards that do not exist,
+    UserDataError for bad ones and where there are not `data.samples` samples.
+    """
+    index = index_samples(data.shards, data.caption_keys, access, index_store, on_progress, patience=patience)
+    if len(index) != data.samples:
+        raise UserDataError(
+            f"data.samples is {data.samples}, but the {len(index.shards)} shards hold {len(index)} samples; "
+            f"write samples: {len(index)}, or mend data.shards"
+        )
+    return index
+
+
+def index_samples(
+    patterns: Sequence[str],
+    text_keys: Sequence[str],
+    access: ResolvedStore,
+    index_store: Store,
+    on_progress: OnProgress | None = None,
+    *,
+    patience: Patience | None = None,
+) -> DatasetIndex:
+    """The index of any shards, with the texts of the given extensions. Raises as `build_index`."""
+    located = _locate(expand_all(patterns), access, patience or Patience())
+    return _assemble(
+        located, tuple(text_keys), _index_all(located, index_store, on_progress, patience or Patience())
+    )
+
+
+def index_shards(
+    patterns: Sequence[str],
+    access: ResolvedStore,
+    index_store: Store,
+    on_progress: OnProgress | None = None,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    patience: Patience | None = None,
+) -> None:
+    """Put the indexes of this rank's part of the shards into `index_store`, where they are not there yet."""
+    mine = expand_all(patterns)[rank::world_size]
+    located = _locate(mine, access, patience or Patience())
+    _index_all(located, index_store, on_progress, patience or Patience())
+
+
+@dataclass(frozen=True)
+class _Located:
+    uri: str
+    store: Store
+    info: ObjectInfo
+
+
+def _locate(uris: Sequence[str], access: ResolvedStore, patience: Patience) -> list[_Located]:
+    """Size and etag of every shard. Raises MissingInputError that names those that do not exist (NotFound for
+    a bucket).
+    """
+    stores: dict[str, Store] = {}
+    keys: list[tuple[Store, str]] = []
+    for uri in uris:
+        parent, name = split_uri(uri)
+        if parent not in stores:
+            stores[parent] = open_location(parent, access)
+        keys.append((stores[parent], name))
+
+    def head(place: tuple[Store, str]) -> ObjectInfo | None:
+        store, name = place
+        return patience.attempt(lambda: store.head(name))
+
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="modelchain-head") as pool:
+        infos = list(pool.map(head, keys))
+    located: list[_Located] = []
+    missing: list[str] = []
+    for uri, (store, _), info in zip(uris, keys, infos, strict=True):
+        if info is None:
+            missing.append(uri)
+        else:
+            located.append(_Located(uri, store, info))
+    if missing:
+        named = ", ".join(missing[:_NAMED]) + (
+            f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
+        )
+        raise MissingInputError(
+            f"{len(missing)} of {len(uris)} shards do not exist: {named}; write them, or mend the shard list"
+        )
+    return located
+
+
+def _index_all(
+    located: Sequence[_Located], index_store: Store, on_progress: OnProgress | None, patience: Patience
+) -> list[ShardIndex]:
+    indexes: list[ShardIndex | None] = [None] * len(located)
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="modelchain-index") as pool:
+        futures = {
+            pool.submit(read_or_build, shard.store, shard.info, shard.uri, index_store, patience): number
+            for number, shard in enumerate(located)
+        }
+        try:
+            for done, future in enumerate(as_completed(futures), start=1):
+                indexes[futures[future]] = future.result()
+                if on_progress is not None:
+                    on_progress(done, len(located))
+        except BaseException:
+            patience.stop()  # the other threads end with their next request
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return [index for index in indexes if index is not None]
+
+
+def _assemble(
+    located: Sequence[_Located], text_keys: tuple[str, ...], indexes: Sequence[ShardIndex]
+) -> DatasetIndex:
+    shards: list[Shard] = []
+    columns: list[_Columns] = []
+    first = [0]
+    for shard, index in zip(located, indexes, strict=True):
+        part = _select(index, text_keys)
+        if not len(part.starts):
+            wanted = ", ".join([*IMAGE_EXTENSIONS, *text_keys])
+            raise UserDataError(
+                f"{shard.uri}: has no sample with any of {wanted}; mend the shard or the keys asked for"
+            )
+        shards.append(Shard(shard.uri, shard.store, shard.info.key, first[-1]))
+        columns.append(part)
+        first.append(first[-1] + len(part.starts))
+    return DatasetIndex(
+        shards=tuple(shards),
+        text_keys=text_keys,
+        first_samples=np.array(first, np.int64),
+        starts=np.concatenate([part.starts for part in columns]),
+        lengths=np.concatenate([part.lengths for part in columns]),
+        image_offsets=np.concatenate([part.image_offsets for part in columns]),
+        image_sizes=np.concatenate([part.image_sizes for part in columns]),
+        text_offsets=np.concatenate([part.text_offsets for part in columns]),
+        text_sizes=np.concatenate([part.text_sizes for part in columns]),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Columns:
+    starts: Int64
+    lengths: Int32
+    image_offsets: Int32
+    image_sizes: Int32
+    text_offsets: Int32
+    text_sizes: Int32
+
+
+def _select(index: ShardIndex, text_keys: tuple[str, ...]) -> _Columns:
+    """The image and the texts of each sample; groups with none of them (a README) are no samples."""
+    count = len(index)
+    sample_of_member = np.repeat(np.arange(count), index.members)
+
+    def place(extensions: Sequence[str]) -> tuple[Int32, Int32]:
+        offsets, sizes = np.full(count, -1, np.int32), np.zeros(count, np.int32)
+        for extension in reversed(extensions):  # the first one named wins
+            if extension in index.extensions:
+                chosen = index.extension == index.extensions.index(extension)
+                offsets[sample_of_member[chosen]] = index.offsets[chosen]
+                sizes[sample_of_member[chosen]] = index.sizes[chosen]
+        return offsets, sizes
+
+    image_offsets, image_sizes = place(IMAGE_EXTENSIONS)
+    texts = [place([key.lower()]) for key in text_keys]
+    text_offsets = np.stack([offsets for offsets, _ in texts], axis=1)
+    text_sizes = np.stack([sizes for _, sizes in texts], axis=1)
+    kept = (image_offsets >= 0) | (text_offsets >= 0).any(axis=1)
+    return _Columns(
+        starts=index.starts[kept],
+        lengths=index.lengths[kept].astype(np.int32),
+        image_offsets=image_offsets[kept],
+        image_sizes=image_sizes[kept],
+        text_offsets=text_offsets[kept],
+        text_sizes=text_sizes[kept],
+    )

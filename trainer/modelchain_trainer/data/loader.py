@@ -1,0 +1,174 @@
+"""Batches for one rank, made by threads while the model trains.
+
+Pillow lets go of the interpreter's lock while it decodes and resizes, so threads are enough, and share the
+bytes that were read. What a batch holds depends on the data, the seed and the step alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from modelchain.errors import ConfigurationError
+from modelchain.resolved import ResolvedStage
+from modelchain_trainer.data.assembly import Assembler
+from modelchain_trainer.data.corruption import Corrupt, CorruptionCounter
+from modelchain_trainer.data.index import DatasetIndex
+from modelchain_trainer.data.order import SampleOrder, Slice, cut_blocks
+from modelchain_trainer.data.patience import Patience
+from modelchain_trainer.data.reader import WindowReader
+from modelchain_trainer.data.tokenizer import Tokenizer
+
+_CHUNK = 32  # samples of one task
+_FEWEST_AHEAD, _MOST_AHEAD = 2, 8  # batches in preparation
+_AHEAD_BYTES = 256 << 20
+
+_Task = Callable[[], list[Corrupt]]
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """One rank's rows of a step's global batch."""
+
+    images: torch.Tensor  # uint8 [B, 3, H, W]; in memory the colours of a pixel lie together (channels last)
+    tokens: torch.Tensor  # int64 [C, B, T]: captions, samples, tokens
+    step: int
+
+
+@dataclass(frozen=True, eq=False)
+class _Pending:
+    batch: Batch
+    tasks: Sequence[Future[list[Corrupt]] | _Task]
+
+
+class TrainingLoader:
+    """Iterates over the batches of steps first_step .. stage.training.steps - 1, in order.
+
+    `wait_seconds` is the time that the consumer has waited for batches so far. `__next__` raises
+    UserDataError where too many samples are corrupt or a shard was replaced, MissingInputError where one is
+    gone, and StoreUnavailable where the store stayed away for too long.
+    """
+
+    def __init__(
+        self,
+        index: DatasetIndex,
+        stage: ResolvedStage,
+        *,
+        rank: int,
+        world_size: int,
+        first_step: int,
+        tokenizer: Tokenizer,
+        pin_memory: bool = False,
+        patience: Patience | None = None,
+    ) -> None:
+        """`pin_memory`: make batches in page-locked memory, for copies to a GPU. Raises ConfigurationError."""
+        data, training = stage.data, stage.training
+        if training.global_batch_size % world_size:
+            raise ConfigurationError(
+                f"training.globalBatchSize {training.global_batch_size} is not divisible by the {world_size} "
+                "processes; change one of them"
+            )
+        self.wait_seconds = 0.0
+        self._pin_memory = pin_memory
+        self._image_size = stage.model_config_.vision.image_size
+        self._captions, self._context_length = len(index.text_keys), tokenizer.context_length
+        self._step, self._end_step = first_step, training.steps
+        self._rows = training.global_batch_size // world_size
+        self._first_row = rank * self._rows
+        block_bytes = data.block_mebibytes << 20
+        self._order = SampleOrder(
+            cut_blocks(index, block_bytes),
+            seed=training.seed,
+            global_batch_size=training.global_batch_size,
+            window_blocks=data.window_blocks,
+        )
+        lane_rows = self._order.lane_rows
+        self._lanes = range(self._first_row // lane_rows, -(-(self._first_row + self._rows) // lane_rows))
+        self._patience = patience or Patience()
+        blocks_open = len(self._lanes) * (data.window_blocks // self._order.lanes)
+        self._reader = WindowReader(
+            index,
+            self._order,
+            self._lanes,
+            first_step=first_step,
+            end_step=training.steps,
+            budget=2 * blocks_open * block_bytes,
+            patience=self._patience,
+        )
+        self._assembler = Assembler(
+            index,
+            self._order,
+            tokenizer,
+            seed=training.seed,
+            image_size=self._image_size,
+            crop_scale=data.random_crop_scale,
+            patience=self._patience,
+        )
+        self._counter = CorruptionCounter(index, data.max_corrupt_fraction, "data.maxCorruptFraction")
+        workers = training.data_workers
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="modelchain-decode") if workers else None
+        batch_bytes = self._rows * 3 * self._image_size**2
+        self._ahead = min(max(_AHEAD_BYTES // batch_bytes, _FEWEST_AHEAD), _MOST_AHEAD)
+        self._pending: deque[_Pending] = deque()
+
+    @property
+    def corrupt(self) -> dict[str, int]:
+        """Samples of this rank that were replaced since this loader began, by cause."""
+        return dict(self._counter.by_cause)
+
+    def __iter__(self) -> TrainingLoader:
+        return self
+
+    def __next__(self) -> Batch:
+        started = time.perf_counter()
+        try:
+            while len(self._pending) <= self._ahead and self._step < self._end_step:
+                self._pending.append(self._prepare(self._step))
+                self._step += 1
+            if not self._pending:
+                raise StopIteration
+            pending = self._pending.popleft()
+            corrupt = [
+                c for task in pending.tasks for c in (task.result() if isinstance(task, Future) else task())
+            ]
+            self._counter.add(self._rows, corrupt)
+        except BaseException:
+            self.close()
+            raise
+        self.wait_seconds += time.perf_counter() - started
+        return pending.batch
+
+    def close(self) -> None:
+        """Stop reading and decoding; the loader can't be used afterwards."""
+        self._reader.close()
+        self._pending.clear()
+        self._step = self._end_step
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _prepare(self, step: int) -> _Pending:
+        self._reader.advance(step)
+        size, rows, pin = self._image_size, self._rows, self._pin_memory
+        images_BHW3 = torch.empty((rows, size, size, 3), dtype=torch.uint8, pin_memory=pin)
+        tokens_CBT = torch.zeros(
+            (self._captions, rows, self._context_length), dtype=torch.int64, pin_memory=pin
+        )
+        images, tokens = images_BHW3.numpy(), tokens_CBT.numpy()
+        tasks: list[Future[list[Corrupt]] | _Task] = []
+        for part in self._order.slices(step, self._lanes):
+            segments = self._reader.segments(part.window)
+            begin = max(part.row, self._first_row)
+            end = min(part.row + len(part.samples), self._first_row + rows)
+            for first in range(begin, end, _CHUNK):
+                last = min(first + _CHUNK, end)
+                chunk = Slice(part.window, first, part.samples[first - part.row : last - part.row])
+                mine = slice(first - self._first_row, last - self._first_row)
+                task = partial(self._assembler.fill, step, chunk, segments, images[mine], tokens[:, mine])
+                tasks.append(task if self._pool is None else self._pool.submit(task))
+        return _Pending(Batch(images_BHW3.permute(0, 3, 1, 2), tokens_CBT, step), tasks)

@@ -1,0 +1,160 @@
+"""The bytes of samples, read in whole segments ahead of the step that needs them, in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from modelchain.errors import MissingInputError, UserDataError
+from modelchain.store import NotFound
+from modelchain_trainer.data.index import DatasetIndex
+from modelchain_trainer.data.order import SampleOrder, Window
+from modelchain_trainer.data.patience import Patience
+from modelchain_trainer.data.sample import Cause, CorruptSampleError
+from modelchain_trainer.data.tar import RECORD, is_header
+
+_MOST_THREADS = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """Consecutive samples [first, last) of one shard, in memory."""
+
+    first: int
+    last: int
+    index: DatasetIndex
+    data: bytes
+
+    def image(self, sample: int) -> bytes:
+        """The image file of a sample. Raises CorruptSampleError where there is none."""
+        offset = int(self.index.image_offsets[sample])
+        if offset < 0:
+            raise CorruptSampleError(Cause.MISSING_IMAGE, "has no image")
+        return self._body(sample, offset, int(self.index.image_sizes[sample]))
+
+    def text(self, sample: int, column: int) -> bytes:
+        """The text file of a sample in that column of the index. Raises CorruptSampleError where there is
+        none.
+        """
+        offset = int(self.index.text_offsets[sample, column])
+        if offset < 0:
+            raise CorruptSampleError(Cause.MISSING_CAPTION, f"has no .{self.index.text_keys[column]}")
+        return self._body(sample, offset, int(self.index.text_sizes[sample, column]))
+
+    def _body(self, sample: int, offset: int, size: int) -> bytes:
+        begin = int(self.index.starts[sample] - self.index.starts[self.first]) + offset
+        return self.data[begin : begin + size]
+
+
+def segment_bytes(index: DatasetIndex, first: int, last: int) -> int:
+    """Bytes of the samples [first, last) of one shard, with what lies between them."""
+    return int(index.starts[last - 1]) + int(index.lengths[last - 1]) - int(index.starts[first])
+
+
+def read_segment(index: DatasetIndex, first: int, last: int, patience: Patience) -> Segment:
+    """Read the samples [first, last) of one shard with one request.
+
+    Raises UserDataError where the shard is no longer what was indexed, MissingInputError where it is gone,
+    and StoreUnavailable when the store stayed away for longer than `patience`.
+    """
+    shard = index.shard_of(first)
+    length = segment_bytes(index, first, last)
+    start = int(index.starts[first])
+    try:
+        data = patience.attempt(lambda: shard.store.get_range(shard.key, start, length))
+    except NotFound as error:
+        raise MissingInputError(
+            f"{shard.uri}: was removed while it was used for training; put it back"
+        ) from error
+    if len(data) != length or not is_header(data[:RECORD]):
+        raise UserDataError(
+            f"{shard.uri}: was replaced while it was used for training; let nothing write to the shards"
+        )
+    return Segment(first, last, index, data)
+
+
+class WindowReader:
+    """Reads the windows of some lanes in the order of need, as far ahead as `budget` bytes allow."""
+
+    def __init__(
+        self,
+        index: DatasetIndex,
+        order: SampleOrder,
+        lanes: Sequence[int],
+        *,
+        first_step: int,
+        end_step: int,
+        budget: int,
+        patience: Patience,
+    ) -> None:
+        """`budget`: bytes; exceeded only by what a single step needs. Steps first_step .. end_step - 1 will
+        be asked for.
+        """
+        self._index, self._order = index, order
+        self._end_step, self._budget, self._patience = end_step, budget, patience
+        self._held: dict[Window, list[Future[Segment]]] = {}
+        self._held_bytes = 0
+        self._next = {lane: self._first_window(lane, first_step) for lane in lanes}
+        self._pool = ThreadPoolExecutor(
+            min(_MOST_THREADS, len(lanes) + 1), thread_name_prefix="modelchain-read"
+        )
+
+    def advance(self, step: int) -> None:
+        """Ask for what `step` needs, then for what later steps need; let go of what only earlier ones needed."""
+        for window in [window for window in self._held if self._last_step(window) < step]:
+            del self._held[window]
+            self._held_bytes -= self._bytes(window)
+        while (lane := self._most_urgent()) is not None:
+            window = self._next[lane]
+            assert window is not None
+            needed_now = self._first_step(window) <= step
+            if not needed_now and self._held_bytes + self._bytes(window) > self._budget:
+                return
+            self._held[window] = [
+                self._pool.submit(read_segment, self._index, first, last, self._patience)
+                for first, last in window.segments
+            ]
+            self._held_bytes += self._bytes(window)
+            self._next[lane] = self._after(window)
+
+    def segments(self, window: Window) -> list[Future[Segment]]:
+        """The segments of a window that `advance` asked for. Whoever keeps the list keeps the bytes."""
+        return self._held[window]
+
+    def close(self) -> None:
+        """Stop reading."""
+        self._patience.stop()
+        self._held.clear()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _most_urgent(self) -> int | None:
+        waiting = [
+            (self._first_step(window), lane) for lane, window in self._next.items() if window is not None
+        ]
+        return min(waiting)[1] if waiting else None
+
+    def _first_window(self, lane: int, step: int) -> Window | None:
+        if step >= self._end_step:
+            return None
+        epoch, _ = self._order.epoch_of(step)
+        return next(window for window in self._order.windows(epoch, lane) if self._last_step(window) >= step)
+
+    def _after(self, window: Window) -> Window | None:
+        siblings = self._order.windows(window.epoch, window.lane)
+        if window.number + 1 < len(siblings):
+            following = siblings[window.number + 1]
+        elif (window.epoch + 1) * self._order.steps_per_epoch < self._end_step:
+            following = self._order.windows(window.epoch + 1, window.lane)[0]
+        else:
+            return None
+        return following if self._first_step(following) < self._end_step else None
+
+    def _first_step(self, window: Window) -> int:
+        return window.epoch * self._order.steps_per_epoch + window.begin // self._order.lane_rows
+
+    def _last_step(self, window: Window) -> int:
+        return window.epoch * self._order.steps_per_epoch + (window.end - 1) // self._order.lane_rows
+
+    def _bytes(self, window: Window) -> int:
+        return sum(segment_bytes(self._index, first, last) for first, last in window.segments)

@@ -1,0 +1,162 @@
+"""From the bytes of a sample to pixels: decoding, the crop of training, the transform of evaluation,
+normalisation.
+
+The transforms are open_clip's (torchvision's RandomResizedCrop and Resize + CenterCrop, bicubic, on RGB
+images), pixel for pixel, with randomness that is a function of given numbers. EXIF orientation is ignored, as
+there.
+
+Shape suffixes: B images, 3 colours, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import struct
+import zlib
+from collections.abc import Sequence
+from enum import StrEnum
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI's, of red, green and blue in [0, 1]
+STANDARD_DEVIATION = (0.26862954, 0.26130258, 0.27577711)
+CROP_RATIO = (3 / 4, 4 / 3)
+CROP_TRIES = 10
+CROP_NUMBERS = 4 * CROP_TRIES  # uniform random numbers that `random_crop` uses
+
+MAX_PIXELS = 89_478_485  # a quarter of a gibibyte in RGB; more is taken for a decompression bomb
+
+_FORMATS = ("JPEG", "PNG", "WEBP")
+# What Pillow raises for damaged files, besides OSError.
+_DAMAGED = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    LookupError,
+    ArithmeticError,
+    TypeError,
+    struct.error,
+    zlib.error,
+)
+
+Pixels = NDArray[np.uint8]
+
+
+class Cause(StrEnum):
+    """Why a sample can't be used."""
+
+    BAD_IMAGE = "BadImage"
+    MISSING_IMAGE = "MissingImage"
+    MISSING_CAPTION = "MissingCaption"
+    BAD_CAPTION = "BadCaption"
+
+
+class CorruptSampleError(Exception):
+    """One sample that can't be used; the message says what is wrong with it."""
+
+    def __init__(self, cause: Cause, message: str) -> None:
+        super().__init__(message)
+        self.cause = cause
+
+
+def decode_image(data: bytes) -> Image.Image:
+    """A JPEG, PNG or WebP as RGB. Raises CorruptSampleError for anything else, damaged or cut short."""
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise CorruptSampleError(
+                    Cause.BAD_IMAGE, f"{width} x {height} pixels, more than {MAX_PIXELS} in all"
+                )
+            return image.convert("RGB")
+    except Image.DecompressionBombError as error:
+        raise CorruptSampleError(Cause.BAD_IMAGE, f"more than {MAX_PIXELS} pixels") from error
+    except _DAMAGED as error:
+        reason = (
+            "no JPEG, PNG or WebP" if isinstance(error, Image.UnidentifiedImageError) else _one_line(error)
+        )
+        raise CorruptSampleError(Cause.BAD_IMAGE, f"not a readable image: {reason}") from error
+
+
+def decode_caption(data: bytes, key: str) -> str:
+    """The text of a caption file. Raises CorruptSampleError where it is empty or not UTF-8."""
+    try:
+        caption = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise CorruptSampleError(Cause.BAD_CAPTION, f"the .{key} is not UTF-8") from error
+    if not caption.strip():
+        raise CorruptSampleError(Cause.BAD_CAPTION, f"the .{key} is empty")
+    return caption
+
+
+def random_crop(
+    width: int, height: int, scale: tuple[float, float], numbers: Sequence[float]
+) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of a random crop: torchvision's RandomResizedCrop.
+
+    `numbers` are CROP_NUMBERS uniform random numbers in [0, 1). Ten times an area (a share of the image,
+    within `scale`) and a ratio of the sides (log-uniform within 3/4 .. 4/3) are drawn; if none fits, the
+    central crop nearest to the image's own ratio is taken.
+    """
+    area = width * height
+    low, high = math.log(CROP_RATIO[0]), math.log(CROP_RATIO[1])
+    for draw in range(0, CROP_NUMBERS, 4):
+        target = area * (scale[0] + (scale[1] - scale[0]) * numbers[draw])
+        ratio = math.exp(low + (high - low) * numbers[draw + 1])
+        crop_width, crop_height = round(math.sqrt(target * ratio)), round(math.sqrt(target / ratio))
+        if 0 < crop_width <= width and 0 < crop_height <= height:
+            top = int(numbers[draw + 2] * (height - crop_height + 1))
+            left = int(numbers[draw + 3] * (width - crop_width + 1))
+            return left, top, left + crop_width, top + crop_height
+    crop_width, crop_height = width, height
+    if width / height < CROP_RATIO[0]:
+        crop_height = round(width / CROP_RATIO[0])
+    elif width / height > CROP_RATIO[1]:
+        crop_width = round(height * CROP_RATIO[1])
+    left, top = (width - crop_width) // 2, (height - crop_height) // 2
+    return left, top, left + crop_width, top + crop_height
+
+
+def crop_and_resize(image: Image.Image, box: tuple[int, int, int, int], size: int) -> Pixels:
+    """The part of an RGB image in `box`, as size x size pixels: [H, W, 3]."""
+    if box != (0, 0, *image.size):
+        image = image.crop(box)  # not resize(box=...), whose filter would see pixels outside the crop
+    if image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling.BICUBIC)
+    return np.asarray(image)
+
+
+def evaluation_transform(image: Image.Image, size: int) -> Pixels:
+    """Shorter side to `size`, then the central square: [H, W, 3]."""
+    width, height = image.size
+    shorter, longer = min(width, height), max(width, height)
+    if shorter != size:
+        resized = int(size * longer / shorter)
+        new_size = (size, resized) if width <= height else (resized, size)
+        image = image.resize(new_size, Image.Resampling.BICUBIC)
+        width, height = new_size
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    if (width, height) != (size, size):
+        image = image.crop((left, top, left + size, top + size))
+    return np.asarray(image)
+
+
+def normalize(images_B3HW: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """uint8 pixels [B, 3, H, W] to numbers of mean 0 and deviation 1 (by OpenAI's statistics), contiguous, on
+    the same device; computed in float32 and returned in `dtype`.
+    """
+    device = images_B3HW.device
+    # (x / 255 - mean) / deviation, as one multiplication and one addition
+    deviation = torch.tensor(STANDARD_DEVIATION, device=device).view(3, 1, 1)
+    shift = torch.tensor(MEAN, device=device).view(3, 1, 1) / deviation
+    scaled = images_B3HW.to(torch.float32, memory_format=torch.contiguous_format)
+    return scaled.mul_(1 / (255 * deviation)).sub_(shift).to(dtype)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

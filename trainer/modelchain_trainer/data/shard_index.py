@@ -1,0 +1,198 @@
+"""Where the samples of one shard lie: read from its tar headers once, then kept in the store.
+
+A sample is a run of consecutive members with the same key; the key is the path up to the first dot of the
+file's name, the rest is the extension, in lower case (webdataset's rule). Names that begin with a dot or have
+none are no samples.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from modelchain.errors import UserDataError
+from modelchain.store import NotFound, ObjectInfo, Store
+from modelchain_trainer.data.patience import Patience
+from modelchain_trainer.data.tar import Member, scan
+
+VERSION = 1
+INDEX_FOLDER = "indexes"
+MAX_SAMPLE_BYTES = 2**31 - 1
+
+_COLUMNS = ("starts", "lengths", "members", "extension", "offsets", "sizes")
+
+Int64 = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """The samples of a shard as columns: n samples with m members in all. Bytes count from the shard's
+    beginning.
+    """
+
+    extensions: tuple[str, ...]  # those that occur; members refer to them by number
+    starts: Int64  # [n] first byte of a sample, its first header included
+    lengths: Int64  # [n] up to the end of its last member's body
+    members: Int64  # [n] how many members it has
+    extension: Int64  # [m] number of each member's extension
+    offsets: Int64  # [m] of each member's body, from its sample's start
+    sizes: Int64  # [m] of each member's body
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def to_json(self, uri: str, size: int, etag: str) -> bytes:
+        """Compact: columns as byte planes (small numbers leave most planes empty), compressed, in base64."""
+        columns = {name: _pack(getattr(self, name)) for name in _COLUMNS}
+        return json.dumps(
+            {
+                "version": VERSION,
+                "uri": uri,
+                "bytes": size,
+                "etag": etag,
+                "samples": len(self),
+                "extensions": self.extensions,
+                "columns": columns,
+            }
+        ).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes, size: int) -> ShardIndex:
+        """Read what `to_json` wrote for a shard of `size` bytes. Raises ValueError for anything else."""
+        try:
+            document = json.loads(data)
+            if document["version"] != VERSION or document["bytes"] != size:
+                raise ValueError("another version, or of another shard")
+            columns = {name: _unpack(document["columns"][name]) for name in _COLUMNS}
+            index = cls(extensions=tuple(str(name) for name in document["extensions"]), **columns)
+        except (KeyError, TypeError, zlib.error, binascii.Error) as error:
+            raise ValueError(f"damaged index: {error}") from error
+        if not index._fits(size):
+            raise ValueError("damaged index: its columns contradict each other")
+        return index
+
+    def _fits(self, size: int) -> bool:
+        """Whether the columns belong together and stay inside a shard of `size` bytes."""
+        n, m = len(self.starts), len(self.extension)
+        if not (len(self.lengths) == len(self.members) == n and len(self.offsets) == len(self.sizes) == m):
+            return False
+        if n == 0 or any(
+            column.min() < 0
+            for column in (self.starts, self.lengths, self.extension, self.offsets, self.sizes)
+        ):
+            return False
+        if self.members.min() < 1 or self.members.sum() != m or self.extension.max() >= len(self.extensions):
+            return False
+        ends = self.starts + self.lengths
+        bodies_fit = self.offsets + self.sizes <= np.repeat(self.lengths, self.members)
+        return bool((self.starts[1:] >= ends[:-1]).all() and ends[-1] <= size and bodies_fit.all())
+
+
+def index_key(uri: str, info: ObjectInfo) -> str:
+    """Where the index of a shard is kept: another name as soon as the shard's bytes are replaced."""
+    identity = "\n".join([str(VERSION), uri, str(info.size), info.etag])
+    return f"{INDEX_FOLDER}/{hashlib.sha256(identity.encode()).hexdigest()}.json"
+
+
+def read_or_build(
+    shard: Store, info: ObjectInfo, uri: str, index_store: Store, patience: Patience
+) -> ShardIndex:
+    """The index of a shard: from `index_store`, or made from the shard's headers and put there.
+
+    Raises UserDataError where the shard is no tar, is damaged, or holds no sample.
+    """
+    key = index_key(uri, info)
+    try:
+        return ShardIndex.from_json(patience.attempt(lambda: index_store.get(key))[0], info.size)
+    except (NotFound, ValueError):  # not there yet, or unreadable: made anew
+        pass
+
+    def read(start: int, length: int) -> bytes:
+        return patience.attempt(lambda: shard.get_range(info.key, start, length))
+
+    index = build(scan(read, info.size, uri), uri)
+    patience.attempt(lambda: index_store.put(key, index.to_json(uri, info.size, info.etag)))
+    return index
+
+
+def build(members: Iterator[Member], uri: str) -> ShardIndex:
+    """Group members into samples. Raises UserDataError for a shard without samples or a member that stands
+    twice.
+    """
+    numbers: dict[str, int] = {}  # extension -> its number
+    starts: list[int] = []
+    ends: list[int] = []
+    counts: list[int] = []
+    extension: list[int] = []
+    offsets: list[int] = []
+    sizes: list[int] = []
+    current: str | None = None
+    seen: set[int] = set()
+    for member in members:
+        split = split_name(member.name)
+        if split is None:
+            continue
+        key, suffix = split
+        number = numbers.setdefault(suffix, len(numbers))
+        if key != current:
+            current = key
+            seen.clear()
+            starts.append(member.start)
+            ends.append(member.start)
+            counts.append(0)
+        if number in seen:
+            raise UserDataError(
+                f"{uri}: sample {key} has two files .{suffix}; write each file of a sample once"
+            )
+        seen.add(number)
+        extension.append(number)
+        offsets.append(member.offset - starts[-1])
+        sizes.append(member.size)
+        ends[-1] = member.offset + member.size
+        counts[-1] += 1
+        if ends[-1] - starts[-1] > MAX_SAMPLE_BYTES:
+            raise UserDataError(
+                f"{uri}: sample {key} is larger than {MAX_SAMPLE_BYTES} bytes; take it out of the shard"
+            )
+    if not starts:
+        raise UserDataError(f"{uri}: holds no samples; write the shard again or take it out of the list")
+    starts_array = np.array(starts, np.int64)
+    return ShardIndex(
+        extensions=tuple(numbers),
+        starts=starts_array,
+        lengths=np.array(ends, np.int64) - starts_array,
+        members=np.array(counts, np.int64),
+        extension=np.array(extension, np.int64),
+        offsets=np.array(offsets, np.int64),
+        sizes=np.array(sizes, np.int64),
+    )
+
+
+def split_name(path: str) -> tuple[str, str] | None:
+    """A member's key and extension; None for names that belong to no sample."""
+    folder, slash, name = path.rpartition("/")
+    stem, dot, extension = name.partition(".")
+    if not stem or not dot or (not slash and name.startswith("__") and name.endswith("__")):
+        return None
+    return f"{folder}{slash}{stem}", extension.lower()
+
+
+def _pack(column: Int64) -> str:
+    planes = np.ascontiguousarray(np.diff(column, prepend=0).astype("<i8")).view(np.uint8).reshape(-1, 8).T
+    return base64.b64encode(zlib.compress(np.ascontiguousarray(planes).tobytes(), 6)).decode()
+
+
+def _unpack(text: str) -> Int64:
+    planes = np.frombuffer(zlib.decompress(base64.b64decode(text, validate=True)), np.uint8)
+    if planes.size % 8:
+        raise ValueError("damaged index: a column is cut short")
+    differences = np.ascontiguousarray(planes.reshape(8, -1).T).view("<i8").reshape(-1)
+    return np.cumsum(differences, dtype=np.int64)
