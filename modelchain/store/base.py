@@ -7,22 +7,28 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from modelchain.errors import ConfigurationError, ExitCode, ModelChainError
+from modelchain.errors import ConfigurationError, ExitCode, ModelChainError, UserDataError
 from modelchain.resolved import ResolvedStore
+
+PATIENCE_SECONDS = 120.0  # a server that restarts, or a node that moves, is back by then
 
 
 class StoreError(ModelChainError):
     """Something went wrong with the store; the message names the object's URI."""
 
 
-class NotFound(StoreError):
+class NotFound(StoreError):  # noqa: N818 - the names read well where they are raised
     """The object (or the bucket: the message says which) does not exist."""
 
     exit_code = ExitCode.NO_INPUT
 
 
-class Forbidden(StoreError):
-    """The store refuses these credentials, or the folder is not ours to read or write. Not the same as absent."""
+class MissingBucket(NotFound):
+    """The bucket itself does not exist: nothing in it can be called absent, and waiting will not help."""
+
+
+class Forbidden(StoreError):  # noqa: N818
+    """The store refuses these credentials, or the folder is not ours to read. Not the same as absent."""
 
     exit_code = ExitCode.NO_PERMISSION
 
@@ -31,7 +37,7 @@ class ConflictError(StoreError):
     """A conditional write lost: the object exists already, or is not the one that was read."""
 
 
-class StoreUnavailable(StoreError):
+class StoreUnavailable(StoreError):  # noqa: N818
     """The store does not answer, or answers 5xx, also after retries. Time may mend it."""
 
 
@@ -46,11 +52,12 @@ class ObjectInfo:
 
 
 class Store(ABC):
-    """Objects under one URI. Keys are relative, with '/' between parts. All methods may be called from any thread.
+    """Objects under one URI. Keys are relative, with '/' between parts. Any thread may call any method.
 
-    Every method raises `Forbidden` and `StoreUnavailable` besides what it lists. Writes are whole or not there: no
-    reader ever sees part of an object. A full disk raises `modelchain.errors.DiskFullError`, a read-only folder
-    `modelchain.errors.CannotWriteError`.
+    Every method raises `Forbidden` and `StoreUnavailable` besides what it lists. Writes are whole or not
+    there: no reader ever sees part of an object. A full disk raises `modelchain.errors.DiskFullError`, a
+    read-only folder `modelchain.errors.CannotWriteError`, a key that leaves the store
+    `modelchain.errors.UserDataError`.
     """
 
     uri: str
@@ -75,7 +82,9 @@ class Store(ABC):
     def put(self, key: str, data: bytes, *, if_absent: bool = False, if_match: str | None = None) -> str:
         """Write a small object; returns its etag.
 
-        Raises ConflictError if `if_absent` and it exists, or if `if_match` is not its etag now (or it is gone).
+        Raises ConflictError if `if_absent` and it exists, or if `if_match` is not its etag now (or it is
+        gone). A writer whose answer was lost on the way recognises its own success by the bytes: writers that
+        race for an object must write different bytes (a token, a nonce) for exactly one of them to win.
         """
 
     @abstractmethod
@@ -84,7 +93,10 @@ class Store(ABC):
 
     @abstractmethod
     def download(self, key: str, path: Path) -> str:
-        """Write the object into a new file `path` (whole or not at all); returns its sha256 in hex. Raises NotFound."""
+        """Write the object into the file `path`, whole or not at all; returns its sha256 in hex.
+
+        Raises NotFound, and for `path` DiskFullError and CannotWriteError.
+        """
 
     @abstractmethod
     def delete(self, keys: Iterable[str]) -> None:
@@ -92,7 +104,10 @@ class Store(ABC):
 
     @abstractmethod
     def check_conditional_writes(self) -> bool:
-        """Try whether the store honours if_absent and if_match (once for each process; writes a probe under .probe/)."""
+        """Try whether the store honours if_absent and if_match, with a probe object under .probe/.
+
+        S3 is asked once in a process for each bucket.
+        """
 
     @abstractmethod
     def abort_stale_uploads(self, prefix: str, older_than_seconds: float) -> int:
@@ -109,19 +124,38 @@ def split_uri(uri: str) -> tuple[str, str]:
     return (parent or ("/" if uri.startswith("/") else "."), name)
 
 
-def open_store(store: ResolvedStore) -> Store:
-    """The store of a chain. Nothing is read or written yet. Raises ConfigurationError for an unknown scheme."""
-    return open_location(store.uri, store)
+def check_key(key: str, uri: str) -> str:
+    """`key` itself, if it names an object below the store's root. (A manifest that somebody changed may not.)
+
+    Raises UserDataError for an empty or absolute key, and for one with '.', '..' or an empty part.
+    """
+    if "\0" in key or "\\" in key or any(part in {"", ".", ".."} for part in key.split("/")):
+        raise UserDataError(
+            f"{uri}: {key!r} does not name an object in the store; names are relative, without '..' and '//'"
+        )
+    return key
 
 
-def open_location(uri: str, access: ResolvedStore) -> Store:
-    """A store rooted at `uri`, with the endpoint, region and certificates of `access`."""
+def open_store(store: ResolvedStore, *, patience_seconds: float = PATIENCE_SECONDS) -> Store:
+    """The store of a chain. Nothing is read or written yet. Raises ConfigurationError for an unknown scheme.
+
+    `patience_seconds`: how long a call keeps trying where S3 has answered before and now does not.
+    """
+    return open_location(store.uri, store, patience_seconds=patience_seconds)
+
+
+def open_location(uri: str, access: ResolvedStore, *, patience_seconds: float = PATIENCE_SECONDS) -> Store:
+    """A store rooted at `uri`, with the endpoint, region and certificates of `access`. See `open_store`."""
     if uri.startswith("s3://"):
         from modelchain.store.s3 import S3Store
 
-        return S3Store(uri, access)
-    if "://" in uri and not uri.startswith("file://"):
-        raise ConfigurationError(f"{uri}: unknown kind of store; use s3://bucket/prefix, file:///folder or a path")
+        return S3Store(uri, access, patience_seconds=patience_seconds)
+    if "://" in uri and not uri.startswith("file:///"):
+        raise ConfigurationError(
+            f"{uri}: unknown kind of store; use s3://bucket/prefix, file:///folder or a path"
+        )
     from modelchain.store.folder import FolderStore
 
-    return FolderStore(Path(uri.removeprefix("file://")))
+    return FolderStore(
+        Path(uri.removeprefix("file://")), allow_unconditional_writes=access.allow_unconditional_writes
+    )

@@ -1,0 +1,157 @@
+"""What an error of S3 (or of the way there) means to a person. No message ever holds a key or a secret."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+from botocore import exceptions as boto
+from botocore.exceptions import BotoCoreError, ClientError
+
+from modelchain.errors import ConfigurationError, DiskFullError, ModelChainError
+from modelchain.store.base import (
+    ConflictError,
+    Forbidden,
+    MissingBucket,
+    NotFound,
+    StoreError,
+    StoreUnavailable,
+)
+
+GIVE_CREDENTIALS = (
+    "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_PROFILE); in a cluster, store.secretName "
+    "or a service account with rights to the bucket"
+)
+
+_MISSING = {"NoSuchKey", "404", "NotFound", "NoSuchUpload"}
+_CONFLICT = {"PreconditionFailed", "412"}
+_BAD_CREDENTIALS = {
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+    "ExpiredToken",
+    "InvalidToken",
+    "TokenRefreshRequired",
+    "InvalidClientTokenId",
+}
+_REFUSED = {"AccessDenied", "AllAccessDisabled", "AccountProblem", "403", "Forbidden", "UnauthorizedAccess"}
+_OTHER_REGION = {
+    "PermanentRedirect",
+    "AuthorizationHeaderMalformed",
+    "IllegalLocationConstraintException",
+    "301",
+}
+_FULL = {"XMinioStorageFull", "QuotaExceeded", "InsufficientStorage", "507"}
+_BUSY = {
+    "SlowDown",
+    "Throttling",
+    "ThrottlingException",
+    "RequestTimeout",
+    "TooManyRequests",
+    "OperationAborted",
+    "429",
+}
+_CREDENTIAL_ERRORS = (
+    boto.NoCredentialsError,
+    boto.PartialCredentialsError,
+    boto.CredentialRetrievalError,
+    boto.ProfileNotFound,
+    boto.TokenRetrievalError,
+    boto.NoAuthTokenError,
+)
+_MALFORMED = (
+    boto.ParamValidationError,
+    boto.InvalidEndpointDiscoveryConfigurationError,
+    boto.NoRegionError,
+    boto.InvalidRegionError,
+    boto.UnknownEndpointError,
+    boto.InvalidConfigError,
+    boto.ConfigParseError,
+)
+
+
+def explain(
+    error: BotoCoreError | ClientError, uri: str, bucket: str, endpoint: str | None
+) -> ModelChainError:
+    """The error to show for `error`, which happened to the object at `uri`."""
+    if isinstance(error, ClientError):
+        return _explain_answer(error, uri, bucket, endpoint)
+    at = f" at {without_credentials(endpoint)}" if endpoint else ""
+    if isinstance(error, _CREDENTIAL_ERRORS):
+        return Forbidden(f"{uri}: no usable credentials found; {GIVE_CREDENTIALS}")
+    if isinstance(error, boto.SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return ConfigurationError(
+            f"{uri}: the server's certificate{at} is not trusted; give its authority as the store's CA bundle"
+        )
+    if isinstance(error, _MALFORMED):
+        return ConfigurationError(f"{uri}: the store's address can't be used: {_one_line(error)}")
+    return StoreUnavailable(f"{uri}: the store{at} does not answer ({_kind(error)}); is it running?")
+
+
+def code_of(error: ClientError) -> str:
+    """The error's code; for an answer without a body (HEAD) its HTTP status as text."""
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def status_of(error: ClientError) -> int:
+    """The HTTP status of the answer, 0 if unknown."""
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def was_repeated(error: ClientError) -> bool:
+    """Whether botocore sent the request more than once: an earlier one may have done the work."""
+    return int(error.response.get("ResponseMetadata", {}).get("RetryAttempts", 0)) > 0
+
+
+def without_credentials(endpoint: str) -> str:
+    """`endpoint` without a user and password, for messages."""
+    parts = urlsplit(endpoint)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
+def is_missing(error: ClientError) -> bool:
+    """Whether the answer says that the object (or, to HEAD, the object or the bucket) does not exist."""
+    return code_of(error) in _MISSING
+
+
+def missing_bucket(bucket: str, uri: str, endpoint: str | None) -> MissingBucket:
+    """The error for a bucket that does not exist, with what to do."""
+    at = f" at {without_credentials(endpoint)}" if endpoint else ""
+    return MissingBucket(f"{uri}: bucket {bucket!r} does not exist{at}; create it, or mend URI or endpoint")
+
+
+def _explain_answer(error: ClientError, uri: str, bucket: str, endpoint: str | None) -> ModelChainError:
+    code, status = code_of(error), status_of(error)
+    if code == "NoSuchBucket":
+        return missing_bucket(bucket, uri, endpoint)
+    if code in _MISSING:
+        return NotFound(f"{uri}: no such object")
+    if code in _CONFLICT:
+        return ConflictError(f"{uri}: exists already, or is not the one that was read")
+    if code in _BAD_CREDENTIALS:
+        return Forbidden(f"{uri}: the store refuses the credentials ({code}); {GIVE_CREDENTIALS}")
+    if code == "RequestTimeTooSkewed":
+        return Forbidden(f"{uri}: the store refuses the request: this machine's clock is wrong; set it")
+    if code in _OTHER_REGION:
+        return ConfigurationError(f"{uri}: the bucket is in another region ({code}); set the store's region")
+    if code in _FULL or status == 507:
+        return DiskFullError(f"{uri}: the store is full ({code}); free some space there and start again")
+    if code in _BUSY or status in {408, 429} or (status >= 500 and status != 501):
+        return StoreUnavailable(f"{uri}: the store is in trouble ({code or status}); try again later")
+    if code in _REFUSED or status in {401, 403}:
+        return Forbidden(
+            f"{uri}: access denied; these credentials need to read, write and list here "
+            "(without s3:ListBucket, a missing object looks like this too)"
+        )
+    message = " ".join(str(error.response.get("Error", {}).get("Message", "")).split())
+    return StoreError(f"{uri}: the store answers {code or status}: {message[:200]}")
+
+
+def _kind(error: BotoCoreError) -> str:
+    if isinstance(error, boto.ReadTimeoutError | boto.ConnectTimeoutError):
+        return "no answer in time"
+    if isinstance(error, boto.EndpointConnectionError):
+        return "can't connect"
+    return type(error).__name__
+
+
+def _one_line(error: BotoCoreError) -> str:
+    return " ".join(str(error).split())[:300]
