@@ -275,11 +275,13 @@ def _embed(
     answer_nA = torch.zeros(samples, width, dtype=torch.int32, device=encoder.device)
     readable_n = torch.zeros(samples, dtype=torch.int32, device=encoder.device)
     for batch in evaluation.source.batches(group.rank, group.world_size):
+        encoder.on_progress()
+        if not len(batch.indices):
+            continue
         rows_B = batch.indices.to(encoder.device)
         image_nE[rows_B] = encoder.images(batch.images)
         answer_nA[rows_B] = answers(batch).to(encoder.device, torch.int32)
         readable_n[rows_B] = 1
-        encoder.on_progress()
     readable_n = group.sum(readable_n).bool()
     if not bool(readable_n.any()):
         raise UserDataError(
