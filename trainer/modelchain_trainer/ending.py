@@ -7,16 +7,18 @@ termination message of the pod and as failure.json of the attempt. No torch here
 from __future__ import annotations
 
 import contextlib
+import errno
 import signal
 import threading
 from collections.abc import Mapping
 from pathlib import Path
 
 from modelchain.artifacts import FAILURE, Failure, attempt_folder
-from modelchain.errors import ExitCode
+from modelchain.errors import ExitCode, ModelChainError
 from modelchain.resolved import ResolvedStage
 from modelchain.spec import Block
-from modelchain_trainer.environment import TERMINATION_LOG_VARIABLE
+from modelchain.store.local_files import explain
+from modelchain_trainer.environment import TERMINATION_LOG_VARIABLE, ProcessEnvironment
 
 MAX_TERMINATION_MESSAGE_BYTES = 4096  # Kubernetes cuts at this
 MAX_MESSAGE_CHARACTERS = 2000
@@ -25,6 +27,10 @@ DEFAULT_TERMINATION_LOG = Path("/dev/termination-log")
 TERMINATED = "Terminated"  # reasons that are not the name of an error
 KILLED = "Killed"
 LOST_PEER = "LostPeerError"
+
+
+class OutOfMemoryError(ModelChainError):
+    """The model and its batch do not fit. Retried: what else runs on the machine may be to blame."""
 
 
 class RankReport(Block):
@@ -105,6 +111,43 @@ def write_failure(stage: ResolvedStage, token: str, failure: Failure, *, seconds
     thread.start()
     thread.join(seconds)
     return written.is_set()
+
+
+def failure_of(error: Exception, environment: ProcessEnvironment, step: int | None) -> tuple[Failure, bool]:
+    """What `error`, which ended a rank, means; and whether it was foreseen, so needs no traceback."""
+    foreseen = _foreseen(error, environment)
+    cause = foreseen or error
+    if foreseen is not None:
+        code = foreseen.exit_code
+    else:
+        code = ExitCode.SOFTWARE if isinstance(error, AssertionError) else ExitCode.FAILURE
+    message = str(cause) if foreseen is not None else f"unforeseen {type(error).__name__}: {error}"
+    failure = Failure(
+        exit_code=int(code),
+        reason=type(cause).__name__,
+        message=one_line(message),
+        rank=environment.rank,
+        step=step,
+    )
+    return failure, foreseen is not None
+
+
+def _foreseen(error: Exception, environment: ProcessEnvironment) -> ModelChainError | None:
+    if isinstance(error, ModelChainError):
+        return error
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        return explain(error, str(error.filename or environment.scratch), writing=True)
+    if (
+        isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    ):  # torch's, without importing it
+        return OutOfMemoryError(
+            f"out of memory: lower training.microBatchSize or set training.gradientCheckpointing ({error})"
+        )
+    if isinstance(error, RuntimeError) and environment.world_size > 1:
+        from modelchain_trainer.ranks import lost_peer
+
+        return lost_peer(error, environment)
+    return None
 
 
 def signal_failure(signal_number: int, rank: int) -> Failure:

@@ -63,7 +63,7 @@ class JobEnvironment:
             world_size = _whole_number(variables, ("WORLD_SIZE",), default=processes_per_node, least=1)
             if world_size % processes_per_node:
                 raise UsageError(
-                    f"WORLD_SIZE={world_size} is no multiple of the {processes_per_node} processes of a node; "
+                    f"WORLD_SIZE={world_size} is no multiple of {processes_per_node} processes a node; "
                     "set PET_NNODES and PET_NPROC_PER_NODE"
                 )
             nodes = world_size // processes_per_node

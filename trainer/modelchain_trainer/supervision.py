@@ -21,6 +21,7 @@ from modelchain.errors import ExitCode
 from modelchain_trainer.ending import LOST_PEER, RankReport, signal_failure, silent_failure
 from modelchain_trainer.environment import REPORT_VARIABLE
 
+WORKER = (sys.executable, "-m", "modelchain_trainer.worker")
 POLL_SECONDS = 0.05
 KILL_AFTER_SECONDS = 5.0  # between SIGTERM and SIGKILL for the ranks that outlive a failed one
 
@@ -64,7 +65,7 @@ def start_ranks(
     for local_rank, own in enumerate(rank_variables):
         report = reports / f"rank-{local_rank}.json"
         process = subprocess.Popen(
-            [sys.executable, "-m", "modelchain_trainer.worker"],
+            WORKER,
             stdin=subprocess.DEVNULL,
             env={**variables, **own, REPORT_VARIABLE: str(report)},
             process_group=0,
@@ -127,8 +128,8 @@ def kill(ranks: Sequence[RankProcess]) -> None:
 def root_cause(endings: Sequence[Ending]) -> Ending | None:
     """The ending that explains the others; None if all ended well.
 
-    The first to fail by itself, but one that only lost a peer, or was told to end, after all others. One that
-    had to be killed because it did not end when asked to counts only if there is nothing else.
+    The first to fail by itself; one that was told to end only after those, one that lost a peer after it. One
+    that had to be killed because it did not end when asked to counts only if there is nothing else.
     """
     failed = [ending for ending in endings if ending.failure is not None]
     if not failed:
@@ -136,7 +137,7 @@ def root_cause(endings: Sequence[Ending]) -> Ending | None:
 
     def order(ending: Ending) -> tuple[bool, bool, bool, float]:
         lost_peer = ending.failure is not None and ending.failure.reason == LOST_PEER
-        return (ending.killed_by_us, ending.exit_code == ExitCode.TERMINATED, lost_peer, ending.time)
+        return (ending.killed_by_us, lost_peer, ending.exit_code == ExitCode.TERMINATED, ending.time)
 
     return min(failed, key=order)
 

@@ -1,0 +1,307 @@
+"""The launcher as a process, with a stand-in for the worker: what matters here is who is told what."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from modelchain.artifacts import Failure
+from modelchain_trainer.environment import PARENT_PIPE_VARIABLE
+
+STAGE = {
+    "chain": {"namespace": "default", "name": "digits", "uid": "0123-abcd"},
+    "name": "tiny",
+    "index": 0,
+    "digest": "0" * 64,
+    "folder": "stages/tiny-0000000000000000",
+    "model": "tiny",
+    "modelConfig": {
+        "embedDim": 16,
+        "vision": {"imageSize": 8, "patchSize": 4, "width": 16, "layers": 1, "headWidth": 16},
+        "text": {"width": 16, "layers": 1, "heads": 1},
+    },
+    "data": {"shards": ["data/0.tar"], "samples": 8},
+    "training": {
+        "epochs": 1,
+        "globalBatchSize": 4,
+        "warmupSteps": 0,
+        "checkpointEverySteps": 1,
+        "stepsPerEpoch": 2,
+        "steps": 2,
+    },
+}
+
+# What every stand-in for the worker begins with: `fail` reports as a rank does.
+WORKER = """
+import json, os, signal, sys, time
+rank = int(os.environ["RANK"])
+def fail(code, reason, message):
+    failure = {"exitCode": code, "reason": reason, "message": message, "rank": rank}
+    with open(os.environ["MODELCHAIN_RANK_REPORT"], "w") as file:
+        json.dump({"failure": failure}, file)
+    sys.exit(code)
+"""
+
+LAUNCHER = """
+import sys
+from modelchain_trainer import supervision
+supervision.WORKER = (sys.executable, sys.argv.pop(1))
+supervision.KILL_AFTER_SECONDS = 1.0
+from modelchain_trainer.launcher import main
+sys.exit(main())
+"""
+
+Start = Callable[..., "Launch"]
+
+
+class Launch:
+    """A running launcher, its folder and its termination message."""
+
+    def __init__(self, process: subprocess.Popen[str], folder: Path) -> None:
+        self.process = process
+        self.folder = folder
+
+    def wait(self) -> tuple[int, str]:
+        """Exit code and standard error."""
+        _, errors = self.process.communicate(timeout=30)
+        return self.process.returncode, errors
+
+    def termination_message(self) -> Failure:
+        return Failure.model_validate_json((self.folder / "termination-log").read_bytes())
+
+    def wait_for(self, name: str, ranks: int = 1) -> list[str]:
+        """Until each rank has written its file `<name>-<rank>`; their contents."""
+        end = time.monotonic() + 20
+        paths = [self.folder / f"{name}-{rank}" for rank in range(ranks)]
+        while not all(path.exists() and path.read_text().endswith("\n") for path in paths):
+            assert time.monotonic() < end, f"{name} was not written"
+            time.sleep(0.02)
+        return [path.read_text().strip() for path in paths]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    launches: list[Launch] = []
+
+    def start(worker: str, *, pipe: int | None = None, **variables: str) -> Launch:
+        script = tmp_path / "worker.py"
+        script.write_text(WORKER + worker)
+        stage_file = tmp_path / "stage.json"
+        stage_file.write_text(json.dumps({**STAGE, "store": {"uri": str(tmp_path / "store")}}))
+        process = subprocess.Popen(
+            [sys.executable, "-c", LAUNCHER, str(script), "--stage", str(stage_file)],
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=tmp_path,
+            pass_fds=() if pipe is None else (pipe,),
+            env=_clean(os.environ)
+            | {"MODELCHAIN_TERMINATION_LOG": str(tmp_path / "termination-log"), "TMPDIR": str(tmp_path)}
+            | variables,
+        )
+        launches.append(Launch(process, tmp_path))
+        return launches[-1]
+
+    yield start
+    for launch in launches:
+        launch.process.kill()
+        launch.process.communicate()
+
+
+def _clean(variables: Mapping[str, str]) -> dict[str, str]:
+    prefixes = ("PET_", "MODELCHAIN_", "MASTER_", "RANK", "WORLD_SIZE")
+    return {name: value for name, value in variables.items() if not name.startswith(prefixes)}
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
+
+
+def _wait_until_gone(pids: list[int]) -> None:
+    end = time.monotonic() + 10
+    while any(_is_alive(pid) for pid in pids):
+        assert time.monotonic() < end, f"still alive: {[pid for pid in pids if _is_alive(pid)]}"
+        time.sleep(0.05)
+
+
+def test_every_rank_is_told_its_place_and_one_token_is_made_of_the_prefix(start: Start) -> None:
+    worker = """
+names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT", "MODELCHAIN_TOKEN")
+with open(f"env-{rank}", "w") as file:
+    print(*(os.environ[name] for name in names), file=file)
+"""
+    launch = start(worker, PET_NPROC_PER_NODE="2", MODELCHAIN_ATTEMPT="0123abcd-7")
+    assert launch.wait() == (0, "")
+    first, second = (text.split() for text in launch.wait_for("env", 2))
+    assert first[:4] == ["0", "0", "2", "2"]
+    assert second[:4] == ["1", "1", "2", "2"]
+    assert first[4:] == second[4:]
+    assert first[5].startswith("0123abcd-7-")
+    assert len(first[5]) == len("0123abcd-7-") + 8
+    assert not list(launch.folder.glob("modelchain-scratch-*")), "temporary files were left behind"
+
+
+def test_the_root_cause_is_the_first_rank_that_failed_by_itself(start: Start) -> None:
+    worker = """
+if rank == 1:
+    time.sleep(0.3)
+    fail(65, "UserDataError", "shard 3 is no tar")
+signal.signal(signal.SIGTERM, lambda *_: fail(1, "LostPeerError", "rank 1 is gone"))
+time.sleep(60)
+"""
+    launch = start(worker, PET_NPROC_PER_NODE="2", MODELCHAIN_ATTEMPT="0123abcd-1")
+    code, errors = launch.wait()
+    assert code == 65
+    assert errors.strip() == "modelchain_trainer: UserDataError (rank 1): shard 3 is no tar"
+    assert launch.termination_message().message == "shard 3 is no tar"
+    (file,) = (launch.folder / "store" / STAGE["folder"]).glob("attempts/0123abcd-1-*/failure.json")
+    assert Failure.model_validate_json(file.read_bytes()).exit_code == 65
+
+
+def test_ranks_that_ignore_sigterm_are_killed_after_a_failed_one(start: Start) -> None:
+    worker = """
+if rank == 1:
+    while not os.path.exists("pid-0"): time.sleep(0.05)
+    fail(78, "ConfigurationError", "no")
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+with open("pid-0", "w") as file: print(os.getpid(), file=file)
+time.sleep(60)
+"""
+    launch = start(worker, PET_NPROC_PER_NODE="2")
+    (pid,) = launch.wait_for("pid")
+    assert launch.wait()[0] == 78
+    assert not _is_alive(int(pid))
+
+
+def test_sigterm_reaches_every_rank_once_and_their_checkpoint_is_waited_for(start: Start) -> None:
+    worker = """
+count = 0
+def stop(*_):
+    global count
+    count += 1
+signal.signal(signal.SIGTERM, stop)
+with open(f"ready-{rank}", "w") as file: print("yes", file=file)
+while not count: time.sleep(0.01)
+time.sleep(0.5 + rank)  # a checkpoint; longer than the time that a failure leaves
+with open(f"count-{rank}", "w") as file: print(count, file=file)
+fail(143, "Terminated", "checkpoint at step 7")
+"""
+    launch = start(worker, PET_NPROC_PER_NODE="2")
+    launch.wait_for("ready", 2)
+    launch.process.send_signal(signal.SIGTERM)
+    time.sleep(0.2)
+    launch.process.send_signal(signal.SIGTERM)
+    assert launch.wait()[0] == 143
+    assert launch.wait_for("count", 2) == ["1", "1"]
+    assert launch.termination_message().message == "checkpoint at step 7"
+
+
+def test_ctrl_c_stops_the_same_way_and_ends_with_130(start: Start) -> None:
+    worker = """
+signal.signal(signal.SIGTERM, lambda *_: fail(143, "Terminated", "checkpoint"))
+with open(f"ready-{rank}", "w") as file: print("yes", file=file)
+time.sleep(60)
+"""
+    launch = start(worker)
+    launch.wait_for("ready")
+    launch.process.send_signal(signal.SIGINT)
+    assert launch.wait()[0] == 130
+
+
+def test_a_killed_rank_ends_with_its_signal(start: Start) -> None:
+    launch = start("os.kill(os.getpid(), signal.SIGKILL)")
+    code, errors = launch.wait()
+    assert code == 137
+    assert "rank 0 was killed by SIGKILL; the kernel does that when memory runs out" in errors
+
+
+def test_a_rank_that_says_nothing_ends_with_its_code(start: Start) -> None:
+    launch = start("sys.exit(3)")
+    code, errors = launch.wait()
+    assert code == 3
+    assert "exit code 3 without saying why" in errors
+
+
+def test_a_termination_message_fits_into_4096_bytes(start: Start) -> None:
+    launch = start("fail(65, 'UserDataError', '\\u00fc' * 50_000)")
+    assert launch.wait()[0] == 65
+    assert (launch.folder / "termination-log").stat().st_size <= 4096
+    assert launch.termination_message().message.startswith("üüü")
+
+
+def test_a_store_that_cannot_be_written_does_not_hide_the_cause(start: Start) -> None:
+    launch = start("open('store', 'w').close(); fail(74, 'DiskFullError', 'full')")
+    assert launch.wait()[0] == 74
+
+
+def test_when_its_parent_is_gone_launcher_and_ranks_die(start: Start) -> None:
+    mine, theirs = os.pipe()
+    worker = """
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+with open(f"pid-{rank}", "w") as file: print(os.getpid(), file=file)
+time.sleep(60)
+"""
+    launch = start(worker, pipe=mine, PET_NPROC_PER_NODE="2", **{PARENT_PIPE_VARIABLE: str(mine)})
+    os.close(mine)
+    pids = [int(text) for text in launch.wait_for("pid", 2)]
+    assert all(_is_alive(pid) for pid in pids)
+    os.close(theirs)  # as the kernel does for a process that was killed
+    assert launch.wait()[0] == 137
+    _wait_until_gone(pids)
+
+
+def test_ranks_die_with_a_launcher_that_was_killed(start: Start) -> None:
+    worker = """
+from modelchain_trainer.worker import die_with
+die_with(int(os.environ["MODELCHAIN_LAUNCHER_PID"]))
+with open(f"pid-{rank}", "w") as file: print(os.getpid(), file=file)
+time.sleep(60)
+"""
+    launch = start(worker, PET_NPROC_PER_NODE="2")
+    pids = [int(text) for text in launch.wait_for("pid", 2)]
+    launch.process.kill()
+    launch.wait()
+    _wait_until_gone(pids)
+
+
+@pytest.mark.parametrize(
+    ("stage", "code", "message"),
+    [
+        ("{", 64, "Invalid JSON"),
+        ("{}", 64, "chain: Field required"),
+        (json.dumps({**STAGE, "store": {"uri": "store"}, "colour": 1}), 64, "colour"),
+        ("", 64, "no stage to train"),
+    ],
+)
+def test_a_stage_that_is_none_is_a_usage_error(
+    stage: str, code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from modelchain_trainer.launcher import main
+
+    assert main([], {"MODELCHAIN_STAGE": stage}) == code
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert errors.count("\n") == 1
+
+
+def test_a_batch_that_the_processes_do_not_divide_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    from modelchain_trainer.launcher import main
+
+    stage = json.dumps({**STAGE, "store": {"uri": "store"}})
+    assert main([], {"MODELCHAIN_STAGE": stage, "PET_NPROC_PER_NODE": "3"}) == 78
+    assert "training.globalBatchSize 4 cannot be divided among 3 processes" in capsys.readouterr().err
+
+
+def test_the_launcher_imports_no_torch() -> None:
+    code = (
+        "import sys, modelchain_trainer.launcher; sys.exit('torch' in sys.modules or 'boto3' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,242 @@
+import json
+import struct
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from modelchain.artifacts import Progress
+from modelchain.errors import DiskFullError
+from modelchain.store import StoreUnavailable
+from modelchain.store.folder import FolderStore
+from modelchain_trainer.metrics_log import EvaluationLine, MetricsLog, TrainLine, decode_lines, encode_line
+from modelchain_trainer.telemetry import Telemetry
+from modelchain_trainer.tensorboard_events import Scalars, crc32c, encode_events
+
+FOLDER = "stages/tiny-0/attempts/uid-1-abc"
+
+
+def _train(step: int) -> TrainLine:
+    return TrainLine(
+        step=step,
+        epoch=step / 10,
+        samples=step * 8,
+        macs=step * 1e6,
+        time=step * 0.5,
+        wall_time=1.7e9 + step,
+        learning_rate=1e-3,
+        loss={"total": 2.0 / (step + 1), "task": 1.5 / (step + 1), "distillation": 0.5 / (step + 1)},
+        distillation_weight=0.98,
+        logit_scale=14.3,
+        gradient_norm=1.25,
+        samples_per_second=16.0,
+        data_wait_fraction=0.25,
+    )
+
+
+def _evaluation(step: int, **metrics: float) -> EvaluationLine:
+    named = {name.replace("_", "/"): value for name, value in metrics.items()}
+    return EvaluationLine(step=step, samples=8 * step, macs=1e6, time=0.5, wall_time=1.7e9, metrics=named)
+
+
+def _wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end, "did not happen"
+        time.sleep(0.01)
+
+
+class _Outage(FolderStore):
+    """A folder whose server can be switched off."""
+
+    error: Exception | None = None
+
+    def put(self, key: str, data: bytes, *, if_absent: bool = False, if_match: str | None = None) -> str:
+        if self.error is not None:
+            raise self.error
+        return super().put(key, data, if_absent=if_absent, if_match=if_match)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> _Outage:
+    return _Outage(tmp_path)
+
+
+@pytest.fixture
+def telemetry(store: _Outage) -> Iterator[Telemetry]:
+    telemetry = Telemetry(store, FOLDER, steps=100, heartbeat_seconds=0.02)
+    yield telemetry
+    telemetry.close()
+
+
+def _progress(store: FolderStore) -> Progress:
+    return Progress.model_validate_json(store.get(f"{FOLDER}/progress.json")[0])
+
+
+def _has_progress(store: FolderStore, step: int) -> bool:
+    return store.head(f"{FOLDER}/progress.json") is not None and _progress(store).step == step
+
+
+def test_progress_shows_step_speed_loss_and_time_left(telemetry: Telemetry, store: _Outage) -> None:
+    telemetry.start()
+    telemetry.phase("Training")
+    telemetry.step(0)
+    time.sleep(1.05)
+    telemetry.step(10)
+    telemetry.train(_train(10), {"BadImage": 2})
+    telemetry.evaluation(_evaluation(10, digits_top1=0.5))
+    telemetry.checkpoint(10)
+    _wait_for(lambda: _has_progress(store, 10) and _progress(store).checkpoint_step == 10)
+    progress = _progress(store)
+    assert (progress.phase, progress.steps, progress.samples_per_second) == ("Training", 100, 16.0)
+    assert progress.loss["total"] == _train(10).loss["total"]
+    assert progress.metrics == {"digits/top1": 0.5}
+    assert progress.corrupt_samples == {"BadImage": 2}
+    assert progress.eta_seconds == pytest.approx(90 / (10 / 1.05), rel=0.2)
+
+
+def test_an_attempt_without_progress_falls_silent(telemetry: Telemetry, store: _Outage) -> None:
+    telemetry.start()
+    telemetry.step(1)
+    _wait_for(lambda: _has_progress(store, 1))
+    before = store.get(f"{FOLDER}/progress.json")
+    time.sleep(0.3)
+    assert store.get(f"{FOLDER}/progress.json") == before
+    telemetry.advance()
+    _wait_for(lambda: _progress(store).sequence > Progress.model_validate_json(before[0]).sequence)
+
+
+def test_progress_goes_on_after_an_outage_of_the_store(telemetry: Telemetry, store: _Outage) -> None:
+    telemetry.start()
+    telemetry.step(1)
+    _wait_for(lambda: _has_progress(store, 1))
+    store.error = StoreUnavailable("http://store: refused")
+    telemetry.step(2)
+    time.sleep(0.1)
+    telemetry.check()
+    store.error = None
+    _wait_for(lambda: _has_progress(store, 2))
+
+
+def test_a_full_disk_reaches_the_training(telemetry: Telemetry, store: _Outage) -> None:
+    store.error = DiskFullError("/store: no space left")
+    telemetry.start()
+
+    def failed() -> bool:
+        try:
+            telemetry.check()
+        except DiskFullError:
+            return True
+        return False
+
+    _wait_for(failed)
+
+
+def test_metrics_are_in_the_store_after_a_flush_and_again_after_a_failed_one(
+    telemetry: Telemetry, store: _Outage
+) -> None:
+    telemetry.train(_train(1), {})
+    store.error = StoreUnavailable("http://store: refused")
+    with pytest.raises(StoreUnavailable):
+        telemetry.flush()
+    store.error = None
+    telemetry.flush()
+    names = {info.key.rpartition("/")[2] for info in store.list(FOLDER)}
+    assert names == {"metrics-0000000000.jsonl", "events.out.tfevents.0000000000.modelchain"}
+
+
+def test_closing_writes_what_is_left(store: _Outage) -> None:
+    telemetry = Telemetry(store, FOLDER, steps=100, heartbeat_seconds=60)
+    telemetry.start()
+    telemetry.train(_train(1), {})
+    telemetry.phase("Complete")
+    telemetry.close()
+    assert _progress(store).phase == "Complete"
+    assert store.head(f"{FOLDER}/metrics-0000000000.jsonl") is not None
+
+
+def test_without_a_store_nothing_happens() -> None:
+    telemetry = Telemetry(None, "", steps=3)
+    telemetry.start()
+    telemetry.step(1)
+    telemetry.train(_train(1), {})
+    telemetry.flush()
+    telemetry.close()
+
+
+def test_lines_are_the_documented_json() -> None:
+    line = json.loads(encode_line(_train(3)))
+    assert line.pop("wallTime") == 1.7e9 + 3
+    assert set(line) == {
+        "kind", "step", "epoch", "samples", "macs", "time", "learningRate", "loss", "distillationWeight",
+        "logitScale", "gradientNorm", "samplesPerSecond", "dataWaitFraction",
+    }  # fmt: skip
+    assert set(line["loss"]) == {"total", "task", "distillation"}
+    evaluation = json.loads(encode_line(_evaluation(3, digits_top1=0.93)))
+    assert (evaluation["kind"], evaluation["metrics"]) == ("evaluation", {"digits/top1": 0.93})
+
+
+def test_segments_begin_at_checkpoints_and_only_the_last_one_changes() -> None:
+    log = MetricsLog()
+    log.append(_train(5))
+    log.begin_segment(5)
+    assert set(log.take_changed()) == {
+        "metrics-0000000000.jsonl",
+        "events.out.tfevents.0000000000.modelchain",
+    }
+    log.append(_train(10))
+    assert set(log.take_changed()) == {
+        "metrics-0000000005.jsonl",
+        "events.out.tfevents.0000000005.modelchain",
+    }
+    assert log.take_changed() == {}
+
+
+def test_a_resumed_log_has_the_history_up_to_its_step_and_no_more() -> None:
+    first = MetricsLog()
+    for step in (5, 10, 15):
+        first.append(_train(step))
+        first.append(_evaluation(step, digits_top1=step / 100))
+        first.begin_segment(step)
+    history = [
+        line
+        for name, data in first.files().items()
+        if name.startswith("metrics")
+        for line in decode_lines(data, 10)
+    ]
+    second = MetricsLog(history, 10)
+    assert second.evaluated_steps() == {5, 10}
+    assert second.metrics() == {"digits/top1": 0.1}
+    second.append(_train(15))
+    second.append(_evaluation(15, digits_top1=0.15))
+
+    def lines(log: MetricsLog) -> bytes:
+        return b"".join(data for name, data in sorted(log.files().items()) if name.startswith("metrics"))
+
+    assert lines(second) == lines(first)
+
+
+def test_a_line_that_is_none_is_refused() -> None:
+    with pytest.raises(ValueError, match="kind"):
+        decode_lines(b'{"step": 3}\n', 10)
+
+
+def test_crc32c_is_castagnolis() -> None:
+    assert crc32c(b"123456789") == 0xE3069283
+    assert crc32c(bytes(32)) == 0x8A9136AA  # RFC 3720, B.4
+
+
+def test_stock_tensorboard_reads_the_events(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    path = tmp_path / "events.out.tfevents.0000000000.modelchain"
+    path.write_bytes(
+        encode_events([Scalars(3, 1.7e9, {"loss/total": 0.5}), Scalars(4, 1.7e9 + 1, {"loss/total": 0.25})])
+    )
+    events = list(EventFileLoader(str(path)).Load())
+    assert events[0].file_version == "brain.Event:2"
+    values = [(e.step, v.tag, v.tensor.float_val[0]) for e in events[1:] for v in e.summary.value]
+    assert values == [(3, "loss/total", 0.5), (4, "loss/total", 0.25)]
+    (length,) = struct.unpack("<Q", path.read_bytes()[:8])
+    assert length < 64

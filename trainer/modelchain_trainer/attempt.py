@@ -1,0 +1,150 @@
+"""One attempt at a stage: its place among the ranks, its store, its lease, its voice."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from modelchain.lease import LeaseKeeper
+
+from modelchain.artifacts import LEASE, STAGE, attempt_folder
+from modelchain.commit import require_conditional_writes, verify_stage
+from modelchain.errors import ConfigurationError, HeldError
+from modelchain.resolved import ResolvedStage
+from modelchain.store import ConflictError, Store, open_store
+from modelchain_trainer.data.patience import Patience
+from modelchain_trainer.environment import DEVICE_VARIABLE, ProcessEnvironment, available_cores
+from modelchain_trainer.position import Position
+from modelchain_trainer.ranks import Ranks
+from modelchain_trainer.stopping import StopRequest
+from modelchain_trainer.telemetry import Telemetry
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What every part of the training needs to know of the attempt it belongs to."""
+
+    stage: ResolvedStage
+    token: str
+    store: Store
+    scratch: Path  # this rank's own
+    device: torch.device
+    ranks: Ranks
+    stop: StopRequest
+    position: Position
+    telemetry: Telemetry  # silent on other ranks than the first
+    lease: LeaseKeeper | None  # held by the first rank
+    patience: Patience
+
+    @property
+    def folder(self) -> str:
+        """The attempt's folder, relative to the store."""
+        return attempt_folder(self.stage.folder, self.token)
+
+    def check_lease(self) -> None:
+        """Raises HeldError if another process has taken the stage over, as far as this rank knows."""
+        if self.lease is not None and self.lease.lost:
+            raise HeldError(
+                f"stage {self.stage.name}: another process has taken over the lease of {self.stage.folder}; "
+                "this one stops and commits nothing"
+            )
+
+
+@contextlib.contextmanager
+def begin(
+    stage: ResolvedStage, environment: ProcessEnvironment, stop: StopRequest, position: Position
+) -> Iterator[Attempt | None]:
+    """Meet the other ranks and take the stage's lease; None if the stage is complete already.
+
+    Raises LostPeerError if ranks are missing, and HeldError while somebody else trains the stage.
+    """
+    device = _choose_device(stage, environment)
+    _configure_torch(environment, device)
+    ranks = Ranks(environment, device)
+    store = open_store(stage.store)
+    patience = Patience()
+    manifest = ranks.share("winner", lambda: patience.attempt(lambda: _winner(store, stage)))
+    if manifest:
+        logger.info("stage %s is complete already, by attempt %s", stage.name, manifest)
+        yield None
+        ranks.leave()
+        return
+    position.token = token = ranks.share("token", lambda: environment.token or "")
+    scratch = environment.scratch / f"rank-{environment.local_rank}"
+    scratch.mkdir(exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        lease = None
+        telemetry = Telemetry(None, "", steps=stage.training.steps)
+        if ranks.first:
+            accept_risk = stage.store.allow_unconditional_writes
+            patience.attempt(lambda: require_conditional_writes(store, accept_risk=accept_risk))
+            lease = _take_lease(store, stage, token)
+            stack.callback(lease.release)
+            telemetry = Telemetry(store, attempt_folder(stage.folder, token), steps=stage.training.steps)
+            stack.callback(telemetry.close)
+            patience.attempt(lambda: _write_stage(store, stage))
+        telemetry.start()
+        ranks.share("lease", lambda: token)  # nobody goes on before it is held
+        yield Attempt(stage, token, store, scratch, device, ranks, stop, position, telemetry, lease, patience)
+    ranks.leave()
+
+
+def _choose_device(stage: ResolvedStage, environment: ProcessEnvironment) -> torch.device:
+    wanted = os.environ.get(DEVICE_VARIABLE, "auto")
+    if wanted not in ("auto", "cpu", "cuda"):
+        raise ConfigurationError(f"{DEVICE_VARIABLE}={wanted!r}: use auto, cpu or cuda")
+    if wanted == "cpu" or (wanted == "auto" and stage.job.gpus_per_node == 0):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        if wanted == "cuda":
+            raise ConfigurationError(
+                f"{DEVICE_VARIABLE}=cuda, but torch {torch.__version__} finds no GPU here; "
+                "check the node's driver and the pod's resources"
+            )
+        return torch.device("cpu")
+    if environment.local_world_size > torch.cuda.device_count():
+        raise ConfigurationError(
+            f"{environment.local_world_size} processes on this node, but {torch.cuda.device_count()} GPUs; "
+            "set job.processesPerNode to at most that"
+        )
+    return torch.device("cuda", environment.local_rank)
+
+
+def _configure_torch(environment: ProcessEnvironment, device: torch.device) -> None:
+    torch.set_num_threads(max(1, available_cores() // environment.local_world_size))
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.set_float32_matmul_precision("high")  # TF32: fp32 where it matters is asked for there
+        torch.backends.cudnn.allow_tf32 = True
+        torch.backends.cudnn.benchmark = True
+
+
+def _winner(store: Store, stage: ResolvedStage) -> str:
+    manifest = verify_stage(store, stage.folder, stage.digest)
+    return manifest.attempt if manifest is not None else ""
+
+
+def _take_lease(store: Store, stage: ResolvedStage, token: str) -> LeaseKeeper:
+    keeper = LeaseKeeper(
+        store,
+        f"{stage.folder}/{LEASE}",
+        holder=token,
+        chain=f"{stage.chain.namespace}/{stage.chain.name}",
+        duration_seconds=stage.retry.lease_seconds,
+    )
+    keeper.acquire()
+    return keeper
+
+
+def _write_stage(store: Store, stage: ResolvedStage) -> None:
+    """Leave stage.json, unless an earlier attempt did."""
+    data = stage.model_dump_json(by_alias=True, exclude_none=True, indent=2).encode()
+    with contextlib.suppress(ConflictError):
+        store.put(f"{stage.folder}/{STAGE}", data, if_absent=True)

@@ -1,0 +1,228 @@
+"""The training loop: steps, evaluations, checkpoints, and leaving in between.
+
+A step `s` is finished before the evaluation at `s`, and a checkpoint at `s` is taken right after the step: so
+an attempt that goes on from it evaluates first if that has not been done, and nothing depends on where an
+attempt was cut off.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from modelchain.cost import stage_macs
+from modelchain.errors import HeldError
+from modelchain_trainer.attempt import Attempt
+from modelchain_trainer.checkpoint import CheckpointWriter, take_snapshot
+from modelchain_trainer.data.loader import TrainingLoader
+from modelchain_trainer.evaluation import EvaluationSet, Tokenize, evaluate
+from modelchain_trainer.metrics_log import EvaluationLine, TrainLine
+from modelchain_trainer.step import StepReading, StepResult
+from modelchain_trainer.stopping import Terminated
+from modelchain_trainer.trainee import Trainee
+
+logger = logging.getLogger(__name__)
+
+GPU_STEPS_BETWEEN_AGREEMENTS = 8  # agreeing makes ranks wait for each other; on a CPU a step is long enough
+
+_GO_ON, _STOP, _LEASE_LOST = 0, 1, 2
+
+
+class TrainingLoop:
+    """Trains `trainee` to its last step."""
+
+    def __init__(
+        self,
+        attempt: Attempt,
+        trainee: Trainee,
+        loader: TrainingLoader,
+        sets: Sequence[EvaluationSet],
+        tokenizer: Tokenize,
+    ) -> None:
+        """The loader begins at the trainee's step."""
+        self._attempt = attempt
+        self._training = attempt.stage.training
+        self._trainee = trainee
+        self._loader = loader
+        self._sets = sets
+        self._tokenizer = tokenizer
+        self._corrupt_before = dict(trainee.corrupt)
+        self._line_from = _Clock(trainee.step, trainee.train_seconds, loader.wait_seconds)
+        self._agreed = False  # with the other ranks, to stop
+        self._writer = CheckpointWriter(
+            attempt.store,
+            attempt.stage,
+            attempt.token,
+            attempt.scratch,
+            world_size=attempt.ranks.world_size,
+            before_commit=attempt.telemetry.flush,
+            committed=self._committed,
+        )
+
+    def run(self) -> None:
+        """Train, evaluate, save. Raises Terminated once a checkpoint is written, if asked to end."""
+        try:
+            while True:
+                self._evaluate_if_due()
+                if self._trainee.step == self._training.steps:
+                    break
+                self._attempt.telemetry.phase("Training")
+                with self._attempt.stop.deferred():
+                    self._train_until(self._next_evaluation())
+            self._writer.wait()
+        except Terminated:
+            self._leave()
+            raise
+        finally:
+            self._loader.close()
+
+    def _train_until(self, end: int) -> None:
+        attempt, trainee = self._attempt, self._trainee
+        while trainee.step < end:
+            started = time.perf_counter()
+            result = trainee.train_step.run(next(self._loader), trainee.step)
+            trainee.step += 1
+            log = trainee.step % self._training.log_every_steps == 0 or trainee.step == self._training.steps
+            reading = result.read() if log else None  # waits for the device
+            trainee.train_seconds += time.perf_counter() - started
+            attempt.position.step = trainee.step
+            attempt.telemetry.step(trainee.step)
+            if reading is not None:
+                self._log(reading)
+            if (
+                trainee.step % self._training.checkpoint_every_steps == 0
+                or trainee.step == self._training.steps
+            ):
+                self._save(result)
+            self._writer.check()
+            attempt.telemetry.check()
+            self._agree()
+
+    def _agree(self) -> None:
+        """Stop if any rank has been asked to, all at the same step."""
+        attempt = self._attempt
+        every = 1 if attempt.device.type == "cpu" else GPU_STEPS_BETWEEN_AGREEMENTS
+        if attempt.ranks.world_size > 1 and self._trainee.step % every:
+            return
+        mine = _STOP if attempt.stop.requested else _GO_ON
+        if attempt.lease is not None and attempt.lease.lost:
+            mine = _LEASE_LOST
+        agreed = attempt.ranks.agree(mine)
+        if agreed == _LEASE_LOST:
+            attempt.check_lease()
+            raise HeldError(f"stage {attempt.stage.name}: rank 0 has lost the lease; see its message")
+        if agreed == _STOP:
+            self._agreed = True
+            raise Terminated
+
+    def _log(self, reading: StepReading) -> None:
+        attempt, trainee = self._attempt, self._trainee
+        now = _Clock(trainee.step, trainee.train_seconds, self._loader.wait_seconds)
+        seconds = max(now.seconds - self._line_from.seconds, 1e-9)
+        samples = (now.step - self._line_from.step) * self._training.global_batch_size
+        waited = min(1.0, (now.waited - self._line_from.waited) / seconds)
+        self._line_from = now
+        self._count_corrupt()
+        line = TrainLine(
+            step=trainee.step,
+            epoch=trainee.step / self._training.steps_per_epoch,
+            samples=trainee.step * self._training.global_batch_size,
+            macs=float(stage_macs(attempt.stage, until_step=trainee.step)),
+            time=trainee.train_seconds,
+            wall_time=time.time(),
+            learning_rate=reading.learning_rate,
+            loss=reading.loss,
+            distillation_weight=reading.distillation_weight,
+            logit_scale=reading.logit_scale,
+            gradient_norm=reading.gradient_norm,
+            samples_per_second=samples / seconds,
+            data_wait_fraction=waited,
+        )
+        attempt.telemetry.train(line, trainee.corrupt)
+
+    def _count_corrupt(self) -> None:
+        """Corrupt samples of rank 0's share, and of what earlier attempts have counted."""
+        counts = dict(self._corrupt_before)
+        for cause, count in self._loader.corrupt.items():
+            counts[cause] = counts.get(cause, 0) + count
+        self._trainee.corrupt = counts
+
+    def _next_evaluation(self) -> int:
+        """The next step with an evaluation, after the one that is finished."""
+        step, steps = self._trainee.step, self._training.steps
+        every = [s.spec.every_steps for s in self._sets if s.spec.every_steps]
+        return min([steps, *((step // n + 1) * n for n in every)])
+
+    def _evaluate_if_due(self) -> None:
+        attempt, trainee = self._attempt, self._trainee
+        step = trainee.step
+        ends = (0, self._training.steps)
+        due = [
+            s for s in self._sets if step in ends or (s.spec.every_steps and step % s.spec.every_steps == 0)
+        ]
+        known = attempt.ranks.share(f"evaluated-{step}", lambda: "yes" if self._is_evaluated(step) else "")
+        if not due or known:
+            return
+        attempt.telemetry.phase("Evaluating")
+        metrics = evaluate(
+            trainee.model,
+            due,
+            self._tokenizer,
+            precision=self._training.precision,
+            group=attempt.ranks.group,
+            on_progress=attempt.telemetry.advance,
+        )
+        line = EvaluationLine(
+            step=step,
+            samples=step * self._training.global_batch_size,
+            macs=float(stage_macs(attempt.stage, until_step=step)),
+            time=trainee.train_seconds,
+            wall_time=time.time(),
+            metrics=metrics,
+        )
+        attempt.telemetry.evaluation(line)
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        logger.info("step %d of %d: %s", step, self._training.steps, shown)
+
+    def _is_evaluated(self, step: int) -> bool:
+        return step in self._attempt.telemetry.evaluated_steps()
+
+    def _save(self, result: StepResult | None) -> None:
+        """Begin a checkpoint, unless one is still being written: a slow store holds nothing up."""
+        attempt, trainee = self._attempt, self._trainee
+        last = trainee.step == self._training.steps
+        if not attempt.ranks.first or (self._writer.busy and not last):
+            return
+        if result is not None:
+            result.read()  # raises DivergedError: no checkpoint of a model that is lost
+        self._count_corrupt()
+        attempt.telemetry.begin_segment(trainee.step)
+        model, rest = trainee.model.state_dict(), trainee.train_step.state_dict()
+        self._writer.start(take_snapshot(trainee.state(), model, rest))
+
+    def _committed(self, step: int) -> None:
+        self._attempt.telemetry.checkpoint(step)
+        self._attempt.position.checkpoint_step = step
+
+    def _leave(self) -> None:
+        """Save what would be lost, and let the other ranks wait for it if all of us have agreed to stop."""
+        attempt, trainee = self._attempt, self._trainee
+        if attempt.ranks.first:
+            attempt.telemetry.phase("Checkpointing")
+            self._writer.wait()
+            if trainee.step not in (0, trainee.restored_step, self._writer.started_step):
+                self._save(None)
+            self._writer.wait()
+        if self._agreed:
+            attempt.ranks.share("stopped", lambda: "yes")
+
+
+@dataclass(frozen=True)
+class _Clock:
+    """Where the last line of metrics stood."""
+
+    step: int
+    seconds: float  # of training
+    waited: float  # of these, for data

@@ -1,0 +1,115 @@
+"""What a finished stage leaves behind: weights for open_clip, what was measured, and the manifest.
+
+Everything is uploaded under the attempt's own folder first. The manifest is written last and once: until then
+the stage is not complete, and if another attempt was faster, its manifest stands.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import platform
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from modelchain.commit import commit_stage, hash_file
+
+import modelchain
+from modelchain.artifacts import FileEntry, Manifest
+from modelchain.cost import stage_macs
+from modelchain.spec import EvaluationType
+from modelchain_trainer.attempt import Attempt
+from modelchain_trainer.checkpoint import delete_checkpoints
+from modelchain_trainer.evaluation import EvaluationSet, Tokenize, example_predictions
+from modelchain_trainer.failpoints import reach
+from modelchain_trainer.model.weights import save_weights
+from modelchain_trainer.trainee import Trainee
+
+logger = logging.getLogger(__name__)
+
+PREDICTIONS = "predictions.json"
+
+
+def publish(attempt: Attempt, trainee: Trainee, sets: Sequence[EvaluationSet], tokenizer: Tokenize) -> None:
+    """Export, upload and commit. All ranks call it; rank 0 writes, the others return at once.
+
+    Raises HeldError if another process has taken the stage over, StoreUnavailable if the store stays away.
+    """
+    folder = attempt.scratch / "export"
+    folder.mkdir()
+    zero_shot = next((s for s in sets if s.spec.type is EvaluationType.ZERO_SHOT), None)
+    if zero_shot is not None:
+        example_predictions(
+            trainee.model,
+            zero_shot,
+            tokenizer,
+            folder / PREDICTIONS,
+            precision=attempt.stage.training.precision,
+            group=attempt.ranks.group,
+        )
+    if not attempt.ranks.first:
+        return
+    attempt.telemetry.phase("Uploading")
+    save_weights(trainee.model, attempt.stage.model_config_, folder)
+    attempt.check_lease()
+    files = _upload(attempt, folder)
+    attempt.check_lease()
+    reach("manifest")
+    manifest = _manifest(attempt, trainee, files)
+    winner = attempt.patience.attempt(lambda: commit_stage(attempt.store, attempt.stage.folder, manifest))
+    reach("manifest-committed")
+    if winner.attempt != attempt.token:
+        logger.warning(
+            "stage %s was completed by attempt %s in the meantime; what this one made is not used",
+            attempt.stage.name,
+            winner.attempt,
+        )
+        return
+    attempt.telemetry.phase("Complete")
+    delete_checkpoints(attempt.store, attempt.stage.folder)
+    logger.info("stage %s is complete: %s", attempt.stage.name, attempt.store.uri_of(attempt.stage.folder))
+
+
+def _upload(attempt: Attempt, folder: Path) -> tuple[FileEntry, ...]:
+    """Upload what is in `folder`, and the metrics; entries with paths relative to the stage's folder."""
+    base = attempt.folder.removeprefix(f"{attempt.stage.folder}/")
+    entries: list[FileEntry] = []
+    for path in sorted(folder.iterdir()):
+        attempt.patience.attempt(
+            lambda path=path: attempt.store.upload(f"{attempt.folder}/{path.name}", path)
+        )
+        entries.append(hash_file(path).model_copy(update={"path": f"{base}/{path.name}"}))
+        attempt.telemetry.advance()
+        reach("upload-file")
+    attempt.patience.attempt(attempt.telemetry.flush)
+    for name, data in attempt.telemetry.files().items():
+        sha256 = hashlib.sha256(data).hexdigest()
+        entries.append(FileEntry(path=f"{base}/{name}", bytes=len(data), sha256=sha256))
+    return tuple(entries)
+
+
+def _manifest(attempt: Attempt, trainee: Trainee, files: tuple[FileEntry, ...]) -> Manifest:
+    stage = attempt.stage
+    return Manifest(
+        digest=stage.digest,
+        stage=stage.name,
+        model=stage.model,
+        chain=f"{stage.chain.namespace}/{stage.chain.name}",
+        attempt=attempt.token,
+        predecessor=stage.predecessor.digest if stage.predecessor else None,
+        files=files,
+        metrics=attempt.telemetry.metrics(),
+        steps=stage.training.steps,
+        samples=stage.training.steps * stage.training.global_batch_size,
+        macs=float(stage_macs(stage)),
+        started_at=trainee.started_at,
+        completed_at=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        train_seconds=trainee.train_seconds,
+        versions={
+            "modelchain": modelchain.__version__,
+            "torch": str(torch.__version__),
+            "python": platform.python_version(),
+        },
+    )

@@ -1,0 +1,165 @@
+"""The model that a stage trains and all that goes with it: new, grown, or from a checkpoint.
+
+Rank 0 alone reads weights from stores, and gives them to the others.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import torch
+from torch import Tensor
+
+from modelchain.artifacts import attempt_folder
+from modelchain.resolved import ResolvedStage
+from modelchain_trainer.attempt import Attempt
+from modelchain_trainer.checkpoint import Restored, TrainingState, restore_latest, restore_random
+from modelchain_trainer.collectives import Group
+from modelchain_trainer.distillation import build_projections
+from modelchain_trainer.initial_weights import grown_model, predecessor_model
+from modelchain_trainer.metrics_log import Line, MetricsLog, decode_lines, is_metrics_file
+from modelchain_trainer.model.build import model_from
+from modelchain_trainer.model.clip import Clip
+from modelchain_trainer.optimizer import AdamW
+from modelchain_trainer.schedule import distillation_weight
+from modelchain_trainer.step import TrainStep
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Trainee:
+    """A stage's model between two steps."""
+
+    model: Clip
+    train_step: TrainStep
+    step: int  # finished
+    train_seconds: float  # spent in them, over all attempts
+    started_at: str  # RFC 3339, first attempt
+    corrupt: dict[str, int]  # samples replaced, by cause
+    attempts: tuple[str, ...]  # tokens of the attempts resumed from, and ours
+    restored_step: int | None = field(default=None)  # the step of the checkpoint it began from
+
+    def state(self) -> TrainingState:
+        """The numbers for a checkpoint."""
+        return TrainingState(
+            step=self.step,
+            train_seconds=self.train_seconds,
+            started_at=self.started_at,
+            corrupt_samples=self.corrupt,
+            attempts=self.attempts,
+        )
+
+
+def prepare(attempt: Attempt) -> Trainee:
+    """The stage's model on its device, equal on all ranks, ready for its next step.
+
+    Raises MissingInputError where the predecessor is not complete, UserDataError for damaged weights.
+    """
+    stage = attempt.stage
+    restored = restore_latest(attempt.store, stage, attempt.scratch) if attempt.ranks.first else None
+    state_json = attempt.ranks.share("state", lambda: restored.state.model_dump_json() if restored else "")
+    state = TrainingState.model_validate_json(state_json) if state_json else None
+    first_step = state.step if state else 0
+
+    teaches = _needs_teacher(stage, first_step)
+    teacher = (
+        predecessor_model(attempt)
+        if attempt.ranks.first and stage.predecessor and (teaches or not state)
+        else None
+    )
+    if restored is not None:
+        model = model_from(restored.model, stage.model_config_)
+    elif attempt.ranks.first:
+        model = grown_model(attempt, teacher)
+    else:
+        model = Clip(stage.model_config_)
+    model = model.to(attempt.device)
+    _broadcast(model.state_dict().values(), attempt.ranks.group)
+    model.set_gradient_checkpointing(stage.training.gradient_checkpointing)
+    if teaches and stage.predecessor is not None:
+        teacher = (teacher or Clip(stage.predecessor.model_config_)).to(attempt.device)
+        _broadcast(teacher.state_dict().values(), attempt.ranks.group)
+    else:
+        teacher = None
+
+    train_step = _train_step(attempt, model, teacher)
+    if state is not None:
+        _resume(attempt, train_step, restored)
+    if restored is not None:
+        attempt.telemetry.resume(MetricsLog(_history(attempt, restored), first_step), first_step)
+    attempt.position.step = first_step
+    attempt.position.checkpoint_step = first_step if state else None
+    return Trainee(
+        model=model,
+        train_step=train_step,
+        step=first_step,
+        train_seconds=state.train_seconds if state else 0.0,
+        started_at=state.started_at
+        if state
+        else datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        corrupt=dict(state.corrupt_samples) if state else {},
+        attempts=((*state.attempts, attempt.token) if state else (attempt.token,)),
+        restored_step=first_step if state else None,
+    )
+
+
+def _needs_teacher(stage: ResolvedStage, first_step: int) -> bool:
+    """Whether any step from `first_step` on has a weight above 0. It is monotonic: the ends tell."""
+    steps = stage.training.steps
+    ends = (distillation_weight(stage.distillation, step, steps) for step in (first_step, steps - 1))
+    return stage.predecessor is not None and first_step < steps and any(weight > 0 for weight in ends)
+
+
+def _train_step(attempt: Attempt, model: Clip, teacher: Clip | None) -> TrainStep:
+    stage = attempt.stage
+    # Projections depend on the stage alone, not on whether the teacher is still needed: checkpoints must fit.
+    projections = None
+    if stage.predecessor is not None:
+        projections = build_projections(
+            stage.model_config_.embed_dim, stage.predecessor.model_config_.embed_dim
+        )
+    parameters = list(model.named_parameters())
+    if projections is not None:
+        projections = projections.to(attempt.device)
+        parameters += [
+            (f"projections.{name}", parameter) for name, parameter in projections.named_parameters()
+        ]
+    optimizer = AdamW(parameters, stage.training)
+    return TrainStep(model, teacher, projections, optimizer, stage, attempt.device, attempt.ranks.group)
+
+
+def _resume(attempt: Attempt, train_step: TrainStep, restored: Restored | None) -> None:
+    if restored is not None:
+        train_step.load_state_dict(restored.optimizer)
+        restore_random(restored.random)
+    if attempt.ranks.world_size > 1:
+        state = {name: tensor.clone() for name, tensor in sorted(train_step.state_dict().items())}
+        _broadcast(state.values(), attempt.ranks.group)
+        train_step.load_state_dict(state)
+
+
+def _broadcast(tensors: Iterable[Tensor], group: Group) -> None:
+    with torch.no_grad():
+        for tensor in tensors:
+            group.broadcast(tensor)
+
+
+def _history(attempt: Attempt, restored: Restored) -> list[Line]:
+    """What was measured up to the step resumed from.
+
+    The attempt that saved the checkpoint has it all: it took over what was measured before it.
+    """
+    prefix = f"{attempt_folder(attempt.stage.folder, restored.token)}/"
+    lines: list[Line] = []
+    for info in attempt.patience.attempt(lambda: list(attempt.store.list(f"{prefix}metrics-"))):
+        if is_metrics_file(info.key.removeprefix(prefix)):
+            data, _ = attempt.patience.attempt(lambda key=info.key: attempt.store.get(key))
+            try:
+                lines += decode_lines(data, restored.state.step)
+            except ValueError:
+                logger.warning("%s: damaged; its lines are left out", attempt.store.uri_of(info.key))
+    return lines
