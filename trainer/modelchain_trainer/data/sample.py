@@ -16,6 +16,7 @@ import struct
 import zlib
 from collections.abc import Sequence
 from enum import StrEnum
+from functools import cache
 
 import numpy as np
 import torch
@@ -150,12 +151,17 @@ def normalize(images_B3HW: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """uint8 pixels [B, 3, H, W] to numbers of mean 0 and deviation 1 (by OpenAI's statistics), contiguous, on
     the same device; computed in float32 and returned in `dtype`.
     """
-    device = images_B3HW.device
-    # (x / 255 - mean) / deviation, as one multiplication and one addition
+    factor, shift = _statistics(images_B3HW.device)
+    scaled = images_B3HW.to(torch.float32, memory_format=torch.contiguous_format)
+    return scaled.mul_(factor).sub_(shift).to(dtype)
+
+
+@cache
+def _statistics(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """(x / 255 - mean) / deviation as one multiplication and one subtraction. Kept: a copy to a GPU waits for it."""
     deviation = torch.tensor(STANDARD_DEVIATION, device=device).view(3, 1, 1)
     shift = torch.tensor(MEAN, device=device).view(3, 1, 1) / deviation
-    scaled = images_B3HW.to(torch.float32, memory_format=torch.contiguous_format)
-    return scaled.mul_(1 / (255 * deviation)).sub_(shift).to(dtype)
+    return 1 / (255 * deviation), shift
 
 
 def _one_line(error: BaseException) -> str:
