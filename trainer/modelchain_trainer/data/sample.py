@@ -158,7 +158,7 @@ def normalize(images_B3HW: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 @cache
 def _statistics(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """(x / 255 - mean) / deviation as one multiplication and one subtraction. Kept: a copy to a GPU waits for it."""
+    """(x / 255 - mean) / deviation as one multiplication and one subtraction; kept on the device."""
     deviation = torch.tensor(STANDARD_DEVIATION, device=device).view(3, 1, 1)
     shift = torch.tensor(MEAN, device=device).view(3, 1, 1) / deviation
     return 1 / (255 * deviation), shift
