@@ -10,7 +10,7 @@ from pathlib import Path
 from modelchain.errors import ConfigurationError, ExitCode, ModelChainError, UserDataError
 from modelchain.resolved import ResolvedStore
 
-PATIENCE_SECONDS = 120.0  # a server that restarts, or a node that moves, is back by then
+PATIENCE_SECONDS = 30.0  # a server that restarts is back by then; callers with more patience ask again
 
 
 class StoreError(ModelChainError):
