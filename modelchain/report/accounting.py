@@ -1,0 +1,152 @@
+"""What a chain cost against training its models alone, and where each figure comes from.
+
+Three kinds of figures, which the report never mixes up: *counted* (the trainer counted the multiply-accumulates of
+the steps that made the weights, and measured their time), *planned* (`modelchain.cost`, from the settings alone) and,
+where baseline runs are given, counted figures of models that really were trained alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from modelchain.cost import Plan, plan
+from modelchain.errors import ConfigurationError
+from modelchain.report.data import ChainArtifacts, StageArtifacts
+from modelchain.resolved import ChainReference, ResolvedChain, ResolvedStore
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A model of the family that was trained alone."""
+
+    stage: str  # the stage of the chain with the same model
+    artifacts: StageArtifacts
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What the chain cost. MACs are multiply-accumulates, times are seconds of training."""
+
+    spent_macs: float  # counted, over all stages, so far
+    spent_seconds: float
+    reused: tuple[str, ...]  # stages that another chain had trained
+    reused_macs: float  # of `spent_macs`: what those took, once
+    plan: Plan | None  # None: not all stages are known
+    complete: bool
+    baselines: tuple[Baseline, ...] = ()
+
+    @property
+    def chain_macs(self) -> float | None:
+        """The whole chain: counted if it is complete, else planned."""
+        if self.complete:
+            return self.spent_macs
+        return float(self.plan.chain_macs) if self.plan is not None else None
+
+    @property
+    def of_largest(self) -> float | None:
+        """The chain over the largest model alone, as planned."""
+        chain = self.chain_macs
+        return None if chain is None or self.plan is None else chain / self.plan.largest.alone_macs
+
+    @property
+    def family_speedup(self) -> float | None:
+        """The family, each model alone as planned, over the chain."""
+        chain = self.chain_macs
+        return None if not chain or self.plan is None else self.plan.family_macs / chain
+
+    def baseline(self, stage: str) -> Baseline | None:
+        """The run of that stage's model alone."""
+        return next((baseline for baseline in self.baselines if baseline.stage == stage), None)
+
+
+def costs(chain: ChainArtifacts, baselines: Sequence[Baseline] = ()) -> Costs:
+    """The costs of a chain. What a stage that is not complete has spent is what its metrics say."""
+    reused = [stage for stage in chain.stages if trained_by(chain, stage) is not None]
+    return Costs(
+        spent_macs=sum(stage.macs or 0.0 for stage in chain.stages),
+        spent_seconds=sum(stage.train_seconds or 0.0 for stage in chain.stages),
+        reused=tuple(stage.name for stage in reused),
+        reused_macs=sum(stage.macs or 0.0 for stage in reused),
+        plan=plan_of(chain),
+        complete=chain.complete,
+        baselines=tuple(baselines),
+    )
+
+
+def trained_by(chain: ChainArtifacts, stage: StageArtifacts) -> str | None:
+    """The other chain (namespace/name) that trained a stage of this one; None if it was this one."""
+    if stage.manifest is None or stage.manifest.chain == f"{chain.namespace}/{chain.name}":
+        return None
+    return stage.manifest.chain
+
+
+def plan_of(chain: ChainArtifacts) -> Plan | None:
+    """The plan, as `modelchain plan` prints it; None where the store does not say what every stage is."""
+    resolved = [stage.resolved for stage in chain.stages if stage.resolved is not None]
+    if not resolved or len(resolved) < len(chain.stages):
+        return None
+    return plan(
+        ResolvedChain(
+            chain=ChainReference(namespace=chain.namespace, name=chain.name, uid=""),
+            store=ResolvedStore(uri=chain.store_uri),
+            baseline_epochs=chain.baseline_epochs or resolved[0].training.epochs,
+            stages=tuple(resolved),
+        )
+    )
+
+
+def match_baselines(chain: ChainArtifacts, alone: Sequence[ChainArtifacts]) -> tuple[Baseline, ...]:
+    """Which model of `chain` each run of `alone` trained by itself.
+
+    Raises ConfigurationError for a run that is no baseline: it grew out of another model, or has a model that the
+    chain has not.
+    """
+    return tuple(_match(chain, run, stage) for run in alone for stage in run.stages if stage.started)
+
+
+def _match(chain: ChainArtifacts, run: ChainArtifacts, stage: StageArtifacts) -> Baseline:
+    where = f"baseline {run.namespace}/{run.name}, stage {stage.name}"
+    if stage.recorded.predecessor is not None or (stage.resolved is not None and stage.resolved.from_weights):
+        raise ConfigurationError(
+            f"{where}: a baseline trains a model alone, but this one grows out of other weights; "
+            "write each model as a chain of one stage"
+        )
+    config = stage.resolved.model_config_ if stage.resolved is not None else None
+    for other in reversed(chain.stages):
+        if config is not None and other.resolved is not None and other.resolved.model_config_ == config:
+            return Baseline(other.name, stage)
+    raise ConfigurationError(
+        f"{where}: no stage of {chain.namespace}/{chain.name} has this model ({stage.recorded.model})"
+    )
+
+
+@dataclass(frozen=True)
+class Reached:
+    """What it took to get as good as the model alone became."""
+
+    value: float  # final value of the run alone
+    alone_macs: float
+    chain_macs: float | None  # of the chain, from its very first step; None: it never became as good
+
+    @property
+    def ratio(self) -> float | None:
+        """Compute of the run alone over that of the chain."""
+        return self.alone_macs / self.chain_macs if self.chain_macs else None
+
+
+def reached(chain: ChainArtifacts, baseline: Baseline, metric: str) -> Reached | None:
+    """When the chain was as good as the finished run alone in `metric` (higher is better); None if that is not known."""
+    target = baseline.artifacts.final_metrics.get(metric)
+    alone = baseline.artifacts.macs
+    if target is None or not alone or not baseline.artifacts.complete:
+        return None
+    before = 0.0
+    for stage in chain.stages:
+        if stage.name == baseline.stage:
+            for line in stage.metrics.evaluations:
+                if line.metrics.get(metric, float("-inf")) >= target:
+                    return Reached(target, alone, before + line.macs)
+            return Reached(target, alone, None) if stage.complete else None
+        before += stage.macs or 0.0
+    return None

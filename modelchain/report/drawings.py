@@ -1,0 +1,190 @@
+"""From artifacts to drawings: which curves, marks and bars the plots show, and what they say in words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from modelchain.report import plots, units
+from modelchain.report.accounting import Costs
+from modelchain.report.data import ChainArtifacts, StageArtifacts
+from modelchain.report.measures import Measure
+from modelchain.report.palette import MARKERS, Colour
+from modelchain.report.plots import Bar, Drawing, Segment, StageCurve
+from modelchain.report.view import model_name, offsets
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A drawing, and what stands around it."""
+
+    heading: str
+    drawing: Drawing
+    words: str  # what it shows, for who does not see it
+    caption: str
+
+    @property
+    def file(self) -> str:
+        """Name of its PNG."""
+        return f"{self.drawing.name}.png"
+
+
+def accuracy_plot(
+    chain: ChainArtifacts, costs: Costs, colours: tuple[Colour, ...], measure: Measure, name: str
+) -> Plot | None:
+    """A measure against compute; None if it was never evaluated."""
+    stages, alone = _curves(chain, colours, measure), _alone(chain, costs, colours, measure)
+    if not any(curve.values for curve in stages):
+        return None
+    ends = ", ".join(
+        f"{curve.label} {measure.text(curve.values[-1][1])} after {units.macs(curve.offset + curve.values[-1][0])}"
+        for curve in stages
+        if curve.values
+    )
+    caption = "Each colour is one model; the chain runs from left to right, and a dashed line marks a growth event. "
+    if any(curve.grown for curve in stages):
+        caption += (
+            "The ring shows the grown model before its first step, the figures above it the predecessor's value "
+            "and this one: if they agree, growth has kept what was learned. "
+        )
+    if alone:
+        caption += "Long dashes: the same model trained alone, from its own first step on."
+    drawing = plots.accuracy(name, measure.title, units.is_share(measure.metric), stages, alone)
+    return Plot(
+        f"{measure.title} against compute", drawing, f"{measure.title} against compute: {ends}.", caption
+    )
+
+
+def loss_plot(chain: ChainArtifacts, costs: Costs, colours: tuple[Colour, ...]) -> Plot | None:
+    """The loss against compute; None if none was written down."""
+    stages, alone = _curves(chain, colours, None), _alone(chain, costs, colours, None)
+    if not any(curve.task for curve in stages):
+        return None
+    ends = ", ".join(f"{curve.label} {units.digits(curve.task[-1][1])}" for curve in stages if curve.task)
+    caption = "Task loss: the contrastive loss, averaged over captions."
+    if any(curve.distillation for curve in stages):
+        caption += (
+            " Distillation loss: the squared distance between the embeddings of a model and of its "
+            "predecessor, times its weight. The method asks that it stays below the task loss."
+        )
+    drawing = plots.loss("loss-compute", stages, alone)
+    return Plot("Loss against compute", drawing, f"Task loss against compute, last values: {ends}.", caption)
+
+
+def cost_plot(chain: ChainArtifacts, costs: Costs, colours: tuple[Colour, ...]) -> Plot | None:
+    """What the chain cost, against its models alone; None if the store does not say what all stages are."""
+    plan = costs.plan
+    if plan is None:
+        return None
+    spent = tuple(
+        Segment(colour, stage.macs or 0.0) for stage, colour in zip(chain.stages, colours, strict=True)
+    )
+    bars = [_bar("Chain" if chain.complete else "Chain so far", "counted", spent, real=True)]
+    if not chain.complete:
+        planned = tuple(Segment(c, float(s.macs)) for s, c in zip(plan.stages, colours, strict=True))
+        bars.append(_bar("Chain", "planned", planned, real=False))
+    if len(chain.stages) > 1:
+        bars += _alone_bars(chain, costs, colours)
+    legend = [(model_name(stage), colour) for stage, colour in zip(chain.stages, colours, strict=True)]
+    words = "Compute: " + "; ".join(f"{bar.label}, {bar.note}" for bar in bars) + "."
+    caption = (
+        "Full bars were run: the trainer counted the multiply-accumulates. Pale bars with a dashed edge were not run: "
+        f"they are what {plan.baseline_epochs:,} epochs of each model alone would take."
+    )
+    return Plot("Cost of the chain and of training alone", plots.cost("cost", bars, legend), words, caption)
+
+
+def _alone_bars(chain: ChainArtifacts, costs: Costs, colours: tuple[Colour, ...]) -> list[Bar]:
+    plan = costs.plan
+    assert plan is not None
+    alone = [Segment(c, float(stage.alone_macs)) for stage, c in zip(plan.stages, colours, strict=True)]
+    largest = next(i for i, stage in enumerate(plan.stages) if stage is plan.largest)
+    label = f"{units.shorten(plan.largest.model, plots.MAX_LABEL)} alone"
+    bars = [_bar(label, "planned", (alone[largest],), real=False)]
+    run = {stage.name: costs.baseline(stage.name) for stage in chain.stages}
+    measured = [
+        Segment(colour, baseline.artifacts.macs or 0.0)
+        for baseline, colour in zip(run.values(), colours, strict=True)
+        if baseline is not None and baseline.artifacts.complete
+    ]
+    base = run[plan.largest.name]
+    if base is not None and base.artifacts.complete:
+        bars.append(
+            _bar(label, "counted", (Segment(colours[largest], base.artifacts.macs or 0.0),), real=True)
+        )
+    bars.append(_bar("Each model alone", "planned", tuple(alone), real=False))
+    if len(measured) == len(chain.stages):
+        bars.append(_bar("Each model alone", "counted", tuple(measured), real=True))
+    return bars
+
+
+def _bar(label: str, source: str, segments: tuple[Segment, ...], *, real: bool) -> Bar:
+    return Bar(label, f"{units.macs(sum(segment.macs for segment in segments))}, {source}", segments, real)
+
+
+def _curves(chain: ChainArtifacts, colours: tuple[Colour, ...], measure: Measure | None) -> list[StageCurve]:
+    """A curve of each stage that has started."""
+    found: list[StageCurve] = []
+    for i, (stage, offset) in enumerate(zip(chain.stages, offsets(chain), strict=True)):
+        if not stage.started:
+            continue
+        predecessor = chain.predecessor(stage)
+        before = measure.of(predecessor.final_metrics) if predecessor and measure else None
+        grown = stage.recorded.predecessor is not None
+        found.append(_curve(stage, colours[i], MARKERS[i % len(MARKERS)], offset, grown, before, measure))
+    return found
+
+
+def _alone(
+    chain: ChainArtifacts, costs: Costs, colours: tuple[Colour, ...], measure: Measure | None
+) -> list[StageCurve]:
+    """A curve of each model that was trained alone, from zero; not of the first one, which the chain trains so too."""
+    found: list[StageCurve] = []
+    for i, stage in enumerate(chain.stages):
+        baseline = costs.baseline(stage.name)
+        if baseline is None or baseline.artifacts.recorded.digest == stage.recorded.digest:
+            continue
+        curve = _curve(baseline.artifacts, colours[i], MARKERS[i % len(MARKERS)], 0.0, False, None, measure)
+        if curve.values or curve.task:
+            found.append(curve)
+    return found
+
+
+def _curve(
+    stage: StageArtifacts,
+    colour: Colour,
+    marker: str,
+    offset: float,
+    grown: bool,
+    before: float | None,
+    measure: Measure | None,
+) -> StageCurve:
+    training = stage.metrics.training
+    return StageCurve(
+        label=model_name(stage),
+        colour=colour,
+        marker=marker,
+        offset=offset,
+        macs=stage.macs or 0.0,
+        grown=grown,
+        before=before,
+        values=_values(stage, measure) if measure else (),
+        task=[(line.macs, line.loss["task"]) for line in training if "task" in line.loss],
+        distillation=[
+            (line.macs, line.loss["distillation"]) for line in training if "distillation" in line.loss
+        ]
+        if grown
+        else (),
+    )
+
+
+def _values(stage: StageArtifacts, measure: Measure) -> list[tuple[float, float]]:
+    """The measure over the stage's compute; the final value of the manifest where no line says it."""
+    points = [
+        (line.macs, value)
+        for line in stage.metrics.evaluations
+        if (value := measure.of(line.metrics)) is not None
+    ]
+    final = measure.of(stage.manifest.metrics) if stage.manifest else None
+    if final is not None and stage.macs is not None and (not points or points[-1][0] < stage.macs):
+        points.append((stage.macs, final))
+    return points

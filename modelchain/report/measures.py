@@ -1,0 +1,64 @@
+"""Which metrics the report follows, and what people call them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from modelchain.report import units
+from modelchain.report.data import ChainArtifacts, StageArtifacts
+
+_NAMES = {
+    "top1": "Zero-shot accuracy",
+    "top5": "Zero-shot accuracy among the best five",
+    "loss": "Contrastive loss",
+}
+_LEADING = ("top1", "imageToText@1")  # the one figure that stands for a set, by kind of evaluation
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One metric of one evaluation set; a higher value is better."""
+
+    metric: str  # as in metrics, e.g. digits/top1
+    set: str
+    title: str
+
+    def of(self, values: dict[str, float]) -> float | None:
+        """Its value among metrics."""
+        return values.get(self.metric)
+
+    def text(self, value: float | None) -> str:
+        """A value as people read it."""
+        return "–" if value is None else units.metric(self.metric, value)
+
+
+def leading_measures(chain: ChainArtifacts) -> tuple[Measure, ...]:
+    """One measure for each evaluation set of the chain, in the order in which the settings name the sets."""
+    seen = {name for stage in chain.stages for name in _metric_names(stage)}
+    wanted = [
+        spec.name for stage in reversed(chain.stages) if stage.resolved for spec in stage.resolved.evaluation
+    ]
+    sets = list(dict.fromkeys([*wanted, *sorted(name.rpartition("/")[0] for name in seen)]))
+    return tuple(
+        Measure(metric, name, describe(metric))
+        for name in sets
+        for metric in [next((f"{name}/{last}" for last in _LEADING if f"{name}/{last}" in seen), None)]
+        if metric is not None
+    )
+
+
+def describe(metric: str) -> str:
+    """A metric's name for people: digits/top1 is 'Zero-shot accuracy on digits'."""
+    name, _, last = metric.rpartition("/")
+    kind, _, rank = last.partition("@")
+    if rank:
+        direction = {"imageToText": "image to text", "textToImage": "text to image"}.get(kind, kind)
+        what = f"Recall@{rank}, {direction},"
+    else:
+        what = _NAMES.get(last, last)
+    return f"{what} on {name}" if name else what
+
+
+def _metric_names(stage: StageArtifacts) -> set[str]:
+    evaluated = {name for line in stage.metrics.evaluations for name in line.metrics}
+    return evaluated | set(stage.final_metrics)

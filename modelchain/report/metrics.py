@@ -1,0 +1,163 @@
+"""What the trainer wrote down while it trained: lines of metrics-<n>.jsonl, and predictions.json.
+
+The formats are those of docs/architecture.md. Unknown fields are passed over: a newer trainer may write more.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.alias_generators import to_camel
+
+from modelchain.artifacts import FiniteNumber
+
+MAX_EXAMPLES = 24
+MAX_PICTURE_BYTES = 256 * 1024  # a page with larger pictures would no longer be one that is sent around
+
+_PICTURE_TYPES = ((b"\x89PNG\r\n\x1a\n", "image/png"), (b"\xff\xd8\xff", "image/jpeg"))
+
+
+class Line(BaseModel):
+    """A JSON object that the trainer wrote: camelCase outside, unchangeable."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, alias_generator=to_camel, populate_by_name=True)
+
+
+class TrainLine(Line):
+    """State after `step` steps; `macs` and `time` (seconds) count this stage from its first step."""
+
+    kind: Literal["train"] = "train"
+    step: Annotated[int, Field(ge=0)]
+    samples: int = 0
+    macs: FiniteNumber
+    time: FiniteNumber = 0.0
+    loss: dict[str, FiniteNumber] = {}
+    distillation_weight: FiniteNumber | None = None
+    samples_per_second: FiniteNumber | None = None
+    data_wait_fraction: FiniteNumber | None = None
+
+
+class EvaluationLine(Line):
+    """Metrics after `step` steps, e.g. {"digits/top1": 0.93}; step 0 is the model as it was grown or initialised."""
+
+    kind: Literal["evaluation"] = "evaluation"
+    step: Annotated[int, Field(ge=0)]
+    samples: int = 0
+    macs: FiniteNumber
+    time: FiniteNumber = 0.0
+    metrics: dict[str, FiniteNumber]
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """All lines of a stage, in the order of their steps."""
+
+    training: tuple[TrainLine, ...] = ()
+    evaluations: tuple[EvaluationLine, ...] = ()
+    unreadable_lines: int = 0
+
+
+@dataclass(frozen=True)
+class Example:
+    """One sample and the classes that the model finds likeliest, with their probabilities."""
+
+    picture: bytes
+    media_type: str
+    label: str
+    top: tuple[tuple[str, float], ...]
+
+    @property
+    def right(self) -> bool:
+        """Whether the likeliest class is the sample's own."""
+        return bool(self.top) and self.top[0][0] == self.label
+
+
+class _Sample(Line):
+    png: str
+    label: Annotated[int, Field(ge=0)]
+    top: Annotated[list[tuple[str, FiniteNumber]], Field(min_length=1)]
+
+
+class _Predictions(Line):
+    set: str
+    classes: list[str]
+    samples: list[_Sample]
+
+
+_LINE: TypeAdapter[TrainLine | EvaluationLine] = TypeAdapter(
+    Annotated[TrainLine | EvaluationLine, Field(discriminator="kind")]
+)
+
+
+def parse_lines(data: bytes) -> Metrics:
+    """The lines of one metrics file. A line that can't be read is counted and left out."""
+    training: list[TrainLine] = []
+    evaluations: list[EvaluationLine] = []
+    unreadable = 0
+    for text in data.splitlines():
+        if not text.strip():
+            continue
+        try:
+            line = _LINE.validate_json(text)
+        except ValidationError:
+            unreadable += 1
+            continue
+        if isinstance(line, TrainLine):
+            training.append(line)
+        else:
+            evaluations.append(line)
+    return Metrics(tuple(training), tuple(evaluations), unreadable)
+
+
+def join_attempts(attempts: Sequence[Sequence[Metrics]]) -> Metrics:
+    """One history out of the files of several attempts; the attempt that counts comes last.
+
+    An attempt that resumed has files from its checkpoint on, and those before it say how it came there. Training is
+    deterministic, so attempts agree where they overlap; the counting one's lines win, and nothing of another one
+    stands after its beginning.
+    """
+    training: dict[int, TrainLine] = {}
+    evaluations: dict[int, EvaluationLine] = {}
+    for files in attempts:
+        lines = [line.step for file in files for line in (*file.training, *file.evaluations)]
+        if not lines:
+            continue
+        if files is attempts[-1]:
+            first = min(lines)
+            training = {step: line for step, line in training.items() if step < first}
+            evaluations = {step: line for step, line in evaluations.items() if step < first}
+        for file in files:
+            training.update((line.step, line) for line in file.training)
+            evaluations.update((line.step, line) for line in file.evaluations)
+    return Metrics(
+        training=tuple(training[step] for step in sorted(training)),
+        evaluations=tuple(evaluations[step] for step in sorted(evaluations)),
+        unreadable_lines=sum(file.unreadable_lines for files in attempts for file in files),
+    )
+
+
+def parse_predictions(data: bytes) -> tuple[str, tuple[Example, ...]]:
+    """The evaluation set and the examples of predictions.json. Raises ValueError if it is not such a file.
+
+    Pictures that are neither PNG nor JPEG, or that are very large, are left out with their sample.
+    """
+    predictions = _Predictions.model_validate_json(data)
+    return predictions.set, tuple(_examples(predictions))
+
+
+def _examples(predictions: _Predictions) -> Iterable[Example]:
+    for sample in predictions.samples[:MAX_EXAMPLES]:
+        try:
+            picture = base64.b64decode(sample.png, validate=True)
+        except binascii.Error:
+            continue
+        media_type = next((kind for magic, kind in _PICTURE_TYPES if picture.startswith(magic)), None)
+        if media_type is None or len(picture) > MAX_PICTURE_BYTES or sample.label >= len(predictions.classes):
+            continue
+        top = tuple((name, min(max(probability, 0.0), 1.0)) for name, probability in sample.top[:3])
+        yield Example(picture, media_type, predictions.classes[sample.label], top)

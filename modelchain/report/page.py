@@ -1,0 +1,156 @@
+"""Writes the report: one HTML page that needs nothing beside it, and the plots as PNGs."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import jinja2
+
+from modelchain import __version__
+from modelchain.errors import CannotWriteError, DiskFullError
+from modelchain.report import drawings, plots, svg, view
+from modelchain.report.accounting import Baseline, costs
+from modelchain.report.data import ChainArtifacts
+from modelchain.report.drawings import Plot
+from modelchain.report.measures import leading_measures
+from modelchain.report.palette import GRID, MUTED, SURFACE, TEXT, Colour, stage_colours
+
+PAGE = "report.html"
+PAPER = "https://arxiv.org/abs/2604.12391"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A plot as the page holds it."""
+
+    id: str
+    plot: Plot
+    wide: str
+    narrow: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """A page and the PNGs that belong beside it, by file name."""
+
+    html: str
+    pngs: dict[str, bytes]
+
+
+def make_report(chain: ChainArtifacts, baselines: Sequence[Baseline], now: datetime) -> Report:
+    """The report of a chain, made at `now`."""
+    cost, colours = costs(chain, baselines), stage_colours(len(chain.stages))
+    measures = leading_measures(chain)
+    accuracy = [
+        drawings.accuracy_plot(
+            chain, cost, colours, measure, f"accuracy-compute{f'-{measure.set}' if i else ''}"
+        )
+        for i, measure in enumerate(measures)
+    ]
+    loss = drawings.loss_plot(chain, cost, colours)
+    cost_bars = drawings.cost_plot(chain, cost, colours)
+    first = measures[0] if measures else None
+    cards = view.example_cards(chain)
+    html = _template().render(
+        chain=chain,
+        costs=cost,
+        version=__version__,
+        paper=PAPER,
+        made=now.strftime("%d %B %Y, %H:%M %Z").strip(),
+        colours=(*colours, TEXT, MUTED, GRID, SURFACE),
+        verdict=view.verdict(chain, cost),
+        tiles=view.tiles(chain, cost, first),
+        measure=first,
+        finals=view.finals(chain, cost, first) if first else [],
+        accuracy=[figure for plot in accuracy if (figure := _figure(plot, colours))],
+        loss=_figure(loss, colours),
+        cost=_figure(cost_bars, colours),
+        growths=view.growths(chain, measures),
+        cost_rows=view.cost_rows(chain, cost),
+        rows=view.stage_rows(chain),
+        example_set=chain.stages[view.example_stages(chain)[-1]].example_set if cards else None,
+        example_scores=_scores(cards),
+        cards=cards,
+        settings=view.setting_rows(chain),
+        documents=[(view.model_name(stage), stage.name, view.stage_json(stage)) for stage in chain.stages],
+        versions=view.versions(chain),
+        models=[view.model_name(stage) for stage in chain.stages],
+    )
+    drawn = [plot for plot in (*accuracy, loss, cost_bars) if plot is not None]
+    return Report(html, {plot.file: plots.png(plot.drawing) for plot in drawn})
+
+
+def write_report(report: Report, folder: Path) -> Path:
+    """Write the page and its PNGs into `folder`; returns the page's path.
+
+    Each file is there whole or not at all. Raises CannotWriteError or DiskFullError.
+    """
+    page = folder / PAGE
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, data in report.pngs.items():
+            _write(folder / name, data)
+        _write(page, report.html.encode())
+    except OSError as error:
+        kind = DiskFullError if error.errno in (28, 122) else CannotWriteError  # ENOSPC, EDQUOT
+        raise kind(
+            f"{folder}: the report can't be written there: {error.strerror}; choose another --output"
+        ) from None
+    return page
+
+
+def _write(path: Path, data: bytes) -> None:
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+        mask = os.umask(0)
+        os.umask(mask)
+        Path(temporary).chmod(0o666 & ~mask)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _figure(plot: Plot | None, colours: Sequence[Colour]) -> Figure | None:
+    if plot is None:
+        return None
+    wide, narrow = (
+        svg.inline(
+            plots.svg(plot.drawing, shape), f"{plot.drawing.name}-{shape.name.lower()}", plot.words, colours
+        )
+        for shape in (plots.Shape.WIDE, plots.Shape.NARROW)
+    )
+    return Figure(plot.drawing.name, plot, wide, narrow)
+
+
+def _scores(cards: Sequence[view.ExampleCard]) -> list[tuple[int, str, int, int]]:
+    """Stage, model, right answers and answers, over the examples."""
+    answers = [answer for card in cards for answer in card.answers]
+    models = dict.fromkeys((answer.stage, answer.model) for answer in answers)
+    return [
+        (
+            stage,
+            model,
+            sum(a.right for a in answers if a.stage == stage),
+            sum(a.stage == stage for a in answers),
+        )
+        for stage, model in models
+    ]
+
+
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("template.html")
