@@ -19,6 +19,9 @@ Shape suffixes: B images or texts, T tokens, D width, H heads, K width of a head
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import cast
+
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
@@ -185,17 +188,15 @@ class Transformer(nn.Module):
 
     def forward(self, x_BTD: Tensor, pooled_B: Tensor | None) -> Tensor:
         """The output [B, D] at position `pooled_B` of each row; None is position 0 of an uncausal tower."""
-        recompute = self.gradient_checkpointing and torch.is_grad_enabled()
-        *blocks, last = self.resblocks
+        *blocks, last = cast("list[Block]", list(self.resblocks))
         for block in blocks:
-            x_BTD = (
-                checkpoint(block, x_BTD, self.causal, use_reentrant=False)
-                if recompute
-                else block(x_BTD, self.causal)
-            )
-        if recompute:
-            return checkpoint(last.pooled, x_BTD, pooled_B, use_reentrant=False)
-        return last.pooled(x_BTD, pooled_B)
+            x_BTD = self._run(block, x_BTD, self.causal)
+        return self._run(last.pooled, x_BTD, pooled_B)
+
+    def _run(self, part: Callable[..., Tensor], *arguments: object) -> Tensor:
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return checkpoint(part, *arguments, use_reentrant=False)
+        return part(*arguments)
 
 
 class Block(nn.Module):

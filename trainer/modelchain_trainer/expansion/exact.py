@@ -1,0 +1,249 @@
+"""Width growth that keeps the function.
+
+Write D and E for the small and the large width, n = E // D, r = E - n*D, kappa = sqrt(E / (n*D)). The large
+residual stream is held at
+
+    y = kappa * [x, ..., x (n copies), mean(x) * ones(r)]
+
+Its mean is kappa * mean(x) and its variance is that of x, so LayerNorm, with its own epsilon, normalises the
+copies to kappa times what it makes of x and the r tail entries to 0. (With r = 0 the stream is n plain
+copies.) Hence
+
+- writers into the stream (out_proj, c_proj, embeddings) write kappa * [A, ..., A, mean(A)] along the stream
+  axis;
+- norms that feed readers use gamma / kappa and beta on the copies, and beta 0 on the tail;
+- readers of the stream (q, k, v, c_fc, the final projections) read [W1, ..., Wn | tail] with W1 + ... + Wn =
+  W, and anything on the tail, which is 0: random numbers at initial scale, so that it learns;
+- new heads and MLP units repeat the old ones in turn; whoever reads them splits its weight among the repeats.
+
+Copies must not stay copies. If a split were even, or merely in constant proportion, copies would receive the
+same gradient up to a factor, which Adam removes, and would never part. So each weight W[o, s], read from
+copies k of source s, is split as W * (1/c + offset_k * a_o * b_s): random signs a and b, offsets that differ
+from copy to copy and sum to zero. Copies then receive gradients that differ in direction. In a block that is
+new (an identity block writes nothing, so nothing has to be kept in it) the offsets need not sum to zero, and
+its repeated heads and units compute different things from the start.
+
+ln_pre is the one norm whose output *is* the stream. On the copies it keeps gamma, and kappa * beta. The tail
+must become kappa * mean(gamma * x_hat + beta), whose first part depends on the input unless gamma is uniform
+or r = 0. It is linear in the input of ln_pre though, g(x) = mean((gamma - mean(gamma)) * x), so the writers
+before ln_pre give it to the tail: kappa * mean(x) + s_j * g(x) with sum(s) = 0, and ln_pre's gamma there is
+kappa / s_j. Means are kept exactly; the variance is too large by sum(s^2) / E * g(x)^2, of second order: a
+relative error of 1e-6 to 1e-5 in place of the 3e-3 to 5e-3 of a constant tail. It cannot be removed
+altogether: the tail would have to be a tight frame of the stream, which takes r >= D - 1.
+
+After Net2Net (Chen et al., 1511.05641), LEMON (2310.07999; average expansion for odd widths), HyperCloning
+(2409.12903) and MSG (2305.02869). The signed split, the differing identity blocks and the tail of ln_pre are
+ours.
+
+Shape suffixes: D, E widths; R rows of a matrix; S sources and L their copies; M MLP units.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from modelchain.spec import ModelConfig
+from modelchain_trainer.expansion.depth import Source
+from modelchain_trainer.model.build import generator_for, initial_tensor
+from modelchain_trainer.model.clip import hidden_width, vision_heads
+
+_LN_PRE_STEP = 0.25  # s above: smaller is more exact, but gamma grows as 1 / s
+_NEW_BLOCK_OFFSET = 0.25
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Which source each entry of a larger axis repeats, and the how-manieth copy of it that is."""
+
+    source: Tensor
+    number: Tensor
+    sources: int
+
+    def select(self, tensor: Tensor, dim: int = 0) -> Tensor:
+        """Repeat the sources along `dim`."""
+        return tensor.index_select(dim, self.source)
+
+    def split(self, weight_RS: Tensor, generator: torch.Generator, *, extra: float = 0.0) -> Tensor:
+        """Weights [R, L] that read from the copies what `weight_RS` reads from the sources.
+
+        `extra` is added to the offsets: they no longer sum to zero, and the result no longer reads the same.
+        """
+        dtype = weight_RS.dtype
+        count_L = torch.bincount(self.source, minlength=self.sources)[self.source].to(dtype)
+        span_L = (count_L - 1).clamp(min=1)
+        offset_L = torch.where(count_L > 1, self.number.to(dtype) * 2 / span_L - 1, 0) / (2 * count_L) + extra
+        column_L = _signs(self.sources, generator, dtype)[self.source] * offset_L
+        share_RL = torch.outer(_signs(weight_RS.shape[0], generator, dtype), column_L)
+        share_RL += 1 / count_L
+        share_RL *= self.select(weight_RS, dim=1)
+        return share_RL
+
+
+@dataclass(frozen=True)
+class Tower:
+    """The sizes of one tower before and after."""
+
+    width: int
+    large_width: int
+    heads: Copies  # over the rows of each of q, k and v
+    units: Copies
+    stream: Copies  # without the tail
+
+    @property
+    def tail(self) -> int:
+        return self.large_width - len(self.stream.source)
+
+    @property
+    def kappa(self) -> float:
+        return math.sqrt(self.large_width / len(self.stream.source))
+
+    @property
+    def widens(self) -> bool:
+        return self.large_width > self.width
+
+
+def tower_of(small: ModelConfig, large: ModelConfig, *, vision: bool) -> Tower:
+    """The image or the text tower's growth."""
+    before, after = (small.vision, large.vision) if vision else (small.text, large.text)
+    head_width = small.vision.head_width if vision else small.text.width // small.text.heads
+    heads = vision_heads(large.vision) if vision else large.text.heads
+    return Tower(
+        width=before.width,
+        large_width=after.width,
+        heads=copies(before.width, heads * head_width, group=head_width),
+        units=copies(hidden_width(before), hidden_width(after)),
+        stream=copies(before.width, after.width // before.width * before.width),
+    )
+
+
+def copies(small: int, large: int, *, group: int = 1) -> Copies:
+    """An axis of `large` entries that repeats, in turn, the groups of one of `small`."""
+    groups = torch.arange(large // group)
+    repeated = groups % (small // group)
+    within = torch.arange(group)
+    return Copies(
+        source=(repeated[:, None] * group + within).flatten(),
+        number=(groups // (small // group)).repeat_interleave(group),
+        sources=small,
+    )
+
+
+class ExactWidth:
+    """Grows the tensors of one tower, one at a time."""
+
+    def __init__(self, tower: Tower, large: ModelConfig, ln_pre_gamma_D: Tensor | None, *, seed: int) -> None:
+        """`ln_pre_gamma_D` is the small model's (image tower only)."""
+        self._tower = tower
+        self._large = large
+        self._ln_pre_gamma_D = ln_pre_gamma_D
+        self._seed = seed
+
+    def grow(self, name: str, tensor: Tensor, source: Source) -> Tensor:
+        """The large model's parameter `name` from the small model's `tensor`, its `source`."""
+        heads, units = self._tower.heads, self._tower.units
+        generator = generator_for(f"split {name}", seed=self._seed)
+        extra = _NEW_BLOCK_OFFSET if source.new_block and self._tower.widens else 0.0
+        match source.leaf:
+            case "attn.in_proj_weight":
+                rows = heads.select(tensor.unflatten(0, (3, -1)), dim=1).flatten(0, 1)
+                return self._read(name, rows, generator, extra=extra)
+            case "attn.in_proj_bias":
+                return heads.select(tensor.unflatten(0, (3, -1)), dim=1).flatten()
+            case "attn.out_proj.weight":
+                return heads.split(self._write(tensor, dim=0), generator)
+            case "mlp.c_fc.weight":
+                return self._read(name, units.select(tensor), generator, extra=extra)
+            case "mlp.c_fc.bias":
+                return units.select(tensor)
+            case "mlp.c_proj.weight":
+                return units.split(self._write(tensor, dim=0), generator)
+            case "proj" | "text_projection":
+                return self._read(name, tensor.T, generator).T.contiguous()
+            case "ln_pre.weight":
+                return self._ln_pre_gamma(tensor)
+            case "ln_1.weight" | "ln_2.weight" | "ln_post.weight" | "ln_final.weight":
+                return self._gamma(tensor)
+            case "ln_1.bias" | "ln_2.bias" | "ln_post.bias" | "ln_final.bias":
+                return self._with_tail(self._tower.stream.select(tensor), tensor.new_zeros(self._tower.tail))
+            case "token_embedding.weight":
+                return self._write(tensor, dim=1)
+            case "positional_embedding":
+                return (
+                    self._write_before_ln_pre(tensor, dim=1) if source.vision else self._write(tensor, dim=1)
+                )
+            case "class_embedding" | "conv1.weight":
+                return self._write_before_ln_pre(tensor, dim=0)
+            case "ln_pre.bias" | "attn.out_proj.bias" | "mlp.c_proj.bias":
+                return self._write(tensor, dim=0)
+            case "logit_scale":
+                return tensor.clone()
+        raise AssertionError(f"no rule to grow {name}")
+
+    def _write(self, tensor: Tensor, dim: int) -> Tensor:
+        """Into the stream: kappa * [A, ..., A, mean(A)] along `dim`."""
+        if not self._tower.tail:
+            return self._tower.stream.select(tensor, dim)
+        mean = tensor.mean(dim, keepdim=True)
+        return self._with_tail(
+            self._tower.stream.select(tensor, dim), _repeat(mean, self._tower.tail, dim), dim
+        ).mul_(self._tower.kappa)
+
+    def _write_before_ln_pre(self, tensor: Tensor, dim: int) -> Tensor:
+        """Into the input of ln_pre: as `_write`, plus s_j * g(A) on the tail."""
+        grown = self._write(tensor, dim)
+        if self._tower.tail:
+            gamma_D = self._gamma_of_ln_pre()
+            centred_D = (gamma_D - gamma_D.mean()) / len(gamma_D)
+            g = (tensor.movedim(dim, -1) @ centred_D).unsqueeze(-1) * self._steps(tensor.dtype)
+            grown.narrow(dim, grown.shape[dim] - self._tower.tail, self._tower.tail).add_(g.movedim(-1, dim))
+        return grown
+
+    def _read(
+        self, name: str, weight_RD: Tensor, generator: torch.Generator, *, extra: float = 0.0
+    ) -> Tensor:
+        """From the stream: [W1, ..., Wn | random] with W1 + ... + Wn = W (if `extra` is 0)."""
+        split = self._tower.stream.split(weight_RD, generator, extra=extra)
+        if not self._tower.tail:
+            return split
+        shape = (weight_RD.shape[0], self._tower.tail)
+        tail = initial_tensor(name, shape, self._large, seed=self._seed, dtype=weight_RD.dtype)
+        return self._with_tail(split, tail, dim=1)
+
+    def _gamma(self, gamma_D: Tensor) -> Tensor:
+        """Of a norm that feeds readers. The tail's is of their size: it scales the tail's gradient."""
+        tail = gamma_D.abs().mean().expand(self._tower.tail)
+        return self._with_tail(self._tower.stream.select(gamma_D), tail) / self._tower.kappa
+
+    def _ln_pre_gamma(self, gamma_D: Tensor) -> Tensor:
+        tail = self._tower.kappa / self._steps(gamma_D.dtype)
+        return self._with_tail(self._tower.stream.select(gamma_D), tail)
+
+    def _gamma_of_ln_pre(self) -> Tensor:
+        assert self._ln_pre_gamma_D is not None, "only the image tower has a ln_pre"
+        return self._ln_pre_gamma_D
+
+    def _steps(self, dtype: torch.dtype) -> Tensor:
+        """s: one number for each tail entry, of both signs, that sum to zero (a lone one can't)."""
+        positive = (self._tower.tail + 1) // 2
+        negative = self._tower.tail - positive
+        steps = torch.full((self._tower.tail,), _LN_PRE_STEP, dtype=dtype)
+        if negative:
+            steps[positive:] *= -positive / negative
+        return steps
+
+    def _with_tail(self, copied: Tensor, tail: Tensor, dim: int = 0) -> Tensor:
+        return torch.cat([copied, tail], dim) if self._tower.tail else copied
+
+
+def _signs(count: int, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
+    return torch.randint(0, 2, (count,), generator=generator).to(dtype) * 2 - 1
+
+
+def _repeat(tensor: Tensor, times: int, dim: int) -> Tensor:
+    shape = list(tensor.shape)
+    shape[dim] = times
+    return tensor.expand(shape)

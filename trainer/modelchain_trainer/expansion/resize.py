@@ -1,0 +1,43 @@
+"""Another image size or patch size: positions are interpolated, patch filters resampled. Near-exact.
+
+Positions: bicubic with antialiasing, as open_clip does when it loads weights at another size. Filters: the
+pseudo-inverse resize of FlexiViT (Beyer et al., arXiv 2212.08013), for which the product of a resized patch
+with the resized filter is that of the patch with the filter, exactly where patches grow.
+
+Shape suffixes: T tokens, D width, p and q sides of a patch.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+
+def resize_positions(positions_TD: Tensor, side: int) -> Tensor:
+    """Positional embeddings [1 + side * side, D] from those of another square grid; the class token's is
+    kept."""
+    grid = positions_TD[1:]
+    old_side = math.isqrt(len(grid))
+    if old_side == side:
+        return positions_TD
+    image = grid.reshape(1, old_side, old_side, -1).permute(0, 3, 1, 2)
+    image = F.interpolate(image, size=(side, side), mode="bicubic", antialias=True, align_corners=False)
+    return torch.cat([positions_TD[:1], image[0].permute(1, 2, 0).flatten(0, 1)])
+
+
+def resample_filters(filters_DCpp: Tensor, side: int) -> Tensor:
+    """Patch filters [D, C, side, side] that respond to resized patches as `filters_DCpp` to the patches."""
+    old_side = filters_DCpp.shape[-1]
+    if old_side == side:
+        return filters_DCpp
+    inverse_qp = torch.linalg.pinv(resize_matrix(old_side, side).T).to(filters_DCpp.dtype)
+    return inverse_qp @ filters_DCpp @ inverse_qp.T
+
+
+def resize_matrix(old: int, new: int) -> Tensor:
+    """The matrix [new, old] (fp64) of bilinear, antialiased resizing along one axis."""
+    eye = torch.eye(old, dtype=torch.float64)[None, None]
+    return F.interpolate(eye, size=(new, old), mode="bilinear", antialias=True, align_corners=False)[0, 0]
