@@ -30,9 +30,11 @@ from modelchain_trainer.data.sample import (
 )
 from modelchain_trainer.data.tokenizer import Tokenizer
 
-_SUBSTITUTES = (
-    16  # tried in the window, and as many again in the whole data set, each with a request of its own
-)
+# Tried in the window, and as many again in the whole data set, each with a request of its own.
+_SUBSTITUTES = 16
+_SMALL_IMAGE = 1 << 16  # bytes in memory; opening such a file costs more than decoding it
+_SMALL_IMAGES = 256 << 20  # bytes of them that are kept: all of a data set of thumbnails
+_IMAGE_OVERHEAD = 1024  # bytes of an image besides its pixels
 
 
 class Assembler:
@@ -51,6 +53,8 @@ class Assembler:
     ) -> None:
         self._index, self._order, self._tokenizer, self._patience = index, order, tokenizer, patience
         self._seed, self._image_size, self._crop_scale = seed, image_size, crop_scale
+        self._small_images: dict[int, Image.Image] = {}
+        self._small_bytes = 0
 
     def fill(
         self,
@@ -87,12 +91,23 @@ class Assembler:
         return corrupt
 
     def _load(self, segment: Segment, sample: int) -> tuple[Image.Image, list[str]]:
-        data = segment.image(sample)
+        image = self._small_images.get(sample)
+        data = segment.image(sample) if image is None else b""
         captions = [
             decode_caption(segment.text(sample, column), name)
             for column, name in enumerate(self._index.text_keys)
         ]
-        return decode_image(data), captions
+        if image is None:
+            image = decode_image(data)
+            self._keep(sample, image)
+        return image, captions
+
+    def _keep(self, sample: int, image: Image.Image) -> None:
+        """Keep a small image for the epochs to come. The first ones stay: each is seen equally often."""
+        size = 4 * image.width * image.height + _IMAGE_OVERHEAD
+        if size <= _SMALL_IMAGE and self._small_bytes + size <= _SMALL_IMAGES:
+            self._small_bytes += size  # threads may count past each other; it is no exact limit
+            self._small_images[sample] = image
 
     def _substitute(
         self, window: Window, segments: Sequence[Segment], epoch: int, place: int, corrupt: Corrupt

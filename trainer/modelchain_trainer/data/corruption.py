@@ -11,9 +11,8 @@ from modelchain_trainer.data.sample import Cause
 from modelchain_trainer.data.shard_index import split_name
 from modelchain_trainer.data.tar import scan
 
-_SEEN_AT_LEAST = (
-    1024  # the share is never taken of fewer samples: one bad sample in the first batch is not 1 %
-)
+# The share is never taken of fewer samples, or a single bad one in the first batch would be too many.
+_SEEN_AT_LEAST = 1024
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,9 @@ def read_segment(index: DatasetIndex, first: int, last: int, patience: Patience)
 
 
 class WindowReader:
-    """Reads the windows of some lanes in the order of need, as far ahead as `budget` bytes allow."""
+    """Reads the windows of some lanes in the order of need, as far ahead as `budget` bytes allow, at
+    most to the end of the next epoch.
+    """
 
     def __init__(
         self,
@@ -108,9 +110,10 @@ class WindowReader:
         while (lane := self._most_urgent()) is not None:
             window = self._next[lane]
             assert window is not None
-            needed_now = self._first_step(window) <= step
-            if not needed_now and self._held_bytes + self._bytes(window) > self._budget:
-                return
+            if self._first_step(window) > step:
+                beyond_next_epoch = window.epoch > self._order.epoch_of(step)[0] + 1
+                if beyond_next_epoch or self._held_bytes + self._bytes(window) > self._budget:
+                    return
             self._held[window] = [
                 self._pool.submit(read_segment, self._index, first, last, self._patience)
                 for first, last in window.segments
