@@ -14,18 +14,25 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from modelchain_trainer.expansion.embedding import embedding_map
+
 
 class Projections(nn.Module):
     """Linear maps from the student's embeddings to the teacher's, where their sizes differ.
 
-    Trained with the student, kept in checkpoints, left behind at the end. They start as the identity on the
-    leading dimensions: a student that was grown by zero columns begins at its teacher's embedding exactly.
+    Trained with the student, kept in checkpoints, left behind at the end. They start as the map that growth
+    turns embeddings with (`embedding_map`): a grown student begins at its teacher's embedding exactly.
     """
 
     def __init__(self, student_size: int, teacher_size: int) -> None:
         super().__init__()
-        self.image = nn.Parameter(torch.eye(teacher_size, student_size))
-        self.text = nn.Parameter(torch.eye(teacher_size, student_size))
+        start = (
+            embedding_map(teacher_size, student_size).float()
+            if teacher_size < student_size
+            else torch.eye(teacher_size, student_size)
+        )
+        self.image = nn.Parameter(start.clone())
+        self.text = nn.Parameter(start.clone())
 
 
 def build_projections(student_size: int, teacher_size: int) -> Projections | None:
