@@ -41,14 +41,15 @@ def nearest(name: str) -> list[str]:
     """At most three names that look like `name`, best first."""
     from difflib import get_close_matches
 
-    known = {key.lower(): key for key in names()}
-    wanted = name.lower().replace("_", "-").replace("/", "-").removeprefix("open-clip-")
-    if wanted in known:
-        return [known[wanted]]
-    stock = f"{OPEN_CLIP_PREFIX}{wanted}"
-    if stock in known:
-        return [known[stock]]
-    return [known[match] for match in get_close_matches(name.lower(), known, n=3, cutoff=0.6)]
+    def plain(text: str) -> str:
+        return "".join(c for c in text.lower() if c.isalnum()).removeprefix("openclip")
+
+    known: dict[str, str] = {}
+    for known_name in names():
+        known.setdefault(plain(known_name), known_name)  # the family stands first
+    if plain(name) in known:
+        return [known[plain(name)]]
+    return [known[match] for match in get_close_matches(plain(name), known, n=3, cutoff=0.75)]
 
 
 def size_name(config: ModelConfig) -> str:

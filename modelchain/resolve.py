@@ -53,7 +53,14 @@ DEFAULT_CHECKPOINT_STEPS = 2000
 
 
 class UnresolvableError(UserDataError):
-    """The chain can't be resolved; `modelchain.validation` finds all reasons, this names the first."""
+    """The chain can't be resolved; `modelchain.validation` finds all reasons, this names the first.
+
+    `path` is the field it is about.
+    """
+
+    def __init__(self, message: str, path: tuple[str | int, ...] = ("spec",)) -> None:
+        super().__init__(message)
+        self.path = path
 
 
 def resolve(chain: ModelChain, *, base: Path | None = None) -> ResolvedChain:
@@ -231,8 +238,9 @@ def _resolve_stage(
     size = len(resolved.to_json().encode())
     if size > MAX_STAGE_BYTES:
         raise UnresolvableError(
-            f"stage {stage.name}: {size} bytes once resolved, more than the {MAX_STAGE_BYTES} that a job carries; "
-            "give long class lists as classesUri"
+            f"stage {stage.name}: {size} bytes once resolved, over the {MAX_STAGE_BYTES} that a job carries; "
+            "give long class lists as classesUri",
+            ("spec", "stages", index),
         )
     return resolved
 

@@ -48,6 +48,7 @@ class Block(BaseModel):
         frozen=True,
         use_attribute_docstrings=False,
         protected_namespaces=(),
+        defer_build=True,
     )
 
 

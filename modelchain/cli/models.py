@@ -1,0 +1,63 @@
+"""`modelchain models`: the models that a stage can name."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+SUMMARY = "list the models that a stage can name, with their size and cost"
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command."""
+    parser = subparsers.add_parser("models", help=SUMMARY, description=SUMMARY.capitalize() + ".")
+    parser.add_argument(
+        "-o", "--output", choices=("table", "json"), default="table", help="how to print them"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the catalogue."""
+    from modelchain import catalogue, cost
+    from modelchain.cli.table import Column, count, render
+
+    models = {name: catalogue.find(name) for name in catalogue.names()}
+    if arguments.output == "json":
+        listing = [
+            {
+                "name": name,
+                "parameters": cost.parameters(model),
+                "visionMacs": cost.vision_macs(model),
+                "textMacs": cost.text_macs(model),
+                "modelConfig": model.model_dump(mode="json", by_alias=True),
+            }
+            for name, model in models.items()
+        ]
+        print(json.dumps(listing, indent=2))
+        return 0
+    columns = (
+        Column("MODEL"),
+        Column("IMAGE", right=True),
+        Column("VISION"),
+        Column("TEXT"),
+        Column("EMBEDDING", right=True),
+        Column("PARAMETERS", right=True),
+        Column("MACS/IMAGE", right=True),
+        Column("MACS/CAPTION", right=True),
+    )
+    rows = [
+        (
+            name,
+            f"{model.vision.image_size}/{model.vision.patch_size}",
+            f"{model.vision.width} x {model.vision.layers}",
+            f"{model.text.width} x {model.text.layers}",
+            str(model.embed_dim),
+            count(cost.parameters(model)),
+            count(cost.vision_macs(model)),
+            count(cost.text_macs(model)),
+        )
+        for name, model in models.items()
+    ]
+    print(render(columns, rows))
+    return 0

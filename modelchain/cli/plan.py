@@ -1,0 +1,136 @@
+"""`modelchain plan`: what a chain costs, before anything is trained."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from modelchain.cost import Plan, StagePlan
+
+SUMMARY = "show what a chain trains and what it costs, against training them alone"
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command."""
+    parser = subparsers.add_parser(
+        "plan",
+        help=SUMMARY,
+        description=f"{SUMMARY.capitalize()}. MACs are multiply-accumulates: a step costs three forward "
+        "passes, learning from a predecessor one of the predecessor's more.",
+    )
+    parser.add_argument("file", help="the chain's YAML file, '-' for standard input")
+    parser.add_argument(
+        "-o", "--output", choices=("table", "json"), default="table", help="how to print the plan"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the plan of each chain of the file."""
+    from modelchain.cost import plan
+    from modelchain.resolve import resolve
+    from modelchain.validation import load_chains
+
+    plans = [plan(resolve(chain)) for chain in load_chains(arguments.file)]
+    if arguments.output == "json":
+        documents = [as_json(one) for one in plans]
+        print(json.dumps(documents[0] if len(documents) == 1 else documents, indent=2))
+    else:
+        print("\n\n".join(as_text(one) for one in plans))
+    return 0
+
+
+def as_json(plan: Plan) -> dict[str, object]:
+    """The plan for programs. MACs are whole numbers; ratios are what `as_text` prints, unrounded."""
+    return {
+        "namespace": plan.namespace,
+        "name": plan.name,
+        "baselineEpochs": plan.baseline_epochs,
+        "stages": [
+            {
+                "name": stage.name,
+                "model": stage.model,
+                "predecessor": stage.predecessor,
+                "digest": stage.digest,
+                "folder": stage.folder,
+                "parameters": stage.parameters,
+                "macsPerSample": stage.macs_per_sample,
+                "epochs": stage.epochs,
+                "steps": stage.steps,
+                "samples": stage.samples,
+                "teacherSamples": stage.teacher_samples,
+                "macs": stage.macs,
+                "aloneMacs": stage.alone_macs,
+            }
+            for stage in plan.stages
+        ],
+        "chain": {"macs": plan.chain_macs, "costRatio": plan.cost_ratio},
+        "largest": {"name": plan.largest.name, "macs": plan.largest.alone_macs},
+        "family": {"macs": plan.family_macs, "speedup": plan.speedup},
+    }
+
+
+def as_text(plan: Plan) -> str:
+    """The plan for people."""
+    from modelchain.cli.table import Column, count, render
+
+    columns = (
+        Column("STAGE"),
+        Column("MODEL"),
+        Column("FROM"),
+        Column("PARAMETERS", right=True),
+        Column("MACS/SAMPLE", right=True),
+        Column("EPOCHS", right=True),
+        Column("SAMPLES", right=True),
+        Column("MACS", right=True),
+        Column("OF CHAIN", right=True),
+        Column("ALONE", right=True),
+        Column("DIGEST"),
+    )
+
+    def row(stage: StagePlan) -> tuple[str, ...]:
+        return (
+            stage.name,
+            "(inline)" if stage.model == stage.name else stage.model,
+            stage.predecessor or "-",
+            count(stage.parameters),
+            count(stage.macs_per_sample),
+            str(stage.epochs),
+            count(stage.samples),
+            count(stage.macs),
+            f"{stage.macs / plan.chain_macs:.1%}",
+            count(stage.alone_macs),
+            stage.digest[:8],
+        )
+
+    largest = plan.largest
+    epochs = f"{plan.baseline_epochs} epoch{'s' * (plan.baseline_epochs != 1)}"
+    totals = (
+        (f"the chain, all {len(plan.stages)} stages", count(plan.chain_macs), ""),
+        (
+            f"{largest.name} alone, {epochs}",
+            count(largest.alone_macs),
+            f"the chain costs {100 * plan.cost_ratio:.1f} % of it",
+        ),
+        (
+            f"the whole family alone, {epochs} each",
+            count(plan.family_macs),
+            f"the chain is {plan.speedup:.2f}x cheaper",
+        ),
+    )
+    label = max(len(name) for name, _, _ in totals)
+    number = max(len(macs) for _, macs, _ in totals)
+    lines = (f"{name:<{label}}  {macs:>{number}} MACs  {ratio}".rstrip() for name, macs, ratio in totals)
+    captions = " and ".join(str(one) for one in sorted(set(plan.captions)))
+    plural = "" if captions == "1" else "s"
+    return "\n".join(
+        (
+            f"{plan.namespace}/{plan.name}, {captions} caption{plural} a sample",
+            "",
+            render(columns, [row(stage) for stage in plan.stages]),
+            "",
+            *lines,
+        )
+    )

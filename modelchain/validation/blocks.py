@@ -1,0 +1,218 @@
+"""Rules of single blocks, wherever they are written: at the chain or in a stage."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+
+from modelchain import shards
+from modelchain.spec import (
+    DataSpec,
+    DistillationSpec,
+    EvaluationSpec,
+    EvaluationType,
+    JobSpec,
+    ModelChain,
+    ScheduleType,
+)
+from modelchain.validation.problem import Finding, quoted
+from modelchain.validation.structure import nearest
+from modelchain.yaml_reader import FieldPath
+
+# https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/quantity/
+_QUANTITY = re.compile(r"[+-]?([0-9]+|[0-9]+\.[0-9]*|\.[0-9]+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?[0-9]+)?")
+_RESOURCE_FIELDS = ("requests", "limits", "claims")
+_TOLERATION_FIELDS = ("key", "operator", "value", "effect", "tolerationSeconds")
+
+
+def check_blocks(chain: ModelChain) -> Iterator[Finding]:
+    """What is wrong within a block."""
+    spec, root = chain.spec, ("spec",)
+    yield from _check_uri(spec.store.uri, ("spec", "store", "uri"))
+    for at, holder in (
+        (root, spec),
+        *((("spec", "stages", i), stage) for i, stage in enumerate(spec.stages)),
+    ):
+        if holder.data is not None:
+            yield from _check_data(holder.data, (*at, "data"))
+        if holder.evaluation is not None:
+            yield from _check_evaluations(holder.evaluation, (*at, "evaluation"))
+        if holder.distillation is not None:
+            yield from _check_schedule(holder.distillation, (*at, "distillation"))
+        if holder.job is not None:
+            yield from _check_job(holder.job, (*at, "job"))
+    for index, stage in enumerate(spec.stages):
+        if stage.from_weights is not None:
+            yield from _check_uri(stage.from_weights.uri, ("spec", "stages", index, "fromWeights", "uri"))
+
+
+def _finding(path: FieldPath, message: str, remedy: str, *about: str) -> Finding:
+    names = {part for part in path[-2:] if isinstance(part, str)}
+    return Finding(path, message, remedy, frozenset(names | set(about)))
+
+
+def _check_uri(uri: str, path: FieldPath) -> Iterator[Finding]:
+    scheme, separator, rest = uri.partition("://")
+    if not separator:
+        if re.match(r"(s3|file):", uri):
+            yield _finding(path, f"{quoted(uri)} lacks slashes", "write s3://bucket/prefix or file:///folder")
+        return
+    if scheme == "s3":
+        if not rest.partition("/")[0]:
+            yield _finding(path, f"{quoted(uri)} names no bucket", "write s3://bucket/prefix")
+    elif scheme != "file":
+        yield _finding(path, f"{scheme}:// can't be read", "use s3://bucket/prefix, file:///folder or a path")
+    elif not rest.startswith("/"):
+        remedy = f"write file:///{rest} for the path /{rest}, or a relative path without file://"
+        yield _finding(path, f"{quoted(uri)} is no absolute path", remedy)
+
+
+def _check_data(data: DataSpec, at: FieldPath) -> Iterator[Finding]:
+    if data.shards is not None:
+        yield from _check_shards(data.shards, (*at, "shards"))
+    if data.caption_keys is not None:
+        yield from _check_distinct(data.caption_keys, (*at, "captionKeys"), "caption")
+    if data.random_crop_scale is not None:
+        low, high = data.random_crop_scale
+        if low > high:
+            message = f"the smallest area {low:g} is above the largest {high:g}"
+            yield _finding((*at, "randomCropScale"), message, f"write [{high:g}, {low:g}]")
+
+
+def _check_shards(patterns: list[str], at: FieldPath) -> Iterator[Finding]:
+    readable, total = [], 0
+    for index, pattern in enumerate(patterns):
+        yield from _check_uri(pattern, (*at, index))
+        try:
+            total += shards.count(pattern)
+            readable.append(pattern)
+        except shards.ShardPatternError as error:
+            message, _, remedy = str(error).partition("; ")
+            yield _finding((*at, index), message, remedy, "shards")
+    if total > shards.MAX_SHARDS:
+        message = f"{total} shards in all, more than {shards.MAX_SHARDS}"
+        yield _finding(at, message, "check the ranges, or write fewer, larger shards", "shards")
+        return
+    duplicate = shards.first_duplicate(shard for pattern in readable for shard in shards.expand(pattern))
+    if duplicate is not None:
+        message = f"shard {quoted(duplicate)} occurs twice, so its samples would be seen twice an epoch"
+        yield _finding(at, message, "list it once", "shards")
+
+
+def _check_distinct(names: list[str], at: FieldPath, what: str) -> Iterator[Finding]:
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            yield _finding((*at, index), f"{what} {quoted(name)} is listed twice", "remove one of the two")
+
+
+def _check_evaluations(evaluations: list[EvaluationSpec], at: FieldPath) -> Iterator[Finding]:
+    names = [evaluation.name for evaluation in evaluations]
+    for index, evaluation in enumerate(evaluations):
+        own: FieldPath = (*at, index)
+        if evaluation.name in names[:index]:
+            message = f"{quoted(evaluation.name)} is the name of another set too"
+            yield _finding((*own, "name"), message, "give each set a name of its own")
+        yield from _check_shards(evaluation.data.shards, (*own, "data", "shards"))
+        if evaluation.type is EvaluationType.ZERO_SHOT:
+            yield from _check_zero_shot(evaluation, own)
+        else:
+            yield from _check_retrieval(evaluation, own)
+
+
+def _check_zero_shot(evaluation: EvaluationSpec, at: FieldPath) -> Iterator[Finding]:
+    if evaluation.classes is None and evaluation.classes_uri is None:
+        remedy = "list them under classes, or name a file with one a line under classesUri"
+        yield _finding(
+            (*at, "classes"), "a ZeroShot set needs the names of its classes", remedy, "classesUri"
+        )
+    if evaluation.classes is not None and evaluation.classes_uri is not None:
+        message = "both classes and classesUri are given"
+        yield _finding((*at, "classesUri"), message, "remove one of the two", "classes")
+    if evaluation.classes_uri is not None:
+        yield from _check_uri(evaluation.classes_uri, (*at, "classesUri"))
+    for index, template in enumerate(evaluation.templates or ()):
+        if "{}" not in template:
+            message = f"{quoted(template)} has no place for the class name"
+            yield _finding(
+                (*at, "templates", index), message, "write {} where it belongs: 'a photo of a {}.'"
+            )
+    if evaluation.data.caption_keys is not None:
+        message = "captions are for Retrieval sets, this one is ZeroShot"
+        yield _finding(
+            (*at, "data", "captionKeys"), message, "remove it, or write type: Retrieval", "evaluation.type"
+        )
+
+
+def _check_retrieval(evaluation: EvaluationSpec, at: FieldPath) -> Iterator[Finding]:
+    unused = (
+        (("classes",), evaluation.classes),
+        (("classesUri",), evaluation.classes_uri),
+        (("templates",), evaluation.templates),
+        (("data", "classKey"), evaluation.data.class_key),
+    )
+    for part, value in unused:
+        if value is not None:
+            message = f"{part[-1]} is for ZeroShot sets, this one is Retrieval"
+            yield _finding((*at, *part), message, "remove it, or write type: ZeroShot", "evaluation.type")
+    if evaluation.data.caption_keys is not None:
+        yield from _check_distinct(evaluation.data.caption_keys, (*at, "data", "captionKeys"), "caption")
+
+
+def _check_schedule(distillation: DistillationSpec, at: FieldPath) -> Iterator[Finding]:
+    schedule = distillation.schedule
+    if schedule is None or schedule.type is ScheduleType.LINEAR:
+        return
+    for name, value in (("until", schedule.until), ("endWeight", schedule.end_weight)):
+        if value is not None:
+            message = f"a constant schedule has no {name}"
+            yield _finding(
+                (*at, "schedule", name), message, "write type: linear, or remove it", "schedule.type"
+            )
+
+
+def _check_job(job: JobSpec, at: FieldPath) -> Iterator[Finding]:
+    if job.gpus_per_node and job.processes_per_node and job.processes_per_node > job.gpus_per_node:
+        message = (
+            f"{job.processes_per_node} processes share {job.gpus_per_node} GPUs, each needs one of its own"
+        )
+        remedy = f"write at most {job.gpus_per_node}, or gpusPerNode: 0 to train on the CPU"
+        yield _finding((*at, "processesPerNode"), message, remedy, "gpusPerNode")
+    yield from _check_resources(job, (*at, "resources"))
+    for index, toleration in enumerate(job.tolerations or ()):
+        yield from _check_known(toleration, _TOLERATION_FIELDS, (*at, "tolerations", index))
+
+
+def _check_resources(job: JobSpec, at: FieldPath) -> Iterator[Finding]:
+    if job.resources is None:
+        return
+    yield from _check_known(job.resources, _RESOURCE_FIELDS, at)
+    for kind in ("requests", "limits"):
+        amounts = job.resources.get(kind, {})
+        if not isinstance(amounts, dict):
+            message = f"is {quoted(amounts)}, a mapping is needed"
+            yield _finding((*at, kind), message, "write e.g. {cpu: 8, memory: 64Gi}", "resources")
+            continue
+        for resource, amount in amounts.items():
+            path = (*at, kind, str(resource))
+            if isinstance(amount, bool) or not _QUANTITY.fullmatch(str(amount)):
+                message = f"{quoted(amount)} is no quantity of Kubernetes"
+                yield _finding(path, message, _quantity_remedy(str(resource), amount), "resources")
+            elif resource == (job.gpu_resource_name or "nvidia.com/gpu"):
+                message = "the GPUs of a pod are set by job.gpusPerNode"
+                yield _finding(path, message, f"remove it and write gpusPerNode: {amount}", "resources")
+
+
+def _quantity_remedy(resource: str, amount: object) -> str:
+    match = re.fullmatch(r"([0-9.]+)\s*([KMGTPE])(i?)B?|([0-9.]+)\s*([kmgtpe])(i?)b?", str(amount))
+    if resource in ("memory", "ephemeral-storage") and match:
+        number, unit = match[1] or match[4], (match[2] or match[5]).upper()
+        return f"write {number}{unit}i (powers of 1024) or {number}{unit} (powers of 1000)"
+    return "write e.g. 8 or 500m for cpu, 64Gi for memory"
+
+
+def _check_known(value: Mapping[str, object], known: tuple[str, ...], at: FieldPath) -> Iterator[Finding]:
+    for name in value:
+        if name not in known:
+            near = nearest(name, known)
+            remedy = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
+            yield _finding((*at, name), f"there is no field {quoted(name)}", remedy)

@@ -1,0 +1,171 @@
+"""The rules that the types can't say: the chain as a whole, then each stage with its defaults filled in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from modelchain import catalogue
+from modelchain.errors import UserDataError
+from modelchain.resolve import UnresolvableError, predecessor_position, resolve, resolve_model
+from modelchain.spec import ModelChain, ModelConfig, StageSpec
+from modelchain.validation.blocks import check_blocks
+from modelchain.validation.growth import unbuildable, ungrowable
+from modelchain.validation.problem import STAGE_NAMES, Finding, quoted
+from modelchain.validation.structure import nearest
+from modelchain.validation.training import check_training
+from modelchain.yaml_reader import FieldPath
+
+MAX_CHAIN_NAME = 63  # the name is a label of the chain's jobs
+
+
+def check_rules(chain: ModelChain) -> list[Finding]:
+    """All that is wrong with a chain whose fields and types are right."""
+    findings = [
+        *_check_name(chain),
+        *_check_stages(chain),
+        *check_blocks(chain),
+        *check_training(chain),
+    ]
+    return _once(findings) or list(_check_resolves(chain))
+
+
+def _once(findings: Iterable[Finding]) -> list[Finding]:
+    return list(dict.fromkeys(findings))
+
+
+def _check_name(chain: ModelChain) -> Iterator[Finding]:
+    name = chain.metadata.name
+    if len(name) > MAX_CHAIN_NAME:
+        message = f"the name has {len(name)} characters, and its jobs carry it as a label"
+        yield Finding(
+            ("metadata", "name"), message, f"write at most {MAX_CHAIN_NAME}", frozenset({"metadata"})
+        )
+
+
+def _check_stages(chain: ModelChain) -> Iterator[Finding]:
+    stages = chain.spec.stages
+    first_of: dict[str, int] = {}
+    models: list[ModelConfig | None] = []
+    for index, stage in enumerate(stages):
+        at: FieldPath = ("spec", "stages", index)
+        if stage.name in first_of:
+            yield Finding(
+                (*at, "name"),
+                f"{quoted(stage.name)} is the name of spec.stages[{first_of[stage.name]}] too",
+                "give each stage a name of its own",
+                frozenset({"name"}),
+            )
+        first_of.setdefault(stage.name, index)
+        yield from _check_from(stages, index, at)
+        before = _predecessor(stages, index)
+        if before is not None:
+            yield from _check_fresh_start(stage, stages[before].name, at)
+        else:
+            yield from _check_idle_blocks(stage, index, at)
+        found = list(_check_model(stage, at))
+        yield from found
+        models.append(None if found else resolve_model(stage)[1])
+        small, large = None if before is None else models[before], models[index]
+        if small is not None and large is not None and before is not None:
+            yield from _check_growth(stage, stages[before].name, small, large, at)
+
+
+def _predecessor(stages: list[StageSpec], index: int) -> int | None:
+    """Where the predecessor stands; None if there is none, or if `from` is wrong."""
+    try:
+        return predecessor_position(stages, index)
+    except UnresolvableError:
+        return None
+
+
+def _check_from(stages: list[StageSpec], index: int, at: FieldPath) -> Iterator[Finding]:
+    wanted = stages[index].from_
+    names = [stage.name for stage in stages]
+    if wanted is None or wanted in names[:index]:
+        return
+    path, about = (*at, "from"), frozenset({"from"})
+    earlier = f"name one of the stages before it: {', '.join(names[:index])}" if index else "remove it"
+    if wanted == stages[index].name:
+        yield Finding(path, "a stage can't grow out of itself", earlier, about)
+    elif wanted in names:
+        position = names.index(wanted)
+        message = f"{quoted(wanted)} is spec.stages[{position}], which is trained later"
+        yield Finding(path, message, f"move it up, or {earlier}", about)
+    else:
+        near = nearest(wanted, names[:index])
+        remedy = f"did you mean {near[0]}?" if near else earlier
+        yield Finding(path, f"no stage is named {quoted(wanted)}", remedy, about | {STAGE_NAMES})
+
+
+def _check_fresh_start(stage: StageSpec, predecessor: str, at: FieldPath) -> Iterator[Finding]:
+    if stage.from_weights is not None:
+        yield Finding(
+            (*at, "fromWeights"),
+            f"the stage grows out of {quoted(predecessor)}, so it can't start from other weights too",
+            "keep fromWeights to the first stage, or remove it",
+            frozenset({"fromWeights", "from"}),
+        )
+
+
+def _check_idle_blocks(stage: StageSpec, index: int, at: FieldPath) -> Iterator[Finding]:
+    """A setting that nothing would ever read is a misunderstanding."""
+    if index or stage.from_ is not None:
+        return
+    for name, block in (("distillation", stage.distillation), ("expansion", stage.expansion)):
+        if block is not None:
+            verb = "learn from" if name == "distillation" else "grow out of"
+            message = f"the first stage has no predecessor to {verb}"
+            yield Finding(
+                (*at, name), message, f"remove it, or set spec.{name} for the others", frozenset({name})
+            )
+
+
+def _check_model(stage: StageSpec, at: FieldPath) -> Iterator[Finding]:
+    about = frozenset({"model", "modelConfig"})
+    if stage.model is not None and stage.model_config_ is not None:
+        yield Finding(
+            (*at, "modelConfig"), "both model and modelConfig are given", "remove one of the two", about
+        )
+        return
+    if stage.model_config_ is not None:
+        for part, message, remedy in unbuildable(stage.model_config_):
+            yield Finding((*at, "modelConfig", *part), message, remedy, about | set(part))
+        return
+    if stage.model is None:
+        remedy = "name a model (`modelchain models` lists them) or write it out under modelConfig"
+        yield Finding((*at, "model"), "the stage has no model", remedy, about)
+        return
+    try:
+        catalogue.find(stage.model)
+    except catalogue.UnknownModelError as error:
+        message, _, remedy = str(error).partition("; ")
+        yield Finding((*at, "model"), message, remedy, about)
+
+
+def _check_growth(
+    stage: StageSpec, predecessor: str, small: ModelConfig, large: ModelConfig, at: FieldPath
+) -> Iterator[Finding]:
+    about = frozenset({"model", "modelConfig", "from"})
+    wrong = list(ungrowable(small, large))
+    before = f"the stage can't grow out of {quoted(predecessor)}"
+    if stage.model is None:
+        for part, message, remedy in wrong:
+            yield Finding((*at, "modelConfig", *part), f"{before}: {message}", remedy, about | set(part))
+    elif wrong:
+        messages = ", ".join(message for _, message, _ in wrong)
+        remedy = (
+            "name a model that is as large in every dimension and has the same head widths, or put it first"
+        )
+        yield Finding((*at, "model"), f"{before}: {messages}", remedy, about)
+
+
+def _check_resolves(chain: ModelChain) -> Iterator[Finding]:
+    """What only the whole shows, such as the size of a resolved stage. Everything else was found by now."""
+    try:
+        resolve(chain)
+    except UnresolvableError as error:
+        message, _, remedy = str(error).partition("; ")
+        yield Finding(error.path, message, remedy)
+    except UserDataError as error:
+        message, _, remedy = str(error).partition("; ")
+        yield Finding(("spec",), message, remedy)

@@ -1,0 +1,128 @@
+"""Rules of numbers that must fit each other: samples, batches, processes, steps.
+
+On stages with defaults filled in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from modelchain.resolve import merged, resolve_job, resolve_training
+from modelchain.resolved import ResolvedJob, ResolvedTraining
+from modelchain.spec import DataSpec, ModelChain, StageSpec, TrainingSpec
+from modelchain.validation.problem import Finding
+from modelchain.yaml_reader import FieldPath
+
+_DEFAULT_BATCH: int = ResolvedTraining.model_fields["global_batch_size"].default
+
+
+def check_training(chain: ModelChain) -> Iterator[Finding]:
+    """What is wrong with the numbers of each stage; once for what the chain says for all."""
+    yield from _check_missing(chain)
+    for index, stage in enumerate(chain.spec.stages):
+        yield from _Numbers(chain, index, stage).check()
+
+
+def _check_missing(chain: ModelChain) -> Iterator[Finding]:
+    needed = (
+        ("data", "shards", "list the tars to train on: shards: ['s3://bucket/{0000..0127}.tar']"),
+        ("data", "samples", "write how many samples all shards have together"),
+        ("training", "epochs", "write how many times each sample is seen"),
+    )
+    spec = chain.spec
+    for block, name, remedy in needed:
+        if getattr(getattr(spec, block), name, None) is not None:
+            continue
+        lacking = [
+            index
+            for index, stage in enumerate(spec.stages)
+            if getattr(getattr(stage, block), name, None) is None
+        ]
+        about = frozenset({block, name})
+        if len(lacking) == len(spec.stages):
+            yield Finding(("spec", block, name), "is missing", remedy, about)
+            continue
+        for index in lacking:
+            where = f"{remedy}, here or in spec.{block}"
+            yield Finding(("spec", "stages", index, block, name), "is missing", where, about)
+
+
+class _Numbers:
+    """The numbers of one stage, and where each is written."""
+
+    def __init__(self, chain: ModelChain, index: int, stage: StageSpec) -> None:
+        spec = chain.spec
+        self._chain = chain
+        self._index = index
+        self._stage = stage
+        self._data: DataSpec = merged(spec.data, stage.data) or DataSpec()
+        self._training: TrainingSpec = merged(spec.training, stage.training) or TrainingSpec()
+        self._job: ResolvedJob = resolve_job(merged(spec.job, stage.job))
+        self._batch = self._training.global_batch_size or _DEFAULT_BATCH
+
+    def check(self) -> Iterator[Finding]:
+        yield from self._check_world()
+        yield from self._check_rates()
+        samples = self._data.samples
+        if samples is None:
+            return
+        if samples < self._batch:
+            message = f"{samples} samples do not fill one batch of {self._batch}"
+            remedy = f"write training.globalBatchSize: {samples} or less, or add samples"
+            yield self._finding("data", "samples", message, remedy, "globalBatchSize")
+        elif self._training.epochs is not None:
+            yield from self._check_steps(samples)
+
+    def _check_world(self) -> Iterator[Finding]:
+        job, world = self._job, self._job.nodes * self._job.processes_per_node
+        about = ("job", "nodes", "processesPerNode", "gpusPerNode", "globalBatchSize")
+        if self._batch % world:
+            message = (
+                f"a batch of {self._batch} does not divide among {world} processes "
+                f"({job.nodes} x {job.processes_per_node})"
+            )
+            near = max(1, round(self._batch / world)) * world
+            yield self._finding(
+                "training", "globalBatchSize", message, f"write a multiple of {world}, e.g. {near}", *about
+            )
+            return
+        share, micro = self._batch // world, self._training.micro_batch_size
+        if micro is not None and share % micro:
+            message = (
+                f"micro-batches of {micro} do not divide the {share} samples of each of {world} processes"
+            )
+            divisor = max(one for one in range(1, min(micro, share) + 1) if share % one == 0)
+            remedy = f"write a divisor of {share}, e.g. {divisor}"
+            yield self._finding("training", "microBatchSize", message, remedy, *about)
+
+    def _check_rates(self) -> Iterator[Finding]:
+        peak = self._training.learning_rate
+        floor = self._training.minimum_learning_rate
+        fields = ResolvedTraining.model_fields
+        peak = fields["learning_rate"].default if peak is None else peak
+        floor = fields["minimum_learning_rate"].default if floor is None else floor
+        if floor > peak:
+            name = "learningRate" if self._training.minimum_learning_rate is None else "minimumLearningRate"
+            message = f"the learning rate would rise from {peak:g} to {floor:g} along the cosine"
+            remedy = f"write a minimumLearningRate of at most {peak:g}"
+            yield self._finding("training", name, message, remedy, "learningRate", "minimumLearningRate")
+
+    def _check_steps(self, samples: int) -> Iterator[Finding]:
+        alone = self._index == 0 and self._stage.from_ is None
+        steps = resolve_training(self._training, samples, has_predecessor=not alone).steps
+        warmup = self._training.warmup_steps
+        if warmup is not None and warmup >= steps:
+            message = f"a warm-up of {warmup} steps does not end within the stage's {steps}"
+            remedy = "write fewer, or remove it for the default"
+            yield self._finding(
+                "training", "warmupSteps", message, remedy, "epochs", "samples", "globalBatchSize"
+            )
+
+    def _finding(self, block: str, name: str, message: str, remedy: str, *about: str) -> Finding:
+        return Finding(self._written(block, name), message, remedy, frozenset({block, name, *about}))
+
+    def _written(self, block: str, name: str) -> FieldPath:
+        """Where the value of a field comes from: the stage, or the chain."""
+        own = getattr(self._stage, block)
+        written = own is not None and own.model_dump(by_alias=True).get(name) is not None
+        return ("spec", "stages", self._index, block, name) if written else ("spec", block, name)
