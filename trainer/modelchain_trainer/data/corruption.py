@@ -27,9 +27,9 @@ class Corrupt:
 class CorruptionCounter:
     """Counts corrupt samples by cause, and fails when they are more than a share of those seen."""
 
-    def __init__(self, index: DatasetIndex, max_fraction: float, setting: str) -> None:
-        """`setting`: the field of the chain that sets `max_fraction`, for the message."""
-        self._index, self._max_fraction, self._setting = index, max_fraction, setting
+    def __init__(self, index: DatasetIndex, max_fraction: float, limit: str) -> None:
+        """`limit`: what allows `max_fraction`, for the message."""
+        self._index, self._max_fraction, self._limit = index, max_fraction, limit
         self._seen = 0
         self.by_cause: dict[str, int] = {}
 
@@ -46,7 +46,7 @@ class CorruptionCounter:
             causes = ", ".join(f"{count} {cause}" for cause, count in sorted(self.by_cause.items()))
             raise UserDataError(
                 f"{total} of the {self._seen} samples read so far can't be used ({causes}), more than "
-                f"{self._setting} {self._max_fraction:g} allows; for example "
+                f"{self._limit}; for example "
                 f"{describe(self._index, corrupt[-1])}; mend the shards"
             )
 

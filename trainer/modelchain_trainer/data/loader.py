@@ -110,7 +110,11 @@ class TrainingLoader:
             crop_scale=data.random_crop_scale,
             patience=self._patience,
         )
-        self._counter = CorruptionCounter(index, data.max_corrupt_fraction, "data.maxCorruptFraction")
+        self._counter = CorruptionCounter(
+            index,
+            data.max_corrupt_fraction,
+            f"data.maxCorruptFraction {data.max_corrupt_fraction:g} allows",
+        )
         workers = training.data_workers
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="modelchain-decode") if workers else None
         batch_bytes = self._rows * 3 * self._image_size**2

@@ -55,6 +55,8 @@ class Cause(StrEnum):
     MISSING_IMAGE = "MissingImage"
     MISSING_CAPTION = "MissingCaption"
     BAD_CAPTION = "BadCaption"
+    MISSING_LABEL = "MissingLabel"
+    BAD_LABEL = "BadLabel"
 
 
 class CorruptSampleError(Exception):

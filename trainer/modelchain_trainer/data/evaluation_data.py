@@ -1,0 +1,193 @@
+"""Samples of an evaluation set, in their own order, with the transform of evaluation.
+
+A sample that can't be used is left out and counted: there is no substitute for it in a measurement.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+
+from modelchain.errors import UserDataError
+from modelchain.resolved import ResolvedStore
+from modelchain.spec import EvaluationSpec, EvaluationType
+from modelchain.store import Store
+from modelchain_trainer.data.corruption import Corrupt, CorruptionCounter
+from modelchain_trainer.data.index import DatasetIndex, OnProgress, index_samples
+from modelchain_trainer.data.patience import Patience
+from modelchain_trainer.data.reader import Segment, read_segment
+from modelchain_trainer.data.sample import (
+    Cause,
+    CorruptSampleError,
+    Pixels,
+    decode_caption,
+    decode_image,
+    evaluation_transform,
+)
+
+DEFAULT_CLASS_KEY = "cls"
+
+_BATCH = 128  # samples; the same for every world size, so that every world size computes the same
+_MAX_CORRUPT_FRACTION = 0.01
+_LONGEST_LABEL = 18  # digits
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluationBatch:
+    """Readable samples of an evaluation set."""
+
+    indices: torch.Tensor  # int64 [B]: their places in the set
+    images: torch.Tensor  # uint8 [B, 3, H, W]; in memory the colours of a pixel lie together
+    labels: torch.Tensor | None  # int64 [B], of a ZeroShot set
+    captions: list[list[str]] | None  # of a Retrieval set, by sample and caption key
+
+
+@dataclass(frozen=True, eq=False)
+class _Loaded:
+    batch: EvaluationBatch
+    corrupt: list[Corrupt]
+
+
+class EvaluationReader:
+    """The samples of one evaluation set; they may be read again and again."""
+
+    def __init__(
+        self,
+        spec: EvaluationSpec,
+        access: ResolvedStore,
+        index_store: Store,
+        *,
+        image_size: int,
+        caption_keys: Sequence[str],
+        workers: int = 4,
+        on_progress: OnProgress | None = None,
+        patience: Patience | None = None,
+    ) -> None:
+        """`caption_keys`: of a Retrieval set that names none itself. `workers`: threads that read and
+        decode.
+
+        Raises as `data.index.index_samples`, and UserDataError where the set has fewer samples than it says.
+        """
+        self._zero_shot = spec.type is EvaluationType.ZERO_SHOT
+        keys = (
+            [spec.data.class_key or DEFAULT_CLASS_KEY]
+            if self._zero_shot
+            else list(spec.data.caption_keys or caption_keys)
+        )
+        self._image_size, self._workers = image_size, max(workers, 1)
+        self._patience = patience or Patience()
+        self._index = index_samples(
+            spec.data.shards, keys, access, index_store, on_progress, patience=self._patience
+        )
+        self._length = spec.data.samples or len(self._index)
+        if self._length > len(self._index):
+            raise UserDataError(
+                f"evaluation set {spec.name}: data.samples is {self._length}, but its shards hold "
+                f"{len(self._index)} samples; write at most {len(self._index)}"
+            )
+        self._counter = CorruptionCounter(
+            self._index,
+            _MAX_CORRUPT_FRACTION,
+            f"the share of {_MAX_CORRUPT_FRACTION:g} that the evaluation set {spec.name} may have",
+        )
+
+    def __len__(self) -> int:
+        """Samples of the set, unreadable ones included."""
+        return self._length
+
+    @property
+    def corrupt(self) -> dict[str, int]:
+        """Samples left out so far, by cause; each reading counts them again."""
+        return dict(self._counter.by_cause)
+
+    def batches(self, rank: int, world_size: int) -> Iterator[EvaluationBatch]:
+        """The batches of one rank, in order: those whose number is `rank` modulo `world_size`.
+
+        What a batch holds does not depend on the world size. Raises UserDataError where more than 1 % of the
+        samples can't be used or a shard was replaced, MissingInputError where one is gone.
+        """
+        starts = range(rank * _BATCH, self._length, world_size * _BATCH)
+        numbers = deque(range(start, min(start + _BATCH, self._length)) for start in starts)
+        with ThreadPoolExecutor(self._workers, thread_name_prefix="modelchain-evaluation") as pool:
+            pending: deque[tuple[int, Future[_Loaded]]] = deque()
+            try:
+                while numbers or pending:
+                    while numbers and len(pending) <= self._workers:
+                        wanted = numbers.popleft()
+                        pending.append((len(wanted), pool.submit(self._load, wanted)))
+                    seen, future = pending.popleft()
+                    loaded = future.result()
+                    self._counter.add(seen, loaded.corrupt)
+                    yield loaded.batch
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def samples(self, indices: Sequence[int]) -> EvaluationBatch:
+        """These samples, without those that can't be used."""
+        return self._load(indices).batch
+
+    def _load(self, numbers: Sequence[int]) -> _Loaded:
+        readable: list[int] = []
+        images: list[Pixels] = []
+        labels: list[int] = []
+        captions: list[list[str]] = []
+        corrupt: list[Corrupt] = []
+        for segment in self._segments(numbers):
+            for sample in range(segment.first, segment.last):
+                try:
+                    if self._zero_shot:
+                        labels.append(_label(segment, sample))
+                    else:
+                        captions.append(_captions(segment, sample))
+                    image = decode_image(segment.image(sample))
+                except CorruptSampleError as error:
+                    del labels[len(readable) :], captions[len(readable) :]
+                    corrupt.append(Corrupt(sample, error.cause, str(error)))
+                    continue
+                images.append(evaluation_transform(image, self._image_size))
+                readable.append(sample)
+        size = self._image_size
+        pixels_BHW3 = np.stack(images) if images else np.zeros((0, size, size, 3), np.uint8)
+        return _Loaded(
+            EvaluationBatch(
+                indices=torch.tensor(readable, dtype=torch.int64),
+                images=torch.from_numpy(pixels_BHW3).permute(0, 3, 1, 2),
+                labels=torch.tensor(labels, dtype=torch.int64) if self._zero_shot else None,
+                captions=None if self._zero_shot else captions,
+            ),
+            corrupt,
+        )
+
+    def _segments(self, numbers: Sequence[int]) -> Iterator[Segment]:
+        """The bytes of the samples: one request for each run of consecutive samples of one shard."""
+        first_samples = set(self._index.first_samples.tolist())
+        cuts = [
+            place
+            for place, (before, number) in enumerate(pairwise(numbers), start=1)
+            if number != before + 1 or number in first_samples
+        ]
+        for begin, end in pairwise([0, *cuts, len(numbers)]):
+            if begin < end:
+                yield read_segment(self._index, numbers[begin], numbers[end - 1] + 1, self._patience)
+
+
+def _label(segment: Segment, sample: int) -> int:
+    key = segment.index.text_keys[0]
+    try:
+        text = segment.text(sample, 0).strip()
+    except CorruptSampleError as error:
+        raise CorruptSampleError(Cause.MISSING_LABEL, str(error)) from error
+    if not text.isdigit() or len(text) > _LONGEST_LABEL:
+        raise CorruptSampleError(Cause.BAD_LABEL, f"the .{key} is not a class number, 0 or more")
+    return int(text)
+
+
+def _captions(segment: Segment, sample: int) -> list[str]:
+    keys = segment.index.text_keys
+    return [decode_caption(segment.text(sample, column), key) for column, key in enumerate(keys)]
