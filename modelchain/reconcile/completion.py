@@ -67,7 +67,9 @@ def _completed(look: Look, manifest: Manifest) -> StageStatus:
 
 def _forgotten(look: Look) -> StageStatus:
     status = look.status
-    fresh = StageStatus(name=status.name, digest=status.digest, attempt=status.attempt)
+    fresh = StageStatus(
+        name=status.name, digest=status.digest, attempt=status.attempt, steps=look.stage.training.steps
+    )
     if status.attempt == 0:
         return fresh
     ended = EndedAttempt(

@@ -97,7 +97,7 @@ def _progressing(looks: Sequence[Look], phase: ChainPhase) -> tuple[bool, str, s
     if phase is ChainPhase.FAILED:
         return False, "Failed", ""
     if phase is ChainPhase.SUSPENDED:
-        return False, "Suspended", "spec.suspend is set"
+        return False, "Suspended", looks[0].suspended
     running = [
         look.stage.name
         for look in looks

@@ -45,7 +45,7 @@ def decide(chain: ResolvedChain, observed: Observation, now: float) -> Decision:
     stops = [stop for look in in_order for stop in jobs_to_stop(look)] + _jobs_of_removed_stages(
         chain, observed
     )
-    phase = summary.chain_phase(in_order, suspended=chain.suspend)
+    phase = summary.chain_phase(in_order, suspended=bool(suspend.why_suspended(chain, observed)))
     headline = summary.headline(in_order, observed)
     status = previous.model_copy(
         update={
@@ -71,11 +71,11 @@ def _first_look(chain: ResolvedChain, stage: ResolvedStage, observed: Observatio
     known = observed.status.find_stage(stage.name) if observed.status is not None else None
     return Look(
         stage=stage,
-        status=known or StageStatus(name=stage.name, digest=stage.digest),
+        status=known or StageStatus(name=stage.name, digest=stage.digest, steps=stage.training.steps),
         jobs=observed.jobs_of(stage.name),
         facts=observed.store.get(stage.name),
         observed=observed,
-        suspended=chain.suspend,
+        suspended=suspend.why_suspended(chain, observed),
         now=now,
     )
 

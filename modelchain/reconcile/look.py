@@ -18,7 +18,7 @@ class Look:
     jobs: tuple[Job, ...]  # of this stage, oldest attempt first
     facts: StageFacts | None  # None: the store was not looked at
     observed: Observation
-    suspended: bool
+    suspended: str  # why nothing may run now; empty if it may
     now: float  # seconds since the epoch
 
     def with_status(self, status: StageStatus) -> Look:

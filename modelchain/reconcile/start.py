@@ -107,9 +107,7 @@ def _idle_phase(look: Look) -> StagePhase:
 def _suspended(look: Look, _: Branches) -> Hold | None:
     if not look.suspended:
         return None
-    return Hold(
-        StagePhase.SUSPENDED, SUSPENDED, "spec.suspend is set; unset it to go on from the latest checkpoint"
-    )
+    return Hold(StagePhase.SUSPENDED, SUSPENDED, look.suspended)
 
 
 def _predecessor_incomplete(look: Look, branches: Branches) -> Hold | None:

@@ -36,7 +36,8 @@ def _for_digest(look: Look) -> StageStatus:
     status, digest = look.status, look.stage.digest
     if status.digest == digest:
         return status
-    fresh = StageStatus(name=look.stage.name, digest=digest, attempt=status.attempt)
+    steps = look.stage.training.steps
+    fresh = StageStatus(name=look.stage.name, digest=digest, attempt=status.attempt, steps=steps)
     if status.attempt == 0:
         return fresh
     return fresh.model_copy(update={"last_ended": _superseded(status.attempt, look.now)})

@@ -5,10 +5,19 @@ failure.
 from __future__ import annotations
 
 from modelchain.reconcile.look import Look
+from modelchain.reconcile.observation import Observation
 from modelchain.reconcile.retry import end_attempt
+from modelchain.resolved import ResolvedChain
 from modelchain.status import StagePhase, StageStatus
 
 SUSPENDED = "Suspended"
+
+
+def why_suspended(chain: ResolvedChain, observed: Observation) -> str:
+    """Why nothing may run now, for people; empty if it may."""
+    if observed.interrupted:
+        return "the run was interrupted; run it again to go on from the latest checkpoint"
+    return "spec.suspend is set; unset it to go on from the latest checkpoint" if chain.suspend else ""
 
 
 def end_suspended(look: Look) -> StageStatus:
@@ -18,4 +27,4 @@ def end_suspended(look: Look) -> StageStatus:
     job = look.current_job
     if job is None or not job.live:
         return look.status
-    return end_attempt(look, SUSPENDED, "spec.suspend was set", counted=False)
+    return end_attempt(look, SUSPENDED, look.suspended, counted=False)

@@ -1,0 +1,204 @@
+"""A chain from start to end, and what holds over all policies together."""
+
+from __future__ import annotations
+
+import pytest
+
+from modelchain.reconcile.actions import RemoveJob, StartJob, StopJob
+from modelchain.reconcile.observation import Job, JobPhase, LeaseView, StageFacts, StoreTrouble
+from modelchain.status import ChainPhase, ConditionType, StagePhase, without_progress
+from tests.modelchain.reconcile.chains import NOW, Play, chain, job, manifest, progress
+
+
+def test_a_chain_runs_stage_after_stage_to_its_end() -> None:
+    play = Play(chain())
+    assert play.look().actions == (StartJob("tiny", 1),)
+    for name, following in (("tiny", "small"), ("small", "base"), ("base", None)):
+        stage = play.stage(name)
+        assert play.look(job(stage, phase=JobPhase.PENDING), after=1).actions == ()
+        assert play[name].phase is StagePhase.PENDING
+        running = job(stage, started_at=play.now)
+        assert play.look(running, after=1).actions == ()
+        assert (play[name].phase, play[name].attempt, play[name].failures) == (StagePhase.RUNNING, 1, 0)
+        assert play.status is not None
+        assert (play.status.phase, play.status.stage) == (ChainPhase.RUNNING, name)
+        done = play.look(
+            job(stage, phase=JobPhase.SUCCEEDED), after=1, **{name: StageFacts(manifest=manifest(stage))}
+        )
+        assert play[name].phase is StagePhase.COMPLETE
+        assert done.actions == ((StartJob(following, 1),) if following else ())
+    assert play.status is not None
+    assert play.status.phase is ChainPhase.COMPLETE
+    assert play.status.is_true(ConditionType.COMPLETE)
+    assert play.status.top1 == 0.75
+    assert play["base"].weights_uri == f"file:///store/{play.stage('base').folder}/attempts/0123-1-aa"
+
+
+def test_the_same_look_again_writes_nothing_and_does_nothing_new() -> None:
+    play = Play(chain())
+    play.look()
+    running = job(play.stage("tiny"))
+    first = play.look(running)
+    again = play.look(running, after=5)
+    assert (again.status, again.actions) == (first.status, ())
+
+
+def test_an_intent_whose_act_was_lost_is_acted_on_again_under_the_same_number() -> None:
+    play = Play(chain())
+    assert play.look().actions == (StartJob("tiny", 1),)
+    assert play.look(after=5).actions == (StartJob("tiny", 1),)
+
+
+def test_branches_of_a_tree_run_at_once_but_each_one_job_at_a_time() -> None:
+    tree = Play(chain((("root", None), ("left", "root"), ("right", "root"), ("leaf", "left"))))
+    root = StageFacts(manifest=manifest(tree.stage("root")))
+    assert tree.look(root=root).actions == (StartJob("left", 1), StartJob("right", 1))
+    left, right = job(tree.stage("left")), job(tree.stage("right"))
+    assert tree.look(left, right).actions == ()
+    committed = StageFacts(manifest=manifest(tree.stage("left")))
+    assert tree.look(left, right, left=committed).actions == ()  # left's job has not gone yet
+    assert tree["leaf"].reason == "PredecessorEnding"
+    assert tree.look(right).actions == (StartJob("leaf", 1),)
+
+
+def test_one_job_at_a_time_where_only_one_may_run() -> None:
+    tree = Play(chain((("root", None), ("left", "root"), ("right", "root"))))
+    tree.more = {"max_parallel_jobs": 1}
+    assert tree.look(root=StageFacts(manifest=manifest(tree.stage("root")))).actions == (StartJob("left", 1),)
+    assert tree.look(job(tree.stage("left"))).actions == ()
+    assert tree["right"].reason == "ParallelLimit"
+
+
+def test_a_lost_status_is_found_again_from_jobs_and_store() -> None:
+    play = Play(chain())
+    small = play.stage("small")
+    decision = play.look(job(small, attempt=3), tiny=StageFacts(manifest=manifest(play.stage("tiny"))))
+    assert decision.actions == ()
+    assert (play["tiny"].phase, play["small"].phase, play["small"].attempt) == (
+        StagePhase.CACHED,
+        StagePhase.RUNNING,
+        3,
+    )
+
+
+def test_two_live_jobs_of_one_stage_are_reduced_to_the_newest() -> None:
+    play = Play(chain())
+    first, second = job(play.stage("tiny"), 1), job(play.stage("tiny"), 2)
+    assert play.look(first, second).actions == (StopJob(first, "Superseded"),)
+
+
+@pytest.mark.parametrize("phase", [phase for phase in JobPhase if phase is not JobPhase.SUCCEEDED])
+def test_no_attempt_starts_while_anything_of_the_last_one_is_left(phase: JobPhase) -> None:
+    play = Play(chain(retry={"backoffSeconds": 0}))
+    play.look()
+    stage = play.stage("tiny")
+    play.look(job(stage))
+    play.look(job(stage, phase=JobPhase.FAILED, exit_code=1))
+    assert play["tiny"].failures == 1
+    left: Job = job(stage, phase=phase, exit_code=1)
+    decision = play.look(left, after=60)
+    assert not any(isinstance(action, StartJob) for action in decision.actions)
+    if not left.live:
+        assert decision.actions == (RemoveJob(left),)
+    assert play.look(after=1).actions == (StartJob("tiny", 2),)
+
+
+@pytest.mark.parametrize("trouble", list(StoreTrouble))
+def test_a_store_that_cannot_be_read_starts_nothing_and_fails_nothing(trouble: StoreTrouble) -> None:
+    play = Play(chain())
+    facts = StageFacts(trouble=trouble, message="s3://bucket/key: no")
+    assert play.look(tiny=facts, small=facts, base=facts).actions == ()
+    assert play.status is not None
+    assert play.status.phase is ChainPhase.PENDING
+    progressing = play.status.condition(ConditionType.PROGRESSING)
+    assert progressing is not None
+    assert (progressing.status, progressing.reason) == ("False", trouble.value)
+    assert "s3://bucket/key" in progressing.message
+    assert play.look(after=3600, tiny=StageFacts()).actions == (StartJob("tiny", 1),)
+
+
+def test_a_stage_that_was_not_looked_at_is_not_started() -> None:
+    play = Play(chain())
+    play.store = {}
+    assert play.look().actions == ()
+    assert play["tiny"].reason == "NotObserved"
+
+
+def test_jobs_of_a_stage_that_was_removed_are_ended() -> None:
+    play = Play(chain())
+    gone = Job(stage="old", attempt=1, digest="0" * 64, name="family-old-1", phase=JobPhase.RUNNING)
+    assert StopJob(gone, "Superseded") in play.look(gone).actions
+
+
+def test_a_backend_that_is_not_installed_is_said_and_waited_for() -> None:
+    play = Play(chain())
+    play.more = {"backend_trouble": "kubeflow.org/v1 is not installed: install the training operator"}
+    assert play.look().actions == ()
+    assert "install the training operator" in play["tiny"].message
+    play.more = {}
+    assert play.look().actions == (StartJob("tiny", 1),)
+
+
+def test_progress_changes_no_more_than_progress() -> None:
+    play = Play(chain())
+    play.look()
+    running = job(play.stage("tiny"))
+    before = play.look(running).status
+    after = play.look(
+        running,
+        tiny=StageFacts(
+            progress=progress(4, samples_per_second=8.0, eta_seconds=12.0, loss={"total": 2.0}),
+            progress_attempt=1,
+        ),
+    ).status
+    assert (after.progress, play["tiny"].step, play["tiny"].loss) == ("4/16", 4, {"total": 2.0})
+    assert without_progress(after) == without_progress(before)
+
+
+def test_progress_of_an_earlier_attempt_is_not_taken_for_the_running_ones() -> None:
+    play = Play(chain())
+    play.look()
+    stale = StageFacts(progress=progress(9), progress_attempt=7)
+    play.look(job(play.stage("tiny")), tiny=stale)
+    assert play["tiny"].step is None
+
+
+def test_the_time_to_go_counts_the_stages_to_come_by_their_cost() -> None:
+    play = Play(chain((("tiny", None), ("small", "tiny"))))
+    play.more = {"macs": {"tiny": 1000.0, "small": 3000.0}}
+    play.look()
+    half = progress(8, samples_per_second=1.0, eta_seconds=64.0)
+    play.look(job(play.stage("tiny")), tiny=StageFacts(progress=half, progress_attempt=1))
+    assert play.status is not None
+    assert play.status.eta == "7m"  # 64 s, and three times the whole stage's 128 s
+
+
+def test_wakes_when_something_is_due_by_the_clock_alone() -> None:
+    play = Play(chain(retry={"stallSeconds": 100, "backoffSeconds": 40}))
+    play.look()
+    assert play.look(job(play.stage("tiny"))).wake_at == NOW + 100
+    assert play.look(job(play.stage("tiny"), phase=JobPhase.FAILED, exit_code=1)).wake_at == NOW + 40
+
+
+def test_a_status_stays_small_however_much_is_said() -> None:
+    names = [(f"s{index}", None if index == 0 else f"s{index - 1}") for index in range(32)]
+    play = Play(chain(names))
+    many = {f"set{number}/{'m' * 100}": 0.5 for number in range(500)}
+    facts = {
+        stage.name: StageFacts(manifest=manifest(stage).model_copy(update={"metrics": many}))
+        for stage in play.chain.stages
+    }
+    play.store = facts
+    status = play.look().status
+    assert len(status.model_dump_json(by_alias=True)) < 400_000
+    stage = play.stage("s0")
+    long = Play(play.chain)
+    long.look()
+    failed = job(stage, phase=JobPhase.FAILED, exit_code=65, message="x" * 10**6)
+    assert len(long.look(failed).status.model_dump_json(by_alias=True)) < 100_000
+
+
+def test_a_lease_of_our_own_does_not_keep_us_waiting() -> None:
+    play = Play(chain())
+    own = LeaseView(holder="0123-1-aa", chain="default/family", fresh=True, own=True)
+    assert play.look(tiny=StageFacts(lease=own)).actions == (StartJob("tiny", 1),)

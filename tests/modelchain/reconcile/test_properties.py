@@ -1,0 +1,435 @@
+"""What must hold whatever happens: a simulated world with random chains, jobs, crashes, edits and old
+observations.
+
+Two operators act in it at once. Each decides on an observation that may be old, looks again live, writes
+the status, and then carries out the actions one at a time, each after another live look; it may crash
+between any two of these.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from modelchain.artifacts import Failure, Manifest
+from modelchain.reconcile.actions import Action, Decision, StartJob, StopJob
+from modelchain.reconcile.decide import decide
+from modelchain.reconcile.observation import Job, JobPhase, LeaseView, Observation, StageFacts, StoreTrouble
+from modelchain.resolved import ResolvedChain
+from modelchain.status import ChainPhase, ChainStatus
+from tests.modelchain.reconcile.chains import NOW, chain, manifest
+
+NAMES = ("a", "b", "c", "d")
+LIMIT = 2
+STALL_SECONDS = 300
+MAX_PASSES = 400  # far more than any quiet world needs
+RETRY = {"limit": LIMIT, "backoffSeconds": 20, "stallSeconds": STALL_SECONDS}
+
+
+@dataclass(frozen=True)
+class Seen:
+    """An observation, and the chain it was made for."""
+
+    chain: ResolvedChain
+    observed: Observation
+
+
+class World(RuleBasedStateMachine):
+    """The API server, the store, the jobs; and two operators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = NOW
+        self.jobs: dict[tuple[str, int], Job] = {}
+        self.manifests: dict[str, Manifest] = {}
+        self.failure_files: dict[tuple[str, int], int] = {}
+        self.vanished: dict[str, Manifest] = {}
+        self.foreign: set[str] = set()  # digests that another chain trains now
+        self.store_down = False
+        self.store_readable_since = 0.0
+        self.status: ChainStatus | None = None
+        self.generation = 1
+        self.epochs: dict[str, int] = {}
+        self.suspended = False
+        self.tree: list[tuple[str, str | None]] = []
+        self.limit: int | None = None
+        self.pending: list[list[Action]] = [[], []]
+        self.history: list[Seen] = []
+        self.finished_digests: set[str] = set()  # said to be finished in a written status
+        self.starts: Counter[tuple[str, str, int]] = Counter()  # by stage, digest and generation
+        self.excuses: Counter[str] = Counter()  # by stage: whatever may end an attempt without counting
+
+    # ---- the start of the world
+
+    @initialize(
+        parents=st.lists(st.integers(0, 10), min_size=0, max_size=3),
+        limit=st.sampled_from([None, 1, 2]),
+        known=st.sets(st.sampled_from(NAMES)),
+    )
+    def build(self, parents: list[int], limit: int | None, known: set[str]) -> None:
+        self.tree = [("a", None)]
+        for name, parent in zip(NAMES[1:], parents, strict=False):
+            self.tree.append((name, self.tree[parent % len(self.tree)][0]))
+        self.limit = limit
+        self.rebuild()
+        for stage in self.chain.stages:
+            if stage.name in known:
+                self.manifests[stage.digest] = manifest(stage, chain_name="default/other")
+        self.remember()
+
+    def rebuild(self) -> None:
+        self.chain = chain(self.tree, epochs=self.epochs, retry=RETRY, suspend=self.suspended)
+
+    # ---- looking
+
+    def live(self) -> Seen:
+        """What a live look sees."""
+        store = {}
+        for stage in self.chain.stages:
+            if self.store_down:
+                store[stage.name] = StageFacts(
+                    trouble=StoreTrouble.UNAVAILABLE, message="the store does not answer"
+                )
+                continue
+            lease = (
+                LeaseView("other-1-ff", "default/other", fresh=True) if stage.digest in self.foreign else None
+            )
+            last = max((attempt for name, attempt in self.failure_files if name == stage.name), default=None)
+            failure = None
+            if last is not None:
+                code = self.failure_files[stage.name, last]
+                failure = Failure(exit_code=code, reason="Said", message="as it was")
+            store[stage.name] = StageFacts(
+                manifest=self.manifests.get(stage.digest), lease=lease, failure=failure, failure_attempt=last
+            )
+        observed = Observation(
+            status=self.status,
+            generation=self.generation,
+            jobs=tuple(self.jobs.values()),
+            store=store,
+            store_readable_since=self.store_readable_since,
+            max_parallel_jobs=self.limit,
+        )
+        return Seen(self.chain, observed)
+
+    def remember(self) -> None:
+        self.history = [*self.history[-12:], self.live()]
+
+    def decided(self, seen: Seen) -> Decision:
+        decision = decide(seen.chain, seen.observed, self.now)
+        assert decision == decide(seen.chain, seen.observed, self.now)
+        return decision
+
+    # ---- the operators
+
+    @rule(who=st.integers(0, 1), age=st.integers(0, 12))
+    def look_and_decide(self, who: int, age: int) -> None:
+        """Decide on an old observation; if that asks for anything, decide again live and write the status."""
+        seen = self.history[max(0, len(self.history) - 1 - age)]
+        stale = self.decided(seen)
+        if not stale.actions and stale.status == seen.observed.status:
+            return
+        decision = self.decided(self.live())
+        self.write(decision.status)
+        self.pending[who] = list(decision.actions)
+        self.remember()
+
+    @precondition(lambda self: any(self.pending))
+    @rule(who=st.integers(0, 1))
+    def act(self, who: int) -> None:
+        """Carry out the next action, if a live look still asks for it."""
+        if not self.pending[who]:
+            return
+        action = self.pending[who].pop(0)
+        decision = self.decided(self.live())
+        if action in decision.actions and decision.status == self.status:
+            self.carry_out(action)
+            self.remember()
+
+    @rule(who=st.integers(0, 1))
+    def crash(self, who: int) -> None:
+        self.pending[who] = []
+
+    @rule(passes=st.integers(1, 8))
+    def things_go_well_for_a_while(self, passes: int) -> None:
+        for _ in range(passes):
+            self.whole_pass()
+            self.quiet_jobs()
+            self.now += 10
+
+    @rule(times=st.integers(1, 5), choice=st.integers(0, 5))
+    def jobs_fail_again_and_again(self, times: int, choice: int) -> None:
+        for _ in range(times):
+            for _ in range(3):  # account for the last failure; remove what is left; start
+                self.whole_pass()
+                self.now += 700
+            self.job_moves(choice, queued=False)
+            self.job_fails(choice, code=1, disrupted=False)
+
+    def whole_pass(self) -> None:
+        """Look, write, and carry out every action that is still asked for."""
+        decision = self.decided(self.live())
+        self.write(decision.status)
+        for action in decision.actions:
+            again = self.decided(self.live())
+            if action in again.actions and again.status == self.status:
+                self.carry_out(action)
+        self.remember()
+
+    def write(self, status: ChainStatus) -> None:
+        before, self.status = self.status, status
+        for stage in self.chain.stages:
+            now = status.find_stage(stage.name)
+            then = before.find_stage(stage.name) if before else None
+            assert now is not None
+            if now.finished:
+                self.finished_digests.add(stage.digest)
+            if then is not None:
+                assert now.attempt >= then.attempt, "attempts only grow"
+                if then.digest == now.digest:
+                    assert now.finished or not then.finished, "completion is final for a digest"
+            assert now.failures <= LIMIT + 1
+
+    def carry_out(self, action: Action) -> None:
+        if isinstance(action, StartJob):
+            self.start(action)
+        elif isinstance(action, StopJob):
+            key = (action.job.stage, action.job.attempt)
+            if key in self.jobs:
+                self.jobs[key] = replace(self.jobs[key], phase=JobPhase.TERMINATING)
+        else:
+            assert not action.job.live, "only what has ended is removed"
+            self.jobs.pop((action.job.stage, action.job.attempt), None)
+
+    def start(self, action: StartJob) -> None:
+        stage = self.chain.stage(action.stage)
+        status = self.status.find_stage(action.stage) if self.status else None
+        assert status is not None
+        assert status.attempt == action.attempt, "the intent was written before the act"
+        of_stage = [job for job in self.jobs.values() if job.stage == action.stage]
+        assert not any(job.live for job in of_stage), "never two live jobs of one stage"
+        assert stage.digest not in self.manifests, "what is in the store is not trained"
+        assert stage.digest not in self.finished_digests, "what was complete is not trained again"
+        assert stage.digest not in self.foreign, "what another chain trains now is waited for"
+        assert not self.store_down, "nothing is started blindly"
+        assert not self.suspended
+        assert self.status is not None
+        assert self.status.phase is not ChainPhase.FAILED, "a failed chain starts nothing"
+        assert not self.vanished.keys() & self.finished_digests & self.digests(), (
+            "nothing beside missing artifacts"
+        )
+        self.starts[stage.name, stage.digest, self.generation] += 1
+        allowed = LIMIT + 1 + self.excuses[stage.name]
+        assert self.starts[stage.name, stage.digest, self.generation] <= allowed, "retries are bounded"
+        if stage.predecessor is not None:
+            assert stage.predecessor.digest in self.manifests, "a predecessor's weights are there first"
+        if self.limit is not None:
+            assert sum(job.live for job in self.jobs.values()) < self.limit
+        key = (action.stage, action.attempt)
+        assert key not in self.jobs
+        self.jobs[key] = Job(
+            stage=action.stage,
+            attempt=action.attempt,
+            digest=stage.digest,
+            name=f"job-{action.stage}-{action.attempt}",
+            phase=JobPhase.PENDING,
+        )
+
+    def digests(self) -> set[str]:
+        return {stage.digest for stage in self.chain.stages}
+
+    # ---- the jobs
+
+    def pick(self, choice: int, *phases: JobPhase) -> Job | None:
+        candidates = [job for job in self.jobs.values() if job.phase in phases]
+        return candidates[choice % len(candidates)] if candidates else None
+
+    def change(self, job: Job | None, **fields: object) -> None:
+        if job is not None:
+            self.jobs[job.stage, job.attempt] = replace(job, **fields)  # type: ignore[arg-type]
+            self.remember()
+
+    @precondition(lambda self: bool(self.jobs))
+    @rule(choice=st.integers(0, 5), queued=st.booleans())
+    def job_moves(self, choice: int, queued: bool) -> None:
+        job = self.pick(choice, JobPhase.PENDING, JobPhase.QUEUED)
+        if queued:
+            self.change(job, phase=JobPhase.QUEUED)
+        else:
+            self.change(job, phase=JobPhase.RUNNING, started_at=self.now)
+
+    @precondition(lambda self: bool(self.jobs))
+    @rule(choice=st.integers(0, 5), exits=st.booleans())
+    def job_commits(self, choice: int, exits: bool) -> None:
+        job = self.pick(choice, JobPhase.RUNNING)
+        if job is None or self.store_down:
+            return
+        stage = next((stage for stage in self.chain.stages if stage.digest == job.digest), None)
+        if stage is not None and job.digest not in self.vanished:
+            self.manifests.setdefault(job.digest, manifest(stage))
+        if exits:
+            self.change(job, phase=JobPhase.SUCCEEDED, exit_code=0, ended_at=self.now)
+
+    @precondition(lambda self: bool(self.jobs))
+    @rule(
+        choice=st.integers(0, 5), code=st.sampled_from([1, 1, 1, 65, 80, 137, 143]), disrupted=st.booleans()
+    )
+    def job_fails(self, choice: int, code: int, disrupted: bool) -> None:
+        job = self.pick(choice, JobPhase.RUNNING, JobPhase.PENDING, JobPhase.TERMINATING)
+        if job is not None:
+            self.failure_files[job.stage, job.attempt] = code
+            self.excuses[job.stage] += disrupted or code == 80
+        self.change(job, phase=JobPhase.FAILED, exit_code=code, disrupted=disrupted, ended_at=self.now)
+
+    @precondition(lambda self: bool(self.jobs))
+    @rule(choice=st.integers(0, 5), node=st.booleans())
+    def job_is_disrupted(self, choice: int, node: bool) -> None:
+        job = self.pick(choice, JobPhase.RUNNING)
+        if job is not None:
+            self.excuses[job.stage] += 1
+        self.change(job, disrupted=True, blocked_by_node="node-1" if node else None)
+
+    @precondition(lambda self: bool(self.jobs))
+    @rule(choice=st.integers(0, 5))
+    def job_is_deleted_by_hand(self, choice: int) -> None:
+        job = self.pick(choice, *JobPhase)
+        if job is not None:
+            self.excuses[job.stage] += 1
+        self.change(job, phase=JobPhase.TERMINATING)
+
+    @precondition(lambda self: bool(self.jobs))
+    @rule(choice=st.integers(0, 5))
+    def job_goes(self, choice: int) -> None:
+        job = self.pick(choice, JobPhase.TERMINATING)
+        if job is not None:
+            del self.jobs[job.stage, job.attempt]
+            self.remember()
+
+    # ---- the rest of the world
+
+    @rule(seconds=st.sampled_from([1.0, 15.0, 45.0, 400.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+
+    @rule(down=st.booleans())
+    def store_fails_or_comes_back(self, down: bool) -> None:
+        if self.store_down and not down:
+            self.store_readable_since = self.now
+        self.store_down = down
+        self.remember()
+
+    @rule(choice=st.integers(0, 5))
+    def another_chain_takes_a_stage(self, choice: int) -> None:
+        stage = self.chain.stages[choice % len(self.chain.stages)]
+        if stage.digest not in self.manifests and not any(
+            job.digest == stage.digest for job in self.jobs.values()
+        ):
+            self.foreign.add(stage.digest)
+            self.remember()
+
+    @rule(commits=st.booleans())
+    def another_chain_ends(self, commits: bool) -> None:
+        for stage in self.chain.stages:
+            if stage.digest in self.foreign and commits and stage.digest not in self.vanished:
+                self.manifests.setdefault(stage.digest, manifest(stage, chain_name="default/other"))
+        self.foreign.clear()
+        self.remember()
+
+    @rule(choice=st.integers(0, 5), epochs=st.integers(2, 4))
+    def the_chain_is_edited(self, choice: int, epochs: int) -> None:
+        self.epochs = {**self.epochs, self.tree[choice % len(self.tree)][0]: epochs}
+        self.generation += 1
+        self.rebuild()
+        self.remember()
+
+    @rule(suspended=st.booleans())
+    def the_chain_is_suspended_or_resumed(self, suspended: bool) -> None:
+        if suspended != self.suspended:
+            self.suspended = suspended
+            self.generation += 1
+            self.rebuild()
+            self.remember()
+
+    @rule(choice=st.integers(0, 5))
+    def an_artifact_vanishes(self, choice: int) -> None:
+        stage = self.chain.stages[choice % len(self.chain.stages)]
+        if stage.digest in self.finished_digests and stage.digest in self.manifests:
+            self.vanished[stage.digest] = self.manifests.pop(stage.digest)
+            self.remember()
+
+    @invariant()
+    def no_stage_has_two_live_jobs(self) -> None:
+        live = [job.stage for job in self.jobs.values() if job.live]
+        assert len(live) == len(set(live))
+
+    # ---- the end of the world: nothing bad happens any more
+
+    def teardown(self) -> None:
+        """In a quiet world the chain comes to its end, and then rests; a suspended one only rests."""
+        if not self.tree:
+            return
+        self.store_down = False
+        self.foreign.clear()
+        self.manifests.update(self.vanished)
+        self.vanished.clear()
+        self.come_to_rest()
+        if self.suspended:
+            self.suspended = False
+            self.generation += 1
+            self.rebuild()
+            self.come_to_rest()
+        assert self.status is not None
+        if self.status.phase is ChainPhase.COMPLETE:
+            assert all(stage.digest in self.manifests for stage in self.chain.stages)
+        else:
+            assert self.status.phase is ChainPhase.FAILED
+            assert any(
+                stage.last_ended is not None and (stage.failures > LIMIT or stage.last_ended.exit_code == 65)
+                for stage in self.status.stages
+            ), "a chain only fails for a reason"
+
+    def come_to_rest(self) -> None:
+        resting = (ChainPhase.COMPLETE, ChainPhase.FAILED, ChainPhase.SUSPENDED)
+        for _ in range(MAX_PASSES):
+            before = self.status
+            self.whole_pass()
+            assert self.status is not None
+            if (
+                self.status == before
+                and self.status.phase in resting
+                and not self.decided(self.live()).actions
+            ):
+                assert not any(job.live for job in self.jobs.values()), "at rest nothing runs"
+                return
+            self.quiet_jobs()
+            self.now += 10
+        raise AssertionError(f"does not come to an end: {self.status}")
+
+    def quiet_jobs(self) -> None:
+        """Every job takes its next step to success. One that no status asks for would go on for ever."""
+        for key, job in list(self.jobs.items()):
+            stage = next((stage for stage in self.chain.stages if stage.digest == job.digest), None)
+            status = self.status.find_stage(job.stage) if self.status is not None else None
+            if job.phase is JobPhase.TERMINATING:
+                del self.jobs[key]
+            elif job.phase in (JobPhase.PENDING, JobPhase.QUEUED):
+                self.jobs[key] = replace(job, phase=JobPhase.RUNNING, started_at=self.now)
+            elif job.phase is JobPhase.RUNNING and not self.store_down and stage is not None:
+                if status is None or job.attempt != status.attempt or job.attempt <= status.settled:
+                    continue
+                if job.digest not in self.vanished:
+                    self.manifests.setdefault(job.digest, manifest(stage))
+                self.jobs[key] = replace(job, phase=JobPhase.SUCCEEDED, exit_code=0, ended_at=self.now)
+
+
+World.TestCase.settings = settings(
+    max_examples=120,
+    stateful_step_count=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+)
+TestWorld = World.TestCase
