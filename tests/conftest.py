@@ -1,0 +1,61 @@
+"""What tests of several rooms share: a real S3 server, and stores that are empty."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from modelchain.store import Store, open_store
+from modelchain.store.folder import FolderStore
+from tests.seaweedfs import ACCESS_KEY, SECRET_KEY, SeaweedFS
+
+CREDENTIALS = {
+    "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+    "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+    "AWS_EC2_METADATA_DISABLED": "true",
+    "AWS_CONFIG_FILE": "/dev/null",
+    "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
+}
+
+
+@pytest.fixture(scope="session")
+def seaweedfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedFS]:
+    """A running server with an empty bucket; its credentials are in the environment, for children too."""
+    server = SeaweedFS(tmp_path_factory.mktemp("seaweedfs"))
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in CREDENTIALS.items():
+            environment.setenv(name, value)
+        for name in (
+            "AWS_PROFILE",
+            "AWS_SESSION_TOKEN",
+            "AWS_ENDPOINT_URL",
+            "AWS_ENDPOINT_URL_S3",
+            "AWS_REGION",
+        ):
+            environment.delenv(name, raising=False)
+        try:
+            server.start()
+            yield server
+        finally:
+            server.kill()
+
+
+@pytest.fixture
+def s3_store(seaweedfs: SeaweedFS) -> Store:
+    """An empty store in S3."""
+    return open_store(seaweedfs.access(f"tests/{secrets.token_hex(6)}"))
+
+
+@pytest.fixture
+def folder_store(tmp_path: Path) -> FolderStore:
+    """An empty store in a folder that does not exist yet."""
+    return FolderStore(tmp_path / "store")
+
+
+@pytest.fixture(params=["folder", "s3"])
+def any_store(request: pytest.FixtureRequest) -> Store:
+    """An empty store of each kind."""
+    return request.getfixturevalue(f"{request.param}_store")
