@@ -19,7 +19,7 @@ from modelchain.resolved import ResolvedStore
 from modelchain.spec import EvaluationSpec, EvaluationType
 from modelchain.store import Store
 from modelchain_trainer.data.corruption import Corrupt, CorruptionCounter
-from modelchain_trainer.data.index import DatasetIndex, OnProgress, index_samples
+from modelchain_trainer.data.index import OnProgress, index_samples
 from modelchain_trainer.data.patience import Patience
 from modelchain_trainer.data.reader import Segment, read_segment
 from modelchain_trainer.data.sample import (
@@ -35,7 +35,7 @@ DEFAULT_CLASS_KEY = "cls"
 
 _BATCH = 128  # samples; the same for every world size, so that every world size computes the same
 _MAX_CORRUPT_FRACTION = 0.01
-_LONGEST_LABEL = 18  # digits
+_LONGEST_LABEL = 9  # digits; fits in 32 bits
 
 
 @dataclass(frozen=True, eq=False)
