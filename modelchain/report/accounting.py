@@ -1,8 +1,9 @@
 """What a chain cost against training its models alone, and where each figure comes from.
 
-Three kinds of figures, which the report never mixes up: *counted* (the trainer counted the multiply-accumulates of
-the steps that made the weights, and measured their time), *planned* (`modelchain.cost`, from the settings alone) and,
-where baseline runs are given, counted figures of models that really were trained alone.
+Three kinds of figures, which the report never mixes up: *counted* (the trainer counted the
+multiply-accumulates of the steps that made the weights, and measured their time), *planned*
+(`modelchain.cost`, from the settings alone) and, where baseline runs are given, counted figures of models
+that really were trained alone.
 """
 
 from __future__ import annotations
@@ -99,8 +100,8 @@ def plan_of(chain: ChainArtifacts) -> Plan | None:
 def match_baselines(chain: ChainArtifacts, alone: Sequence[ChainArtifacts]) -> tuple[Baseline, ...]:
     """Which model of `chain` each run of `alone` trained by itself.
 
-    Raises ConfigurationError for a run that is no baseline: it grew out of another model, or has a model that the
-    chain has not.
+    Raises ConfigurationError for a run that is no baseline: it grew out of another model, or has a model that
+    the chain has not.
     """
     return tuple(_match(chain, run, stage) for run in alone for stage in run.stages if stage.started)
 
@@ -136,7 +137,7 @@ class Reached:
 
 
 def reached(chain: ChainArtifacts, baseline: Baseline, metric: str) -> Reached | None:
-    """When the chain was as good as the finished run alone in `metric` (higher is better); None if that is not known."""
+    """When the chain was as good in `metric` as the finished run alone (higher is better); None: unknown."""
     target = baseline.artifacts.final_metrics.get(metric)
     alone = baseline.artifacts.macs
     if target is None or not alone or not baseline.artifacts.complete:

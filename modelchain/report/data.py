@@ -1,8 +1,8 @@
 """Reads what the store holds of a chain: manifests, attempts, metrics, examples. Nothing is written.
 
 `read_chain` starts from a resolved chain, `read_recorded_chain` from what a runner or the operator left in
-chains/<namespace>/<name>.json, so that a report can be made where the chain's file is not at hand. What is missing or
-damaged is left out and named in `notes`; only a chain of which there is nothing at all is an error.
+chains/<namespace>/<name>.json, so that a report can be made where the chain's file is not at hand. What is
+missing or damaged is left out and named in `notes`; only a chain of which there is nothing is an error.
 """
 
 from __future__ import annotations
@@ -70,6 +70,11 @@ class StageArtifacts:
     def name(self) -> str:
         """Name of the stage in this chain."""
         return self.recorded.name
+
+    @property
+    def model(self) -> str:
+        """What its model is called."""
+        return self.recorded.model
 
     @property
     def complete(self) -> bool:
@@ -184,8 +189,8 @@ def read_chain(store: Store, chain: ResolvedChain) -> ChainArtifacts:
 def read_recorded_chain(store: Store, namespace: str, name: str) -> ChainArtifacts:
     """Everything the store holds of a chain that is known by its name alone.
 
-    Raises MissingInputError if the store knows no such chain or none of its stages has started, UserDataError if what
-    it knows can't be read.
+    Raises MissingInputError if the store knows no such chain or none of its stages has started, UserDataError
+    if what it knows can't be read.
     """
     key = chain_key(namespace, name)
     try:

@@ -10,7 +10,6 @@ from modelchain.report.data import ChainArtifacts, StageArtifacts
 from modelchain.report.measures import Measure
 from modelchain.report.palette import MARKERS, Colour
 from modelchain.report.plots import Bar, Drawing, Segment, StageCurve
-from modelchain.report.view import model_name, offsets
 
 
 @dataclass(frozen=True)
@@ -36,22 +35,27 @@ def accuracy_plot(
     if not any(curve.values for curve in stages):
         return None
     ends = ", ".join(
-        f"{curve.label} {measure.text(curve.values[-1][1])} after {units.macs(curve.offset + curve.values[-1][0])}"
+        f"{curve.label} {measure.text(value)} after {units.macs(curve.offset + macs)}"
         for curve in stages
-        if curve.values
+        for macs, value in curve.values[-1:]
     )
-    caption = "Each colour is one model; the chain runs from left to right, and a dashed line marks a growth event. "
+    caption = "Each colour is one model; the chain runs from left to right. A dashed line marks growth. "
     if any(curve.grown for curve in stages):
         caption += (
-            "The ring shows the grown model before its first step, the figures above it the predecessor's value "
-            "and this one: if they agree, growth has kept what was learned. "
+            "The ring shows the grown model before its first step, the figures above it the predecessor's "
+            "value and this one: if they agree, growth has kept what was learned. "
+        )
+    beginning = plots.accuracy_axis_begins(stages, alone)
+    if beginning is not None:
+        caption += (
+            f"The axis begins at {measure.text(beginning)}; training from scratch begins lower, "
+            f"at {measure.text(min(value for curve in (*stages, *alone) for _, value in curve.values))}. "
         )
     if alone:
         caption += "Long dashes: the same model trained alone, from its own first step on."
+    words = f"{measure.title} against compute: {ends}."
     drawing = plots.accuracy(name, measure.title, units.is_share(measure.metric), stages, alone)
-    return Plot(
-        f"{measure.title} against compute", drawing, f"{measure.title} against compute: {ends}.", caption
-    )
+    return Plot(f"{measure.title} against compute", drawing, words, caption)
 
 
 def loss_plot(chain: ChainArtifacts, costs: Costs, colours: tuple[Colour, ...]) -> Plot | None:
@@ -84,11 +88,11 @@ def cost_plot(chain: ChainArtifacts, costs: Costs, colours: tuple[Colour, ...]) 
         bars.append(_bar("Chain", "planned", planned, real=False))
     if len(chain.stages) > 1:
         bars += _alone_bars(chain, costs, colours)
-    legend = [(model_name(stage), colour) for stage, colour in zip(chain.stages, colours, strict=True)]
+    legend = [(stage.model, colour) for stage, colour in zip(chain.stages, colours, strict=True)]
     words = "Compute: " + "; ".join(f"{bar.label}, {bar.note}" for bar in bars) + "."
     caption = (
-        "Full bars were run: the trainer counted the multiply-accumulates. Pale bars with a dashed edge were not run: "
-        f"they are what {plan.baseline_epochs:,} epochs of each model alone would take."
+        "Full bars were run: the trainer counted the multiply-accumulates. Pale bars with a dashed edge were "
+        f"not run: they are what {plan.baseline_epochs:,} epochs of each model alone would take."
     )
     return Plot("Cost of the chain and of training alone", plots.cost("cost", bars, legend), words, caption)
 
@@ -124,7 +128,7 @@ def _bar(label: str, source: str, segments: tuple[Segment, ...], *, real: bool) 
 def _curves(chain: ChainArtifacts, colours: tuple[Colour, ...], measure: Measure | None) -> list[StageCurve]:
     """A curve of each stage that has started."""
     found: list[StageCurve] = []
-    for i, (stage, offset) in enumerate(zip(chain.stages, offsets(chain), strict=True)):
+    for i, (stage, offset) in enumerate(zip(chain.stages, _offsets(chain), strict=True)):
         if not stage.started:
             continue
         predecessor = chain.predecessor(stage)
@@ -137,7 +141,7 @@ def _curves(chain: ChainArtifacts, colours: tuple[Colour, ...], measure: Measure
 def _alone(
     chain: ChainArtifacts, costs: Costs, colours: tuple[Colour, ...], measure: Measure | None
 ) -> list[StageCurve]:
-    """A curve of each model that was trained alone, from zero; not of the first one, which the chain trains so too."""
+    """A curve of each model that was trained alone, from zero; except the chain's first stage itself."""
     found: list[StageCurve] = []
     for i, stage in enumerate(chain.stages):
         baseline = costs.baseline(stage.name)
@@ -160,11 +164,12 @@ def _curve(
 ) -> StageCurve:
     training = stage.metrics.training
     return StageCurve(
-        label=model_name(stage),
+        label=stage.model,
         colour=colour,
         marker=marker,
         offset=offset,
         macs=stage.macs or 0.0,
+        complete=stage.complete,
         grown=grown,
         before=before,
         values=_values(stage, measure) if measure else (),
@@ -175,6 +180,12 @@ def _curve(
         if grown
         else (),
     )
+
+
+def _offsets(chain: ChainArtifacts) -> list[float]:
+    """MACs that the chain had spent before each stage."""
+    spent = [stage.macs or 0.0 for stage in chain.stages]
+    return [sum(spent[:i]) for i in range(len(spent))]
 
 
 def _values(stage: StageArtifacts, measure: Measure) -> list[tuple[float, float]]:

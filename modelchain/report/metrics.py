@@ -43,7 +43,7 @@ class TrainLine(Line):
 
 
 class EvaluationLine(Line):
-    """Metrics after `step` steps, e.g. {"digits/top1": 0.93}; step 0 is the model as it was grown or initialised."""
+    """Metrics after `step` steps, e.g. {"digits/top1": 0.93}; step 0 is the model as grown or initialised."""
 
     kind: Literal["evaluation"] = "evaluation"
     step: Annotated[int, Field(ge=0)]
@@ -117,9 +117,9 @@ def parse_lines(data: bytes) -> Metrics:
 def join_attempts(attempts: Sequence[Sequence[Metrics]]) -> Metrics:
     """One history out of the files of several attempts; the attempt that counts comes last.
 
-    An attempt that resumed has files from its checkpoint on, and those before it say how it came there. Training is
-    deterministic, so attempts agree where they overlap; the counting one's lines win, and nothing of another one
-    stands after its beginning.
+    An attempt that resumes takes over the lines before its checkpoint; where it could not, those of earlier
+    attempts say how it came there. Training is deterministic, so attempts agree where they overlap; the
+    counting one's lines win, and nothing of another one stands after its beginning.
     """
     training: dict[int, TrainLine] = {}
     evaluations: dict[int, EvaluationLine] = {}

@@ -13,7 +13,7 @@ import jinja2
 
 from modelchain import __version__
 from modelchain.errors import CannotWriteError, DiskFullError
-from modelchain.report import drawings, plots, svg, view
+from modelchain.report import drawings, examples, headline, plots, svg, tables
 from modelchain.report.accounting import Baseline, costs
 from modelchain.report.data import ChainArtifacts
 from modelchain.report.drawings import Plot
@@ -55,7 +55,7 @@ def make_report(chain: ChainArtifacts, baselines: Sequence[Baseline], now: datet
     loss = drawings.loss_plot(chain, cost, colours)
     cost_bars = drawings.cost_plot(chain, cost, colours)
     first = measures[0] if measures else None
-    cards = view.example_cards(chain)
+    cards = examples.example_cards(chain)
     html = _template().render(
         chain=chain,
         costs=cost,
@@ -63,23 +63,24 @@ def make_report(chain: ChainArtifacts, baselines: Sequence[Baseline], now: datet
         paper=PAPER,
         made=now.strftime("%d %B %Y, %H:%M %Z").strip(),
         colours=(*colours, TEXT, MUTED, GRID, SURFACE),
-        verdict=view.verdict(chain, cost),
-        tiles=view.tiles(chain, cost, first),
+        verdict=headline.verdict(chain, cost),
+        tiles=headline.tiles(chain, cost, first),
         measure=first,
-        finals=view.finals(chain, cost, first) if first else [],
+        finals=headline.finals(chain, cost, first) if first else [],
+        alone=headline.against_alone(chain, cost, first),
         accuracy=[figure for plot in accuracy if (figure := _figure(plot, colours))],
         loss=_figure(loss, colours),
         cost=_figure(cost_bars, colours),
-        growths=view.growths(chain, measures),
-        cost_rows=view.cost_rows(chain, cost),
-        rows=view.stage_rows(chain),
-        example_set=chain.stages[view.example_stages(chain)[-1]].example_set if cards else None,
+        growths=tables.growths(chain, measures),
+        cost_rows=tables.cost_rows(chain, cost),
+        rows=tables.stage_rows(chain),
+        example_set=chain.stages[examples.example_stages(chain)[-1]].example_set if cards else None,
         example_scores=_scores(cards),
         cards=cards,
-        settings=view.setting_rows(chain),
-        documents=[(view.model_name(stage), stage.name, view.stage_json(stage)) for stage in chain.stages],
-        versions=view.versions(chain),
-        models=[view.model_name(stage) for stage in chain.stages],
+        settings=tables.setting_rows(chain),
+        documents=[(stage.model, stage.name, tables.stage_json(stage)) for stage in chain.stages],
+        versions=tables.versions(chain),
+        models=[stage.model for stage in chain.stages],
     )
     drawn = [plot for plot in (*accuracy, loss, cost_bars) if plot is not None]
     return Report(html, {plot.file: plots.png(plot.drawing) for plot in drawn})
@@ -130,7 +131,7 @@ def _figure(plot: Plot | None, colours: Sequence[Colour]) -> Figure | None:
     return Figure(plot.drawing.name, plot, wide, narrow)
 
 
-def _scores(cards: Sequence[view.ExampleCard]) -> list[tuple[int, str, int, int]]:
+def _scores(cards: Sequence[examples.ExampleCard]) -> list[tuple[int, str, int, int]]:
     """Stage, model, right answers and answers, over the examples."""
     answers = [answer for card in cards for answer in card.answers]
     models = dict.fromkeys((answer.stage, answer.model) for answer in answers)

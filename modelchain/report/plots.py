@@ -1,7 +1,8 @@
 """Draws the plots: values in, matplotlib figures out. No pyplot, so nothing global is touched.
 
-Every figure comes in two shapes, for a page and for a phone. Compute runs along x everywhere, from the first step of
-the chain on; a stage has the same colour and marker in all plots. Text of users is never read as mathtext.
+Every figure comes in two shapes, for a page and for a phone. Compute runs along x everywhere, from the first
+step of the chain on; a stage has the same colour and marker in all plots. Text of users is never read as
+mathtext.
 """
 
 from __future__ import annotations
@@ -10,32 +11,26 @@ import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import Enum
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.artist import Artist
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from modelchain.report import units
+from modelchain.report.frame import Frame, Mark, Shape, legend_below, new_figure
 from modelchain.report.palette import GRID, MUTED, SURFACE, TEXT, Colour
 
 MAX_POINTS = 400  # a curve; more are averaged, they could not be told apart
+MAX_MARKERS = 30
 MAX_LABEL = 24
 PNG_DPI = 200
+BAR_ROW = 0.62  # inches
 
 Points = Sequence[tuple[float, float]]
-
-
-class Shape(Enum):
-    """Width of a figure in inches; its text has 10 pt."""
-
-    WIDE = 7.6
-    NARROW = 4.4
 
 
 @dataclass(frozen=True)
@@ -47,11 +42,17 @@ class StageCurve:
     marker: str
     offset: float  # MACs that the chain had spent before
     macs: float  # MACs of the stage
+    complete: bool = True
     grown: bool = True  # out of a predecessor
     before: float | None = None  # the predecessor's final value
     values: Points = ()  # evaluation; the one at x = 0 is of the model before its first step
     task: Points = ()  # terms of the loss
     distillation: Points = ()
+
+    @property
+    def start(self) -> float | None:
+        """Its value before the first step."""
+        return self.values[0][1] if self.values and self.values[0][0] == 0 else None
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Bar:
-    """What something cost, or would: `label` stands above it."""
+    """What something cost, or would: `label` and `note` stand above it."""
 
     label: str
     note: str
@@ -83,8 +84,23 @@ class Drawing:
 def accuracy(
     name: str, title: str, share: bool, stages: Sequence[StageCurve], alone: Sequence[StageCurve]
 ) -> Drawing:
-    """Final metric against compute. `share`: values are shares of one, shown in percent."""
+    """A measure against compute. `share`: values are shares of one, shown in percent."""
     return Drawing(name, lambda shape: _accuracy(title, share, stages, alone, shape))
+
+
+def accuracy_axis_begins(stages: Sequence[StageCurve], alone: Sequence[StageCurve]) -> float | None:
+    """Where the axis of values begins, if below it lies nothing but the climb of training from scratch.
+
+    What happens after growth would else be a line at the upper edge. None: all values are shown.
+    """
+    if not any(curve.grown and curve.values for curve in stages):
+        return None
+    values = [value for curve in (*stages, *alone) for _, value in curve.values]
+    shown = [value for curve in stages if curve.grown for _, value in curve.values]
+    shown += [curve.values[-1][1] for curve in (*stages, *alone) if curve.values]
+    top, low = max(values), min(shown)
+    beginning = top - (top - low) / 0.6
+    return beginning if beginning > min(values) + 0.2 * (top - min(values)) else None
 
 
 def loss(name: str, stages: Sequence[StageCurve], alone: Sequence[StageCurve]) -> Drawing:
@@ -99,9 +115,9 @@ def cost(name: str, bars: Sequence[Bar], legend: Sequence[tuple[str, Colour]]) -
 
 def png(drawing: Drawing) -> bytes:
     """The figure as a PNG, on white, for slides and papers."""
+    buffer = io.BytesIO()
     with _style():
         figure = drawing.draw(Shape.WIDE)
-        buffer = io.BytesIO()
         figure.savefig(
             buffer, format="png", dpi=PNG_DPI, facecolor=SURFACE.light, metadata={"Software": None}
         )
@@ -110,16 +126,15 @@ def png(drawing: Drawing) -> bytes:
 
 def svg(drawing: Drawing, shape: Shape) -> str:
     """The figure as matplotlib's SVG, text as text; `modelchain.report.svg` makes it fit for a page."""
+    buffer = io.StringIO()
     with _style():
-        figure = drawing.draw(shape)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+        drawing.draw(shape).savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     return buffer.getvalue()
 
 
 @contextmanager
 def _style() -> Iterator[None]:
-    settings = {
+    settings: dict[str, Any] = {  # typed by matplotlib, key by key
         "font.family": ["DejaVu Sans"],
         "font.size": 10,
         "text.parse_math": False,
@@ -143,7 +158,7 @@ def _style() -> Iterator[None]:
         "svg.fonttype": "none",
         "svg.hashsalt": "modelchain",
     }
-    with mpl.rc_context(settings):
+    with mpl.rc_context(settings):  # pyright: ignore[reportArgumentType]
         yield
 
 
@@ -152,44 +167,46 @@ def _accuracy(
 ) -> Figure:
     divisor, prefix = _compute_scale([*stages, *alone])
     factor = 100.0 if share else 1.0
-    frame = _Frame(shape, panels=1)
+    frame = Frame(shape, panels=1)
     (axes,) = frame.axes
-    for curve in alone:
-        x, y = _columns(_thin(curve.values))
-        axes.plot(x / divisor, factor * y, "--", color=curve.colour.light, linewidth=1.6)
-        axes.plot(x[-1:] / divisor, factor * y[-1:], curve.marker, color=curve.colour.light, markersize=6)
-    for curve in stages:
+    for curve in (*alone, *stages):
         if not curve.values:
             continue
+        colour, chained = curve.colour.light, curve in stages
         x, y = _columns(_thin(curve.values))
         x, y = (curve.offset + x) / divisor, factor * y
-        small = curve.marker if len(x) <= 30 else ""
-        axes.plot(x, y, color=curve.colour.light, marker=small, markersize=3.5)
-        axes.plot(x[-1:], y[-1:], curve.marker, color=curve.colour.light, markersize=7, zorder=4)
-        if curve.grown and curve.values[0][0] == 0:
-            if curve.before is not None:  # how much growth lost, if anything
-                lost = [factor * curve.before, y[0]]
-                axes.plot([x[0], x[0]], lost, ":", color=curve.colour.light, linewidth=1.6)
-            axes.plot(
-                x[:1], y[:1], "o", markersize=11, fillstyle="none", markeredgewidth=1.8,
-                color=curve.colour.light, zorder=5,
-            )  # fmt: skip
+        marker = curve.marker if chained and len(x) <= MAX_MARKERS else ""
+        dashes, width = ("-", 2.0) if chained else ("--", 1.6)
+        axes.plot(x, y, dashes, color=colour, linewidth=width, marker=marker, markersize=3.5)
+        if curve.complete:
+            axes.plot(x[-1:], y[-1:], curve.marker, color=colour, markersize=7, zorder=4)
+        if not curve.grown or curve.start is None:
+            continue
+        if curve.before is not None:  # how much growth lost, if anything
+            axes.plot([x[0]] * 2, [factor * curve.before, y[0]], ":", color=colour, linewidth=1.6)
+        ring = {"marker": "o", "markersize": 11, "fillstyle": "none", "markeredgewidth": 1.8}
+        axes.plot(x[:1], y[:1], color=colour, zorder=5, **ring)
     axes.set_ylabel(f"{title} (%)" if share else title)
-    axes.set_xlabel(f"Compute of the chain so far ({prefix}MACs)")
+    axes.set_xlabel(f"Compute since the first step ({prefix}MACs)")
     axes.set_xlim(left=0)
     axes.margins(x=0.02, y=0.08)
-    keys: list[Artist] = [_key(MUTED, "o", "end of a stage")]
-    if any(curve.grown for curve in stages):
-        keys.append(_key(MUTED, "ring", "right after growth, before any step"))
-    keys += [_key(curve.colour, "--", f"{_short(curve)} trained alone") for curve in alone]
-    frame.finish([_growth(curve, divisor, factor, share) for curve in stages], keys)
+    beginning = accuracy_axis_begins(stages, alone)
+    if beginning is not None:
+        top = max(value for curve in (*stages, *alone) for _, value in curve.values)
+        axes.set_ylim(factor * beginning, factor * (top + 0.08 * (top - beginning)))
+    keys: list[Artist] = [_key(MUTED, "end of a stage", linestyle="", marker="o", markersize=6)]
+    if any(curve.grown and curve.start is not None for curve in stages):
+        ring = {"marker": "o", "markersize": 9, "fillstyle": "none", "markeredgewidth": 1.6}
+        keys.append(_key(MUTED, "right after growth, before any step", linestyle="", **ring))
+    marks = [_mark(curve, divisor, _growth(curve, factor, share)) for curve in stages]
+    frame.finish(marks, keys + _alone_keys(alone))
     return frame.figure
 
 
 def _loss(stages: Sequence[StageCurve], alone: Sequence[StageCurve], shape: Shape) -> Figure:
     divisor, prefix = _compute_scale([*stages, *alone])
     distilled = any(curve.distillation for curve in stages)
-    frame = _Frame(shape, panels=2 if distilled else 1)
+    frame = Frame(shape, panels=2 if distilled else 1)
     for curve in alone:
         x, y = _columns(_thin(curve.task))
         frame.axes[0].plot(x / divisor, _smooth(y), "--", color=curve.colour.light, linewidth=1.6)
@@ -203,230 +220,93 @@ def _loss(stages: Sequence[StageCurve], alone: Sequence[StageCurve], shape: Shap
     if distilled:
         frame.axes[1].set_ylabel("Distillation loss")
         frame.axes[1].set_ylim(bottom=0)
-    frame.axes[-1].set_xlabel(f"Compute of the chain so far ({prefix}MACs)")
+    frame.axes[-1].set_xlabel(f"Compute since the first step ({prefix}MACs)")
     for axes in frame.axes:
         axes.set_xlim(left=0)
         axes.margins(x=0.02)
-    keys: list[Artist] = [Line2D([], [], color=MUTED.light, linewidth=0.8, alpha=0.6, label="as logged")]
-    keys += [Line2D([], [], color=MUTED.light, linewidth=1.8, label="running mean")]
-    keys += [_key(curve.colour, "--", f"{_short(curve)} trained alone") for curve in alone]
-    frame.finish([_growth(curve, divisor, 1.0, None) for curve in stages], keys)
+    keys: list[Artist] = [
+        _key(MUTED, "as logged", linewidth=0.8, alpha=0.6),
+        _key(MUTED, "running mean", linewidth=1.8),
+    ]
+    frame.finish([_mark(curve, divisor, "") for curve in stages], keys + _alone_keys(alone))
     return frame.figure
 
 
 def _cost(bars: Sequence[Bar], legend: Sequence[tuple[str, Colour]], shape: Shape) -> Figure:
     totals = [sum(segment.macs for segment in bar.segments) for bar in bars]
     divisor, prefix = units.scale(max(totals, default=1.0))
-    row = 0.62
     bottom = 0.55
-    figure = Figure(figsize=(shape.value, row * len(bars) + bottom + 0.1))
-    FigureCanvasAgg(figure)
-    width, height = figure.get_size_inches()
-    axes = figure.add_axes((0.12 / width, bottom / height, 1 - 0.3 / width, row * len(bars) / height))
-    for place, bar in enumerate(bars):
+    figure = new_figure(shape.value, BAR_ROW * len(bars) + bottom + 0.1)
+    width, height = (float(side) for side in figure.get_size_inches())
+    axes = figure.add_axes((0.12 / width, bottom / height, 1 - 0.3 / width, BAR_ROW * len(bars) / height))
+    for place, (bar, total) in enumerate(zip(bars, totals, strict=True)):
         left = 0.0
         for segment in bar.segments:
             axes.barh(
-                place + 0.2, segment.macs / divisor, left=left / divisor, height=0.42, color=segment.colour.light,
-                alpha=1.0 if bar.real else 0.42, edgecolor=SURFACE.light, linewidth=1.0,
-            )  # fmt: skip
+                place + 0.2,
+                segment.macs / divisor,
+                left=left / divisor,
+                height=0.42,
+                color=segment.colour.light,
+                alpha=1.0 if bar.real else 0.42,
+                linewidth=0,
+            )
             left += segment.macs
         if not bar.real:
-            axes.barh(
-                place + 0.2, left / divisor, height=0.42, color="none", edgecolor=MUTED.light,
-                linewidth=1.0, linestyle=(0, (3, 2)),
-            )  # fmt: skip
-        text = axes.annotate(
-            bar.label,
-            (0, place - 0.03),
-            xytext=(1, 2),
-            textcoords="offset points",
-            va="bottom",
-            fontweight="bold",
+            edge = {"edgecolor": MUTED.light, "linewidth": 1.0, "linestyle": (0, (3, 2))}
+            axes.barh(place + 0.2, total / divisor, height=0.42, color="none", **edge)
+        head = axes.annotate(
+            bar.label, (0, place - 0.03), (1, 2), textcoords="offset points", va="bottom", fontweight="bold"
         )
         axes.annotate(
-            f"  {bar.note}",
+            bar.note,
             (1, 0),
-            xycoords=text,
+            (9, 0),
+            xycoords=head,
+            textcoords="offset points",
             va="bottom",
-            ha="left",
             color=MUTED.light,
-            annotation_clip=False,
         )
     axes.set_ylim(len(bars) - 0.45, -0.55)
     axes.set_xlim(0, max(totals, default=1.0) / divisor * 1.01)
     axes.set_yticks([])
-    axes.grid(visible=False, axis="y")
+    axes.grid(visible=False)
     axes.spines["left"].set_visible(False)
     axes.set_xlabel(f"Compute ({prefix}MACs)")
     keys = [Patch(color=colour.light, label=units.shorten(label, MAX_LABEL)) for label, colour in legend]
-    _legend_below(figure, axes, keys)
+    legend_below(figure, axes, keys)
     return figure
 
 
-class _Frame:
-    """Panels above each other with a shared x, room for labels of the stages above and for keys below.
-
-    Sizes are in inches, so that text never shrinks: the figure grows instead.
-    """
-
-    def __init__(self, shape: Shape, panels: int) -> None:
-        wide = shape is Shape.WIDE
-        self._panel, self._gap = (3.3 if wide else 2.9) if panels == 1 else 2.05, 0.16
-        self._left, self._right = 0.72, 0.16
-        self.figure = Figure(figsize=(shape.value, 5.0))
-        FigureCanvasAgg(self.figure)
-        first = self.figure.add_subplot(panels, 1, 1)
-        self.axes: list[Axes] = [first]
-        for i in range(1, panels):
-            first.tick_params(labelbottom=False)
-            self.axes.append(self.figure.add_subplot(panels, 1, i + 1, sharex=first))
-
-    def finish(self, growths: Sequence[_Growth], keys: Sequence[Artist]) -> None:
-        """Place everything, mark the growth events and write the keys."""
-        width = self.figure.get_size_inches()[0]
-        inner = width - self._left - self._right
-        low, high = self.axes[0].get_xlim()
-        starts = [(growth.x - low) / (high - low) * inner for growth in growths]
-        places = _stack(starts, [self._measure(growth) for growth in growths], inner)
-        line = 0.2 * (2 if any(growth.note for growth in growths) else 1) + 0.08
-        rows = 1 + max((row for _, row in places), default=-1)
-        top = rows * line + 0.12
-        bottom = 0.55
-        panels = len(self.axes)
-        height = top + panels * self._panel + (panels - 1) * self._gap + bottom
-        self.figure.set_size_inches(width, height)
-        for i, axes in enumerate(self.axes):
-            below = bottom + (panels - 1 - i) * (self._panel + self._gap)
-            axes.set_position((self._left / width, below / height, inner / width, self._panel / height))
-        for growth, (x, row) in zip(growths, places, strict=True):
-            self._mark(growth, x / inner, 1 + (0.06 + row * line) / self._panel, line / self._panel)
-        self.figure.align_ylabels(self.axes)
-        _legend_below(self.figure, self.axes[-1], keys)
-
-    def _measure(self, growth: _Growth) -> float:
-        """Width of a label in inches."""
-        renderer = self.figure.canvas.get_renderer()  # pyright: ignore[reportAttributeAccessIssue] # Agg has it
-        widths = []
-        for text, options in growth.lines():
-            artist = self.figure.text(0, 0, text, **options)
-            widths.append(artist.get_window_extent(renderer).width / self.figure.dpi)
-            artist.remove()
-        return max(widths) + 0.06
-
-    def _mark(self, growth: _Growth, x: float, y: float, line: float) -> None:
-        for axes in self.axes:
-            axes.axvspan(
-                growth.x, growth.x + growth.width, color=growth.colour.light, alpha=0.06, linewidth=0
-            )
-        if growth.grown:
-            for axes in self.axes:
-                axes.axvline(
-                    growth.x, color=growth.colour.light, linewidth=1.0, linestyle=(0, (4, 3)), alpha=0.8
-                )
-        first = self.axes[0]
-        stem = y + 0.8 * line
-        first.plot(
-            [growth.x] * 2, [1, stem], color=growth.colour.light, linewidth=1.0, clip_on=False,
-            linestyle=(0, (4, 3)) if growth.grown else "-", alpha=0.8, transform=first.get_xaxis_transform(),
-        )  # fmt: skip
-        lines = growth.lines()
-        for i, (text, options) in enumerate(reversed(lines)):
-            first.text(
-                x, y + i * line * 0.46, text, transform=first.transAxes, va="bottom", ha="left", zorder=6,
-                bbox={"facecolor": SURFACE.light, "edgecolor": "none", "pad": 0.4}, **options,
-            )  # fmt: skip
+def _mark(curve: StageCurve, divisor: float, note: str) -> Mark:
+    label = units.shorten(curve.label, MAX_LABEL)
+    return Mark(curve.offset / divisor, curve.macs / divisor, label, note, curve.colour, curve.grown)
 
 
-@dataclass(frozen=True)
-class _Growth:
-    """Where a stage begins, and what is written there."""
-
-    x: float  # in the unit of the axis
-    width: float
-    label: str
-    note: str
-    colour: Colour
-    grown: bool
-
-    def lines(self) -> list[tuple[str, dict[str, object]]]:
-        """The lines of the label with their properties, from the top."""
-        head: list[tuple[str, dict[str, object]]] = [
-            (self.label, {"color": self.colour.light, "fontweight": "bold", "fontsize": 10})
-        ]
-        return head + ([(self.note, {"color": MUTED.light, "fontsize": 9})] if self.note else [])
+def _growth(curve: StageCurve, factor: float, share: bool) -> str:
+    """What growth made of the predecessor's value."""
+    if not curve.grown:
+        return "first model"
+    if curve.start is None:
+        return ""
+    after = f"{factor * curve.start:.1f}{' %' if share else ''}"
+    return f"starts at {after}" if curve.before is None else f"{factor * curve.before:.1f} → {after}"
 
 
-def _growth(curve: StageCurve, divisor: float, factor: float, share: bool | None) -> _Growth:
-    """`share` None: nothing is said of values."""
-    note = ""
-    if share is not None and not curve.grown:
-        note = "first model"
-    elif share is not None and curve.values and curve.values[0][0] == 0:
-        unit = " %" if share else ""
-        after = f"{factor * curve.values[0][1]:.1f}{unit}"
-        note = f"starts at {after}" if curve.before is None else f"{factor * curve.before:.1f} → {after}"
-    return _Growth(
-        curve.offset / divisor, curve.macs / divisor, _short(curve), note, curve.colour, curve.grown
-    )
+def _alone_keys(alone: Sequence[StageCurve]) -> list[Artist]:
+    return [
+        _key(
+            curve.colour,
+            f"{units.shorten(curve.label, MAX_LABEL)} trained alone",
+            linestyle="--",
+            linewidth=1.6,
+        )
+        for curve in alone
+    ]
 
 
-def _stack(starts: Sequence[float], widths: Sequence[float], room: float) -> list[tuple[float, int]]:
-    """Place and row of labels that begin at `starts` (ascending), so that none covers another one.
-
-    From the right to the left, each in the lowest row where it is free: so an earlier label that would run into a
-    later one stands above it, and its line passes the later one on the left.
-    """
-    places: list[tuple[float, int]] = []
-    begin_of_row: list[float] = []
-    for start, width in reversed(list(zip(starts, widths, strict=True))):
-        x = max(0.0, min(start + 0.05, room - width))
-        row = next((i for i, begin in enumerate(begin_of_row) if x + width <= begin), len(begin_of_row))
-        if row == len(begin_of_row):
-            begin_of_row.append(x)
-        begin_of_row[row] = x
-        # A label must not lie over the lines of those below it, which rise on its left only if it is moved.
-        places.append((x, row))
-    return places[::-1]
-
-
-def _legend_below(figure: Figure, axes: Axes, keys: Sequence[Artist]) -> None:
-    """Write the keys below the axis label, in as many columns as fit, and make the figure higher for them."""
-    if not keys:
-        return
-    width, height = figure.get_size_inches()
-    position = axes.get_position()
-    renderer = figure.canvas.get_renderer()  # pyright: ignore[reportAttributeAccessIssue] # Agg has it
-    for columns in range(len(keys), 0, -1):
-        legend = figure.legend(
-            handles=list(keys), loc="lower left", ncols=columns, bbox_to_anchor=(position.x0, 0), borderaxespad=0,
-            handlelength=1.8, columnspacing=1.4, labelcolor=MUTED.light, fontsize=9,
-        )  # fmt: skip
-        extent = legend.get_window_extent(renderer)
-        if extent.width / figure.dpi <= width * (1 - position.x0) or columns == 1:
-            break
-        legend.remove()
-    extra = extent.height / figure.dpi + 0.02
-    boxes = [part.get_position() for part in figure.axes]
-    figure.set_size_inches(width, height + extra)
-    for part, box in zip(figure.axes, boxes, strict=True):
-        total = height + extra
-        part.set_position((box.x0, (box.y0 * height + extra) / total, box.width, box.height * height / total))
-
-
-def _key(colour: Colour, marker: str, label: str) -> Line2D:
-    if marker == "--":
-        return Line2D([], [], color=colour.light, linestyle="--", linewidth=1.6, label=label)
-    if marker == "ring":
-        return Line2D(
-            [], [], color=colour.light, linestyle="", marker="o", markersize=9, fillstyle="none",
-            markeredgewidth=1.6, label=label,
-        )  # fmt: skip
-    return Line2D([], [], color=colour.light, linestyle="", marker=marker, markersize=6, label=label)
-
-
-def _short(curve: StageCurve) -> str:
-    return units.shorten(curve.label, MAX_LABEL)
+def _key(colour: Colour, label: str, **style: object) -> Line2D:
+    return Line2D([], [], color=colour.light, label=label, **style)  # pyright: ignore[reportArgumentType]
 
 
 def _compute_scale(curves: Sequence[StageCurve]) -> tuple[float, str]:
@@ -443,7 +323,8 @@ def _thin(points: Points) -> Points:
     if len(points) <= MAX_POINTS:
         return points
     inner = np.array_split(np.asarray(points[1:-1], dtype=float), MAX_POINTS - 2)
-    return [points[0], *((float(x), float(y)) for x, y in (part.mean(axis=0) for part in inner)), points[-1]]
+    means = [(float(x), float(y)) for x, y in (part.mean(axis=0) for part in inner)]
+    return [points[0], *means, points[-1]]
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:

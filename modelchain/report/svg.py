@@ -1,10 +1,10 @@
-"""Makes matplotlib's SVG fit for the page: no foreign addresses, own ids, colours that follow light and dark."""
+"""Makes matplotlib's SVG fit for the page: no foreign addresses, own ids, colours for light and dark."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from xml.etree import ElementTree as ET  # noqa: S405 (matplotlib's own output)
+from xml.etree import ElementTree as ET
 
 from modelchain.report.palette import GRID, MUTED, SURFACE, TEXT, Colour
 
@@ -14,7 +14,7 @@ _COLOUR = re.compile(r"#[0-9a-f]{6}")
 
 
 def inline(text: str, prefix: str, label: str, colours: Iterable[Colour]) -> str:
-    """The SVG as an element for HTML. `prefix` keeps its ids apart from others', `label` is its alternative text."""
+    """The SVG as an element for HTML. `prefix` keeps its ids apart, `label` is its alternative text."""
     root = ET.fromstring(text)  # noqa: S314 (matplotlib's own output)
     variables = {
         colour.light: f"var(--{colour.variable})" for colour in (*colours, TEXT, MUTED, GRID, SURFACE)
