@@ -15,8 +15,8 @@ SUMMARY = "train a chain on this machine"
 
 EPILOG = """\
 The same command goes on with a chain that was interrupted, from its latest checkpoint, and prints the result of
-one that is finished. Ctrl-C stops at a checkpoint; a second Ctrl-C stops at once. Relative paths in the file are relative to
-its folder.
+one that is finished. Ctrl-C stops at a checkpoint; a second Ctrl-C stops at once. Relative paths in the file are relative
+to its folder.
 
 Exit codes: 0 the chain is complete; 64 wrong usage; 65 bad data; 66 a missing input; 64 to 78 a permanent error: the
 message says what to mend; 80 the chain is run by somebody else; 1 retries are used up; 130 and 143 stopped by
@@ -126,7 +126,7 @@ def summary(chain: ResolvedChain, outcome: Outcome, file: str) -> str:
         cost = plan(chain)
         lines += [
             f"Compute: {100 * cost.cost_ratio:.1f} % of training {cost.largest.name} alone, "
-            + f"{cost.speedup:.2f}x cheaper than training the whole family alone.",
+            f"{cost.speedup:.2f}x cheaper than training the whole family alone.",
             f"See how it went: modelchain report {file}",
         ]
     elif outcome.status.phase is ChainPhase.FAILED:
