@@ -88,7 +88,7 @@ def _read(source: str, arguments: argparse.Namespace) -> Iterator[ChainArtifacts
         yield read_recorded_chain(store, name[1], name[2])
         return
     for chain in load_chains(source):
-        resolved = resolve(chain)
+        resolved = resolve(chain, base=Path(source).resolve().parent)  # as `modelchain run` does
         yield read_chain(open_store(_access(resolved.store, arguments)), resolved)
 
 

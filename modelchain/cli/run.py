@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 SUMMARY = "train a chain on this machine"
 
 EPILOG = """\
-The same command goes on with a chain that was interrupted, from its latest checkpoint, and prints the result of
-one that is finished. Ctrl-C stops at a checkpoint; a second Ctrl-C stops at once. Relative paths in the file are relative
-to its folder.
+The same command goes on with a chain that was interrupted, from its latest checkpoint, and prints the result
+of one that is finished. Ctrl-C stops at a checkpoint; a second Ctrl-C stops at once. Relative paths in the file
+are relative to its folder.
 
 Exit codes: 0 the chain is complete; 64 wrong usage; 65 bad data; 66 a missing input; 64 to 78 a permanent error: the
 message says what to mend; 80 the chain is run by somebody else; 1 retries are used up; 130 and 143 stopped by
@@ -124,9 +124,9 @@ def summary(chain: ResolvedChain, outcome: Outcome, file: str) -> str:
     lines = ["", render(columns, rows), ""]
     if outcome.status.phase is ChainPhase.COMPLETE:
         cost = plan(chain)
+        share, cheaper = f"{100 * cost.cost_ratio:.1f} %", f"{cost.speedup:.2f}x"
         lines += [
-            f"Compute: {100 * cost.cost_ratio:.1f} % of training {cost.largest.name} alone, "
-            f"{cost.speedup:.2f}x cheaper than training the whole family alone.",
+            f"Compute: {share} of training {cost.largest.name} alone; {cheaper} cheaper than the whole family alone.",
             f"See how it went: modelchain report {file}",
         ]
     elif outcome.status.phase is ChainPhase.FAILED:
