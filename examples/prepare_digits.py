@@ -2,8 +2,8 @@
 
     python examples/prepare_digits.py --output examples/data/digits
 
-1797 pictures of digits, 8 x 8 pixels in 17 shades, written by hand; they come with scikit-learn, so nothing is
-downloaded. Here they are enlarged to 32 x 32 pixels and get two captions each. Of each digit the last thirty
+1797 pictures of digits, 8 x 8 pixels in 17 shades, written by hand; they come with scikit-learn, so nothing
+is downloaded. Here they are enlarged to 32 x 32 pixels and get two captions each. Of each digit the last thirty
 are kept apart for validation.
 
 Data: E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository,
@@ -23,7 +23,7 @@ from shard_writer import Files, write_shards
 from sklearn.datasets import load_digits
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-SIDE = 32  # pixels
+SIDE_GIVEN, SIDE = 8, 32  # pixels
 BRIGHTEST = 16
 VALIDATION_PER_DIGIT = 30
 SAMPLES_PER_SHARD = 300
@@ -53,8 +53,8 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, required=True, help="folder for the shards")
     output = parser.parse_args().output
-    data = load_digits()
-    images, labels = data["images"], data["target"]
+    pixels, labels = load_digits(return_X_y=True)
+    images = pixels.reshape(-1, SIDE_GIVEN, SIDE_GIVEN)
     for name, numbers in split(labels).items():
         samples = [sample(images[number], int(labels[number]), int(number)) for number in numbers]
         shards = write_shards(samples, output, name, SAMPLES_PER_SHARD)

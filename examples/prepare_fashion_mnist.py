@@ -4,8 +4,8 @@
 
 FOLDER holds train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte and
 t10k-labels-idx1-ubyte, each as it is or with .gz: for example torchvision's ROOT/FashionMNIST/raw, or, by
-default, /usr/share/datasets/fashion-mnist of Debian's and Ubuntu's package dataset-fashion-mnist. 60,000 pictures
-of clothes for training and 10,000 for validation, 28 x 28 pixels, in grey.
+default, /usr/share/datasets/fashion-mnist of Debian's and Ubuntu's package dataset-fashion-mnist. 60,000
+pictures of clothes for training and 10,000 for validation, 28 x 28 pixels, in grey.
 
 Data: H. Xiao, K. Rasul, R. Vollgraf, "Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning
 Algorithms", arXiv 1708.07747, 2017, Zalando SE, licence MIT.

@@ -67,7 +67,7 @@ class TrainingLoader:
         pin_memory: bool = False,
         patience: Patience | None = None,
     ) -> None:
-        """`pin_memory`: make batches in page-locked memory, for copies to a GPU. Raises ConfigurationError."""
+        """`pin_memory`: batches in page-locked memory, for copies to a GPU. Raises ConfigurationError."""
         data, training = stage.data, stage.training
         if training.global_batch_size % world_size:
             raise ConfigurationError(

@@ -81,7 +81,7 @@ def shuffle(window: Window, seed: int) -> Int64:
 
 
 class SampleOrder:
-    """The order of all samples in all steps. Any step costs about the same to ask for: nothing is replayed."""
+    """The order of all samples in all steps. Any step costs the same to ask for: nothing is replayed."""
 
     def __init__(self, blocks: Int64, *, seed: int, global_batch_size: int, window_blocks: int) -> None:
         """`blocks` as from `cut_blocks`. Raises ConfigurationError where the data is less than one batch."""
@@ -191,7 +191,7 @@ class _Epoch:
         return parts
 
     def _segments(self, lane: int) -> list[tuple[int, int]]:
-        """The runs of samples that the lane consists of: whole blocks, and parts of blocks where it was cut."""
+        """The runs of samples that make the lane: whole blocks, and parts of blocks where it was cut."""
         total = int(self._positions[-1])
         first = self._rotation + lane * self._lane_length
         last = first + self._lane_length

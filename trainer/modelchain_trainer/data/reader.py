@@ -103,7 +103,7 @@ class WindowReader:
         )
 
     def advance(self, step: int) -> None:
-        """Ask for what `step` needs, then for what later steps need; let go of what only earlier ones needed."""
+        """Ask for what `step` needs, then for what later ones need; let go of what none needs any more."""
         for window in [window for window in self._held if self._last_step(window) < step]:
             del self._held[window]
             self._held_bytes -= self._bytes(window)
