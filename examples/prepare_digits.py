@@ -53,7 +53,7 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, required=True, help="folder for the shards")
     output = parser.parse_args().output
-    pixels, labels = load_digits(return_X_y=True)
+    pixels, labels = (np.asarray(part) for part in load_digits(return_X_y=True))
     images = pixels.reshape(-1, SIDE_GIVEN, SIDE_GIVEN)
     for name, numbers in split(labels).items():
         samples = [sample(images[number], int(labels[number]), int(number)) for number in numbers]
