@@ -13,7 +13,7 @@ from itertools import product
 
 from modelchain.errors import UserDataError
 
-MAX_SHARDS = 2_000_000  # of all patterns together; a slip such as {0..99999999} must not fill the memory
+MAX_SHARDS = 1_000_000  # of all patterns together; a slip such as {0..99999999} must not fill the memory
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})(?:\.\.(\d{1,18}))?")

@@ -24,7 +24,7 @@ FieldPath: TypeAlias = tuple[str | int, ...]
 
 MAX_BYTES = 8 * 2**20  # an object of the API server has at most 1.5 MiB
 MAX_DEPTH = 64
-MAX_VALUES = 500_000  # after aliases are written out: a few lines of aliases can stand for billions
+MAX_VALUES = 100_000  # after aliases are written out: a few lines of aliases can stand for billions
 
 
 class YamlError(UserDataError):

@@ -1,0 +1,432 @@
+"""The digest is the address of weeks of training: what changes it, what must not, and its exact values for
+ever.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path as FilePath
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from modelchain import digest as digest_module
+from modelchain.resolve import resolve
+from modelchain.resolved import (
+    ResolvedChain,
+    ResolvedData,
+    ResolvedDistillation,
+    ResolvedExpansion,
+    ResolvedStage,
+    ResolvedTraining,
+)
+from modelchain.spec import Block, DistillationSchedule, ModelChain, ModelConfig, TextSpec, VisionSpec
+from modelchain.validation import load_chains
+from modelchain.yaml_reader import read_documents
+from tests.modelchain.documents import REMOVED, Path, digests, document, resolved
+
+EXAMPLES = FilePath(__file__).parents[2] / "examples"
+BASE = digests()
+SHA = "ab" * 32
+
+# (where below spec, new value): what decides no weights. Where it runs, what watches it, where bytes come
+# from.
+IDLE: list[tuple[Path, Any]] = [
+    (("image",), "trainer:2"),
+    (("store", "uri"), "file:///elsewhere"),
+    (("store", "endpointUrl"), "http://minio:9000"),
+    (("store", "region"), "eu-west-1"),
+    (("store", "secretName"), "other"),
+    (("evaluation",), REMOVED),
+    (("evaluation", 0, "everySteps"), 10),
+    (("baseline",), {"epochs": 3}),
+    (("job",), {"nodes": 4, "gpusPerNode": 8, "timeoutSeconds": 100, "queueName": "q"}),
+    (("retry",), {"limit": 9, "backoffSeconds": 1, "stallSeconds": 5, "leaseSeconds": 4}),
+    (("suspend",), True),
+    (("task",), "clip"),
+    (("data", "maxCorruptFraction"), 0.5),
+    (("training", "microBatchSize"), 16),
+    (("training", "checkpointEverySteps"), 3),
+    (("training", "keepCheckpoints"), 9),
+    (("training", "logEverySteps"), 1),
+    (("training", "dataWorkers"), 0),
+    (("training", "gradientCheckpointing"), True),
+    (("training", "compile"), True),
+    # defaults written out
+    (("training", "learningRate"), REMOVED),
+    (("training", "beta1"), 0.9),
+    (("training", "beta2"), 0.98),
+    (("training", "epsilon"), 1e-6),
+    (("training", "weightDecay"), 0.1),
+    (("training", "minimumLearningRate"), 3e-6),
+    (("training", "precision"), "fp32"),
+    (("training", "seed"), 0),
+    (("data", "blockMebibytes"), 8),
+    (("data", "windowBlocks"), 16),
+    (("data", "randomCropScale"), [0.9, 1]),
+    (("expansion",), REMOVED),
+    (("stages", 2, "modelConfig", "vision", "imageSize"), 224),
+    (("stages", 2, "modelConfig", "vision", "mlpRatio"), 4),
+    (("stages", 2, "modelConfig", "quickGelu"), False),
+    # the same in other words
+    (("data", "shards"), [f"s3://data/00{i}.tar" for i in range(4)]),
+    (("data", "shards"), ["s3://data/{000..001}.tar", "s3://data/{002,003}.tar"]),
+    (("stages", 1, "name"), "renamed"),
+    (("stages", 0, "model"), REMOVED),
+    (("stages", 1, "from"), "tiny"),
+]
+# (where, new value, first stage that changes)
+DECIDING: list[tuple[Path, Any, int]] = [
+    (("data", "shards"), ["s3://data/{000..004}.tar"], 0),
+    (("data", "shards"), ["s3://data/{002,003,000,001}.tar"], 0),
+    (("data", "samples"), 100001, 0),
+    (("data", "captionKeys"), ["txt"], 0),
+    (("data", "captionKeys"), ["long.txt", "txt"], 0),
+    (("data", "blockMebibytes"), 4, 0),
+    (("data", "windowBlocks"), 8, 0),
+    (("data", "randomCropScale"), [0.5, 1.0], 0),
+    (("training", "epochs"), 5, 1),
+    (("training", "globalBatchSize"), 128, 0),
+    (("training", "learningRate"), 5e-4, 0),
+    (("training", "minimumLearningRate"), 0, 0),
+    (("training", "warmupSteps"), 7, 0),
+    (("training", "weightDecay"), 0.2, 0),
+    (("training", "beta1"), 0.8, 0),
+    (("training", "beta2"), 0.99, 0),
+    (("training", "epsilon"), 1e-8, 0),
+    (("training", "gradientClipNorm"), 1.0, 0),
+    (("training", "precision"), "bf16", 0),
+    (("training", "seed"), 1, 0),
+    (("distillation", "weight"), 1.5, 1),
+    (("distillation", "schedule"), {"type": "constant"}, 1),
+    (("distillation", "schedule", "until"), 0.75, 1),
+    (("distillation", "schedule", "endWeight"), 0.2, 1),
+    (("expansion", "width"), "slice", 1),
+    (("expansion", "depth"), "stack", 1),
+    (("stages", 0, "fromWeights"), {"uri": "s3://a", "sha256": SHA}, 0),
+    (("stages", 1, "training"), {"seed": 3}, 1),
+    (("stages", 2, "training"), {"epochs": 2}, 2),
+    (("stages", 2, "expansion"), {"width": "slice"}, 2),
+    (("stages", 2, "from"), "tiny", 2),
+    (("stages", 2, "modelConfig", "embedDim"), 640, 2),
+    (("stages", 2, "modelConfig", "quickGelu"), True, 2),
+    (("stages", 2, "modelConfig", "vision", "imageSize"), 240, 2),
+    (("stages", 2, "modelConfig", "vision", "patchSize"), 32, 2),
+    (("stages", 2, "modelConfig", "vision", "width"), 832, 2),
+    (("stages", 2, "modelConfig", "vision", "layers"), 13, 2),
+    (("stages", 2, "modelConfig", "vision", "headWidth"), 32, 2),
+    (("stages", 2, "modelConfig", "vision", "mlpRatio"), 3, 2),
+    (("stages", 2, "modelConfig", "text", "width"), 576, 2),
+    (("stages", 2, "modelConfig", "text", "layers"), 13, 2),
+    (("stages", 2, "modelConfig", "text", "heads"), 16, 2),
+    (("stages", 2, "modelConfig", "text", "contextLength"), 32, 2),
+    (("stages", 2, "modelConfig", "text", "mlpRatio"), 3, 2),
+]
+
+
+def _with_model_written_out(changes: dict[Path, Any]) -> dict[Path, Any]:
+    """Replaces removing the first stage's name of a model by writing the same model out."""
+    if changes.get(("stages", 0, "model")) is REMOVED:
+        sizes = {"vision": {"width": 192, "layers": 12}, "text": {"width": 256, "layers": 12, "heads": 4}}
+        return changes | {("stages", 0, "modelConfig"): {"embedDim": 512} | sizes}
+    return changes
+
+
+@pytest.mark.parametrize(("path", "value"), IDLE, ids=str)
+def test_digest_ignores_what_decides_no_weights(path: Path, value: Any) -> None:
+    assert digests(_with_model_written_out({path: value})) == BASE
+
+
+@pytest.mark.parametrize(("path", "value", "first"), DECIDING, ids=str)
+def test_digest_changes_for_the_stage_and_its_descendants_only(path: Path, value: Any, first: int) -> None:
+    changed = digests({path: value})
+    assert changed[:first] == BASE[:first]
+    assert set(changed[first:]).isdisjoint(BASE)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.sampled_from(IDLE), unique_by=lambda change: change[0][:1], max_size=6),
+    st.lists(st.sampled_from(DECIDING), unique_by=lambda change: change[0][0], max_size=1),
+)
+def test_idle_changes_together_never_touch_a_digest(
+    idle: list[tuple[Path, Any]], deciding: list[tuple[Path, Any, int]]
+) -> None:
+    decided = {path: value for path, value, _ in deciding}
+    roots = {path[0] for path in decided}
+    harmless = {path: value for path, value in idle if path[0] not in roots}
+    assert digests(_with_model_written_out(harmless | decided)) == digests(decided)
+
+
+def test_only_descendants_of_a_changed_stage_change_in_a_tree() -> None:
+    tree: dict[Path, Any] = {
+        ("stages",): [
+            {"name": "root", "model": "ViT-T-16"},
+            {"name": "left", "model": "ViT-S-16"},
+            {"name": "right", "model": "ViT-C-16", "from": "root"},
+            {"name": "leaf", "model": "ViT-B-16", "from": "left"},
+        ]
+    }
+    before = dict(zip(["root", "left", "right", "leaf"], digests(tree), strict=True))
+    after = dict(zip(before, digests(tree | {("stages", 1, "training"): {"epochs": 9}}), strict=True))
+    assert {name for name in before if before[name] != after[name]} == {"left", "leaf"}
+
+
+def test_two_chains_share_the_stages_that_mean_the_same() -> None:
+    shorter = resolve(
+        ModelChain.model_validate(document({("stages", 2): REMOVED}) | {"metadata": {"name": "other"}})
+    )
+    assert [stage.folder for stage in shorter.stages] == [stage.folder for stage in resolved().stages[:2]]
+
+
+def test_a_model_by_name_and_the_same_written_out_share_a_folder() -> None:
+    written = _with_model_written_out({("stages", 0, "model"): REMOVED})
+    assert resolved(written).stages[0].folder == resolved().stages[0].folder
+    assert resolved().stages[2].folder.startswith("stages/ViT-B-16-")
+
+
+def _as_served(value: Any) -> Any:
+    """As an API server returns it: 1.0 became 1, keys are sorted, there is a status and metadata of its own."""
+    stored = json.loads(json.dumps(value, sort_keys=True))
+    stored["metadata"] |= {
+        "uid": "7a0c",
+        "resourceVersion": "12",
+        "generation": 3,
+        "creationTimestamp": "2026-01-01T00:00:00Z",
+        "managedFields": [{"manager": "kubectl", "fieldsV1": {"f:spec": {}}}],
+        "annotations": {"kubectl.kubernetes.io/last-applied-configuration": "{}"},
+    }
+    return stored | {"status": {"phase": "Running", "stages": []}}
+
+
+def _swap_notation(value: Any) -> Any:
+    """Whole numbers as 1.0 and the other way round: both are the same JSON number."""
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        return float(value)
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else value
+    if isinstance(value, list):
+        return [_swap_notation(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _swap_notation(item) for key, item in value.items()}
+    return value
+
+
+def test_digest_survives_the_way_through_the_api_server() -> None:
+    served = ModelChain.model_validate(_as_served(document()))
+    assert [stage.digest for stage in resolve(served).stages] == BASE
+
+
+@pytest.mark.parametrize(
+    "extra", [{}, {("distillation", "weight"): 1.0, ("data", "randomCropScale"): [0.5, 1.0]}]
+)
+def test_digest_does_not_depend_on_the_notation_of_numbers(extra: dict[Path, Any]) -> None:
+    swapped = ModelChain.model_validate(_swap_notation(document(extra)))
+    assert [stage.digest for stage in resolve(swapped).stages] == digests(extra)
+
+
+def test_digest_of_a_file_is_that_of_what_kubectl_sends() -> None:
+    text = """
+apiVersion: modelchain.dev/v1alpha1
+kind: ModelChain
+metadata: {name: a}
+spec:
+  store: {uri: s3://b/c}
+  data: {shards: ["s3://d/{0..9}.tar"], samples: 1e5, captionKeys: [txt]}
+  training: {epochs: 2.0, learningRate: 1e-3, weightDecay: 1E-1, seed: 0o17, precision: null}
+  stages: [{name: t, model: ViT-T-16}]
+"""
+    sent = {  # the JSON that kubectl makes of it
+        "apiVersion": "modelchain.dev/v1alpha1",
+        "kind": "ModelChain",
+        "metadata": {"name": "a"},
+        "spec": {
+            "store": {"uri": "s3://b/c"},
+            "data": {"shards": ["s3://d/{0..9}.tar"], "samples": 100000, "captionKeys": ["txt"]},
+            "training": {
+                "epochs": 2,
+                "learningRate": 0.001,
+                "weightDecay": 0.1,
+                "seed": 15,
+                "precision": None,
+            },
+            "stages": [{"name": "t", "model": "ViT-T-16"}],
+        },
+    }
+    (read,) = read_documents(text)
+    assert read.value == sent
+    assert resolve(ModelChain.model_validate(read.value)) == resolve(ModelChain.model_validate(sent))
+
+
+def test_every_field_of_a_stage_is_known_to_decide_or_not_to() -> None:
+    """A new field must be put on one side: in the tables of modelchain.digest, or here."""
+    idle = {
+        ResolvedTraining: {
+            *(
+                "microBatchSize",
+                "checkpointEverySteps",
+                "keepCheckpoints",
+                "logEverySteps",
+                "gradientCheckpointing",
+            ),
+            *("compile", "dataWorkers", "stepsPerEpoch", "steps"),  # the last two follow from the others
+        },
+        ResolvedData: {"maxCorruptFraction"},
+    }
+    tables: dict[type[Block], tuple[str, set[str]]] = {
+        ResolvedTraining: ("_TRAINING", set()),
+        ResolvedData: ("_DATA", {"shards"}),
+        ModelConfig: ("_MODEL", {"vision", "text"}),
+        VisionSpec: ("_VISION", set()),
+        TextSpec: ("_TEXT", set()),
+        ResolvedDistillation: ("_DISTILLATION", {"schedule"}),
+        DistillationSchedule: ("_SCHEDULE", set()),
+        ResolvedExpansion: ("_EXPANSION", set()),
+    }
+    for kind, (table, apart) in tables.items():
+        fields = {info.alias or name for name, info in kind.model_fields.items()}
+        assert fields == set(getattr(digest_module, table)) | apart | idle.get(kind, set()), kind.__name__
+    assert set(ResolvedStage.model_fields) == {
+        *(
+            "task",
+            "model_config_",
+            "data",
+            "training",
+            "distillation",
+            "expansion",
+            "predecessor",
+            "from_weights",
+        ),
+        *(
+            "version",
+            "chain",
+            "name",
+            "index",
+            "digest",
+            "folder",
+            "model",
+            "image",
+            "store",
+            "evaluation",
+            "retry",
+            "job",
+        ),
+    }
+    assert "stages" in ResolvedChain.model_fields
+
+
+def test_frozen_defaults_are_those_of_the_types() -> None:
+    """If a default changes, old chains must not mean something else under the old digest: give them a new
+    version.
+    """
+    kinds: dict[str, type[Block]] = {
+        "_TRAINING": ResolvedTraining,
+        "_DATA": ResolvedData,
+        "_MODEL": ModelConfig,
+        "_VISION": VisionSpec,
+        "_TEXT": TextSpec,
+        "_DISTILLATION": ResolvedDistillation,
+        "_EXPANSION": ResolvedExpansion,
+    }
+    for table, kind in kinds.items():
+        defaults = {
+            info.alias or name: info.default
+            for name, info in kind.model_fields.items()
+            if not info.is_required()
+        }
+        frozen = getattr(digest_module, table)
+        for name, default in defaults.items():
+            if name in frozen and frozen[name] is not digest_module._REQUIRED:
+                expected = list(default) if isinstance(default, tuple) else default
+                assert frozen[name] == expected, f"{table} {name}"
+
+
+def test_canonical_form_is_what_it_always_was() -> None:
+    stage = resolved().stages[1]
+    form = digest_module.canonical_form(
+        task=stage.task,
+        model=stage.model_config_,
+        data=stage.data,
+        training=stage.training,
+        distillation=stage.distillation,
+        expansion=stage.expansion,
+        predecessor="00" * 32,
+        from_weights=None,
+    )
+    assert json.loads(form) == {
+        "digestVersion": 1,
+        "task": "clip",
+        "model": {
+            "embedDim": 512,
+            "vision": {"width": 384, "layers": 12},
+            "text": {"width": 384, "layers": 12, "heads": 6},
+        },
+        "data": {
+            "samples": 100000,
+            "captionKeys": ["txt", "long.txt"],
+            "shards": "f99527470d5cd19d4768a0696aba0b0b4ecaf2701e052cc00059a43c243ba3fe",
+        },
+        "training": {"epochs": 4, "globalBatchSize": 256, "warmupSteps": 156},
+        "predecessor": "00" * 32,
+        "distillation": {"weight": 0.98, "schedule": {"type": "linear", "until": 0.5, "endWeight": 0.1}},
+        "expansion": {},
+    }
+
+
+EVERY_FIELD: dict[Path, Any] = {
+    ("training",): {
+        "epochs": 3,
+        "globalBatchSize": 128,
+        "learningRate": 5e-4,
+        "minimumLearningRate": 0,
+        "warmupSteps": 10,
+        "weightDecay": 0.2,
+        "beta1": 0.8,
+        "beta2": 0.99,
+        "epsilon": 1e-8,
+        "gradientClipNorm": 1.5,
+        "precision": "bf16",
+        "seed": 7,
+    },
+    ("data", "blockMebibytes"): 4,
+    ("data", "windowBlocks"): 8,
+    ("data", "randomCropScale"): [0.5, 1],
+    ("expansion",): {"width": "slice", "depth": "stack"},
+    ("distillation",): {"weight": 0.25},
+    ("stages", 0, "fromWeights"): {"uri": "w", "sha256": SHA},
+    ("stages", 2, "modelConfig", "quickGelu"): True,
+}
+
+# Never edit these to make a test pass: a changed digest trains again what is finished.
+GOLDEN: dict[str, list[str]] = {
+    "base": [
+        "337667338c64949127b0175d026177608e1ab855c1cd882590a5249ddd488596",
+        "d7fb100d0a35fe9ca75bb87d000668fbba40dd5406fabeebd2e8f62eb55f7ba2",
+        "71922e2ec30f43bbe51092c619fb8d56698a688881b5fd15d305e8587da14b85",
+    ],
+    "every field": [
+        "f6046d26ea55b4c8fb95f4faf5bb623d5e553e0e1042e90706f1dbe786c35042",
+        "a67550c504f3ffbdc93fe886ba80c744b792332e8ea31e2a72a3d90e42fe0a56",
+        "b95911b4b98167fe0f3504c51889c6c11e8a534dc5adc250597941a792d4ce8a",
+    ],
+    "examples/cc3m.yaml": [
+        "590fc8e13ba9d646cefc6ac7a05c53f154afbf198af82be11df457fd146d4c4d",
+        "e317226d7719b208d824718b24f66fbaf7f9da119cefd50e7316811624f3445c",
+        "21e0c65d95430110dcb9fa14a70043fe2bb4572aa79c53ad76861f0c7cfc0889",
+        "5a2fcfbbfc9f6407c0d62cdd666c1adc44ef6690c2abd5909f9c371a080831d0",
+    ],
+}
+
+
+def test_golden_digests() -> None:
+    assert GOLDEN["base"] == BASE
+    assert digests(EVERY_FIELD) == GOLDEN["every field"]
+
+
+def test_golden_digests_of_the_papers_chain() -> None:
+    (cc3m,) = load_chains(EXAMPLES / "cc3m.yaml")
+    assert [stage.digest for stage in resolve(cc3m).stages] == GOLDEN["examples/cc3m.yaml"]
