@@ -42,7 +42,7 @@ def accuracy_plot(
     caption = "Each colour is one model; the chain runs from left to right. A dashed line marks growth. "
     if any(curve.grown for curve in stages):
         caption += (
-            "The ring shows the grown model before its first step, the figures above it the predecessor's "
+            "A dashed line marks growth. The ring shows the grown model before its first step, the figures above it the predecessor's "
             "value and this one: if they agree, growth has kept what was learned. "
         )
     beginning = plots.accuracy_axis_begins(stages, alone)
@@ -90,10 +90,12 @@ def cost_plot(chain: ChainArtifacts, costs: Costs, colours: tuple[Colour, ...]) 
         bars += _alone_bars(chain, costs, colours)
     legend = [(stage.model, colour) for stage, colour in zip(chain.stages, colours, strict=True)]
     words = "Compute: " + "; ".join(f"{bar.label}, {bar.note}" for bar in bars) + "."
-    caption = (
-        "Full bars were run: the trainer counted the multiply-accumulates. Pale bars with a dashed edge were "
-        f"not run: they are what {plan.baseline_epochs:,} epochs of each model alone would take."
-    )
+    caption = "Full bars were run: the trainer counted the multiply-accumulates."
+    if not all(bar.real for bar in bars):
+        caption += (
+            " Pale bars with a dashed edge were not run: they are planned figures. Alone means "
+            f"{plan.baseline_epochs:,} epochs of each model."
+        )
     return Plot("Cost of the chain and of training alone", plots.cost("cost", bars, legend), words, caption)
 
 

@@ -77,7 +77,8 @@ def tiles(chain: ChainArtifacts, costs: Costs, measure: Measure | None) -> list[
             Tile(
                 f"Chain against {plan.largest.model} alone",
                 units.percent(ratio),
-                f"of {units.macs(plan.largest.alone_macs)}, which {epochs} of {plan.largest.model} would take.",
+                f"of {units.macs(plan.largest.alone_macs)}, "
+                f"which {epochs} of {plan.largest.model} would take.",
                 source,
             ),
             Tile(

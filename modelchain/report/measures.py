@@ -53,7 +53,7 @@ def describe(metric: str) -> str:
     kind, _, rank = last.partition("@")
     if rank:
         direction = {"imageToText": "image to text", "textToImage": "text to image"}.get(kind, kind)
-        what = f"Recall@{rank}, {direction},"
+        what = f"Recall@{rank} ({direction})"
     else:
         what = _NAMES.get(last, last)
     return f"{what} on {name}" if name else what

@@ -68,7 +68,7 @@ class CostRow:
 
 @dataclass(frozen=True)
 class SettingRow:
-    """A setting: one value for all stages, or one for each."""
+    """One value of each stage: a setting, a metric, a version."""
 
     name: str
     values: tuple[str, ...]
@@ -103,12 +103,14 @@ def growths(chain: ChainArtifacts, measures: tuple[Measure, ...]) -> list[Growth
     return rows
 
 
-def stage_rows(chain: ChainArtifacts) -> list[StageRow]:
+def stage_rows(chain: ChainArtifacts, measures: tuple[Measure, ...]) -> list[StageRow]:
     """The table of stages."""
-    return [_stage_row(chain, i, stage) for i, stage in enumerate(chain.stages)]
+    return [_stage_row(chain, i, stage, measures) for i, stage in enumerate(chain.stages)]
 
 
-def _stage_row(chain: ChainArtifacts, i: int, stage: StageArtifacts) -> StageRow:
+def _stage_row(
+    chain: ChainArtifacts, i: int, stage: StageArtifacts, measures: tuple[Measure, ...]
+) -> StageRow:
     resolved, steps, samples, seconds = stage.resolved, stage.steps, stage.samples, stage.train_seconds
     planned = resolved.training.steps if resolved else None
     steps_text = "–" if steps is None else f"{steps:,}"
@@ -130,7 +132,11 @@ def _stage_row(chain: ChainArtifacts, i: int, stage: StageArtifacts) -> StageRow
         macs="–" if stage.macs is None else units.macs(stage.macs),
         time="–" if seconds is None else units.duration(seconds),
         speed=f"{units.digits(samples / seconds)}/s" if samples and seconds else "–",
-        metrics=tuple((name, units.metric(name, value)) for name, value in stage.final_metrics.items()),
+        metrics=tuple(
+            (measure.metric, measure.text(value))
+            for measure in measures
+            if (value := measure.of(stage.final_metrics)) is not None
+        ),
         attempts=f"{len(stage.attempts)}" + (f" ({failures} failed)" if failures else ""),
         corrupt=tuple((f"{number:,}", cause) for cause, number in (corrupt or {}).items() if number),
         corrupt_known=corrupt is not None,
@@ -176,6 +182,21 @@ def cost_rows(chain: ChainArtifacts, costs: Costs) -> list[CostRow]:
         )
     )
     return rows
+
+
+def metric_rows(chain: ChainArtifacts) -> list[SettingRow]:
+    """All final metrics, or the latest ones of a stage that is not complete."""
+    names = dict.fromkeys(name for stage in chain.stages for name in stage.final_metrics)
+    return [
+        SettingRow(
+            name,
+            tuple(
+                units.metric(name, stage.final_metrics[name]) if name in stage.final_metrics else "–"
+                for stage in chain.stages
+            ),
+        )
+        for name in names
+    ]
 
 
 def setting_rows(chain: ChainArtifacts) -> list[SettingRow]:
