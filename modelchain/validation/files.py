@@ -123,7 +123,9 @@ def _is_other_resource(value: JsonValue) -> bool:
 
 def _check_resource(name: str, document: Document, value: JsonValue, prefix: FieldPath) -> CheckedChain:
     read = [
-        Finding(problem.path[len(prefix) :], problem.message, problem.remedy, _names(problem.path))
+        Finding(
+            problem.path[len(prefix) :], problem.message, problem.remedy, _names(problem.path), problem.line
+        )
         for problem in document.problems
         if problem.path[: len(prefix)] == prefix
     ]
@@ -142,7 +144,9 @@ def _check_resource(name: str, document: Document, value: JsonValue, prefix: Fie
 
 def _problem(name: str, document: Document, prefix: FieldPath, finding: Finding) -> Problem:
     path = (*prefix, *finding.path)
-    return Problem(name, dotted(path), finding.message, finding.remedy, document.line_of(path))
+    return Problem(
+        name, dotted(path), finding.message, finding.remedy, finding.line or document.line_of(path)
+    )
 
 
 def _names(path: FieldPath) -> frozenset[str]:

@@ -46,6 +46,7 @@ class Finding:
     message: str
     remedy: str
     fields: frozenset[str] = field(default_factory=frozenset)
+    line: int | None = None  # where it is not the field's
 
     def follows_from(self, other: Finding) -> bool:
         """Whether mending `other` may mend this one: whoever misspelt `epochs` need not read that it is

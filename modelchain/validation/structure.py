@@ -210,7 +210,11 @@ def _finding(detail: ErrorDetails) -> Finding:
     path: FieldPath = detail["loc"]
     message, remedy, about = _words(path, detail)
     parts = [part for part in path if isinstance(part, str)]
-    names = {*parts[-1:], ".".join(parts[-2:]), *about, *([STAGE_NAMES] if _is_name(path) else [])}
+    names = {*parts[-1:], ".".join(parts[-2:]), *about}
+    if _is_name(path):
+        names.add(STAGE_NAMES)
+    if "modelConfig" in parts:
+        names.add("modelConfig")
     return Finding(path, message, remedy, frozenset(names))
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from modelchain.resolve import merged, resolve_job, resolve_training
 from modelchain.resolved import ResolvedJob, ResolvedTraining
 from modelchain.spec import DataSpec, ModelChain, StageSpec, TrainingSpec
-from modelchain.validation.problem import Finding
+from modelchain.validation.problem import Finding, quoted
 from modelchain.yaml_reader import FieldPath
 
 _DEFAULT_BATCH: int = ResolvedTraining.model_fields["global_batch_size"].default
@@ -19,8 +19,12 @@ _DEFAULT_BATCH: int = ResolvedTraining.model_fields["global_batch_size"].default
 def check_training(chain: ModelChain) -> Iterator[Finding]:
     """What is wrong with the numbers of each stage; once for what the chain says for all."""
     yield from _check_missing(chain)
+    said: set[FieldPath] = set()  # a number that the chain gives for all is said to be wrong once
     for index, stage in enumerate(chain.spec.stages):
-        yield from _Numbers(chain, index, stage).check()
+        for finding in _Numbers(chain, index, stage).check():
+            if finding.path not in said:
+                said.add(finding.path)
+                yield finding
 
 
 def _check_missing(chain: ModelChain) -> Iterator[Finding]:
@@ -112,7 +116,9 @@ class _Numbers:
         steps = resolve_training(self._training, samples, has_predecessor=not alone).steps
         warmup = self._training.warmup_steps
         if warmup is not None and warmup >= steps:
-            message = f"a warm-up of {warmup} steps does not end within the stage's {steps}"
+            message = (
+                f"a warm-up of {warmup} steps does not end within the {steps} of {quoted(self._stage.name)}"
+            )
             remedy = "write fewer, or remove it for the default"
             yield self._finding(
                 "training", "warmupSteps", message, remedy, "epochs", "samples", "globalBatchSize"

@@ -1,0 +1,510 @@
+"""Every mistake has its own message: field, what is wrong, what to do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path as FilePath
+from typing import Any
+
+import pytest
+
+from modelchain.validation import Problem, check_file
+from tests.modelchain.documents import REMOVED, Path, document
+
+INLINE = {
+    "embedDim": 512,
+    "vision": {"width": 768, "layers": 12},
+    "text": {"width": 512, "layers": 12, "heads": 8},
+}
+LAST = ("stages", 2, "modelConfig")
+PETS = ("evaluation", 1)
+SHA = "ab" * 32
+
+
+def problems(tmp_path: FilePath, changes: dict[Path, Any]) -> list[Problem]:
+    path = tmp_path / "chain.yaml"
+    path.write_text(json.dumps(document(changes)))
+    (checked,) = check_file(path)
+    assert (checked.chain is None) == bool(checked.problems)
+    return list(checked.problems)
+
+
+# (what is changed below spec, the field named, words of the message, words of the remedy)
+MISTAKES: list[tuple[dict[Path, Any], str, str, str]] = [
+    # unknown fields
+    ({("trainning",): {}}, "spec.trainning", 'no field "trainning"', "did you mean training?"),
+    (
+        {("training", "global_batch_size"): 8},
+        "spec.training.global_batch_size",
+        "no field",
+        "globalBatchSize",
+    ),
+    ({("training", "lr"): 1}, "spec.training.lr", 'no field "lr"', "known here: epochs"),
+    (
+        {("globalBatchSize",): 8},
+        "spec.globalBatchSize",
+        "here",
+        "it belongs at spec.training.globalBatchSize",
+    ),
+    ({("stages", 1, "seed"): 8}, "spec.stages[1].seed", "here", "it belongs at spec.stages[1].training.seed"),
+    (
+        {(*LAST, "vision", "image_size"): 8},
+        "spec.stages[2].modelConfig.vision.image_size",
+        "no field",
+        "imageSize",
+    ),
+    ({("stages", 1, "model_config_"): INLINE}, "spec.stages[1].model_config_", "no field", "modelConfig"),
+    (
+        {("job", "tolerations"): [{"keys": "a"}]},
+        "spec.job.tolerations[0].keys",
+        "no field",
+        "did you mean key?",
+    ),
+    ({("job", "resources"): {"limit": {}}}, "spec.job.resources.limit", "no field", "did you mean limits?"),
+    # types, units, ranges
+    ({("training", "epochs"): 1.5}, "spec.training.epochs", "1.5, a whole number", "write 1 or 2"),
+    ({("training", "epochs"): "4"}, "spec.training.epochs", 'the text "4"', "remove the quotes: epochs: 4"),
+    ({("data", "samples"): "12k"}, "spec.data.samples", 'the text "12k"', "samples: 12000"),
+    ({("data", "samples"): "2.9M"}, "spec.data.samples", 'the text "2.9M"', "samples: 2900000"),
+    ({("data", "samples"): "many"}, "spec.data.samples", 'the text "many"', "write a whole number"),
+    ({("data", "blockMebibytes"): "8Mi"}, "spec.data.blockMebibytes", "8Mi", "the unit is MiB"),
+    (
+        {("data", "maxCorruptFraction"): "1%"},
+        "spec.data.maxCorruptFraction",
+        "1%",
+        "maxCorruptFraction: 0.01",
+    ),
+    ({("data", "maxCorruptFraction"): 2}, "spec.data.maxCorruptFraction", "2 is out of range", "at most 1"),
+    ({("retry",): {"backoffSeconds": "30s"}}, "spec.retry.backoffSeconds", "30s", "backoffSeconds: 30"),
+    ({("retry",): {"stallSeconds": "1.5h"}}, "spec.retry.stallSeconds", "1.5h", "stallSeconds: 5400"),
+    ({("retry",): {"limit": -1}}, "spec.retry.limit", "-1 is out of range", "at least 0"),
+    ({("training", "learningRate"): "1e-3"}, "spec.training.learningRate", '"1e-3"', "remove the quotes"),
+    ({("training", "learningRate"): 0}, "spec.training.learningRate", "0 is out of range", "more than 0"),
+    ({("training", "compile"): "yes"}, "spec.training.compile", '"yes", true or false', "without quotes"),
+    ({("training", "compile"): 1}, "spec.training.compile", "is 1, true or false", "write true or false"),
+    (
+        {("training", "precision"): "BF16"},
+        "spec.training.precision",
+        "none of fp32, bf16",
+        "did you mean bf16?",
+    ),
+    (
+        {("training", "precision"): "int4"},
+        "spec.training.precision",
+        "none of fp32, bf16",
+        "write fp32 or bf16",
+    ),
+    ({("training",): 5}, "spec.training", "is 5, a mapping", "write fields under it"),
+    ({("data", "shards"): "a.tar"}, "spec.data.shards", "a list is needed", 'shards: ["a.tar"]'),
+    ({("data", "shards"): []}, "spec.data.shards", "has 0 entries", "at least 1 entry"),
+    (
+        {("data", "captionKeys"): ["a b"]},
+        "spec.data.captionKeys[0]",
+        '"a b" is not allowed',
+        "file extension",
+    ),
+    ({("data", "captionKeys"): [1]}, "spec.data.captionKeys[0]", "is 1, a text", 'put it in quotes: "1"'),
+    ({("data", "randomCropScale"): [1]}, "spec.data.randomCropScale", "has 1 entries", "at least 2 entries"),
+    ({("job", "nodeSelector"): {"gpu": True}}, "spec.job.nodeSelector.gpu", "is true, a text", '"true"'),
+    ({("store",): REMOVED}, "spec.store", "is missing", "where weights, checkpoints and metrics are kept"),
+    ({("store", "uri"): ""}, "spec.store.uri", "is empty", "write a text"),
+    ({("stages",): []}, "spec.stages", "has 0 entries", "at least 1 entry"),
+    ({("stages", 1, "name"): "Vit_S"}, "spec.stages[1].name", '"Vit_S" is not allowed', "lower-case letters"),
+    ({("stages", 1, "name"): "a" * 31}, "spec.stages[1].name", "too long", "at most 30"),
+    ({("stages", 1, "name"): REMOVED}, "spec.stages[1].name", "is missing", "add name"),
+    # stages
+    ({("stages", 1, "name"): "tiny"}, "spec.stages[1].name", "the name of spec.stages[0] too", "of its own"),
+    ({("stages", 1, "from"): "small"}, "spec.stages[1].from", "can't grow out of itself", "before it: tiny"),
+    ({("stages", 0, "from"): "tiny"}, "spec.stages[0].from", "can't grow out of itself", "remove it"),
+    (
+        {("stages", 1, "from"): "base"},
+        "spec.stages[1].from",
+        "trained later",
+        "name one of the stages before it: tiny",
+    ),
+    (
+        {("stages", 1, "from"): "tinny"},
+        "spec.stages[1].from",
+        'no stage is named "tinny"',
+        "did you mean tiny?",
+    ),
+    ({("stages", 1, "from"): "other"}, "spec.stages[1].from", 'no stage is named "other"', "before it: tiny"),
+    (
+        {("stages", 1, "model"): "ViT-S16"},
+        "spec.stages[1].model",
+        "no model 'ViT-S16'",
+        "did you mean ViT-S-16?",
+    ),
+    ({("stages", 1, "model"): REMOVED}, "spec.stages[1].model", "has no model", "`modelchain models`"),
+    (
+        {("stages", 2, "model"): "ViT-B-16"},
+        "spec.stages[2].modelConfig",
+        "both model and modelConfig",
+        "one of the two",
+    ),
+    (
+        {("stages", 1, "fromWeights"): {"uri": "s3://a", "sha256": SHA}},
+        "spec.stages[1].fromWeights",
+        'grows out of "tiny"',
+        "keep fromWeights to the first stage",
+    ),
+    (
+        {("stages", 0, "fromWeights"): {"uri": "s3://a", "sha256": "ab"}},
+        "spec.stages[0].fromWeights.sha256",
+        '"ab" is not allowed',
+        "64 lower-case hexadecimal digits",
+    ),
+    (
+        {("stages", 0, "distillation"): {"weight": 1}},
+        "spec.stages[0].distillation",
+        "learn from",
+        "set spec.distillation",
+    ),
+    ({("stages", 0, "expansion"): {}}, "spec.stages[0].expansion", "grow out of", "remove it"),
+    # models that can't be built
+    (
+        {(*LAST, "vision", "width"): 800},
+        "spec.stages[2].modelConfig.vision.headWidth",
+        "do not divide",
+        "768 or 832",
+    ),
+    (
+        {(*LAST, "vision", "patchSize"): 15},
+        "spec.stages[2].modelConfig.vision.patchSize",
+        "do not divide",
+        "210 or 225",
+    ),
+    (
+        {(*LAST, "text", "heads"): 7},
+        "spec.stages[2].modelConfig.text.heads",
+        "7 heads do not divide",
+        "511 or 518",
+    ),
+    (
+        {(*LAST, "vision", "mlpRatio"): 0.001},
+        "spec.stages[2].modelConfig.vision.mlpRatio",
+        "without units",
+        "4",
+    ),
+    (
+        {(*LAST, "text", "vocabSize"): 1000},
+        "spec.stages[2].modelConfig.text.vocabSize",
+        "1000",
+        "at least 49408",
+    ),
+    ({(*LAST, "text"): REMOVED}, "spec.stages[2].modelConfig.text", "is missing", "the text tower"),
+    # models that can't grow out of their predecessor
+    (
+        {(*LAST, "vision", "width"): 320},
+        "spec.stages[2].modelConfig.vision.width",
+        "from 384 to 320",
+        "at least 384",
+    ),
+    (
+        {(*LAST, "vision", "layers"): 11},
+        "spec.stages[2].modelConfig.vision.layers",
+        "from 12 to 11",
+        "at least 12",
+    ),
+    ({(*LAST, "text", "layers"): 6}, "spec.stages[2].modelConfig.text.layers", "from 12 to 6", "at least 12"),
+    (
+        {(*LAST, "text", "width"): 320, (*LAST, "text", "heads"): 5},
+        "spec.stages[2].modelConfig.text.width",
+        'can\'t grow out of "small": the text width shrinks from 384 to 320',
+        "at least 384",
+    ),
+    ({(*LAST, "embedDim"): 256}, "spec.stages[2].modelConfig.embedDim", "from 512 to 256", "at least 512"),
+    (
+        {(*LAST, "vision", "headWidth"): 32},
+        "spec.stages[2].modelConfig.vision.headWidth",
+        "head width changes from 64 to 32",
+        "write 64, as in the predecessor",
+    ),
+    (
+        {(*LAST, "text", "heads"): 16},
+        "spec.stages[2].modelConfig.text.heads",
+        "text head width (width / heads) changes from 64 to 32",
+        "write 8 heads for a width of 512",
+    ),
+    (
+        {(*LAST, "vision", "mlpRatio"): 1},
+        "spec.stages[2].modelConfig.vision.mlpRatio",
+        "from 1536 to 768",
+        "at least 2",
+    ),
+    (
+        {(*LAST, "quickGelu"): True},
+        "spec.stages[2].modelConfig.quickGelu",
+        "from false to true",
+        "write false",
+    ),
+    (
+        {(*LAST, "text", "contextLength"): 32},
+        "spec.stages[2].modelConfig.text.contextLength",
+        "from 77 to 32",
+        "77",
+    ),
+    (
+        {("stages", 2, "modelConfig"): REMOVED, ("stages", 2, "model"): "ViT-T-16"},
+        "spec.stages[2].model",
+        "the vision width shrinks from 384 to 192, the text width shrinks from 384 to 256",
+        "name a model that is as large",
+    ),
+    # data
+    ({("data", "shards"): REMOVED}, "spec.data.shards", "is missing", "list the tars"),
+    (
+        {("data",): REMOVED, ("stages", 1, "data"): {"samples": 9999, "shards": ["a"]}},
+        "*",
+        "is missing",
+        "in spec.data",
+    ),
+    ({("data", "samples"): REMOVED}, "spec.data.samples", "is missing", "how many samples"),
+    ({("data", "shards"): ["{3..1}.tar"]}, "spec.data.shards[0]", "stands for no shard", "write {1..3}"),
+    ({("data", "shards"): ["a", "{}.tar"]}, "spec.data.shards[1]", "stands for no shard", "a range such as"),
+    ({("data", "shards"): ["{0..9.tar"]}, "spec.data.shards[0]", "not closed", "a pair"),
+    (
+        {("data", "shards"): ["{0..99999999}"]},
+        "spec.data.shards",
+        "100000000 shards in all",
+        "check the ranges",
+    ),
+    (
+        {("data", "shards"): ["{0..3}.tar", "2.tar"]},
+        "spec.data.shards",
+        '"2.tar" occurs twice',
+        "list it once",
+    ),
+    ({("data", "shards"): ["gs://b/a.tar"]}, "spec.data.shards[0]", "gs:// can't be read", "s3://bucket"),
+    ({("data", "captionKeys"): ["txt", "txt"]}, "spec.data.captionKeys[1]", "listed twice", "one of the two"),
+    (
+        {("data", "randomCropScale"): [1, 0.5]},
+        "spec.data.randomCropScale",
+        "above the largest",
+        "write [0.5, 1]",
+    ),
+    (
+        {("data", "samples"): 100},
+        "spec.data.samples",
+        "do not fill one batch of 256",
+        "globalBatchSize: 100 or less",
+    ),
+    ({("store", "uri"): "s3://"}, "spec.store.uri", "names no bucket", "s3://bucket/prefix"),
+    ({("store", "uri"): "s3:bucket"}, "spec.store.uri", "lacks slashes", "s3://bucket/prefix"),
+    ({("store", "uri"): "file://runs"}, "spec.store.uri", "no absolute path", "file:///runs"),
+    # numbers that must fit each other
+    (
+        {("training", "epochs"): REMOVED},
+        "*",
+        "is missing",
+        "write how many times each sample is seen, here or in",
+    ),
+    (
+        {("job", "nodes"): 3},
+        "spec.training.globalBatchSize",
+        "among 6 processes (3 x 2)",
+        "multiple of 6, e.g. 258",
+    ),
+    (
+        {("stages", 1, "job"): {"nodes": 3}, ("stages", 1, "training"): {"globalBatchSize": 250}},
+        "spec.stages[1].training.globalBatchSize",
+        "a batch of 250 does not divide among 6 processes",
+        "e.g. 252",
+    ),
+    (
+        {("training", "microBatchSize"): 48},
+        "spec.training.microBatchSize",
+        "128 samples of each of 2",
+        "e.g. 32",
+    ),
+    ({("training", "microBatchSize"): 256}, "spec.training.microBatchSize", "do not divide", "e.g. 128"),
+    (
+        {("training", "minimumLearningRate"): 0.1},
+        "spec.training.minimumLearningRate",
+        "would rise",
+        "at most 0.001",
+    ),
+    (
+        {("training", "warmupSteps"): 10**6},
+        "spec.training.warmupSteps",
+        "does not end within",
+        "for the default",
+    ),
+    ({("job", "processesPerNode"): 4}, "spec.job.processesPerNode", "4 processes share 2 GPUs", "at most 2"),
+    # evaluation
+    (
+        {(*PETS, "classes"): REMOVED},
+        "spec.evaluation[1].classes",
+        "needs the names of its classes",
+        "classesUri",
+    ),
+    (
+        {(*PETS, "classesUri"): "names.txt"},
+        "spec.evaluation[1].classesUri",
+        "both classes and classesUri",
+        "one of",
+    ),
+    (
+        {(*PETS, "templates"): ["a photo"]},
+        "spec.evaluation[1].templates[0]",
+        '"a photo" has no place',
+        "write {}",
+    ),
+    ({(*PETS, "name"): "val"}, "spec.evaluation[1].name", "the name of another set", "a name of its own"),
+    ({(*PETS, "type"): "Retrieval"}, "*", "is for ZeroShot sets", "write type: ZeroShot"),
+    (
+        {(*PETS, "type"): "zero-shot"},
+        "spec.evaluation[1].type",
+        "none of ZeroShot, Retrieval",
+        "did you mean ZeroShot?",
+    ),
+    (
+        {(*PETS, "data", "captionKeys"): ["txt"]},
+        "spec.evaluation[1].data.captionKeys",
+        "for Retrieval",
+        "type: Retrieval",
+    ),
+    ({(*PETS, "data", "shards"): ["{2..1}"]}, "spec.evaluation[1].data.shards[0]", "no shard", "{1..2}"),
+    # distillation
+    (
+        {("distillation", "schedule", "type"): "cosine"},
+        "spec.distillation.schedule.type",
+        "none of",
+        "constant or linear",
+    ),
+    (
+        {("distillation", "schedule"): {"until": 0.5}},
+        "spec.distillation.schedule.until",
+        "constant schedule",
+        "linear",
+    ),
+    (
+        {("distillation", "schedule"): {"endWeight": 0}},
+        "spec.distillation.schedule.endWeight",
+        "constant",
+        "linear",
+    ),
+    (
+        {("distillation", "schedule", "until"): 0},
+        "spec.distillation.schedule.until",
+        "out of range",
+        "more than 0",
+    ),
+    ({("distillation", "weight"): -1}, "spec.distillation.weight", "out of range", "at least 0"),
+    # quantities of Kubernetes
+    (
+        {("job", "resources"): {"limits": {"memory": "64GB"}}},
+        "spec.job.resources.limits.memory",
+        '"64GB" is no quantity',
+        "64Gi (powers of 1024) or 64G",
+    ),
+    (
+        {("job", "resources"): {"requests": {"cpu": "four"}}},
+        "spec.job.resources.requests.cpu",
+        "no quantity",
+        "500m",
+    ),
+    ({("job", "resources"): {"limits": 4}}, "spec.job.resources.limits", "is 4, a mapping", "{cpu: 8"),
+    (
+        {("job", "resources"): {"limits": {"nvidia.com/gpu": 8}}},
+        "spec.job.resources.limits.nvidia.com/gpu",
+        "set by job.gpusPerNode",
+        "gpusPerNode: 8",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "path", "message", "remedy"), MISTAKES, ids=lambda _: None)
+def test_mistake_has_its_own_message(
+    tmp_path: FilePath, changes: dict[Path, Any], path: str, message: str, remedy: str
+) -> None:
+    found = problems(tmp_path, changes)
+    if path == "*":  # one problem for each of several fields
+        assert len(found) >= 2
+    else:
+        assert [problem.path for problem in found] == [path]
+    for problem in found:
+        assert message in problem.message
+        assert remedy in problem.remedy
+        assert "\n" not in str(problem)
+
+
+def test_the_chain_these_mistakes_are_made_in_is_valid(tmp_path: FilePath) -> None:
+    assert problems(tmp_path, {}) == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {(*LAST, "vision", "imageSize"): 192},  # images and patches may change either way
+        {(*LAST, "vision", "patchSize"): 32},
+        {(*LAST, "vision", "mlpRatio"): 2},  # as many units as before
+        {("stages", 1, "model"): "ViT-T-16"},  # the same model again
+        {("stages", 1, "model"): "open_clip/ViT-B-32", ("stages", 2, "modelConfig"): INLINE},
+        {("stages", 2, "from"): "tiny"},
+        {("data", "shards"): ["data/{0..1}.tar", "/d/a.tar", "file:///d/b.tar", "s3://d/c.tar"]},
+        {("training", "microBatchSize"): 64},
+        {
+            ("training", "epochs"): None,
+            ("stages", 1, "training"): {"epochs": 1},
+            ("stages", 2, "training"): {"epochs": 1},
+        },
+        {("stages", 0, "fromWeights"): {"uri": "s3://a/b", "sha256": SHA}},
+        {
+            ("job", "resources"): {
+                "requests": {"cpu": 0.5, "memory": "1e9", "example.com/nic": 1},
+                "claims": [],
+            }
+        },
+        {("job", "podTemplate"): {"spec": {"anything": None}}},
+        {(*PETS, "classes"): ["crane", "crane"]},  # ImageNet has such a pair
+        {("job",): {"gpusPerNode": 0, "processesPerNode": 4}},
+        {("distillation",): {"weight": 0, "schedule": {"type": "linear", "endWeight": 1}}},
+        {("suspend",): None, ("retry",): None, ("expansion", "width"): None},
+    ],
+    ids=lambda _: None,
+)
+def test_what_is_unusual_but_right_passes(tmp_path: FilePath, changes: dict[Path, Any]) -> None:
+    assert [str(problem) for problem in problems(tmp_path, changes)] == []
+
+
+def test_a_resolved_stage_too_large_for_its_job_names_the_stage(tmp_path: FilePath) -> None:
+    classes = [f"class number {index} with a rather long name" for index in range(1900)]
+    (problem,) = problems(tmp_path, {(*PETS, "classes"): classes})
+    assert problem.path == "spec.stages[0]"
+    assert "classesUri" in problem.remedy
+
+
+def test_one_mistake_is_not_reported_again_as_its_consequence(tmp_path: FilePath) -> None:
+    """Whoever misspells epochs is not told that epochs are missing, nor that the batch is 1024."""
+    typos: dict[Path, Any] = {
+        ("training",): {"epoch": 4, "globalBatch": 256},
+        ("data", "samples"): "600",
+        ("stages", 0, "training"): REMOVED,
+    }
+    paths = {problem.path for problem in problems(tmp_path, typos)}
+    assert paths == {"spec.training.epoch", "spec.training.globalBatch", "spec.data.samples"}
+
+
+def test_all_mistakes_are_found_at_once(tmp_path: FilePath) -> None:
+    """Wrong types do not hide what the rules find elsewhere."""
+    wrong: dict[Path, Any] = {
+        ("retries",): {},
+        ("training", "seed"): "x",
+        ("data", "shards"): ["{3..1}"],
+        ("job", "nodes"): 3,
+        ("stages", 1, "name"): "Small",
+        ("stages", 1, "from"): "base",
+        (*LAST, "text", "heads"): 7,
+        (*PETS, "templates"): ["none"],
+        ("evaluation", 0, "type"): "retrieval",
+    }
+    assert {problem.path for problem in problems(tmp_path, wrong)} == {
+        "spec.retries",
+        "spec.training.seed",
+        "spec.data.shards[0]",
+        "spec.training.globalBatchSize",
+        "spec.stages[1].name",
+        "spec.stages[1].from",
+        "spec.stages[2].modelConfig.text.heads",
+        "spec.evaluation[0].type",
+    }
