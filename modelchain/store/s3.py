@@ -8,6 +8,7 @@ rather the address that is wrong than the server that is down.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import logging
 import os
@@ -84,12 +85,12 @@ class S3Store(Store):
         part_bytes: int = PART_BYTES,
     ) -> None:
         """`part_bytes`: of multipart uploads (S3 wants 5 MiB at least) and of parallel downloads."""
-        self.uri = uri.rstrip("/")
-        self.bucket, _, prefix = self.uri.removeprefix("s3://").partition("/")
+        self.bucket, _, prefix = uri.removeprefix("s3://").rstrip("/").partition("/")
         if not self.bucket or "@" in self.bucket:
             raise ConfigurationError(
                 "a store's URI is s3://bucket/prefix, without credentials; give those as AWS_* variables"
             )
+        self.uri = uri.rstrip("/")
         self._prefix = f"{prefix}/" if prefix else ""
         self._access = access
         self._endpoint = (
@@ -155,6 +156,9 @@ class S3Store(Store):
     def upload(self, key: str, path: Path) -> None:
         if not path.is_file():
             raise MissingInputError(f"{path}: no such file to upload to {self.uri_of(key)}")
+        if path.stat().st_size < self._part_bytes:
+            self._put(key, path.read_bytes())
+            return
         config = TransferConfig(
             multipart_threshold=self._part_bytes,
             multipart_chunksize=self._part_bytes,
@@ -213,7 +217,14 @@ class S3Store(Store):
         return self._prefix + check_key(key, self.uri)
 
     def _put(self, key: str, data: bytes, *, if_absent: bool = False, if_match: str | None = None) -> str:
-        request: PutObjectRequestTypeDef = {"Bucket": self.bucket, "Key": self._key(key), "Body": data}
+        # Without a digest, SeaweedFS makes an empty object of a request that breaks off before its body.
+        md5 = base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
+        request: PutObjectRequestTypeDef = {
+            "Bucket": self.bucket,
+            "Key": self._key(key),
+            "Body": data,
+            "ContentMD5": md5,
+        }
         if if_absent:
             request["IfNoneMatch"] = "*"
         if if_match is not None:
@@ -231,6 +242,7 @@ class S3Store(Store):
             except ClientError as error:
                 status = status_of(error)
                 if status == 412 or (status == 404 and if_match is not None and is_missing(error)):
+                    self._require_bucket(client, key)
                     etag = self._etag_if_equal(key, data) if uncertain or was_repeated(error) else None
                     if etag is None:
                         raise self._conflict(key) from error
