@@ -44,8 +44,8 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         action="append",
         default=[],
         metavar="CHAIN",
-        help="runs that trained models of the chain alone, each as a chain of one stage: a file, or with --store "
-        "NAMESPACE/NAME; they are drawn and counted beside the chain. May be repeated",
+        help="runs that trained models of the chain alone, each as a chain of one stage: a file, or with "
+        "--store NAMESPACE/NAME; they are drawn and counted beside the chain. May be repeated",
     )
     parser.add_argument(
         "--output",

@@ -39,11 +39,11 @@ def accuracy_plot(
         for curve in stages
         for macs, value in curve.values[-1:]
     )
-    caption = "Each colour is one model; the chain runs from left to right. A dashed line marks growth. "
+    caption = "Each colour is one model; the chain runs from left to right. "
     if any(curve.grown for curve in stages):
         caption += (
-            "A dashed line marks growth. The ring shows the grown model before its first step, the figures above it the predecessor's "
-            "value and this one: if they agree, growth has kept what was learned. "
+            "A dashed line marks growth. The ring shows the grown model before its first step, the figures above it "
+            "the predecessor's value and this one: if they agree, growth has kept what was learned. "
         )
     beginning = plots.accuracy_axis_begins(stages, alone)
     if beginning is not None:

@@ -6,7 +6,6 @@ The formats are those of docs/architecture.md. Unknown fields are passed over: a
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -154,7 +153,7 @@ def _examples(predictions: _Predictions) -> Iterable[Example]:
     for sample in predictions.samples[:MAX_EXAMPLES]:
         try:
             picture = base64.b64decode(sample.png, validate=True)
-        except binascii.Error:
+        except ValueError:
             continue
         media_type = next((kind for magic, kind in _PICTURE_TYPES if picture.startswith(magic)), None)
         if media_type is None or len(picture) > MAX_PICTURE_BYTES or sample.label >= len(predictions.classes):
