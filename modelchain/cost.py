@@ -5,6 +5,10 @@ three forward passes, learning from a predecessor one forward pass of the predec
 runs once a sample, the text tower once a caption. Evaluation, loss and growth are left out: they are far
 below a percent.
 
+The figures are those of the models as published. The trainer computes less (it cuts texts after their last
+token and the last block to what is read), which no figure here credits, so that chains compare with the
+literature.
+
 What is counted are the products of the forward pass: patches, attention (also the masked half, which is
 computed), projections, MLPs. Norms, activations, softmax and sums are not.
 """

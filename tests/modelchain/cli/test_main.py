@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+
+import pytest
+
+from modelchain import __version__
+from modelchain.cli import COMMANDS, main, models
+from modelchain.errors import ConfigurationError, HeldError
+
+
+def test_help_names_every_command_and_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert [command for command in COMMANDS if f"    {command} " not in text] == []
+    assert "65 bad data" in " ".join(text.split())
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--help"]) == 0
+    assert f"usage: modelchain {command}" in capsys.readouterr().out
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"modelchain {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["train"], ["plan"], ["plan", "a", "b"], ["models", "-o", "xml"], ["--nope"]]
+)
+def test_wrong_usage_ends_with_64_and_one_line_that_says_why(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 64
+    usage, *_, error = capsys.readouterr().err.splitlines()
+    assert usage.startswith("usage: modelchain")
+    assert error.startswith("error: ") and "--help" in error
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "lines"),
+    [
+        (ConfigurationError("stage b: too large; write less"), 78, ["error: stage b: too large; write less"]),
+        (HeldError("one\ntwo"), 80, ["error: one", "error: two"]),
+        (KeyboardInterrupt(), 130, []),
+    ],
+)
+def test_errors_are_lines_and_exit_codes(
+    error: BaseException,
+    code: int,
+    lines: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(arguments: argparse.Namespace) -> int:
+        raise error
+
+    monkeypatch.setattr(models, "run", fail)
+    assert main(["models"]) == code
+    assert capsys.readouterr().err.splitlines() == lines
+
+
+def test_a_defect_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(arguments: argparse.Namespace) -> int:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(models, "run", fail)
+    with pytest.raises(ZeroDivisionError):
+        main(["models"])
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    command = f"{sys.executable} -m modelchain models | head -n 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("MODEL")
+    assert done.stderr == ""
+
+
+def test_models_lists_the_family_first(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models"]) == 0
+    header, first, *rest = capsys.readouterr().out.splitlines()
+    assert header.split()[0] == "MODEL"
+    assert first.split() == [
+        "ViT-T-16",
+        "224/16",
+        "192",
+        "x",
+        "12",
+        "256",
+        "x",
+        "12",
+        "512",
+        "27.9",
+        "M",
+        "1.25",
+        "G",
+        "763",
+        "M",
+    ]
+    assert any(line.startswith("open_clip/ViT-bigG-14 ") for line in rest)

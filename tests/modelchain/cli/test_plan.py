@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from modelchain.cli import main
+from tests.modelchain.documents import digests, document
+
+CC3M = str(Path(__file__).parents[3] / "examples" / "cc3m.yaml")
+HEAVY = (
+    "torch",
+    "numpy",
+    "boto3",
+    "botocore",
+    "matplotlib",
+    "jinja2",
+    "rich",
+    "PIL",
+    "kopf",
+    "modelchain_trainer",
+)
+
+
+def test_the_papers_chain_prints_the_papers_ratios(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", CC3M]) == 0
+    text = capsys.readouterr().out
+    assert "vit-l alone, 128 epochs" in text
+    assert "the chain costs 28.2 % of it" in text
+    assert "the chain is 5.57x cheaper" in text
+
+
+def test_the_table_names_each_stage_with_its_size_and_cost(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["plan", CC3M])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "default/clip-vit-cc3m, 7 captions a sample"
+    assert lines[2].split()[:4] == ["STAGE", "MODEL", "FROM", "PARAMETERS"]
+    assert lines[5].split()[:9] == ["vit-b", "ViT-B-16", "vit-s", "150", "M", "38.4", "G", "18", "52.0"]
+
+
+def test_json_has_what_scripts_need(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", CC3M, "-o", "json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["chain"]["costRatio"] == pytest.approx(0.282, abs=5e-4)
+    assert plan["family"]["speedup"] == pytest.approx(5.57, abs=5e-3)
+    assert [stage["name"] for stage in plan["stages"]] == ["vit-t", "vit-s", "vit-b", "vit-l"]
+    small = plan["stages"][1]
+    assert small["parameters"] == 62_355_841
+    assert small["macsPerSample"] == 4_598_694_912 + 7 * 1_689_830_400
+    assert small["samples"] == 2891445 // 1024 * 1024 * 24
+    assert (
+        small["macs"] == (3 * small["macsPerSample"] + plan["stages"][0]["macsPerSample"]) * small["samples"]
+    )
+    assert len(small["digest"]) == 64
+    assert plan["chain"]["macs"] == sum(stage["macs"] for stage in plan["stages"])
+    assert plan["largest"] == {"name": "vit-l", "macs": plan["stages"][3]["aloneMacs"]}
+
+
+def test_digests_are_those_that_validate_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "chain.yaml"
+    path.write_text(json.dumps(document()))
+    main(["plan", str(path), "-o", "json"])
+    assert [stage["digest"] for stage in json.loads(capsys.readouterr().out)["stages"]] == digests()
+
+
+def test_several_chains_are_a_list_and_several_tables(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "chain.yaml"
+    other = document() | {"metadata": {"name": "other", "namespace": "research"}}
+    path.write_text(f"{json.dumps(document())}\n---\n{json.dumps(other)}")
+    main(["plan", str(path), "-o", "json"])
+    assert [plan["name"] for plan in json.loads(capsys.readouterr().out)] == ["family", "other"]
+    main(["plan", str(path)])
+    text = capsys.readouterr().out
+    assert "default/family, 2 captions a sample" in text and "research/other, 2 captions a sample" in text
+
+
+def test_a_bad_file_ends_with_its_problems(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "chain.yaml"
+    path.write_text(json.dumps(document({("training", "epochs"): 0, ("job", "nodes"): 3})))
+    assert main(["plan", str(path)]) == 65
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert [line.startswith("error: ") for line in captured.err.splitlines()] == [True, True]
+
+
+def test_planning_imports_nothing_heavy() -> None:
+    program = (
+        "import sys; from modelchain.cli import main; code = main(sys.argv[1:]);"
+        f"heavy = [name for name in {HEAVY!r} if name in sys.modules]; sys.exit(str(heavy) if heavy else code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, "plan", CC3M], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_planning_starts_within_half_a_second_of_processor_time() -> None:
+    """Wall time says more about the machine's other work; half a second is meant for an idle one."""
+
+    def processor_seconds() -> float:
+        before = os.times()
+        subprocess.run(
+            [sys.executable, "-m", "modelchain", "plan", CC3M], stdout=subprocess.DEVNULL, check=True
+        )
+        after = os.times()
+        return (after.children_user - before.children_user) + (after.children_system - before.children_system)
+
+    processor_seconds()  # writes the bytecode
+    bare = min(_bare_start() for _ in range(3))
+    assert min(processor_seconds() for _ in range(5)) < max(0.5, 15 * bare)
+
+
+def _bare_start() -> float:
+    before = os.times()
+    subprocess.run([sys.executable, "-c", "pass"], check=True)
+    after = os.times()
+    return (after.children_user - before.children_user) + (after.children_system - before.children_system)
