@@ -91,7 +91,7 @@ def _writer(
     store: FolderStore,
     stage: ResolvedStage,
     scratch: Path,
-    token: str = "uid-1-a",
+    token: str = "uid-1-a",  # noqa: S107
     before_commit: Callable[[], None] = lambda: None,
     committed: Callable[[int], None] = lambda _: None,
 ) -> CheckpointWriter:

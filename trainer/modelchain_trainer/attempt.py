@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from modelchain.lease import LeaseKeeper
 
 from modelchain.artifacts import LEASE, STAGE, attempt_folder
 from modelchain.commit import require_conditional_writes, verify_stage
 from modelchain.errors import ConfigurationError, HeldError
+from modelchain.lease import LeaseKeeper
 from modelchain.resolved import ResolvedStage
 from modelchain.store import ConflictError, Store, open_store
 from modelchain_trainer.data.patience import Patience
@@ -118,7 +118,8 @@ def _choose_device(stage: ResolvedStage, environment: ProcessEnvironment) -> tor
 
 
 def _configure_torch(environment: ProcessEnvironment, device: torch.device) -> None:
-    torch.set_num_threads(max(1, available_cores() // environment.local_world_size))
+    if not os.environ.get("OMP_NUM_THREADS"):
+        torch.set_num_threads(max(1, available_cores() // environment.local_world_size))
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")  # TF32: fp32 where it matters is asked for there
@@ -139,7 +140,7 @@ def _take_lease(store: Store, stage: ResolvedStage, token: str) -> LeaseKeeper:
         chain=f"{stage.chain.namespace}/{stage.chain.name}",
         duration_seconds=stage.retry.lease_seconds,
     )
-    keeper.acquire()
+    Patience().attempt(keeper.acquire)
     return keeper
 
 

@@ -15,6 +15,8 @@ goes on.
 from __future__ import annotations
 
 import logging
+import os
+import re
 import shutil
 import threading
 from collections.abc import Callable, Mapping
@@ -146,9 +148,9 @@ class CheckpointWriter:
     def _save(self, snapshot: Snapshot, folder: Path) -> None:
         step = snapshot.state.step
         folder.mkdir()
-        save_file(snapshot.model, folder / MODEL)
-        save_file(snapshot.optimizer, folder / OPTIMIZER)
-        save_file(snapshot.random, folder / RANDOM)
+        _save_tensors(snapshot.model, folder / MODEL)
+        _save_tensors(snapshot.optimizer, folder / OPTIMIZER)
+        _save_tensors(snapshot.random, folder / RANDOM)
         (folder / STATE).write_text(snapshot.state.model_dump_json(by_alias=True))
         target = checkpoint_folder(self._stage.folder, self._token, step)
         entries = []
@@ -260,6 +262,17 @@ def _read(
 def _delete(store: Store, checkpoint: StoredCheckpoint) -> None:
     """Delete a checkpoint, checkpoint.json first: what is half deleted is no checkpoint any more."""
     store.delete(sorted(checkpoint.sizes, key=lambda key: not key.endswith(f"/{CHECKPOINT}")))
+
+
+def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write a safetensors file. Raises OSError, which safetensors hides in an error of its own."""
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 def _copy(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -24,6 +24,8 @@ MAX_TERMINATION_MESSAGE_BYTES = 4096  # Kubernetes cuts at this
 MAX_MESSAGE_CHARACTERS = 2000
 DEFAULT_TERMINATION_LOG = Path("/dev/termination-log")
 
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
+
 TERMINATED = "Terminated"  # reasons that are not the name of an error
 KILLED = "Killed"
 LOST_PEER = "LostPeerError"
@@ -135,7 +137,7 @@ def failure_of(error: Exception, environment: ProcessEnvironment, step: int | No
 def _foreseen(error: Exception, environment: ProcessEnvironment) -> ModelChainError | None:
     if isinstance(error, ModelChainError):
         return error
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
         return explain(error, str(error.filename or environment.scratch), writing=True)
     if (
         isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"

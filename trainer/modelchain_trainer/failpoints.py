@@ -1,7 +1,8 @@
-"""Places where a test may kill the trainer, to see that nothing half done looks complete.
+"""Places where a test may kill or stop the trainer, to see that nothing half done looks complete.
 
-MODELCHAIN_FAILPOINT=<name> or <name>:<n> kills this process, as `kill -9` does, when it reaches the place of
-that name (for the n-th time). Not set, it costs one look at the environment; nobody sets it but tests.
+MODELCHAIN_FAILPOINT=<name>[:<n>[:<signal>]] sends this process a signal (KILL if none is given, or for
+example TERM) when it reaches the place of that name for the n-th time (1). Not set, a place costs one look at
+the environment; nobody sets it but tests.
 """
 
 from __future__ import annotations
@@ -16,10 +17,14 @@ _reached: Counter[str] = Counter()
 
 
 def reach(name: str) -> None:
-    """Die here, if the environment says so."""
-    wanted, _, count = os.environ.get(FAILPOINT_VARIABLE, "").partition(":")
-    if wanted != name:
+    """End here, if the environment says so."""
+    wanted = os.environ.get(FAILPOINT_VARIABLE)
+    if not wanted:
         return
+    place, _, rest = wanted.partition(":")
+    if place != name:
+        return
+    count, _, kind = rest.partition(":")
     _reached[name] += 1
     if _reached[name] == int(count or 1):
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), signal.Signals[f"SIG{kind or 'KILL'}"])

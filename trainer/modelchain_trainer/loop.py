@@ -18,6 +18,7 @@ from modelchain_trainer.attempt import Attempt
 from modelchain_trainer.checkpoint import CheckpointWriter, take_snapshot
 from modelchain_trainer.data.loader import TrainingLoader
 from modelchain_trainer.evaluation import EvaluationSet, Tokenize, evaluate
+from modelchain_trainer.failpoints import reach
 from modelchain_trainer.metrics_log import EvaluationLine, TrainLine
 from modelchain_trainer.step import StepReading, StepResult
 from modelchain_trainer.stopping import Terminated
@@ -89,6 +90,7 @@ class TrainingLoop:
             trainee.train_seconds += time.perf_counter() - started
             attempt.position.step = trainee.step
             attempt.telemetry.step(trainee.step)
+            reach("step")
             if reading is not None:
                 self._log(reading)
             if (
@@ -166,6 +168,7 @@ class TrainingLoop:
         if not due or known:
             return
         attempt.telemetry.phase("Evaluating")
+        reach("evaluation")
         metrics = evaluate(
             trainee.model,
             due,
@@ -217,6 +220,7 @@ class TrainingLoop:
             self._writer.wait()
         if self._agreed:
             attempt.ranks.share("stopped", lambda: "yes")
+            attempt.ranks.leave()
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,11 @@ class StopRequest:
     """Whether somebody asked this process to end. Outside of `deferred` that raises Terminated at once."""
 
     def __init__(self) -> None:
-        """Take over SIGTERM and SIGINT. In the main thread only."""
         self.requested = False
         self._deferred = False
+
+    def listen(self) -> None:
+        """Take over SIGTERM and SIGINT. In the main thread only."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._handle)
 

@@ -15,10 +15,12 @@ from torch import Tensor
 
 from modelchain.artifacts import attempt_folder
 from modelchain.resolved import ResolvedStage
+from modelchain.spec import WidthExpansion
 from modelchain_trainer.attempt import Attempt
 from modelchain_trainer.checkpoint import Restored, TrainingState, restore_latest, restore_random
 from modelchain_trainer.collectives import Group
-from modelchain_trainer.distillation import build_projections
+from modelchain_trainer.distillation import Projections, build_projections
+from modelchain_trainer.expansion import embedding_map
 from modelchain_trainer.initial_weights import grown_model, predecessor_model
 from modelchain_trainer.metrics_log import Line, MetricsLog, decode_lines, is_metrics_file
 from modelchain_trainer.model.build import model_from
@@ -116,12 +118,7 @@ def _needs_teacher(stage: ResolvedStage, first_step: int) -> bool:
 
 def _train_step(attempt: Attempt, model: Clip, teacher: Clip | None) -> TrainStep:
     stage = attempt.stage
-    # Projections depend on the stage alone, not on whether the teacher is still needed: checkpoints must fit.
-    projections = None
-    if stage.predecessor is not None:
-        projections = build_projections(
-            stage.model_config_.embed_dim, stage.predecessor.model_config_.embed_dim
-        )
+    projections = _projections(stage)
     parameters = list(model.named_parameters())
     if projections is not None:
         projections = projections.to(attempt.device)
@@ -130,6 +127,24 @@ def _train_step(attempt: Attempt, model: Clip, teacher: Clip | None) -> TrainSte
         ]
     optimizer = AdamW(parameters, stage.training)
     return TrainStep(model, teacher, projections, optimizer, stage, attempt.device, attempt.ranks.group)
+
+
+def _projections(stage: ResolvedStage) -> Projections | None:
+    """Projections to the teacher's embedding, as they start.
+
+    They depend on the stage alone, not on whether its teacher is still needed: all its checkpoints have them.
+    """
+    if stage.predecessor is None:
+        return None
+    student_size, teacher_size = stage.model_config_.embed_dim, stage.predecessor.model_config_.embed_dim
+    projections = build_projections(student_size, teacher_size)
+    if projections is not None and stage.expansion.width is WidthExpansion.EXACT:
+        # What growth did to the embeddings, undone: the distance to the teacher starts at zero.
+        back_FE = embedding_map(teacher_size, student_size).float()
+        with torch.no_grad():
+            projections.image.copy_(back_FE)
+            projections.text.copy_(back_FE)
+    return projections
 
 
 def _resume(attempt: Attempt, train_step: TrainStep, restored: Restored | None) -> None:

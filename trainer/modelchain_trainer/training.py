@@ -7,11 +7,12 @@ import logging
 from modelchain.resolved import ResolvedStage
 from modelchain_trainer import trainee
 from modelchain_trainer.attempt import Attempt, begin
-from modelchain_trainer.data.evaluation_data import open_sets
 from modelchain_trainer.data.index import DatasetIndex, build_index, index_shards
 from modelchain_trainer.data.loader import TrainingLoader
 from modelchain_trainer.data.tokenizer import Tokenizer
 from modelchain_trainer.environment import ProcessEnvironment
+from modelchain_trainer.evaluation_sets import open_sets
+from modelchain_trainer.failpoints import reach
 from modelchain_trainer.loop import TrainingLoop
 from modelchain_trainer.position import Position
 from modelchain_trainer.publish import publish
@@ -51,6 +52,7 @@ def train_stage(
 def index_data(attempt: Attempt) -> DatasetIndex:
     """Where the training samples lie. The ranks index shards side by side, then read each other's indexes."""
     attempt.telemetry.phase("Indexing")
+    reach("indexing")
     stage, ranks, store = attempt.stage, attempt.ranks, attempt.store
 
     def on_progress(_done: int, _total: int) -> None:

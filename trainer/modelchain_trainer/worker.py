@@ -29,6 +29,7 @@ _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 def main() -> int:
     """Train the stage in the environment as one of its ranks; returns the exit code."""
     stop = StopRequest()
+    stop.listen()
     try:
         environment = ProcessEnvironment.read(os.environ)
     except UsageError as error:

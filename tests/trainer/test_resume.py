@@ -1,0 +1,219 @@
+"""Attempts that are killed, stopped or cut off: whoever goes on ends with the same bits, and commits once."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modelchain.artifacts import Manifest
+from modelchain.commit import list_checkpoints, verify_stage
+from modelchain.errors import ExitCode
+from modelchain.resolved import ResolvedStage
+from modelchain.store.folder import FolderStore
+
+StageOf = Callable[..., ResolvedStage]
+Result = tuple[str, list[dict[str, Any]]]
+
+CLOCKS = {"time", "wallTime", "samplesPerSecond", "dataWaitFraction"}
+KILLED, TERMINATED = -9, int(ExitCode.TERMINATED)
+
+
+def _manifest(stage: ResolvedStage) -> Manifest | None:
+    return verify_stage(FolderStore(Path(stage.store.uri)), stage.folder, stage.digest)
+
+
+def _result(stage: ResolvedStage) -> Result:
+    """sha256 of the final weights, and all metrics but for clocks."""
+    manifest = _manifest(stage)
+    assert manifest is not None
+    (weights,) = [entry.sha256 for entry in manifest.files if entry.path == manifest.weights]
+    folder = Path(stage.store.uri) / stage.folder / "attempts" / manifest.attempt
+    files = sorted(folder.glob("metrics-*.jsonl"))
+    lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    return weights, [{key: value for key, value in line.items() if key not in CLOCKS} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def undisturbed() -> dict[int, Result]:
+    """Results of runs that nobody disturbed, by number of ranks; filled by the first test that needs one."""
+    return {}
+
+
+@pytest.fixture
+def reference(
+    undisturbed: dict[int, Result],
+    stage_in: StageOf,
+    trained_small: Path,
+    fork_server: Any,
+    tmp_path: Path,
+) -> Callable[[int], Result]:
+    """How the stage ends, trained by so many ranks, if nobody disturbs it."""
+
+    def result(ranks: int) -> Result:
+        if ranks not in undisturbed:
+            calm = _chain_end(stage_in, trained_small, tmp_path / f"calm-{ranks}")
+            assert fork_server.run(calm, tmp_path / f"calm-run-{ranks}", ranks=ranks) == 0
+            undisturbed[ranks] = _result(calm)
+        return undisturbed[ranks]
+
+    return result
+
+
+@pytest.fixture
+def expect(reference: Callable[[int], Result]) -> Callable[..., None]:
+    """Checks that a stage ended as the one that nobody disturbed, bit for bit."""
+
+    def check(stage: ResolvedStage, ranks: int = 1) -> None:
+        assert _result(stage) == reference(ranks)
+
+    return check
+
+
+def _chain_end(stage_in: StageOf, trained_small: Path, store: Path) -> ResolvedStage:
+    """A stage with predecessor, teacher and projections, whose predecessor is trained."""
+    small = stage_in(store, "small")
+    shutil.copytree(trained_small, store)
+    return stage_in(store, "large", width=32, layers=2, embed_dim=24, predecessor=small)
+
+
+@pytest.fixture
+def stage(stage_in: StageOf, trained_small: Path, tmp_path: Path) -> ResolvedStage:
+    return _chain_end(stage_in, trained_small, tmp_path / "store")
+
+
+@pytest.mark.parametrize(
+    "failpoint",
+    [
+        "indexing",
+        "evaluation:1",
+        "step:3",
+        "step:7",
+        "checkpoint-file:1",
+        "checkpoint-file:7",
+        "checkpoint-commit:2",
+        "checkpoint-committed:2",
+        "evaluation:3",
+        "upload-file:1",
+        "upload-file:3",
+        "manifest",
+    ],
+)
+def test_a_killed_attempt_leaves_no_trace_in_the_result(
+    failpoint: str, stage: ResolvedStage, fork_server: Any, tmp_path: Path, expect: Callable[..., None]
+) -> None:
+    assert fork_server.run(stage, tmp_path / "killed", failpoint=failpoint) == KILLED
+    assert _manifest(stage) is None, "a killed attempt looks complete"
+    assert fork_server.run(stage, tmp_path / "second") == 0
+    expect(stage)
+
+
+def test_an_attempt_killed_after_its_commit_has_finished(
+    stage: ResolvedStage, fork_server: Any, tmp_path: Path, expect: Callable[..., None]
+) -> None:
+    assert fork_server.run(stage, tmp_path / "killed", failpoint="manifest-committed") == KILLED
+    expect(stage)
+    assert fork_server.run(stage, tmp_path / "second") == 0
+    expect(stage)
+
+
+def test_attempts_killed_again_and_again_get_there(
+    stage: ResolvedStage, fork_server: Any, tmp_path: Path, expect: Callable[..., None]
+) -> None:
+    places = ("step:6", "checkpoint-committed:1", "step:2", "step:2", "manifest")
+    for number, failpoint in enumerate(places):
+        assert fork_server.run(stage, tmp_path / f"killed-{number}", failpoint=failpoint) == KILLED
+    assert fork_server.run(stage, tmp_path / "last") == 0
+    expect(stage)
+
+
+@pytest.mark.parametrize(
+    ("failpoint", "step"),
+    [
+        ("indexing:1:TERM", None),
+        ("evaluation:1:TERM", None),
+        ("step:3:TERM", 3),
+        ("step:4:TERM", 4),
+        ("evaluation:2:TERM", 6),
+        ("evaluation:3:TERM", 12),
+        ("upload-file:1:TERM", 12),
+    ],
+)
+def test_an_attempt_that_is_asked_to_end_keeps_what_it_has(
+    failpoint: str,
+    step: int | None,
+    stage: ResolvedStage,
+    fork_server: Any,
+    tmp_path: Path,
+    expect: Callable[..., None],
+) -> None:
+    (rank,) = fork_server.start(stage, tmp_path / "stopped", failpoint=failpoint)
+    assert rank.wait() == TERMINATED
+    failure = json.loads(rank.report.read_bytes())["failure"]
+    assert failure["reason"] == "Terminated"
+    steps = [c.step for c in list_checkpoints(FolderStore(Path(stage.store.uri)), stage.folder) if c.finished]
+    assert (steps[0] if steps else None) == step
+    assert ("anything to keep" in failure["message"]) == (step is None)
+    assert fork_server.run(stage, tmp_path / "second") == 0
+    expect(stage)
+
+
+def test_a_damaged_checkpoint_costs_steps_but_no_bits(
+    stage: ResolvedStage, fork_server: Any, tmp_path: Path, expect: Callable[..., None]
+) -> None:
+    assert fork_server.run(stage, tmp_path / "stopped", failpoint="step:10:TERM") == TERMINATED
+    newest = max((Path(stage.store.uri) / stage.folder).glob("attempts/*/checkpoints/*"))
+    path = newest / "optimizer.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    (rank,) = fork_server.start(stage, tmp_path / "second")
+    assert rank.wait() == 0
+    assert "passed over" in rank.log.read_text()
+    assert re.search("going on from step (4|8)", rank.log.read_text())
+    expect(stage)
+
+
+def test_a_full_disk_is_named_and_an_attempt_with_room_goes_on(
+    stage: ResolvedStage, fork_server: Any, tmp_path: Path, expect: Callable[..., None]
+) -> None:
+    (rank,) = fork_server.start(stage, tmp_path / "full", maximum_file_bytes=500_000)
+    assert rank.wait() == ExitCode.IO
+    failure = json.loads(rank.report.read_bytes())["failure"]
+    assert failure["reason"] == "DiskFullError"
+    assert "Traceback" not in rank.log.read_text()
+    assert fork_server.run(stage, tmp_path / "second") == 0
+    expect(stage)
+
+
+def test_two_processes_do_what_one_does(reference: Callable[[int], Result]) -> None:
+    for one, two in zip(reference(1)[1], reference(2)[1], strict=True):
+        assert one["step"] == two["step"]
+        if one["kind"] == "train":
+            assert two["loss"] == pytest.approx(one["loss"], rel=1e-4, abs=1e-6)
+            assert two["gradientNorm"] == pytest.approx(one["gradientNorm"], rel=1e-3)
+
+
+def test_two_processes_stop_together_and_resume_with_the_same_bits(
+    stage: ResolvedStage, fork_server: Any, tmp_path: Path, expect: Callable[..., None]
+) -> None:
+    ranks = fork_server.start(stage, tmp_path / "stopped", ranks=2, failpoint="step:5:TERM")
+    assert [rank.wait() for rank in ranks] == [TERMINATED, TERMINATED]
+    assert fork_server.run(stage, tmp_path / "second", ranks=2) == 0
+    expect(stage, ranks=2)
+
+
+def test_a_rank_that_loses_the_other_says_so_and_may_be_tried_again(
+    stage: ResolvedStage, fork_server: Any, tmp_path: Path, expect: Callable[..., None]
+) -> None:
+    first, second = fork_server.start(stage, tmp_path / "killed", ranks=2, failpoint="step:6")
+    assert (first.wait(), second.wait()) == (KILLED, ExitCode.FAILURE)
+    failure = json.loads(second.report.read_bytes())["failure"]
+    assert failure["reason"] == "LostPeerError"
+    assert "rank 1 lost another rank (rank 0 is at 127.0.0.1:" in failure["message"]
+    assert "Traceback" not in second.log.read_text()
+    assert fork_server.run(stage, tmp_path / "second", ranks=2) == 0
+    expect(stage, ranks=2)

@@ -1,0 +1,55 @@
+"""The evaluation sets of a stage, opened: their samples located, their classes named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from modelchain.errors import UserDataError
+from modelchain.resolved import ResolvedStage
+from modelchain.spec import EvaluationSpec, EvaluationType
+from modelchain.store import Store, open_location, split_uri
+from modelchain_trainer.data.evaluation_data import EvaluationReader
+from modelchain_trainer.data.patience import Patience
+from modelchain_trainer.evaluation import EvaluationSet
+
+
+def open_sets(
+    stage: ResolvedStage, index_store: Store, on_progress: Callable[[], None]
+) -> list[EvaluationSet]:
+    """All sets of the stage. Raises MissingInputError for shards or class files that do not exist."""
+    return [_open(stage, spec, index_store, on_progress) for spec in stage.evaluation]
+
+
+def _open(
+    stage: ResolvedStage, spec: EvaluationSpec, index_store: Store, on_progress: Callable[[], None]
+) -> EvaluationSet:
+    source = EvaluationReader(
+        spec,
+        stage.store,
+        index_store,
+        image_size=stage.model_config_.vision.image_size,
+        caption_keys=stage.data.caption_keys,
+    )
+    on_progress()
+    if spec.type is EvaluationType.ZERO_SHOT:
+        return EvaluationSet(spec, source, classes=_classes(stage, spec))
+    return EvaluationSet(spec, source, captions=len(spec.data.caption_keys or stage.data.caption_keys))
+
+
+def _classes(stage: ResolvedStage, spec: EvaluationSpec) -> tuple[str, ...]:
+    """Class names in the order of their numbers, from the spec or from its file of one name a line."""
+    if spec.classes is not None:
+        return tuple(spec.classes)
+    if spec.classes_uri is None:
+        raise UserDataError(f"evaluation set {spec.name}: a ZeroShot set needs classes or classesUri")
+    parent, name = split_uri(spec.classes_uri)
+    data, _ = Patience().attempt(lambda: open_location(parent, stage.store).get(name))
+    try:
+        names = [line.strip() for line in data.decode().splitlines()]
+    except UnicodeDecodeError:
+        raise UserDataError(f"{spec.classes_uri}: no UTF-8 text; write one class name a line") from None
+    while names and not names[-1]:
+        names.pop()
+    if len(names) < 2 or not all(names):
+        raise UserDataError(f"{spec.classes_uri}: write one class name a line, at least two, no line empty")
+    return tuple(names)
