@@ -248,6 +248,27 @@ def test_two_processes_end_with_the_same_weights_bit_for_bit(two_processes: Path
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
+def resume_and_compare(group: Group) -> bool:
+    """Whether steps after a resume end with the weights of those that were never interrupted, bit for bit."""
+    straight, model, named = train_step(stage(), group=group)
+    rows = [batch(step, group.rank, group.world_size) for step in range(STEPS)]
+    straight.run(rows[0], 0)
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state = {name: tensor.clone() for name, tensor in straight.state_dict().items()}
+    resumed, other, other_named = train_step(stage(), group=group)
+    other.load_state_dict(weights)
+    resumed.load_state_dict(state)
+    for step in range(1, STEPS):
+        straight.run(rows[step], step)
+        resumed.run(rows[step], step)
+    return all(torch.equal(parameter, other_named[name]) for name, parameter in named.items())
+
+
+@pytest.mark.slow
+def test_two_processes_resume_bit_for_bit(two_processes: Path) -> None:
+    assert [(two_processes / f"resumed-{rank}").read_text() for rank in range(2)] == ["True", "True"]
+
+
 @pytest.mark.slow
 def test_training_never_imports_the_compiler(two_processes: Path) -> None:
     assert (two_processes / "imported").read_text() == ""  # torch._dynamo takes seconds
@@ -368,6 +389,7 @@ def main(rank: int, world_size: int, port: str, folder: Path) -> None:
     torch.distributed.init_process_group("gloo", rank=rank, world_size=world_size)
     for case in TWO_PROCESS_CASES:
         train_and_record(folder, case, Group.current())
+    (folder / f"resumed-{rank}").write_text(str(resume_and_compare(Group.current())))
     if rank == 0:
         (folder / "imported").write_text(
             ",".join(sys.modules.keys() & {"torch._dynamo", "torchvision", "open_clip"})
