@@ -116,6 +116,7 @@ class LeaseKeeper:
         self._on_lost = on_lost
         self._sequence = 0
         self._etag = ""
+        self._removed = False  # the lease is to vanish, not to be released
         self._lost = threading.Event()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -150,6 +151,13 @@ class LeaseKeeper:
         if self._thread is not None:
             self._thread.join(timeout_seconds)
 
+    def remove(self) -> None:
+        """Stop renewing and delete the lease, if it is still ours: what it guarded is gone."""
+        self._removed = True
+        self.release()
+        if not self.lost:
+            self._store.delete([self._key])
+
     def __enter__(self) -> Self:
         self.acquire()
         return self
@@ -178,7 +186,8 @@ class LeaseKeeper:
                 if self._on_lost is not None:
                     self._on_lost()
                 return
-        self._attempt("release", lambda: self._write(self._etag, released=True))
+        if not self._removed:
+            self._attempt("release", lambda: self._write(self._etag, released=True))
 
     def _attempt(self, what: str, action: Callable[[], None]) -> None:
         try:

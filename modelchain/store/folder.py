@@ -265,13 +265,9 @@ def _is_file(status: os.stat_result) -> bool:
 def _stamp(path: Path, *, later_than: int | None) -> str:
     """Give `path` a modification time of its own, later than that of the file it replaces. The etag."""
     stamp = time.time_ns()
-    if later_than is not None:
-        stamp = max(stamp, later_than + 1)
     os.utime(path, ns=(stamp, stamp))
     status = path.stat()
-    if (
-        later_than is not None and status.st_mtime_ns <= later_than
-    ):  # the file system keeps whole seconds only
+    if later_than is not None and status.st_mtime_ns <= later_than:  # coarse times, or a clock set back only
         stamp = later_than + 2_000_000_000
         os.utime(path, ns=(stamp, stamp))
         status = path.stat()

@@ -15,7 +15,7 @@ class Wire:
         self._port = port
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._lock = threading.Lock()
-        self._cuts: dict[str, list[int]] = {"request": [], "answer": []}
+        self._cuts: dict[str, list[int]] = {"request": [], "answer": [], "body": []}
         self.cut = 0  # requests and answers cut so far
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -33,6 +33,11 @@ class Wire:
         """Cut the next requests, each after so many bytes, as when the client is killed."""
         with self._lock:
             self._cuts["request"].extend(after_bytes)
+
+    def cut_bodies(self, times: int) -> None:
+        """Cut the next requests between their headers and their body (when the server says 100 Continue)."""
+        with self._lock:
+            self._cuts["body"].extend([0] * times)
 
     def __enter__(self) -> Self:
         return self
@@ -53,6 +58,10 @@ class Wire:
         with suppress(OSError):
             while data := source.recv(65536):
                 if kind == "answer" and data.startswith(b"HTTP/1.1 100 "):  # go on: not the answer yet
+                    if self._cuts["body"]:
+                        self._cuts["body"].pop()
+                        self.cut += 1
+                        break
                     interim, _, data = data.partition(b"\r\n\r\n")
                     target.sendall(interim + b"\r\n\r\n")
                     if not data:

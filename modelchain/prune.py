@@ -1,0 +1,277 @@
+"""What a store may lose: stages that no chain refers to, attempts that did not win, old checkpoints.
+
+`plan_prune` looks and decides, `prune` deletes. Nothing is touched that is younger than the minimum age,
+nor a stage that somebody trains: each is deleted from under its own lease, so no trainer can start there
+meanwhile. What is deleted loses its manifest first, so nothing half deleted looks complete. Metrics and
+TensorBoard events of attempts that did not win stay: the winner may have gone on from where they were, and
+they are its history.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import re
+import secrets
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from pydantic import ValidationError
+
+from modelchain.artifacts import CHECKPOINT, LEASE, MANIFEST, STAGE, Manifest
+from modelchain.commit import StoredCheckpoint, list_checkpoints, verify_checkpoint, verify_stage
+from modelchain.errors import HeldError, UserDataError
+from modelchain.lease import LeaseKeeper
+from modelchain.store import NotFound, ObjectInfo, Store
+
+STALE_UPLOAD_SECONDS = 86400.0
+KEEP_CHECKPOINTS = 2  # of a stage that is not complete: the newest, and one more in case it is damaged
+LEASE_SECONDS = 30
+HISTORY = ("metrics-*.jsonl", "events.*")
+
+_STAGE_FOLDER = re.compile(r"stages/[A-Za-z0-9.-]+-[0-9a-f]{16}")
+
+
+@dataclass(frozen=True)
+class Removal:
+    """One thing that may go. `stage` is the folder of the stage it belongs to, empty if none."""
+
+    place: str  # its folder in the store
+    reason: str
+    keys: tuple[str, ...]
+    bytes: int
+    stage: str
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Something that looks as if it might go, and why it does not."""
+
+    place: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class PrunePlan:
+    removals: tuple[Removal, ...]
+    kept: tuple[Kept, ...]
+    stages: int  # that the store holds
+
+    @property
+    def bytes(self) -> int:
+        """Bytes that would become free."""
+        return sum(removal.bytes for removal in self.removals)
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What `prune` did."""
+
+    removed: tuple[Removal, ...]
+    kept: tuple[Kept, ...]  # somebody was at work there
+    uploads: int  # unfinished uploads dropped
+
+
+def plan_prune(
+    store: Store, *, now: float, min_age_seconds: float, without_chains: bool = False
+) -> PrunePlan:
+    """What may go from `store`. Reads only.
+
+    `now` in seconds since the epoch; `without_chains` allows to take every stage if the store knows no
+    chain at all. Raises UserDataError if a chain's file can't be read: then nobody knows which stages it
+    needs.
+    """
+    needed = _needed_stages(store)
+    too_young = now - min_age_seconds
+    removals: list[Removal] = []
+    kept: list[Kept] = []
+    stages: dict[str, list[ObjectInfo]] = {}
+    for info in store.list("stages/"):
+        stages.setdefault("/".join(info.key.split("/")[:2]), []).append(info)
+    for folder, files in stages.items():
+        if folder in needed:
+            found, reason = _superfluous(store, folder, files, too_young)
+            removals += found
+            kept += [Kept(folder, reason)] if reason else []
+        elif not needed and not without_chains:
+            kept.append(
+                Kept(folder, "the store knows no chain at all, so nothing says that it is not needed")
+            )
+        elif _youngest(files) > too_young:
+            kept.append(Kept(folder, "no chain refers to it, but it is too young"))
+        else:
+            removals.append(_removal(folder, "no chain refers to this stage", files, folder))
+    probes = [info for info in store.list(".probe/") if info.modified <= too_young]
+    if probes:
+        removals.append(_removal(".probe", "left over from a look at the store's abilities", probes, ""))
+    return PrunePlan(tuple(removals), tuple(kept), len(stages))
+
+
+def prune(
+    store: Store,
+    plan: PrunePlan,
+    *,
+    min_age_seconds: float,
+    on_removal: Callable[[Removal], None] = lambda _: None,
+) -> Pruned:
+    """Delete what `plan` says, stage by stage, from under the stage's lease; and unfinished uploads.
+
+    Waits for a lease that looks held to prove itself dead, at most its duration. `on_removal` is called
+    after each.
+    """
+    removed: list[Removal] = []
+    kept: list[Kept] = []
+    needed = _needed_stages(store)
+    for stage in dict.fromkeys(removal.stage for removal in plan.removals):
+        parts = [removal for removal in plan.removals if removal.stage == stage]
+        whole = any(part.place == stage for part in parts)
+        if whole and stage in needed:
+            kept.append(Kept(stage, "a chain has come to need it"))
+            continue
+        lease = _hold(store, stage) if stage else None
+        if isinstance(lease, Kept):
+            kept.append(lease)
+            continue
+        try:
+            if whole and _has_changed(store, stage, parts):
+                whole = False
+                kept.append(Kept(stage, "something was written there just now"))
+                continue
+            for part in parts:
+                _delete(store, part.keys)
+                removed.append(part)
+                on_removal(part)
+        finally:
+            if lease is not None:
+                if whole:
+                    lease.remove()
+                else:
+                    lease.release()
+    uploads = store.abort_stale_uploads("", max(STALE_UPLOAD_SECONDS, min_age_seconds))
+    return Pruned(tuple(removed), tuple(kept), uploads)
+
+
+def _needed_stages(store: Store) -> set[str]:
+    """Folders of all stages that any chain's file mentions, as its own or as weights to start from."""
+    needed: set[str] = set()
+    for info in store.list("chains/"):
+        if not info.key.endswith(".json") or info.key.endswith(".lease.json"):
+            continue
+        try:
+            text = store.get(info.key)[0].decode()
+            json.loads(text)
+        except NotFound:
+            continue
+        except ValueError as error:
+            raise UserDataError(
+                f"{store.uri_of(info.key)}: damaged, so nobody knows which stages this chain needs; mend or delete it"
+            ) from error
+        needed.update(_STAGE_FOLDER.findall(text))
+    return needed
+
+
+def _superfluous(
+    store: Store, folder: str, files: list[ObjectInfo], too_young: float
+) -> tuple[list[Removal], str]:
+    """What a stage that is needed can do without; and why nothing, if something is wrong with it."""
+    names = {info.key for info in files}
+    if f"{folder}/{MANIFEST}" not in names:
+        return _superfluous_checkpoints(store, folder, too_young), ""
+    try:
+        manifest = Manifest.model_validate_json(store.get(f"{folder}/{MANIFEST}")[0])
+        verify_stage(store, folder, manifest.digest)
+    except (ValidationError, UserDataError, NotFound):
+        return [], "its manifest does not verify, so nothing is certain here"
+    if not folder.endswith(manifest.digest[:16]):
+        return [], "its manifest is another stage's, so nothing is certain here"
+    listed = {f"{folder}/{entry.path}" for entry in manifest.files}
+    attempts: dict[str, list[ObjectInfo]] = {}
+    for info in files:
+        parts = info.key.removeprefix(f"{folder}/").split("/")
+        if parts[0] == "attempts" and len(parts) > 2:
+            attempts.setdefault(parts[1], []).append(info)
+    removals: list[Removal] = []
+    for token, found in attempts.items():
+        place = f"{folder}/attempts/{token}"
+        if token == manifest.attempt:
+            place += "/checkpoints"
+            reason = "checkpoints of a stage that is complete"
+            found = [info for info in found if info.key.startswith(f"{place}/")]
+        else:
+            reason = "this attempt did not win"
+        gone = [info for info in found if info.key not in listed and not _is_history(info.key)]
+        if gone and _youngest(found) <= too_young:
+            removals.append(_removal(place, reason, gone, folder))
+    return removals, ""
+
+
+def _superfluous_checkpoints(store: Store, folder: str, too_young: float) -> list[Removal]:
+    """Checkpoints of an incomplete stage but for the newest whole ones."""
+    digest = _digest_of(store, folder)
+    if digest is None:
+        return []
+    whole = 0
+    gone: list[tuple[StoredCheckpoint, str]] = []
+    for stored in list_checkpoints(store, folder):
+        if whole >= KEEP_CHECKPOINTS:
+            gone.append((stored, "newer checkpoints of its stage are whole"))
+        elif verify_checkpoint(store, folder, digest, stored) is not None:
+            whole += 1
+        else:
+            gone.append((stored, "a checkpoint that is not whole"))
+    return [
+        Removal(
+            next(iter(stored.sizes)).rpartition("/")[0], reason, tuple(stored.sizes), stored.bytes, folder
+        )
+        for stored, reason in gone
+        if stored.modified <= too_young
+    ]
+
+
+def _digest_of(store: Store, folder: str) -> str | None:
+    try:
+        stage = json.loads(store.get(f"{folder}/{STAGE}")[0])
+    except (NotFound, ValueError):
+        return None
+    digest = stage.get("digest") if isinstance(stage, dict) else None
+    return digest if isinstance(digest, str) and folder.endswith(digest[:16]) else None
+
+
+def _hold(store: Store, stage: str) -> LeaseKeeper | Kept:
+    lease = LeaseKeeper(
+        store,
+        f"{stage}/{LEASE}",
+        holder=f"prune-{secrets.token_hex(4)}",
+        chain="modelchain prune",
+        duration_seconds=LEASE_SECONDS,
+    )
+    try:
+        lease.acquire()
+    except HeldError as error:
+        return Kept(stage, str(error))
+    return lease
+
+
+def _has_changed(store: Store, stage: str, parts: Iterable[Removal]) -> bool:
+    planned = {key for part in parts for key in part.keys}
+    return {info.key for info in store.list(f"{stage}/")} - {f"{stage}/{LEASE}"} != planned
+
+
+def _delete(store: Store, keys: Iterable[str]) -> None:
+    commits = [key for key in keys if key.endswith((f"/{MANIFEST}", f"/{CHECKPOINT}"))]
+    store.delete(commits)
+    store.delete(key for key in keys if key not in set(commits))
+
+
+def _removal(place: str, reason: str, files: list[ObjectInfo], stage: str) -> Removal:
+    keys = tuple(info.key for info in files if info.key != f"{stage}/{LEASE}")
+    return Removal(place, reason, keys, sum(info.size for info in files), stage)
+
+
+def _youngest(files: list[ObjectInfo]) -> float:
+    return max(info.modified for info in files)
+
+
+def _is_history(key: str) -> bool:
+    name = key.rpartition("/")[2]
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in HISTORY)
