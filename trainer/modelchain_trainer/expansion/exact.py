@@ -18,7 +18,7 @@ copies.) Hence
 
 Copies must not stay copies. If a split were even, or merely in constant proportion, copies would receive the
 same gradient up to a factor, which Adam removes, and would never part. So each weight W[o, s], read from
-copies k of source s, is split as W * (1/c + offset_k * a_o * b_s): random signs a and b, offsets that differ
+copies k of source s, is split as W * (1/c + offset_k * sign_os): random signs, and offsets that differ
 from copy to copy and sum to zero. Copies then receive gradients that differ in direction. In a block that is
 new (an identity block writes nothing, so nothing has to be kept in it) the offsets need not sum to zero, and
 its repeated heads and units compute different things from the start.
@@ -72,15 +72,12 @@ class Copies:
 
         `extra` is added to the offsets: they no longer sum to zero, and the result no longer reads the same.
         """
-        dtype = weight_RS.dtype
-        count_L = torch.bincount(self.source, minlength=self.sources)[self.source].to(dtype)
+        count_L = torch.bincount(self.source, minlength=self.sources)[self.source].to(weight_RS.dtype)
         span_L = (count_L - 1).clamp(min=1)
-        offset_L = torch.where(count_L > 1, self.number.to(dtype) * 2 / span_L - 1, 0) / (2 * count_L) + extra
-        column_L = _signs(self.sources, generator, dtype)[self.source] * offset_L
-        share_RL = torch.outer(_signs(weight_RS.shape[0], generator, dtype), column_L)
-        share_RL += 1 / count_L
-        share_RL *= self.select(weight_RS, dim=1)
-        return share_RL
+        offset_L = torch.where(count_L > 1, self.number * 2 / span_L - 1, 0) / (2 * count_L) + extra
+        signed_RS = _signs(*weight_RS.shape, generator, weight_RS.dtype).mul_(weight_RS)
+        split_RL = self.select(weight_RS, dim=1).div_(count_L)
+        return split_RL.addcmul_(self.select(signed_RS, dim=1), offset_L.to(weight_RS.dtype))
 
 
 @dataclass(frozen=True)
@@ -239,8 +236,13 @@ class ExactWidth:
         return torch.cat([copied, tail], dim) if self._tower.tail else copied
 
 
-def _signs(count: int, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
-    return torch.randint(0, 2, (count,), generator=generator).to(dtype) * 2 - 1
+def _signs(rows: int, columns: int, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
+    """Random signs [rows, columns]: each row a window, at a place of its own, of one long random vector.
+
+    Drawing every element would cost more than all the rest of the growth.
+    """
+    line = torch.randint(0, 2, (rows + columns,), generator=generator).to(dtype) * 2 - 1
+    return line.unfold(0, columns, 1)[torch.randperm(rows, generator=generator)]
 
 
 def _repeat(tensor: Tensor, times: int, dim: int) -> Tensor:

@@ -1,8 +1,11 @@
 """Another image size or patch size: positions are interpolated, patch filters resampled. Near-exact.
 
-Positions: bicubic with antialiasing, as open_clip does when it loads weights at another size. Filters: the
-pseudo-inverse resize of FlexiViT (Beyer et al., arXiv 2212.08013), for which the product of a resized patch
-with the resized filter is that of the patch with the filter, exactly where patches grow.
+Positions: bicubic with antialiasing, as open_clip does when it loads weights at another size. Filters:
+where patches grow, the pseudo-inverse resize of FlexiViT (Beyer et al., arXiv 2212.08013): an enlarged
+patch meets the response that the patch met. Where they shrink, the transpose of enlarging: a patch meets
+the response that it would have met enlarged. (There FlexiViT's choice is the best one for patches of white
+noise, which pictures are not.) So a model whose patches change is exact on images that are enlarged with
+them.
 
 Shape suffixes: T tokens, D width, p and q sides of a patch.
 """
@@ -29,12 +32,16 @@ def resize_positions(positions_TD: Tensor, side: int) -> Tensor:
 
 
 def resample_filters(filters_DCpp: Tensor, side: int) -> Tensor:
-    """Patch filters [D, C, side, side] that respond to resized patches as `filters_DCpp` to the patches."""
+    """Patch filters [D, C, side, side] that respond to patches at another resolution as `filters_DCpp` did."""
     old_side = filters_DCpp.shape[-1]
     if old_side == side:
         return filters_DCpp
-    inverse_qp = torch.linalg.pinv(resize_matrix(old_side, side).T).to(filters_DCpp.dtype)
-    return inverse_qp @ filters_DCpp @ inverse_qp.T
+    grows = side > old_side
+    matrix_qp = (
+        torch.linalg.pinv(resize_matrix(old_side, side)).T if grows else resize_matrix(side, old_side).T
+    )
+    matrix_qp = matrix_qp.to(filters_DCpp.dtype)
+    return matrix_qp @ filters_DCpp @ matrix_qp.T
 
 
 def resize_matrix(old: int, new: int) -> Tensor:

@@ -8,6 +8,7 @@ Nothing is pickled. Whatever is wrong with a folder ends in one line that names 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -33,6 +34,7 @@ from modelchain_trainer.model.build import parameter_shapes
 from modelchain_trainer.model.open_clip_config import from_open_clip, to_open_clip
 
 _HASH_CHUNK = 1 << 20
+_FILE_MODE = 0o644
 
 
 def save_weights(model: nn.Module, config: ModelConfig, folder: Path) -> None:
@@ -127,9 +129,11 @@ def _write(path: Path, write: Callable[[Path], object]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
+        temporary.chmod(_FILE_MODE)  # safetensors leaves it to its owner alone
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the first error is the one to tell
+            temporary.unlink(missing_ok=True)
         if getattr(error, "errno", None) == errno.ENOSPC or f"os error {errno.ENOSPC}" in str(error):
             raise DiskFullError(f"{path}: no space left on the disk") from None
         raise CannotWriteError(f"{path}: cannot be written ({_one_line(error)})") from None
