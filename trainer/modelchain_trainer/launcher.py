@@ -138,6 +138,9 @@ def _run(stage: ResolvedStage, job: JobEnvironment, variables: dict[str, str]) -
     _watch_parent(variables, ranks)
     with _scratch_folder() as scratch:
         shared = {
+            # Threads of torch that have nothing to do sleep. Spinning, they take the cores from the threads
+            # that decode, and from everybody else: on busy cores a step of a small model took ten times as long.
+            "OMP_WAIT_POLICY": "PASSIVE",
             **variables,
             STAGE_ENVIRONMENT_VARIABLE: stage_json,
             SCRATCH_VARIABLE: str(scratch),
