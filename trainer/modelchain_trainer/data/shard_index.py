@@ -1,7 +1,7 @@
 """Where the samples of one shard lie: read from its tar headers once, then kept in the store.
 
 A sample is a run of consecutive members with the same key; the key is the path up to the first dot of the
-file's name, the rest is the extension, in lower case (webdataset's rule). Names that begin with a dot or have
+file's name, the rest is the extension, in lower case (webdataset's rule). Files that begin with a dot or have
 none are no samples.
 """
 

@@ -1,0 +1,142 @@
+"""Small shards for the tests of the data room."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from modelchain.resolved import ResolvedData, ResolvedStage, ResolvedStore
+from modelchain.store import ObjectInfo
+from modelchain.store.folder import FolderStore
+from modelchain_trainer.data.index import DatasetIndex, build_index
+
+Files = Mapping[str, bytes]
+
+
+def png(number: int, side: int = 8) -> bytes:
+    """A picture that tells its number: every pixel has the colour (number % 256, number // 256, 7)."""
+    file = io.BytesIO()
+    Image.new("RGB", (side, side), (number % 256, number // 256, 7)).save(file, "PNG")
+    return file.getvalue()
+
+
+def number_of(pixels_3HW: np.ndarray) -> int:
+    """The number of a picture made by `png`."""
+    return int(pixels_3HW[0, 0, 0]) + 256 * int(pixels_3HW[1, 0, 0])
+
+
+def noise(side: int, seed: int = 0, *, quality: str = "PNG") -> bytes:
+    """A picture of noise."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, quality)
+    return file.getvalue()
+
+
+def sample(number: int) -> dict[str, bytes]:
+    """The files of a sample that can be told from all others."""
+    return {"png": png(number), "txt": f"number {number}".encode()}
+
+
+def write_tar(path: Path, members: Sequence[tuple[str, bytes]], *, format_: int = tarfile.USTAR_FORMAT) -> Path:
+    """A tar file with these members."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w", format=format_) as archive:
+        for name, content in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return path
+
+
+def write_shards(
+    folder: Path, samples: int, per_shard: int, make: Callable[[int], Files] = sample
+) -> tuple[str, ...]:
+    """Shards with samples 0 .. samples-1, and their paths."""
+    paths: list[str] = []
+    for first in range(0, samples, per_shard):
+        members = [
+            (f"{number:06d}.{extension}", content)
+            for number in range(first, min(first + per_shard, samples))
+            for extension, content in make(number).items()
+        ]
+        paths.append(str(write_tar(folder / f"{len(paths):04d}.tar", members)))
+    return tuple(paths)
+
+
+def index_of(
+    shards: Sequence[str], samples: int, folder: Path, *, caption_keys: tuple[str, ...] = ("txt",)
+) -> DatasetIndex:
+    """The index of shards, kept in a store in `folder`."""
+    data = ResolvedData(shards=tuple(shards), samples=samples, caption_keys=caption_keys)
+    return build_index(data, access(folder), FolderStore(folder))
+
+
+def access(folder: Path) -> ResolvedStore:
+    """A chain's store in a folder."""
+    return ResolvedStore(uri=str(folder))
+
+
+def stage_of(
+    shards: Sequence[str],
+    samples: int,
+    *,
+    batch: int,
+    steps: int,
+    data: Mapping[str, object] | None = None,
+    training: Mapping[str, object] | None = None,
+    image_size: int = 8,
+) -> ResolvedStage:
+    """A stage that reads these shards."""
+    tower = {"width": 16, "layers": 1}
+    return ResolvedStage.model_validate(
+        {
+            "chain": {"namespace": "default", "name": "test", "uid": "uid"},
+            "name": "only",
+            "index": 0,
+            "digest": "0" * 64,
+            "folder": "stages/only",
+            "model": "only",
+            "modelConfig": {
+                "embedDim": 16,
+                "vision": {**tower, "imageSize": image_size, "patchSize": 4, "headWidth": 8},
+                "text": {**tower, "contextLength": 8, "heads": 2},
+            },
+            "store": {"uri": "unused"},
+            "data": {"shards": list(shards), "samples": samples, "randomCropScale": [1.0, 1.0], **(data or {})},
+            "training": {
+                "epochs": -(-steps * batch // samples),
+                "globalBatchSize": batch,
+                "warmupSteps": 0,
+                "checkpointEverySteps": 1000,
+                "dataWorkers": 2,
+                "stepsPerEpoch": samples // batch,
+                "steps": steps,
+                **(training or {}),
+            },
+        }
+    )
+
+
+class CountingStore(FolderStore):
+    """A folder that keeps a list of the ranges read from it."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.reads: list[tuple[str, int, int]] = []
+
+    def get_range(self, key: str, start: int, length: int) -> bytes:
+        self.reads.append((key, start, length))
+        return super().get_range(key, start, length)
+
+
+def info(path: Path) -> ObjectInfo:
+    """What a listing would say of a file."""
+    found = FolderStore(path.parent).head(path.name)
+    assert found is not None
+    return found

@@ -1,0 +1,128 @@
+"""The index of a data set: what is counted, what is missing, what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from modelchain.errors import ExitCode, MissingInputError, UserDataError
+from modelchain.resolved import ResolvedData, ResolvedStore
+from modelchain.store import NotFound, Store
+from modelchain.store.folder import FolderStore
+from modelchain_trainer.data.index import build_index, index_samples, index_shards
+from modelchain_trainer.data.patience import Patience
+from modelchain_trainer.data.reader import read_segment
+from tests.seaweedfs import BUCKET, SeaweedFS
+from tests.trainer.data.shards import access, index_of, png, sample, write_shards, write_tar
+
+
+def test_samples_are_numbered_through_all_shards(tmp_path: Path) -> None:
+    shards = write_shards(tmp_path / "data", 25, 10)
+    index = index_of(shards, 25, tmp_path / "store")
+    assert index.first_samples.tolist() == [0, 10, 20, 25]
+    for number in range(25):
+        segment = read_segment(index, number, number + 1, Patience())
+        assert segment.image(number) == png(number)
+        assert segment.text(number, 0) == f"number {number}".encode()
+        assert index.shard_of(number).uri == shards[number // 10]
+
+
+def test_progress_counts_shards(tmp_path: Path) -> None:
+    shards = write_shards(tmp_path / "data", 9, 3)
+    seen: list[tuple[int, int]] = []
+    index_samples(shards, ["txt"], access(tmp_path), FolderStore(tmp_path), lambda *done: seen.append(done))
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_another_number_of_samples_is_refused_with_the_right_one(tmp_path: Path) -> None:
+    data = ResolvedData(shards=write_shards(tmp_path / "data", 25, 10), samples=24)
+    with pytest.raises(UserDataError, match=r"data\.samples is 24, but .* hold 25 samples; write samples: 25"):
+        build_index(data, access(tmp_path), FolderStore(tmp_path / "store"))
+
+
+def test_missing_shards_are_named_up_to_five(tmp_path: Path) -> None:
+    write_shards(tmp_path / "data", 6, 3)
+    pattern = f"{tmp_path}/data/{{0000..0009}}.tar"
+    with pytest.raises(MissingInputError) as raised:
+        index_samples([pattern], ["txt"], access(tmp_path), FolderStore(tmp_path / "store"))
+    message = str(raised.value)
+    assert message.startswith("8 of 10 shards do not exist: ")
+    assert all(f"/data/{number:04d}.tar" in message for number in range(2, 7))
+    assert "0007.tar" not in message
+    assert "and 3 more" in message
+    assert raised.value.exit_code is ExitCode.NO_INPUT
+
+
+def test_a_bad_shard_among_good_ones_is_named(tmp_path: Path) -> None:
+    shards = write_shards(tmp_path / "data", 12, 3)
+    cut = Path(shards[2])
+    cut.write_bytes(cut.read_bytes()[:2000])
+    with pytest.raises(UserDataError, match=r"data/0002\.tar: was cut short"):
+        index_samples(shards, ["txt"], access(tmp_path), FolderStore(tmp_path / "store"))
+
+
+def test_the_first_known_picture_of_a_sample_is_its_image(tmp_path: Path) -> None:
+    members = [("0.webp", b"w"), ("0.txt", b"t"), ("0.png", b"p"), ("1.jpeg", b"e"), ("1.jpg", b"j"), ("2.webp", b"v")]
+    shard = str(write_tar(tmp_path / "a.tar", members))
+    index = index_of([shard], 3, tmp_path / "store")
+    images = [read_segment(index, number, number + 1, Patience()).image(number) for number in range(3)]
+    assert images == [b"p", b"j", b"v"]
+
+
+def test_groups_without_image_and_text_are_not_counted(tmp_path: Path) -> None:
+    members = [("readme.md", b"hello"), ("0.png", b"p"), ("1.txt", b"t"), ("notes.json", b"{}"), ("2.other", b"o")]
+    index = index_of([str(write_tar(tmp_path / "a.tar", members))], 2, tmp_path / "store")
+    assert index.image_offsets.tolist()[1] == -1
+    assert index.text_offsets.tolist()[0] == [-1]
+
+
+def test_a_shard_with_none_of_the_keys_is_refused(tmp_path: Path) -> None:
+    shard = str(write_tar(tmp_path / "a.tar", [("0.json", b"{}")]))
+    with pytest.raises(UserDataError, match=r"a\.tar: has no sample with any of jpg, .*, txt, long\.txt;"):
+        index_of([shard], 1, tmp_path / "store", caption_keys=("txt", "long.txt"))
+
+
+def test_ranks_index_their_own_shards_only(tmp_path: Path) -> None:
+    shards = write_shards(tmp_path / "data", 12, 3)
+    store = FolderStore(tmp_path / "store")
+    index_shards(shards, access(tmp_path), store, rank=1, world_size=3)
+    assert len(list(store.list("indexes/"))) == 1
+    for rank in (0, 2):
+        index_shards(shards, access(tmp_path), store, rank=rank, world_size=3)
+    assert len(list(store.list("indexes/"))) == 4
+
+
+def test_memory_stays_under_a_hundred_bytes_a_sample_with_seven_captions(tmp_path: Path) -> None:
+    keys = tuple(f"t{number}" for number in range(7))
+    shards = write_shards(tmp_path / "data", 8, 4, lambda n: {"png": png(n)} | dict.fromkeys(keys, b"text"))
+    index = index_of(shards, 8, tmp_path / "store", caption_keys=keys)
+    arrays = [value for value in vars(index).values() if isinstance(value, np.ndarray) and len(value) == len(index)]
+    assert len(arrays) == 6
+    assert sum(array.nbytes for array in arrays) < 100 * len(index)
+
+
+@pytest.mark.slow
+def test_shards_in_s3_are_indexed_like_those_in_a_folder(
+    tmp_path: Path, seaweedfs: SeaweedFS, s3_store: Store
+) -> None:
+    shards = write_shards(tmp_path / "data", 25, 10)
+    for path in map(Path, shards):
+        s3_store.upload(path.name, path)
+    uris = [f"{s3_store.uri}/{Path(path).name}" for path in shards]
+    index = index_samples(uris, ["txt"], seaweedfs.access("unused"), s3_store)
+    local = index_of(shards, 25, tmp_path / "store")
+    assert index.starts.tolist() == local.starts.tolist()
+    assert index.shards[1].uri == uris[1]
+    segment = read_segment(index, 12, 18, Patience())
+    assert [segment.text(number, 0) for number in range(12, 18)] == [sample(n)["txt"] for n in range(12, 18)]
+
+
+@pytest.mark.slow
+def test_a_missing_bucket_is_named(tmp_path: Path, seaweedfs: SeaweedFS) -> None:
+    at: ResolvedStore = seaweedfs.access("unused")
+    with pytest.raises((NotFound, MissingInputError), match="no-such-bucket") as raised:
+        index_samples(["s3://no-such-bucket/a.tar"], ["txt"], at, FolderStore(tmp_path))
+    assert raised.value.exit_code is ExitCode.NO_INPUT
+    assert BUCKET not in str(raised.value)
