@@ -1,238 +1,170 @@
-"""How a local run is shown: a live table on a terminal, plain lines in a log, JSON events for programs.
-
-All three are fed with the same `ChainStatus` at each look, and decide by themselves what is worth saying.
-"""
+"""How a run is shown: a live table on a terminal, plain lines in a log, JSON for programs."""
 
 from __future__ import annotations
 
-import json
 import sys
 import time
-from collections.abc import Callable, Mapping
 from typing import Protocol, TextIO
 
-from rich.console import Console, Group
-from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
-from rich.text import Text
+from modelchain.local.events import (
+    AttemptFailed,
+    Event,
+    Note,
+    ProgressMade,
+    RunEnded,
+    RunStarted,
+    StageChanged,
+    to_json,
+)
+from modelchain.reconcile.summary import duration, top1_of
+from modelchain.resolved import ResolvedChain
+from modelchain.status import ChainStatus, StagePhase
 
-from modelchain.status import ChainStatus, StagePhase, StageStatus, rfc3339
-
-LINE_SECONDS = 10.0  # between lines of progress where there is no terminal
-REFRESH_PER_SECOND = 4
-BAR_WIDTH = 20
-
-_STYLES: Mapping[StagePhase, str] = {
-    StagePhase.RUNNING: "bold cyan",
-    StagePhase.RETRYING: "bold yellow",
-    StagePhase.COMPLETE: "green",
-    StagePhase.CACHED: "green",
-    StagePhase.FAILED: "bold red",
-    StagePhase.SUSPENDED: "yellow",
-    StagePhase.WAITING: "yellow",
-}
+PROGRESS_LINE_SECONDS = 10.0
 
 
 class Display(Protocol):
-    """What a runner tells a person, or a program."""
+    """Told of every event, and of every new status; closed at the end whatever happens."""
 
-    def update(self, status: ChainStatus) -> None:
-        """How the chain stands. Called at every look; cheap where nothing has changed."""
+    def tell(self, event: Event) -> None:
+        """An event."""
         ...
 
-    def note(self, text: str) -> None:
-        """Something a person should know now, in one line."""
+    def show(self, status: ChainStatus) -> None:
+        """The status as it is now."""
         ...
 
     def close(self) -> None:
-        """No more updates: gives the terminal back."""
+        """Leave the terminal as it was."""
         ...
-
-
-def make_display(output: str, chain: str, stream: TextIO | None = None) -> Display:
-    """The display for `-o json` ("json") or for people ("text"): live on a terminal, lines elsewhere."""
-    stream = stream or sys.stdout
-    if output == "json":
-        return JsonDisplay(chain, stream)
-    if stream.isatty():
-        return LiveDisplay(chain, stream)
-    return LineDisplay(chain, stream)
-
-
-class LiveDisplay:
-    """A table that is redrawn in place; notes scroll by above it."""
-
-    def __init__(self, chain: str, stream: TextIO) -> None:
-        self._chain = chain
-        self._console = Console(file=stream)
-        self._live = Live(console=self._console, refresh_per_second=REFRESH_PER_SECOND, transient=False)
-        self._started = False
-
-    def update(self, status: ChainStatus) -> None:
-        if not self._started:
-            self._live.start()
-            self._started = True
-        self._live.update(self._render(status))
-
-    def note(self, text: str) -> None:
-        self._console.print(Text(text, style="dim"))
-
-    def close(self) -> None:
-        if self._started:
-            self._live.stop()
-            self._started = False
-
-    def _render(self, status: ChainStatus) -> Group:
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for title in ("STAGE", "PHASE"):
-            table.add_column(title, no_wrap=True)
-        table.add_column("PROGRESS", width=BAR_WIDTH)
-        for title in ("STEP", "SAMPLES/S", "LOSS", "TOP-1", "ETA"):
-            table.add_column(title, justify="left" if title == "LOSS" else "right", no_wrap=True)
-        for stage in status.stages:
-            table.add_row(
-                stage.name,
-                Text(phase_text(stage), style=_STYLES.get(stage.phase, "dim")),
-                ProgressBar(total=stage.steps or 1, completed=stage.step or 0, width=BAR_WIDTH)
-                if stage.steps
-                else Text(""),
-                step_text(stage),
-                "" if stage.samples_per_second is None else f"{stage.samples_per_second:,.0f}",
-                loss_text(stage.loss),
-                top1_text(stage.metrics),
-                "" if stage.eta_seconds is None or stage.finished else duration(stage.eta_seconds),
-            )
-        lines = [f"{stage.name}: {stage.message}" for stage in status.stages if _worth_a_line(stage)]
-        head = Text(f"{self._chain}  {status.phase}", style="bold")
-        if status.eta:
-            head.append(f"  {status.eta} to go", style="dim")
-        return Group(head, table, *(Text(line, style="yellow") for line in lines))
-
-
-class LineDisplay:
-    """One line for each change of phase or activity, and one every few seconds of progress."""
-
-    def __init__(self, chain: str, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
-        self._chain = chain
-        self._stream = stream
-        self._clock = clock
-        self._said: dict[str, str] = {}
-        self._next_progress = 0.0
-
-    def update(self, status: ChainStatus) -> None:
-        for stage in status.stages:
-            standing = f"{phase_text(stage)} {stage.message}".strip()
-            if self._said.get(stage.name) != standing:
-                first = stage.name not in self._said
-                self._said[stage.name] = standing
-                if first and stage.phase is StagePhase.PENDING:
-                    continue  # nothing has happened to it yet
-                self._line(stage, standing)
-                self._next_progress = self._clock() + LINE_SECONDS
-            elif stage.phase is StagePhase.RUNNING and self._clock() >= self._next_progress:
-                self._next_progress = self._clock() + LINE_SECONDS
-                self._line(stage, progress_text(stage))
-
-    def note(self, text: str) -> None:
-        print(f"{self._chain}: {text}", file=self._stream, flush=True)
-
-    def close(self) -> None:
-        """Nothing to give back."""
-
-    def _line(self, stage: StageStatus, text: str) -> None:
-        attempt = f" (attempt {stage.attempt})" if stage.attempt > 1 and not stage.finished else ""
-        print(f"{self._chain} {stage.name}{attempt}: {text}", file=self._stream, flush=True)
 
 
 class JsonDisplay:
-    """One JSON object a line.
+    """One event a line."""
 
-    {"type": "stage", "time", "chain", "stage": {...}} whenever a stage's status has changed, with the fields of
-    `StageStatus`; {"type": "chain", "time", "chain", "phase", "message"} when the chain's phase has;
-    {"type": "note", "time", "chain", "text"} for what a person should know.
-    """
+    def __init__(self, out: TextIO | None = None) -> None:
+        self._out = out or sys.stdout
 
-    def __init__(self, chain: str, stream: TextIO, clock: Callable[[], float] = time.time) -> None:
-        self._chain = chain
-        self._stream = stream
-        self._clock = clock
-        self._stages: dict[str, StageStatus] = {}
-        self._phase: tuple[str, str] | None = None
+    def tell(self, event: Event) -> None:
+        """Write the event."""
+        print(to_json(event), file=self._out, flush=True)
 
-    def update(self, status: ChainStatus) -> None:
-        for stage in status.stages:
-            if self._stages.get(stage.name) != stage:
-                self._stages[stage.name] = stage
-                self._event("stage", stage=stage.model_dump(mode="json", by_alias=True, exclude_none=True))
-        if self._phase != (status.phase, status.message):
-            self._phase = (status.phase, status.message)
-            self._event("chain", phase=str(status.phase), message=status.message)
-
-    def note(self, text: str) -> None:
-        self._event("note", text=text)
+    def show(self, status: ChainStatus) -> None:
+        """Events say it all."""
 
     def close(self) -> None:
-        """Nothing to give back."""
-
-    def _event(self, kind: str, **fields: object) -> None:
-        event = {"type": kind, "time": rfc3339(self._clock()), "chain": self._chain, **fields}
-        print(json.dumps(event, allow_nan=False), file=self._stream, flush=True)
+        """Nothing to leave."""
 
 
-def phase_text(stage: StageStatus) -> str:
-    """The phase, or what a running trainer is doing."""
-    if stage.phase is StagePhase.RUNNING and stage.activity:
-        return stage.activity
-    return str(stage.phase)
+class LineDisplay:
+    """Lines for a log file: each change of a stage, and its progress every ten seconds."""
+
+    def __init__(self, chain: ResolvedChain, out: TextIO | None = None) -> None:
+        self._chain = chain
+        self._out = out or sys.stdout
+        self._width = max(len(stage.name) for stage in chain.stages)
+        self._last: dict[str, tuple[str, float]] = {}  # by stage: activity, and when it was last printed
+
+    def tell(self, event: Event) -> None:
+        """Write the event as a line or a few; progress only now and then."""
+        if isinstance(event, ProgressMade) and not self._is_due(event):
+            return
+        clock = time.strftime("%H:%M:%S")
+        for line in lines_of(event, self._chain, self._width):
+            print(f"{clock} {line}" if not isinstance(event, RunEnded) else line, file=self._out, flush=True)
+
+    def show(self, status: ChainStatus) -> None:
+        """Events say it all."""
+
+    def close(self) -> None:
+        """Nothing to leave."""
+
+    def _is_due(self, event: ProgressMade) -> bool:
+        activity, printed = self._last.get(event.stage, ("", 0.0))
+        now = time.monotonic()
+        if event.activity == activity and now - printed < PROGRESS_LINE_SECONDS:
+            return False
+        self._last[event.stage] = (event.activity, now)
+        return True
 
 
-def step_text(stage: StageStatus) -> str:
-    """`step/steps`, or nothing where none is known."""
-    return f"{stage.step}/{stage.steps}" if stage.step is not None and stage.steps is not None else ""
+def lines_of(event: Event, chain: ResolvedChain, width: int) -> list[str]:
+    """An event for people."""
+    match event:
+        case RunStarted():
+            return [
+                f"chain {event.chain}: {len(event.stages)} stages into {event.store}",
+                f"logs: {event.logs}",
+            ]
+        case StageChanged():
+            if event.phase is StagePhase.PENDING and event.reason == "PredecessorIncomplete":
+                return []
+            attempt = f" (attempt {event.attempt})" if event.attempt > 1 else ""
+            text = f": {event.message}" if event.message else ""
+            return [f"{event.stage:<{width}}  {event.phase.value}{attempt}{text}"]
+        case ProgressMade():
+            return [f"{event.stage:<{width}}  {progress_text(event, chain)}"]
+        case AttemptFailed():
+            counted = "" if event.counted else ", not counted"
+            head = f"{event.stage:<{width}}  attempt {event.attempt} ended{counted}: {event.reason}: {event.message}"
+            tail = [f"    | {line}" for line in event.tail]
+            return [head, *([f"    last lines of {event.log}:", *tail] if tail else [])]
+        case Note():
+            return [event.message]
+        case RunEnded():
+            return result_lines(event)
 
 
-def loss_text(loss: Mapping[str, float]) -> str:
-    """The total, and its terms in brackets where there is more than one."""
-    if "total" not in loss:
-        return ""
-    terms = [f"{name} {value:.3f}" for name, value in loss.items() if name != "total" and value]
-    return f"{loss['total']:.3f}" + (f" ({', '.join(terms)})" if len(terms) > 1 else "")
+def progress_text(event: ProgressMade, chain: ResolvedChain) -> str:
+    """Figures of a running stage on one line."""
+    if event.activity != "Training":
+        return f"{event.activity}, step {event.step}/{event.steps}"
+    parts = [f"step {event.step}/{event.steps}"]
+    if event.samples_per_second is not None:
+        parts.append(f"{event.samples_per_second:,.0f} samples/s")
+    if event.loss:
+        parts.append(loss_text(event.loss))
+    metric = leading_metric(chain, event.stage, event.metrics)
+    if metric:
+        parts.append(metric)
+    if event.eta_seconds is not None:
+        parts.append(f"{duration(event.eta_seconds)} to go")
+    return ", ".join(parts)
 
 
-def top1_text(metrics: Mapping[str, float]) -> str:
-    """The first zero-shot accuracy in per cent, or nothing."""
-    value = next((value for name, value in metrics.items() if name.endswith("/top1")), None)
-    return "" if value is None else f"{100 * value:.1f} %"
+def loss_text(loss: dict[str, float]) -> str:
+    """`loss 2.31 (task 2.10, distillation 0.21)`."""
+    terms = ", ".join(f"{name} {value:.3f}" for name, value in loss.items() if name != "total")
+    total = f"loss {loss['total']:.3f}" if "total" in loss else "loss"
+    return f"{total} ({terms})" if terms else total
 
 
-def duration(seconds: float) -> str:
-    """`45s`, `3m20s`, `2h05m` or `4d03h`."""
-    seconds = int(seconds)
-    if seconds < 60:
-        return f"{seconds}s"
-    if seconds < 3600:
-        return f"{seconds // 60}m{seconds % 60:02}s"
-    if seconds < 86400:
-        return f"{seconds // 3600}h{seconds % 3600 // 60:02}m"
-    return f"{seconds // 86400}d{seconds % 86400 // 3600:02}h"
+def leading_metric(chain: ResolvedChain, stage: str, metrics: dict[str, float]) -> str:
+    """Accuracy on the first zero-shot set; else the first metric there is."""
+    from modelchain.status import StageStatus
+
+    top1 = top1_of(chain.stage(stage), StageStatus(name=stage, metrics=metrics))
+    if top1 is not None:
+        return f"top-1 {top1:.1%}"
+    first = next(iter(metrics.items()), None)
+    return f"{first[0]} {first[1]:.4g}" if first else ""
 
 
-def progress_text(stage: StageStatus) -> str:
-    """All that is known of a running stage, for one line of a log."""
-    speed = "" if stage.samples_per_second is None else f"{stage.samples_per_second:,.0f} samples/s"
-    loss = loss_text(stage.loss)
-    top1 = top1_text(stage.metrics)
-    eta = "" if stage.eta_seconds is None else f"{duration(stage.eta_seconds)} to go"
-    parts = (
-        f"step {step_text(stage)}" if step_text(stage) else phase_text(stage),
-        speed,
-        f"loss {loss}" if loss else "",
-        f"top-1 {top1}" if top1 else "",
-        eta,
-    )
-    return ", ".join(part for part in parts if part)
-
-
-def _worth_a_line(stage: StageStatus) -> bool:
-    return bool(stage.message) and stage.phase not in (StagePhase.PENDING, StagePhase.COMPLETE)
+def result_lines(event: RunEnded) -> list[str]:
+    """The end of a run: every stage, its metrics and weights, and the cost."""
+    width = max(len(stage.name) for stage in event.stages)
+    lines = ["", event.message]
+    for stage in event.stages:
+        steps = f"{stage.step or 0}/{stage.steps} steps" if stage.steps else ""
+        metrics = ", ".join(f"{name} {value:.4g}" for name, value in stage.metrics.items())
+        lines.append(
+            f"  {stage.name:<{width}}  {stage.phase.value:<9}  {steps}{'  ' + metrics if metrics else ''}"
+        )
+        if stage.weights_uri:
+            lines.append(f"  {'':<{width}}  {stage.weights_uri}")
+    if event.phase == "Complete":
+        lines.append(
+            f"cost: {event.cost_ratio:.1%} of training the largest model alone; "
+            f"training every model alone would cost {event.speedup:.2f}x the chain"
+        )
+    return lines

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from modelchain.errors import ExitCode, is_permanent
 from modelchain.reconcile.look import Look
-from modelchain.reconcile.observation import Job, JobPhase
+from modelchain.reconcile.observation import Job, JobPhase, StoreTrouble
 from modelchain.resolved import ResolvedRetry
 from modelchain.status import EndedAttempt, StagePhase, StageStatus, cut, from_rfc3339, rfc3339
 
@@ -44,7 +44,9 @@ def settle(look: Look) -> StageStatus:
         # its number.
         return status if status.job is None else _vanished(look)
     if job.phase is JobPhase.FAILED:
-        return _failed(look, job)
+        # It may have failed right after it completed the stage: what the store says comes first.
+        unknown = look.facts is None or look.facts.trouble is StoreTrouble.UNAVAILABLE
+        return status if unknown else _failed(look, job)
     if job.phase is JobPhase.SUCCEEDED:
         return _succeeded_without_manifest(look, job)
     if job.disrupted and job.phase is not JobPhase.QUEUED:

@@ -1,0 +1,226 @@
+"""Looks at the store in a thread of its own, so that a slow or absent one never holds up the runner."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, field, replace
+
+from pydantic import ValidationError
+
+from modelchain.artifacts import LEASE, PROGRESS, Progress, attempt_folder, attempt_prefix
+from modelchain.commit import verify_stage
+from modelchain.errors import ModelChainError, UserDataError
+from modelchain.lease import LeaseObserver
+from modelchain.reconcile.observation import LeaseView, StageFacts, StoreTrouble
+from modelchain.resolved import ResolvedChain, ResolvedStage
+from modelchain.store import NotFound, Store, StoreUnavailable
+
+LOCAL_SECONDS = 0.5  # between looks at a folder
+REMOTE_SECONDS = 2.0  # and at a store that charges for each request
+RARE_SECONDS = 15.0  # between looks at a stage whose turn has not come
+SILENT_SECONDS = 6.0  # a look that takes longer means that the store does not answer now
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the last looks showed."""
+
+    facts: Mapping[str, StageFacts]
+    readable_since: float  # seconds since the epoch
+    progress_changed_at: Mapping[tuple[str, int], float]  # by stage and attempt, by our clock
+
+
+@dataclass
+class _StageWatch:
+    """What is remembered of one stage between looks."""
+
+    stage: ResolvedStage
+    lease: LeaseObserver
+    facts: StageFacts | None = None
+    looked_at: float = 0.0  # monotonic: when that look began
+    wanted_since: float = 0.0  # monotonic: an older look is not good enough
+    attempt: int | None = None  # the one that runs
+    progress_etag: str = ""
+    changed_at: dict[int, float] = field(default_factory=dict)
+
+
+class StoreWatch:
+    """Keeps looking at the stages that are not finished, and writes the chain's record when there is a new
+    one.
+    """
+
+    def __init__(self, store: Store, chain: ResolvedChain) -> None:
+        self._store = store
+        self._chain = f"{chain.chain.namespace}/{chain.chain.name}"
+        self._uid = chain.chain.uid
+        self._own = attempt_prefix(self._uid, 0).removesuffix(
+            "0"
+        )  # what every token of this chain begins with
+        self._watches = {
+            stage.name: _StageWatch(stage, LeaseObserver(store, f"{stage.folder}/{LEASE}"))
+            for stage in chain.stages
+        }
+        self._interval = REMOTE_SECONDS if store.uri.startswith("s3://") else LOCAL_SECONDS
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._closing = False
+        self._finished: frozenset[str] = frozenset()
+        self._not_yet: frozenset[str] = frozenset()
+        self._readable_since = time.time()
+        self._busy_since: float | None = None  # monotonic: a look is under way since
+        self._was_silent = False
+        self._record: tuple[str, bytes] | None = None
+        self._thread = threading.Thread(target=self._run, name="store", daemon=True)
+
+    def look_at_all(self) -> None:
+        """One look at every stage, here and now. Raises what the store raises."""
+        for watch in self._watches.values():
+            self._look(watch, raising=True)
+
+    def start(self) -> None:
+        """Begin to look."""
+        self._thread.start()
+
+    def close(self, *, timeout_seconds: float) -> None:
+        """Write the last record and end; a store that does not answer is not waited for longer."""
+        self._closing = True
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout_seconds)
+
+    def follow(self, running: Mapping[str, int], *, finished: Set[str], not_yet: Set[str]) -> None:
+        """Which attempts run now, which stages need no further look, and which only a rare one."""
+        with self._lock:
+            self._finished, self._not_yet = frozenset(finished), frozenset(not_yet)
+            for name, watch in self._watches.items():
+                watch.attempt = running.get(name)
+
+    def look_again(self, stage: str) -> None:
+        """Something has happened to the stage: what was seen before says nothing any more."""
+        with self._lock:
+            self._watches[stage].wanted_since = time.monotonic()
+        self._wake.set()
+
+    def write(self, key: str, data: bytes) -> None:
+        """Write the record when the store lets us; only the newest counts."""
+        with self._lock:
+            self._record = (key, data)
+        self._wake.set()
+
+    def seen(self) -> Seen:
+        """What is known now."""
+        with self._lock:
+            silent = self._busy_since is not None and time.monotonic() - self._busy_since > SILENT_SECONDS
+            self._was_silent = self._was_silent or silent
+            facts = {
+                name: replace(watch.facts, trouble=StoreTrouble.UNAVAILABLE, message=self._silence())
+                if silent and watch.facts.trouble is None
+                else watch.facts
+                for name, watch in self._watches.items()
+                if watch.facts is not None and watch.looked_at >= watch.wanted_since
+            }
+            changed = {
+                (name, attempt): at
+                for name, watch in self._watches.items()
+                for attempt, at in watch.changed_at.items()
+            }
+            return Seen(facts, self._readable_since, changed)
+
+    def _silence(self) -> str:
+        return f"{self._store.uri} does not answer; waiting for it"
+
+    def _run(self) -> None:
+        while True:
+            self._wake.clear()
+            self._write_record()
+            if self._closing:
+                return
+            with self._lock:
+                due = [watch for name, watch in self._watches.items() if self._is_due(name, watch)]
+            for watch in due:
+                if self._closing:
+                    break
+                self._look(watch, raising=False)
+            if not self._closing:
+                self._wake.wait(self._interval)
+
+    def _is_due(self, name: str, watch: _StageWatch) -> bool:
+        if watch.facts is None or watch.looked_at < watch.wanted_since:
+            return True
+        if name in self._not_yet:
+            return time.monotonic() - watch.looked_at > RARE_SECONDS
+        return name not in self._finished
+
+    def _look(self, watch: _StageWatch, *, raising: bool) -> None:
+        began = time.monotonic()
+        with self._lock:
+            self._busy_since = began
+        trouble: StageFacts | None = None
+        try:
+            facts = self._facts(watch)
+        except UserDataError as error:
+            facts = StageFacts(trouble=StoreTrouble.DAMAGED, message=str(error))
+        except StoreUnavailable:
+            if raising:
+                raise
+            facts = trouble = StageFacts(trouble=StoreTrouble.UNAVAILABLE, message=self._silence())
+        except ModelChainError as error:  # refused, or the bucket is gone: somebody must mend that
+            if raising:
+                raise
+            facts = StageFacts(trouble=StoreTrouble.FORBIDDEN, message=str(error))
+        finally:
+            with self._lock:
+                self._busy_since = None
+        with self._lock:
+            if trouble is None and self._was_silent:
+                self._readable_since = time.time()
+            self._was_silent = trouble is not None
+            watch.facts, watch.looked_at = facts, began
+
+    def _facts(self, watch: _StageWatch) -> StageFacts:
+        """A whole look at a stage; while its attempt runs, only at the attempt's signs of life."""
+        stage, attempt = watch.stage, watch.attempt
+        fresh = watch.looked_at < watch.wanted_since or watch.facts is None or watch.facts.trouble is not None
+        manifest = None
+        if attempt is None or fresh:
+            manifest = verify_stage(self._store, stage.folder, stage.digest)
+            if manifest is not None:
+                return StageFacts(manifest=manifest)
+        held = watch.lease.observe()
+        lease = None
+        if held is not None:
+            ours = held.chain == self._chain and held.holder.startswith(self._own)
+            lease = LeaseView(holder=held.holder, chain=held.chain, fresh=held.fresh, own=ours)
+        if attempt is None or lease is None:
+            return StageFacts(lease=lease)
+        if not lease.holder.startswith(f"{attempt_prefix(self._uid, attempt)}-"):
+            return StageFacts(lease=lease)
+        progress = self._progress(watch, attempt, lease.holder)
+        return StageFacts(lease=lease, progress=progress, progress_attempt=attempt)
+
+    def _progress(self, watch: _StageWatch, attempt: int, token: str) -> Progress | None:
+        with contextlib.suppress(NotFound, ValidationError):
+            data, etag = self._store.get(f"{attempt_folder(watch.stage.folder, token)}/{PROGRESS}")
+            progress = Progress.model_validate_json(data)
+            if etag != watch.progress_etag:
+                with self._lock:
+                    watch.progress_etag = etag
+                    watch.changed_at[attempt] = time.time()
+            return progress
+        return None
+
+    def _write_record(self) -> None:
+        with self._lock:
+            record = self._record
+        if record is None:
+            return
+        try:
+            self._store.put(*record)
+        except ModelChainError:
+            return  # still the newest: the next round tries again
+        with self._lock:
+            if self._record is record:
+                self._record = None
