@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 from modelchain.artifacts import new_attempt_token
-from modelchain.resolved import ResolvedStage
+from modelchain.resolved import ResolvedStage, ResolvedStore
 from modelchain_trainer.environment import (
     LAUNCHER_VARIABLE,
     REPORT_VARIABLE,
@@ -69,7 +69,7 @@ def stage_in(squares: str) -> StageOf:
     """Makes stages: `stage_in(store, "small", width=16, predecessor=..., training={...}, retry={...}, ...)`."""
 
     def make(
-        store: Path,
+        store: Path | ResolvedStore,
         name: str,
         *,
         width: int = 16,
@@ -93,7 +93,7 @@ def stage_in(squares: str) -> StageOf:
                 "vision": {"imageSize": 8, "patchSize": 4, "width": width, "layers": layers, "headWidth": 16},
                 "text": {"contextLength": 16, "width": width, "layers": layers, "heads": width // 16},
             },
-            "store": {"uri": str(store)},
+            "store": {"uri": str(store)} if isinstance(store, Path) else store.model_dump(by_alias=True),
             "data": {"shards": [squares], "samples": SAMPLES, "blockMebibytes": 1},
             "evaluation": [
                 {
