@@ -12,7 +12,6 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import PurePath
 from typing import Any, NoReturn, Protocol, cast
 
@@ -61,8 +60,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"modelchain {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in COMMANDS:
-        if find_spec(f"modelchain.cli.{command}") is None:
-            continue
         cast("Command", import_module(f"modelchain.cli.{command}")).register(subparsers)
     return parser
 

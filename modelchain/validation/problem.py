@@ -23,7 +23,7 @@ class Problem:
         where = self.document if self.line is None else f"{self.document}:{self.line}"
         parts = [where, self.path, self.message] if self.path else [where, self.message]
         text = ": ".join(parts)
-        return f"{text}; {self.remedy}" if self.remedy else text
+        return printable(f"{text}; {self.remedy}" if self.remedy else text)
 
 
 class InvalidChain(UserDataError):  # noqa: N818  named for what it is about
@@ -90,3 +90,8 @@ def quoted(value: object) -> str:
     if isinstance(value, dict):
         return "a mapping"
     return str(value)
+
+
+def printable(text: str) -> str:
+    """Text on one line: what a file holds must neither break a message nor reach the terminal as a command."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -36,22 +36,20 @@ ODD = ModelConfig(
     vision=VisionSpec(image_size=33, patch_size=11, width=24, layers=2, head_width=8, mlp_ratio=4.3637),
     text=TextSpec(context_length=5, width=24, layers=1, heads=1),
 )
+NAMED = (
+    "ViT-T-16",
+    "ViT-C-16",
+    "ViT-M-16",
+    "ViT-BL-16",
+    "open_clip/ViT-B-32-quickgelu",
+    "open_clip/ViT-B-16-plus-240",
+    "open_clip/ViT-S-16-alt",
+)
 COUNTED = {
     "tiny": TINY,
     "squat": SQUAT,
     "odd": ODD,
-    **{
-        name: catalogue.find(name)
-        for name in (
-            *("ViT-T-16", "ViT-M-16", "ViT-BL-16", "ViT-L-16", "open_clip/ViT-B-32-quickgelu"),
-            *(
-                "open_clip/ViT-S-16-alt",
-                "open_clip/ViT-B-16-plus-240",
-                "open_clip/ViT-H-14",
-                "open_clip/ViT-g-14",
-            ),
-        )
-    },
+    **{name: catalogue.find(name) for name in NAMED},
 }
 
 
