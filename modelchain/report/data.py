@@ -147,6 +147,7 @@ class ChainArtifacts:
     stages: tuple[StageArtifacts, ...]
     baseline_epochs: int | None  # epochs of a model alone, where known
     status: ChainStatus | None = None
+    recorded_at: str | None = None  # when that status was written
     notes: tuple[str, ...] = ()
 
     @property
@@ -183,7 +184,16 @@ def read_chain(store: Store, chain: ResolvedChain) -> ChainArtifacts:
             f"chain {namespace}/{name}: none of its stages has started in {store.uri}; "
             "train it with `modelchain run`, or name its store with --store"
         )
-    return ChainArtifacts(namespace, name, store.uri, stages, chain.baseline_epochs, status, tuple(notes))
+    return ChainArtifacts(
+        namespace=namespace,
+        name=name,
+        store_uri=store.uri,
+        stages=stages,
+        baseline_epochs=chain.baseline_epochs,
+        status=status,
+        recorded_at=record.updated_at if record is not None else None,
+        notes=tuple(notes),
+    )
 
 
 def read_recorded_chain(store: Store, namespace: str, name: str) -> ChainArtifacts:
@@ -219,7 +229,14 @@ def read_recorded_chain(store: Store, namespace: str, name: str) -> ChainArtifac
     if not any(stage.started for stage in stages):
         raise MissingInputError(f"chain {namespace}/{name}: none of its stages has started in {store.uri}")
     return ChainArtifacts(
-        namespace, name, store.uri, stages, record.baseline_epochs, record.status, tuple(notes)
+        namespace=namespace,
+        name=name,
+        store_uri=store.uri,
+        stages=stages,
+        baseline_epochs=record.baseline_epochs,
+        status=record.status,
+        recorded_at=record.updated_at,
+        notes=tuple(notes),
     )
 
 

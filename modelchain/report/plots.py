@@ -329,9 +329,9 @@ def _thin(points: Points) -> Points:
 
 def _smooth(values: np.ndarray) -> np.ndarray:
     """Running mean over a twentieth of the curve, over fewer values towards both ends."""
-    half = len(values) // 40
-    if half == 0:
+    if len(values) < 10:
         return values
+    half = max(1, len(values) // 40)
     sums = np.concatenate([[0.0], np.cumsum(values)])
     places = np.arange(len(values))
     reach = np.minimum(np.minimum(places, len(values) - 1 - places), half)

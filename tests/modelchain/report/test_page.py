@@ -224,6 +224,7 @@ def test_an_unfinished_chain_without_its_file_still_has_a_page(tmp_path: Path) -
     report = make_report(read_recorded_chain(store, "default", "digits"), (), NOW)
     page = Page(report.html)
     assert "1 of 3 models are trained." in page.text
+    assert "The state is that of 2025-10-09T08:53:20Z" in page.text
     assert "Cost of the chain so far" in page.text
     assert "took" not in page.text.split("Cost of the chain so far")[0]
     assert "captions/imageToText@1" in page.text
