@@ -41,7 +41,6 @@ from modelchain.store.local_files import (
 
 CHUNK_BYTES = 1 << 20
 LOCK = ".modelchain.lock"
-CHUNK_BYTES = 1 << 20
 LOCK_SECONDS = 60.0  # the lock is held for one rename; a holder that takes this long is stopped or gone
 
 _NO_SUCH_LOCK = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}

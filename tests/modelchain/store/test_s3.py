@@ -76,7 +76,7 @@ def answer_with(store: S3Store, operation: str, status: int, code: str, times: i
         response._content = body
         return response
 
-    store._client().meta.events.register(f"before-send.s3.{operation}", answer)
+    store._connection.client().meta.events.register(f"before-send.s3.{operation}", answer)
     return answered
 
 
@@ -185,6 +185,7 @@ class TestWhatAUserGotWrong:
 
 
 class TestAServerThatGoesAway:
+    @pytest.mark.slow
     def test_everything_under_way_survives_a_restart(
         self, seaweedfs: SeaweedFS, access: ResolvedStore, tmp_path: Path
     ) -> None:
@@ -235,6 +236,7 @@ class TestAServerThatGoesAway:
         assert all(times > 0 for times in done)
         assert store.get("counter")[0] == b"%d" % done[0]
 
+    @pytest.mark.slow
     def test_a_server_that_stays_away_is_told_after_the_patience(
         self, seaweedfs: SeaweedFS, access: ResolvedStore
     ) -> None:
@@ -460,7 +462,7 @@ class TestFiles:
                 if asked == 5:
                     other.put("object", b"2" * 900_000)
 
-        store._client().meta.events.register("before-send.s3.GetObject", replace)
+        store._connection.client().meta.events.register("before-send.s3.GetObject", replace)
         store.download("object", tmp_path / "copy")
         assert (tmp_path / "copy").read_bytes() == b"2" * 900_000
 
@@ -470,7 +472,9 @@ class TestFiles:
         store = S3Store(access.uri, access, part_bytes=100_000)
         other = S3Store(access.uri, access)
         store.put("object", b"1" * 4_000_000)
-        store._client().meta.events.register("after-call.s3.GetObject", lambda **_: other.delete(["object"]))
+        store._connection.client().meta.events.register(
+            "after-call.s3.GetObject", lambda **_: other.delete(["object"])
+        )
         with pytest.raises(NotFound, match="object"):
             store.download("object", tmp_path / "down" / "copy")
         assert list((tmp_path / "down").iterdir()) == []
@@ -516,11 +520,13 @@ def test_a_forked_process_makes_connections_of_its_own(store: S3Store) -> None:
     child = os.fork()
     if child == 0:
         try:
-            os._exit(0 if store.get("key")[0] == b"from the parent" and len(store._clients) == 2 else 1)
+            os._exit(
+                0 if store.get("key")[0] == b"from the parent" and len(store._connection._clients) == 2 else 1
+            )
         finally:
             os._exit(2)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert len(store._clients) == 1
+    assert len(store._connection._clients) == 1
 
 
 def client_error(status: int, code: str, message: str = "") -> ClientError:
@@ -581,4 +587,4 @@ def ignore_conditions(store: S3Store) -> None:
         for header in ("If-None-Match", "If-Match"):
             del request.headers[header]
 
-    store._client().meta.events.register("before-sign.s3.PutObject", strip)
+    store._connection.client().meta.events.register("before-sign.s3.PutObject", strip)

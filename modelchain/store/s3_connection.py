@@ -1,0 +1,153 @@
+"""One connection to one bucket: the client, and the patience with a server that goes away."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+from boto3.session import Session
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+from urllib3.exceptions import HTTPError
+
+from modelchain.errors import ConfigurationError, ModelChainError
+from modelchain.resolved import ResolvedStore
+from modelchain.store.base import StoreUnavailable
+from modelchain.store.s3_errors import explain, is_missing, missing_bucket, status_of, without_credentials
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+log = logging.getLogger(__name__)
+
+ChecksumSetting = Literal["when_supported", "when_required"]
+T = TypeVar("T")
+
+FIRST_ANSWER_SECONDS = 15.0
+CONNECTIONS = 32
+
+
+class Busy(Exception):  # noqa: N818
+    """Raised by an action: somebody writes the object at this moment, ask again."""
+
+
+class Connection:
+    """The way to a bucket. Threads may share it; the first call makes the client."""
+
+    def __init__(self, bucket: str, access: ResolvedStore, *, patience_seconds: float) -> None:
+        self.bucket = bucket
+        self.endpoint = (
+            access.endpoint_url or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        )
+        self._access = access
+        self._patience_seconds = patience_seconds
+        self._clients: dict[int, S3Client] = {}  # by process: a forked one must not share our connections
+        self._client_lock = threading.Lock()
+        self._answered = False
+        self._bucket_seen = False
+
+    def call(
+        self, uri: str, action: Callable[[S3Client], T], *, progress: Callable[[], int] = lambda: 0
+    ) -> T:
+        """Call `action` until it succeeds, fails for good, or the store has not answered for too long.
+
+        `uri` names the object in messages. A growing `progress()` renews the patience.
+        """
+        deadline: float | None = None
+        done, wait = progress(), 0.2
+        while True:
+            try:
+                result = action(self.client())
+            except Busy:
+                time.sleep(random.uniform(0.01, 0.2))  # noqa: S311
+                continue
+            except ClientError as error:
+                self._answered = self._answered or 0 < status_of(error) < 500
+                problem: ModelChainError = explain(error, uri, self.bucket, self.endpoint)
+                cause: Exception = error
+            except BotoCoreError as error:
+                problem, cause = explain(error, uri, self.bucket, self.endpoint), error
+            except (HTTPError, ConnectionError, TimeoutError) as error:  # a body that breaks off
+                problem = StoreUnavailable(f"{uri}: the connection broke off; try again")
+                cause = error
+            else:
+                self._answered = True
+                return result
+            if not isinstance(problem, StoreUnavailable):
+                raise problem from cause
+            now = time.monotonic()
+            if progress() != done:
+                done, deadline, wait = progress(), None, 0.2
+            if deadline is None:
+                seconds = self._patience_seconds
+                deadline = now + (seconds if self._answered else min(seconds, FIRST_ANSWER_SECONDS))
+            if now + wait > deadline:
+                raise problem from cause
+            log.info("%s; trying again in %.1f s", problem, wait)
+            time.sleep(wait * random.uniform(0.7, 1.0))  # noqa: S311
+            wait = min(wait * 2, 5.0)
+
+    def require_bucket(self, uri: str, client: S3Client) -> None:
+        """Raises MissingBucket if the bucket does not exist; asks once."""
+        if self._bucket_seen:
+            return
+        try:
+            client.head_bucket(Bucket=self.bucket)
+        except ClientError as error:
+            if is_missing(error):
+                raise missing_bucket(self.bucket, uri, self.endpoint) from error
+            if status_of(error) != 403:  # may read objects, but not ask about the bucket
+                raise
+        self._bucket_seen = True
+
+    def client(self) -> S3Client:
+        """The client of this process."""
+        with self._client_lock:
+            client = self._clients.get(os.getpid())
+            if client is None:
+                client = self._clients[os.getpid()] = self._make_client()
+            return client
+
+    def _make_client(self) -> S3Client:
+        bundle = self._access.ca_bundle
+        if bundle is not None and not Path(bundle).is_file():
+            raise ConfigurationError(
+                f"{bundle}: no such file; it should hold the certificate authority of s3://{self.bucket}"
+            )
+        # Not every server knows checksums in trailers, boto3's default since 1.36. Bytes are guarded on
+        # the way all the same: by TLS, or by the signature over the payload.
+        checksums: ChecksumSetting | None = None if self.endpoint is None else "when_required"
+        config = Config(
+            connect_timeout=5,
+            read_timeout=60,
+            retries={"mode": "standard", "total_max_attempts": 3},
+            max_pool_connections=CONNECTIONS,
+            s3={"addressing_style": "auto" if self.endpoint is None else "path"},
+            request_checksum_calculation=_unless_set("AWS_REQUEST_CHECKSUM_CALCULATION", checksums),
+            response_checksum_validation=_unless_set("AWS_RESPONSE_CHECKSUM_VALIDATION", checksums),
+        )
+        session = Session()
+        try:
+            return session.client(
+                "s3",
+                endpoint_url=self.endpoint,
+                region_name=self._access.region or session.region_name or "us-east-1",
+                verify=bundle,
+                config=config,
+            )
+        except ValueError as error:  # botocore's way to refuse an endpoint
+            shown = without_credentials(self.endpoint or "")
+            raise ConfigurationError(
+                f"s3://{self.bucket}: endpoint {shown!r} is not a URL such as http://minio:9000"
+            ) from error
+
+
+def _unless_set(variable: str, value: ChecksumSetting | None) -> ChecksumSetting | None:
+    """`value`, or None (botocore then reads the variable) if the user has decided."""
+    return None if variable in os.environ else value
