@@ -14,10 +14,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
-from modelchain.commit import commit_stage, hash_file
 
 import modelchain
 from modelchain.artifacts import FileEntry, Manifest
+from modelchain.commit import commit_stage, hash_file
 from modelchain.cost import stage_macs
 from modelchain.spec import EvaluationType
 from modelchain_trainer.attempt import Attempt
