@@ -472,9 +472,14 @@ class TestFiles:
         store = S3Store(access.uri, access, part_bytes=100_000)
         other = S3Store(access.uri, access)
         store.put("object", b"1" * 4_000_000)
-        store._connection.client().meta.events.register(
-            "after-call.s3.GetObject", lambda **_: other.delete(["object"])
-        )
+        gone = threading.Event()
+
+        def vanish(**_: Any) -> None:
+            if not gone.is_set():
+                gone.set()
+                other.delete(["object"])
+
+        store._connection.client().meta.events.register("after-call.s3.GetObject", vanish)
         with pytest.raises(NotFound, match="object"):
             store.download("object", tmp_path / "down" / "copy")
         assert list((tmp_path / "down").iterdir()) == []
