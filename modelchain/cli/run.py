@@ -96,6 +96,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the chain; returns the exit code of the table in --help."""
+    from modelchain.local.display import SteadyDisplay
     from modelchain.local.fitting import fit_chain, visible_gpus
     from modelchain.local.runner import Runner, RunOptions
     from modelchain.resolve import resolve
@@ -118,7 +119,7 @@ def run(arguments: argparse.Namespace) -> int:
         retrain_missing=arguments.retrain_missing,
         command=shlex.join(["modelchain", *sys.argv[1:]]),
     )
-    display = _display(arguments.output, resolved)
+    display = SteadyDisplay(_display(arguments.output, resolved))
     try:
         code = Runner(resolved, open_store(resolved.store), options, display).run()
     finally:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 import time
+from collections.abc import Callable
 from typing import Protocol, TextIO
 
 from modelchain.local.events import (
@@ -39,6 +42,39 @@ class Display(Protocol):
         ...
 
 
+class SteadyDisplay:
+    """Passes on to another display until that can't be written to any more: a closed terminal, a reader that has gone.
+
+    Nobody loses a checkpoint because nobody looks.
+    """
+
+    def __init__(self, display: Display) -> None:
+        self._display: Display | None = display
+
+    def tell(self, event: Event) -> None:
+        """An event."""
+        self._try(lambda display: display.tell(event))
+
+    def show(self, status: ChainStatus) -> None:
+        """The status as it is now."""
+        self._try(lambda display: display.show(status))
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        self._try(lambda display: display.close())
+
+    def _try(self, say: Callable[[Display], None]) -> None:
+        if self._display is None:
+            return
+        try:
+            say(self._display)
+        except (OSError, ValueError):  # ValueError: the stream was closed
+            self._display = None
+            # What is left in the buffer must not end the interpreter with an error when it is flushed at exit.
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 class JsonDisplay:
     """One event a line."""
 
@@ -67,7 +103,7 @@ class LineDisplay:
 
     def tell(self, event: Event) -> None:
         """Write the event as a line or a few; progress only now and then."""
-        if isinstance(event, ProgressMade) and not self._is_due(event):
+        if isinstance(event, ProgressMade) and (event.activity == "Complete" or not self._is_due(event)):
             return
         clock = time.strftime("%H:%M:%S")
         for line in lines_of(event, self._chain, self._width):
@@ -97,8 +133,12 @@ def lines_of(event: Event, chain: ResolvedChain, width: int) -> list[str]:
                 f"logs: {event.logs}",
             ]
         case StageChanged():
-            if event.phase is StagePhase.PENDING and event.reason == "PredecessorIncomplete":
-                return []
+            if event.reason == "PredecessorIncomplete" or (
+                event.phase is StagePhase.RUNNING and not event.message
+            ):
+                return []  # the predecessor's line, or the progress that follows, says it
+            if event.reason == "Starting":
+                return [f"{event.stage:<{width}}  {event.message}"]
             attempt = f" (attempt {event.attempt})" if event.attempt > 1 else ""
             text = f": {event.message}" if event.message else ""
             return [f"{event.stage:<{width}}  {event.phase.value}{attempt}{text}"]

@@ -82,6 +82,11 @@ class TrainerProcess:
         return f"{self.stage.name}-{self.attempt}"
 
     @property
+    def live(self) -> bool:
+        """Whether anything of it lived when `poll` last looked."""
+        return self._ended_at is None
+
+    @property
     def pid(self) -> int:
         """The launcher's."""
         return self._process.pid

@@ -1,0 +1,97 @@
+"""How a run ends: when nothing more will happen by itself, with which exit code, and in which words. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from modelchain.cost import Plan
+from modelchain.errors import ExitCode
+from modelchain.local.events import RunEnded, StageResult
+from modelchain.reconcile.observation import StoreTrouble
+from modelchain.status import ChainPhase, ChainStatus, ConditionType, StagePhase, rfc3339
+
+_EXIT_CODES_OF_TROUBLE = {
+    StoreTrouble.FORBIDDEN.value: ExitCode.NO_PERMISSION,
+    StoreTrouble.DAMAGED.value: ExitCode.DATA,
+}
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """Who told the run to stop, if anybody did."""
+
+    signal: int | None = None  # the first that came
+    lease_lost: bool = False  # another run has taken over the chain
+
+    def __bool__(self) -> bool:
+        return self.signal is not None or self.lease_lost
+
+
+def exit_code(status: ChainStatus, stopped: Stopped) -> int | None:
+    """The exit code of a run whose processes have all ended; None if something more will happen."""
+    if status.is_true(ConditionType.ARTIFACTS_MISSING):
+        return int(ExitCode.NO_INPUT)
+    if status.phase is ChainPhase.COMPLETE:
+        return int(ExitCode.OK)
+    if status.phase is ChainPhase.FAILED:
+        failed = next(stage for stage in status.stages if stage.phase is StagePhase.FAILED)
+        code = failed.last_ended.exit_code if failed.last_ended is not None else None
+        return code if code is not None and failed.reason != "RetriesExhausted" else int(ExitCode.FAILURE)
+    if status.phase is ChainPhase.SUSPENDED:
+        if stopped.lease_lost:
+            return int(ExitCode.HELD)
+        return int(ExitCode.CONFIG) if stopped.signal is None else 128 + stopped.signal
+    return _blocked(status)
+
+
+def ending(
+    chain: str, status: ChainStatus, code: int, stopped: Stopped, *, plan: Plan, command: str, now: float
+) -> RunEnded:
+    """The last event of a run."""
+    return RunEnded(
+        time=rfc3339(now),
+        chain=chain,
+        phase=status.phase.value,
+        exit_code=code,
+        message=_message(chain, status, code, stopped, command),
+        stages=tuple(
+            StageResult(
+                name=stage.name,
+                phase=stage.phase,
+                step=stage.step,
+                steps=stage.steps,
+                attempt=stage.attempt,
+                metrics=stage.metrics,
+                weights_uri=stage.weights_uri,
+            )
+            for stage in status.stages
+        ),
+        cost_ratio=plan.cost_ratio,
+        speedup=plan.speedup,
+    )
+
+
+def _blocked(status: ChainStatus) -> int | None:
+    """The exit code where only a person can help: an artifact that is damaged, a store that refuses us."""
+    reasons = {stage.reason for stage in status.stages if not stage.finished} - {"PredecessorIncomplete"}
+    codes = {_EXIT_CODES_OF_TROUBLE.get(reason) for reason in reasons}
+    return int(min(code for code in codes if code is not None)) if codes and None not in codes else None
+
+
+def _message(chain: str, status: ChainStatus, code: int, stopped: Stopped, command: str) -> str:
+    missing = status.condition(ConditionType.ARTIFACTS_MISSING)
+    if missing is not None and missing.status == "True":
+        return f"chain {chain}: {missing.message}: {command} --retrain-missing"
+    if code == ExitCode.OK:
+        return f"chain {chain} is complete"
+    if status.phase is ChainPhase.FAILED:
+        return f"chain {chain} has failed: {status.message}"
+    if stopped.lease_lost:
+        return f"another run has taken over chain {chain}; this one has stopped"
+    if stopped.signal is not None:
+        at = next((stage for stage in status.stages if not stage.finished and stage.step), None)
+        where = f" in stage {at.name} at step {at.step}/{at.steps}" if at is not None else ""
+        return f"stopped{where}; go on with: {command}"
+    if status.phase is ChainPhase.SUSPENDED:
+        return f"chain {chain} is suspended (spec.suspend): unset it to train"
+    return f"chain {chain} can't go on: {status.message}"
