@@ -237,6 +237,52 @@ def test_a_termination_message_fits_into_4096_bytes(start: Start) -> None:
     assert launch.termination_message().message.startswith("üüü")
 
 
+def test_a_second_node_reports_under_the_token_of_the_first(start: Start) -> None:
+    worker = """
+with open(os.path.join(os.environ["MODELCHAIN_SCRATCH"], "token"), "w") as file: file.write("0123abcd-1-first")
+assert "MODELCHAIN_TOKEN" not in os.environ
+fail(74, "DiskFullError", "no space on node 1")
+"""
+    launch = start(worker, PET_NNODES="2", PET_NODE_RANK="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="1")
+    assert launch.wait()[0] == 74
+    file = launch.folder / "store" / str(STAGE["folder"]) / "attempts/0123abcd-1-first/failure.json"
+    assert Failure.model_validate_json(file.read_bytes()).message == "no space on node 1"
+
+
+def test_the_loss_of_a_peer_does_not_hide_what_the_peer_said(start: Start) -> None:
+    folder = Path("store") / str(STAGE["folder"]) / "attempts/0123abcd-1-first"
+    worker = f"""
+os.makedirs({str(folder)!r})
+with open({str(folder / "failure.json")!r}, "w") as file: file.write("what the peer said")
+with open(os.path.join(os.environ["MODELCHAIN_SCRATCH"], "token"), "w") as file: file.write("0123abcd-1-first")
+fail(1, "LostPeerError", "rank 0 is gone")
+"""
+    launch = start(worker, PET_NNODES="2", PET_NODE_RANK="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="1")
+    assert launch.wait()[0] == 1
+    assert (launch.folder / folder / "failure.json").read_text() == "what the peer said"
+
+
+def test_without_a_folder_for_temporary_files_it_says_so(tmp_path: Path) -> None:
+    code = """
+import json, os, sys, tempfile
+def missing(*_, **__): raise FileNotFoundError("none")
+tempfile.gettempdir = missing
+from modelchain_trainer.launcher import main
+sys.exit(main())
+"""
+    stage = json.dumps({**STAGE, "store": {"uri": str(tmp_path / "store")}})
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        env=_clean(os.environ) | {"MODELCHAIN_STAGE": stage},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 73
+    assert "set TMPDIR" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 def test_a_store_that_cannot_be_written_does_not_hide_the_cause(start: Start) -> None:
     launch = start("open('store', 'w').close(); fail(74, 'DiskFullError', 'full')")
     assert launch.wait()[0] == 74

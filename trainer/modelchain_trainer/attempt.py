@@ -18,7 +18,12 @@ from modelchain.lease import LeaseKeeper
 from modelchain.resolved import ResolvedStage
 from modelchain.store import ConflictError, Store, open_store
 from modelchain_trainer.data.patience import Patience
-from modelchain_trainer.environment import DEVICE_VARIABLE, ProcessEnvironment, available_cores
+from modelchain_trainer.environment import (
+    DEVICE_VARIABLE,
+    TOKEN_FILE,
+    ProcessEnvironment,
+    available_cores,
+)
 from modelchain_trainer.position import Position
 from modelchain_trainer.ranks import Ranks
 from modelchain_trainer.stopping import StopRequest
@@ -76,7 +81,8 @@ def begin(
         yield None
         ranks.leave()
         return
-    position.token = token = ranks.share("token", lambda: environment.token or "")
+    token = ranks.share("token", lambda: environment.token or "")
+    (environment.scratch / TOKEN_FILE).write_text(token)  # for the launchers of other nodes than the first
     scratch = environment.scratch / f"rank-{environment.local_rank}"
     scratch.mkdir(exist_ok=True)
     with contextlib.ExitStack() as stack:

@@ -39,7 +39,6 @@ class RankReport(Block):
     """What a failing rank leaves for its launcher."""
 
     failure: Failure
-    token: str | None = None  # of the attempt, for launchers of other nodes than the first
 
     def write(self, path: Path) -> None:
         """Replace `path`, whole or not at all."""

@@ -21,6 +21,7 @@ TOKEN_VARIABLE = "MODELCHAIN_TOKEN"  # noqa: S105 - the whole token; launcher to
 REPORT_VARIABLE = "MODELCHAIN_RANK_REPORT"  # file in which a rank says why it failed
 SCRATCH_VARIABLE = "MODELCHAIN_SCRATCH"  # folder for temporary files; the launcher removes it
 LAUNCHER_VARIABLE = "MODELCHAIN_LAUNCHER_PID"
+TOKEN_FILE = "token"  # noqa: S105 - in the scratch folder: the attempt's token, once the ranks know it
 PARENT_PIPE_VARIABLE = "MODELCHAIN_PARENT_PIPE"  # file descriptor whose end means: whoever started us is gone
 TERMINATION_LOG_VARIABLE = "MODELCHAIN_TERMINATION_LOG"
 DEVICE_VARIABLE = "MODELCHAIN_DEVICE"  # auto (default), cpu or cuda

@@ -29,8 +29,9 @@ def _open(
         index_store,
         image_size=stage.model_config_.vision.image_size,
         caption_keys=stage.data.caption_keys,
+        workers=stage.training.data_workers,
+        on_progress=lambda _done, _total: on_progress(),
     )
-    on_progress()
     if spec.type is EvaluationType.ZERO_SHOT:
         return EvaluationSet(spec, source, classes=_classes(stage, spec))
     return EvaluationSet(spec, source, captions=len(spec.data.caption_keys or stage.data.caption_keys))

@@ -24,14 +24,16 @@ from types import FrameType
 from pydantic import ValidationError
 
 from modelchain.artifacts import Failure, new_attempt_token
-from modelchain.errors import ConfigurationError, ExitCode, ModelChainError
+from modelchain.errors import CannotWriteError, ConfigurationError, ExitCode, ModelChainError
 from modelchain.resolved import STAGE_ENVIRONMENT_VARIABLE, ResolvedStage
+from modelchain.store.local_files import explain
 from modelchain_trainer.ending import one_line, terminated_failure, write_failure, write_termination_message
 from modelchain_trainer.environment import (
     ATTEMPT_VARIABLE,
     LAUNCHER_VARIABLE,
     PARENT_PIPE_VARIABLE,
     SCRATCH_VARIABLE,
+    TOKEN_FILE,
     TOKEN_VARIABLE,
     JobEnvironment,
     UsageError,
@@ -151,6 +153,8 @@ def _run(stage: ResolvedStage, job: JobEnvironment, variables: dict[str, str]) -
         ranks += start_ranks(own, shared, scratch)
         grace = stage.job.termination_grace_period_seconds
         endings = supervise(ranks, asked_to_stop=stop.asked, grace_seconds=grace - min(10.0, 0.2 * grace))
+        if token is None and (scratch / TOKEN_FILE).exists():
+            token = (scratch / TOKEN_FILE).read_text()
     cause = root_cause(endings)
     if cause is None or cause.failure is None:
         return int(ExitCode.OK)
@@ -160,8 +164,7 @@ def _run(stage: ResolvedStage, job: JobEnvironment, variables: dict[str, str]) -
             "asked to end, but a rank did not within its grace period and was killed", cause.rank
         )
         failure = failure.model_copy(update={"exit_code": cause.exit_code})
-    known_token = token or next((ending.token for ending in endings if ending.token), None)
-    code = _end(failure, variables, stage=stage, token=known_token)
+    code = _end(failure, variables, stage=stage, token=token)
     return int(ExitCode.INTERRUPTED) if code == ExitCode.TERMINATED and stop.signal == signal.SIGINT else code
 
 
@@ -213,14 +216,20 @@ def _scratch_folder() -> Iterator[Path]:
     A launcher holds a lock in its folder, which the kernel releases with the process. Folders of the last
     minute are left alone: one may just be about to be locked.
     """
-    parent = Path(tempfile.gettempdir())
+    try:
+        parent = Path(tempfile.gettempdir())
+    except FileNotFoundError as error:
+        raise CannotWriteError("no folder for temporary files can be written; set TMPDIR to one") from error
     for folder in parent.glob(f"{SCRATCH_PREFIX}*"):
         with contextlib.suppress(OSError), (folder / "lock").open("r+") as lock:
             if time.time() - folder.stat().st_mtime < NEW_FOLDER_SECONDS:
                 continue
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(folder, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=SCRATCH_PREFIX))
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=SCRATCH_PREFIX))
+    except OSError as error:
+        raise explain(error, str(parent), writing=True) from error
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         try:

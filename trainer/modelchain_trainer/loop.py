@@ -12,11 +12,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 from modelchain.cost import stage_macs
 from modelchain.errors import HeldError
 from modelchain_trainer.attempt import Attempt
 from modelchain_trainer.checkpoint import CheckpointWriter, take_snapshot
 from modelchain_trainer.data.loader import TrainingLoader
+from modelchain_trainer.data.sample import Cause
 from modelchain_trainer.evaluation import EvaluationSet, Tokenize, evaluate
 from modelchain_trainer.failpoints import reach
 from modelchain_trainer.metrics_log import EvaluationLine, TrainLine
@@ -85,18 +88,19 @@ class TrainingLoop:
             started = time.perf_counter()
             result = trainee.train_step.run(next(self._loader), trainee.step)
             trainee.step += 1
-            log = trainee.step % self._training.log_every_steps == 0 or trainee.step == self._training.steps
+            last = trainee.step == self._training.steps
+            log = last or trainee.step % self._training.log_every_steps == 0
+            save = last or trainee.step % self._training.checkpoint_every_steps == 0
             reading = result.read() if log else None  # waits for the device
             trainee.train_seconds += time.perf_counter() - started
             attempt.position.step = trainee.step
             attempt.telemetry.step(trainee.step)
             reach("step")
+            if log or save:
+                self._count_corrupt()
             if reading is not None:
                 self._log(reading)
-            if (
-                trainee.step % self._training.checkpoint_every_steps == 0
-                or trainee.step == self._training.steps
-            ):
+            if save:
                 self._save(result)
             self._writer.check()
             attempt.telemetry.check()
@@ -126,7 +130,6 @@ class TrainingLoop:
         samples = (now.step - self._line_from.step) * self._training.global_batch_size
         waited = min(1.0, (now.waited - self._line_from.waited) / seconds)
         self._line_from = now
-        self._count_corrupt()
         line = TrainLine(
             step=trainee.step,
             epoch=trainee.step / self._training.steps_per_epoch,
@@ -145,11 +148,12 @@ class TrainingLoop:
         attempt.telemetry.train(line, trainee.corrupt)
 
     def _count_corrupt(self) -> None:
-        """Corrupt samples of rank 0's share, and of what earlier attempts have counted."""
-        counts = dict(self._corrupt_before)
-        for cause, count in self._loader.corrupt.items():
-            counts[cause] = counts.get(cause, 0) + count
-        self._trainee.corrupt = counts
+        """Corrupt samples of all ranks and of all attempts so far. Every rank calls it at the same steps."""
+        mine = self._loader.corrupt
+        counts = torch.tensor([mine.get(cause, 0) for cause in Cause], device=self._attempt.device)
+        for cause, count in zip(Cause, self._attempt.ranks.group.sum(counts).tolist(), strict=True):
+            if total := self._corrupt_before.get(cause, 0) + count:
+                self._trainee.corrupt[str(cause)] = total
 
     def _next_evaluation(self) -> int:
         """The next step with an evaluation, after the one that is finished."""
@@ -196,11 +200,13 @@ class TrainingLoop:
         """Begin a checkpoint, unless one is still being written: a slow store holds nothing up."""
         attempt, trainee = self._attempt, self._trainee
         last = trainee.step == self._training.steps
-        if not attempt.ranks.first or (self._writer.busy and not last):
+        if not attempt.ranks.first:
+            return
+        if self._writer.busy and not last:
+            logger.info("no checkpoint at step %d: the one before is still being written", trainee.step)
             return
         if result is not None:
             result.read()  # raises DivergedError: no checkpoint of a model that is lost
-        self._count_corrupt()
         attempt.telemetry.begin_segment(trainee.step)
         model, rest = trainee.model.state_dict(), trainee.train_step.state_dict()
         self._writer.start(take_snapshot(trainee.state(), model, rest))
@@ -219,7 +225,8 @@ class TrainingLoop:
                 self._save(None)
             self._writer.wait()
         if self._agreed:
-            attempt.ranks.share("stopped", lambda: "yes")
+            saved = attempt.ranks.share("stopped", lambda: str(attempt.position.checkpoint_step or ""))
+            attempt.position.checkpoint_step = int(saved) if saved else None
             attempt.ranks.leave()
 
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 class Position:
     """Filled in by training.py as it goes."""
 
-    token: str | None = None  # of this attempt, once all ranks know it
     step: int | None = None  # finished steps, once training has begun
     checkpoint_step: int | None = None  # of the newest whole checkpoint
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import socket
 import sys
 import time
@@ -143,5 +144,8 @@ def lost_peer(error: BaseException, environment: ProcessEnvironment) -> LostPeer
     text = " ".join(str(error).split())
     if not isinstance(error, dist.DistError) and not any(sign in text for sign in _SIGNS_OF_A_LOST_PEER):
         return None
+    text = re.sub(r"\[/\S+\] ", "", text).partition(" This is typically caused")[
+        0
+    ]  # gloo's own advice, to its authors
     first = f"{environment.master_address}:{environment.master_port}"
     return LostPeerError(f"rank {environment.rank} lost another rank (rank 0 is at {first}): {text[:300]}")

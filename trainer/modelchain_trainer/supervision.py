@@ -50,7 +50,6 @@ class Ending:
     exit_code: int
     time: float  # seconds, monotonic
     failure: Failure | None  # None if it ended well
-    token: str | None
     killed_by_us: bool
 
 
@@ -151,6 +150,4 @@ def _ending(rank: RankProcess, code: int) -> Ending:
             failure = report.failure
         else:
             failure = signal_failure(-code, rank.rank) if code < 0 else silent_failure(code, rank.rank)
-    return Ending(
-        rank.rank, exit_code, time.monotonic(), failure, report.token if report else None, rank.killed_by_us
-    )
+    return Ending(rank.rank, exit_code, time.monotonic(), failure, rank.killed_by_us)

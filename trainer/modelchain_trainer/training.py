@@ -11,6 +11,7 @@ from modelchain_trainer.data.index import DatasetIndex, build_index, index_shard
 from modelchain_trainer.data.loader import TrainingLoader
 from modelchain_trainer.data.tokenizer import Tokenizer
 from modelchain_trainer.environment import ProcessEnvironment
+from modelchain_trainer.evaluation import EvaluationSet
 from modelchain_trainer.evaluation_sets import open_sets
 from modelchain_trainer.failpoints import reach
 from modelchain_trainer.loop import TrainingLoop
@@ -33,7 +34,7 @@ def train_stage(
             return
         tokenizer = Tokenizer(stage.model_config_.text.context_length)
         index = index_data(attempt)
-        sets = open_sets(stage, attempt.store, attempt.telemetry.advance)
+        sets = open_evaluation_sets(attempt)
         model = trainee.prepare(attempt)
         loader = TrainingLoader(
             index,
@@ -47,6 +48,14 @@ def train_stage(
         TrainingLoop(attempt, model, loader, sets, tokenizer).run()
         publish(attempt, model, sets, tokenizer)
         attempt.ranks.share("published", lambda: "yes")
+
+
+def open_evaluation_sets(attempt: Attempt) -> list[EvaluationSet]:
+    """The stage's evaluation sets. Rank 0 indexes their shards, the others read its indexes."""
+    stage, ranks = attempt.stage, attempt.ranks
+    sets = open_sets(stage, attempt.store, attempt.telemetry.advance) if ranks.first else []
+    ranks.share("evaluation sets", lambda: "indexed")
+    return sets if ranks.first else open_sets(stage, attempt.store, attempt.telemetry.advance)
 
 
 def index_data(attempt: Attempt) -> DatasetIndex:

@@ -52,7 +52,7 @@ def main() -> int:
     else:
         return int(ExitCode.OK)
     if environment.report is not None:
-        RankReport(failure=failure, token=position.token).write(environment.report)
+        RankReport(failure=failure).write(environment.report)
     return failure.exit_code
 
 
