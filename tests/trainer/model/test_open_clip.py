@@ -47,7 +47,7 @@ CONFIGURATIONS = {
 }
 
 
-@pytest.fixture(params=CONFIGURATIONS.values(), ids=CONFIGURATIONS.keys(), scope="module")
+@pytest.fixture(params=CONFIGURATIONS.values(), ids=list(CONFIGURATIONS), scope="module")
 def config(request: pytest.FixtureRequest) -> ModelConfig:
     return request.param
 

@@ -49,7 +49,7 @@ from torch import Tensor
 from modelchain.spec import ModelConfig
 from modelchain_trainer.expansion.depth import Source
 from modelchain_trainer.model.build import generator_for, initial_tensor
-from modelchain_trainer.model.clip import hidden_width, vision_heads
+from modelchain_trainer.model.clip import hidden_width
 
 _LN_PRE_STEP = 0.25  # s above: smaller is more exact, but gamma grows as 1 / s
 _NEW_BLOCK_OFFSET = 0.25
@@ -57,27 +57,31 @@ _NEW_BLOCK_OFFSET = 0.25
 
 @dataclass(frozen=True)
 class Copies:
-    """Which source each entry of a larger axis repeats, and the how-manieth copy of it that is."""
+    """A larger axis whose entry j repeats entry j mod `small`: heads and units in turn, heads as wholes."""
 
-    source: Tensor
-    number: Tensor
-    sources: int
+    small: int
+    large: int
 
-    def select(self, tensor: Tensor, dim: int = 0) -> Tensor:
-        """Repeat the sources along `dim`."""
-        return tensor.index_select(dim, self.source)
+    def repeat(self, tensor: Tensor, dim: int = 0) -> Tensor:
+        """The sources along `dim`, repeated. A new tensor."""
+        whole, rest = divmod(self.large, self.small)
+        return torch.cat([tensor] * whole + [tensor.narrow(dim, 0, rest)] * (rest > 0), dim)
 
     def split(self, weight_RS: Tensor, generator: torch.Generator, *, extra: float = 0.0) -> Tensor:
-        """Weights [R, L] that read from the copies what `weight_RS` reads from the sources.
+        """Weights [R, L] that read from the copies what `weight_RS` reads from the sources. A new tensor.
 
         `extra` is added to the offsets: they no longer sum to zero, and the result no longer reads the same.
         """
-        count_L = torch.bincount(self.source, minlength=self.sources)[self.source].to(weight_RS.dtype)
-        span_L = (count_L - 1).clamp(min=1)
-        offset_L = torch.where(count_L > 1, self.number * 2 / span_L - 1, 0) / (2 * count_L) + extra
-        signed_RS = _signs(*weight_RS.shape, generator, weight_RS.dtype).mul_(weight_RS)
-        split_RL = self.select(weight_RS, dim=1).div_(count_L)
-        return split_RL.addcmul_(self.select(signed_RS, dim=1), offset_L.to(weight_RS.dtype))
+        if self.small == self.large and not extra:
+            return weight_RS.clone()
+        number_L = (torch.arange(self.large) // self.small).double()  # the how-manieth copy
+        count_S = (self.large - torch.arange(self.small) + self.small - 1) // self.small
+        count_L = self.repeat(count_S.double())
+        offset_L = torch.where(count_L > 1, number_L * 2 / (count_L - 1).clamp(min=1) - 1, 0) / (2 * count_L)
+        rows, columns = weight_RS.shape
+        signed_RS = _signs(rows, columns, generator, weight_RS.dtype).mul_(weight_RS)
+        split_RL = self.repeat(weight_RS, dim=1).div_(count_L.to(weight_RS.dtype))
+        return split_RL.addcmul_(self.repeat(signed_RS, dim=1), (offset_L + extra).to(weight_RS.dtype))
 
 
 @dataclass(frozen=True)
@@ -86,47 +90,31 @@ class Tower:
 
     width: int
     large_width: int
-    heads: Copies  # over the rows of each of q, k and v
     units: Copies
-    stream: Copies  # without the tail
+
+    @property
+    def stream(self) -> Copies:
+        """The residual stream without its tail."""
+        return Copies(self.width, self.large_width - self.tail)
+
+    @property
+    def heads(self) -> Copies:
+        """The channels of all heads; their width is fixed, so they repeat as wholes."""
+        return Copies(self.width, self.large_width)
 
     @property
     def tail(self) -> int:
-        return self.large_width - len(self.stream.source)
+        return self.large_width % self.width
 
     @property
     def kappa(self) -> float:
-        return math.sqrt(self.large_width / len(self.stream.source))
-
-    @property
-    def widens(self) -> bool:
-        return self.large_width > self.width
+        return math.sqrt(self.large_width / (self.large_width - self.tail))
 
 
 def tower_of(small: ModelConfig, large: ModelConfig, *, vision: bool) -> Tower:
     """The image or the text tower's growth."""
     before, after = (small.vision, large.vision) if vision else (small.text, large.text)
-    head_width = small.vision.head_width if vision else small.text.width // small.text.heads
-    heads = vision_heads(large.vision) if vision else large.text.heads
-    return Tower(
-        width=before.width,
-        large_width=after.width,
-        heads=copies(before.width, heads * head_width, group=head_width),
-        units=copies(hidden_width(before), hidden_width(after)),
-        stream=copies(before.width, after.width // before.width * before.width),
-    )
-
-
-def copies(small: int, large: int, *, group: int = 1) -> Copies:
-    """An axis of `large` entries that repeats, in turn, the groups of one of `small`."""
-    groups = torch.arange(large // group)
-    repeated = groups % (small // group)
-    within = torch.arange(group)
-    return Copies(
-        source=(repeated[:, None] * group + within).flatten(),
-        number=(groups // (small // group)).repeat_interleave(group),
-        sources=small,
-    )
+    return Tower(before.width, after.width, Copies(hidden_width(before), hidden_width(after)))
 
 
 class ExactWidth:
@@ -143,19 +131,20 @@ class ExactWidth:
         """The large model's parameter `name` from the small model's `tensor`, its `source`."""
         heads, units = self._tower.heads, self._tower.units
         generator = generator_for(f"split {name}", seed=self._seed)
-        extra = _NEW_BLOCK_OFFSET if source.new_block and self._tower.widens else 0.0
+        widens = self._tower.large_width > self._tower.width
+        extra = _NEW_BLOCK_OFFSET if source.new_block and widens else 0.0
         match source.leaf:
             case "attn.in_proj_weight":
-                rows = heads.select(tensor.unflatten(0, (3, -1)), dim=1).flatten(0, 1)
+                rows = heads.repeat(tensor.unflatten(0, (3, -1)), dim=1).flatten(0, 1)
                 return self._read(name, rows, generator, extra=extra)
             case "attn.in_proj_bias":
-                return heads.select(tensor.unflatten(0, (3, -1)), dim=1).flatten()
+                return heads.repeat(tensor.unflatten(0, (3, -1)), dim=1).flatten()
             case "attn.out_proj.weight":
                 return heads.split(self._write(tensor, dim=0), generator)
             case "mlp.c_fc.weight":
-                return self._read(name, units.select(tensor), generator, extra=extra)
+                return self._read(name, units.repeat(tensor), generator, extra=extra)
             case "mlp.c_fc.bias":
-                return units.select(tensor)
+                return units.repeat(tensor)
             case "mlp.c_proj.weight":
                 return units.split(self._write(tensor, dim=0), generator)
             case "proj" | "text_projection":
@@ -165,7 +154,7 @@ class ExactWidth:
             case "ln_1.weight" | "ln_2.weight" | "ln_post.weight" | "ln_final.weight":
                 return self._gamma(tensor)
             case "ln_1.bias" | "ln_2.bias" | "ln_post.bias" | "ln_final.bias":
-                return self._with_tail(self._tower.stream.select(tensor), tensor.new_zeros(self._tower.tail))
+                return self._with_tail(self._tower.stream.repeat(tensor), tensor.new_zeros(self._tower.tail))
             case "token_embedding.weight":
                 return self._write(tensor, dim=1)
             case "positional_embedding":
@@ -183,11 +172,12 @@ class ExactWidth:
     def _write(self, tensor: Tensor, dim: int) -> Tensor:
         """Into the stream: kappa * [A, ..., A, mean(A)] along `dim`."""
         if not self._tower.tail:
-            return self._tower.stream.select(tensor, dim)
-        mean = tensor.mean(dim, keepdim=True)
-        return self._with_tail(
-            self._tower.stream.select(tensor, dim), _repeat(mean, self._tower.tail, dim), dim
-        ).mul_(self._tower.kappa)
+            return self._tower.stream.repeat(tensor, dim)
+        shape = list(tensor.shape)
+        shape[dim] = self._tower.tail
+        tail = tensor.mean(dim, keepdim=True).expand(shape)
+        copied = [tensor] * (self._tower.large_width // self._tower.width)
+        return torch.cat([*copied, tail], dim).mul_(self._tower.kappa)
 
     def _write_before_ln_pre(self, tensor: Tensor, dim: int) -> Tensor:
         """Into the input of ln_pre: as `_write`, plus s_j * g(A) on the tail."""
@@ -213,11 +203,11 @@ class ExactWidth:
     def _gamma(self, gamma_D: Tensor) -> Tensor:
         """Of a norm that feeds readers. The tail's is of their size: it scales the tail's gradient."""
         tail = gamma_D.abs().mean().expand(self._tower.tail)
-        return self._with_tail(self._tower.stream.select(gamma_D), tail) / self._tower.kappa
+        return self._with_tail(self._tower.stream.repeat(gamma_D), tail) / self._tower.kappa
 
     def _ln_pre_gamma(self, gamma_D: Tensor) -> Tensor:
         tail = self._tower.kappa / self._steps(gamma_D.dtype)
-        return self._with_tail(self._tower.stream.select(gamma_D), tail)
+        return self._with_tail(self._tower.stream.repeat(gamma_D), tail)
 
     def _gamma_of_ln_pre(self) -> Tensor:
         assert self._ln_pre_gamma_D is not None, "only the image tower has a ln_pre"
@@ -243,9 +233,3 @@ def _signs(rows: int, columns: int, generator: torch.Generator, dtype: torch.dty
     """
     line = torch.randint(0, 2, (rows + columns,), generator=generator).to(dtype) * 2 - 1
     return line.unfold(0, columns, 1)[torch.randperm(rows, generator=generator)]
-
-
-def _repeat(tensor: Tensor, times: int, dim: int) -> Tensor:
-    shape = list(tensor.shape)
-    shape[dim] = times
-    return tensor.expand(shape)
