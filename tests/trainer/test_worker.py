@@ -213,6 +213,25 @@ def test_the_slower_of_two_attempts_leaves_the_manifest_as_it_is(
     assert "completed by attempt faster" in caplog.text
 
 
+def test_retrieval_is_measured_and_class_names_may_lie_in_a_file(
+    stage_of: StageOf, train: Train, squares: str, tmp_path: Path
+) -> None:
+    (tmp_path / "names.txt").write_text("red\ngreen\nblue\nyellow\n")
+    data = {"shards": [squares]}
+    evaluation = [
+        {"name": "pairs", "type": "Retrieval", "data": {**data, "captionKeys": ["long.txt"], "samples": 40}},
+        {"name": "colours", "type": "ZeroShot", "data": data, "classesUri": f"{tmp_path}/names.txt"},
+    ]
+    stage = stage_of("both", epochs=1, evaluation=evaluation, data={"captionKeys": ["txt", "long.txt"]})
+    train(stage)
+    metrics = _manifest(stage).metrics
+    assert {"pairs/loss", "pairs/imageToText@5", "pairs/textToImage@1", "colours/top1"} <= set(metrics)
+    assert metrics == _metrics_at(stage, 4)
+    (tmp_path / "names.txt").write_text("red\n\nblue\n")
+    with pytest.raises(UserDataError, match="one class name a line"):
+        train(stage_of("unnamed", epochs=1, evaluation=evaluation))
+
+
 def test_corrupt_samples_are_counted_in_the_progress(
     stage_of: StageOf, train: Train, squares: str, tmp_path: Path
 ) -> None:
