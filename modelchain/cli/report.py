@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _read(source: str, arguments: argparse.Namespace) -> Iterator[ChainArtifacts]:
     """What a store holds of the chains of a file, or of one that the store knows by name."""
-    from modelchain.report.data import read_chain, read_recorded_chain
+    from modelchain.report.reading import read_chain, read_recorded_chain
     from modelchain.resolve import resolve
     from modelchain.resolved import ResolvedStore
     from modelchain.store import open_store

@@ -26,6 +26,15 @@ class Baseline:
 
 
 @dataclass(frozen=True)
+class Alone:
+    """What training without a chain takes."""
+
+    macs: float
+    epochs: int | None  # of each model; None: not all the same
+    run: bool  # counted in runs; else planned
+
+
+@dataclass(frozen=True)
 class Costs:
     """What the chain cost. MACs are multiply-accumulates, times are seconds of training."""
 
@@ -45,20 +54,50 @@ class Costs:
         return float(self.plan.chain_macs) if self.plan is not None else None
 
     @property
+    def largest_alone(self) -> Alone | None:
+        """The largest model alone: as it was run, else as planned."""
+        if self.plan is None:
+            return None
+        run = self._run([self.plan.largest.name])
+        return run or Alone(float(self.plan.largest.alone_macs), self.plan.baseline_epochs, run=False)
+
+    @property
+    def family_alone(self) -> Alone | None:
+        """Each model of the family alone: as they were run, if all were, else as planned."""
+        if self.plan is None:
+            return None
+        run = self._run([stage.name for stage in self.plan.stages])
+        return run or Alone(float(self.plan.family_macs), self.plan.baseline_epochs, run=False)
+
+    @property
     def of_largest(self) -> float | None:
-        """The chain over the largest model alone, as planned."""
-        chain = self.chain_macs
-        return None if chain is None or self.plan is None else chain / self.plan.largest.alone_macs
+        """The chain over the largest model alone."""
+        chain, alone = self.chain_macs, self.largest_alone
+        return None if chain is None or alone is None else chain / alone.macs
 
     @property
     def family_speedup(self) -> float | None:
-        """The family, each model alone as planned, over the chain."""
-        chain = self.chain_macs
-        return None if not chain or self.plan is None else self.plan.family_macs / chain
+        """The family, each model alone, over the chain."""
+        chain, alone = self.chain_macs, self.family_alone
+        return None if not chain or alone is None else alone.macs / chain
 
     def baseline(self, stage: str) -> Baseline | None:
         """The run of that stage's model alone."""
         return next((baseline for baseline in self.baselines if baseline.stage == stage), None)
+
+    def _run(self, stages: Sequence[str]) -> Alone | None:
+        """What training these alone took; None if not all such runs are given and finished."""
+        manifests = [
+            found.artifacts.manifest for name in stages if (found := self.baseline(name)) is not None
+        ]
+        finished = [manifest for manifest in manifests if manifest is not None]
+        if len(finished) < len(stages):
+            return None
+        resolved = [found.artifacts.resolved for name in stages if (found := self.baseline(name)) is not None]
+        epochs = {stage.training.epochs for stage in resolved if stage is not None}
+        return Alone(
+            sum(manifest.macs for manifest in finished), epochs.pop() if len(epochs) == 1 else None, run=True
+        )
 
 
 def costs(chain: ChainArtifacts, baselines: Sequence[Baseline] = ()) -> Costs:

@@ -102,25 +102,27 @@ def cost_plot(chain: ChainArtifacts, costs: Costs, colours: tuple[Colour, ...]) 
 def _alone_bars(chain: ChainArtifacts, costs: Costs, colours: tuple[Colour, ...]) -> list[Bar]:
     plan = costs.plan
     assert plan is not None
-    alone = [Segment(c, float(stage.alone_macs)) for stage, c in zip(plan.stages, colours, strict=True)]
-    largest = next(i for i, stage in enumerate(plan.stages) if stage is plan.largest)
-    label = f"{units.shorten(plan.largest.model, plots.MAX_LABEL)} alone"
-    bars = [_bar(label, "planned", (alone[largest],), real=False)]
-    run = {stage.name: costs.baseline(stage.name) for stage in chain.stages}
-    measured = [
-        Segment(colour, baseline.artifacts.macs or 0.0)
-        for baseline, colour in zip(run.values(), colours, strict=True)
-        if baseline is not None and baseline.artifacts.complete
+    largest, family = costs.largest_alone, costs.family_alone
+    assert largest is not None
+    assert family is not None
+    place = plan.stages.index(plan.largest)
+    planned = [Segment(c, float(stage.alone_macs)) for stage, c in zip(plan.stages, colours, strict=True)]
+    run = [costs.baseline(stage.name) for stage in chain.stages]
+    counted = [
+        Segment(c, (base.artifacts.macs or 0.0) if base else 0.0)
+        for base, c in zip(run, colours, strict=True)
     ]
-    base = run[plan.largest.name]
-    if base is not None and base.artifacts.complete:
-        bars.append(
-            _bar(label, "counted", (Segment(colours[largest], base.artifacts.macs or 0.0),), real=True)
-        )
-    bars.append(_bar("Each model alone", "planned", tuple(alone), real=False))
-    if len(measured) == len(chain.stages):
-        bars.append(_bar("Each model alone", "counted", tuple(measured), real=True))
-    return bars
+    one = (counted if largest.run else planned)[place]
+    every = counted if family.run else planned
+    return [
+        _bar(
+            f"{units.shorten(plan.largest.model, plots.MAX_LABEL)} alone",
+            "counted" if largest.run else "planned",
+            (one,),
+            real=largest.run,
+        ),
+        _bar("Each model alone", "counted" if family.run else "planned", tuple(every), real=family.run),
+    ]
 
 
 def _bar(label: str, source: str, segments: tuple[Segment, ...], *, real: bool) -> Bar:

@@ -172,7 +172,7 @@ def legend_below(figure: Figure, axes: Axes, keys: Sequence[Artist]) -> None:
             handles=list(keys),
             loc="lower left",
             ncols=columns,
-            bbox_to_anchor=(left, 0),
+            bbox_to_anchor=(left, 0.08 / height),
             borderaxespad=0,
             borderpad=0.1,
             handlelength=1.8,
@@ -181,7 +181,7 @@ def legend_below(figure: Figure, axes: Axes, keys: Sequence[Artist]) -> None:
             fontsize=NOTE_SIZE,
         )
         extent = legend.get_window_extent(renderer_of(figure))
-        extra = extent.height / figure.dpi + 0.05
+        extra = extent.height / figure.dpi + 0.12
         if extent.width / figure.dpi <= width * (1 - left) or columns == 1:
             break
         legend.remove()

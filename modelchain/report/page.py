@@ -13,7 +13,7 @@ import jinja2
 
 from modelchain import __version__
 from modelchain.errors import CannotWriteError, DiskFullError
-from modelchain.report import drawings, examples, headline, plots, svg, tables
+from modelchain.report import beside, drawings, examples, headline, plots, svg, tables
 from modelchain.report.accounting import Baseline, costs
 from modelchain.report.data import ChainArtifacts
 from modelchain.report.drawings import Plot
@@ -63,11 +63,11 @@ def make_report(chain: ChainArtifacts, baselines: Sequence[Baseline], now: datet
         paper=PAPER,
         made=now.strftime("%d %B %Y, %H:%M %Z").strip(),
         colours=(*colours, TEXT, MUTED, GRID, SURFACE),
-        verdict=headline.verdict(chain, cost),
+        verdict=headline.verdict(chain, cost, first),
         tiles=headline.tiles(chain, cost, first),
         measure=first,
-        finals=headline.finals(chain, cost, first) if first else [],
-        alone=headline.against_alone(chain, cost, first),
+        finals=beside.finals(chain, cost, first) if first else [],
+        alone=beside.against_alone(chain, cost, first),
         accuracy=[figure for plot in accuracy if (figure := _figure(plot, colours))],
         loss=_figure(loss, colours),
         cost=_figure(cost_bars, colours),

@@ -51,30 +51,24 @@ def document(
     name: str = "digits",
     evaluation: tuple[dict[str, object], ...] = (ZERO_SHOT,),
     only: int | None = None,
-    models: tuple[str, ...] = (),
+    alone_epochs: int = 24,
 ) -> dict[str, object]:
-    """A chain as a user writes it. `only`: just the model of that stage, alone, for as many epochs as the first."""
+    """A chain as a user writes it.
+
+    `only`: just the model of that stage, alone, for `alone_epochs`, as many as the first.
+    """
     blocks: list[dict[str, object]] = []
     for i in range(stages) if only is None else (only,):
         width, layers = WIDTHS[i]
         block: dict[str, object] = {
             "name": f"vit-{'tsmblxh'[i]}",
-            "training": {"epochs": 24 if not blocks else max(4, 12 - 2 * i)},
+            "training": {"epochs": max(4, 12 - 2 * i) if blocks else 24 if only is None else alone_epochs},
         }
-        if models:
-            block["model"] = models[i]
-        else:
-            block["modelConfig"] = {
-                "embedDim": 64,
-                "vision": {
-                    "imageSize": 32,
-                    "patchSize": 8,
-                    "width": width,
-                    "layers": layers,
-                    "headWidth": 32,
-                },
-                "text": {"contextLength": 16, "width": width, "layers": layers, "heads": width // 32},
-            }
+        block["modelConfig"] = {
+            "embedDim": 64,
+            "vision": {"imageSize": 32, "patchSize": 8, "width": width, "layers": layers, "headWidth": 32},
+            "text": {"contextLength": 16, "width": width, "layers": layers, "heads": width // 32},
+        }
         blocks.append(block)
     return {
         "apiVersion": "modelchain.dev/v1alpha1",

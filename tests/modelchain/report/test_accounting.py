@@ -9,7 +9,8 @@ import pytest
 from modelchain.cost import plan
 from modelchain.errors import ConfigurationError
 from modelchain.report.accounting import costs, match_baselines, reached
-from modelchain.report.data import ChainArtifacts, read_chain, read_recorded_chain
+from modelchain.report.data import ChainArtifacts
+from modelchain.report.reading import read_chain, read_recorded_chain
 from tests.modelchain.report.made_up_chain import Training, document, resolved, train
 
 
@@ -66,6 +67,37 @@ def test_baselines_are_matched_by_their_model_and_not_by_their_name(tmp_path: Pa
     assert baseline.stage == "vit-m"
     assert costs(chain, [baseline]).baseline("vit-m") is baseline
     assert costs(chain, [baseline]).baseline("vit-s") is None
+
+
+def test_what_was_run_alone_takes_the_place_of_what_was_planned(tmp_path: Path) -> None:
+    chain = read(tmp_path)
+    runs = [
+        read(tmp_path / str(i), Training(final=(0.9,)), only=i, name=f"alone-{i}", alone_epochs=7)
+        for i in range(3)
+    ]
+    some, every = costs(chain, match_baselines(chain, runs[1:])), costs(chain, match_baselines(chain, runs))
+    macs = [run.stages[0].macs or 0.0 for run in runs]
+    for cost in (some, every):
+        assert cost.largest_alone is not None
+        assert (cost.largest_alone.macs, cost.largest_alone.epochs, cost.largest_alone.run) == (
+            macs[2],
+            7,
+            True,
+        )
+        assert cost.of_largest == pytest.approx(cost.spent_macs / macs[2])
+    assert some.family_alone is not None
+    assert some.plan is not None
+    assert (some.family_alone.macs, some.family_alone.run) == (some.plan.family_macs, False)
+    assert every.family_alone is not None
+    assert (every.family_alone.macs, every.family_alone.run) == (pytest.approx(sum(macs)), True)
+
+
+def test_an_unfinished_run_alone_takes_no_place(tmp_path: Path) -> None:
+    chain = read(tmp_path)
+    run = read(tmp_path / "b", Training(until={"vit-m": 0.5}), only=2, name="unfinished")
+    alone = costs(chain, match_baselines(chain, [run])).largest_alone
+    assert alone is not None
+    assert not alone.run
 
 
 def test_what_is_no_baseline_is_refused(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ import pytest
 
 from modelchain.artifacts import MANIFEST, STAGE, chain_key
 from modelchain.errors import MissingInputError, UserDataError
-from modelchain.report.data import read_chain, read_recorded_chain, stage_phase
+from modelchain.report.data import stage_phase
+from modelchain.report.reading import read_chain, read_recorded_chain
 from modelchain.resolved import ResolvedChain
 from modelchain.store.folder import FolderStore
 from tests.modelchain.report.made_up_chain import Training, document, resolved, train
@@ -63,6 +64,16 @@ def test_a_chain_of_which_nothing_has_started_is_an_error_that_says_what_to_do(c
         read_chain(store, chain)
     assert error.value.exit_code == 66
     assert "\n" not in str(error.value)
+
+
+def test_a_file_edited_since_its_chain_ran_says_how_to_report_on_what_ran(chain: ResolvedChain) -> None:
+    store = train(chain, Training())
+    edited = document(Path(chain.store.uri))
+    edited["spec"]["training"]["seed"] = 7  # type: ignore[index]
+    with pytest.raises(
+        MissingInputError, match=rf"other settings: `modelchain report --store {store.uri} default/digits`"
+    ):
+        read_chain(store, resolved(edited))
 
 
 def test_an_unknown_chain_names_those_that_the_store_knows(chain: ResolvedChain) -> None:
