@@ -10,7 +10,14 @@ from modelchain.resolved import ResolvedChain
 from modelchain.spec import ModelChain
 
 Path = tuple[str | int, ...]
-REMOVED = object()
+class _Removed:
+    """Its text is the same in every process: it names tests."""
+
+    def __repr__(self) -> str:
+        return "REMOVED"
+
+
+REMOVED = _Removed()
 
 _BASE: dict[str, Any] = {
     "apiVersion": "modelchain.dev/v1alpha1",
