@@ -85,6 +85,23 @@ def test_neighbours_of_the_papers_family_keep_their_function(pair: str) -> None:
         assert errors.image_cosine > 1 - 1e-6
 
 
+@pytest.mark.parametrize("pair", ["T-S", "S-B", "B-L", "B-BL"])
+def test_every_image_finds_the_same_text_first(pair: str) -> None:
+    """Zero-shot classes of every image in the same order, near-exact growth included."""
+    small, large = (member(name) for name in pair.split("-"))
+    grown = grow(small, large, dtype=torch.float32)
+    images, classes = batch_of(small, seed=1, size=24).images.float(), batch_of(small, seed=2, size=8).tokens
+    with torch.no_grad():
+        rankings = [
+            (model.encode_image(images) @ model.encode_text(classes).T).argsort(dim=-1, descending=True)
+            for model in (grown.small, grown.large)
+        ]
+        scales = [float(model.logit_scale) for model in (grown.small, grown.large)]
+    assert len(rankings[0][:, 0].unique()) > 2, "the images must not all look like one class"
+    assert torch.equal(rankings[0], rankings[1])
+    assert scales[0] == scales[1]
+
+
 @pytest.mark.parametrize("widths", [(24, 32), (24, 40), (56, 64), (64, 72), (16, 40), (96, 128)], ids=str)
 def test_a_vision_width_that_does_not_divide_is_kept_nearly(widths: tuple[int, int]) -> None:
     errors = grow(config_of(vision=(widths[0], 3)), config_of(vision=(widths[1], 3))).errors()

@@ -144,6 +144,19 @@ def test_a_new_blocks_writers_learn_from_the_first_step(trained: Trained) -> Non
             assert trained.gradients[0][name].ne(0).float().mean() > 0.99
 
 
+def test_units_part_in_every_block_if_only_the_mlps_grow() -> None:
+    """New blocks write nothing at first: repeated units in them must differ by what they read."""
+    small, large = (
+        config_of(vision=(16, 1), text=(8, 1)),
+        config_of(vision=(16, 2), vision_ratio=8.0, text=(8, 1)),
+    )
+    grown = grow(small, large, strength=0.3)
+    train(grown.large, grown.batch, steps=STEPS)
+    for block in range(2):
+        rows = grown.large.state_dict()[f"visual.transformer.resblocks.{block}.mlp.c_fc.weight"]
+        assert closest_pair(rows) > 1e-4
+
+
 def test_even_splits_would_leave_copies_together() -> None:
     """The reason for uneven splits, shown: with equal halves, copies of a channel never part."""
     small, large = config_of(vision=(16, 1), text=(8, 1)), config_of(vision=(32, 1), text=(8, 1))

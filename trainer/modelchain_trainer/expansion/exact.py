@@ -131,18 +131,18 @@ class ExactWidth:
         """The large model's parameter `name` from the small model's `tensor`, its `source`."""
         heads, units = self._tower.heads, self._tower.units
         generator = generator_for(f"split {name}", seed=self._seed)
-        widens = self._tower.large_width > self._tower.width
-        extra = _NEW_BLOCK_OFFSET if source.new_block and widens else 0.0
+        extra_heads = _NEW_BLOCK_OFFSET if source.new_block and heads.large > heads.small else 0.0
+        extra_units = _NEW_BLOCK_OFFSET if source.new_block and units.large > units.small else 0.0
         match source.leaf:
             case "attn.in_proj_weight":
                 rows = heads.repeat(tensor.unflatten(0, (3, -1)), dim=1).flatten(0, 1)
-                return self._read(name, rows, generator, extra=extra)
+                return self._read(name, rows, generator, extra=extra_heads)
             case "attn.in_proj_bias":
                 return heads.repeat(tensor.unflatten(0, (3, -1)), dim=1).flatten()
             case "attn.out_proj.weight":
                 return heads.split(self._write(tensor, dim=0), generator)
             case "mlp.c_fc.weight":
-                return self._read(name, units.repeat(tensor), generator, extra=extra)
+                return self._read(name, units.repeat(tensor), generator, extra=extra_units)
             case "mlp.c_fc.bias":
                 return units.repeat(tensor)
             case "mlp.c_proj.weight":

@@ -31,7 +31,6 @@ from modelchain.errors import ConfigurationError
 from modelchain.spec import ModelConfig, TextSpec, VisionSpec
 
 CHANNELS = 3
-MAX_LOGIT_SCALE = 100.0  # temperature is learned, and clamped by the training step, as Radford et al. do
 
 
 class Clip(nn.Module):
