@@ -190,7 +190,9 @@ class TestAProcessName:
             assert not is_gone(other, this_host())
 
     @pytest.mark.parametrize(
-        "name", ["", "-/1/-", "a/b/c", "//", f"-/{os.getpid()}/5", "x", "b/99999999999999999999/5"]
+        "name",
+        ["", "-/1/-", "a/b/c", "//", f"-/{os.getpid()}/5", "x", "b/99999999999999999999/5"],
+        ids=["nothing", "nobody", "letters", "slashes", "own pid, no boot id", "one part", "huge pid"],
     )
     def test_a_name_that_says_nothing_is_never_gone(self, name: str) -> None:
         assert not is_gone(name, this_host())
