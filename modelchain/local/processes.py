@@ -22,7 +22,7 @@ from modelchain.resolved import STAGE_ENVIRONMENT_VARIABLE, ResolvedStage
 ATTEMPT_VARIABLE = "MODELCHAIN_ATTEMPT"
 PARENT_PIPE_VARIABLE = "MODELCHAIN_PARENT_PIPE"
 TERMINATION_LOG_VARIABLE = "MODELCHAIN_TERMINATION_LOG"
-KILL_MARGIN_SECONDS = 10.0  # the launcher ends its ranks within the grace period, and then itself
+KILL_MARGIN_SECONDS = 5.0  # the launcher ends its ranks within the grace period, and then itself
 TRAINER = (sys.executable, "-m", "modelchain_trainer")
 
 # A cluster's variables around us must not reach the trainer: its world is this machine.

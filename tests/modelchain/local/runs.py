@@ -1,0 +1,161 @@
+"""`modelchain run` as a process, with tests/modelchain/local/fake_trainer.py in the trainer's place."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from modelchain.status import ChainRecord
+
+FAKE_TRAINER = Path(__file__).with_name("fake_trainer.py")
+PATIENCE_SECONDS = 60.0  # for what takes a moment on a machine that has time
+
+# The program under test, but for the command that it starts.
+_DRIVER = """
+import sys
+import modelchain.local.processes as processes
+processes.TRAINER = (sys.executable, sys.argv[1])
+from modelchain.cli import main
+sys.exit(main(sys.argv[2:]))
+"""
+
+CHAIN = """
+apiVersion: modelchain.dev/v1alpha1
+kind: ModelChain
+metadata: {name: family}
+spec:
+  store: {uri: store}
+  data: {shards: [train.tar], samples: 64}
+  evaluation: [{name: digits, type: ZeroShot, data: {shards: [val.tar]}, classes: [zero, one]}]
+  training: {epochs: 2, globalBatchSize: 8}
+  job: {gpusPerNode: 0, terminationGracePeriodSeconds: 5}
+  retry: {limit: 1, backoffSeconds: 0}
+  stages:
+    - {name: tiny, model: ViT-T-16}
+    - {name: small, model: ViT-S-16}
+"""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that has ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """With -o json."""
+        return [json.loads(line) for line in self.out.splitlines()]
+
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        """Events of one kind."""
+        return [event for event in self.events if event["event"] == kind]
+
+
+class Run:
+    """A run that goes on."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+
+    def end(self) -> Finished:
+        """Wait for its end."""
+        out, err = self.process.communicate(timeout=PATIENCE_SECONDS)
+        return Finished(self.process.returncode, out, err)
+
+    def signal(self, number: int) -> None:
+        """Send it a signal."""
+        self.process.send_signal(number)
+
+
+class Bench:
+    """A folder with a chain, its store and the plans of the fake trainer."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.plans = folder / "plans"
+        self.plans.mkdir()
+        self.file = folder / "chain.yaml"
+        self.file.write_text(CHAIN)
+
+    def edit(self, pattern: str, replacement: str) -> None:
+        """Change the chain's file."""
+        text, count = re.subn(pattern, replacement, self.file.read_text())
+        assert count, pattern
+        self.file.write_text(text)
+
+    def plan(self, stage: str, *attempts: str) -> None:
+        """What the attempts of a stage do."""
+        (self.plans / f"{stage}.plan").write_text("\n".join(attempts))
+
+    def start(self, *arguments: str, environment: Mapping[str, str] | None = None) -> Run:
+        """Start `modelchain run` on the chain."""
+        return Run(
+            subprocess.Popen(
+                [sys.executable, "-c", _DRIVER, str(FAKE_TRAINER), "run", str(self.file), *arguments],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env={**os.environ, "FAKE_TRAINER": str(self.plans), **(environment or {})},
+            )
+        )
+
+    def run(self, *arguments: str, environment: Mapping[str, str] | None = None) -> Finished:
+        """Run `modelchain run -o json` on the chain to its end."""
+        return self.start("-o", "json", *arguments, environment=environment).end()
+
+    def starts(self, stage: str) -> list[list[str]]:
+        """Process id, token and micro-batch size of every attempt that was started."""
+        file = self.plans / f"{stage}.starts"
+        return [line.split() for line in file.read_text().splitlines()] if file.exists() else []
+
+    def record(self) -> ChainRecord:
+        """The chain's record in the store."""
+        return ChainRecord.model_validate_json(
+            (self.folder / "store/chains/default/family.json").read_bytes()
+        )
+
+    def wait_for_start(self, stage: str, number: int = 1) -> int:
+        """Wait until that attempt of the stage gives a sign of life; returns its process id."""
+
+        def alive() -> bool:
+            starts = self.starts(stage)
+            if len(starts) < number:
+                return False
+            token = starts[number - 1][1]
+            return any(self.folder.glob(f"store/stages/*/attempts/{token}/progress.json"))
+
+        wait_until(alive, f"attempt {number} of {stage} starts")
+        return int(self.starts(stage)[number - 1][0])
+
+
+def wait_until(holds: Callable[[], bool], what: str, *, seconds: float = PATIENCE_SECONDS) -> None:
+    """Wait until something holds."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, f"waited {seconds} s in vain until {what}"
+        time.sleep(0.02)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether the process lives (a zombie does not)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in {"Z", "X"}
+    except OSError:
+        return False
+
+
+def kill(pid: int) -> None:
+    """As `kill -9`."""
+    os.kill(pid, signal.SIGKILL)

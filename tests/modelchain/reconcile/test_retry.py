@@ -1,0 +1,199 @@
+"""Which ends of an attempt count, and when the next attempt comes."""
+
+from __future__ import annotations
+
+import pytest
+
+from modelchain.artifacts import Failure
+from modelchain.errors import ExitCode
+from modelchain.reconcile.actions import StartJob, StopJob
+from modelchain.reconcile.observation import Job, JobPhase, StageFacts, StoreTrouble
+from modelchain.reconcile.retry import COMMIT_SECONDS, MAX_BACKOFF_SECONDS, backoff_seconds
+from modelchain.resolved import ResolvedRetry
+from modelchain.status import ChainPhase, ConditionType, StagePhase
+from tests.modelchain.reconcile.chains import NOW, Play, chain, job
+
+ONE = (("tiny", None),)
+
+
+def running(play: Play, attempt: int = 1) -> Job:
+    """Start the attempt of the only stage and see it run."""
+    assert play.look(after=1000).actions == (StartJob("tiny", attempt),)
+    seen = job(play.stage("tiny"), attempt, started_at=play.now)
+    play.look(seen)
+    return seen
+
+
+def failed(play: Play, code: int | None = 1, attempt: int = 1, **more: object) -> Job:
+    """The attempt has failed."""
+    return job(play.stage("tiny"), attempt, phase=JobPhase.FAILED, exit_code=code, **more)
+
+
+def test_waits_twice_as_long_after_each_failure_up_to_ten_minutes() -> None:
+    retry = ResolvedRetry(backoff_seconds=30)
+    assert [backoff_seconds(retry, failures) for failures in range(8)] == [0, 30, 60, 120, 240, 480, 600, 600]
+    assert backoff_seconds(ResolvedRetry(backoff_seconds=1), 10**6) == MAX_BACKOFF_SECONDS
+    assert backoff_seconds(ResolvedRetry(backoff_seconds=0), 5) == 0
+
+
+def test_the_next_attempt_starts_when_the_back_off_is_over_and_not_before() -> None:
+    play = Play(chain(ONE, retry={"backoffSeconds": 30}))
+    running(play)
+    play.look(failed(play, message="out of luck"))
+    assert (play["tiny"].phase, play["tiny"].failures) == (StagePhase.RETRYING, 1)
+    assert "out of luck" in play["tiny"].message
+    assert play.look(after=29).actions == ()
+    assert play.look(after=1).actions == (StartJob("tiny", 2),)
+
+
+def test_a_failure_is_counted_once_however_often_it_is_seen() -> None:
+    play = Play(chain(ONE))
+    running(play)
+    for _ in range(5):
+        play.look(failed(play), after=1)
+    assert play["tiny"].failures == 1
+
+
+def test_fails_the_chain_when_retries_are_used_up_and_starts_nothing_more() -> None:
+    play = Play(chain((("tiny", None), ("other", None)), retry={"limit": 2, "backoffSeconds": 0}))
+    play.more = {"max_parallel_jobs": 1}
+    for attempt in (1, 2, 3):
+        running(play, attempt)
+        play.look(failed(play, attempt=attempt, message="no luck"))
+    assert play.status is not None
+    assert play.status.phase is ChainPhase.FAILED
+    condition = play.status.condition(ConditionType.FAILED)
+    assert condition is not None
+    assert (condition.reason, "no luck" in condition.message) == ("RetriesExhausted", True)
+    assert play.look(after=10_000).actions == ()
+    assert play["other"].reason == "ChainFailed"
+
+
+def test_a_limit_of_zero_allows_no_retry() -> None:
+    play = Play(chain(ONE, retry={"limit": 0}))
+    running(play)
+    play.look(failed(play))
+    assert play["tiny"].phase is StagePhase.FAILED
+
+
+@pytest.mark.parametrize("code", [64, 65, 78])
+def test_a_permanent_exit_code_fails_the_chain_at_once_with_the_trainers_message(code: int) -> None:
+    play = Play(chain(ONE))
+    running(play)
+    play.look(failed(play, code, reason="DataError", message="s3://x/0.tar is truncated at byte 512"))
+    assert play.status is not None
+    assert play.status.phase is ChainPhase.FAILED
+    assert play["tiny"].reason == "DataError"
+    assert "s3://x/0.tar is truncated at byte 512" in play.status.message
+
+
+@pytest.mark.parametrize("code", [1, 63, 79, 137, 143, None])
+def test_any_other_exit_code_is_retried_and_counted(code: int | None) -> None:
+    play = Play(chain(ONE))
+    running(play)
+    play.look(failed(play, code))
+    assert (play["tiny"].phase, play["tiny"].failures) == (StagePhase.RETRYING, 1)
+
+
+@pytest.mark.parametrize("code", [65, 137, 143, None])
+def test_disruption_does_not_count_whatever_the_exit_code(code: int | None) -> None:
+    play = Play(chain(ONE, retry={"limit": 0}))
+    for attempt in range(1, 6):
+        running(play, attempt)
+        play.look(failed(play, code, attempt, disrupted=True, message="node drained"))
+        assert (play["tiny"].failures, play["tiny"].phase) == (0, StagePhase.PENDING)
+
+
+def test_a_job_that_lost_a_pod_is_ended_whole_before_the_next_attempt() -> None:
+    play = Play(chain(ONE))
+    seen = running(play)
+    lost = job(play.stage("tiny"), disrupted=True, message="node-3 was lost", started_at=seen.started_at)
+    assert play.look(lost).actions == (StopJob(lost, "Disrupted"),)
+    assert play.look(job(play.stage("tiny"), phase=JobPhase.TERMINATING)).actions == ()
+    assert play.look().actions == (StartJob("tiny", 2),)
+
+
+def test_a_job_that_a_queue_preempts_stays_the_same_attempt() -> None:
+    play = Play(chain(ONE))
+    running(play)
+    queued = job(play.stage("tiny"), phase=JobPhase.QUEUED, disrupted=True)
+    assert play.look(queued).actions == ()
+    assert play.status is not None
+    assert (play["tiny"].phase, play.status.phase) == (StagePhase.QUEUED, ChainPhase.QUEUED)
+
+
+def test_a_job_deleted_by_hand_comes_back_under_a_new_number() -> None:
+    play = Play(chain(ONE))
+    running(play)
+    assert play.look(job(play.stage("tiny"), phase=JobPhase.TERMINATING)).actions == ()
+    assert play.look().actions == (StartJob("tiny", 2),)
+    assert play["tiny"].failures == 0
+
+
+def test_failure_json_speaks_for_a_job_that_is_gone() -> None:
+    play = Play(chain(ONE))
+    running(play)
+    said = StageFacts(
+        failure=Failure(exit_code=66, reason="NotFound", message="no shard 7"), failure_attempt=1
+    )
+    play.look(tiny=said)
+    assert (play["tiny"].phase, play["tiny"].reason) == (StagePhase.FAILED, "NotFound")
+    assert "no shard 7" in play["tiny"].message
+
+
+def test_failure_json_of_an_earlier_attempt_says_nothing_of_this_one() -> None:
+    play = Play(chain(ONE))
+    running(play)
+    old = StageFacts(
+        failure=Failure(exit_code=66, reason="NotFound", message="no shard 7"), failure_attempt=0
+    )
+    assert play.look(tiny=old).actions == (StartJob("tiny", 2),)
+
+
+def test_losing_the_race_for_a_lease_does_not_count_and_is_not_repeated_at_once() -> None:
+    play = Play(chain(ONE, retry={"limit": 0}))
+    running(play)
+    play.look(failed(play, int(ExitCode.HELD)))
+    assert (play["tiny"].failures, play["tiny"].phase) == (0, StagePhase.PENDING)
+    assert play.look(after=5).actions == ()
+    assert play.look(after=5).actions == (StartJob("tiny", 2),)
+
+
+def test_success_without_a_manifest_counts_as_failure_but_not_before_the_store_had_time() -> None:
+    play = Play(chain(ONE))
+    running(play)
+    done = job(play.stage("tiny"), phase=JobPhase.SUCCEEDED, exit_code=0, ended_at=play.now)
+    play.look(done, after=COMMIT_SECONDS - 1)
+    assert play["tiny"].failures == 0
+    play.look(done, after=1)
+    assert play["tiny"].last_ended is not None
+    assert (play["tiny"].failures, play["tiny"].last_ended.reason) == (1, "ManifestMissing")
+
+
+def test_success_is_not_doubted_while_the_store_cannot_be_read() -> None:
+    play = Play(chain(ONE))
+    running(play)
+    done = job(play.stage("tiny"), phase=JobPhase.SUCCEEDED, exit_code=0, ended_at=play.now)
+    play.look(done, after=3600, tiny=StageFacts(trouble=StoreTrouble.UNAVAILABLE))
+    assert play["tiny"].failures == 0
+
+
+def test_an_edit_asks_a_failed_chain_again_and_its_failures_count_afresh() -> None:
+    play = Play(chain(ONE, retry={"limit": 0}))
+    running(play)
+    play.look(failed(play, 65))
+    assert play.look(after=3600).actions == ()
+    play.generation += 1
+    assert play.look(after=1).actions == (StartJob("tiny", 2),)
+    assert play["tiny"].failures == 0
+
+
+def test_an_edit_ends_a_back_off() -> None:
+    play = Play(chain(ONE, retry={"backoffSeconds": 600}))
+    running(play)
+    play.look(failed(play))
+    play.look()
+    play.generation += 1
+    assert play.look(after=1).actions == (StartJob("tiny", 2),)
+    assert play.now < NOW + 1100
+    assert play["tiny"].failures == 1
