@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 
 import jinja2
+import markupsafe
 
 from modelchain import __version__
 from modelchain.errors import CannotWriteError, DiskFullError
@@ -21,6 +23,7 @@ from modelchain.report.measures import leading_measures
 from modelchain.report.palette import GRID, MUTED, SURFACE, TEXT, Colour, stage_colours
 
 PAGE = "report.html"
+_BEFORE_UNIT = re.compile(r"(?<=\d) (?=(?:%|[kMGTPEZY]?MACs|s|min|h|d|[MBT])(?![\w-]))")
 PAPER = "https://arxiv.org/abs/2604.12391"
 
 
@@ -147,11 +150,19 @@ def _scores(cards: Sequence[examples.ExampleCard]) -> list[tuple[int, str, int, 
     ]
 
 
+def _keep_units(value: object) -> object:
+    """Text in which no line breaks between a figure and its unit."""
+    if isinstance(value, str) and not isinstance(value, markupsafe.Markup):
+        return _BEFORE_UNIT.sub("\u00a0", value)
+    return value
+
+
 def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        finalize=_keep_units,
         trim_blocks=True,
         lstrip_blocks=True,
     )

@@ -25,7 +25,7 @@ def test_a_chain_file_gives_a_page_and_prints_where(
     assert main(["report", write(tmp_path / "chain.yaml", source)]) == 0
     assert capsys.readouterr().out == "reports/digits/report.html\n"
     folder = tmp_path / "reports" / "digits"
-    assert "47.3 %" in (folder / "report.html").read_text()
+    assert "47.3 %" in (folder / "report.html").read_text().replace("\u00a0", " ")
     names = {path.name for path in folder.iterdir()}
     assert names == {"report.html", "accuracy-compute.png", "loss-compute.png", "cost.png"}
 
