@@ -10,6 +10,8 @@ from modelchain.resolved import ResolvedChain
 from modelchain.spec import ModelChain
 
 Path = tuple[str | int, ...]
+
+
 class _Removed:
     """Its text is the same in every process: it names tests."""
 
