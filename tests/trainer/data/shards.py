@@ -43,7 +43,9 @@ def sample(number: int) -> dict[str, bytes]:
     return {"png": png(number), "txt": f"number {number}".encode()}
 
 
-def write_tar(path: Path, members: Sequence[tuple[str, bytes]], *, format_: int = tarfile.USTAR_FORMAT) -> Path:
+def write_tar(
+    path: Path, members: Sequence[tuple[str, bytes]], *, format_: int = tarfile.USTAR_FORMAT
+) -> Path:
     """A tar file with these members."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w", format=format_) as archive:
@@ -108,7 +110,12 @@ def stage_of(
                 "text": {**tower, "contextLength": 8, "heads": 2},
             },
             "store": {"uri": "unused"},
-            "data": {"shards": list(shards), "samples": samples, "randomCropScale": [1.0, 1.0], **(data or {})},
+            "data": {
+                "shards": list(shards),
+                "samples": samples,
+                "randomCropScale": [1.0, 1.0],
+                **(data or {}),
+            },
             "training": {
                 "epochs": -(-steps * batch // samples),
                 "globalBatchSize": batch,

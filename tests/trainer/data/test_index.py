@@ -38,7 +38,9 @@ def test_progress_counts_shards(tmp_path: Path) -> None:
 
 def test_another_number_of_samples_is_refused_with_the_right_one(tmp_path: Path) -> None:
     data = ResolvedData(shards=write_shards(tmp_path / "data", 25, 10), samples=24)
-    with pytest.raises(UserDataError, match=r"data\.samples is 24, but .* hold 25 samples; write samples: 25"):
+    with pytest.raises(
+        UserDataError, match=r"data\.samples is 24, but .* hold 25 samples; write samples: 25"
+    ):
         build_index(data, access(tmp_path), FolderStore(tmp_path / "store"))
 
 
@@ -64,7 +66,14 @@ def test_a_bad_shard_among_good_ones_is_named(tmp_path: Path) -> None:
 
 
 def test_the_first_known_picture_of_a_sample_is_its_image(tmp_path: Path) -> None:
-    members = [("0.webp", b"w"), ("0.txt", b"t"), ("0.png", b"p"), ("1.jpeg", b"e"), ("1.jpg", b"j"), ("2.webp", b"v")]
+    members = [
+        ("0.webp", b"w"),
+        ("0.txt", b"t"),
+        ("0.png", b"p"),
+        ("1.jpeg", b"e"),
+        ("1.jpg", b"j"),
+        ("2.webp", b"v"),
+    ]
     shard = str(write_tar(tmp_path / "a.tar", members))
     index = index_of([shard], 3, tmp_path / "store")
     images = [read_segment(index, number, number + 1, Patience()).image(number) for number in range(3)]
@@ -72,7 +81,13 @@ def test_the_first_known_picture_of_a_sample_is_its_image(tmp_path: Path) -> Non
 
 
 def test_groups_without_image_and_text_are_not_counted(tmp_path: Path) -> None:
-    members = [("readme.md", b"hello"), ("0.png", b"p"), ("1.txt", b"t"), ("notes.json", b"{}"), ("2.other", b"o")]
+    members = [
+        ("readme.md", b"hello"),
+        ("0.png", b"p"),
+        ("1.txt", b"t"),
+        ("notes.json", b"{}"),
+        ("2.other", b"o"),
+    ]
     index = index_of([str(write_tar(tmp_path / "a.tar", members))], 2, tmp_path / "store")
     assert index.image_offsets.tolist()[1] == -1
     assert index.text_offsets.tolist()[0] == [-1]
@@ -98,7 +113,9 @@ def test_memory_stays_under_a_hundred_bytes_a_sample_with_seven_captions(tmp_pat
     keys = tuple(f"t{number}" for number in range(7))
     shards = write_shards(tmp_path / "data", 8, 4, lambda n: {"png": png(n)} | dict.fromkeys(keys, b"text"))
     index = index_of(shards, 8, tmp_path / "store", caption_keys=keys)
-    arrays = [value for value in vars(index).values() if isinstance(value, np.ndarray) and len(value) == len(index)]
+    arrays = [
+        value for value in vars(index).values() if isinstance(value, np.ndarray) and len(value) == len(index)
+    ]
     assert len(arrays) == 6
     assert sum(array.nbytes for array in arrays) < 100 * len(index)
 

@@ -50,7 +50,10 @@ def test_any_step_can_be_asked_for_first(sizes: list[int], window: int, step: in
     order = order_of(sizes, window=window, seed=seed)
     order.step_samples(0)  # something else was asked before
     order.step_samples(step + order.steps_per_epoch)
-    assert order.step_samples(step).tolist() == order_of(sizes, window=window, seed=seed).step_samples(step).tolist()
+    assert (
+        order.step_samples(step).tolist()
+        == order_of(sizes, window=window, seed=seed).step_samples(step).tolist()
+    )
 
 
 @settings(deadline=None, max_examples=40)
@@ -67,7 +70,9 @@ def test_the_slices_of_lanes_make_the_batch(sizes: list[int], window: int, step:
 
 @settings(deadline=None, max_examples=40)
 @given(sizes=SIZES, window=st.integers(1, 20), epoch=st.integers(0, 50))
-def test_a_window_is_some_blocks_and_each_segment_lies_in_one(sizes: list[int], window: int, epoch: int) -> None:
+def test_a_window_is_some_blocks_and_each_segment_lies_in_one(
+    sizes: list[int], window: int, epoch: int
+) -> None:
     order = order_of(sizes, window=window)
     blocks = blocks_of(sizes)
     for lane in range(order.lanes):
@@ -76,8 +81,12 @@ def test_a_window_is_some_blocks_and_each_segment_lies_in_one(sizes: list[int], 
             assert (one.epoch, one.lane, one.number, one.begin) == (epoch, lane, number, position)
             assert 1 <= len(one.segments) <= window // order.lanes
             for first, last in one.segments:
-                assert np.searchsorted(blocks, first, side="right") == np.searchsorted(blocks, last, side="left")
-            assert sorted(shuffle(one, 0)) == sorted(s for first, last in one.segments for s in range(first, last))
+                assert np.searchsorted(blocks, first, side="right") == np.searchsorted(
+                    blocks, last, side="left"
+                )
+            assert sorted(shuffle(one, 0)) == sorted(
+                s for first, last in one.segments for s in range(first, last)
+            )
             position = one.end
         assert position == order.steps_per_epoch * order.lane_rows
 
@@ -99,7 +108,9 @@ def test_lanes_divide_the_batch() -> None:
 def test_epochs_and_seeds_differ() -> None:
     sizes = [20] * 10
     orders = {
-        tuple(order_of(sizes, seed=seed).step_samples(epoch * 25).tolist()) for seed in range(5) for epoch in range(5)
+        tuple(order_of(sizes, seed=seed).step_samples(epoch * 25).tolist())
+        for seed in range(5)
+        for epoch in range(5)
     }
     assert len(orders) == 25
 
@@ -117,7 +128,9 @@ def test_neighbours_are_torn_apart() -> None:
     """Batches are not runs of the shard: a data set sorted by class is mixed."""
     order = order_of([100] * 40, batch=64, window=16)
     classes = np.repeat(np.arange(10), 400)
-    counts = [np.bincount(classes[order.step_samples(step)], minlength=10) for step in range(order.steps_per_epoch)]
+    counts = [
+        np.bincount(classes[order.step_samples(step)], minlength=10) for step in range(order.steps_per_epoch)
+    ]
     assert np.mean([count.max() for count in counts]) < 20  # of 64; 6.4 is even
     assert np.mean([(count > 0).sum() for count in counts]) > 7
 

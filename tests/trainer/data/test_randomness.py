@@ -15,7 +15,7 @@ def test_numbers_are_those_of_the_first_release() -> None:
 def test_outputs_follow_splitmix64() -> None:
     # The reference implementation's first outputs for seed 1234567 (Vigna, splitmix64.c).
     expected = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431]
-    assert bits(np.uint64(1234567), 4).tolist() == expected
+    assert bits(np.array(1234567, np.uint64), 4).tolist() == expected
 
 
 def test_a_key_of_an_array_gives_each_element_its_own_stream() -> None:
@@ -26,7 +26,9 @@ def test_a_key_of_an_array_gives_each_element_its_own_stream() -> None:
 
 
 def test_keys_differ_in_every_word() -> None:
-    keys = {int(key(purpose, seed, epoch)) for purpose in Purpose for seed in range(20) for epoch in range(20)}
+    keys = {
+        int(key(purpose, seed, epoch)) for purpose in Purpose for seed in range(20) for epoch in range(20)
+    }
     assert len(keys) == len(Purpose) * 400
 
 

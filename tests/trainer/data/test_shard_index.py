@@ -84,7 +84,9 @@ def test_hidden_files_are_passed_over(tmp_path: Path) -> None:
         ("__x.y__", None),
     ],
 )
-def test_a_name_is_split_at_the_first_dot_of_its_last_part(path: str, expected: tuple[str, str] | None) -> None:
+def test_a_name_is_split_at_the_first_dot_of_its_last_part(
+    path: str, expected: tuple[str, str] | None
+) -> None:
     assert split_name(path) == expected
 
 
@@ -144,7 +146,9 @@ def test_a_damaged_index_is_made_anew(tmp_path: Path) -> None:
     ]:
         kept.put(key, bad)
         shards.reads.clear()
-        assert files_of(path, read_or_build(shards, info(path), str(path), kept, Patience())) == files_of(path, whole)
+        assert files_of(path, read_or_build(shards, info(path), str(path), kept, Patience())) == files_of(
+            path, whole
+        )
         assert shards.reads, bad
         assert kept.get(key)[0] == good
 

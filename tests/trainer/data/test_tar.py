@@ -18,9 +18,9 @@ FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarf
 URI = "s3://data/shard.tar"
 
 
-def archive(members: list[tuple[str, bytes]], format_: int = tarfile.USTAR_FORMAT, **options: object) -> bytes:
+def archive(members: list[tuple[str, bytes]], format_: int = tarfile.USTAR_FORMAT) -> bytes:
     file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w", format=format_, **options) as tar:  # pyright: ignore
+    with tarfile.open(fileobj=file, mode="w", format=format_) as tar:
         for name, content in members:
             member = tarfile.TarInfo(name)
             member.size = len(content)
@@ -37,7 +37,9 @@ def expected(data: bytes) -> list[tuple[str, int, int]]:
         return [(member.name, member.offset_data, member.size) for member in tar if member.isreg()]
 
 
-NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0/", exclude_categories=("Cs",)), min_size=1)
+NAMES = st.text(
+    st.characters(codec="utf-8", exclude_characters="\0/", exclude_categories=("Cs",)), min_size=1
+)
 PATHS = st.lists(NAMES, min_size=1, max_size=4).map("/".join).filter(lambda name: name.strip("./") != "")
 
 

@@ -11,8 +11,9 @@ from modelchain_trainer.data.sample import Cause
 from modelchain_trainer.data.shard_index import split_name
 from modelchain_trainer.data.tar import scan
 
-# The share is never taken of fewer samples, or a single bad one in the first batch would be too many.
-_SEEN_AT_LEAST = 1024
+# Bad samples come in clusters (a damaged block), and early or late. So as many are forgiven as this many
+# samples may have: data within the limit never fails, and data far beyond it fails soon.
+_HEAD_START = 100_000
 
 
 @dataclass(frozen=True)
@@ -35,14 +36,13 @@ class CorruptionCounter:
 
     def add(self, seen: int, corrupt: Sequence[Corrupt]) -> None:
         """Count `seen` more samples, of which some are corrupt. Raises UserDataError where all in all too
-        many are.
+        many are: more than the share of those seen and of one more pass over the data (at most 100,000).
         """
         self._seen += seen
         for found in corrupt:
             self.by_cause[found.cause] = self.by_cause.get(found.cause, 0) + 1
         total = sum(self.by_cause.values())
-        base = max(self._seen, min(_SEEN_AT_LEAST, len(self._index)))
-        if corrupt and total > self._max_fraction * base:
+        if corrupt and total > self._max_fraction * (self._seen + min(_HEAD_START, len(self._index))):
             causes = ", ".join(f"{count} {cause}" for cause, count in sorted(self.by_cause.items()))
             raise UserDataError(
                 f"{total} of the {self._seen} samples read so far can't be used ({causes}), more than "

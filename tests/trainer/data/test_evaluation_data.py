@@ -1,0 +1,159 @@
+"""Evaluation sets: in order, the same for every world size, with what can't be used left out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from modelchain.errors import MissingInputError, UserDataError
+from modelchain.spec import EvaluationSpec
+from modelchain.store.folder import FolderStore
+from modelchain_trainer.data import evaluation_data
+from modelchain_trainer.data.evaluation_data import EvaluationBatch, EvaluationReader
+from modelchain_trainer.data.sample import decode_image, evaluation_transform
+from tests.trainer.data.shards import access, noise, number_of, png, write_shards
+
+SAMPLES, SIZE, BATCH = 50, 8, 8
+
+
+def labelled(number: int) -> dict[str, bytes]:
+    return {"png": png(number), "cls": f"{number % 7}\n".encode(), "txt": f"number {number}".encode()}
+
+
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation_data, "_BATCH", BATCH)
+
+
+def reader(
+    shards: tuple[str, ...], folder: Path, type_: str = "ZeroShot", **data: object
+) -> EvaluationReader:
+    spec = EvaluationSpec.model_validate(
+        {"name": "val", "type": type_, "data": {"shards": list(shards), **data}}
+    )
+    return EvaluationReader(
+        spec, access(folder), FolderStore(folder), image_size=SIZE, caption_keys=("txt",), workers=3
+    )
+
+
+def numbers(batch: EvaluationBatch) -> list[int]:
+    return [number_of(image) for image in batch.images.numpy()]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    return write_shards(tmp_path_factory.mktemp("val"), SAMPLES, 13, labelled)
+
+
+def test_a_set_is_read_in_order_with_its_labels(shards: tuple[str, ...], tmp_path: Path) -> None:
+    opened = reader(shards, tmp_path)
+    for _ in range(2):  # again and again
+        batches = list(opened.batches(0, 1))
+        assert [number for batch in batches for number in numbers(batch)] == list(range(SAMPLES))
+        assert torch.cat([batch.indices for batch in batches]).tolist() == list(range(SAMPLES))
+        labels = [batch.labels for batch in batches if batch.labels is not None]
+        assert torch.cat(labels).tolist() == [number % 7 for number in range(SAMPLES)]
+        assert all(batch.captions is None for batch in batches)
+    assert len(opened) == SAMPLES
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 9])
+def test_batches_are_dealt_out_whole(shards: tuple[str, ...], tmp_path: Path, world_size: int) -> None:
+    opened = reader(shards, tmp_path)
+    whole = list(opened.batches(0, 1))
+    for rank in range(world_size):
+        mine = list(opened.batches(rank, world_size))
+        assert [batch.indices.tolist() for batch in mine] == [
+            b.indices.tolist() for b in whole[rank::world_size]
+        ]
+        assert all(
+            torch.equal(a.images, b.images) for a, b in zip(mine, whole[rank::world_size], strict=True)
+        )
+
+
+def test_captions_come_by_key(tmp_path: Path) -> None:
+    def make(number: int) -> dict[str, bytes]:
+        return {"png": png(number), "txt": f"raw {number}".encode(), "long.txt": f"long {number}".encode()}
+
+    shards = write_shards(tmp_path / "val", 10, 10, make)
+    (first, second) = reader(shards, tmp_path, "Retrieval", captionKeys=["long.txt", "txt"]).batches(0, 1)
+    assert first.captions == [[f"long {number}", f"raw {number}"] for number in range(8)]
+    assert second.labels is None
+    (only, _) = reader(shards, tmp_path, "Retrieval").batches(0, 1)
+    assert only.captions == [[f"raw {number}"] for number in range(8)]  # the chain's own keys
+
+
+def test_any_samples_can_be_asked_for(shards: tuple[str, ...], tmp_path: Path) -> None:
+    wanted = [3, 12, 13, 14, 49, 0]
+    batch = reader(shards, tmp_path).samples(wanted)
+    assert numbers(batch) == wanted
+    assert batch.indices.tolist() == wanted
+    assert reader(shards, tmp_path).samples([]).images.shape == (0, 3, SIZE, SIZE)
+
+
+def test_pictures_pass_the_transform_of_evaluation(tmp_path: Path) -> None:
+    shards = write_shards(tmp_path / "val", 3, 3, lambda n: {"png": noise(30, n), "cls": b"0"})
+    (batch,) = reader(shards, tmp_path).batches(0, 1)
+    for number, image in enumerate(batch.images):
+        expected = evaluation_transform(decode_image(noise(30, number)), SIZE)
+        assert torch.equal(image.permute(1, 2, 0), torch.from_numpy(expected.copy()))
+
+
+def test_a_set_can_be_its_first_samples(shards: tuple[str, ...], tmp_path: Path) -> None:
+    opened = reader(shards, tmp_path, samples=20)
+    assert len(opened) == 20
+    assert [number for batch in opened.batches(0, 1) for number in numbers(batch)] == list(range(20))
+    with pytest.raises(UserDataError, match=r"set val: data\.samples is 51, but its shards hold 50 samples"):
+        reader(shards, tmp_path, samples=51)
+
+
+@pytest.mark.parametrize(
+    ("broken", "cause"),
+    [
+        ({"png": b"no picture", "cls": b"1"}, "BadImage"),
+        ({"cls": b"1"}, "MissingImage"),
+        ({"png": png(0)}, "MissingLabel"),
+        ({"png": png(0), "cls": b"cat"}, "BadLabel"),
+        ({"png": png(0), "cls": b"-1"}, "BadLabel"),
+        ({"png": png(0), "cls": b"1e3"}, "BadLabel"),
+        ({"png": png(0), "cls": b"99999999999999999999"}, "BadLabel"),
+    ],
+)
+def test_a_sample_that_can_not_be_used_is_left_out(
+    tmp_path: Path, broken: dict[str, bytes], cause: str
+) -> None:
+    shards = write_shards(tmp_path / "val", 100, 40, lambda n: broken if n == 44 else labelled(n))
+    opened = reader(shards, tmp_path)
+    indices = [index for batch in opened.batches(0, 1) for index in batch.indices.tolist()]
+    assert indices == [number for number in range(100) if number != 44]
+    assert opened.corrupt == {cause: 1}
+    labels = [
+        label for batch in opened.batches(0, 1) if batch.labels is not None for label in batch.labels.tolist()
+    ]
+    assert labels == [number % 7 for number in indices]
+    assert opened.samples([43, 44, 45]).indices.tolist() == [43, 45]
+
+
+def test_a_caption_that_can_not_be_read_leaves_its_sample_out(tmp_path: Path) -> None:
+    shards = write_shards(
+        tmp_path / "val", 100, 40, lambda n: labelled(n) | ({"txt": b"\xff"} if n == 3 else {})
+    )
+    opened = reader(shards, tmp_path, "Retrieval")
+    captions = [c for batch in opened.batches(0, 1) for c in batch.captions or []]
+    assert captions == [[f"number {number}"] for number in range(100) if number != 3]
+    assert opened.corrupt == {"BadCaption": 1}
+
+
+def test_a_wrong_class_key_is_said_at_once(shards: tuple[str, ...], tmp_path: Path) -> None:
+    opened = reader(shards, tmp_path, classKey="label")
+    with pytest.raises(
+        UserDataError, match=r"MissingLabel\).* evaluation set val may have; .*: has no \.label;"
+    ):
+        list(opened.batches(0, 1))
+
+
+def test_missing_shards_of_a_set_are_named(tmp_path: Path) -> None:
+    with pytest.raises(MissingInputError, match=r"1 of 1 shards do not exist: .*nowhere\.tar"):
+        reader((str(tmp_path / "nowhere.tar"),), tmp_path)

@@ -1,0 +1,376 @@
+"""Batches: the same for every world size, number of threads and resumption, with corrupt samples replaced."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from modelchain.errors import ConfigurationError, MissingInputError, UserDataError
+from modelchain.resolved import ResolvedStage
+from modelchain.store import Store, StoreUnavailable
+from modelchain.store.folder import FolderStore
+from modelchain_trainer.data.index import DatasetIndex
+from modelchain_trainer.data.loader import Batch, TrainingLoader
+from modelchain_trainer.data.order import SampleOrder, cut_blocks
+from modelchain_trainer.data.patience import Patience
+from modelchain_trainer.data.tokenizer import Tokenizer
+from tests.seaweedfs import SeaweedFS
+from tests.trainer.data.shards import (
+    index_of,
+    noise,
+    number_of,
+    png,
+    sample,
+    stage_of,
+    write_shards,
+)
+
+SAMPLES = 100
+CORRUPT: dict[int, dict[str, bytes]] = {
+    7: {"png": b"no picture", "txt": b"seven"},
+    13: {"png": png(13)[:50], "txt": b"thirteen"},
+    21: {"txt": b"no image at all"},
+    34: {"png": png(34)},
+    55: {"png": png(55), "txt": b"caf\xe9"},
+    89: {"png": png(89), "txt": b" \n"},
+}
+CAUSES = {"BadImage": 2, "MissingImage": 1, "MissingCaption": 1, "BadCaption": 2}
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer(8)
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory: pytest.TempPathFactory) -> tuple[tuple[str, ...], DatasetIndex]:
+    """100 good samples in 4 shards."""
+    folder = tmp_path_factory.mktemp("clean")
+    shards = write_shards(folder / "data", SAMPLES, 25)
+    return shards, index_of(shards, SAMPLES, folder / "store")
+
+
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory: pytest.TempPathFactory) -> tuple[tuple[str, ...], DatasetIndex]:
+    """100 samples in 4 shards, six of them corrupt, each in its own way."""
+    folder = tmp_path_factory.mktemp("damaged")
+    shards = write_shards(folder / "data", SAMPLES, 25, lambda n: CORRUPT.get(n) or sample(n))
+    return shards, index_of(shards, SAMPLES, folder / "store")
+
+
+Data = tuple[tuple[str, ...], DatasetIndex]
+
+
+def load(
+    index: DatasetIndex,
+    stage: ResolvedStage,
+    tokenizer: Tokenizer,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    first_step: int = 0,
+) -> list[Batch]:
+    loader = TrainingLoader(
+        index, stage, rank=rank, world_size=world_size, first_step=first_step, tokenizer=tokenizer
+    )
+    return list(loader)
+
+
+def assert_same(ours: Sequence[Batch], theirs: Sequence[Batch]) -> None:
+    assert [batch.step for batch in ours] == [batch.step for batch in theirs]
+    for one, other in zip(ours, theirs, strict=True):
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.tokens, other.tokens)
+
+
+def joined(ranks: Sequence[Sequence[Batch]]) -> list[Batch]:
+    """The global batches that ranks have the rows of."""
+    return [
+        Batch(
+            images=torch.cat([batch.images for batch in parts]),
+            tokens=torch.cat([batch.tokens for batch in parts], dim=1),
+            step=parts[0].step,
+        )
+        for parts in zip(*ranks, strict=True)
+    ]
+
+
+def test_a_batch_holds_the_samples_of_its_step_with_their_own_captions(
+    clean: Data, tokenizer: Tokenizer
+) -> None:
+    shards, index = clean
+    stage = stage_of(shards, SAMPLES, batch=12, steps=20)
+    order = SampleOrder(cut_blocks(index, 8 << 20), seed=0, global_batch_size=12, window_blocks=16)
+    batches = load(index, stage, tokenizer)
+    assert [batch.step for batch in batches] == list(range(20))
+    for batch in batches:
+        assert batch.images.shape == (12, 3, 8, 8)
+        assert batch.images.dtype == torch.uint8
+        assert batch.tokens.shape == (1, 12, 8)
+        numbers = [number_of(image) for image in batch.images.numpy()]
+        assert numbers == order.step_samples(batch.step).tolist()
+        assert torch.equal(batch.tokens[0], tokenizer([f"number {number}" for number in numbers]))
+
+
+def test_each_caption_key_has_its_own_tokens(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    def make(number: int) -> dict[str, bytes]:
+        return {"png": png(number), "txt": f"raw {number}".encode(), "long.txt": f"long {number}".encode()}
+
+    shards = write_shards(tmp_path / "data", 20, 20, make)
+    index = index_of(shards, 20, tmp_path / "store", caption_keys=("long.txt", "txt"))
+    (batch,) = load(index, stage_of(shards, 20, batch=10, steps=1), tokenizer)
+    numbers = [number_of(image) for image in batch.images.numpy()]
+    assert torch.equal(batch.tokens[0], tokenizer([f"long {number}" for number in numbers]))
+    assert torch.equal(batch.tokens[1], tokenizer([f"raw {number}" for number in numbers]))
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 4, 6, 12])
+@pytest.mark.parametrize("kind", ["clean", "damaged"])
+def test_all_world_sizes_see_the_same_batches(
+    kind: str, world_size: int, tokenizer: Tokenizer, request: pytest.FixtureRequest
+) -> None:
+    shards, index = request.getfixturevalue(kind)
+    stage = stage_of(
+        shards, SAMPLES, batch=12, steps=10, data={"maxCorruptFraction": 1.0, "randomCropScale": [0.5, 1.0]}
+    )
+    ranks = [load(index, stage, tokenizer, rank=rank, world_size=world_size) for rank in range(world_size)]
+    assert_same(joined(ranks), load(index, stage, tokenizer))
+
+
+@pytest.mark.parametrize("workers", [0, 1, 7])
+def test_the_number_of_threads_changes_nothing(damaged: Data, tokenizer: Tokenizer, workers: int) -> None:
+    shards, index = damaged
+    data = {"maxCorruptFraction": 1.0, "randomCropScale": [0.5, 1.0]}
+    expected = load(index, stage_of(shards, SAMPLES, batch=10, steps=25, data=data), tokenizer)
+    stage = stage_of(shards, SAMPLES, batch=10, steps=25, data=data, training={"dataWorkers": workers})
+    assert_same(load(index, stage, tokenizer), expected)
+
+
+@pytest.mark.parametrize("first_step", [1, 9, 10, 17, 24])
+def test_resuming_gives_what_was_left(damaged: Data, tokenizer: Tokenizer, first_step: int) -> None:
+    shards, index = damaged
+    stage = stage_of(
+        shards, SAMPLES, batch=10, steps=25, data={"maxCorruptFraction": 1.0, "randomCropScale": [0.5, 1.0]}
+    )
+    whole = load(index, stage, tokenizer)
+    assert_same(load(index, stage, tokenizer, first_step=first_step), whole[first_step:])
+
+
+def test_small_blocks_and_windows_give_each_sample_once(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    shards = write_shards(tmp_path / "data", 60, 20, lambda n: sample(n) | {"bin": bytes(100_000)})
+    index = index_of(shards, 60, tmp_path / "store")
+    stage = stage_of(shards, 60, batch=6, steps=20, data={"blockMebibytes": 1, "windowBlocks": 2})
+    numbers = [number_of(i) for batch in load(index, stage, tokenizer) for i in batch.images.numpy()]
+    assert sorted(numbers[:60]) == list(range(60))
+    assert sorted(numbers[60:]) == list(range(60))
+    assert numbers[:60] != numbers[60:]
+
+
+def test_crops_change_with_the_epoch_and_not_with_anything_else(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    shards = write_shards(tmp_path / "data", 8, 8, lambda n: {"png": noise(30, n), "txt": b"noise"})
+    index = index_of(shards, 8, tmp_path / "store")
+    stage = stage_of(shards, 8, batch=8, steps=3, data={"randomCropScale": [0.3, 0.6]})
+    crops = [{image.tobytes() for image in batch.images.numpy()} for batch in load(index, stage, tokenizer)]
+    assert all(len(images) == 8 for images in crops)
+    assert not crops[0] & crops[1]
+    assert_same(load(index, stage, tokenizer), load(index, stage, tokenizer))
+
+
+def test_corrupt_samples_are_replaced_and_counted(damaged: Data, tokenizer: Tokenizer) -> None:
+    shards, index = damaged
+    stage = stage_of(shards, SAMPLES, batch=10, steps=20, data={"maxCorruptFraction": 0.06})  # just as many
+    loader = TrainingLoader(index, stage, rank=0, world_size=1, first_step=0, tokenizer=tokenizer)
+    seen: list[int] = []
+    for batch in loader:
+        numbers = [number_of(image) for image in batch.images.numpy()]
+        assert torch.equal(batch.tokens[0], tokenizer([f"number {number}" for number in numbers]))
+        seen += numbers
+    assert loader.corrupt == {cause: 2 * count for cause, count in CAUSES.items()}
+    assert not set(seen) & set(CORRUPT)
+    assert set(seen) == set(range(SAMPLES)) - set(CORRUPT)
+    assert len(seen) == 200
+
+
+def test_ranks_count_their_own_rows_only(damaged: Data, tokenizer: Tokenizer) -> None:
+    shards, index = damaged
+    stage = stage_of(shards, SAMPLES, batch=10, steps=10, data={"maxCorruptFraction": 1.0})
+    total: dict[str, int] = {}
+    for rank in range(5):
+        loader = TrainingLoader(index, stage, rank=rank, world_size=5, first_step=0, tokenizer=tokenizer)
+        for _ in loader:
+            pass
+        for cause, count in loader.corrupt.items():
+            total[cause] = total.get(cause, 0) + count
+    assert total == CAUSES
+
+
+def test_too_many_corrupt_samples_end_the_stage_with_an_example(damaged: Data, tokenizer: Tokenizer) -> None:
+    shards, index = damaged
+    stage = stage_of(shards, SAMPLES, batch=10, steps=200, data={"maxCorruptFraction": 0.05})
+    with pytest.raises(UserDataError) as raised:
+        load(index, stage, tokenizer)
+    message = str(raised.value)
+    assert re.match(r"\d+ of the \d+ samples read so far can't be used \(", message)
+    assert all(re.search(rf"\d+ {cause}", message) for cause in CAUSES)
+    assert "more than data.maxCorruptFraction 0.05 allows" in message
+    assert any(f"sample {number:06d} of {shards[number // 25]}: " in message for number in CORRUPT)
+    assert "\n" not in message
+
+
+def test_one_corrupt_sample_is_too_many_where_none_is_allowed(damaged: Data, tokenizer: Tokenizer) -> None:
+    shards, index = damaged
+    with pytest.raises(UserDataError, match="allows; for example sample"):
+        load(index, stage_of(shards, SAMPLES, batch=10, steps=20, data={"maxCorruptFraction": 0}), tokenizer)
+
+
+def test_a_window_without_a_good_sample_takes_one_from_elsewhere(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    def make(number: int) -> dict[str, bytes]:
+        return {"png": b"no picture", "txt": b"x"} if number < 20 else sample(number)
+
+    shards = write_shards(tmp_path / "data", 80, 20, make)
+    index = index_of(shards, 80, tmp_path / "store")
+    stage = stage_of(shards, 80, batch=8, steps=10, data={"maxCorruptFraction": 1.0, "windowBlocks": 1})
+    numbers = [number_of(image) for batch in load(index, stage, tokenizer) for image in batch.images.numpy()]
+    assert len(numbers) == 80
+    assert min(numbers) >= 20
+
+
+def test_data_without_any_good_sample_is_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    shards = write_shards(tmp_path / "data", 20, 20, lambda _: {"png": b"no picture", "txt": b"x"})
+    index = index_of(shards, 20, tmp_path / "store")
+    stage = stage_of(shards, 20, batch=10, steps=2, data={"maxCorruptFraction": 1.0})
+    with pytest.raises(
+        UserDataError, match=r"sample \d+ of .*0000\.tar: not a readable image.*none of 32 other"
+    ):
+        load(index, stage, tokenizer)
+
+
+def test_a_batch_that_ranks_can_not_share_is_refused(clean: Data, tokenizer: Tokenizer) -> None:
+    shards, index = clean
+    with pytest.raises(ConfigurationError, match="globalBatchSize 10 is not divisible by the 3 processes"):
+        load(index, stage_of(shards, SAMPLES, batch=10, steps=1), tokenizer, world_size=3)
+
+
+def test_waiting_is_measured(clean: Data, tokenizer: Tokenizer) -> None:
+    shards, index = clean
+    loader = TrainingLoader(
+        index,
+        stage_of(shards, SAMPLES, batch=10, steps=3),
+        rank=0,
+        world_size=1,
+        first_step=0,
+        tokenizer=tokenizer,
+    )
+    waits = [0.0, *(loader.wait_seconds for _ in loader)]
+    assert waits == sorted(waits)
+    assert waits[-1] > 0
+
+
+def flaky(index: DatasetIndex, fails: Callable[[int], Exception | None]) -> DatasetIndex:
+    """An index whose shards lie in a store that fails at some reads."""
+
+    class Flaky(FolderStore):
+        reads = 0
+        lock = threading.Lock()
+
+        def get_range(self, key: str, start: int, length: int) -> bytes:
+            with self.lock:
+                Flaky.reads += 1
+                error = fails(Flaky.reads)
+            if error is not None:
+                raise error
+            return super().get_range(key, start, length)
+
+    store = Flaky(Path(index.shards[0].uri).parent)
+    return dataclasses.replace(index, shards=tuple(dataclasses.replace(s, store=store) for s in index.shards))
+
+
+def test_an_outage_changes_nothing(
+    clean: Data, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modelchain_trainer.data.patience._FIRST_PAUSE", 0.01)
+    shards, index = clean
+    stage = stage_of(shards, SAMPLES, batch=12, steps=10)
+    unsteady = flaky(index, lambda read: StoreUnavailable("away") if read % 3 else None)
+    assert_same(load(unsteady, stage, tokenizer), load(index, stage, tokenizer))
+
+
+def test_an_outage_without_end_is_a_failure_that_may_be_tried_again(
+    clean: Data, tokenizer: Tokenizer
+) -> None:
+    shards, index = clean
+    dead = flaky(index, lambda _: StoreUnavailable("s3://data/0000.tar: no answer"))
+    loader = TrainingLoader(
+        dead,
+        stage_of(shards, SAMPLES, batch=12, steps=10),
+        rank=0,
+        world_size=1,
+        first_step=0,
+        tokenizer=tokenizer,
+        patience=Patience(0.1),
+    )
+    with pytest.raises(StoreUnavailable, match="no answer"):
+        next(loader)
+    with pytest.raises(StopIteration):
+        next(loader)
+
+
+def test_a_shard_that_vanishes_is_named(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    shards = write_shards(tmp_path / "data", 40, 10)
+    index = index_of(shards, 40, tmp_path / "store")
+    Path(shards[2]).unlink()
+    with pytest.raises(MissingInputError, match=r"0002\.tar: was removed"):
+        load(index, stage_of(shards, 40, batch=10, steps=4), tokenizer)
+
+
+def test_closing_ends_all_threads(clean: Data, tokenizer: Tokenizer) -> None:
+    shards, index = clean
+    before = threading.active_count()
+    # The windows of the first batch are read; the store is away when those of later ones are.
+    stuck = flaky(index, lambda read: StoreUnavailable("away") if read > 20 else None)
+    loader = TrainingLoader(
+        stuck,
+        stage_of(shards, SAMPLES, batch=12, steps=10**6),
+        rank=0,
+        world_size=1,
+        first_step=0,
+        tokenizer=tokenizer,
+    )
+    next(loader)
+    loader.close()
+    for thread in threading.enumerate():
+        if thread.name.startswith(("modelchain-read", "modelchain-decode")):
+            thread.join(10)
+    assert threading.active_count() == before
+
+
+@pytest.mark.slow
+def test_s3_gives_the_same_batches_as_a_folder_also_over_a_restart(
+    clean: Data, tokenizer: Tokenizer, seaweedfs: SeaweedFS, s3_store: Store
+) -> None:
+    shards, index = clean
+    for path in map(Path, shards):
+        s3_store.upload(path.name, path)
+    remote = dataclasses.replace(
+        index,
+        shards=tuple(
+            dataclasses.replace(s, store=s3_store, uri=f"{s3_store.uri}/{s.key}") for s in index.shards
+        ),
+    )
+    stage = stage_of(shards, SAMPLES, batch=10, steps=50, data={"blockMebibytes": 1})
+    loader = TrainingLoader(remote, stage, rank=0, world_size=1, first_step=0, tokenizer=tokenizer)
+    batches = [next(loader) for _ in range(5)]
+    seaweedfs.kill()
+    restart = threading.Timer(3, seaweedfs.start)
+    restart.start()
+    batches += loader
+    restart.join()
+    assert_same(batches, load(index, stage, tokenizer))

@@ -1,0 +1,73 @@
+"""A store that is away is waited for; anything else is said at once."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from modelchain.store import Forbidden, NotFound, StoreUnavailable
+from modelchain_trainer.data.patience import Patience, Stopped
+
+
+class Flaky:
+    """Fails some times, then answers."""
+
+    def __init__(self, failures: int) -> None:
+        self.failures = failures
+        self.calls = 0
+
+    def __call__(self) -> str:
+        self.calls += 1
+        if self.calls <= self.failures:
+            raise StoreUnavailable("s3://data/a.tar: no answer")
+        return "answer"
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("modelchain_trainer.data.patience._FIRST_PAUSE", 0.01)
+
+
+def test_an_unavailable_store_is_asked_again() -> None:
+    request = Flaky(3)
+    assert Patience(60).attempt(request) == "answer"
+    assert request.calls == 4
+
+
+def test_patience_ends_with_the_stores_own_error() -> None:
+    with pytest.raises(StoreUnavailable, match=r"^s3://data/a\.tar: no answer \(tried for 0 s\)$"):
+        Patience(0.05).attempt(Flaky(10**9))
+
+
+@pytest.mark.parametrize("error", [NotFound("gone"), Forbidden("refused"), ValueError("a defect")])
+def test_other_errors_are_not_tried_again(error: Exception) -> None:
+    calls = 0
+
+    def request() -> None:
+        nonlocal calls
+        calls += 1
+        raise error
+
+    with pytest.raises(type(error)):
+        Patience(60).attempt(request)
+    assert calls == 1
+
+
+def test_stopping_ends_the_wait_of_other_threads() -> None:
+    patience = Patience(600)
+    ended = threading.Event()
+
+    def wait() -> None:
+        with pytest.raises(Stopped):
+            patience.attempt(Flaky(10**9))
+        ended.set()
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    time.sleep(0.05)
+    patience.stop()
+    assert ended.wait(10)
+    with pytest.raises(Stopped):
+        patience.attempt(lambda: "too late")

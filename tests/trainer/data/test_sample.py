@@ -1,0 +1,228 @@
+"""Pixels are open_clip's, and what is no picture is said to be none."""
+
+from __future__ import annotations
+
+import io
+import math
+import struct
+import zlib
+from collections.abc import Callable
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from modelchain_trainer.data.randomness import key, uniforms
+from modelchain_trainer.data.sample import (
+    CROP_NUMBERS,
+    MAX_PIXELS,
+    Cause,
+    CorruptSampleError,
+    crop_and_resize,
+    decode_caption,
+    decode_image,
+    evaluation_transform,
+    normalize,
+    random_crop,
+)
+from tests.trainer.data.shards import noise, png
+
+Transform = Callable[..., Callable[[Image.Image], torch.Tensor]]
+
+SIZES = [(8, 8), (40, 40), (64, 48), (47, 81), (31, 200), (33, 32), (33, 31), (500, 375), (3, 7)]
+
+
+def picture(width: int, height: int) -> Image.Image:
+    pixels = np.random.default_rng(width * height).integers(0, 256, (height, width, 3), np.uint8)
+    return Image.fromarray(pixels)
+
+
+def encoded(image: Image.Image, format_: str) -> bytes:
+    file = io.BytesIO()
+    image.save(file, format_)
+    return file.getvalue()
+
+
+def numbers(seed: int) -> list[float]:
+    return uniforms(key(seed), CROP_NUMBERS).tolist()
+
+
+@pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "LA", "1", "CMYK"])
+def test_pictures_of_all_modes_become_rgb(format_: str, mode: str) -> None:
+    image = picture(20, 10).convert(mode)
+    try:
+        data = encoded(image, format_)
+    except OSError:  # the format has no such mode
+        return
+    decoded = decode_image(data)
+    assert decoded.mode == "RGB"
+    assert decoded.size == (20, 10)
+    with Image.open(io.BytesIO(data)) as again:
+        assert decoded.tobytes() == again.convert("RGB").tobytes()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"not a picture",
+        png(1)[:40],
+        noise(64)[:-2000],
+        noise(64, quality="JPEG")[:-500],
+        noise(64, quality="WEBP")[:200],
+        png(1)[:20] + b"\xff\xff" + png(1)[22:],
+        encoded(picture(4, 4), "BMP"),
+        encoded(picture(4, 4), "GIF"),
+        b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+    ],
+    ids=["empty", "text", "png head", "png cut", "jpeg cut", "webp cut", "png changed", "bmp", "gif", "svg"],
+)
+def test_what_is_no_picture_is_corrupt(data: bytes) -> None:
+    with pytest.raises(CorruptSampleError) as raised:
+        decode_image(data)
+    assert raised.value.cause is Cause.BAD_IMAGE
+    assert "\n" not in str(raised.value)
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    st.sampled_from(["PNG", "JPEG", "WEBP"]),
+    st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), min_size=1),
+)
+def test_changed_bytes_make_a_picture_or_a_corrupt_sample(
+    format_: str, changes: list[tuple[int, int]]
+) -> None:
+    data = bytearray(encoded(picture(12, 12), format_))
+    for place, value in changes:
+        data[place % len(data)] = value
+    try:
+        assert decode_image(bytes(data)).mode == "RGB"
+    except CorruptSampleError as error:
+        assert error.cause is Cause.BAD_IMAGE
+
+
+@pytest.mark.filterwarnings("ignore:Image size")
+@pytest.mark.parametrize("side", [int(math.sqrt(MAX_PIXELS)) + 1, 60000])
+def test_a_decompression_bomb_is_not_unpacked(side: int) -> None:
+    head = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", len(head)) + b"IHDR" + head + struct.pack(">I", zlib.crc32(b"IHDR" + head))
+    bomb = b"\x89PNG\r\n\x1a\n" + chunk + png(1)[33:]
+    with pytest.raises(CorruptSampleError, match="pixels"):
+        decode_image(bomb)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [(b"", "is empty"), (b" \n\t", "is empty"), (b"caf\xe9", "not UTF-8"), (b"\xff\xfea\x00", "not UTF-8")],
+)
+def test_captions_that_say_nothing_are_corrupt(data: bytes, message: str) -> None:
+    with pytest.raises(CorruptSampleError, match=rf"the \.txt {message}|the \.txt is {message}") as raised:
+        decode_caption(data, "txt")
+    assert raised.value.cause is Cause.BAD_CAPTION
+
+
+def test_captions_are_utf_8_with_or_without_a_mark() -> None:
+    assert decode_caption("café 日本".encode(), "txt") == "café 日本"
+    assert decode_caption("café".encode("utf-8-sig"), "txt") == "café"
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    width=st.integers(1, 600),
+    height=st.integers(1, 600),
+    low=st.floats(0.01, 1),
+    high=st.floats(0.01, 1),
+    seed=st.integers(0, 2**32),
+)
+def test_crops_lie_in_the_picture(width: int, height: int, low: float, high: float, seed: int) -> None:
+    left, top, right, bottom = random_crop(width, height, (min(low, high), max(low, high)), numbers(seed))
+    assert 0 <= left < right <= width
+    assert 0 <= top < bottom <= height
+
+
+def test_crops_are_spread_as_those_of_torchvision() -> None:
+    """Means and deviations of side, ratio and place over many draws, against its formulas done with numpy."""
+    width, height, scale = 640, 480, (0.3, 1.0)
+    boxes = np.array([random_crop(width, height, scale, numbers(seed)) for seed in range(4000)])
+    rng = np.random.default_rng(0)
+    expected = []
+    while len(expected) < 4000:
+        area = rng.uniform(*scale) * width * height
+        ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            top, left = rng.integers(0, height - h + 1), rng.integers(0, width - w + 1)
+            expected.append((left, top, left + w, top + h))
+    for ours, theirs in zip(boxes.T, np.array(expected).T, strict=True):
+        assert abs(ours.mean() - theirs.mean()) < 8
+        assert abs(ours.std() - theirs.std()) < 8
+
+
+def test_a_picture_that_no_crop_fits_gives_its_centre() -> None:
+    assert random_crop(300, 100, (1.0, 1.0), numbers(0)) == (83, 0, 216, 100)  # as wide as 4:3 allows
+    assert random_crop(100, 300, (1.0, 1.0), numbers(0)) == (0, 83, 100, 216)
+    assert random_crop(100, 100, (1.0, 1.0), [0.0, 0.9, 0.5, 0.5] * 10) == (0, 0, 100, 100)
+
+
+def test_normalised_pixels_have_openai_statistics() -> None:
+    images = (
+        torch.arange(0, 256, dtype=torch.uint8)
+        .repeat(2, 3, 1, 1)
+        .contiguous(memory_format=torch.channels_last)
+    )
+    mean = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
+    deviation = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
+    result = normalize(images, torch.float32)
+    assert result.is_contiguous()
+    torch.testing.assert_close(result, (images / 255 - mean) / deviation, atol=2e-6, rtol=0)
+    assert normalize(images, torch.bfloat16).dtype == torch.bfloat16
+
+
+@pytest.fixture(scope="module")
+def transform_of_open_clip() -> Transform:
+    from open_clip.transform import image_transform  # seconds
+
+    return cast("Transform", image_transform)
+
+
+@pytest.mark.slow
+def test_evaluation_sees_the_pixels_that_open_clip_sees(
+    transform_of_open_clip: Transform,
+) -> None:
+    for size in (16, 32, 33):
+        theirs = transform_of_open_clip(size, is_train=False, mean=(0, 0, 0), std=(1, 1, 1))
+        for width, height in SIZES:
+            image = picture(width, height)
+            expected = theirs(image).mul(255).round().to(torch.uint8)
+            ours = torch.from_numpy(evaluation_transform(image, size).copy()).permute(2, 0, 1)
+            assert torch.equal(ours, expected), (size, width, height)
+
+
+@pytest.mark.slow
+def test_training_resizes_a_crop_as_torchvision_does(
+    transform_of_open_clip: Transform,
+) -> None:
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms.functional import resized_crop
+
+    crop = cast("Any", resized_crop)  # declared for tensors, takes pictures too
+
+    for number, (width, height) in enumerate(SIZES):
+        image = picture(width, height)
+        left, top, right, bottom = box = random_crop(width, height, (0.5, 1.0), numbers(number))
+        expected = crop(image, top, left, bottom - top, right - left, [24, 24], InterpolationMode.BICUBIC)
+        assert np.array_equal(crop_and_resize(image, box, 24), np.asarray(expected)), (width, height)
+
+
+@pytest.mark.slow
+def test_normalisation_is_that_of_open_clip(
+    transform_of_open_clip: Transform,
+) -> None:
+    image = picture(32, 32)
+    ours = normalize(torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)[None], torch.float32)[0]
+    torch.testing.assert_close(ours, transform_of_open_clip(32, is_train=False)(image), atol=2e-6, rtol=0)
