@@ -59,6 +59,8 @@ WORDS = [
     "on",
 ]
 SHARDS = 16
+# Both wait without spinning, as our launcher has it: a thread that spins takes the core of one that decodes.
+ENVIRONMENT = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}
 PROGRESS = re.compile(r"\[\s*(\d+)/.*Data \(t\): ([\d.]+) Batch \(t\): ([\d.]+)")
 
 
@@ -242,7 +244,7 @@ def run_modelchain(workplace: Workplace, options: argparse.Namespace, number: in
     stage = workplace.stage.model_copy(update={"digest": digest, "folder": folder})
     path = workplace.folder / f"stage-{number}.json"
     path.write_text(stage.to_json())
-    environment = os.environ | {"MODELCHAIN_DEVICE": options.device}
+    environment = ENVIRONMENT | {"MODELCHAIN_DEVICE": options.device}
     command = [sys.executable, "-m", "modelchain_trainer", "--stage", str(path)]
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -295,7 +297,9 @@ def run_open_clip(workplace: Workplace, options: argparse.Namespace, number: int
     command += ["--torchcompile"] if options.compile else []
     marks: list[Mark] = []
     output: list[str] = []
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    with subprocess.Popen(
+        command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
         memory = MemoryWatch(process.pid, options.device)
         assert process.stdout is not None
         for line in process.stdout:
