@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -98,26 +97,3 @@ def test_planning_imports_nothing_heavy() -> None:
         [sys.executable, "-c", program, "plan", CC3M], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
-
-
-def test_planning_starts_within_half_a_second_of_processor_time() -> None:
-    """Wall time says more about the machine's other work; half a second is meant for an idle one."""
-
-    def processor_seconds() -> float:
-        before = os.times()
-        subprocess.run(
-            [sys.executable, "-m", "modelchain", "plan", CC3M], stdout=subprocess.DEVNULL, check=True
-        )
-        after = os.times()
-        return (after.children_user - before.children_user) + (after.children_system - before.children_system)
-
-    processor_seconds()  # writes the bytecode
-    bare = min(_bare_start() for _ in range(3))
-    assert min(processor_seconds() for _ in range(5)) < max(0.5, 15 * bare)
-
-
-def _bare_start() -> float:
-    before = os.times()
-    subprocess.run([sys.executable, "-c", "pass"], check=True)
-    after = os.times()
-    return (after.children_user - before.children_user) + (after.children_system - before.children_system)
