@@ -96,6 +96,7 @@ class Workplace:
 
 def main() -> None:
     options = parse_arguments()
+    load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="throughput-") as name:
         workplace = prepare(Path(name), options)
         runs: dict[str, list[Run]] = {"modelchain": [], "open_clip": []}
@@ -108,7 +109,7 @@ def main() -> None:
                     f"{result.samples_per_second:.2f} samples/s",
                     file=sys.stderr,
                 )
-    report = summary(runs, options)
+    report = summary(runs, options, load)
     print(json.dumps(report, indent=2) if options.output == "json" else as_text(report))
 
 
@@ -374,8 +375,11 @@ def gpu_memory_in_use() -> int:
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]) * 2**20
 
 
-def summary(runs: dict[str, list[Run]], options: argparse.Namespace) -> dict[str, object]:
-    """All that was set and seen. `ratio` is our speed over open_clip's, each the mean of its runs."""
+def summary(runs: dict[str, list[Run]], options: argparse.Namespace, load: float) -> dict[str, object]:
+    """All that was set and seen. `ratio` is our speed over open_clip's, each the mean of its runs.
+
+    `load` is the machine's load average before the first run: others' work spoils the figures.
+    """
     settings = {name: value for name, value in vars(options).items() if name != "output"}
     device = f"{len(os.sched_getaffinity(0))} CPU cores"
     if options.device == "cuda":
@@ -398,7 +402,7 @@ def summary(runs: dict[str, list[Run]], options: argparse.Namespace) -> dict[str
     }
     ours, theirs = (mean(run.samples_per_second for run in runs[p]) for p in ("modelchain", "open_clip"))
     return {
-        "settings": settings | {"runsOn": device},
+        "settings": settings | {"runsOn": device, "loadAverageBefore": load},
         "versions": {name: version(name) for name in ("torch", "open_clip_torch", "webdataset")},
         "losses": losses,
         "programs": programs,
@@ -428,7 +432,9 @@ def as_text(report: dict[str, object]) -> str:
         lines.append(
             f"{program:12}{speed:10.2f}{waiting:9.1%}{memory:6.2f} GiB{gpu:6.2f} GiB  {losses[program]}"
         )
-    return "\n".join([*lines, "", f"ratio {report['ratio']:.2f}x"])
+    load = settings["loadAverageBefore"]
+    lines += ["", f"ratio {report['ratio']:.2f}x (load average before: {load:.1f})"]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
