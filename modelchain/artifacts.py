@@ -1,16 +1,16 @@
 """The artifact contract: what lies where in a store, and what each JSON file says.
 
-    stages/<model>-<digest, shortened>/
-        manifest.json       the commit; a stage is complete exactly when it verifies
-        stage.json          what was asked, fully resolved
-        lease.json          who trains this stage now
-        attempts/<token>/   one writer each
-            progress.json   heartbeat
-            checkpoints/<step>/   files, and checkpoint.json last
-            open_clip_model.safetensors, open_clip_config.json, metrics-<n>.jsonl, events.*, failure.json
-    chains/<namespace>/<chain>.json         the chain's status, for people and for the local runner
-    chains/<namespace>/<chain>.lease.json   who runs this chain now (local runner)
-    indexes/<hash of the shard's URI, size and etag>.json   where samples lie in a shard
+stages/<model>-<digest, shortened>/
+    manifest.json       the commit; a stage is complete exactly when it verifies
+    stage.json          what was asked, fully resolved
+    lease.json          who trains this stage now
+    attempts/<token>/   one writer each
+        progress.json   heartbeat
+        checkpoints/<step>/   files, and checkpoint.json last
+        open_clip_model.safetensors, open_clip_config.json, metrics-<n>.jsonl, events.*, failure.json
+chains/<namespace>/<chain>.json         the chain's status, for people and for the local runner
+chains/<namespace>/<chain>.lease.json   who runs this chain now (local runner)
+indexes/<hash of the shard's URI, size and etag>.json   where samples lie in a shard
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
@@ -25,6 +24,7 @@ from PIL import Image
 
 from modelchain.artifacts import WEIGHTS, Manifest
 from modelchain.commit import (
+    StoredCheckpoint,
     download_verified,
     list_checkpoints,
     read_manifest,
@@ -39,9 +39,9 @@ from modelchain.validation import load_chains
 COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200), "yellow": (200, 200, 40)}
 SAMPLES = 64
 BATCH = 8
-EPOCHS = 4
+EPOCHS = 12
 STEPS = EPOCHS * SAMPLES // BATCH
-CHECKPOINT_STEPS = 5
+CHECKPOINT_STEPS = 8
 PATIENCE_SECONDS = 240.0  # for what takes seconds on a machine that has time
 GONE_SECONDS = 15.0  # within which nothing of a killed runner may live
 
@@ -71,7 +71,7 @@ def document(store: ResolvedStore) -> dict[str, Any]:
                     "type": "ZeroShot",
                     "data": {"shards": ["data/000.tar"]},
                     "classes": list(COLOURS),
-                    "everySteps": 8,
+                    "everySteps": 24,
                 }
             ],
             "training": {
@@ -191,9 +191,7 @@ class Bench:
     def check_checkpoints(self, stage: ResolvedStage) -> int:
         """Every checkpoint that looks whole is whole, to the last bit; returns how many there are."""
         whole = 0
-        for stored in list_checkpoints(self.store, stage.folder):
-            if not stored.finished:
-                continue
+        for stored in self._finished(stage):
             manifest = verify_checkpoint(self.store, stage.folder, stage.digest, stored)
             assert manifest is not None, f"{stored} looks whole and is not"
             folder = f"{stage.folder}/attempts/{stored.token}/checkpoints/{stored.step:010d}"
@@ -201,6 +199,18 @@ class Bench:
                 self._read(folder, entry)
             whole += 1
         return whole
+
+    def wait_for_a_new_checkpoint(self, stage: ResolvedStage, run: Run) -> None:
+        """Wait until the stage has come to its next checkpoint: it is in mid-training then."""
+        newest = max((stored.step for stored in self._finished(stage)), default=0)
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not any(stored.step > newest for stored in self._finished(stage)):
+            assert time.monotonic() < deadline, f"no checkpoint of {stage.name} after step {newest}"
+            assert run.process.poll() is None, run.error()
+            time.sleep(0.02)
+
+    def _finished(self, stage: ResolvedStage) -> list[StoredCheckpoint]:
+        return [stored for stored in list_checkpoints(self.store, stage.folder) if stored.finished]
 
     def attempts(self, stage: ResolvedStage) -> set[str]:
         """Tokens of all attempts that ever wrote anything."""
@@ -249,13 +259,6 @@ class Run:
             assert event["event"] != "end of output", (
                 f"ended before {what}; seen: {self.seen[-5:]} {self.error()}"
             )
-
-    def wait_for_step(self, stage: str, step: int) -> None:
-        """Wait until the stage has come that far."""
-        self.wait_for(
-            lambda event: event["event"] == "progress" and event["stage"] == stage and event["step"] >= step,
-            f"step {step} of {stage}",
-        )
 
     def wait(self) -> int:
         """Wait for its end; returns the exit code."""
@@ -325,8 +328,3 @@ def partial_files(folder: Path) -> Iterator[Path]:
         for name in names:
             if name.startswith(".partial-"):
                 yield Path(parent) / name
-
-
-def sha256(data: bytes) -> str:
-    """In hex."""
-    return hashlib.sha256(data).hexdigest()

@@ -109,7 +109,7 @@ class Storm:
     def kill_launcher(self, stage: str) -> None:
         """The launcher dies in mid-training, and its ranks with it."""
         run = self.bench.start()
-        run.wait_for_step(stage, self._step())
+        self._wait(stage, run)
         killed = strike(run.launchers())
         assert killed == 1
         run.wait_for(lambda event: event["event"] == "failure", "the launcher's death is seen")
@@ -118,7 +118,7 @@ class Storm:
     def kill_runner(self, stage: str) -> None:
         """The runner dies in mid-training, and everything below it."""
         run = self.bench.start()
-        run.wait_for_step(stage, self._step())
+        self._wait(stage, run)
         self._end(run, killed=0)
 
     def kill_while_starting(self) -> None:
@@ -155,8 +155,10 @@ class Storm:
                 f"{name} was trained twice"
             )
 
-    def _step(self) -> int:
-        return self._chance.randrange(1, STEPS // 2)
+    def _wait(self, stage: str, run: Run) -> None:
+        """Wait for some moment in mid-training."""
+        self.bench.wait_for_a_new_checkpoint(self.stage(stage), run)
+        time.sleep(self._chance.uniform(0, 0.2))
 
     def _end(self, run: Run, *, killed: int) -> None:
         run.kill()
@@ -171,7 +173,7 @@ def test_a_chain_that_is_interrupted_and_continued_is_the_one_that_never_was(
     bench = Bench(tmp_path / "chain")
     for stage in ("tiny", "small"):
         run = bench.start()
-        run.wait_for_step(stage, 7)
+        bench.wait_for_a_new_checkpoint(bench.chain.stage(stage), run)
         run.process.send_signal(signal.SIGINT)
         assert run.wait() == 130, run.seen
         stopped = next(entry for entry in run.result()["stages"] if entry["name"] == stage)
@@ -192,7 +194,7 @@ def test_editing_the_last_stage_trains_only_that_one(tmp_path: Path, calm: Calm)
     bench.write(edited)
     run = bench.run()
     phases = {stage["name"]: (stage["phase"], stage["steps"]) for stage in run.result()["stages"]}
-    assert phases == {"tiny": ("Complete", STEPS), "small": ("Complete", STEPS // 4)}
+    assert phases == {"tiny": ("Complete", STEPS), "small": ("Complete", STEPS // 12)}
     assert bench.attempts(tiny) == attempts
     outcome = bench.outcome()
     assert outcome.weights["tiny"] == calm(1).weights["tiny"]
@@ -208,7 +210,7 @@ def test_a_chain_survives_a_store_that_is_killed_and_comes_back(
     try:
         bench = Bench(tmp_path / "chain", server.access("survives"))
         run = bench.start()
-        run.wait_for_step("tiny", 1)
+        bench.wait_for_a_new_checkpoint(bench.chain.stage("tiny"), run)
         server.kill()
         time.sleep(8)
         assert run.process.poll() is None, run.error()
