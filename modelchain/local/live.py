@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -15,7 +17,10 @@ from modelchain.resolved import ResolvedChain
 from modelchain.status import ChainStatus, StagePhase, StageStatus
 
 REFRESH_PER_SECOND = 4
-BAR_WIDTH = 24
+WIDE = 110  # columns of a terminal that has room for everything
+NARROW = 92  # below this, the terms of the loss are left out
+
+_TERMS = {"TASK": "task", "DISTIL": "distillation"}  # of the loss, by column
 
 _COLOURS = {
     StagePhase.RUNNING: "cyan",
@@ -53,7 +58,7 @@ class LiveDisplay:
         if not self._started:
             self._live.start()
             self._started = True
-        self._live.update(table_of(self._chain, status))
+        self._live.update(table_of(self._chain, status, width=self._console.width))
 
     def close(self) -> None:
         """Leave the last table standing and the cursor visible."""
@@ -62,28 +67,33 @@ class LiveDisplay:
             self._started = False
 
 
-def table_of(chain: ResolvedChain, status: ChainStatus) -> Group:
-    """The stages as a table, and a line on what goes on."""
+def table_of(chain: ResolvedChain, status: ChainStatus, *, width: int) -> Group:
+    """The stages as a table no wider than `width` columns, and a line on what goes on."""
+    terms = _TERMS if width >= NARROW else {}
+    bar = 24 if width >= WIDE else 10
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("STAGE", "PHASE", ""):
         table.add_column(column, no_wrap=True)
-    for column in ("STEP", "SAMPLES/S", "LOSS", "TASK", "DISTIL", "TOP-1", "ETA"):
+    for column in ("STEP", "SAMPLES/S", "LOSS", *terms, "TOP-1", "ETA"):
         table.add_column(column, justify="right", no_wrap=True)
     for stage in chain.stages:
         known = status.find_stage(stage.name) or StageStatus(name=stage.name)
-        table.add_row(*_row(chain, known))
+        table.add_row(*_row(chain, known, ("total", *terms.values()), bar))
     note = Text(status.message, style="dim", overflow="ellipsis", no_wrap=True)
     return Group(table, note) if status.message else Group(table)
 
 
-def _row(chain: ResolvedChain, stage: StageStatus) -> tuple[str | Text | ProgressBar, ...]:
+def _row(
+    chain: ResolvedChain, stage: StageStatus, terms: Iterable[str], width: int
+) -> tuple[str | Text | ProgressBar, ...]:
     running = stage.phase is StagePhase.RUNNING
-    doing = stage.activity if running and stage.activity not in (None, "Training") else None
-    phase = Text(doing or stage.phase.value, style=_COLOURS.get(stage.phase, "dim"))
+    doing = stage.activity or "Starting"
+    shown = doing if running and doing != "Training" else stage.phase.value
+    phase = Text(shown, style=_COLOURS.get(stage.phase, "dim"))
     if stage.attempt > 1 and not stage.finished:
         phase.append(f" #{stage.attempt}", style="yellow")
     done, steps = stage.step or 0, stage.steps or 0
-    bar = ProgressBar(total=max(1, steps), completed=done, width=BAR_WIDTH)
+    bar = ProgressBar(total=max(1, steps), completed=done, width=width)
     metric = leading_metric(chain, stage.name, stage.metrics).removeprefix("top-1 ")
     return (
         stage.name,
@@ -91,10 +101,7 @@ def _row(chain: ResolvedChain, stage: StageStatus) -> tuple[str | Text | Progres
         bar,
         f"{done}/{steps}" if steps else "",
         f"{stage.samples_per_second:,.0f}" if running and stage.samples_per_second is not None else "",
-        *(
-            f"{stage.loss[term]:.3f}" if term in stage.loss else ""
-            for term in ("total", "task", "distillation")
-        ),
+        *(f"{stage.loss[term]:.3f}" if term in stage.loss else "" for term in terms),
         metric,
         duration(stage.eta_seconds) if running and stage.eta_seconds is not None else "",
     )

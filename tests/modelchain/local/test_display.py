@@ -168,7 +168,7 @@ def test_the_cost_is_not_boasted_of_before_it_was_paid() -> None:
 
 def test_the_table_has_a_row_a_stage_with_its_figures() -> None:
     console = Console(file=io.StringIO(), width=140, force_terminal=False, record=True)
-    console.print(table_of(chain(), running()))
+    console.print(table_of(chain(), running(), width=140))
     tiny, small, base = (
         line
         for line in console.export_text().splitlines()
@@ -179,6 +179,16 @@ def test_the_table_has_a_row_a_stage_with_its_figures() -> None:
     for figure in ("Running", "4/16", "1,234", "2.500", "2.000", "0.500", "25.0%", "1m"):
         assert figure in small
     assert "Pending" in base
+
+
+@pytest.mark.parametrize("width", [80, 100, 140])
+def test_the_table_fits_the_terminal_and_keeps_what_matters(width: int) -> None:
+    console = Console(file=io.StringIO(), width=width, record=True)
+    console.print(table_of(chain(), running(), width=width))
+    lines = console.export_text().splitlines()
+    small = next(line for line in lines if line.strip().startswith("small"))
+    assert all(len(line) <= width and "…" not in line for line in lines)
+    assert all(figure in small for figure in ("Running", "4/16", "1,234", "2.500", "25.0%", "1m"))
 
 
 def test_the_live_display_prints_notes_above_its_table_and_gives_the_terminal_back() -> None:
