@@ -1,0 +1,201 @@
+"""What the runner knows of the store, also while the store is away."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from modelchain.artifacts import LEASE, PROGRESS, Lease, attempt_folder, new_attempt_token
+from modelchain.errors import ModelChainError
+from modelchain.local import watch as watching
+from modelchain.local.watch import StoreWatch
+from modelchain.reconcile.observation import StoreTrouble
+from modelchain.store import Forbidden, StoreUnavailable
+from modelchain.store.folder import FolderStore
+from tests.modelchain.local.runs import wait_until
+from tests.modelchain.reconcile.chains import chain, manifest, progress
+
+CHAIN = chain((("tiny", None), ("small", "tiny")))
+TINY = CHAIN.stage("tiny")
+
+
+class MoodyStore(FolderStore):
+    """A folder that can be told not to answer, or to refuse."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.trouble: ModelChainError | None = None
+        self.answers = threading.Event()
+        self.answers.set()
+
+    def get(self, key: str) -> tuple[bytes, str]:
+        self.answers.wait(30)
+        if self.trouble is not None:
+            raise self.trouble
+        return super().get(key)
+
+    def put(self, key: str, data: bytes, *, if_absent: bool = False, if_match: str | None = None) -> str:
+        if self.trouble is not None:
+            raise self.trouble
+        return super().put(key, data, if_absent=if_absent, if_match=if_match)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> MoodyStore:
+    return MoodyStore(tmp_path / "store")
+
+
+@pytest.fixture
+def watch(store: MoodyStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[StoreWatch]:
+    monkeypatch.setattr(watching, "LOCAL_SECONDS", 0.02)
+    monkeypatch.setattr(watching, "SILENT_SECONDS", 0.2)
+    one = StoreWatch(store, CHAIN)
+    one.start()
+    yield one
+    store.answers.set()
+    one.close(timeout_seconds=10)
+
+
+def train(store: MoodyStore, step: int, attempt: int = 3) -> str:
+    """An attempt of ours holds the lease of `tiny` and has come to a step."""
+    token = new_attempt_token(CHAIN.chain.uid, attempt)
+    lease = Lease(
+        holder=token,
+        chain="default/family",
+        sequence=1,
+        duration_seconds=30,
+        host="h",
+        process="b/1/1",
+        renewed_at="2027-01-15T08:00:00Z",
+    )
+    store.put(f"{TINY.folder}/{LEASE}", lease.model_dump_json(by_alias=True).encode())
+    return advance(store, token, step)
+
+
+def advance(store: MoodyStore, token: str, step: int) -> str:
+    data = progress(step).model_dump_json(by_alias=True).encode()
+    store.put(f"{attempt_folder(TINY.folder, token)}/{PROGRESS}", data)
+    return token
+
+
+def known_step(watch: StoreWatch) -> int | None:
+    facts = watch.seen().facts.get("tiny")
+    return facts.progress.step if facts is not None and facts.progress is not None else None
+
+
+def test_signs_of_life_of_the_attempt_that_runs_are_dated_by_our_clock(
+    store: MoodyStore, watch: StoreWatch
+) -> None:
+    token = train(store, 1)
+    watch.follow({"tiny": 3}, finished=set(), not_yet={"small"})
+    wait_until(lambda: known_step(watch) == 1, "the first sign of life is seen")
+    first = watch.seen().progress_changed_at["tiny", 3]
+    facts = watch.seen().facts["tiny"]
+    assert facts.lease is not None
+    assert (facts.lease.own, facts.progress_attempt) == (True, 3)
+    advance(store, token, 2)
+    wait_until(lambda: known_step(watch) == 2, "the second is seen")
+    assert watch.seen().progress_changed_at["tiny", 3] > first
+
+
+def test_what_an_earlier_attempt_left_is_not_taken_for_a_sign_of_life(
+    store: MoodyStore, watch: StoreWatch
+) -> None:
+    train(store, 9, attempt=2)
+    watch.follow({"tiny": 3}, finished=set(), not_yet=set())
+    watch.look_again("tiny")
+    wait_until(lambda: "tiny" in watch.seen().facts, "it was looked at")
+    assert known_step(watch) is None
+    assert ("tiny", 3) not in watch.seen().progress_changed_at
+
+
+def test_nothing_is_known_of_a_stage_between_being_told_to_look_again_and_having_looked(
+    store: MoodyStore, watch: StoreWatch
+) -> None:
+    wait_until(lambda: "tiny" in watch.seen().facts, "it was looked at")
+    store.answers.clear()
+    watch.look_again("tiny")
+    assert "tiny" not in watch.seen().facts
+    store.answers.set()
+    wait_until(lambda: "tiny" in watch.seen().facts, "it was looked at again")
+
+
+def test_a_store_that_hangs_is_called_unavailable_until_it_answers_and_that_time_is_known(
+    store: MoodyStore, watch: StoreWatch
+) -> None:
+    wait_until(lambda: "tiny" in watch.seen().facts, "it was looked at")
+    before = watch.seen().readable_since
+    store.answers.clear()
+
+    def trouble() -> StoreTrouble | None:
+        return watch.seen().facts["tiny"].trouble
+
+    wait_until(lambda: trouble() is StoreTrouble.UNAVAILABLE, "its silence is noticed")
+    store.answers.set()
+    wait_until(lambda: trouble() is None, "it answers")
+    wait_until(lambda: watch.seen().readable_since > before, "the gap is noted")
+
+
+@pytest.mark.parametrize(
+    ("error", "trouble"),
+    [
+        (StoreUnavailable("s3://x: 503"), StoreTrouble.UNAVAILABLE),
+        (Forbidden("s3://x: refused"), StoreTrouble.FORBIDDEN),
+    ],
+)
+def test_errors_of_the_store_are_told_apart(
+    store: MoodyStore, watch: StoreWatch, error: ModelChainError, trouble: StoreTrouble
+) -> None:
+    store.trouble = error
+    wait_until(
+        lambda: (facts := watch.seen().facts.get("tiny")) is not None and facts.trouble is trouble,
+        "it is noticed",
+    )
+
+
+def test_a_damaged_manifest_is_trouble_of_its_own(store: MoodyStore, watch: StoreWatch) -> None:
+    store.put(f"{TINY.folder}/manifest.json", b"{")
+    wait_until(
+        lambda: (
+            (facts := watch.seen().facts.get("tiny")) is not None and facts.trouble is StoreTrouble.DAMAGED
+        ),
+        "it is noticed",
+    )
+    assert "manifest.json" in watch.seen().facts["tiny"].message
+
+
+def test_a_manifest_is_verified_before_it_is_believed(store: MoodyStore, watch: StoreWatch) -> None:
+    other = manifest(CHAIN.stage("small"))
+    store.put(f"{TINY.folder}/manifest.json", other.model_dump_json(by_alias=True).encode())
+    wait_until(
+        lambda: (
+            (facts := watch.seen().facts.get("tiny")) is not None and facts.trouble is StoreTrouble.DAMAGED
+        ),
+        "it is noticed that it is another stage's",
+    )
+
+
+def test_the_newest_record_is_written_as_soon_as_the_store_is_back(
+    store: MoodyStore, watch: StoreWatch
+) -> None:
+    store.trouble = StoreUnavailable("s3://x: 503")
+    watch.write("chains/default/family.json", b"first")
+    watch.write("chains/default/family.json", b"second")
+    store.trouble = None
+    wait_until(lambda: store.head("chains/default/family.json") is not None, "it is written")
+    assert store.get("chains/default/family.json")[0] == b"second"
+
+
+def test_closing_writes_the_last_record(store: MoodyStore, watch: StoreWatch) -> None:
+    watch.write("chains/default/family.json", b"last")
+    watch.close(timeout_seconds=10)
+    assert store.get("chains/default/family.json")[0] == b"last"
+
+
+def test_the_first_look_raises_what_a_person_must_mend(store: MoodyStore) -> None:
+    store.trouble = Forbidden("s3://x: refused")
+    with pytest.raises(Forbidden):
+        StoreWatch(store, CHAIN).look_at_all()
