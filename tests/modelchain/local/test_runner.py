@@ -321,3 +321,22 @@ def test_a_reader_that_goes_away_does_not_cost_the_training(bench: Bench) -> Non
     run.process.stdout.close()
     assert run.process.wait(60) == 0
     assert bench.record().status.phase is ChainPhase.COMPLETE
+
+
+@pytest.mark.slow
+def test_a_run_that_another_has_taken_over_stops_its_trainer(bench: Bench) -> None:
+    bench.plan("tiny", "train")
+    run = bench.start("-o", "json")
+    pid = bench.wait_for_start("tiny")
+    lease = bench.folder / "store/chains/default/family.lease.json"
+    other = Lease.model_validate_json(lease.read_bytes()).model_copy(
+        update={"holder": "run-other", "sequence": 99}
+    )
+    new = lease.with_suffix(".new")
+    new.write_text(other.model_dump_json(by_alias=True))
+    new.replace(lease)
+    ended = run.end()
+    assert ended.code == 80
+    assert "another run has taken over" in ended.events[-1]["message"]
+    assert not is_alive(pid)
+    assert Lease.model_validate_json(lease.read_bytes()).holder == "run-other"
