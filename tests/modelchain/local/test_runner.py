@@ -109,6 +109,7 @@ def test_a_stage_that_hangs_is_replaced(bench: Bench) -> None:
     assert (ended.code, ended.of("failure")[0]["reason"]) == (0, "Stalled")
 
 
+@pytest.mark.slow
 def test_a_stage_that_hangs_and_hears_no_signal_is_killed_and_replaced(bench: Bench) -> None:
     bench.edit("limit: 1", "limit: 1, stallSeconds: 2")
     bench.plan("tiny", "deaf", "commit")
