@@ -88,6 +88,14 @@ class Bench:
         self.plans.mkdir()
         self.file = folder / "chain.yaml"
         self.file.write_text(CHAIN)
+        self._runs: list[Run] = []
+
+    def close(self) -> None:
+        """End what a failed test has left running; the trainers go with their runners."""
+        for run in self._runs:
+            if run.process.poll() is None:
+                run.process.kill()
+                run.process.wait()
 
     def edit(self, pattern: str, replacement: str) -> None:
         """Change the chain's file."""
@@ -101,7 +109,7 @@ class Bench:
 
     def start(self, *arguments: str, environment: Mapping[str, str] | None = None) -> Run:
         """Start `modelchain run` on the chain."""
-        return Run(
+        run = Run(
             subprocess.Popen(
                 [sys.executable, "-c", _DRIVER, str(FAKE_TRAINER), "run", str(self.file), *arguments],
                 stdout=subprocess.PIPE,
@@ -110,6 +118,8 @@ class Bench:
                 env={**os.environ, "FAKE_TRAINER": str(self.plans), **(environment or {})},
             )
         )
+        self._runs.append(run)
+        return run
 
     def run(self, *arguments: str, environment: Mapping[str, str] | None = None) -> Finished:
         """Run `modelchain run -o json` on the chain to its end."""

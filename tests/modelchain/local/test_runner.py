@@ -7,6 +7,7 @@ import itertools
 import shutil
 import signal
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,11 @@ from tests.modelchain.local.runs import Bench, is_alive, kill, wait_until
 
 
 @pytest.fixture
-def family(tmp_path: Path) -> Bench:
+def family(tmp_path: Path) -> Iterator[Bench]:
     """A chain of two stages."""
-    return Bench(tmp_path)
+    bench = Bench(tmp_path)
+    yield bench
+    bench.close()
 
 
 @pytest.fixture
@@ -256,7 +259,7 @@ def test_a_suspended_chain_trains_nothing(bench: Bench) -> None:
 
 
 def test_a_stage_that_another_chain_trains_is_waited_for_and_then_used(bench: Bench) -> None:
-    bench.plan("tiny", "train")
+    bench.plan("tiny", "train", "commit")
     other = bench.start("-o", "json")
     bench.wait_for_start("tiny")
     bench.edit("name: family", "name: relatives")
@@ -266,7 +269,6 @@ def test_a_stage_that_another_chain_trains_is_waited_for_and_then_used(bench: Be
     assert len(bench.starts("tiny")) == 1
     other.signal(signal.SIGTERM)
     assert other.end().code == 143
-    bench.plan("tiny", "train", "commit")
     assert ours.end().code == 0  # it takes over what the other let go of
     assert len(bench.starts("tiny")) == 2
 
