@@ -139,6 +139,7 @@ class Bench:
         self.file = folder / "chain.yaml"
         self.processes = processes
         self.access = store or ResolvedStore(uri=str(folder / "store"))
+        self._runs: list[Run] = []
         write_data(folder / "data")
         self.write(document(self.access))
 
@@ -162,7 +163,15 @@ class Bench:
         if failpoint:
             variables["MODELCHAIN_FAILPOINT"] = failpoint
         command = [sys.executable, "-m", "modelchain", "run", str(self.file), "-o", "json"]
-        return Run([*command, "--processes", str(self.processes)], variables, marker=str(self.folder))
+        run = Run([*command, "--processes", str(self.processes)], variables, marker=str(self.folder))
+        self._runs.append(run)
+        return run
+
+    def close(self) -> None:
+        """End what a failed test has left running."""
+        for run in self._runs:
+            if run.process.poll() is None:
+                run.kill()
 
     def run(self) -> Run:
         """Run the chain to its end."""

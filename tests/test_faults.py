@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -18,19 +18,34 @@ import pytest
 from modelchain.artifacts import attempt_prefix
 from modelchain.commit import verify_stage
 from modelchain.local.fitting import fit_stage
-from modelchain.resolved import STAGE_ENVIRONMENT_VARIABLE, ResolvedStage
+from modelchain.resolved import STAGE_ENVIRONMENT_VARIABLE, ResolvedStage, ResolvedStore
 from tests.faults import PATIENCE_SECONDS, STEPS, Bench, Outcome, Run, document, partial_files, strike
 from tests.seaweedfs import SeaweedFS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 Calm = Callable[[int], Outcome]
+BenchOf = Callable[..., Bench]
 KILLS = 20
 
 # One worker of the test run does all of one world size: they share the run that nobody disturbs.
 ONE = pytest.param(1, marks=pytest.mark.xdist_group("faults-1"))
 TWO = pytest.param(2, marks=pytest.mark.xdist_group("faults-2"))
 one_process = pytest.mark.xdist_group("faults-1")
+
+
+@pytest.fixture
+def bench_of(tmp_path: Path) -> Iterator[BenchOf]:
+    """Makes a bench; whatever still runs on it ends with the test."""
+    benches: list[Bench] = []
+
+    def make(access: ResolvedStore | None = None, *, processes: int = 1) -> Bench:
+        benches.append(Bench(tmp_path / "chain", access, processes=processes))
+        return benches[-1]
+
+    yield make
+    for bench in benches:
+        bench.close()
 
 
 @pytest.fixture(scope="module")
@@ -50,14 +65,14 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> Calm:
 @pytest.mark.parametrize("processes", [ONE, TWO])
 @pytest.mark.parametrize("kind", ["folder", "s3"])
 def test_twenty_kills_leave_no_trace(
-    kind: str, processes: int, tmp_path: Path, calm: Calm, request: pytest.FixtureRequest
+    kind: str, processes: int, bench_of: BenchOf, calm: Calm, request: pytest.FixtureRequest
 ) -> None:
     expected = calm(processes)
     access = None
     if kind == "s3":
         server: SeaweedFS = request.getfixturevalue("seaweedfs")
         access = server.access(f"faults/{secrets.token_hex(6)}")
-    storm = Storm(Bench(tmp_path / "chain", access, processes=processes), seed=processes)
+    storm = Storm(bench_of(access, processes=processes), seed=processes)
     if kind == "folder":
         storm.kill_during_an_upload("tiny")
     storm.kill_at("tiny", "step:2")
@@ -168,9 +183,9 @@ class Storm:
 
 @one_process
 def test_a_chain_that_is_interrupted_and_continued_is_the_one_that_never_was(
-    tmp_path: Path, calm: Calm
+    bench_of: BenchOf, calm: Calm
 ) -> None:
-    bench = Bench(tmp_path / "chain")
+    bench = bench_of()
     for stage in ("tiny", "small"):
         run = bench.start()
         bench.wait_for_a_new_checkpoint(bench.chain.stage(stage), run)
@@ -184,8 +199,8 @@ def test_a_chain_that_is_interrupted_and_continued_is_the_one_that_never_was(
 
 
 @one_process
-def test_editing_the_last_stage_trains_only_that_one(tmp_path: Path, calm: Calm) -> None:
-    bench = Bench(tmp_path / "chain")
+def test_editing_the_last_stage_trains_only_that_one(bench_of: BenchOf, calm: Calm) -> None:
+    bench = bench_of()
     assert bench.run().result()["exitCode"] == 0
     tiny = bench.chain.stage("tiny")
     attempts = bench.attempts(tiny)
@@ -203,12 +218,12 @@ def test_editing_the_last_stage_trains_only_that_one(tmp_path: Path, calm: Calm)
 
 @one_process
 def test_a_chain_survives_a_store_that_is_killed_and_comes_back(
-    tmp_path: Path, calm: Calm, tmp_path_factory: pytest.TempPathFactory, seaweedfs: SeaweedFS
+    bench_of: BenchOf, calm: Calm, tmp_path_factory: pytest.TempPathFactory, seaweedfs: SeaweedFS
 ) -> None:
     server = SeaweedFS(tmp_path_factory.mktemp("mortal"))  # others go on using the shared one
     server.start()
     try:
-        bench = Bench(tmp_path / "chain", server.access("survives"))
+        bench = bench_of(server.access("survives"))
         run = bench.start()
         bench.wait_for_a_new_checkpoint(bench.chain.stage("tiny"), run)
         server.kill()
@@ -224,18 +239,18 @@ def test_a_chain_survives_a_store_that_is_killed_and_comes_back(
 
 @one_process
 def test_of_two_trainers_of_one_stage_one_commits_and_the_manifest_says_which(
-    tmp_path: Path, calm: Calm
+    bench_of: BenchOf, calm: Calm
 ) -> None:
     """The first is stopped for so long that the second takes over its lease, and then goes on: a zombie."""
-    bench = Bench(tmp_path / "chain")
+    bench = bench_of()
     stage = fit_stage(bench.chain.stage("tiny"), gpus=0, processes=1, micro_batch_size=None)
-    zombie = Trainer(bench, stage, attempt=1)
-    zombie.wait_for_a_checkpoint()
-    zombie.signal(signal.SIGSTOP)
-    second = Trainer(bench, stage, attempt=2)
-    assert second.process.wait(PATIENCE_SECONDS) == 0
-    zombie.signal(signal.SIGCONT)
-    assert zombie.process.wait(PATIENCE_SECONDS) in (0, 80)
+    with Trainer(bench, stage, attempt=1) as zombie:
+        zombie.wait_for_a_checkpoint()
+        zombie.signal(signal.SIGSTOP)
+        with Trainer(bench, stage, attempt=2) as second:
+            assert second.process.wait(PATIENCE_SECONDS) == 0
+        zombie.signal(signal.SIGCONT)
+        assert zombie.process.wait(PATIENCE_SECONDS) in (0, 80)
     manifest = bench.verified(stage)
     assert manifest is not None
     assert manifest.attempt.startswith(f"{second.prefix}-")
@@ -260,6 +275,14 @@ class Trainer:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "modelchain_trainer"], env=variables, start_new_session=True
         )
+
+    def __enter__(self) -> Trainer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.signal(signal.SIGKILL)
+            self.process.wait()
 
     def wait_for_a_checkpoint(self) -> None:
         deadline = time.monotonic() + PATIENCE_SECONDS

@@ -104,11 +104,10 @@ def _progressing(looks: Sequence[Look], phase: ChainPhase) -> tuple[bool, str, s
         if look.status.phase is StagePhase.RUNNING and look.status.reason not in _BLOCKED
     ]
     if running:
-        troubled = next(
-            (look for look in looks if look.status.name in running and not look.readable and look.facts), None
-        )
-        note = f"; {troubled.facts.message}" if troubled is not None and troubled.facts is not None else ""
-        return True, "Running", f"training {', '.join(running)}{note}"
+        troubles = [
+            look.status.message for look in looks if look.status.name in running and look.status.message
+        ]
+        return True, "Running", "; ".join([f"training {', '.join(running)}", *troubles[:1]])
     if missing[0]:
         return False, missing[1], missing[2]
     waiting = [

@@ -40,7 +40,7 @@ def show_job(look: Look) -> StageStatus:
     if job.blocked_by_node:
         reason = "NodeUnreachable"
     return look.status.model_copy(
-        update={"phase": phase, "reason": reason, "message": cut(_job_message(job))}
+        update={"phase": phase, "reason": reason, "message": cut(_job_message(look, job))}
     )
 
 
@@ -109,7 +109,7 @@ def unreachable(job: Job) -> str:
     )
 
 
-def _job_message(job: Job) -> str:
+def _job_message(look: Look, job: Job) -> str:
     if job.blocked_by_node:
         return unreachable(job)
     if job.phase is JobPhase.TERMINATING:
@@ -118,7 +118,7 @@ def _job_message(job: Job) -> str:
         return job.message or f"a queue holds {job.name}"
     if job.phase is JobPhase.PENDING:
         return job.message or f"{job.name} has not started yet"
-    return ""
+    return look.facts.message if look.facts is not None and look.facts.trouble is not None else ""
 
 
 def _current(looks: Sequence[Look]) -> Look | None:

@@ -117,6 +117,22 @@ def test_a_store_that_cannot_be_read_starts_nothing_and_fails_nothing(trouble: S
     assert play.look(after=3600, tiny=StageFacts()).actions == (StartJob("tiny", 1),)
 
 
+def test_a_job_runs_on_while_its_store_is_away_and_that_is_said() -> None:
+    play = Play(chain())
+    play.look()
+    running = job(play.stage("tiny"))
+    away = StageFacts(trouble=StoreTrouble.UNAVAILABLE, message="s3://bucket does not answer; waiting for it")
+    assert play.look(running, tiny=away).actions == ()
+    assert play["tiny"].phase is StagePhase.RUNNING
+    assert play.status is not None
+    progressing = play.status.condition(ConditionType.PROGRESSING)
+    assert progressing is not None
+    assert (progressing.status, "does not answer" in progressing.message) == ("True", True)
+    assert "does not answer" in play.status.message
+    play.look(running, tiny=StageFacts())
+    assert play.status.message == ""
+
+
 def test_a_stage_that_was_not_looked_at_is_not_started() -> None:
     play = Play(chain())
     play.store = {}
