@@ -60,7 +60,7 @@ class World(RuleBasedStateMachine):
         self.limit: int | None = None
         self.pending: list[list[Action]] = [[], []]
         self.history: list[Seen] = []
-        self.finished_digests: set[str] = set()  # said to be finished in a written status
+        self.finished_digests: set[str] = set()  # said to be finished in the status as it is now
         self.starts: Counter[tuple[str, str, int]] = Counter()  # by stage, digest and generation
         self.excuses: Counter[str] = Counter()  # by stage: whatever may end an attempt without counting
 
@@ -193,6 +193,8 @@ class World(RuleBasedStateMachine):
                 assert now.attempt >= then.attempt, "attempts only grow"
                 if then.digest == now.digest:
                     assert now.finished or not then.finished, "completion is final for a digest"
+                else:  # the stage was edited: should it be edited back, only the store remembers
+                    self.finished_digests.discard(then.digest)
             assert now.failures <= LIMIT + 1
 
     def carry_out(self, action: Action) -> None:
@@ -230,6 +232,7 @@ class World(RuleBasedStateMachine):
             assert stage.predecessor.digest in self.manifests, "a predecessor's weights are there first"
         if self.limit is not None:
             assert sum(job.live for job in self.jobs.values()) < self.limit
+        self.vanished.pop(stage.digest, None)  # forgotten by an edit there and back: it is trained anew
         key = (action.stage, action.attempt)
         assert key not in self.jobs
         self.jobs[key] = Job(
