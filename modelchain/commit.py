@@ -66,11 +66,11 @@ def verify_stage(store: Store, folder: str, digest: str) -> Manifest | None:
 def read_manifest(store: Store, folder: str, digest: str) -> Manifest | None:
     """As `verify_stage`, without looking at the files."""
     key = f"{folder}/{MANIFEST}"
-    data = _get(store, key)
-    if data is None:
+    found = store.find(key)
+    if found is None:
         return None
     try:
-        manifest = Manifest.model_validate_json(data)
+        manifest = Manifest.model_validate_json(found[0])
     except ValidationError as error:
         raise DamagedManifestError(
             f"{store.uri_of(key)}: damaged: {_first_problem(error)}; delete {folder} to train it again"
@@ -178,11 +178,11 @@ def verify_checkpoint(
 ) -> CheckpointManifest | None:
     """The checkpoint's manifest if all of it is there; None, and a warning in the log, if not."""
     place = checkpoint_folder(folder, stored.token, stored.step)
-    data = _get(store, f"{place}/{CHECKPOINT}") if stored.finished else None
-    if data is None:
+    found = store.find(f"{place}/{CHECKPOINT}") if stored.finished else None
+    if found is None:
         return None
     try:
-        manifest = CheckpointManifest.model_validate_json(data)
+        manifest = CheckpointManifest.model_validate_json(found[0])
     except ValidationError as error:
         log.warning("%s: passed over: damaged: %s", store.uri_of(place), _first_problem(error))
         return None
@@ -192,8 +192,8 @@ def verify_checkpoint(
     for entry in manifest.files:
         size = stored.sizes.get(f"{place}/{entry.path}")
         if size != entry.bytes:
-            found = "is missing" if size is None else f"has {size} bytes instead of {entry.bytes}"
-            log.warning("%s: passed over: %s %s", store.uri_of(place), entry.path, found)
+            wrong = "is missing" if size is None else f"has {size} bytes instead of {entry.bytes}"
+            log.warning("%s: passed over: %s %s", store.uri_of(place), entry.path, wrong)
             return None
     return manifest
 
@@ -226,15 +226,6 @@ def _require_files(store: Store, folder: str, manifest: Manifest) -> None:
                 f"{store.uri_of(key)}: {found}, though the manifest of stage {manifest.stage} lists it; "
                 f"restore it, or delete the folder {folder} to train the stage again"
             )
-
-
-def _get(store: Store, key: str) -> bytes | None:
-    try:
-        return store.get(key)[0]
-    except MissingBucket:
-        raise
-    except NotFound:
-        return None
 
 
 def _first_problem(error: ValidationError) -> str:

@@ -26,7 +26,7 @@ from pydantic import ValidationError
 from modelchain.artifacts import Lease
 from modelchain.errors import HeldError, ModelChainError
 from modelchain.process import is_gone, this_host, this_process
-from modelchain.store import ConflictError, MissingBucket, NotFound, Store, StoreUnavailable
+from modelchain.store import ConflictError, Store, StoreUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -71,15 +71,14 @@ class LeaseObserver:
         """
         began = time.monotonic()
         try:
-            data, etag = self._store.get(self._key)
+            found = self._store.find(self._key)
         except StoreUnavailable:
             self._blind = True
             raise
-        except MissingBucket:
-            raise
-        except NotFound:
+        if found is None:
             self._etag = ""
             return None
+        data, etag = found
         lease = _parse(data)
         duration = UNREADABLE_SECONDS if lease is None else lease.duration_seconds
         took = time.monotonic() - began
@@ -203,15 +202,12 @@ class LeaseKeeper:
 
     def _find_out(self) -> None:
         """It is not as we left it: is somebody else in it, or did the answer to our own write get lost?"""
-        try:
-            data, etag = self._store.get(self._key)
-        except MissingBucket:
-            raise
-        except NotFound:  # removed by hand: nobody holds it
+        found = self._store.find(self._key)
+        if found is None:  # removed by hand: nobody holds it
             self._write(None)
             return
-        lease = _parse(data)
-        if self._is_ours(lease):
+        data, etag = found
+        if self._is_ours(_parse(data)):
             self._write(etag)
         else:
             self._lost.set()

@@ -157,11 +157,12 @@ def _needed_stages(store: Store) -> set[str]:
     for info in store.list("chains/"):
         if not info.key.endswith(".json") or info.key.endswith(".lease.json"):
             continue
-        try:
-            text = store.get(info.key)[0].decode()
-            json.loads(text)
-        except NotFound:
+        found = store.find(info.key)
+        if found is None:
             continue
+        try:
+            text = found[0].decode()
+            json.loads(text)
         except ValueError as error:
             raise UserDataError(
                 f"{store.uri_of(info.key)}: damaged, so nobody knows which stages this chain needs; mend or delete it"
@@ -229,9 +230,10 @@ def _superfluous_checkpoints(store: Store, folder: str, too_young: float) -> lis
 
 
 def _digest_of(store: Store, folder: str) -> str | None:
+    found = store.find(f"{folder}/{STAGE}")
     try:
-        stage = json.loads(store.get(f"{folder}/{STAGE}")[0])
-    except (NotFound, ValueError):
+        stage = json.loads(found[0]) if found is not None else None
+    except ValueError:
         return None
     digest = stage.get("digest") if isinstance(stage, dict) else None
     return digest if isinstance(digest, str) and folder.endswith(digest[:16]) else None

@@ -14,7 +14,7 @@ from modelchain.lease import LeaseKeeper, LeaseObserver
 from modelchain.process import this_host, this_process
 from modelchain.resolved import ResolvedChain
 from modelchain.status import ChainRecord, ChainStatus, record_of
-from modelchain.store import MissingBucket, NotFound, Store
+from modelchain.store import Store
 
 LEASE_SECONDS = 30
 
@@ -22,12 +22,11 @@ LEASE_SECONDS = 30
 def read_status(store: Store, chain: ResolvedChain, note: Callable[[str], None]) -> ChainStatus | None:
     """The status that the last run left; None if there is none. Raises what the store raises."""
     key = chain_key(chain.chain.namespace, chain.chain.name)
-    try:
-        return ChainRecord.model_validate_json(store.get(key)[0]).status
-    except MissingBucket:
-        raise
-    except NotFound:
+    found = store.find(key)
+    if found is None:
         return None
+    try:
+        return ChainRecord.model_validate_json(found[0]).status
     except ValidationError:
         note(f"{store.uri_of(key)} is damaged and is written anew; what is complete in the store stays so")
         return None

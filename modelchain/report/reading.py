@@ -27,7 +27,7 @@ from modelchain.report.data import ChainArtifacts, StageArtifacts
 from modelchain.report.metrics import Example, Metrics, join_attempts, parse_lines, parse_predictions
 from modelchain.resolved import ResolvedChain, ResolvedStage
 from modelchain.status import ChainRecord, ChainStatus, RecordedStage, StageStatus, record_of
-from modelchain.store import MissingBucket, NotFound, ObjectInfo, Store
+from modelchain.store import ObjectInfo, Store
 
 PREDICTIONS = "predictions.json"
 METRICS_PREFIX = "metrics-"
@@ -74,14 +74,11 @@ def read_recorded_chain(store: Store, namespace: str, name: str) -> ChainArtifac
     if what it knows can't be read.
     """
     key = chain_key(namespace, name)
+    found = store.find(key)
+    if found is None:
+        raise MissingInputError(f"{store.uri_of(key)}: there is no such chain; {_known_chains(store)}")
     try:
-        record = ChainRecord.model_validate_json(store.get(key)[0])
-    except MissingBucket:
-        raise
-    except NotFound:
-        raise MissingInputError(
-            f"{store.uri_of(key)}: there is no such chain; {_known_chains(store)}"
-        ) from None
+        record = ChainRecord.model_validate_json(found[0])
     except ValidationError as error:
         raise UserDataError(
             f"{store.uri_of(key)}: this is no record of a chain: {first_problem(error)}"
@@ -213,24 +210,19 @@ def _read_metrics(store: Store, files: list[ObjectInfo]) -> list[Metrics]:
     keys = [
         key for key in keys if key.rpartition("/")[2].startswith(METRICS_PREFIX) and key.endswith(".jsonl")
     ]
-    found: list[Metrics] = []
-    for key in sorted(keys):
-        try:
-            found.append(parse_lines(store.get(key)[0]))
-        except MissingBucket:
-            raise
-        except NotFound:  # pruned between the listing and now
-            continue
-    return found
+    return [
+        parse_lines(found[0])
+        for key in sorted(keys)
+        if (found := store.find(key)) is not None  # else pruned between the listing and now
+    ]
 
 
 def _read_examples(store: Store, key: str, notes: list[str]) -> tuple[str | None, tuple[Example, ...]]:
-    try:
-        return parse_predictions(store.get(key)[0])
-    except MissingBucket:
-        raise
-    except NotFound:
+    found = store.find(key)
+    if found is None:
         return None, ()
+    try:
+        return parse_predictions(found[0])
     except ValueError:
         notes.append(f"{store.uri_of(key)} can't be read, so its examples are left out.")
         return None, ()
@@ -238,12 +230,11 @@ def _read_examples(store: Store, key: str, notes: list[str]) -> tuple[str | None
 
 def _read_object(store: Store, key: str, kind: type[Model], notes: list[str]) -> Model | None:
     """The JSON object at `key`; None if there is none or it is damaged (which is noted)."""
-    try:
-        return kind.model_validate_json(store.get(key)[0])
-    except MissingBucket:
-        raise
-    except NotFound:
+    found = store.find(key)
+    if found is None:
         return None
+    try:
+        return kind.model_validate_json(found[0])
     except ValidationError as error:
         notes.append(f"{store.uri_of(key)} can't be read: {first_problem(error)}.")
         return None

@@ -66,6 +66,15 @@ class Store(ABC):
     def get(self, key: str) -> tuple[bytes, str]:
         """The object's bytes and its etag. Raises NotFound."""
 
+    def find(self, key: str) -> tuple[bytes, str] | None:
+        """As `get`; None if there is no such object. Raises MissingBucket: then nothing can be called absent."""
+        try:
+            return self.get(key)
+        except MissingBucket:
+            raise
+        except NotFound:
+            return None
+
     @abstractmethod
     def get_range(self, key: str, start: int, length: int) -> bytes:
         """`length` bytes from `start`. Fewer only where the object ends. Raises NotFound."""

@@ -57,7 +57,7 @@ def largest_file(size: int) -> Iterator[None]:
 
 def test_what_was_put_is_read_back_with_its_etag(any_store: Store) -> None:
     etag = any_store.put("a/b", b"bytes")
-    assert any_store.get("a/b") == (b"bytes", etag)
+    assert any_store.get("a/b") == any_store.find("a/b") == (b"bytes", etag)
     head = any_store.head("a/b")
     assert head is not None
     assert (head.key, head.size, head.etag) == ("a/b", 5, etag)
@@ -70,6 +70,7 @@ def test_an_object_that_is_not_there_is_not_found_and_named(any_store: Store, tm
     any_store.put("a/file", b"")
     for key in ("no", "a/no", "a", "a/file/below"):
         assert any_store.head(key) is None
+        assert any_store.find(key) is None
         with pytest.raises(NotFound, match=key):
             any_store.get(key)
         with pytest.raises(NotFound, match=key):

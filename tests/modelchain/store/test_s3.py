@@ -85,6 +85,7 @@ def every_call(store: Store, path: Path) -> dict[str, Callable[[], object]]:
     path.write_bytes(b"x")
     return {
         "get": lambda: store.get("key"),
+        "find": lambda: store.find("key"),
         "get_range": lambda: store.get_range("key", 0, 1),
         "head": lambda: store.head("key"),
         "list": lambda: list(store.list("")),
