@@ -17,7 +17,6 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from types import TracebackType
 from typing import Self
 
@@ -27,6 +26,7 @@ from modelchain.artifacts import Lease
 from modelchain.errors import HeldError, ModelChainError
 from modelchain.process import is_gone, this_host, this_process
 from modelchain.store import ConflictError, Store, StoreUnavailable
+from modelchain.times import rfc3339
 
 log = logging.getLogger(__name__)
 
@@ -222,7 +222,7 @@ class LeaseKeeper:
             duration_seconds=self._duration,
             host=this_host(),
             process=this_process(),
-            renewed_at=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+            renewed_at=rfc3339(time.time()),
             released=released,
         )
         data = lease.model_dump_json(by_alias=True, indent=2).encode()

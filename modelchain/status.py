@@ -8,7 +8,6 @@ equal statuses mean that nothing has to be written.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated
 
@@ -16,6 +15,7 @@ from pydantic import ConfigDict, Field
 
 from modelchain.resolved import ResolvedChain
 from modelchain.spec import MAX_STAGES, Block, Finite
+from modelchain.times import rfc3339
 
 MAX_MESSAGE = 1024
 MAX_REASON = 64
@@ -245,13 +245,3 @@ def bounded(numbers: Mapping[str, float]) -> dict[str, float]:
     """The first metrics or loss terms, as many as a status may hold."""
     names = [name for name in numbers if len(name) <= MAX_METRIC_NAME][:MAX_METRICS]
     return {name: numbers[name] for name in names}
-
-
-def rfc3339(seconds: float) -> str:
-    """A time as Kubernetes writes it: UTC, whole seconds."""
-    return datetime.fromtimestamp(int(seconds), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def from_rfc3339(text: str) -> float:
-    """Seconds since the epoch of a time that `rfc3339` wrote, or of any RFC 3339 time."""
-    return datetime.fromisoformat(text).timestamp()

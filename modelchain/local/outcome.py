@@ -8,7 +8,8 @@ from modelchain.cost import Plan
 from modelchain.errors import ExitCode
 from modelchain.local.events import RunEnded, StageResult
 from modelchain.reconcile.observation import StoreTrouble
-from modelchain.status import ChainPhase, ChainStatus, ConditionType, StagePhase, rfc3339
+from modelchain.status import ChainPhase, ChainStatus, ConditionType, StagePhase
+from modelchain.times import rfc3339
 
 _EXIT_CODES_OF_TROUBLE = {
     StoreTrouble.FORBIDDEN.value: ExitCode.NO_PERMISSION,

@@ -29,8 +29,9 @@ from modelchain.reconcile.observation import Observation
 from modelchain.reconcile.supersede import SUPERSEDED
 from modelchain.reconcile.suspend import SUSPENDED
 from modelchain.resolved import ResolvedChain
-from modelchain.status import ChainStatus, StageStatus, rfc3339, without_progress
+from modelchain.status import ChainStatus, StageStatus, without_progress
 from modelchain.store import Store
+from modelchain.times import rfc3339
 
 LOOP_SECONDS = 0.25
 RECORD_SECONDS = 5.0  # between writes of the record, where only progress has changed

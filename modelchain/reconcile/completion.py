@@ -5,7 +5,8 @@ from __future__ import annotations
 from modelchain.artifacts import Manifest, attempt_folder
 from modelchain.reconcile.look import Look
 from modelchain.reconcile.observation import StoreTrouble
-from modelchain.status import EndedAttempt, StagePhase, StageStatus, bounded, cut, from_rfc3339, rfc3339
+from modelchain.status import EndedAttempt, StagePhase, StageStatus, bounded, cut
+from modelchain.times import from_rfc3339, rfc3339
 
 LINGER_SECONDS = 30.0  # a trainer that has committed its stage may take this long to go
 

@@ -8,15 +8,8 @@ from modelchain.reconcile.completion import is_missing
 from modelchain.reconcile.look import Look
 from modelchain.reconcile.observation import StoreTrouble
 from modelchain.reconcile.stall import STALLED
-from modelchain.status import (
-    ChainPhase,
-    ChainStatus,
-    Condition,
-    ConditionType,
-    StagePhase,
-    cut,
-    rfc3339,
-)
+from modelchain.status import ChainPhase, ChainStatus, Condition, ConditionType, StagePhase, cut
+from modelchain.times import rfc3339
 
 # Nothing moves until somebody or something else does.
 _BLOCKED = frozenset(

@@ -12,7 +12,8 @@ from modelchain.errors import ExitCode, is_permanent
 from modelchain.reconcile.look import Look
 from modelchain.reconcile.observation import Job, JobPhase, StoreTrouble
 from modelchain.resolved import ResolvedRetry
-from modelchain.status import EndedAttempt, StagePhase, StageStatus, cut, from_rfc3339, rfc3339
+from modelchain.status import EndedAttempt, StagePhase, StageStatus, cut
+from modelchain.times import from_rfc3339, rfc3339
 
 MAX_BACKOFF_SECONDS = 600
 HELD_SECONDS = 10  # before another try, after somebody else was quicker to take the stage's lease

@@ -17,7 +17,8 @@ from modelchain.reconcile.observation import Observation
 from modelchain.reconcile.retry import retry_due
 from modelchain.reconcile.summary import unreachable
 from modelchain.reconcile.suspend import SUSPENDED
-from modelchain.status import StagePhase, StageStatus, cut, rfc3339
+from modelchain.status import StagePhase, StageStatus, cut
+from modelchain.times import rfc3339
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from modelchain.reconcile.look import Look
-from modelchain.status import EndedAttempt, StageStatus, rfc3339
+from modelchain.status import EndedAttempt, StageStatus
+from modelchain.times import rfc3339
 
 SUPERSEDED = "Superseded"
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import platform
+import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
@@ -20,6 +20,7 @@ from modelchain.artifacts import FileEntry, Manifest
 from modelchain.commit import commit_stage, hash_file
 from modelchain.cost import stage_macs
 from modelchain.spec import EvaluationType
+from modelchain.times import rfc3339
 from modelchain_trainer.attempt import Attempt
 from modelchain_trainer.checkpoint import delete_checkpoints
 from modelchain_trainer.evaluation import EvaluationSet, Tokenize, example_predictions
@@ -105,7 +106,7 @@ def _manifest(attempt: Attempt, trainee: Trainee, files: tuple[FileEntry, ...]) 
         samples=stage.training.steps * stage.training.global_batch_size,
         macs=float(stage_macs(stage)),
         started_at=trainee.started_at,
-        completed_at=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        completed_at=rfc3339(time.time()),
         train_seconds=trainee.train_seconds,
         versions={
             "modelchain": modelchain.__version__,

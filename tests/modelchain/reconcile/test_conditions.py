@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from modelchain.reconcile.conditions import refused
 from modelchain.reconcile.observation import JobPhase, StageFacts
-from modelchain.status import ChainStatus, ConditionType, rfc3339
+from modelchain.status import ChainStatus, ConditionType
+from modelchain.times import rfc3339
 from tests.modelchain.reconcile.chains import NOW, Play, chain, job, manifest
 
 
