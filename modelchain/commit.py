@@ -26,6 +26,7 @@ from modelchain.artifacts import (
     checkpoint_folder,
 )
 from modelchain.errors import ConfigurationError, MissingInputError, UserDataError
+from modelchain.spec import first_problem
 from modelchain.store import ConflictError, MissingBucket, NotFound, Store
 
 log = logging.getLogger(__name__)
@@ -73,7 +74,7 @@ def read_manifest(store: Store, folder: str, digest: str) -> Manifest | None:
         manifest = Manifest.model_validate_json(found[0])
     except ValidationError as error:
         raise DamagedManifestError(
-            f"{store.uri_of(key)}: damaged: {_first_problem(error)}; delete {folder} to train it again"
+            f"{store.uri_of(key)}: damaged: {first_problem(error)}; delete {folder} to train it again"
         ) from error
     if manifest.digest != digest:
         raise DamagedManifestError(
@@ -184,7 +185,7 @@ def verify_checkpoint(
     try:
         manifest = CheckpointManifest.model_validate_json(found[0])
     except ValidationError as error:
-        log.warning("%s: passed over: damaged: %s", store.uri_of(place), _first_problem(error))
+        log.warning("%s: passed over: damaged: %s", store.uri_of(place), first_problem(error))
         return None
     if manifest.digest != digest or manifest.step != stored.step:
         log.warning("%s: passed over: it belongs to another stage or step", store.uri_of(place))
@@ -226,9 +227,3 @@ def _require_files(store: Store, folder: str, manifest: Manifest) -> None:
                 f"{store.uri_of(key)}: {found}, though the manifest of stage {manifest.stage} lists it; "
                 f"restore it, or delete the folder {folder} to train the stage again"
             )
-
-
-def _first_problem(error: ValidationError) -> str:
-    problem = error.errors(include_url=False, include_input=False)[0]
-    where = ".".join(str(part) for part in problem["loc"])
-    return f"{where}: {problem['msg']}" if where else problem["msg"]

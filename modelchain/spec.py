@@ -13,7 +13,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 from pydantic.alias_generators import to_camel
 
 GROUP = "modelchain.dev"
@@ -50,6 +50,13 @@ class Block(BaseModel):
         protected_namespaces=(),
         defer_build=True,
     )
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first of pydantic's findings, in one line: the field, and what is wrong with it."""
+    problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    where = ".".join(str(part) for part in problem["loc"])
+    return f"{where}: {problem['msg']}" if where else problem["msg"]
 
 
 class WidthExpansion(StrEnum):

@@ -26,6 +26,7 @@ from modelchain.errors import MissingInputError, UserDataError
 from modelchain.report.data import ChainArtifacts, StageArtifacts
 from modelchain.report.metrics import Example, Metrics, join_attempts, parse_lines, parse_predictions
 from modelchain.resolved import ResolvedChain, ResolvedStage
+from modelchain.spec import first_problem
 from modelchain.status import ChainRecord, ChainStatus, RecordedStage, StageStatus, record_of
 from modelchain.store import ObjectInfo, Store
 
@@ -110,13 +111,6 @@ def read_recorded_chain(store: Store, namespace: str, name: str) -> ChainArtifac
 
 def _folders(stages: tuple[StageArtifacts, ...]) -> set[str]:
     return {stage.recorded.folder for stage in stages}
-
-
-def first_problem(error: ValidationError) -> str:
-    """The first of pydantic's findings, in one line."""
-    problem = error.errors(include_url=False, include_input=False)[0]
-    where = ".".join(str(part) for part in problem["loc"])
-    return f"{where}: {problem['msg']}" if where else problem["msg"]
 
 
 def _known_chains(store: Store) -> str:

@@ -26,6 +26,7 @@ from pydantic import ValidationError
 from modelchain.artifacts import Failure, new_attempt_token
 from modelchain.errors import CannotWriteError, ConfigurationError, ExitCode, ModelChainError
 from modelchain.resolved import STAGE_ENVIRONMENT_VARIABLE, ResolvedStage
+from modelchain.spec import first_problem
 from modelchain.store.local_files import explain
 from modelchain_trainer.ending import one_line, terminated_failure, write_failure, write_termination_message
 from modelchain_trainer.environment import (
@@ -78,11 +79,10 @@ def read_stage(file: Path | None, variables: Mapping[str, str]) -> ResolvedStage
     try:
         return ResolvedStage.model_validate_json(text)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        field = ".".join(str(part) for part in first["loc"])
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        place = f"{source}: {field}" if field else source
-        raise UsageError(f"{place}: {first['msg']}{more}; expected a resolved stage as JSON") from None
+        raise UsageError(
+            f"{source}: {first_problem(error)}{more}; expected a resolved stage as JSON"
+        ) from None
 
 
 def check_world_size(stage: ResolvedStage, world_size: int) -> None:

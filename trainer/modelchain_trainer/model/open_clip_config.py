@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pydantic import ValidationError
 
 from modelchain.errors import UserDataError
-from modelchain.spec import ModelConfig
+from modelchain.spec import ModelConfig, first_problem
 
 # The image statistics of OpenAI's CLIP, which the data pipeline applies.
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -139,9 +139,7 @@ def from_open_clip(content: object, where: str) -> ModelConfig:
     try:
         return ModelConfig.model_validate(document)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise UserDataError(f"{where}: {field}: {first['msg']}") from None
+        raise UserDataError(f"{where}: {first_problem(error)}") from None
 
 
 def _refused(
