@@ -31,6 +31,11 @@ class ChainReference(Block):
     name: str
     uid: str
 
+    @property
+    def full_name(self) -> str:
+        """namespace/name."""
+        return f"{self.namespace}/{self.name}"
+
 
 class ResolvedStore(Block):
     uri: str

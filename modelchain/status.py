@@ -206,7 +206,7 @@ class ChainRecord(StatusBlock):
 def record_of(chain: ResolvedChain, status: ChainStatus, now: float) -> ChainRecord:
     """What is written into the store for people, for `modelchain report` and for the next run."""
     return ChainRecord(
-        chain=f"{chain.chain.namespace}/{chain.chain.name}",
+        chain=chain.chain.full_name,
         uid=chain.chain.uid,
         updated_at=rfc3339(now),
         baseline_epochs=chain.baseline_epochs,

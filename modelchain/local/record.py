@@ -47,7 +47,7 @@ def hold_chain(
 
     One that was killed on another machine shows only by its silence: that takes up to LEASE_SECONDS.
     """
-    name = f"{chain.chain.namespace}/{chain.chain.name}"
+    name = chain.chain.full_name
     key = chain_lease_key(chain.chain.namespace, chain.chain.name)
     keeper = LeaseKeeper(
         store,

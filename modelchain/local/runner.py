@@ -59,7 +59,7 @@ class Runner:
         self._store = store
         self._options = options
         self._display = display
-        self._name = f"{chain.chain.namespace}/{chain.chain.name}"
+        self._name = chain.chain.full_name
         self._plan = cost.plan(chain)
         self._macs = {stage.name: float(stage.macs) for stage in self._plan.stages}
         self._watch = StoreWatch(store, chain)

@@ -54,7 +54,7 @@ class StoreWatch:
 
     def __init__(self, store: Store, chain: ResolvedChain) -> None:
         self._store = store
-        self._chain = f"{chain.chain.namespace}/{chain.chain.name}"
+        self._chain = chain.chain.full_name
         self._uid = chain.chain.uid
         self._own = attempt_prefix(self._uid, 0).removesuffix(
             "0"

@@ -143,7 +143,7 @@ def _take_lease(store: Store, stage: ResolvedStage, token: str) -> LeaseKeeper:
         store,
         f"{stage.folder}/{LEASE}",
         holder=token,
-        chain=f"{stage.chain.namespace}/{stage.chain.name}",
+        chain=stage.chain.full_name,
         duration_seconds=stage.retry.lease_seconds,
     )
     Patience().attempt(keeper.acquire)

@@ -97,7 +97,7 @@ def _manifest(attempt: Attempt, trainee: Trainee, files: tuple[FileEntry, ...]) 
         digest=stage.digest,
         stage=stage.name,
         model=stage.model,
-        chain=f"{stage.chain.namespace}/{stage.chain.name}",
+        chain=stage.chain.full_name,
         attempt=attempt.token,
         predecessor=stage.predecessor.digest if stage.predecessor else None,
         files=files,
