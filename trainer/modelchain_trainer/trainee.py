@@ -15,12 +15,10 @@ from torch import Tensor
 
 from modelchain.artifacts import attempt_folder
 from modelchain.resolved import ResolvedStage
-from modelchain.spec import WidthExpansion
 from modelchain_trainer.attempt import Attempt
 from modelchain_trainer.checkpoint import Restored, TrainingState, restore_latest, restore_random
 from modelchain_trainer.collectives import Group
 from modelchain_trainer.distillation import Projections, build_projections
-from modelchain_trainer.expansion import embedding_map
 from modelchain_trainer.initial_weights import grown_model, predecessor_model
 from modelchain_trainer.metrics_log import Line, MetricsLog, decode_lines, is_metrics_file
 from modelchain_trainer.model.build import model_from
@@ -136,15 +134,7 @@ def _projections(stage: ResolvedStage) -> Projections | None:
     """
     if stage.predecessor is None:
         return None
-    student_size, teacher_size = stage.model_config_.embed_dim, stage.predecessor.model_config_.embed_dim
-    projections = build_projections(student_size, teacher_size)
-    if projections is not None and stage.expansion.width is WidthExpansion.EXACT:
-        # What growth did to the embeddings, undone: the distance to the teacher starts at zero.
-        back_FE = embedding_map(teacher_size, student_size).float()
-        with torch.no_grad():
-            projections.image.copy_(back_FE)
-            projections.text.copy_(back_FE)
-    return projections
+    return build_projections(stage.model_config_.embed_dim, stage.predecessor.model_config_.embed_dim)
 
 
 def _resume(attempt: Attempt, train_step: TrainStep, restored: Restored | None) -> None:
