@@ -102,7 +102,6 @@ class CheckpointWriter:
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
         self._patience = Patience()
-        self.started_step: int | None = None  # of the newest checkpoint begun
 
     @property
     def busy(self) -> bool:
@@ -112,7 +111,6 @@ class CheckpointWriter:
     def start(self, snapshot: Snapshot) -> None:
         """Write `snapshot` in a thread, after the one being written, if any."""
         self.wait()
-        self.started_step = snapshot.state.step
         self._thread = threading.Thread(target=self._run, args=(snapshot,), name="checkpoint", daemon=True)
         self._thread.start()
 
@@ -139,7 +137,6 @@ class CheckpointWriter:
             self._save(snapshot, folder)
         except StoreUnavailable as error:
             logger.warning("no checkpoint at step %d: %s", step, error)
-            self.started_step = None
         except Exception as error:  # noqa: BLE001 - raised again in the main thread, by `check`
             self._error = error
         finally:

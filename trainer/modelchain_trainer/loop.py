@@ -221,7 +221,7 @@ class TrainingLoop:
         if attempt.ranks.first:
             attempt.telemetry.phase("Checkpointing")
             self._writer.wait()
-            if trainee.step not in (0, trainee.restored_step, self._writer.started_step):
+            if trainee.step not in (0, attempt.position.checkpoint_step):
                 self._save(None)
             self._writer.wait()
         if self._agreed:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import torch
@@ -41,7 +41,6 @@ class Trainee:
     started_at: str  # RFC 3339, first attempt
     corrupt: dict[str, int]  # samples replaced, by cause
     attempts: tuple[str, ...]  # tokens of the attempts resumed from, and ours
-    restored_step: int | None = field(default=None)  # the step of the checkpoint it began from
 
     def state(self) -> TrainingState:
         """The numbers for a checkpoint."""
@@ -103,7 +102,6 @@ def prepare(attempt: Attempt) -> Trainee:
         else datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
         corrupt=dict(state.corrupt_samples) if state else {},
         attempts=((*state.attempts, attempt.token) if state else (attempt.token,)),
-        restored_step=first_step if state else None,
     )
 
 
