@@ -62,6 +62,7 @@ def open_clip_class() -> Any:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("open_clip")
 @pytest.mark.parametrize("name", COUNTED)
 def test_macs_are_those_that_torch_counts_in_open_clips_model(name: str, open_clip_class: Any) -> None:
     config = COUNTED[name]

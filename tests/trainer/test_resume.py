@@ -21,6 +21,8 @@ Result = tuple[str, list[dict[str, Any]]]
 CLOCKS = {"time", "wallTime", "samplesPerSecond", "dataWaitFraction"}
 KILLED, TERMINATED = -9, int(ExitCode.TERMINATED)
 
+pair = pytest.mark.xdist_group("resume-2")  # they share the run of two ranks that nobody disturbs
+
 
 def _manifest(stage: ResolvedStage) -> Manifest | None:
     return verify_stage(FolderStore(Path(stage.store.uri)), stage.folder, stage.digest)
@@ -189,6 +191,7 @@ def test_a_full_disk_is_named_and_an_attempt_with_room_goes_on(
     expect(stage)
 
 
+@pair
 def test_two_processes_do_what_one_does(reference: Callable[[int], Result]) -> None:
     for one, two in zip(reference(1)[1], reference(2)[1], strict=True):
         assert one["step"] == two["step"]
@@ -197,6 +200,7 @@ def test_two_processes_do_what_one_does(reference: Callable[[int], Result]) -> N
             assert two["gradientNorm"] == pytest.approx(one["gradientNorm"], rel=1e-3)
 
 
+@pair
 def test_two_processes_stop_together_and_resume_with_the_same_bits(
     stage: ResolvedStage, fork_server: Any, tmp_path: Path, expect: Callable[..., None]
 ) -> None:
@@ -206,6 +210,7 @@ def test_two_processes_stop_together_and_resume_with_the_same_bits(
     expect(stage, ranks=2)
 
 
+@pair
 def test_a_rank_that_loses_the_other_says_so_and_may_be_tried_again(
     stage: ResolvedStage, fork_server: Any, tmp_path: Path, expect: Callable[..., None]
 ) -> None:

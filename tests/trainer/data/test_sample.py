@@ -191,6 +191,7 @@ def transform_of_open_clip() -> Transform:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("open_clip")
 def test_evaluation_sees_the_pixels_that_open_clip_sees(
     transform_of_open_clip: Transform,
 ) -> None:
@@ -204,9 +205,8 @@ def test_evaluation_sees_the_pixels_that_open_clip_sees(
 
 
 @pytest.mark.slow
-def test_training_resizes_a_crop_as_torchvision_does(
-    transform_of_open_clip: Transform,
-) -> None:
+@pytest.mark.xdist_group("open_clip")
+def test_training_resizes_a_crop_as_torchvision_does() -> None:
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms.functional import resized_crop
 
@@ -220,6 +220,7 @@ def test_training_resizes_a_crop_as_torchvision_does(
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("open_clip")
 def test_normalisation_is_that_of_open_clip(
     transform_of_open_clip: Transform,
 ) -> None:

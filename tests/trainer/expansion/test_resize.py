@@ -38,6 +38,7 @@ def test_positions_keep_the_class_token_and_smooth_fields() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("open_clip")
 def test_positions_are_interpolated_as_open_clip_does() -> None:
     from open_clip.model import resize_pos_embed
 

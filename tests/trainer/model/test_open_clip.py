@@ -20,7 +20,7 @@ from modelchain_trainer.model.open_clip_config import to_open_clip
 if TYPE_CHECKING:
     from open_clip.model import CLIP
 
-pytestmark = pytest.mark.slow  # importing open_clip takes seconds
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("open_clip")]  # importing it takes seconds
 
 CONFIGURATIONS = {
     "plain": ModelConfig(
