@@ -25,13 +25,16 @@ StageIn = Callable[..., ResolvedStage]
 
 EPOCHS = 10  # 40 steps
 
+as_calm = pytest.mark.xdist_group("s3-calm")  # they share the run that nobody disturbs
 
-@pytest.fixture
-def calm_weights(stage_in: StageIn, fork_server: Any, tmp_path: Path) -> str:
+
+@pytest.fixture(scope="module")
+def calm_weights(stage_in: StageIn, fork_server: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
     """sha256 of the weights that the stage ends with in a folder, undisturbed."""
-    stage = stage_in(tmp_path / "calm", "small", epochs=EPOCHS)
-    assert fork_server.run(stage, tmp_path / "calm-run") == 0
-    return _weights(FolderStore(tmp_path / "calm"), stage)
+    folder = tmp_path_factory.mktemp("calm")
+    stage = stage_in(folder / "store", "small", epochs=EPOCHS)
+    assert fork_server.run(stage, folder / "run") == 0
+    return _weights(FolderStore(folder / "store"), stage)
 
 
 @pytest.fixture
@@ -55,6 +58,7 @@ def _weights(store: Store, stage: ResolvedStage) -> str:
     return sha256
 
 
+@as_calm
 def test_killed_attempts_on_s3_end_with_the_bits_of_a_calm_one_on_a_folder(
     stage: ResolvedStage, fork_server: Any, tmp_path: Path, calm_weights: str
 ) -> None:
@@ -65,6 +69,7 @@ def test_killed_attempts_on_s3_end_with_the_bits_of_a_calm_one_on_a_folder(
     assert _weights(open_store(stage.store), stage) == calm_weights
 
 
+@as_calm
 def test_a_stage_survives_a_server_that_is_killed_and_started_again(
     stage: ResolvedStage, fork_server: Any, tmp_path: Path, calm_weights: str, seaweedfs: SeaweedFS
 ) -> None:
