@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -34,6 +33,7 @@ from modelchain_trainer import collectives
 from modelchain_trainer.collectives import Group
 from modelchain_trainer.data.sample import normalize
 from modelchain_trainer.distillation import build_projections
+from modelchain_trainer.environment import free_port
 from modelchain_trainer.model.build import build_model
 from modelchain_trainer.model.clip import Clip
 from modelchain_trainer.optimizer import AdamW
@@ -44,6 +44,8 @@ IMAGE_SIZE, CONTEXT, CAPTIONS, BATCH = 16, 12, 2, 12
 WEIGHT = 1.5
 STEPS = 3
 TWO_PROCESS_CASES = {"fp64": torch.float64, "fp32": torch.float32}
+
+pair = pytest.mark.xdist_group("step-2")  # one worker of the test run starts the two processes, once
 
 
 @dataclass(frozen=True)
@@ -195,9 +197,7 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(size: int) -> None:
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two processes of half the batch each have trained; what they saw lies in this folder."""
     folder = tmp_path_factory.mktemp("two")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = str(free_port())
     processes = [
         subprocess.Popen([sys.executable, __file__, str(rank), "2", port, str(folder)]) for rank in range(2)
     ]
@@ -223,6 +223,7 @@ def train_and_record(folder: Path, case: str, group: Group) -> None:
 
 
 @pytest.mark.slow
+@pair
 @pytest.mark.parametrize(("case", "tolerance"), [("fp64", 1e-10), ("fp32", 1e-5)])
 def test_two_processes_of_half_the_batch_train_as_one_of_the_whole(
     two_processes: Path, tmp_path: Path, case: str, tolerance: float
@@ -242,51 +243,45 @@ def test_two_processes_of_half_the_batch_train_as_one_of_the_whole(
 
 
 @pytest.mark.slow
+@pair
 def test_two_processes_end_with_the_same_weights_bit_for_bit(two_processes: Path) -> None:
     one, other = (load_file(two_processes / f"fp32-{rank}.safetensors") for rank in range(2))
     assert one.keys() == other.keys()
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
-def resume_and_compare(group: Group) -> bool:
-    """Whether steps after a resume end with the weights of those that were never interrupted, bit for bit."""
+def resumes_bit_for_bit(group: Group) -> bool:
+    """Whether the steps after a resume read, and leave weights, as those that were never interrupted."""
     straight, model, named = train_step(stage(), group=group)
-    rows = [batch(step, group.rank, group.world_size) for step in range(STEPS)]
-    straight.run(rows[0], 0)
+    rows = [batch(step, group.rank, group.world_size) for step in range(4)]
+    for step in (0, 1):
+        straight.run(rows[step], step)
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     state = {name: tensor.clone() for name, tensor in straight.state_dict().items()}
     resumed, other, other_named = train_step(stage(), group=group)
     other.load_state_dict(weights)
     resumed.load_state_dict(state)
-    for step in range(1, STEPS):
-        straight.run(rows[step], step)
-        resumed.run(rows[step], step)
-    return all(torch.equal(parameter, other_named[name]) for name, parameter in named.items())
+    same_readings = [
+        straight.run(rows[step], step).read() == resumed.run(rows[step], step).read() for step in (2, 3)
+    ]
+    same_weights = [torch.equal(parameter, other_named[name]) for name, parameter in named.items()]
+    return all(same_readings) and all(same_weights)
 
 
 @pytest.mark.slow
+@pair
 def test_two_processes_resume_bit_for_bit(two_processes: Path) -> None:
     assert [(two_processes / f"resumed-{rank}").read_text() for rank in range(2)] == ["True", "True"]
 
 
 @pytest.mark.slow
+@pair
 def test_training_never_imports_the_compiler(two_processes: Path) -> None:
     assert (two_processes / "imported").read_text() == ""  # each takes seconds
 
 
 def test_a_resumed_step_continues_bit_for_bit() -> None:
-    straight, model, named = train_step(stage())
-    for step in range(2):
-        straight.run(batch(step), step)
-    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    state = {name: tensor.clone() for name, tensor in straight.state_dict().items()}
-
-    resumed, other, other_named = train_step(stage())
-    other.load_state_dict(weights)
-    resumed.load_state_dict(state)
-    for step in range(2, 4):
-        assert straight.run(batch(step), step).read() == resumed.run(batch(step), step).read()
-    assert all(torch.equal(parameter, other_named[name]) for name, parameter in named.items())
+    assert resumes_bit_for_bit(Group())
 
 
 def test_projections_are_trained_and_kept_in_the_state() -> None:
@@ -389,7 +384,7 @@ def main(rank: int, world_size: int, port: str, folder: Path) -> None:
     torch.distributed.init_process_group("gloo", rank=rank, world_size=world_size)
     for case in TWO_PROCESS_CASES:
         train_and_record(folder, case, Group.current())
-    (folder / f"resumed-{rank}").write_text(str(resume_and_compare(Group.current())))
+    (folder / f"resumed-{rank}").write_text(str(resumes_bit_for_bit(Group.current())))
     if rank == 0:
         (folder / "imported").write_text(
             ",".join(sys.modules.keys() & {"torch._dynamo", "sympy", "torchvision", "open_clip"})
