@@ -218,23 +218,20 @@ def test_editing_the_last_stage_trains_only_that_one(bench_of: BenchOf, calm: Ca
 
 @one_process
 def test_a_chain_survives_a_store_that_is_killed_and_comes_back(
-    bench_of: BenchOf, calm: Calm, tmp_path_factory: pytest.TempPathFactory, seaweedfs: SeaweedFS
+    bench_of: BenchOf, calm: Calm, seaweedfs: SeaweedFS
 ) -> None:
-    server = SeaweedFS(tmp_path_factory.mktemp("mortal"))  # others go on using the shared one
-    server.start()
+    bench = bench_of(seaweedfs.access(f"faults/{secrets.token_hex(6)}"))
+    run = bench.start()
+    bench.wait_for_a_new_checkpoint(bench.chain.stage("tiny"), run)
+    seaweedfs.kill()
     try:
-        bench = bench_of(server.access("survives"))
-        run = bench.start()
-        bench.wait_for_a_new_checkpoint(bench.chain.stage("tiny"), run)
-        server.kill()
         time.sleep(8)
         assert run.process.poll() is None, run.error()
-        server.start()
-        assert run.wait() == 0, run.seen
-        assert [event for event in run.seen if event["event"] == "failure"] == []
-        assert bench.outcome() == calm(1)
     finally:
-        server.kill()
+        seaweedfs.start()  # the tests after this one go on using it
+    assert run.wait() == 0, run.seen
+    assert [event for event in run.seen if event["event"] == "failure"] == []
+    assert bench.outcome() == calm(1)
 
 
 @one_process
