@@ -63,7 +63,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
         time.sleep(0.02)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def dead_process() -> str:
     """The name of a process of this machine that has ended."""
     code = "from modelchain.process import this_process; print(this_process())"
