@@ -19,7 +19,7 @@ import math
 from dataclasses import dataclass
 
 from modelchain.resolved import ResolvedChain, ResolvedDistillation, ResolvedStage
-from modelchain.spec import ModelConfig, ScheduleType
+from modelchain.spec import ModelConfig, ScheduleType, TextSpec, VisionSpec
 
 TRAINING_PASSES = 3  # forward; backward by the weights; backward by the activations
 
@@ -98,12 +98,12 @@ def parameters(model: ModelConfig) -> int:
         + _tokens(model) * vision.width  # positions
         + 3 * vision.patch_size**2 * vision.width  # patches, without bias
         + 2 * 2 * vision.width  # ln_pre, ln_post
-        + vision.layers * _block_parameters(vision.width, vision.mlp_ratio)
+        + vision.layers * _block_parameters(vision)
         + vision.width * model.embed_dim
     )
     text_tower = (
         (text.vocab_size + text.context_length) * text.width
-        + text.layers * _block_parameters(text.width, text.mlp_ratio)
+        + text.layers * _block_parameters(text)
         + 2 * text.width  # ln_final
         + text.width * model.embed_dim
     )
@@ -114,7 +114,7 @@ def vision_macs(model: ModelConfig) -> int:
     """MACs of the image tower's forward pass over one image."""
     vision, tokens = model.vision, _tokens(model)
     patches = (tokens - 1) * 3 * vision.patch_size**2 * vision.width
-    blocks = vision.layers * _block_macs(tokens, vision.width, vision.mlp_ratio)
+    blocks = vision.layers * _block_macs(tokens, vision)
     return patches + blocks + vision.width * model.embed_dim
 
 
@@ -123,7 +123,7 @@ def text_macs(model: ModelConfig) -> int:
     is.
     """
     text = model.text
-    blocks = text.layers * _block_macs(text.context_length, text.width, text.mlp_ratio)
+    blocks = text.layers * _block_macs(text.context_length, text)
     return blocks + text.width * model.embed_dim
 
 
@@ -190,13 +190,14 @@ def _tokens(model: ModelConfig) -> int:
     return (model.vision.image_size // model.vision.patch_size) ** 2 + 1
 
 
-def _block_macs(tokens: int, width: int, mlp_ratio: float) -> int:
+def _block_macs(tokens: int, tower: VisionSpec | TextSpec) -> int:
+    width = tower.width
     attention = 4 * tokens * width**2 + 2 * tokens**2 * width  # q, k, v, out; scores and their use
-    return attention + 2 * tokens * width * int(width * mlp_ratio)
+    return attention + 2 * tokens * width * tower.hidden_width
 
 
-def _block_parameters(width: int, mlp_ratio: float) -> int:
-    hidden = int(width * mlp_ratio)
+def _block_parameters(tower: VisionSpec | TextSpec) -> int:
+    width, hidden = tower.width, tower.hidden_width
     attention = 4 * (width**2 + width)
     mlp = 2 * width * hidden + hidden + width
     return attention + mlp + 2 * 2 * width

@@ -452,6 +452,11 @@ class VisionSpec(Block):
         float, Field(gt=0, le=64, allow_inf_nan=False, description="Hidden width of the MLP over width.")
     ] = 4.0
 
+    @property
+    def hidden_width(self) -> int:
+        """Units of the MLP between its two layers, rounded as open_clip does."""
+        return int(self.width * self.mlp_ratio)
+
 
 class TextSpec(Block):
     context_length: Annotated[
@@ -466,6 +471,11 @@ class TextSpec(Block):
     mlp_ratio: Annotated[
         float, Field(gt=0, le=64, allow_inf_nan=False, description="Hidden width of the MLP over width.")
     ] = 4.0
+
+    @property
+    def hidden_width(self) -> int:
+        """Units of the MLP between its two layers, rounded as open_clip does."""
+        return int(self.width * self.mlp_ratio)
 
 
 class ModelConfig(Block):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from modelchain.spec import ModelConfig, TextSpec, VisionSpec
+from modelchain.spec import ModelConfig
 
 Part = tuple[str, ...]  # where in the configuration, e.g. ("vision", "width")
 
@@ -31,7 +31,7 @@ def unbuildable(model: ModelConfig) -> Iterator[tuple[Part, str, str]]:
             _near_multiple("width", text.width, text.heads),
         )
     for name, tower in (("vision", vision), ("text", text)):
-        if _hidden(tower) < 1:
+        if tower.hidden_width < 1:
             yield (name, "mlpRatio"), f"{tower.mlp_ratio:g} leaves the MLP without units", "write about 4"
 
 
@@ -55,11 +55,11 @@ def ungrowable(small: ModelConfig, large: ModelConfig) -> Iterator[tuple[Part, s
                 f"make it at least {before}, or put the smaller model first",
             )
     for side, before, after in (("vision", small.vision, large.vision), ("text", small.text, large.text)):
-        if _hidden(after) < _hidden(before) and after.width >= before.width:
+        if after.hidden_width < before.hidden_width and after.width >= before.width:
             yield (
                 (side, "mlpRatio"),
-                f"the {side} MLP shrinks from {_hidden(before)} to {_hidden(after)} units (width x mlpRatio)",
-                f"make mlpRatio at least {_hidden(before) / after.width:g}",
+                f"the {side} MLP shrinks from {before.hidden_width} to {after.hidden_width} units (width x mlpRatio)",
+                f"make mlpRatio at least {before.hidden_width / after.width:g}",
             )
     fixed = (
         (("quickGelu",), "quickGelu", small.quick_gelu, large.quick_gelu),
@@ -91,10 +91,6 @@ def _shown(value: object) -> str:
 
 def _text_head(model: ModelConfig) -> int:
     return model.text.width // model.text.heads
-
-
-def _hidden(tower: VisionSpec | TextSpec) -> int:
-    return int(tower.width * tower.mlp_ratio)
 
 
 def _near_multiple(name: str, value: int, divisor: int) -> str:

@@ -49,7 +49,6 @@ from torch import Tensor
 from modelchain.spec import ModelConfig
 from modelchain_trainer.expansion.depth import Source
 from modelchain_trainer.model.build import generator_for, initial_tensor
-from modelchain_trainer.model.clip import hidden_width
 
 _LN_PRE_STEP = 0.25  # s above: smaller is more exact, but gamma grows as 1 / s
 _NEW_BLOCK_OFFSET = 0.25
@@ -114,7 +113,7 @@ class Tower:
 def tower_of(small: ModelConfig, large: ModelConfig, *, vision: bool) -> Tower:
     """The image or the text tower's growth."""
     before, after = (small.vision, large.vision) if vision else (small.text, large.text)
-    return Tower(before.width, after.width, Copies(hidden_width(before), hidden_width(after)))
+    return Tower(before.width, after.width, Copies(before.hidden_width, after.hidden_width))
 
 
 class ExactWidth:

@@ -9,7 +9,7 @@ from enum import StrEnum
 from modelchain.errors import ConfigurationError
 from modelchain.resolved import ResolvedExpansion
 from modelchain.spec import DepthExpansion, ModelConfig, TextSpec, VisionSpec, WidthExpansion
-from modelchain_trainer.model.clip import check_buildable, hidden_width
+from modelchain_trainer.model.clip import check_buildable
 
 
 class Fidelity(StrEnum):
@@ -84,10 +84,10 @@ def _check_possible(small: ModelConfig, large: ModelConfig) -> None:
         ("embedDim", small.embed_dim, large.embed_dim),
         ("vision.width", small.vision.width, large.vision.width),
         ("vision.layers", small.vision.layers, large.vision.layers),
-        ("vision MLP units (width x mlpRatio)", hidden_width(small.vision), hidden_width(large.vision)),
+        ("vision MLP units (width x mlpRatio)", small.vision.hidden_width, large.vision.hidden_width),
         ("text.width", small.text.width, large.text.width),
         ("text.layers", small.text.layers, large.text.layers),
-        ("text MLP units (width x mlpRatio)", hidden_width(small.text), hidden_width(large.text)),
+        ("text MLP units (width x mlpRatio)", small.text.hidden_width, large.text.hidden_width),
     )
     for name, before, after in growing:
         if after < before:
@@ -122,7 +122,7 @@ def _width(
 def _units(
     name: str, small: VisionSpec | TextSpec, large: VisionSpec | TextSpec, width: WidthExpansion
 ) -> Change:
-    return Change(name, hidden_width(small), hidden_width(large), *_sliced(width))
+    return Change(name, small.hidden_width, large.hidden_width, *_sliced(width))
 
 
 def _depth(

@@ -101,7 +101,7 @@ def _vision_distribution(leaf: str, config: ModelConfig) -> tuple[str, float]:
         return "uniform", (CHANNELS * vision.patch_size**2) ** -0.5
     if leaf == "attn.in_proj_weight":  # Xavier: fan-in and fan-out of the three matrices as one
         return "uniform", math.sqrt(6 / (3 * vision.width + vision.width))
-    return "uniform", _fan_in(leaf, vision.width, int(vision.width * vision.mlp_ratio)) ** -0.5
+    return "uniform", _fan_in(leaf, vision.width, vision.hidden_width) ** -0.5
 
 
 def _text_distribution(leaf: str, config: ModelConfig) -> tuple[str, float]:
@@ -118,7 +118,7 @@ def _text_distribution(leaf: str, config: ModelConfig) -> tuple[str, float]:
     }
     if leaf in standard_deviations:
         return "normal", standard_deviations[leaf]
-    return "uniform", _fan_in(leaf, text.width, int(text.width * text.mlp_ratio)) ** -0.5
+    return "uniform", _fan_in(leaf, text.width, text.hidden_width) ** -0.5
 
 
 def _fan_in(leaf: str, width: int, hidden: int) -> int:

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from modelchain.errors import ConfigurationError
-from modelchain.spec import ModelConfig, TextSpec, VisionSpec
+from modelchain.spec import ModelConfig, VisionSpec
 
 CHANNELS = 3
 
@@ -48,7 +48,7 @@ class Clip(nn.Module):
             text.width,
             text.layers,
             text.heads,
-            hidden_width(text),
+            text.hidden_width,
             config.quick_gelu,
             causal=True,
             device=device,
@@ -98,11 +98,6 @@ def crop_tokens(tokens: Tensor, *, multiple_of: int = 1) -> Tensor:
     return tokens[..., : min(rounded, tokens.shape[-1])]
 
 
-def hidden_width(tower: VisionSpec | TextSpec) -> int:
-    """Units of the MLP between its two layers, rounded as open_clip does."""
-    return int(tower.width * tower.mlp_ratio)
-
-
 def vision_heads(vision: VisionSpec) -> int:
     """Attention heads of the image tower."""
     return vision.width // vision.head_width
@@ -130,7 +125,7 @@ def check_buildable(config: ModelConfig) -> None:
             f"text.width {text.width} is no multiple of text.heads {text.heads}; change one"
         )
     for name, tower in (("vision", vision), ("text", text)):
-        if hidden_width(tower) < 1:
+        if tower.hidden_width < 1:
             raise ConfigurationError(f"{name}.mlpRatio {tower.mlp_ratio} leaves no unit in the MLP; raise it")
 
 
@@ -151,7 +146,7 @@ class VisionTower(nn.Module):
             width,
             vision.layers,
             vision_heads(vision),
-            hidden_width(vision),
+            vision.hidden_width,
             quick_gelu,
             causal=False,
             device=device,
