@@ -1,26 +1,16 @@
 from __future__ import annotations
 
-import json
-from importlib.util import find_spec
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 
 from modelchain import catalogue
+from modelchain.growth import unbuildable, ungrowable
 from modelchain.spec import ModelConfig
-from modelchain.validation.growth import unbuildable, ungrowable
+from tests.open_clip_configurations import stock_configurations
 
 VISION_FIELDS = {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio"}
 TEXT_FIELDS = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"}
-
-
-def _open_clip_configs() -> dict[str, dict[str, dict[str, object]]]:
-    """open_clip's own files, read without importing it (that takes many seconds)."""
-    spec = find_spec("open_clip")
-    assert spec is not None and spec.origin is not None
-    folder = Path(spec.origin).parent / "model_configs"
-    return {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
 
 
 def _expressible(config: dict[str, dict[str, object]]) -> bool:
@@ -42,7 +32,7 @@ def test_open_clips_models_are_those_of_the_installed_package_and_complete() -> 
             "vision": {"head_width": 64, "mlp_ratio": 4.0, **config["vision_cfg"]},
             "text": {"mlp_ratio": 4.0, **config["text_cfg"]},
         }
-        for name, config in _open_clip_configs().items()
+        for name, config in stock_configurations().items()
         if _expressible(config)
     }
     assert len(expected) > 30

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import json
-from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 
@@ -10,15 +8,7 @@ from modelchain.catalogue import find, names
 from modelchain.errors import UserDataError
 from modelchain.spec import ModelConfig
 from modelchain_trainer.model.open_clip_config import from_open_clip, to_open_clip
-
-
-def stock_configurations() -> dict[str, dict[str, object]]:
-    """What open_clip ships, read without importing it."""
-    spec = find_spec("open_clip")
-    assert spec is not None
-    assert spec.origin is not None
-    folder = Path(spec.origin).parent / "model_configs"
-    return {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
+from tests.open_clip_configurations import stock_configurations
 
 
 def document(**changes: object) -> dict[str, object]:
