@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import threading
 from pathlib import Path
 
 import pytest
@@ -33,6 +32,7 @@ from modelchain.errors import ConfigurationError, ExitCode, MissingInputError, U
 from modelchain.resolved import ResolvedStore
 from modelchain.store import Forbidden, MissingBucket, Store, open_store
 from modelchain.store.folder import FolderStore
+from tests.race import race
 from tests.seaweedfs import SeaweedFS
 
 DIGEST = hashlib.sha256(b"this stage").hexdigest()
@@ -98,18 +98,8 @@ class TestAStage:
 
     def test_of_attempts_that_commit_at_once_one_wins_and_all_agree_which(self, any_store: Store) -> None:
         manifests = [finished(any_store, f"a-{number}", data=b"%d" % number) for number in range(4)]
-        barrier = threading.Barrier(len(manifests))
         answers: list[Manifest] = []
-
-        def run(manifest: Manifest) -> None:
-            barrier.wait()
-            answers.append(commit_stage(any_store, FOLDER, manifest))
-
-        threads = [threading.Thread(target=run, args=(manifest,)) for manifest in manifests]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        race(len(manifests), lambda i: answers.append(commit_stage(any_store, FOLDER, manifests[i])))
         assert len(answers) == len(manifests)
         assert {answer.attempt for answer in answers} == {answers[0].attempt}
         assert verify_stage(any_store, FOLDER, DIGEST) in manifests

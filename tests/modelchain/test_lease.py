@@ -18,10 +18,13 @@ from modelchain.lease import LeaseKeeper, LeaseObserver
 from modelchain.process import is_gone, this_host, this_process
 from modelchain.store import Store, StoreUnavailable
 from modelchain.store.folder import FolderStore
+from tests.processes import wait_until
+from tests.race import race
 from tests.seaweedfs import SeaweedFS
 
 KEY = "stages/x/lease.json"
 ELSEWHERE = "some-other-machine"
+SECONDS = 20.0  # for what takes one or two on a machine that has time
 
 linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="without /proc nobody is found dead")
 
@@ -54,13 +57,6 @@ def keeper(
 
 def read(store: Store) -> Lease:
     return Lease.model_validate_json(store.get(KEY)[0])
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +173,7 @@ class TestAProcessName:
         name = f"{this_process().split('/')[0]}/{child}/{start}"
         assert not is_gone(name, this_host())
         os.kill(child, 9)
-        wait_until(lambda: is_gone(name, this_host()))
+        wait_until(lambda: is_gone(name, this_host()), "the zombie is gone", seconds=SECONDS)
         os.waitpid(child, 0)
 
     def test_nothing_is_known_of_other_machines_boots_and_containers(self, dead_process: str) -> None:
@@ -204,7 +200,9 @@ class TestAKeeper:
             first = read(any_store)
             assert (first.holder, first.chain, first.released) == ("me", "default/demo", False)
             assert (first.host, first.process) == (this_host(), this_process())
-            wait_until(lambda: read(any_store).sequence >= first.sequence + 2)
+            wait_until(
+                lambda: read(any_store).sequence >= first.sequence + 2, "it is renewed twice", seconds=SECONDS
+            )
             assert not held.lost
         assert read(any_store).released
         with keeper(any_store, "next"):
@@ -238,24 +236,9 @@ class TestAKeeper:
 
     def test_of_many_that_want_a_free_lease_one_gets_it(self, any_store: Store) -> None:
         keepers = [keeper(any_store, f"k{number}", duration=2) for number in range(4)]
-        barrier = threading.Barrier(len(keepers))
-        got: list[LeaseKeeper] = []
-
-        def run(one: LeaseKeeper) -> None:
-            barrier.wait()
-            try:
-                one.acquire()
-            except HeldError:
-                return
-            got.append(one)
-
-        threads = [threading.Thread(target=run, args=(one,)) for one in keepers]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert len(got) == 1
-        got[0].release()
+        winners = race(len(keepers), lambda i: keepers[i].acquire(), loses=HeldError)
+        assert len(winners) == 1
+        keepers[winners[0]].release()
 
     def test_a_holder_that_was_taken_over_learns_it_once_and_leaves_the_new_one_alone(
         self, any_store: Store
@@ -264,7 +247,7 @@ class TestAKeeper:
         held = keeper(any_store, duration=1, on_lost=lambda: told.append("lost"))
         held.acquire()
         any_store.put(KEY, lease(holder="thief"))
-        wait_until(lambda: held.lost)
+        wait_until(lambda: held.lost, "it learns of it", seconds=SECONDS)
         held.release()
         assert told == ["lost"]
         assert read(any_store).holder == "thief"
@@ -274,13 +257,13 @@ class TestAKeeper:
         held = keeper(folder_store, duration=1)
         held.acquire()
         folder_store.put(KEY, lease(holder="me", process="-/2/-"))
-        wait_until(lambda: held.lost)
+        wait_until(lambda: held.lost, "it learns of it", seconds=SECONDS)
         held.release()
 
     def test_a_lease_removed_by_hand_is_made_again(self, folder_store: FolderStore) -> None:
         with keeper(folder_store, duration=1) as held:
             folder_store.delete([KEY])
-            wait_until(lambda: folder_store.head(KEY) is not None)
+            wait_until(lambda: folder_store.head(KEY) is not None, "it is made again", seconds=SECONDS)
             assert not held.lost
 
     def test_a_renewal_whose_answer_was_lost_is_known_as_ours(
@@ -298,9 +281,11 @@ class TestAKeeper:
 
         monkeypatch.setattr(folder_store, "put", put_and_lose_the_answer)
         with keeper(folder_store, duration=1) as held:
-            wait_until(unheard.is_set)
+            wait_until(unheard.is_set, "an answer is lost", seconds=SECONDS)
             sequence = read(folder_store).sequence
-            wait_until(lambda: read(folder_store).sequence >= sequence + 2)
+            wait_until(
+                lambda: read(folder_store).sequence >= sequence + 2, "it is renewed twice", seconds=SECONDS
+            )
             assert not held.lost
 
     @pytest.mark.slow
@@ -315,7 +300,7 @@ class TestAKeeper:
             finally:
                 seaweedfs.start()
             sequence = read(s3_store).sequence
-            wait_until(lambda: read(s3_store).sequence > sequence, seconds=60)
+            wait_until(lambda: read(s3_store).sequence > sequence, "it is renewed", seconds=60)
             assert not held.lost
 
     def test_release_does_not_wait_for_a_store_that_is_away(

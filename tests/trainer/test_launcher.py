@@ -13,6 +13,7 @@ import pytest
 
 from modelchain.artifacts import Failure
 from modelchain_trainer.environment import PARENT_PIPE_VARIABLE
+from tests.processes import is_alive, wait_until
 
 STAGE = {
     "chain": {"namespace": "default", "name": "digits", "uid": "0123-abcd"},
@@ -77,11 +78,12 @@ class Launch:
 
     def wait_for(self, name: str, ranks: int = 1) -> list[str]:
         """Until each rank has written its file `<name>-<rank>`; their contents."""
-        end = time.monotonic() + 20
         paths = [self.folder / f"{name}-{rank}" for rank in range(ranks)]
-        while not all(path.exists() and path.read_text().endswith("\n") for path in paths):
-            assert time.monotonic() < end, f"{name} was not written"
-            time.sleep(0.02)
+        wait_until(
+            lambda: all(path.exists() and path.read_text().endswith("\n") for path in paths),
+            f"{name} is written",
+            seconds=20,
+        )
         return [path.read_text().strip() for path in paths]
 
 
@@ -118,18 +120,8 @@ def _clean(variables: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in variables.items() if not name.startswith(prefixes)}
 
 
-def _is_alive(pid: int) -> bool:
-    try:
-        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except FileNotFoundError:
-        return False
-
-
 def _wait_until_gone(pids: list[int]) -> None:
-    end = time.monotonic() + 10
-    while any(_is_alive(pid) for pid in pids):
-        assert time.monotonic() < end, f"still alive: {[pid for pid in pids if _is_alive(pid)]}"
-        time.sleep(0.05)
+    wait_until(lambda: not any(is_alive(pid) for pid in pids), f"{pids} are gone", seconds=10, pause=0.05)
 
 
 def test_every_rank_is_told_its_place_and_one_token_is_made_of_the_prefix(start: Start) -> None:
@@ -178,7 +170,7 @@ time.sleep(60)
     launch = start(worker, PET_NPROC_PER_NODE="2")
     (pid,) = launch.wait_for("pid")
     assert launch.wait()[0] == 78
-    assert not _is_alive(int(pid))
+    assert not is_alive(int(pid))
 
 
 def test_sigterm_reaches_every_rank_once_and_their_checkpoint_is_waited_for(start: Start) -> None:
@@ -298,7 +290,7 @@ time.sleep(60)
     launch = start(worker, pipe=mine, PET_NPROC_PER_NODE="2", **{PARENT_PIPE_VARIABLE: str(mine)})
     os.close(mine)
     pids = [int(text) for text in launch.wait_for("pid", 2)]
-    assert all(_is_alive(pid) for pid in pids)
+    assert all(is_alive(pid) for pid in pids)
     os.close(theirs)  # as the kernel does for a process that was killed
     assert launch.wait()[0] == 137
     _wait_until_gone(pids)

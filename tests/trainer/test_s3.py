@@ -17,6 +17,7 @@ from modelchain.errors import ExitCode
 from modelchain.resolved import ResolvedStage
 from modelchain.store import Store, open_store
 from modelchain.store.folder import FolderStore
+from tests.processes import wait_until
 from tests.seaweedfs import SeaweedFS
 
 pytestmark = pytest.mark.slow
@@ -75,7 +76,8 @@ def test_a_stage_survives_a_server_that_is_killed_and_started_again(
 ) -> None:
     (rank,) = fork_server.start(stage, tmp_path / "run", failpoint="step:10:STOP")
     store = open_store(stage.store)
-    _wait_for_state(rank.pid, "T")
+    status = Path(f"/proc/{rank.pid}/status")
+    wait_until(lambda: "\nState:\tT" in status.read_text(), "the rank has stopped itself", seconds=60)
     seaweedfs.kill()
     os.kill(rank.pid, signal.SIGCONT)
     time.sleep(5)
@@ -103,10 +105,3 @@ def test_a_bucket_that_does_not_exist_is_named(
     (rank,) = fork_server.start(stage.model_copy(update={"store": elsewhere}), tmp_path / "run")
     assert rank.wait() == ExitCode.NO_INPUT
     assert "no-such-bucket" in json.loads(rank.report.read_bytes())["failure"]["message"]
-
-
-def _wait_for_state(pid: int, state: str) -> None:
-    end = time.monotonic() + 60
-    while f"\nState:\t{state}" not in Path(f"/proc/{pid}/status").read_text():
-        assert time.monotonic() < end, f"process {pid} is not in state {state}"
-        time.sleep(0.02)

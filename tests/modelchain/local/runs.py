@@ -8,16 +8,19 @@ import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from modelchain.status import ChainRecord
+from tests import processes
 
 FAKE_TRAINER = Path(__file__).with_name("fake_trainer.py")
 PATIENCE_SECONDS = 60.0  # for what takes a moment on a machine that has time
+
+wait_until = partial(processes.wait_until, seconds=PATIENCE_SECONDS)
 
 # The program under test, but for the command that it starts.
 _DRIVER = """
@@ -136,34 +139,18 @@ class Bench:
             (self.folder / "store/chains/default/family.json").read_bytes()
         )
 
-    def wait_for_start(self, stage: str, number: int = 1) -> int:
-        """Wait until that attempt of the stage gives a sign of life; returns its process id."""
+    def wait_for_start(self, stage: str) -> int:
+        """Wait until the first attempt of the stage gives a sign of life; returns its process id."""
 
         def alive() -> bool:
             starts = self.starts(stage)
-            if len(starts) < number:
+            if not starts:
                 return False
-            token = starts[number - 1][1]
+            token = starts[0][1]
             return any(self.folder.glob(f"store/stages/*/attempts/{token}/progress.json"))
 
-        wait_until(alive, f"attempt {number} of {stage} starts")
-        return int(self.starts(stage)[number - 1][0])
-
-
-def wait_until(holds: Callable[[], bool], what: str, *, seconds: float = PATIENCE_SECONDS) -> None:
-    """Wait until something holds."""
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, f"waited {seconds} s in vain until {what}"
-        time.sleep(0.02)
-
-
-def is_alive(pid: int) -> bool:
-    """Whether the process lives (a zombie does not)."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in {"Z", "X"}
-    except OSError:
-        return False
+        wait_until(alive, f"an attempt of {stage} starts")
+        return int(self.starts(stage)[0][0])
 
 
 def kill(pid: int) -> None:

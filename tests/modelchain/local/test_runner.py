@@ -14,7 +14,8 @@ import pytest
 
 from modelchain.artifacts import Lease
 from modelchain.status import ChainPhase, StagePhase
-from tests.modelchain.local.runs import Bench, is_alive, kill, wait_until
+from tests.modelchain.local.runs import Bench, kill, wait_until
+from tests.processes import is_alive
 
 
 @pytest.fixture
@@ -122,9 +123,7 @@ def test_a_stage_that_hangs_and_hears_no_signal_is_killed_and_replaced(bench: Be
     assert not is_alive(pid)
 
 
-def test_a_trainer_that_leaves_no_manifest_is_not_believed(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_trainer_that_leaves_no_manifest_is_not_believed(bench: Bench) -> None:
     bench.plan("tiny", "nothing")
     run = bench.start("-o", "json")
     bench.wait_for_start("tiny")

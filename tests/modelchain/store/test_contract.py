@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-import resource
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import hypothesis.strategies as st
@@ -17,42 +13,12 @@ from hypothesis import HealthCheck, given, settings
 
 from modelchain.errors import DiskFullError, MissingInputError, UserDataError
 from modelchain.store import ConflictError, NotFound, Store
+from tests.processes import largest_file
+from tests.race import race
 
 
 def keys(store: Store, prefix: str = "") -> list[str]:
     return [info.key for info in store.list(prefix)]
-
-
-def race(count: int, action: Callable[[int], object]) -> list[int]:
-    """Numbers of the threads whose `action` did not lose with a ConflictError; all start at once."""
-    winners: list[int] = []
-    barrier = threading.Barrier(count)
-
-    def run(number: int) -> None:
-        barrier.wait()
-        try:
-            action(number)
-        except ConflictError:
-            return
-        winners.append(number)
-
-    threads = [threading.Thread(target=run, args=(number,)) for number in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return winners
-
-
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """Let the kernel refuse writes past `size` bytes of any file of this process."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_what_was_put_is_read_back_with_its_etag(any_store: Store) -> None:
@@ -128,14 +94,18 @@ def test_identical_bytes_still_lose_when_the_object_exists(any_store: Store) -> 
 
 def test_of_many_threads_that_create_an_object_one_wins(any_store: Store) -> None:
     for number in range(2):
-        winners = race(8, lambda i, key=f"race-{number}": any_store.put(key, b"%d" % i, if_absent=True))
+        winners = race(
+            8,
+            lambda i, key=f"race-{number}": any_store.put(key, b"%d" % i, if_absent=True),
+            loses=ConflictError,
+        )
         assert len(winners) == 1
         assert any_store.get(f"race-{number}")[0] == b"%d" % winners[0]
 
 
 def test_of_many_threads_that_replace_an_object_one_wins(any_store: Store) -> None:
     etag = any_store.put("race", b"start")
-    winners = race(4, lambda i: any_store.put("race", b"%d" % i, if_match=etag))
+    winners = race(4, lambda i: any_store.put("race", b"%d" % i, if_match=etag), loses=ConflictError)
     assert len(winners) == 1
     assert any_store.get("race")[0] == b"%d" % winners[0]
 

@@ -19,7 +19,7 @@ from modelchain.errors import CannotWriteError, ConfigurationError, DiskFullErro
 from modelchain.resolved import ResolvedStore
 from modelchain.store import ConflictError, Forbidden, Store, StoreError, StoreUnavailable, folder, open_store
 from modelchain.store.folder import LOCK, FolderStore
-from tests.modelchain.store.test_contract import largest_file
+from tests.processes import largest_file
 
 OPEN = """
 import sys
@@ -74,7 +74,7 @@ def store(folder_store: FolderStore) -> FolderStore:
 
 
 @pytest.fixture
-def public_folder(tmp_path: Path) -> Iterator[Path]:
+def public_folder() -> Iterator[Path]:
     """A folder that everybody may read and only its owner may write."""
     found = Path(f"/tmp/modelchain-test-{os.getpid()}")  # noqa: S108 - pytest's folders are closed to others
     found.mkdir(mode=0o755)
