@@ -169,9 +169,7 @@ def test_a_stage_that_is_being_trained_is_left_alone(stage_of: StageOf, train: T
     assert not list(_folder(stage).glob("attempts/uid-*"))
 
 
-def test_whoever_lost_its_lease_stops_and_commits_nothing(
-    stage_of: StageOf, train: Train, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_whoever_lost_its_lease_stops_and_commits_nothing(stage_of: StageOf, train: Train) -> None:
     stage = stage_of("zombie", epochs=400)
     lease = _folder(stage) / "lease.json"
 

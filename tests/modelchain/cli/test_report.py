@@ -42,7 +42,7 @@ def test_a_store_and_a_name_are_enough_and_baselines_too(
     assert "As good as vit-m trained alone" in (tmp_path / "out" / "report.html").read_text()
 
 
-def test_store_replaces_the_one_of_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_store_replaces_the_one_of_the_file(tmp_path: Path) -> None:
     train(resolved(document(tmp_path / "copied")))
     path = write(tmp_path / "chain.yaml", document(tmp_path / "gone"))
     assert main(["report", path, "--output", str(tmp_path / "out")]) == 66

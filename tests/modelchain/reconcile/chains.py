@@ -61,16 +61,14 @@ def chain(
     return resolve(ModelChain.model_validate(document))
 
 
-def manifest(
-    stage: ResolvedStage, *, attempt: str = "0123-1-aa", chain_name: str = "default/family"
-) -> Manifest:
+def manifest(stage: ResolvedStage, *, chain_name: str = "default/family") -> Manifest:
     """A verified manifest of the stage."""
     return Manifest(
         digest=stage.digest,
         stage=stage.name,
         model=stage.model,
         chain=chain_name,
-        attempt=attempt,
+        attempt="0123-1-aa",
         files=(),
         metrics={"digits/top1": 0.75},
         steps=stage.training.steps,
@@ -106,9 +104,9 @@ def empty_store(resolved: ResolvedChain) -> dict[str, StageFacts]:
 class Play:
     """Plays looks one after the other: each starts from the status that the last one wrote."""
 
-    def __init__(self, resolved: ResolvedChain, *, status: ChainStatus | None = None) -> None:
+    def __init__(self, resolved: ResolvedChain) -> None:
         self.chain = resolved
-        self.status = status
+        self.status: ChainStatus | None = None
         self.now = NOW
         self.generation = 1
         self.store = empty_store(resolved)

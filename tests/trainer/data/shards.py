@@ -18,10 +18,10 @@ from modelchain_trainer.data.index import DatasetIndex, build_index
 Files = Mapping[str, bytes]
 
 
-def png(number: int, side: int = 8) -> bytes:
+def png(number: int) -> bytes:
     """A picture that tells its number: every pixel has the colour (number % 256, number // 256, 7)."""
     file = io.BytesIO()
-    Image.new("RGB", (side, side), (number % 256, number // 256, 7)).save(file, "PNG")
+    Image.new("RGB", (8, 8), (number % 256, number // 256, 7)).save(file, "PNG")
     return file.getvalue()
 
 
@@ -92,7 +92,6 @@ def stage_of(
     steps: int,
     data: Mapping[str, object] | None = None,
     training: Mapping[str, object] | None = None,
-    image_size: int = 8,
 ) -> ResolvedStage:
     """A stage that reads these shards."""
     tower = {"width": 16, "layers": 1}
@@ -106,7 +105,7 @@ def stage_of(
             "model": "only",
             "modelConfig": {
                 "embedDim": 16,
-                "vision": {**tower, "imageSize": image_size, "patchSize": 4, "headWidth": 8},
+                "vision": {**tower, "imageSize": 8, "patchSize": 4, "headWidth": 8},
                 "text": {**tower, "contextLength": 8, "heads": 2},
             },
             "store": {"uri": "unused"},

@@ -105,15 +105,13 @@ def config_of(
     )
 
 
-def trained(
-    config: ModelConfig, *, dtype: torch.dtype = torch.float64, seed: int = 0, strength: float = 1.0
-) -> Clip:
+def trained(config: ModelConfig, *, dtype: torch.dtype = torch.float64, strength: float = 1.0) -> Clip:
     """A model whose weights look trained: attention is sharp, units saturate, channels differ in size.
 
     `strength` 0 is the initial state.
     """
-    model = build_model(config, seed=seed).double()
-    generator = torch.Generator().manual_seed(seed)
+    model = build_model(config, seed=0).double()
+    generator = torch.Generator().manual_seed(0)
 
     def noise(*shape: int) -> Tensor:
         return strength * torch.randn(shape, generator=generator, dtype=torch.float64)
@@ -154,10 +152,9 @@ def grow(
     expansion: ResolvedExpansion = EXACT,
     *,
     dtype: torch.dtype = torch.float64,
-    seed: int = 7,
     strength: float = 1.0,
 ) -> Grown:
     """Grow a trained-like model of the first configuration into one of the second."""
     before = trained(small, dtype=dtype, strength=strength)
-    state = expand(before.state_dict(), small, large, expansion, seed=seed)
+    state = expand(before.state_dict(), small, large, expansion, seed=7)
     return Grown(before, model_from(state, large), batch_of(small))

@@ -18,10 +18,10 @@ START, END = 49406, 49407
 CONTEXT = 12
 
 
-def tokens_of(*lengths: int, context: int = CONTEXT) -> Tensor:
+def tokens_of(*lengths: int) -> Tensor:
     """One row for each number of words between start and end of text."""
     generator = torch.Generator().manual_seed(sum(lengths))
-    tokens = torch.zeros(len(lengths), context, dtype=torch.int64)
+    tokens = torch.zeros(len(lengths), CONTEXT, dtype=torch.int64)
     for row, length in zip(tokens, lengths, strict=True):
         row[0] = START
         row[1 : length + 1] = torch.randint(1, 40000, (length,), generator=generator)
