@@ -1,6 +1,6 @@
 """Says all that is wrong with a chain file at once: where, what, and what to do.
 
-`structure` holds fields and types against the resource, `rules` and `growth` what the types can't say.
+`structure` holds fields and types against the resource, `rules` what the types can't say.
 Neither reads shards or opens a store. May import: the rest of the core, yaml, pydantic.
 """
 

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator
 
 from modelchain import catalogue
 from modelchain.errors import UserDataError
+from modelchain.growth import unbuildable, ungrowable
 from modelchain.resolve import UnresolvableError, predecessor_position, resolve, resolve_model
 from modelchain.spec import ModelChain, ModelConfig, StageSpec
 from modelchain.validation.blocks import check_blocks
-from modelchain.validation.growth import unbuildable, ungrowable
 from modelchain.validation.problem import STAGE_NAMES, Finding, quoted
 from modelchain.validation.structure import nearest
 from modelchain.validation.training import check_training

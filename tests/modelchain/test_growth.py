@@ -3,8 +3,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from modelchain.growth import unbuildable, ungrowable
 from modelchain.spec import ModelConfig, TextSpec, VisionSpec
-from modelchain.validation.growth import unbuildable, ungrowable
 
 models = st.builds(
     lambda embed, heads, layers, text_heads, text_layers: ModelConfig(

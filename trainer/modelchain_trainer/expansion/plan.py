@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from modelchain.errors import ConfigurationError
+from modelchain.growth import ungrowable
 from modelchain.resolved import ResolvedExpansion
 from modelchain.spec import DepthExpansion, ModelConfig, TextSpec, VisionSpec, WidthExpansion
 from modelchain_trainer.model.clip import check_buildable
@@ -57,13 +58,14 @@ def plan_expansion(
     """What grows from `small` to `large`, and how exactly under `expansion` (default: exact, identity).
 
     Raises ConfigurationError where `large` cannot grow out of `small`: a width, depth, MLP or embedding that
-    shrinks, or a head width, context, vocabulary or activation that differs. Images and patches may change
+    shrinks, or a head width, context or activation that differs. Images and patches may change
     either way.
     """
     chosen = expansion or ResolvedExpansion()
     check_buildable(small)
     check_buildable(large)
-    _check_possible(small, large)
+    for part, message, remedy in ungrowable(small, large):
+        raise ConfigurationError(f"{'.'.join(part)}: {message}; {remedy}")
     width, depth = chosen.width, chosen.depth
     candidates = (
         _image_size(small.vision, large.vision),
@@ -77,36 +79,6 @@ def plan_expansion(
         Change("embedDim", small.embed_dim, large.embed_dim, *_sliced(width)),
     )
     return ExpansionPlan(tuple(change for change in candidates if change.before != change.after))
-
-
-def _check_possible(small: ModelConfig, large: ModelConfig) -> None:
-    growing = (
-        ("embedDim", small.embed_dim, large.embed_dim),
-        ("vision.width", small.vision.width, large.vision.width),
-        ("vision.layers", small.vision.layers, large.vision.layers),
-        ("vision MLP units (width x mlpRatio)", small.vision.hidden_width, large.vision.hidden_width),
-        ("text.width", small.text.width, large.text.width),
-        ("text.layers", small.text.layers, large.text.layers),
-        ("text MLP units (width x mlpRatio)", small.text.hidden_width, large.text.hidden_width),
-    )
-    for name, before, after in growing:
-        if after < before:
-            raise ConfigurationError(
-                f"{name} would shrink from {before} to {after}; a stage must be at least as large as its "
-                "predecessor"
-            )
-    fixed = (
-        ("quickGelu", small.quick_gelu, large.quick_gelu),
-        ("vision.headWidth", small.vision.head_width, large.vision.head_width),
-        ("the text's head width (width / heads)", _text_head_width(small.text), _text_head_width(large.text)),
-        ("text.contextLength", small.text.context_length, large.text.context_length),
-        ("text.vocabSize", small.text.vocab_size, large.text.vocab_size),
-    )
-    for name, before, after in fixed:
-        if after != before:
-            raise ConfigurationError(
-                f"{name} differs: {before} in the predecessor, {after} in this stage; growth cannot change it"
-            )
 
 
 def _width(
@@ -147,7 +119,3 @@ def _sliced(width: WidthExpansion) -> tuple[Fidelity, str]:
     if width is WidthExpansion.SLICE:
         return Fidelity.INEXACT, "leading slices in a fresh model"
     return Fidelity.EXACT, ""
-
-
-def _text_head_width(text: TextSpec) -> int:
-    return text.width // text.heads

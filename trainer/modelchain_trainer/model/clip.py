@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from modelchain.errors import ConfigurationError
+from modelchain.growth import unbuildable
 from modelchain.spec import ModelConfig, VisionSpec
 
 CHANNELS = 3
@@ -110,23 +111,8 @@ def grid_side(vision: VisionSpec) -> int:
 
 def check_buildable(config: ModelConfig) -> None:
     """Raise ConfigurationError for a configuration that is no model: sizes that do not divide."""
-    vision, text = config.vision, config.text
-    if vision.width % vision.head_width:
-        raise ConfigurationError(
-            f"vision.width {vision.width} is no multiple of vision.headWidth {vision.head_width}; change one"
-        )
-    if vision.image_size % vision.patch_size:
-        raise ConfigurationError(
-            f"vision.imageSize {vision.image_size} is no multiple of vision.patchSize {vision.patch_size}; "
-            "change one"
-        )
-    if text.width % text.heads:
-        raise ConfigurationError(
-            f"text.width {text.width} is no multiple of text.heads {text.heads}; change one"
-        )
-    for name, tower in (("vision", vision), ("text", text)):
-        if tower.hidden_width < 1:
-            raise ConfigurationError(f"{name}.mlpRatio {tower.mlp_ratio} leaves no unit in the MLP; raise it")
+    for part, message, remedy in unbuildable(config):
+        raise ConfigurationError(f"{'.'.join(part)}: {message}; {remedy}")
 
 
 class VisionTower(nn.Module):
