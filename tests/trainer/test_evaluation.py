@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,11 +26,11 @@ from modelchain.spec import (
     VisionSpec,
 )
 from modelchain_trainer import evaluation
-from modelchain_trainer.collectives import Group
 from modelchain_trainer.data.sample import normalize
 from modelchain_trainer.evaluation import EvaluationSet, evaluate, example_predictions
 from modelchain_trainer.model.build import build_model
 from modelchain_trainer.model.clip import Clip
+from tests.trainer.ranks import on_ranks
 
 SIZE, CONTEXT, BATCH = 16, 8, 4
 CLASSES = tuple(f"class {number}" for number in range(11))
@@ -70,23 +69,6 @@ class InMemory:
             None if self.labels is None else self.labels[readable],
             None if self.captions is None else [self.captions[index] for index in readable],
         )
-
-
-@dataclass(frozen=True)
-class ThreadGroup(Group):
-    """Ranks as threads: what torch.distributed does, without its processes."""
-
-    barrier: threading.Barrier | None = None
-    table: dict[int, Tensor] | None = None
-
-    def sum(self, x: Tensor) -> Tensor:
-        assert self.table is not None
-        assert self.barrier is not None
-        self.table[self.rank] = x.clone()
-        self.barrier.wait()
-        x.copy_(torch.stack([self.table[rank] for rank in range(self.world_size)]).sum(dim=0))
-        self.barrier.wait()
-        return x
 
 
 def tokenize(texts: Sequence[str]) -> Tensor:
@@ -229,17 +211,8 @@ def test_metrics_do_not_depend_on_the_number_of_ranks(
         retrieval(InMemory(images, captions=captions, unreadable=frozenset({3, 4, 5, 6})), 2),
     ]
     expected = evaluate(model, sets, tokenize)
-    barrier, table, found = threading.Barrier(world_size, timeout=60), {}, {}
-
-    def work(rank: int) -> None:
-        found[rank] = evaluate(model, sets, tokenize, group=ThreadGroup(rank, world_size, barrier, table))
-
-    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(world_size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert [found[rank] for rank in range(world_size)] == [expected] * world_size  # bit for bit
+    found = on_ranks(world_size, lambda group: evaluate(model, sets, tokenize, group=group))
+    assert found == [expected] * world_size  # bit for bit
 
 
 @torch.no_grad()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
-from dataclasses import dataclass
 
 import pytest
 import torch
@@ -16,25 +14,9 @@ from modelchain_trainer.collectives import Group
 from modelchain_trainer.distillation import Projections, build_projections
 from modelchain_trainer.expansion import embedding_map
 from modelchain_trainer.losses import Features, LossAndGradients, loss_and_feature_gradients
+from tests.trainer.ranks import on_ranks
 
 WEIGHT = 1.7
-
-
-@dataclass(frozen=True)
-class ThreadGroup(Group):
-    """Ranks as threads of this process: what torch.distributed does, without its processes."""
-
-    barrier: threading.Barrier | None = None
-    table: dict[int, Tensor] | None = None
-
-    def gather(self, x_b: Tensor) -> Tensor:
-        assert self.table is not None
-        assert self.barrier is not None
-        self.table[self.rank] = x_b
-        self.barrier.wait()
-        gathered = torch.cat([self.table[rank] for rank in range(self.world_size)])
-        self.barrier.wait()
-        return gathered
 
 
 def rows(seed: int, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -87,29 +69,22 @@ def split_over_ranks(
     projections: Projections | None,
 ) -> list[LossAndGradients]:
     b = student.image.shape[0] // world_size
-    barrier, table, results = threading.Barrier(world_size), {}, {}
 
     def part(features: Features, rank: int) -> Features:
         mine = slice(rank * b, (rank + 1) * b)
         return Features(features.image[mine], features.text[:, mine])
 
-    def work(rank: int) -> None:
-        group = ThreadGroup(rank, world_size, barrier, table) if world_size > 1 else Group()
-        results[rank] = loss_and_feature_gradients(
-            part(student, rank),
-            None if teacher is None else part(teacher, rank),
+    def work(group: Group) -> LossAndGradients:
+        return loss_and_feature_gradients(
+            part(student, group.rank),
+            None if teacher is None else part(teacher, group.rank),
             log_scale,
             projections,
             weight=WEIGHT,
             group=group,
         )
 
-    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(world_size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=60)
-    return [results[rank] for rank in range(world_size)]
+    return on_ranks(world_size, work) if world_size > 1 else [work(Group())]
 
 
 def check(
