@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,6 +19,7 @@ from modelchain.report.data import ChainArtifacts
 from modelchain.report.drawings import Plot
 from modelchain.report.measures import leading_measures
 from modelchain.report.palette import GRID, MUTED, SURFACE, TEXT, Colour, stage_colours
+from modelchain.store.local_files import partial_file
 
 PAGE = "report.html"
 _BEFORE_UNIT = re.compile(r"(?<=\d) (?=(?:%|[kMGTPEZY]?MACs|s|min|h|d|[MBT])(?![\w-]))")
@@ -110,17 +109,9 @@ def write_report(report: Report, folder: Path) -> Path:
 
 
 def _write(path: Path, data: bytes) -> None:
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-        mask = os.umask(0)
-        os.umask(mask)
-        Path(temporary).chmod(0o666 & ~mask)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with partial_file(path.parent) as partial:
+        partial.write_bytes(data)
+        partial.replace(path)
 
 
 def _figure(plot: Plot | None, colours: Sequence[Colour]) -> Figure | None:
