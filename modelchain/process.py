@@ -25,12 +25,17 @@ def this_process() -> str:
     return f"{_boot()}/{pid}/{_start_time(pid) or _UNKNOWN}"
 
 
+def is_near(process: str, host: str) -> bool:
+    """Whether the numbers of `process` on `host` mean something here, so that its death would show at once."""
+    boot = process.partition("/")[0]
+    return host == this_host() and boot == _boot() and boot != _UNKNOWN
+
+
 def is_gone(process: str, host: str) -> bool:
     """Whether `process` on `host` is certainly dead. False where that can't be known from here."""
-    boot, _, rest = process.partition("/")
+    _, _, rest = process.partition("/")
     number, _, start = rest.partition("/")
-    here = host == this_host() and boot == _boot() and boot != _UNKNOWN
-    if not here or not number.isdecimal() or start in {"", _UNKNOWN}:
+    if not is_near(process, host) or not number.isdecimal() or start in {"", _UNKNOWN}:
         return False
     pid = int(number)
     try:

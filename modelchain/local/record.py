@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from modelchain.artifacts import chain_key, chain_lease_key
 from modelchain.errors import HeldError
 from modelchain.lease import LeaseKeeper, LeaseObserver
-from modelchain.process import this_host, this_process
+from modelchain.process import is_near
 from modelchain.resolved import ResolvedChain
 from modelchain.status import ChainRecord, ChainStatus, record_of
 from modelchain.store import Store
@@ -58,7 +58,7 @@ def hold_chain(
         on_lost=on_lost,
     )
     view = LeaseObserver(store, key).observe()
-    near = view is not None and view.lease is not None and _is_near(view.lease.host, view.lease.process)
+    near = view is not None and view.lease is not None and is_near(view.lease.process, view.lease.host)
     if view is not None and view.fresh and not near:
         note(f"{view.holder} holds chain {name}: watching for {LEASE_SECONDS} s whether it still lives")
     try:
@@ -69,9 +69,3 @@ def hold_chain(
         yield
     finally:
         keeper.release()
-
-
-def _is_near(host: str, process: str) -> bool:
-    """Whether its death would show from here at once, so that there is no need to watch it for long."""
-    boot = process.partition("/")[0]
-    return host == this_host() and boot == this_process().partition("/")[0] and boot != "-"
