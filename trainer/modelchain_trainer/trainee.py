@@ -6,15 +6,16 @@ Rank 0 alone reads weights from stores, and gives them to the others.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 import torch
 from torch import Tensor
 
 from modelchain.artifacts import attempt_folder
 from modelchain.resolved import ResolvedStage
+from modelchain.times import rfc3339
 from modelchain_trainer.attempt import Attempt
 from modelchain_trainer.checkpoint import Restored, TrainingState, restore_latest, restore_random
 from modelchain_trainer.collectives import Group
@@ -61,13 +62,13 @@ def prepare(attempt: Attempt) -> Trainee:
     stage = attempt.stage
     restored = restore_latest(attempt.store, stage, attempt.scratch) if attempt.ranks.first else None
     state_json = attempt.ranks.share("state", lambda: restored.state.model_dump_json() if restored else "")
-    state = TrainingState.model_validate_json(state_json) if state_json else None
-    first_step = state.step if state else 0
+    resumed = bool(state_json)
+    state = TrainingState.model_validate_json(state_json) if resumed else _new_state()
 
-    teaches = _needs_teacher(stage, first_step)
+    teaches = _needs_teacher(stage, state.step)
     teacher = (
         predecessor_model(attempt)
-        if attempt.ranks.first and stage.predecessor and (teaches or not state)
+        if attempt.ranks.first and stage.predecessor and (teaches or not resumed)
         else None
     )
     if restored is not None:
@@ -86,22 +87,26 @@ def prepare(attempt: Attempt) -> Trainee:
         teacher = None
 
     train_step = _train_step(attempt, model, teacher)
-    if state is not None:
+    if resumed:
         _resume(attempt, train_step, restored)
     if restored is not None:
-        attempt.telemetry.resume(MetricsLog(_history(attempt, restored), first_step), first_step)
-    attempt.position.step = first_step
-    attempt.position.checkpoint_step = first_step if state else None
+        attempt.telemetry.resume(MetricsLog(_history(attempt, restored), state.step), state.step)
+    attempt.position.step = state.step
+    attempt.position.checkpoint_step = state.step if resumed else None
     return Trainee(
         model=model,
         train_step=train_step,
-        step=first_step,
-        train_seconds=state.train_seconds if state else 0.0,
-        started_at=state.started_at
-        if state
-        else datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
-        corrupt=dict(state.corrupt_samples) if state else {},
-        attempts=((*state.attempts, attempt.token) if state else (attempt.token,)),
+        step=state.step,
+        train_seconds=state.train_seconds,
+        started_at=state.started_at,
+        corrupt=dict(state.corrupt_samples),
+        attempts=(*state.attempts, attempt.token),
+    )
+
+
+def _new_state() -> TrainingState:
+    return TrainingState(
+        step=0, train_seconds=0.0, started_at=rfc3339(time.time()), corrupt_samples={}, attempts=()
     )
 
 
@@ -139,10 +144,9 @@ def _resume(attempt: Attempt, train_step: TrainStep, restored: Restored | None) 
     if restored is not None:
         train_step.load_state_dict(restored.optimizer)
         restore_random(restored.random)
-    if attempt.ranks.world_size > 1:
-        state = {name: tensor.clone() for name, tensor in sorted(train_step.state_dict().items())}
-        _broadcast(state.values(), attempt.ranks.group)
-        train_step.load_state_dict(state)
+    state = train_step.state_dict()  # shares its memory
+    _broadcast(state.values(), attempt.ranks.group)
+    train_step.load_state_dict(state)  # the optimizer keeps the count of steps once a parameter, this once
 
 
 def _broadcast(tensors: Iterable[Tensor], group: Group) -> None:
