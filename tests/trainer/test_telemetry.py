@@ -10,7 +10,14 @@ from modelchain.artifacts import Progress
 from modelchain.errors import DiskFullError
 from modelchain.store import StoreUnavailable
 from modelchain.store.folder import FolderStore
-from modelchain_trainer.metrics_log import EvaluationLine, MetricsLog, TrainLine, decode_lines, encode_line
+from modelchain_trainer.metrics_log import (
+    EvaluationLine,
+    MetricsLog,
+    TrainLine,
+    decode_lines,
+    encode_files,
+    encode_line,
+)
 from modelchain_trainer.telemetry import Telemetry
 from modelchain_trainer.tensorboard_events import Scalars, crc32c, encode_events
 
@@ -181,12 +188,12 @@ def test_segments_begin_at_checkpoints_and_only_the_last_one_changes() -> None:
     log = MetricsLog()
     log.append(_train(5))
     log.begin_segment(5)
-    assert set(log.take_changed()) == {
+    assert set(encode_files(log.take_changed())) == {
         "metrics-0000000000.jsonl",
         "events.out.tfevents.0000000000.modelchain",
     }
     log.append(_train(10))
-    assert set(log.take_changed()) == {
+    assert set(encode_files(log.take_changed())) == {
         "metrics-0000000005.jsonl",
         "events.out.tfevents.0000000005.modelchain",
     }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
@@ -71,7 +71,6 @@ class EvaluationLine(Block):
 Line = TrainLine | EvaluationLine
 _LINES: TypeAdapter[Line] = TypeAdapter(Annotated[Line, Field(discriminator="kind")])
 _FILE = re.compile(r"metrics-\d{10}\.jsonl")
-_SEGMENT = re.compile(r"\d{10}")
 
 
 def metrics_file(first_step: int) -> str:
@@ -95,17 +94,18 @@ class MetricsLog:
     def __init__(self, history: Iterable[Line] = (), first_step: int = 0) -> None:
         """Begin at `first_step`, after the lines that were written before it."""
         self._segments: dict[int, list[Line]] = {0: list(history)}
-        self._current = self._segments.setdefault(first_step, [])
+        self.begin_segment(first_step)
         self._changed: set[int] = {step for step, lines in self._segments.items() if lines}
 
     def append(self, line: Line) -> None:
         """Add a line to the last segment."""
-        self._current.append(line)
-        self._changed.add(self._last_segment())
+        last = max(self._segments)
+        self._segments[last].append(line)
+        self._changed.add(last)
 
     def begin_segment(self, step: int) -> None:
         """Lines from here on go into a file of their own; the files before it do not change any more."""
-        self._current = self._segments.setdefault(step, [])
+        self._segments.setdefault(step, [])
 
     def evaluated_steps(self) -> frozenset[int]:
         """Steps whose evaluation is known already."""
@@ -127,27 +127,28 @@ class MetricsLog:
 
     def files(self) -> dict[str, bytes]:
         """All files, by name; segments without lines have none."""
-        return self._encode(step for step, lines in self._segments.items() if lines)
+        return encode_files({step: lines for step, lines in self._segments.items() if lines})
 
-    def take_changed(self) -> dict[str, bytes]:
-        """Files to write: those changed since the last call. What is not written after all: `put_back`."""
+    def take_changed(self) -> dict[int, list[Line]]:
+        """Segments to write, by first step: those changed since the last call, as they are now.
+
+        What is not written after all: `put_back`.
+        """
         changed, self._changed = self._changed, set()
-        return self._encode(changed)
+        return {step: list(self._segments[step]) for step in changed}
 
-    def put_back(self, names: Iterable[str]) -> None:
-        """These files have not been written after all."""
-        self._changed |= {int(match[0]) for name in names if (match := _SEGMENT.search(name))}
+    def put_back(self, steps: Iterable[int]) -> None:
+        """The segments that begin at these steps have not been written after all."""
+        self._changed.update(steps)
 
-    def _encode(self, steps: Iterable[int]) -> dict[str, bytes]:
-        files: dict[str, bytes] = {}
-        for step in sorted(steps):
-            lines = self._segments[step]
-            files[metrics_file(step)] = b"".join(encode_line(line) for line in lines)
-            files[events_file(step)] = encode_events(line.scalars() for line in lines)
-        return files
 
-    def _last_segment(self) -> int:
-        return max(self._segments)
+def encode_files(segments: Mapping[int, Sequence[Line]]) -> dict[str, bytes]:
+    """The files of segments, given by their first steps: lines and TensorBoard events of each."""
+    files: dict[str, bytes] = {}
+    for step, lines in sorted(segments.items()):
+        files[metrics_file(step)] = b"".join(encode_line(line) for line in lines)
+        files[events_file(step)] = encode_events(line.scalars() for line in lines)
+    return files
 
 
 def encode_line(line: Line) -> bytes:

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from modelchain.artifacts import PROGRESS, Progress
 from modelchain.errors import ModelChainError
 from modelchain.store import Store, StoreUnavailable
-from modelchain_trainer.metrics_log import EvaluationLine, MetricsLog, TrainLine
+from modelchain_trainer.metrics_log import EvaluationLine, MetricsLog, TrainLine, encode_files
 
 logger = logging.getLogger(__name__)
 
@@ -139,14 +139,15 @@ class Telemetry:
             return
         with self._writing:
             with self._lock:
-                files = self._log.take_changed()
+                unwritten = self._log.take_changed()
             try:
-                for name in list(files):
-                    self._store.put(f"{self._folder}/{name}", files[name])
-                    del files[name]
+                for step, lines in sorted(unwritten.items()):
+                    for name, data in encode_files({step: lines}).items():
+                        self._store.put(f"{self._folder}/{name}", data)
+                    del unwritten[step]
             finally:
                 with self._lock:
-                    self._log.put_back(files)
+                    self._log.put_back(unwritten)
 
     def close(self) -> None:
         """Write what is left, as far as the store allows within a few seconds."""
