@@ -18,6 +18,7 @@ size to avoid that).
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -150,7 +151,6 @@ class _Epoch:
         )  # of each block, end to end
         self._rotation = int(bits(key(Purpose.ROTATION, seed, number), 1)[0] % np.uint64(blocks[-1]))
         self._windows: dict[int, tuple[Window, ...]] = {}
-        self._ends: dict[int, list[int]] = {}
         self._shuffled: OrderedDict[tuple[int, int], Int64] = OrderedDict()
 
     def windows(self, lane: int) -> tuple[Window, ...]:
@@ -164,7 +164,6 @@ class _Epoch:
                 windows.append(Window(self._number, lane, len(windows), begin, end, chosen))
                 begin = end
             self._windows[lane] = tuple(windows)
-            self._ends[lane] = [window.end for window in windows]
         return self._windows[lane]
 
     def _samples(self, window: Window) -> Int64:
@@ -178,7 +177,7 @@ class _Epoch:
     def slices(self, lane: int, begin: int, end: int) -> list[Slice]:
         windows = self.windows(lane)
         parts: list[Slice] = []
-        number = int(np.searchsorted(self._ends[lane], begin, side="right"))
+        number = bisect_right(windows, begin, key=lambda window: window.end)
         row = lane * self._lane_rows
         while begin < end:
             window = windows[number]
