@@ -144,6 +144,20 @@ def test_a_stage_of_given_weights_begins_with_them(
         train(wrong)
 
 
+def test_given_weights_with_a_changed_byte_are_refused(
+    small: ResolvedStage, stage_of: StageOf, train: Train, tmp_path: Path
+) -> None:
+    weights = tmp_path / "weights"
+    shutil.copytree(_attempt_folder(small), weights)
+    path = weights / "open_clip_model.safetensors"
+    sha256 = hash_file(path).sha256
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserDataError, match=f"not the {sha256} of fromWeights"):
+        train(stage_of("damaged", fromWeights={"uri": str(weights), "sha256": sha256}))
+
+
 def test_without_weight_the_predecessor_is_not_asked(
     small: ResolvedStage, stage_of: StageOf, train: Train
 ) -> None:

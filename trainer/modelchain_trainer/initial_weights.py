@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from modelchain.artifacts import OPEN_CLIP_CONFIG, WEIGHTS
-from modelchain.commit import download_verified, hash_file, verify_stage
+from modelchain.commit import download_verified, verify_stage
 from modelchain.errors import MissingInputError, UserDataError
 from modelchain.resolved import ResolvedStage
 from modelchain.spec import WeightsSpec
@@ -72,11 +72,11 @@ def _foreign_model(attempt: Attempt, weights: WeightsSpec) -> Clip:
     folder = attempt.scratch / "weights"
     folder.mkdir()
     store = open_location(weights.uri, attempt.stage.store)
-    for name in (WEIGHTS, OPEN_CLIP_CONFIG):
-        attempt.patience.attempt(lambda name=name: store.download(name, folder / name))
-        attempt.telemetry.advance()
-    sha256 = hash_file(folder / WEIGHTS).sha256
-    if sha256 != weights.sha256.lower():
+    sha256 = attempt.patience.attempt(lambda: store.download(WEIGHTS, folder / WEIGHTS))
+    attempt.telemetry.advance()
+    attempt.patience.attempt(lambda: store.download(OPEN_CLIP_CONFIG, folder / OPEN_CLIP_CONFIG))
+    attempt.telemetry.advance()
+    if sha256 != weights.sha256:
         raise UserDataError(
             f"{store.uri_of(WEIGHTS)}: its sha256 is {sha256}, not the {weights.sha256} of fromWeights; "
             "the file is damaged or another one"

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -33,7 +32,6 @@ from modelchain.spec import ModelConfig
 from modelchain_trainer.model.build import parameter_shapes
 from modelchain_trainer.model.open_clip_config import from_open_clip, to_open_clip
 
-_HASH_CHUNK = 1 << 20
 _FILE_MODE = 0o644
 
 
@@ -48,19 +46,16 @@ def save_weights(model: nn.Module, config: ModelConfig, folder: Path) -> None:
     _write(folder / OPEN_CLIP_CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
 
 
-def load_weights(folder: Path, *, sha256: str | None = None) -> tuple[dict[str, Tensor], ModelConfig]:
+def load_weights(folder: Path) -> tuple[dict[str, Tensor], ModelConfig]:
     """The state dict in fp32 on the CPU, and the configuration, of a folder written here or by open_clip.
 
-    `sha256` is that of open_clip_model.safetensors, in hex. Raises MissingInputError if a file is not there,
-    and UserDataError if the hash differs, the file is damaged, a tensor is missing, too many, of another
-    shape or not finite, or the model is not one that ModelChain can train.
+    Raises MissingInputError if a file is not there, and UserDataError if the file is damaged, a tensor is
+    missing, too many, of another shape or not finite, or the model is not one that ModelChain can train.
     """
     config = _load_config(folder / OPEN_CLIP_CONFIG)
     path = folder / WEIGHTS
     if not path.is_file():
         raise MissingInputError(f"{path}: there is no such file")
-    if sha256 is not None:
-        _check_hash(path, sha256)
     try:
         state = load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
@@ -110,17 +105,6 @@ def _checked(state: dict[str, Tensor], expected: Mapping[str, torch.Size], path:
             raise UserDataError(f"{path}: {name} holds numbers that are not finite")
         checked[name] = tensor
     return checked
-
-
-def _check_hash(path: Path, expected: str) -> None:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_HASH_CHUNK):
-            digest.update(chunk)
-    if digest.hexdigest() != expected.lower():
-        raise UserDataError(
-            f"{path}: its sha256 is {digest.hexdigest()}, not {expected}; the file was changed or damaged"
-        )
 
 
 def _write(path: Path, write: Callable[[Path], object]) -> None:
