@@ -15,8 +15,6 @@ goes on.
 from __future__ import annotations
 
 import logging
-import os
-import re
 import shutil
 import threading
 from collections.abc import Callable, Mapping
@@ -25,7 +23,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from modelchain.artifacts import CHECKPOINT, CheckpointManifest, FiniteNumber, checkpoint_folder
@@ -36,6 +34,7 @@ from modelchain.spec import Block
 from modelchain.store import Store, StoreError, StoreUnavailable
 from modelchain_trainer.data.patience import Patience
 from modelchain_trainer.failpoints import reach
+from modelchain_trainer.model.weights import save_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -145,9 +144,9 @@ class CheckpointWriter:
     def _save(self, snapshot: Snapshot, folder: Path) -> None:
         step = snapshot.state.step
         folder.mkdir()
-        _save_tensors(snapshot.model, folder / MODEL)
-        _save_tensors(snapshot.optimizer, folder / OPTIMIZER)
-        _save_tensors(snapshot.random, folder / RANDOM)
+        save_tensors(snapshot.model, folder / MODEL)
+        save_tensors(snapshot.optimizer, folder / OPTIMIZER)
+        save_tensors(snapshot.random, folder / RANDOM)
         (folder / STATE).write_text(snapshot.state.model_dump_json(by_alias=True))
         target = checkpoint_folder(self._stage.folder, self._token, step)
         entries = []
@@ -259,17 +258,6 @@ def _read(
 def _delete(store: Store, checkpoint: StoredCheckpoint) -> None:
     """Delete a checkpoint, checkpoint.json first: what is half deleted is no checkpoint any more."""
     store.delete(sorted(checkpoint.sizes, key=lambda key: not key.endswith(f"/{CHECKPOINT}")))
-
-
-def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write a safetensors file. Raises OSError, which safetensors hides in an error of its own."""
-    try:
-        save_file(tensors, path)
-    except SafetensorError as error:
-        number = re.search(r"os error (\d+)", str(error))
-        if number is None:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 def _copy(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -8,10 +8,9 @@ Nothing is pickled. Whatever is wrong with a folder ends in one line that names 
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -21,14 +20,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from modelchain.artifacts import OPEN_CLIP_CONFIG, WEIGHTS
-from modelchain.errors import (
-    CannotWriteError,
-    ConfigurationError,
-    DiskFullError,
-    MissingInputError,
-    UserDataError,
-)
+from modelchain.errors import ConfigurationError, MissingInputError, UserDataError
 from modelchain.spec import ModelConfig
+from modelchain.store.local_files import errors_of, partial_file
 from modelchain_trainer.model.build import parameter_shapes
 from modelchain_trainer.model.open_clip_config import from_open_clip, to_open_clip
 
@@ -38,12 +32,24 @@ _FILE_MODE = 0o644
 def save_weights(model: nn.Module, config: ModelConfig, folder: Path) -> None:
     """Write the model's weights and configuration into `folder`, which is created if need be.
 
-    Each file appears whole or not at all. Raises DiskFullError or CannotWriteError.
+    Each file appears whole or not at all. Raises DiskFullError, CannotWriteError, and StoreUnavailable where
+    a network file system does not answer.
     """
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     text = json.dumps(to_open_clip(config), indent=2) + "\n"
-    _write(folder / WEIGHTS, lambda path: save_file(state, path, metadata={"format": "pt"}))
+    _write(folder / WEIGHTS, lambda path: save_tensors(state, path, {"format": "pt"}))
     _write(folder / OPEN_CLIP_CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file. Raises OSError, which safetensors hides in an error of its own."""
+    try:
+        save_file(tensors, path, metadata)
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 def load_weights(folder: Path) -> tuple[dict[str, Tensor], ModelConfig]:
@@ -109,18 +115,10 @@ def _checked(state: dict[str, Tensor], expected: Mapping[str, torch.Size], path:
 
 def _write(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path` and move it there."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        temporary.chmod(_FILE_MODE)  # safetensors leaves it to its owner alone
-        temporary.replace(path)
-    except (OSError, SafetensorError) as error:
-        with contextlib.suppress(OSError):  # the first error is the one to tell
-            temporary.unlink(missing_ok=True)
-        if getattr(error, "errno", None) == errno.ENOSPC or f"os error {errno.ENOSPC}" in str(error):
-            raise DiskFullError(f"{path}: no space left on the disk") from None
-        raise CannotWriteError(f"{path}: cannot be written ({_one_line(error)})") from None
+    with errors_of(str(path), writing=True), partial_file(path.parent) as partial:
+        write(partial)
+        partial.chmod(_FILE_MODE)  # safetensors leaves it to its owner alone
+        partial.replace(path)
 
 
 def _some(names: set[str]) -> str:
