@@ -109,9 +109,7 @@ def supervise(
                     rank.signal(signal.SIGTERM)
             deadline = limit if deadline is None else min(deadline, limit)
         if deadline is not None and time.monotonic() > deadline:
-            for rank in running:
-                rank.killed_by_us = True
-                rank.signal(signal.SIGKILL)
+            kill(running)
         if running:
             time.sleep(POLL_SECONDS)
     return endings
