@@ -23,8 +23,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI's, of red, green and blue in [0, 1]
-STANDARD_DEVIATION = (0.26862954, 0.26130258, 0.27577711)
+from modelchain_trainer.model.open_clip_config import MEAN, STANDARD_DEVIATION
+
 CROP_RATIO = (3 / 4, 4 / 3)
 CROP_TRIES = 10
 CROP_NUMBERS = 4 * CROP_TRIES  # uniform random numbers that `random_crop` uses
