@@ -103,7 +103,6 @@ class GradientSum:
         if self._group.world_size == 1:
             return
         self._armed = True
-        self._order = [] if not self._buckets else self._order
         self._sent = 0
         self._pending = [0] * len(self._buckets)
         for bucket in self._bucket_of.values():

@@ -37,7 +37,6 @@ class Shard:
     uri: str
     store: Store
     key: str
-    first_sample: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,7 +195,7 @@ def _assemble(
             raise UserDataError(
                 f"{shard.uri}: has no sample with any of {wanted}; mend the shard or the keys asked for"
             )
-        shards.append(Shard(shard.uri, shard.store, shard.info.key, first[-1]))
+        shards.append(Shard(shard.uri, shard.store, shard.info.key))
         columns.append(part)
         first.append(first[-1] + len(part.starts))
     return DatasetIndex(

@@ -22,7 +22,6 @@ _LONGEST_EXTENSION = 1 << 20  # bytes of a long name or of PAX records
 
 _REGULAR = b"07\0"
 _LINKS_AND_DEVICES = b"12346"  # no body, whatever their size field says
-_DIRECTORY = b"5"
 _GNU_LONG_NAME, _GNU_LONG_LINK = b"L", b"K"
 _PAX, _PAX_GLOBAL = b"x", b"g"
 
