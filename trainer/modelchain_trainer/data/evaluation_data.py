@@ -85,6 +85,7 @@ class EvaluationReader:
         self._index = index_samples(
             spec.data.shards, keys, access, index_store, on_progress, patience=self._patience
         )
+        self._first_samples = frozenset(self._index.first_samples.tolist())
         self._length = spec.data.samples or len(self._index)
         if self._length > len(self._index):
             raise UserDataError(
@@ -166,11 +167,10 @@ class EvaluationReader:
 
     def _segments(self, numbers: Sequence[int]) -> Iterator[Segment]:
         """The bytes of the samples: one request for each run of consecutive samples of one shard."""
-        first_samples = set(self._index.first_samples.tolist())
         cuts = [
             place
             for place, (before, number) in enumerate(pairwise(numbers), start=1)
-            if number != before + 1 or number in first_samples
+            if number != before + 1 or number in self._first_samples
         ]
         for begin, end in pairwise([0, *cuts, len(numbers)]):
             if begin < end:
