@@ -137,10 +137,10 @@ class Ranks:
                 return
 
 
-def lost_peer(error: BaseException, environment: ProcessEnvironment) -> LostPeerError | None:
-    """`error` as a LostPeerError, if that is what it says. gloo raises bare RuntimeErrors."""
-    if environment.world_size == 1 or not isinstance(error, RuntimeError):
-        return None
+def lost_peer(error: RuntimeError, environment: ProcessEnvironment) -> LostPeerError | None:
+    """`error` of one of several ranks as a LostPeerError, if that is what it says. gloo raises bare
+    RuntimeErrors.
+    """
     text = " ".join(str(error).split())
     if not isinstance(error, dist.DistError) and not any(sign in text for sign in _SIGNS_OF_A_LOST_PEER):
         return None
