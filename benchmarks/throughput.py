@@ -187,7 +187,7 @@ def chain(store: Path, shards: str, configs: list[ModelConfig], options: argpars
         "precision": options.precision,
         "warmupSteps": 10,
         "learningRate": 1e-4,
-        "logEverySteps": 1 if options.device == "cpu" else 5,
+        "logEverySteps": log_every(options),
         "checkpointEverySteps": 10**6,
         "dataWorkers": options.workers,
         "compile": options.compile,
@@ -211,6 +211,11 @@ def chain(store: Path, shards: str, configs: list[ModelConfig], options: argpars
         "spec": spec,
     }
     return ModelChain.model_validate(document)
+
+
+def log_every(options: argparse.Namespace) -> int:
+    """Steps between two marks, for both programs: each makes a GPU wait."""
+    return 1 if options.device == "cpu" else 5
 
 
 def sized(config: ModelConfig, image_size: int) -> ModelConfig:
@@ -268,7 +273,7 @@ def run_modelchain(workplace: Workplace, options: argparse.Namespace, number: in
 
 def run_open_clip(workplace: Workplace, options: argparse.Namespace, number: int) -> Run:
     """One epoch of open_clip's program; the moments when its lines of progress appear say how fast it was."""
-    every = 1 if options.device == "cpu" else 5
+    every = log_every(options)
     steps = options.warmup_steps + options.steps + every
     flags = {
         "--dataset-type": "webdataset",
@@ -386,9 +391,10 @@ def summary(runs: dict[str, list[Run]], options: argparse.Namespace, load: float
         import torch
 
         device = torch.cuda.get_device_name()
+    speeds = {program: mean(run.samples_per_second for run in results) for program, results in runs.items()}
     programs = {
         program: {
-            "samplesPerSecond": mean(run.samples_per_second for run in results),
+            "samplesPerSecond": speeds[program],
             "dataWaitFraction": mean(run.data_wait_fraction for run in results),
             "memoryBytes": max(run.memory_bytes for run in results),
             "gpuMemoryBytes": max(run.gpu_memory_bytes for run in results),
@@ -400,13 +406,12 @@ def summary(runs: dict[str, list[Run]], options: argparse.Namespace, load: float
         "modelchain": "contrastive + squared distance of embeddings",
         "open_clip": "contrastive + cross-entropy of teacher's and student's logits",
     }
-    ours, theirs = (mean(run.samples_per_second for run in runs[p]) for p in ("modelchain", "open_clip"))
     return {
         "settings": settings | {"runsOn": device, "loadAverageBefore": load},
         "versions": {name: version(name) for name in ("torch", "open_clip_torch", "webdataset")},
         "losses": losses,
         "programs": programs,
-        "ratio": ours / theirs,
+        "ratio": speeds["modelchain"] / speeds["open_clip"],
     }
 
 
