@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import queue
-import random
 import signal
 import subprocess
 import sys
-import tarfile
 import tempfile
 import threading
 import time
@@ -20,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from PIL import Image
 
 from modelchain.artifacts import WEIGHTS, Manifest
 from modelchain.commit import (
@@ -35,9 +31,8 @@ from modelchain.resolve import resolve
 from modelchain.resolved import ResolvedChain, ResolvedStage, ResolvedStore
 from modelchain.store import Store, open_store
 from modelchain.validation import load_chains
+from tests.squares import COLOURS, SAMPLES, write_squares
 
-COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200), "yellow": (200, 200, 40)}
-SAMPLES = 64
 BATCH = 8
 EPOCHS = 12
 STEPS = EPOCHS * SAMPLES // BATCH
@@ -92,36 +87,6 @@ def document(store: ResolvedStore) -> dict[str, Any]:
     }
 
 
-def write_data(folder: Path) -> None:
-    """Two shards of coloured squares with captions and classes."""
-    noise = random.Random(0)
-    folder.mkdir(parents=True)
-    number = 0
-    for shard in range(2):
-        with tarfile.open(folder / f"{shard:03}.tar", "w") as archive:
-            for _ in range(SAMPLES // 2):
-                label = number % len(COLOURS)
-                name = list(COLOURS)[label]
-                picture = Image.new("RGB", (12, 12), COLOURS[name])
-                for _ in range(30):
-                    place = (noise.randrange(12), noise.randrange(12))
-                    picture.putpixel(
-                        place, (noise.randrange(256), noise.randrange(256), noise.randrange(256))
-                    )
-                png = io.BytesIO()
-                picture.save(png, "PNG")
-                caption = f"a {name} square, number {number}".encode()
-                for extension, data in (
-                    ("png", png.getvalue()),
-                    ("txt", caption),
-                    ("cls", str(label).encode()),
-                ):
-                    entry = tarfile.TarInfo(f"{number:05}.{extension}")
-                    entry.size = len(data)
-                    archive.addfile(entry, io.BytesIO(data))
-                number += 1
-
-
 @dataclass(frozen=True)
 class Outcome:
     """What a chain has made: for each stage the hash of its weights, and its metrics."""
@@ -140,7 +105,7 @@ class Bench:
         self.processes = processes
         self.access = store or ResolvedStore(uri=str(folder / "store"))
         self._runs: list[Run] = []
-        write_data(folder / "data")
+        write_squares(folder / "data", captions={"txt": "a {colour} square, number {number}"})
         self.write(document(self.access))
 
     def write(self, chain: dict[str, Any]) -> None:

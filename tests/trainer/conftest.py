@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
-import random
 import subprocess
 import sys
-import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from modelchain.artifacts import new_attempt_token
 from modelchain.resolved import ResolvedStage, ResolvedStore
@@ -31,11 +27,11 @@ from modelchain_trainer.environment import (
 )
 from modelchain_trainer.position import Position
 from modelchain_trainer.stopping import StopRequest
+from tests.squares import COLOURS, SAMPLES, write_squares
+from tests.trainer.stages import changed, smallest_stage
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # several ranks share the machine, and none must wait spinning
 
-COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200), "yellow": (200, 200, 30)}
-SAMPLES = 64
 FORK_SERVER = Path(__file__).parent / "fork_server.py"
 
 StageOf = Callable[..., ResolvedStage]
@@ -44,24 +40,7 @@ StageOf = Callable[..., ResolvedStage]
 @pytest.fixture(scope="session")
 def squares(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Pattern of two shards with 64 noisy coloured squares, two captions and a class each; a ZeroShot set."""
-    folder = tmp_path_factory.mktemp("squares")
-    noise = random.Random(0)
-    number = 0
-    for shard in range(2):
-        with tarfile.open(folder / f"{shard:03}.tar", "w") as archive:
-            for _ in range(SAMPLES // 2):
-                label = noise.randrange(len(COLOURS))
-                name = list(COLOURS)[label]
-                _add(archive, f"{number:05}.png", _square(COLOURS[name], noise))
-                _add(archive, f"{number:05}.txt", f"a {name} square".encode())
-                _add(
-                    archive,
-                    f"{number:05}.long.txt",
-                    f"a picture of something {name}, number {number}".encode(),
-                )
-                _add(archive, f"{number:05}.cls", str(label).encode())
-                number += 1
-    return f"{folder}/{{000..001}}.tar"
+    return write_squares(tmp_path_factory.mktemp("squares"))
 
 
 @pytest.fixture(scope="session")
@@ -81,21 +60,20 @@ def stage_in(squares: str) -> StageOf:
     ) -> ResolvedStage:
         digest = hashlib.sha256(name.encode()).hexdigest()
         batch = 16
-        value: dict[str, Any] = {
-            "chain": {"namespace": "default", "name": "squares", "uid": "uid-of-squares"},
-            "name": name,
-            "index": 0,
-            "digest": digest,
-            "folder": f"stages/{name}-{digest[:16]}",
-            "model": name,
-            "modelConfig": {
+        stage = smallest_stage(
+            chain={"name": "squares", "uid": "uid-of-squares"},
+            name=name,
+            digest=digest,
+            folder=f"stages/{name}-{digest[:16]}",
+            model=name,
+            modelConfig={
                 "embedDim": embed_dim,
                 "vision": {"imageSize": 8, "patchSize": 4, "width": width, "layers": layers, "headWidth": 16},
                 "text": {"contextLength": 16, "width": width, "layers": layers, "heads": width // 16},
             },
-            "store": {"uri": str(store)} if isinstance(store, Path) else store.model_dump(by_alias=True),
-            "data": {"shards": [squares], "samples": SAMPLES, "blockMebibytes": 1},
-            "evaluation": [
+            store={"uri": str(store)} if isinstance(store, Path) else store.model_dump(by_alias=True),
+            data={"shards": [squares], "samples": SAMPLES, "blockMebibytes": 1},
+            evaluation=[
                 {
                     "name": "squares",
                     "type": "ZeroShot",
@@ -105,7 +83,7 @@ def stage_in(squares: str) -> StageOf:
                     "everySteps": 6,
                 }
             ],
-            "training": {
+            training={
                 "epochs": epochs,
                 "globalBatchSize": batch,
                 "learningRate": 1e-3,
@@ -116,18 +94,16 @@ def stage_in(squares: str) -> StageOf:
                 "stepsPerEpoch": SAMPLES // batch,
                 "steps": epochs * (SAMPLES // batch),
             },
-            "retry": {"leaseSeconds": 2},
-        }
+            retry={"leaseSeconds": 2},
+        )
         if predecessor is not None:
-            value["predecessor"] = {
+            stage["predecessor"] = {
                 "name": predecessor.name,
                 "digest": predecessor.digest,
                 "folder": predecessor.folder,
                 "modelConfig": predecessor.model_config_.model_dump(by_alias=True),
             }
-        for key, change in changes.items():
-            value[key] = {**value[key], **change} if isinstance(value.get(key), dict) else change
-        return ResolvedStage.model_validate(value)
+        return ResolvedStage.model_validate(changed(stage, changes))
 
     return make
 
@@ -259,20 +235,3 @@ def train(tmp_path: Path) -> Callable[..., Position]:
         return position
 
     return train
-
-
-def _square(colour: tuple[int, int, int], noise: random.Random) -> bytes:
-    image = Image.new("RGB", (12, 12), colour)
-    for _ in range(20):
-        image.putpixel(
-            (noise.randrange(12), noise.randrange(12)), tuple(noise.randrange(256) for _ in range(3))
-        )
-    data = io.BytesIO()
-    image.save(data, "PNG")
-    return data.getvalue()
-
-
-def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
-    member = tarfile.TarInfo(name)
-    member.size = len(data)
-    archive.addfile(member, io.BytesIO(data))

@@ -14,29 +14,9 @@ import pytest
 from modelchain.artifacts import Failure
 from modelchain_trainer.environment import PARENT_PIPE_VARIABLE
 from tests.processes import is_alive, wait_until
+from tests.trainer.stages import smallest_stage
 
-STAGE = {
-    "chain": {"namespace": "default", "name": "digits", "uid": "0123-abcd"},
-    "name": "tiny",
-    "index": 0,
-    "digest": "0" * 64,
-    "folder": "stages/tiny-0000000000000000",
-    "model": "tiny",
-    "modelConfig": {
-        "embedDim": 16,
-        "vision": {"imageSize": 8, "patchSize": 4, "width": 16, "layers": 1, "headWidth": 16},
-        "text": {"width": 16, "layers": 1, "heads": 1},
-    },
-    "data": {"shards": ["data/0.tar"], "samples": 8},
-    "training": {
-        "epochs": 1,
-        "globalBatchSize": 4,
-        "warmupSteps": 0,
-        "checkpointEverySteps": 1,
-        "stepsPerEpoch": 2,
-        "steps": 2,
-    },
-}
+STAGE = smallest_stage()
 
 # What every stand-in for the worker begins with: `fail` reports as a rank does.
 WORKER = """
@@ -237,12 +217,12 @@ fail(74, "DiskFullError", "no space on node 1")
 """
     launch = start(worker, PET_NNODES="2", PET_NODE_RANK="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="1")
     assert launch.wait()[0] == 74
-    file = launch.folder / "store" / str(STAGE["folder"]) / "attempts/0123abcd-1-first/failure.json"
+    file = launch.folder / "store" / STAGE["folder"] / "attempts/0123abcd-1-first/failure.json"
     assert Failure.model_validate_json(file.read_bytes()).message == "no space on node 1"
 
 
 def test_the_loss_of_a_peer_does_not_hide_what_the_peer_said(start: Start) -> None:
-    folder = Path("store") / str(STAGE["folder"]) / "attempts/0123abcd-1-first"
+    folder = Path("store") / STAGE["folder"] / "attempts/0123abcd-1-first"
     worker = f"""
 os.makedirs({str(folder)!r})
 with open({str(folder / "failure.json")!r}, "w") as file: file.write("what the peer said")

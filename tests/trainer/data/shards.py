@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import tarfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -14,6 +13,8 @@ from modelchain.resolved import ResolvedData, ResolvedStage, ResolvedStore
 from modelchain.store import ObjectInfo
 from modelchain.store.folder import FolderStore
 from modelchain_trainer.data.index import DatasetIndex, build_index
+from tests.tar_files import write_tar
+from tests.trainer.stages import smallest_stage
 
 Files = Mapping[str, bytes]
 
@@ -41,19 +42,6 @@ def noise(side: int, seed: int = 0, *, quality: str = "PNG") -> bytes:
 def sample(number: int) -> dict[str, bytes]:
     """The files of a sample that can be told from all others."""
     return {"png": png(number), "txt": f"number {number}".encode()}
-
-
-def write_tar(
-    path: Path, members: Sequence[tuple[str, bytes]], *, format_: int = tarfile.USTAR_FORMAT
-) -> Path:
-    """A tar file with these members."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w", format=format_) as archive:
-        for name, content in members:
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    return path
 
 
 def write_shards(
@@ -94,38 +82,25 @@ def stage_of(
     training: Mapping[str, object] | None = None,
 ) -> ResolvedStage:
     """A stage that reads these shards."""
-    tower = {"width": 16, "layers": 1}
     return ResolvedStage.model_validate(
-        {
-            "chain": {"namespace": "default", "name": "test", "uid": "uid"},
-            "name": "only",
-            "index": 0,
-            "digest": "0" * 64,
-            "folder": "stages/only",
-            "model": "only",
-            "modelConfig": {
-                "embedDim": 16,
-                "vision": {**tower, "imageSize": 8, "patchSize": 4, "headWidth": 8},
-                "text": {**tower, "contextLength": 8, "heads": 2},
-            },
-            "store": {"uri": "unused"},
-            "data": {
+        smallest_stage(
+            store={"uri": "unused"},
+            data={
                 "shards": list(shards),
                 "samples": samples,
                 "randomCropScale": [1.0, 1.0],
                 **(data or {}),
             },
-            "training": {
+            training={
                 "epochs": -(-steps * batch // samples),
                 "globalBatchSize": batch,
-                "warmupSteps": 0,
                 "checkpointEverySteps": 1000,
                 "dataWorkers": 2,
                 "stepsPerEpoch": samples // batch,
                 "steps": steps,
                 **(training or {}),
             },
-        }
+        )
     )
 
 

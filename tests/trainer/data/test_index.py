@@ -15,7 +15,8 @@ from modelchain_trainer.data.index import build_index, index_samples, index_shar
 from modelchain_trainer.data.patience import Patience
 from modelchain_trainer.data.reader import read_segment
 from tests.seaweedfs import BUCKET, SeaweedFS
-from tests.trainer.data.shards import access, index_of, png, sample, write_shards, write_tar
+from tests.tar_files import write_tar
+from tests.trainer.data.shards import access, index_of, png, sample, write_shards
 
 
 def test_samples_are_numbered_through_all_shards(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from modelchain_trainer.data.order import SampleOrder, cut_blocks
 from modelchain_trainer.data.patience import Patience
 from modelchain_trainer.data.reader import WindowReader, read_segment, segment_bytes
 from modelchain_trainer.data.sample import Cause, CorruptSampleError
-from tests.trainer.data.shards import CountingStore, index_of, noise, png, write_shards, write_tar
+from tests.tar_files import write_tar
+from tests.trainer.data.shards import CountingStore, index_of, noise, png, write_shards
 
 BLOCK = 1 << 16
 

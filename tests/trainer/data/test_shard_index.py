@@ -16,7 +16,8 @@ from modelchain.store.folder import FolderStore
 from modelchain_trainer.data.patience import Patience
 from modelchain_trainer.data.shard_index import ShardIndex, build, index_key, read_or_build, split_name
 from modelchain_trainer.data.tar import scan
-from tests.trainer.data.shards import CountingStore, info, write_shards, write_tar
+from tests.tar_files import write_tar
+from tests.trainer.data.shards import CountingStore, info, write_shards
 
 
 def index_of(path: Path) -> ShardIndex:
