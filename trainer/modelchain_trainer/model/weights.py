@@ -8,6 +8,7 @@ Nothing is pickled. Whatever is wrong with a folder ends in one line that names 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -20,9 +21,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from modelchain.artifacts import OPEN_CLIP_CONFIG, WEIGHTS
-from modelchain.errors import ConfigurationError, MissingInputError, UserDataError
+from modelchain.errors import (
+    CannotWriteError,
+    ConfigurationError,
+    DiskFullError,
+    MissingInputError,
+    UserDataError,
+)
 from modelchain.spec import ModelConfig
-from modelchain.store.local_files import errors_of, partial_file
+from modelchain.store.local_files import partial_file
 from modelchain_trainer.model.build import parameter_shapes
 from modelchain_trainer.model.open_clip_config import from_open_clip, to_open_clip
 
@@ -32,8 +39,7 @@ _FILE_MODE = 0o644
 def save_weights(model: nn.Module, config: ModelConfig, folder: Path) -> None:
     """Write the model's weights and configuration into `folder`, which is created if need be.
 
-    Each file appears whole or not at all. Raises DiskFullError, CannotWriteError, and StoreUnavailable where
-    a network file system does not answer.
+    Each file appears whole or not at all. Raises DiskFullError or CannotWriteError.
     """
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     text = json.dumps(to_open_clip(config), indent=2) + "\n"
@@ -115,10 +121,15 @@ def _checked(state: dict[str, Tensor], expected: Mapping[str, torch.Size], path:
 
 def _write(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path` and move it there."""
-    with errors_of(str(path), writing=True), partial_file(path.parent) as partial:
-        write(partial)
-        partial.chmod(_FILE_MODE)  # safetensors leaves it to its owner alone
-        partial.replace(path)
+    try:
+        with partial_file(path.parent) as partial:
+            write(partial)
+            partial.chmod(_FILE_MODE)  # safetensors leaves it to its owner alone
+            partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        if getattr(error, "errno", None) == errno.ENOSPC:
+            raise DiskFullError(f"{path}: no space left on the disk") from None
+        raise CannotWriteError(f"{path}: cannot be written ({_one_line(error)})") from None
 
 
 def _some(names: set[str]) -> str:
