@@ -5,7 +5,8 @@ from __future__ import annotations
 from modelchain.artifacts import Manifest, attempt_folder
 from modelchain.reconcile.look import Look
 from modelchain.reconcile.observation import StoreTrouble
-from modelchain.status import EndedAttempt, StagePhase, StageStatus, bounded, cut
+from modelchain.reconcile.supersede import anew
+from modelchain.status import StagePhase, StageStatus, bounded, cut
 from modelchain.times import from_rfc3339, rfc3339
 
 LINGER_SECONDS = 30.0  # a trainer that has committed its stage may take this long to go
@@ -15,7 +16,10 @@ def recognise(look: Look) -> StageStatus:
     """Record a verified manifest; forget a vanished one only if that was asked for."""
     status = look.status
     if status.finished:
-        return _forgotten(look) if is_missing(look) and look.observed.retrain_missing else status
+        if not (is_missing(look) and look.observed.retrain_missing):
+            return status
+        text = "its artifacts have vanished, and training them again was asked for"
+        return anew(look, "ArtifactsMissing", text)
     if not look.readable or look.facts is None or look.facts.manifest is None:
         return status
     return _completed(look, look.facts.manifest)
@@ -64,20 +68,3 @@ def _completed(look: Look, manifest: Manifest) -> StageStatus:
             "weights_uri": f"{stage.store.uri.rstrip('/')}/{attempt_folder(stage.folder, manifest.attempt)}",
         }
     )
-
-
-def _forgotten(look: Look) -> StageStatus:
-    status = look.status
-    fresh = StageStatus(
-        name=status.name, digest=status.digest, attempt=status.attempt, steps=look.stage.training.steps
-    )
-    if status.attempt == 0:
-        return fresh
-    ended = EndedAttempt(
-        attempt=status.attempt,
-        reason="ArtifactsMissing",
-        message="its artifacts have vanished, and training them again was asked for",
-        counted=False,
-        time=rfc3339(look.now),
-    )
-    return fresh.model_copy(update={"last_ended": ended})

@@ -7,11 +7,14 @@ from modelchain.status import EndedAttempt, StageStatus
 from modelchain.times import rfc3339
 
 SUPERSEDED = "Superseded"
+_EDITED = "the stage was edited: its weights would be others"
 
 
 def carry_over(look: Look) -> StageStatus:
     """The status of the stage as it is asked for now, with every attempt counted that a job shows."""
-    status = _for_digest(look)
+    status = look.status
+    if status.digest != look.stage.digest:
+        status = anew(look, SUPERSEDED, _EDITED)
     newest = max(look.jobs, key=lambda job: job.attempt, default=None)
     if newest is None or newest.attempt < status.attempt:
         return status
@@ -22,7 +25,7 @@ def carry_over(look: Look) -> StageStatus:
             update={
                 "attempt": newest.attempt,
                 "job": None,
-                "last_ended": _superseded(newest.attempt, look.now),
+                "last_ended": _ended(newest.attempt, SUPERSEDED, _EDITED, look.now),
             }
         )
     if newest.attempt > status.attempt or (status.job is None and newest.attempt > status.settled):
@@ -33,22 +36,19 @@ def carry_over(look: Look) -> StageStatus:
     return status
 
 
-def _for_digest(look: Look) -> StageStatus:
-    status, digest = look.status, look.stage.digest
-    if status.digest == digest:
-        return status
-    steps = look.stage.training.steps
-    fresh = StageStatus(name=look.stage.name, digest=digest, attempt=status.attempt, steps=steps)
-    if status.attempt == 0:
-        return fresh
-    return fresh.model_copy(update={"last_ended": _superseded(status.attempt, look.now)})
-
-
-def _superseded(attempt: int, now: float) -> EndedAttempt:
-    return EndedAttempt(
+def anew(look: Look, reason: str, message: str) -> StageStatus:
+    """The status of a stage that begins again: nothing of it is left but the number of its attempts, the last
+    of which has ended for `reason`, uncounted.
+    """
+    stage, attempt = look.stage, look.status.attempt
+    return StageStatus(
+        name=stage.name,
+        digest=stage.digest,
         attempt=attempt,
-        reason=SUPERSEDED,
-        message="the stage was edited: its weights would be others",
-        counted=False,
-        time=rfc3339(now),
+        steps=stage.training.steps,
+        last_ended=_ended(attempt, reason, message, look.now) if attempt else None,
     )
+
+
+def _ended(attempt: int, reason: str, message: str, now: float) -> EndedAttempt:
+    return EndedAttempt(attempt=attempt, reason=reason, message=message, counted=False, time=rfc3339(now))
