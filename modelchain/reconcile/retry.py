@@ -51,9 +51,7 @@ def settle(look: Look) -> StageStatus:
     if job.phase is JobPhase.SUCCEEDED:
         return _succeeded_without_manifest(look, job)
     if job.disrupted and job.phase is not JobPhase.QUEUED:
-        return end_attempt(
-            look, "Disrupted", job.message or "a pod was evicted, preempted or lost", counted=False
-        )
+        return _disrupted(look, job)
     return status
 
 
@@ -118,14 +116,18 @@ def commit_deadline(look: Look) -> float | None:
 def _failed(look: Look, job: Job) -> StageStatus:
     code = job.exit_code
     if job.disrupted:
-        text = job.message or "a pod was evicted, preempted or lost"
-        return end_attempt(look, "Disrupted", text, counted=False, exit_code=code)
+        return _disrupted(look, job, exit_code=code)
     if code == ExitCode.HELD:
         text = job.message or "somebody else trains this stage"
         return end_attempt(look, "LeaseHeld", text, counted=False, exit_code=code, wait=HELD_SECONDS)
     reason = job.reason or "TrainerFailed"
     text = job.message or f"{job.name} ended with exit code {code if code is not None else 'unknown'}"
     return end_attempt(look, reason, text, counted=True, exit_code=code)
+
+
+def _disrupted(look: Look, job: Job, *, exit_code: int | None = None) -> StageStatus:
+    text = job.message or "a pod was evicted, preempted or lost"
+    return end_attempt(look, "Disrupted", text, counted=False, exit_code=exit_code)
 
 
 def _vanished(look: Look) -> StageStatus:
