@@ -181,9 +181,7 @@ def loss_text(loss: dict[str, float]) -> str:
 
 def leading_metric(chain: ResolvedChain, stage: str, metrics: dict[str, float]) -> str:
     """Accuracy on the first zero-shot set; else the first metric there is."""
-    from modelchain.status import StageStatus
-
-    top1 = top1_of(chain.stage(stage), StageStatus(name=stage, metrics=metrics))
+    top1 = top1_of(chain.stage(stage), metrics)
     if top1 is not None:
         return f"top-1 {top1:.1%}"
     first = next(iter(metrics.items()), None)

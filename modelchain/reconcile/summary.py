@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from modelchain.reconcile.look import Look
@@ -80,12 +80,12 @@ def headline(looks: Sequence[Look], observed: Observation) -> Headline:
     )
 
 
-def top1_of(stage: ResolvedStage, status: StageStatus) -> float | None:
+def top1_of(stage: ResolvedStage, metrics: Mapping[str, float]) -> float | None:
     """Accuracy on the stage's first zero-shot set, if it was measured."""
     names = [
         evaluation.name for evaluation in stage.evaluation if evaluation.type is EvaluationType.ZERO_SHOT
     ]
-    return status.metrics.get(f"{names[0]}/top1") if names else None
+    return metrics.get(f"{names[0]}/top1") if names else None
 
 
 def duration(seconds: float) -> str:
@@ -151,6 +151,8 @@ def _eta(looks: Sequence[Look], current: Look, observed: Observation) -> str | N
 
 def _top1(looks: Sequence[Look]) -> float | None:
     measured = [
-        top1_of(look.stage, look.status) for look in looks if look.status.phase is not StagePhase.PENDING
+        top1_of(look.stage, look.status.metrics)
+        for look in looks
+        if look.status.phase is not StagePhase.PENDING
     ]
     return next((value for value in reversed(measured) if value is not None), None)
