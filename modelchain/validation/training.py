@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from modelchain.resolve import merged, resolve_job, resolve_training
+from modelchain.resolve import merged, resolve_job
 from modelchain.resolved import ResolvedJob, ResolvedTraining
 from modelchain.spec import DataSpec, ModelChain, StageSpec, TrainingSpec
 from modelchain.validation.problem import Finding, quoted
@@ -75,7 +75,7 @@ class _Numbers:
             remedy = f"write training.globalBatchSize: {samples} or less, or add samples"
             yield self._finding("data", "samples", message, remedy, "globalBatchSize")
         elif self._training.epochs is not None:
-            yield from self._check_steps(samples)
+            yield from self._check_warmup(self._training.epochs * (samples // self._batch))
 
     def _check_world(self) -> Iterator[Finding]:
         job, world = self._job, self._job.nodes * self._job.processes_per_node
@@ -111,9 +111,7 @@ class _Numbers:
             remedy = f"write a minimumLearningRate of at most {peak:g}"
             yield self._finding("training", name, message, remedy, "learningRate", "minimumLearningRate")
 
-    def _check_steps(self, samples: int) -> Iterator[Finding]:
-        alone = self._index == 0 and self._stage.from_ is None
-        steps = resolve_training(self._training, samples, has_predecessor=not alone).steps
+    def _check_warmup(self, steps: int) -> Iterator[Finding]:
         warmup = self._training.warmup_steps
         if warmup is not None and warmup >= steps:
             message = (
