@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from modelchain.report import units
 from modelchain.report.accounting import Alone, Costs
-from modelchain.report.beside import against_alone, factor
+from modelchain.report.beside import AloneRow, factor
 from modelchain.report.data import ChainArtifacts
 from modelchain.report.measures import Measure
 
@@ -25,8 +26,8 @@ class Tile:
     source: str
 
 
-def verdict(chain: ChainArtifacts, costs: Costs, measure: Measure | None) -> str:
-    """The sentences below the title."""
+def verdict(chain: ChainArtifacts, costs: Costs, alone: Sequence[AloneRow], measure: Measure | None) -> str:
+    """The sentences below the title. `alone` is what `against_alone` says, here and below."""
     ratio, speedup, plan = costs.of_largest, costs.family_speedup, costs.plan
     done = sum(stage.complete for stage in chain.stages)
     if len(chain.stages) == 1:
@@ -40,13 +41,15 @@ def verdict(chain: ChainArtifacts, costs: Costs, measure: Measure | None) -> str
         f"{start}All {len(chain.stages)} models together {took} {units.percent(ratio)} of the compute of "
         f"training {plan.largest.model} alone, and {times} than training each of them alone."
     )
-    row = next((row for row in against_alone(chain, costs, measure) if row.name == plan.largest.name), None)
+    row = next((row for row in alone if row.name == plan.largest.name), None)
     if row is not None and measure is not None:
         text += f" In the chain {row.model} reached {row.value}, alone {row.alone_value}."
     return text
 
 
-def tiles(chain: ChainArtifacts, costs: Costs, measure: Measure | None) -> list[Tile]:
+def tiles(
+    chain: ChainArtifacts, costs: Costs, alone: Sequence[AloneRow], measure: Measure | None
+) -> list[Tile]:
     """The headline figures."""
     found = [_spent(chain, costs)]
     largest, family, plan = costs.largest_alone, costs.family_alone, costs.plan
@@ -67,7 +70,7 @@ def tiles(chain: ChainArtifacts, costs: Costs, measure: Measure | None) -> list[
                 _source(chain, family),
             ),
         ]
-    return found + _as_good(chain, costs, measure)
+    return found + _as_good(alone, measure)
 
 
 def _alone(what: str, alone: Alone) -> str:
@@ -95,9 +98,8 @@ def _spent(chain: ChainArtifacts, costs: Costs) -> Tile:
     return Tile(title, units.macs(costs.spent_macs), detail, f"compute {COUNTED}, time {MEASURED}")
 
 
-def _as_good(chain: ChainArtifacts, costs: Costs, measure: Measure | None) -> list[Tile]:
+def _as_good(rows: Sequence[AloneRow], measure: Measure | None) -> list[Tile]:
     """Against the largest model that really was trained alone."""
-    rows = against_alone(chain, costs, measure)
     if not rows or measure is None:
         return []
     row = rows[-1]

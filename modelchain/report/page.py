@@ -57,6 +57,7 @@ def make_report(chain: ChainArtifacts, baselines: Sequence[Baseline], now: datet
     loss = drawings.loss_plot(chain, cost, colours)
     cost_bars = drawings.cost_plot(chain, cost, colours)
     first = measures[0] if measures else None
+    alone = beside.against_alone(chain, cost, first)
     cards = examples.example_cards(chain)
     html = _template().render(
         chain=chain,
@@ -65,11 +66,11 @@ def make_report(chain: ChainArtifacts, baselines: Sequence[Baseline], now: datet
         paper=PAPER,
         made=now.strftime("%d %B %Y, %H:%M %Z").strip(),
         colours=(*colours, TEXT, MUTED, GRID, SURFACE),
-        verdict=headline.verdict(chain, cost, first),
-        tiles=headline.tiles(chain, cost, first),
+        verdict=headline.verdict(chain, cost, alone, first),
+        tiles=headline.tiles(chain, cost, alone, first),
         measure=first,
         finals=beside.finals(chain, cost, first) if first else [],
-        alone=beside.against_alone(chain, cost, first),
+        alone=alone,
         accuracy=[figure for plot in accuracy if (figure := _figure(plot, colours))],
         loss=_figure(loss, colours),
         cost=_figure(cost_bars, colours),
