@@ -49,12 +49,6 @@ def stage_colours(count: int) -> tuple[Colour, ...]:
     return tuple(Colour(f"stage-{i}", light, dark) for i, (light, dark) in enumerate(chosen))
 
 
-def contrast(first: str, second: str) -> float:
-    """The contrast ratio of two colours `#rrggbb`, 1 to 21 (WCAG 2.2)."""
-    lighter, darker = sorted((_luminance(first), _luminance(second)), reverse=True)
-    return (lighter + 0.05) / (darker + 0.05)
-
-
 def _between(position: float) -> tuple[str, str]:
     """The colours at a place between two of the spectrum."""
     low = min(int(position), len(_STAGES) - 2)
@@ -69,10 +63,3 @@ def _between(position: float) -> tuple[str, str]:
 
 def _rgb(colour: str) -> tuple[int, int, int]:
     return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
-
-
-def _luminance(colour: str) -> float:
-    linear = [
-        c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (v / 255 for v in _rgb(colour))
-    ]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

@@ -4,8 +4,20 @@ from __future__ import annotations
 
 import pytest
 
-from modelchain.report.palette import MUTED, SURFACE, TEXT, contrast, stage_colours
+from modelchain.report.palette import MUTED, SURFACE, TEXT, stage_colours
 from modelchain.spec import MAX_STAGES
+
+
+def contrast(first: str, second: str) -> float:
+    """The contrast ratio of two colours `#rrggbb`, 1 to 21 (WCAG 2.2)."""
+    lighter, darker = sorted((luminance(first), luminance(second)), reverse=True)
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+def luminance(colour: str) -> float:
+    channels = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 def test_contrast_is_that_of_wcag() -> None:
