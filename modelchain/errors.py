@@ -36,6 +36,12 @@ class ModelChainError(Exception):
     exit_code: ExitCode = ExitCode.FAILURE
 
 
+class UsageError(ModelChainError):
+    """The command line, or the environment of the trainer, is wrong."""
+
+    exit_code = ExitCode.USAGE
+
+
 class UserDataError(ModelChainError):
     """Bad data: a chain file, a shard, weights."""
 

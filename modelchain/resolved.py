@@ -20,7 +20,11 @@ from modelchain.spec import (
     WidthExpansion,
 )
 
-STAGE_ENVIRONMENT_VARIABLE = "MODELCHAIN_STAGE"
+# What whoever starts the trainer tells it by the environment.
+STAGE_ENVIRONMENT_VARIABLE = "MODELCHAIN_STAGE"  # the resolved stage
+ATTEMPT_VARIABLE = "MODELCHAIN_ATTEMPT"  # prefix of the attempt's token, <chain uid>-<attempt>
+PARENT_PIPE_VARIABLE = "MODELCHAIN_PARENT_PIPE"  # file descriptor whose end means: whoever started us is gone
+TERMINATION_LOG_VARIABLE = "MODELCHAIN_TERMINATION_LOG"  # file for the reason of its end
 MAX_STAGE_BYTES = 64 * 1024
 
 

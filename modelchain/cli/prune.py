@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import sys
 
 SUMMARY = "delete stages that no chain refers to, attempts that did not win, and old checkpoints"
 
@@ -56,14 +55,13 @@ def run(arguments: argparse.Namespace) -> int:
     import time
 
     from modelchain.commit import require_conditional_writes
-    from modelchain.errors import ExitCode
+    from modelchain.errors import ExitCode, UsageError
     from modelchain.prune import plan_prune, prune
     from modelchain.resolved import ResolvedStore
     from modelchain.store import open_store
 
     if arguments.yes and arguments.dry_run:
-        print("error: --yes and --dry-run exclude each other", file=sys.stderr)
-        return ExitCode.USAGE
+        raise UsageError("--yes and --dry-run exclude each other")
     risky = arguments.allow_unconditional_writes
     store = open_store(
         ResolvedStore(

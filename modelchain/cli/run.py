@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from modelchain.errors import ExitCode, ModelChainError
+from modelchain.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
     from modelchain.local.display import Display
@@ -41,12 +41,6 @@ exit codes:
   result    chain, phase, exitCode, message, stages: [name, phase, step, steps, attempt, metrics, weightsUri],
             costRatio, speedup: the last line
 """
-
-
-class UsageError(ModelChainError):
-    """The command line is wrong."""
-
-    exit_code = ExitCode.USAGE
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -103,7 +97,7 @@ def run(arguments: argparse.Namespace) -> int:
     from modelchain.store import open_store
     from modelchain.validation import load_chains
 
-    directory = Path.cwd() if arguments.file == "-" else Path(arguments.file).resolve().parent
+    directory = Path(arguments.file).resolve().parent  # of "-", standard input: where we are
     chain = _chosen(load_chains(arguments.file), arguments.chain)
     if arguments.store is not None:
         chain = _stored_in(chain, arguments.store)

@@ -14,26 +14,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from modelchain.errors import ExitCode, ModelChainError
+from modelchain.errors import UsageError
+from modelchain.resolved import PARENT_PIPE_VARIABLE, TERMINATION_LOG_VARIABLE  # noqa: F401 - read here by others
 
-ATTEMPT_VARIABLE = "MODELCHAIN_ATTEMPT"  # prefix of the attempt's token, <chain uid>-<attempt>
 TOKEN_VARIABLE = "MODELCHAIN_TOKEN"  # noqa: S105 - the whole token; launcher to the ranks of the first node
 REPORT_VARIABLE = "MODELCHAIN_RANK_REPORT"  # file in which a rank says why it failed
 SCRATCH_VARIABLE = "MODELCHAIN_SCRATCH"  # folder for temporary files; the launcher removes it
 LAUNCHER_VARIABLE = "MODELCHAIN_LAUNCHER_PID"
 TOKEN_FILE = "token"  # noqa: S105 - in the scratch folder: the attempt's token, once the ranks know it
-PARENT_PIPE_VARIABLE = "MODELCHAIN_PARENT_PIPE"  # file descriptor whose end means: whoever started us is gone
-TERMINATION_LOG_VARIABLE = "MODELCHAIN_TERMINATION_LOG"
 DEVICE_VARIABLE = "MODELCHAIN_DEVICE"  # auto (default), cpu or cuda
 
 DEFAULT_MASTER_PORT = 23456  # the one a PyTorchJob uses
 MAX_PORT = 65535
-
-
-class UsageError(ModelChainError):
-    """The command line or the environment of the trainer is wrong."""
-
-    exit_code = ExitCode.USAGE
 
 
 @dataclass(frozen=True)

@@ -25,14 +25,17 @@ from pydantic import ValidationError
 
 from modelchain.artifacts import Failure, new_attempt_token
 from modelchain.errors import CannotWriteError, ConfigurationError, ExitCode, ModelChainError
-from modelchain.resolved import STAGE_ENVIRONMENT_VARIABLE, ResolvedStage
+from modelchain.resolved import (
+    ATTEMPT_VARIABLE,
+    PARENT_PIPE_VARIABLE,
+    STAGE_ENVIRONMENT_VARIABLE,
+    ResolvedStage,
+)
 from modelchain.spec import first_problem
 from modelchain.store.local_files import explain
 from modelchain_trainer.ending import one_line, terminated_failure, write_failure, write_termination_message
 from modelchain_trainer.environment import (
-    ATTEMPT_VARIABLE,
     LAUNCHER_VARIABLE,
-    PARENT_PIPE_VARIABLE,
     SCRATCH_VARIABLE,
     TOKEN_FILE,
     TOKEN_VARIABLE,
