@@ -17,11 +17,14 @@ from pydantic import ValidationError
 
 from modelchain.artifacts import Failure, attempt_prefix
 from modelchain.reconcile.observation import Job, JobPhase
-from modelchain.resolved import STAGE_ENVIRONMENT_VARIABLE, ResolvedStage
+from modelchain.resolved import (
+    ATTEMPT_VARIABLE,
+    PARENT_PIPE_VARIABLE,
+    STAGE_ENVIRONMENT_VARIABLE,
+    TERMINATION_LOG_VARIABLE,
+    ResolvedStage,
+)
 
-ATTEMPT_VARIABLE = "MODELCHAIN_ATTEMPT"
-PARENT_PIPE_VARIABLE = "MODELCHAIN_PARENT_PIPE"
-TERMINATION_LOG_VARIABLE = "MODELCHAIN_TERMINATION_LOG"
 KILL_MARGIN_SECONDS = 5.0  # the launcher ends its ranks within the grace period, and then itself
 TRAINER = (sys.executable, "-m", "modelchain_trainer")
 
@@ -57,6 +60,7 @@ class TrainerProcess:
         self._ended_at: float | None = None
         self._stop_at: float | None = None  # monotonic; SIGKILL follows then
         self._exit_code: int | None = None
+        self.failure: Failure | None = None  # what the launcher said of a bad end, where it could
         read_end, self._pipe = os.pipe()
         try:
             with log.open("ab") as output:
@@ -106,6 +110,7 @@ class TrainerProcess:
                     os.kill(pid, signal.SIGKILL)
             return True
         self._exit_code = 128 - code if code < 0 else code
+        self.failure = self._read_failure() if self._exit_code else None
         self._ended_at = time.time()
         os.close(self._pipe)
         return False
@@ -126,13 +131,6 @@ class TrainerProcess:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
-    def failure(self) -> Failure | None:
-        """What the launcher said of its end; None if it ended well, or could not say anything."""
-        try:
-            return Failure.model_validate_json(self._termination_log.read_bytes())
-        except (OSError, ValidationError):
-            return None
-
     def tail(self, lines: int = 15) -> list[str]:
         """The last lines of what it said."""
         try:
@@ -146,7 +144,6 @@ class TrainerProcess:
 
     def job(self, progress_changed_at: float | None) -> Job:
         """As the reconcile core sees it."""
-        failure = self.failure() if self._exit_code else None
         return Job(
             stage=self.stage.name,
             attempt=self.attempt,
@@ -154,12 +151,18 @@ class TrainerProcess:
             name=self.name,
             phase=self._phase(),
             exit_code=self._exit_code,
-            reason=failure.reason if failure else "",
-            message=failure.message if failure else self._silent_message(),
+            reason=self.failure.reason if self.failure else "",
+            message=self.failure.message if self.failure else self._silent_message(),
             started_at=self.started_at,
             ended_at=self._ended_at,
             progress_changed_at=progress_changed_at,
         )
+
+    def _read_failure(self) -> Failure | None:
+        try:
+            return Failure.model_validate_json(self._termination_log.read_bytes())
+        except (OSError, ValidationError):
+            return None
 
     def _phase(self) -> JobPhase:
         if self._ended_at is not None:

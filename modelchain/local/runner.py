@@ -270,7 +270,7 @@ class Runner:
         )
         if process is None:
             return
-        explained = not ended.counted or (process.failure() is not None and ended.exit_code != 1)
+        explained = not ended.counted or (process.failure is not None and ended.exit_code != 1)
         self._display.tell(
             AttemptFailed(
                 time=time_text,
