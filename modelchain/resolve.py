@@ -150,6 +150,11 @@ def resolve_training(
     return ResolvedTraining.model_validate(given | {"steps_per_epoch": steps_per_epoch, "steps": steps})
 
 
+def largest_divisor(number: int, most: int) -> int:
+    """The largest divisor of `number` that is at most `most`: of a batch, what processes can share."""
+    return next(divisor for divisor in range(min(number, most), 0, -1) if number % divisor == 0)
+
+
 def resolve_job(job: JobSpec | None) -> ResolvedJob:
     """How many processes train a stage: one a GPU unless the chain says otherwise."""
     given = _given(job, only=set(ResolvedJob.model_fields))

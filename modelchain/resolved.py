@@ -48,6 +48,10 @@ class ResolvedStore(Block):
     ca_bundle: str | None = None  # a file
     allow_unconditional_writes: bool = False
 
+    def uri_of(self, key: str) -> str:
+        """The full URI of an object or a folder in the store, for messages."""
+        return f"{self.uri.rstrip('/')}/{key}"
+
 
 class ResolvedData(Block):
     shards: tuple[str, ...]  # patterns, as written; expand with modelchain.shards.expand

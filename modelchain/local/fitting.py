@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Mapping
 
 from modelchain.errors import ConfigurationError
+from modelchain.resolve import largest_divisor
 from modelchain.resolved import ResolvedChain, ResolvedStage
 
 NVIDIA_SMI_SECONDS = 20
@@ -64,7 +65,7 @@ def fit_stage(
     if batch % world:
         raise ConfigurationError(
             f"stage {stage.name}: training.globalBatchSize {batch} cannot be divided among {world} processes; "
-            f"use --processes {_largest_divisor(batch, world)}"
+            f"use --processes {largest_divisor(batch, world)}"
         )
     share = batch // world
     planned = batch // (job.nodes * job.processes_per_node)
@@ -77,7 +78,3 @@ def fit_stage(
             "training": training.model_copy(update={"micro_batch_size": micro}),
         }
     )
-
-
-def _largest_divisor(number: int, most: int) -> int:
-    return next(divisor for divisor in range(min(number, most), 0, -1) if number % divisor == 0)

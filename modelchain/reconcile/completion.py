@@ -65,6 +65,6 @@ def _completed(look: Look, manifest: Manifest) -> StageStatus:
             "activity": None,
             "eta_seconds": None,
             "metrics": bounded(manifest.metrics),
-            "weights_uri": f"{stage.store.uri.rstrip('/')}/{attempt_folder(stage.folder, manifest.attempt)}",
+            "weights_uri": stage.store.uri_of(attempt_folder(stage.folder, manifest.attempt)),
         }
     )

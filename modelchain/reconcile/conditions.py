@@ -151,7 +151,7 @@ def _artifacts_missing(looks: Sequence[Look]) -> tuple[bool, str, str]:
         (look.facts.message for look in missing if look.facts is not None and look.facts.message), ""
     )
     folders = ", ".join(
-        f"{look.stage.name} ({look.stage.store.uri.rstrip('/')}/{look.stage.folder})" for look in missing
+        f"{look.stage.name} ({look.stage.store.uri_of(look.stage.folder)})" for look in missing
     )
     text = f"complete once, now gone or damaged: {folders}{': ' + damaged if damaged else ''}"
     return (

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 
 from modelchain import cost
+from modelchain.artifacts import attempt_folder
 from modelchain.report import units
 from modelchain.report.accounting import Costs, trained_by
 from modelchain.report.data import ChainArtifacts, StageArtifacts, stage_phase
@@ -141,7 +142,7 @@ def _stage_row(
         corrupt=tuple((f"{number:,}", cause) for cause, number in (corrupt or {}).items() if number),
         corrupt_known=corrupt is not None,
         digest=stage.recorded.digest,
-        weights=f"{chain.store_uri.rstrip('/')}/{stage.recorded.folder}/attempts/{stage.manifest.attempt}/"
+        weights=f"{chain.store_uri.rstrip('/')}/{attempt_folder(stage.recorded.folder, stage.manifest.attempt)}/"
         if stage.manifest
         else None,
     )

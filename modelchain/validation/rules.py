@@ -163,9 +163,7 @@ def _check_resolves(chain: ModelChain) -> Iterator[Finding]:
     """What only the whole shows, such as the size of a resolved stage. Everything else was found by now."""
     try:
         resolve(chain)
-    except UnresolvableError as error:
-        message, _, remedy = str(error).partition("; ")
-        yield Finding(error.path, message, remedy)
     except UserDataError as error:
+        path = error.path if isinstance(error, UnresolvableError) else ("spec",)
         message, _, remedy = str(error).partition("; ")
-        yield Finding(("spec",), message, remedy)
+        yield Finding(path, message, remedy)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from modelchain.resolve import merged, resolve_job
+from modelchain.resolve import largest_divisor, merged, resolve_job
 from modelchain.resolved import ResolvedJob, ResolvedTraining
 from modelchain.spec import DataSpec, ModelChain, StageSpec, TrainingSpec
 from modelchain.validation.problem import Finding, quoted
@@ -95,8 +95,7 @@ class _Numbers:
             message = (
                 f"micro-batches of {micro} do not divide the {share} samples of each of {world} processes"
             )
-            divisor = max(one for one in range(1, min(micro, share) + 1) if share % one == 0)
-            remedy = f"write a divisor of {share}, e.g. {divisor}"
+            remedy = f"write a divisor of {share}, e.g. {largest_divisor(share, micro)}"
             yield self._finding("training", "microBatchSize", message, remedy, *about)
 
     def _check_rates(self) -> Iterator[Finding]:
