@@ -13,12 +13,21 @@ import fnmatch
 import json
 import re
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pydantic import ValidationError
 
-from modelchain.artifacts import CHECKPOINT, LEASE, MANIFEST, STAGE, Manifest
+from modelchain.artifacts import (
+    CHECKPOINT,
+    DIGEST_LENGTH,
+    LEASE,
+    MANIFEST,
+    STAGE,
+    Manifest,
+    attempt_folder,
+    checkpoint_folder,
+)
 from modelchain.commit import StoredCheckpoint, list_checkpoints, verify_checkpoint, verify_stage
 from modelchain.errors import HeldError, UserDataError
 from modelchain.lease import LeaseKeeper
@@ -107,17 +116,10 @@ def plan_prune(
     return PrunePlan(tuple(removals), tuple(kept), len(stages))
 
 
-def prune(
-    store: Store,
-    plan: PrunePlan,
-    *,
-    min_age_seconds: float,
-    on_removal: Callable[[Removal], None] = lambda _: None,
-) -> Pruned:
+def prune(store: Store, plan: PrunePlan, *, min_age_seconds: float) -> Pruned:
     """Delete what `plan` says, stage by stage, from under the stage's lease; and unfinished uploads.
 
-    Waits for a lease that looks held to prove itself dead, at most its duration. `on_removal` is called
-    after each.
+    Waits for a lease that looks held to prove itself dead, at most its duration.
     """
     removed: list[Removal] = []
     kept: list[Kept] = []
@@ -140,7 +142,6 @@ def prune(
             for part in parts:
                 _delete(store, part.keys)
                 removed.append(part)
-                on_removal(part)
         finally:
             if lease is not None:
                 if whole:
@@ -183,7 +184,7 @@ def _superfluous(
         verify_stage(store, folder, manifest.digest)
     except (ValidationError, UserDataError, NotFound):
         return [], "its manifest does not verify, so nothing is certain here"
-    if not folder.endswith(manifest.digest[:16]):
+    if not folder.endswith(manifest.digest[:DIGEST_LENGTH]):
         return [], "its manifest is another stage's, so nothing is certain here"
     listed = {f"{folder}/{entry.path}" for entry in manifest.files}
     attempts: dict[str, list[ObjectInfo]] = {}
@@ -193,7 +194,7 @@ def _superfluous(
             attempts.setdefault(parts[1], []).append(info)
     removals: list[Removal] = []
     for token, found in attempts.items():
-        place = f"{folder}/attempts/{token}"
+        place = attempt_folder(folder, token)
         if token == manifest.attempt:
             place += "/checkpoints"
             reason = "checkpoints of a stage that is complete"
@@ -222,7 +223,11 @@ def _superfluous_checkpoints(store: Store, folder: str, too_young: float) -> lis
             gone.append((stored, "a checkpoint that is not whole"))
     return [
         Removal(
-            next(iter(stored.sizes)).rpartition("/")[0], reason, tuple(stored.sizes), stored.bytes, folder
+            checkpoint_folder(folder, stored.token, stored.step),
+            reason,
+            tuple(stored.sizes),
+            stored.bytes,
+            folder,
         )
         for stored, reason in gone
         if stored.modified <= too_young
@@ -236,7 +241,7 @@ def _digest_of(store: Store, folder: str) -> str | None:
     except ValueError:
         return None
     digest = stage.get("digest") if isinstance(stage, dict) else None
-    return digest if isinstance(digest, str) and folder.endswith(digest[:16]) else None
+    return digest if isinstance(digest, str) and folder.endswith(digest[:DIGEST_LENGTH]) else None
 
 
 def _hold(store: Store, stage: str) -> LeaseKeeper | Kept:
