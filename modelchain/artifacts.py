@@ -7,7 +7,8 @@ stages/<model>-<digest, shortened>/
     attempts/<token>/   one writer each
         progress.json   heartbeat
         checkpoints/<step>/   files, and checkpoint.json last
-        open_clip_model.safetensors, open_clip_config.json, metrics-<n>.jsonl, events.*, failure.json
+        open_clip_model.safetensors, open_clip_config.json, predictions.json, metrics-<n>.jsonl, events.*,
+        failure.json
 chains/<namespace>/<chain>.json         the chain's status, for people and for the local runner
 chains/<namespace>/<chain>.lease.json   who runs this chain now (local runner)
 indexes/<hash of the shard's URI, size and etag>.json   where samples lie in a shard
@@ -32,6 +33,8 @@ FAILURE = "failure.json"
 CHECKPOINT = "checkpoint.json"
 WEIGHTS = "open_clip_model.safetensors"
 OPEN_CLIP_CONFIG = "open_clip_config.json"
+PREDICTIONS = "predictions.json"
+METRICS_FILES = "metrics-*.jsonl"  # each is named by `metrics_file`
 
 FiniteNumber = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -146,6 +149,11 @@ def attempt_folder(folder: str, token: str) -> str:
 def checkpoint_folder(folder: str, token: str, step: int) -> str:
     """Folder of a checkpoint; steps sort as text."""
     return f"{attempt_folder(folder, token)}/checkpoints/{step:010d}"
+
+
+def metrics_file(first_step: int) -> str:
+    """Name of the segment of metrics that begins at a step; steps sort as text."""
+    return f"metrics-{first_step:010d}.jsonl"
 
 
 def chain_key(namespace: str, name: str) -> str:

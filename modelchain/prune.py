@@ -23,6 +23,7 @@ from modelchain.artifacts import (
     DIGEST_LENGTH,
     LEASE,
     MANIFEST,
+    METRICS_FILES,
     STAGE,
     Manifest,
     attempt_folder,
@@ -36,7 +37,7 @@ from modelchain.store import NotFound, ObjectInfo, Store
 STALE_UPLOAD_SECONDS = 86400.0
 KEEP_CHECKPOINTS = 2  # of a stage that is not complete: the newest, and one more in case it is damaged
 LEASE_SECONDS = 30
-HISTORY = ("metrics-*.jsonl", "events.*")
+HISTORY = (METRICS_FILES, "events.*")
 
 _STAGE_FOLDER = re.compile(r"stages/[A-Za-z0-9.-]+-[0-9a-f]{16}")
 

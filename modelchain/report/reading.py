@@ -7,12 +7,15 @@ missing or damaged is left out and named in `notes`; only a chain of which there
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from modelchain.artifacts import (
     FAILURE,
+    METRICS_FILES,
+    PREDICTIONS,
     PROGRESS,
     STAGE,
     Failure,
@@ -29,9 +32,6 @@ from modelchain.resolved import ResolvedChain, ResolvedStage
 from modelchain.spec import first_problem
 from modelchain.status import ChainRecord, ChainStatus, RecordedStage, StageStatus, record_of
 from modelchain.store import ObjectInfo, Store
-
-PREDICTIONS = "predictions.json"
-METRICS_PREFIX = "metrics-"
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -200,10 +200,7 @@ def _read_manifest(store: Store, recorded: RecordedStage, notes: list[str]) -> M
 
 
 def _read_metrics(store: Store, files: list[ObjectInfo]) -> list[Metrics]:
-    keys = [info.key for info in files]
-    keys = [
-        key for key in keys if key.rpartition("/")[2].startswith(METRICS_PREFIX) and key.endswith(".jsonl")
-    ]
+    keys = [info.key for info in files if fnmatchcase(info.key.rpartition("/")[2], METRICS_FILES)]
     return [
         parse_lines(found[0])
         for key in sorted(keys)

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
-from modelchain.artifacts import FiniteNumber
+from modelchain.artifacts import FiniteNumber, metrics_file
 from modelchain.spec import Block
 from modelchain_trainer.tensorboard_events import Scalars, encode_events
 
@@ -73,13 +73,8 @@ _LINES: TypeAdapter[Line] = TypeAdapter(Annotated[Line, Field(discriminator="kin
 _FILE = re.compile(r"metrics-\d{10}\.jsonl")
 
 
-def metrics_file(first_step: int) -> str:
-    """Name of the segment that begins at a step."""
-    return f"metrics-{first_step:010d}.jsonl"
-
-
 def events_file(first_step: int) -> str:
-    """Name of the TensorBoard file beside it; TensorBoard reads them in the order of their names."""
+    """Name of the TensorBoard file beside a segment of metrics; TensorBoard reads them in the order of their names."""
     return f"events.out.tfevents.{first_step:010d}.modelchain"
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 import modelchain
-from modelchain.artifacts import FileEntry, Manifest
+from modelchain.artifacts import PREDICTIONS, FileEntry, Manifest
 from modelchain.commit import commit_stage, hash_file
 from modelchain.cost import stage_macs
 from modelchain.spec import EvaluationType
@@ -29,8 +29,6 @@ from modelchain_trainer.model.weights import save_weights
 from modelchain_trainer.trainee import Trainee
 
 logger = logging.getLogger(__name__)
-
-PREDICTIONS = "predictions.json"
 
 
 def publish(attempt: Attempt, trainee: Trainee, sets: Sequence[EvaluationSet], tokenizer: Tokenize) -> None:
