@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from modelchain.artifacts import (
 )
 from modelchain.errors import ConfigurationError, MissingInputError, UserDataError
 from modelchain.spec import first_problem
-from modelchain.store import ConflictError, MissingBucket, NotFound, Store
+from modelchain.store import ConflictError, MissingBucket, NotFound, ObjectInfo, Store
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def verify_stage(store: Store, folder: str, digest: str) -> Manifest | None:
     """
     manifest = read_manifest(store, folder, digest)
     if manifest is not None:
-        _require_files(store, folder, manifest)
+        require_files(store, folder, manifest)
     return manifest
 
 
@@ -84,6 +84,30 @@ def read_manifest(store: Store, folder: str, digest: str) -> Manifest | None:
     return manifest
 
 
+def require_files(
+    store: Store, folder: str, manifest: Manifest, files: Iterable[ObjectInfo] | None = None
+) -> None:
+    """Raise MissingArtifactsError unless every file of the manifest is there in its size.
+
+    `files`: a listing of the winning attempt, where there is one already.
+    """
+    if files is None:
+        files = store.list(f"{attempt_folder(folder, manifest.attempt)}/")
+    sizes = {info.key: info.size for info in files}
+    for entry in manifest.files:
+        key = f"{folder}/{entry.path}"
+        size = sizes.get(key)
+        if size is None:
+            info = store.head(key)  # refuses names that leave the store
+            size = None if info is None else info.size
+        if size != entry.bytes:
+            found = "is missing" if size is None else f"has {size} bytes instead of {entry.bytes}"
+            raise MissingArtifactsError(
+                f"{store.uri_of(key)}: {found}, though the manifest of stage {manifest.stage} lists it; "
+                f"restore it, or delete the folder {folder} to train the stage again"
+            )
+
+
 def commit_stage(store: Store, folder: str, manifest: Manifest) -> Manifest:
     """Make the stage complete with `manifest`, unless another attempt was faster. Returns the manifest that
     stands.
@@ -91,7 +115,7 @@ def commit_stage(store: Store, folder: str, manifest: Manifest) -> Manifest:
     The caller has won if that one names its own attempt. Raises MissingArtifactsError, and writes nothing,
     if a file of the manifest is not there in its size.
     """
-    _require_files(store, folder, manifest)
+    require_files(store, folder, manifest)
     key = f"{folder}/{MANIFEST}"
     data = manifest.model_dump_json(by_alias=True, indent=2).encode()
     while True:
@@ -161,10 +185,15 @@ class StoredCheckpoint:
 
 def list_checkpoints(store: Store, folder: str) -> list[StoredCheckpoint]:
     """All checkpoints of all attempts at the stage in `folder`, newest step first, unfinished ones too."""
+    return group_checkpoints(folder, store.list(f"{folder}/attempts/"))
+
+
+def group_checkpoints(folder: str, files: Iterable[ObjectInfo]) -> list[StoredCheckpoint]:
+    """As `list_checkpoints`, from a listing of the stage."""
     prefix = f"{folder}/attempts/"
     sizes: dict[tuple[int, str], dict[str, int]] = {}
     modified: dict[tuple[int, str], float] = {}
-    for info in store.list(prefix):
+    for info in files:
         match info.key.removeprefix(prefix).split("/"):
             case [token, "checkpoints", step, *_] if step.isdecimal():
                 place = (int(step), token)
@@ -210,20 +239,3 @@ def checkpoints(store: Store, folder: str, digest: str) -> Iterator[tuple[str, C
 def latest_checkpoint(store: Store, folder: str, digest: str) -> tuple[str, CheckpointManifest] | None:
     """The first of `checkpoints`; None if there is none."""
     return next(checkpoints(store, folder, digest), None)
-
-
-def _require_files(store: Store, folder: str, manifest: Manifest) -> None:
-    prefix = f"{attempt_folder(folder, manifest.attempt)}/"
-    sizes = {info.key: info.size for info in store.list(prefix)}
-    for entry in manifest.files:
-        key = f"{folder}/{entry.path}"
-        size = sizes.get(key)
-        if size is None:
-            info = store.head(key)  # refuses names that leave the store
-            size = None if info is None else info.size
-        if size != entry.bytes:
-            found = "is missing" if size is None else f"has {size} bytes instead of {entry.bytes}"
-            raise MissingArtifactsError(
-                f"{store.uri_of(key)}: {found}, though the manifest of stage {manifest.stage} lists it; "
-                f"restore it, or delete the folder {folder} to train the stage again"
-            )

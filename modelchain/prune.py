@@ -29,7 +29,7 @@ from modelchain.artifacts import (
     attempt_folder,
     checkpoint_folder,
 )
-from modelchain.commit import StoredCheckpoint, list_checkpoints, verify_checkpoint, verify_stage
+from modelchain.commit import StoredCheckpoint, group_checkpoints, require_files, verify_checkpoint
 from modelchain.errors import HeldError, UserDataError
 from modelchain.lease import LeaseKeeper
 from modelchain.store import NotFound, ObjectInfo, Store
@@ -179,10 +179,10 @@ def _superfluous(
     """What a stage that is needed can do without; and why nothing, if something is wrong with it."""
     names = {info.key for info in files}
     if f"{folder}/{MANIFEST}" not in names:
-        return _superfluous_checkpoints(store, folder, too_young), ""
+        return _superfluous_checkpoints(store, folder, files, too_young), ""
     try:
         manifest = Manifest.model_validate_json(store.get(f"{folder}/{MANIFEST}")[0])
-        verify_stage(store, folder, manifest.digest)
+        require_files(store, folder, manifest, files)
     except (ValidationError, UserDataError, NotFound):
         return [], "its manifest does not verify, so nothing is certain here"
     if not folder.endswith(manifest.digest[:DIGEST_LENGTH]):
@@ -208,14 +208,16 @@ def _superfluous(
     return removals, ""
 
 
-def _superfluous_checkpoints(store: Store, folder: str, too_young: float) -> list[Removal]:
+def _superfluous_checkpoints(
+    store: Store, folder: str, files: list[ObjectInfo], too_young: float
+) -> list[Removal]:
     """Checkpoints of an incomplete stage but for the newest whole ones."""
     digest = _digest_of(store, folder)
     if digest is None:
         return []
     whole = 0
     gone: list[tuple[StoredCheckpoint, str]] = []
-    for stored in list_checkpoints(store, folder):
+    for stored in group_checkpoints(folder, files):
         if whole >= KEEP_CHECKPOINTS:
             gone.append((stored, "newer checkpoints of its stage are whole"))
         elif verify_checkpoint(store, folder, digest, stored) is not None:

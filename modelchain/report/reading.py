@@ -24,7 +24,7 @@ from modelchain.artifacts import (
     attempt_folder,
     chain_key,
 )
-from modelchain.commit import DamagedManifestError, MissingArtifactsError, read_manifest, verify_stage
+from modelchain.commit import DamagedManifestError, MissingArtifactsError, read_manifest, require_files
 from modelchain.errors import MissingInputError, UserDataError
 from modelchain.report.data import ChainArtifacts, StageArtifacts
 from modelchain.report.metrics import Example, Metrics, join_attempts, parse_lines, parse_predictions
@@ -159,6 +159,11 @@ def _read_stage(
     for info in store.list(prefix):
         token, _, _ = info.key.removeprefix(prefix).partition("/")
         by_attempt.setdefault(token, []).append(info)
+    if manifest is not None:
+        try:
+            require_files(store, recorded.folder, manifest, by_attempt.get(manifest.attempt, ()))
+        except MissingArtifactsError as error:  # what was measured stays true
+            notes.append(f"Stage {recorded.name}: {error}")
     tokens = sorted(by_attempt, key=lambda token: max(info.modified for info in by_attempt[token]))
     if manifest is not None:
         tokens = [*(token for token in tokens if token != manifest.attempt), manifest.attempt]
@@ -188,15 +193,11 @@ def _read_stage(
 
 
 def _read_manifest(store: Store, recorded: RecordedStage, notes: list[str]) -> Manifest | None:
-    """The manifest, also where files that it lists are gone: what was measured stays true."""
     try:
-        return verify_stage(store, recorded.folder, recorded.digest)
+        return read_manifest(store, recorded.folder, recorded.digest)
     except DamagedManifestError as error:
         notes.append(f"Stage {recorded.name}: {error}")
         return None
-    except MissingArtifactsError as error:
-        notes.append(f"Stage {recorded.name}: {error}")
-        return read_manifest(store, recorded.folder, recorded.digest)
 
 
 def _read_metrics(store: Store, files: list[ObjectInfo]) -> list[Metrics]:
