@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from modelchain.artifacts import Failure
-from modelchain_trainer.environment import PARENT_PIPE_VARIABLE
+from modelchain.resolved import PARENT_PIPE_VARIABLE
 from tests.processes import is_alive, wait_until
 from tests.trainer.stages import smallest_stage
 

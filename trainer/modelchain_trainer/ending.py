@@ -15,10 +15,10 @@ from pathlib import Path
 
 from modelchain.artifacts import FAILURE, Failure, attempt_folder
 from modelchain.errors import ExitCode, ModelChainError
-from modelchain.resolved import ResolvedStage
+from modelchain.resolved import TERMINATION_LOG_VARIABLE, ResolvedStage
 from modelchain.spec import Block
 from modelchain.store.local_files import explain
-from modelchain_trainer.environment import TERMINATION_LOG_VARIABLE, ProcessEnvironment
+from modelchain_trainer.environment import ProcessEnvironment
 
 MAX_TERMINATION_MESSAGE_BYTES = 4096  # Kubernetes cuts at this
 MAX_MESSAGE_CHARACTERS = 2000

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from modelchain.errors import UsageError
-from modelchain.resolved import PARENT_PIPE_VARIABLE, TERMINATION_LOG_VARIABLE  # noqa: F401 - read here by others
 
 TOKEN_VARIABLE = "MODELCHAIN_TOKEN"  # noqa: S105 - the whole token; launcher to the ranks of the first node
 REPORT_VARIABLE = "MODELCHAIN_RANK_REPORT"  # file in which a rank says why it failed
