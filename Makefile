@@ -43,7 +43,7 @@ format: setup  ## Lay the code out
 	$(BIN)/ruff format
 
 constraints: setup  ## Resolve all dependencies anew into constraints.txt
-	$(BIN)/uv pip compile pyproject.toml --extra dev --extra operator --universal --python-version 3.11 \
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
 	  --no-header --no-emit-index-url --no-annotate --upgrade --output-file constraints.txt
 
 clean:  ## Remove what `make demo` made (not .venv)

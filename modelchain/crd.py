@@ -34,7 +34,15 @@ CRD_NAME = f"{PLURAL}.{GROUP}"
 MAX_TEXT = 4096  # where a type sets no bound of its own
 MAX_ENTRIES = 256
 
-_MEANINGLESS = ("title", "default", "additionalProperties", "$defs", "const", "exclusiveMinimum", "exclusiveMaximum")
+_MEANINGLESS = (
+    "title",
+    "default",
+    "additionalProperties",
+    "$defs",
+    "const",
+    "exclusiveMinimum",
+    "exclusiveMaximum",
+)
 
 
 @dataclass(frozen=True)
@@ -88,8 +96,15 @@ RULES: dict[type[BaseModel], tuple[Rule, ...]] = {
         ),
     ),
     StageSpec: (
-        Rule("has(self.model) != has(self.modelConfig)", "give either model or modelConfig, and only one of them"),
-        Rule("!has(self.from) || self.from != self.name", "a stage can't come from itself: name another", ".from"),
+        Rule(
+            "has(self.model) != has(self.modelConfig)",
+            "give either model or modelConfig, and only one of them",
+        ),
+        Rule(
+            "!has(self.from) || self.from != self.name",
+            "a stage can't come from itself: name another",
+            ".from",
+        ),
     ),
     StoreSpec: (
         Rule(
@@ -119,7 +134,11 @@ RULES: dict[type[BaseModel], tuple[Rule, ...]] = {
         ),
     ),
     VisionSpec: (
-        Rule("self.width % (has(self.headWidth) ? self.headWidth : 64) == 0", "headWidth must divide width", ".width"),
+        Rule(
+            "self.width % (has(self.headWidth) ? self.headWidth : 64) == 0",
+            "headWidth must divide width",
+            ".width",
+        ),
         Rule(
             "(has(self.imageSize) ? self.imageSize : 224) % (has(self.patchSize) ? self.patchSize : 16) == 0",
             "patchSize must divide imageSize",
@@ -184,7 +203,9 @@ def custom_resource_definition() -> Schema:
 def to_yaml(definition: Schema) -> str:
     """The file in crds/, with a line that says where it comes from."""
     text = yaml.safe_dump(definition, sort_keys=False, width=120, allow_unicode=True)
-    return f"# Generated from modelchain/spec.py and modelchain/status.py by `make crds`; do not edit.\n{text}"
+    return (
+        f"# Generated from modelchain/spec.py and modelchain/status.py by `make crds`; do not edit.\n{text}"
+    )
 
 
 def structural_schema(kind: type[BaseModel]) -> Schema:
@@ -206,7 +227,9 @@ def _structural(schema: Schema, definitions: dict[str, Schema]) -> Schema:
             _add_object(schema, result, definitions)
         case "array":
             result.pop("prefixItems", None)
-            result["items"] = _structural(cast("Schema", schema.get("items") or {"type": "object"}), definitions)
+            result["items"] = _structural(
+                cast("Schema", schema.get("items") or {"type": "object"}), definitions
+            )
             result.setdefault("maxItems", MAX_ENTRIES)
         case "string" if "enum" not in result:
             result.setdefault("maxLength", MAX_TEXT)
@@ -256,7 +279,10 @@ def _referenced(schema: Schema, definitions: dict[str, Schema]) -> Schema:
 
 
 def _with_description(schema: Schema, description: str) -> Schema:
-    return {"description": description, **{key: value for key, value in schema.items() if key != "description"}}
+    return {
+        "description": description,
+        **{key: value for key, value in schema.items() if key != "description"},
+    }
 
 
 _RULES_BY_NAME = {kind.__name__: rules for kind, rules in RULES.items()}

@@ -39,11 +39,12 @@ PROGRAMS = (
     Program("etcd", "kubernetes", "go.etcd.io/etcd/server/v3"),
     Program("kube-apiserver", "kubernetes", "k8s.io/kubernetes/cmd/kube-apiserver", _VERSION_FLAGS),
     Program(
-        "kube-controller-manager", "kubernetes", "k8s.io/kubernetes/cmd/kube-controller-manager", _VERSION_FLAGS
+        "kube-controller-manager",
+        "kubernetes",
+        "k8s.io/kubernetes/cmd/kube-controller-manager",
+        _VERSION_FLAGS,
     ),
-    Program(
-        "training-operator", "training_operator", f"{TRAINING_OPERATOR_MODULE}/cmd/training-operator.v1"
-    ),
+    Program("training-operator", "training_operator", f"{TRAINING_OPERATOR_MODULE}/cmd/training-operator.v1"),
 )
 
 
@@ -93,7 +94,15 @@ def kubectl() -> str:
 def _build(program: Program, target: Path) -> None:
     print(f"building {program.name} ...", file=sys.stderr, flush=True)
     partial = target.with_suffix(".partial")
-    command = [_program("go"), "build", "-ldflags", f"-s -w {program.flags}", "-o", str(partial), program.package]
+    command = [
+        _program("go"),
+        "build",
+        "-ldflags",
+        f"-s -w {program.flags}",
+        "-o",
+        str(partial),
+        program.package,
+    ]
     environment = {**os.environ, "GOFLAGS": "-buildvcs=false -mod=mod", "CGO_ENABLED": "0"}
     subprocess.run(command, cwd=TOOLS / program.module, env=environment, check=True)
     partial.rename(target)

@@ -40,7 +40,9 @@ KUBEFLOW = "kubeflow"
 class Process:
     """A program of the control plane: its output goes to a file, it dies with us, and it can be started again."""
 
-    def __init__(self, name: str, command: Sequence[str], folder: Path, environment: Mapping[str, str] | None = None):
+    def __init__(
+        self, name: str, command: Sequence[str], folder: Path, environment: Mapping[str, str] | None = None
+    ):
         self.name = name
         self.command = list(command)
         self.log = folder / f"{name}.log"
@@ -105,7 +107,9 @@ class ControlPlane:
         self.etcd.start()
         self.start_apiserver()
         self.controller_manager.start()
-        self._wait("the default service account", lambda: self._exists("serviceaccount", "default", "default"))
+        self._wait(
+            "the default service account", lambda: self._exists("serviceaccount", "default", "default")
+        )
         if self._kubeflow:
             self.install_kubeflow()
 
@@ -120,7 +124,9 @@ class ControlPlane:
     def is_ready(self) -> bool:
         """Whether the API server says that it is ready."""
         context = ssl._create_unverified_context()  # noqa: S323 (its certificate is made at start)
-        request = urllib.request.Request(f"{self.url}/readyz", headers={"Authorization": f"Bearer {self._token}"})
+        request = urllib.request.Request(
+            f"{self.url}/readyz", headers={"Authorization": f"Bearer {self._token}"}
+        )
         try:
             with urllib.request.urlopen(request, timeout=5, context=context) as answer:
                 return answer.status == 200
@@ -157,7 +163,8 @@ class ControlPlane:
         """The CRDs of the training operator, its webhook, and the operator itself as a process."""
         self.kubectl("apply", "--server-side", "-k", str(self._binaries.training_operator_crds))
         self._wait(
-            "the PyTorchJob API", lambda: self.kubectl("get", "pytorchjobs", "-A", check=False).returncode == 0
+            "the PyTorchJob API",
+            lambda: self.kubectl("get", "pytorchjobs", "-A", check=False).returncode == 0,
         )
         pair = self._webhook_certificate()
         self.apply(
@@ -172,7 +179,11 @@ class ControlPlane:
                 "apiVersion": "v1",
                 "kind": "Service",
                 "metadata": {"name": "training-operator", "namespace": KUBEFLOW},
-                "spec": {"type": "ExternalName", "externalName": "localhost", "ports": [{"port": self.webhook_port}]},
+                "spec": {
+                    "type": "ExternalName",
+                    "externalName": "localhost",
+                    "ports": [{"port": self.webhook_port}],
+                },
             },
             _webhook_configuration(pair["ca.crt"], self.webhook_port),
         )
@@ -212,7 +223,9 @@ class ControlPlane:
             for process in (self.etcd, self.apiserver, self.controller_manager):
                 process.assert_alive()
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{what} did not answer within {READY_SECONDS:.0f} s; logs lie in {self.folder}")
+                raise TimeoutError(
+                    f"{what} did not answer within {READY_SECONDS:.0f} s; logs lie in {self.folder}"
+                )
             time.sleep(0.2)
 
     def _write_keys(self) -> None:
@@ -345,8 +358,21 @@ def _make_certificates(folder: Path, host: str) -> None:
             "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "3650", "-keyout", "ca.key", "-out", "ca.crt",
             "-subj", "/O=training-operator/CN=training-operator-ca",
         )  # fmt: skip
-        _openssl("req", "-newkey", "rsa:2048", "-nodes", "-keyout", "tls.key", "-out", "tls.csr", "-subj", f"/CN={host}")
-        Path("tls.ext").write_text(f"extendedKeyUsage=serverAuth\nkeyUsage=digitalSignature,keyEncipherment\nsubjectAltName=DNS:{host}\n")
+        _openssl(
+            "req",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-keyout",
+            "tls.key",
+            "-out",
+            "tls.csr",
+            "-subj",
+            f"/CN={host}",
+        )
+        Path("tls.ext").write_text(
+            f"extendedKeyUsage=serverAuth\nkeyUsage=digitalSignature,keyEncipherment\nsubjectAltName=DNS:{host}\n"
+        )
         _openssl(
             "x509", "-req", "-in", "tls.csr", "-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-days", "3650",
             "-out", "tls.crt", "-extfile", "tls.ext",
