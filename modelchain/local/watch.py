@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections.abc import Mapping, Set
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
-from pydantic import ValidationError
-
-from modelchain.artifacts import LEASE, PROGRESS, Progress, attempt_folder, attempt_prefix
-from modelchain.commit import verify_stage
 from modelchain.errors import ModelChainError, UserDataError
-from modelchain.lease import LeaseObserver
-from modelchain.reconcile.observation import LeaseView, StageFacts, StoreTrouble
-from modelchain.resolved import ResolvedChain, ResolvedStage
-from modelchain.store import NotFound, Store, StoreUnavailable
+from modelchain.reconcile.observation import StageFacts, StoreTrouble
+from modelchain.resolved import ResolvedChain
+from modelchain.store import Store
+from modelchain.store_look import StageLook, silence, trouble_of
 
 LOCAL_SECONDS = 0.5  # between looks at a folder
 REMOTE_SECONDS = 2.0  # and at a store that charges for each request
@@ -37,14 +32,11 @@ class Seen:
 class _StageWatch:
     """What is remembered of one stage between looks."""
 
-    stage: ResolvedStage
-    lease: LeaseObserver
+    look: StageLook
     facts: StageFacts | None = None
     looked_at: float = 0.0  # monotonic: when that look began
     wanted_since: float = 0.0  # monotonic: an older look is not good enough
     attempt: int | None = None  # the one that runs
-    progress_etag: str = ""
-    changed_at: dict[int, float] = field(default_factory=dict)
 
 
 class StoreWatch:
@@ -54,13 +46,8 @@ class StoreWatch:
 
     def __init__(self, store: Store, chain: ResolvedChain) -> None:
         self._store = store
-        self._chain = chain.chain.full_name
-        self._uid = chain.chain.uid
-        self._own = attempt_prefix(self._uid, 0).removesuffix(
-            "0"
-        )  # what every token of this chain begins with
         self._watches = {
-            stage.name: _StageWatch(stage, LeaseObserver(store, f"{stage.folder}/{LEASE}"))
+            stage.name: _StageWatch(StageLook(store, chain.chain, stage.folder, stage.digest))
             for stage in chain.stages
         }
         self._interval = REMOTE_SECONDS if store.uri.startswith("s3://") else LOCAL_SECONDS
@@ -116,7 +103,7 @@ class StoreWatch:
             silent = self._busy_since is not None and time.monotonic() - self._busy_since > SILENT_SECONDS
             self._was_silent = self._was_silent or silent
             facts = {
-                name: replace(watch.facts, trouble=StoreTrouble.UNAVAILABLE, message=self._silence())
+                name: replace(watch.facts, trouble=StoreTrouble.UNAVAILABLE, message=silence(self._store))
                 if silent and watch.facts.trouble is None
                 else watch.facts
                 for name, watch in self._watches.items()
@@ -125,12 +112,9 @@ class StoreWatch:
             changed = {
                 (name, attempt): at
                 for name, watch in self._watches.items()
-                for attempt, at in watch.changed_at.items()
+                for attempt, at in watch.look.progress_changed_at.copy().items()
             }
             return Seen(facts, self._readable_since, changed)
-
-    def _silence(self) -> str:
-        return f"{self._store.uri} does not answer; waiting for it"
 
     def _run(self) -> None:
         while True:
@@ -158,59 +142,24 @@ class StoreWatch:
         began = time.monotonic()
         with self._lock:
             self._busy_since = began
-        trouble: StageFacts | None = None
+            watch.look.follow(watch.attempt)
+        facts = watch.facts
+        whole = facts is None or facts.trouble is not None or watch.looked_at < watch.wanted_since
         try:
-            facts = self._facts(watch)
-        except UserDataError as error:
-            facts = StageFacts(trouble=StoreTrouble.DAMAGED, message=str(error))
-        except StoreUnavailable:
-            if raising:
+            facts = watch.look.look(whole=whole)
+        except ModelChainError as error:
+            if raising and not isinstance(error, UserDataError):
                 raise
-            facts = trouble = StageFacts(trouble=StoreTrouble.UNAVAILABLE, message=self._silence())
-        except ModelChainError as error:  # refused, or the bucket is gone: somebody must mend that
-            if raising:
-                raise
-            facts = StageFacts(trouble=StoreTrouble.FORBIDDEN, message=str(error))
+            facts = trouble_of(error, self._store)
         finally:
             with self._lock:
                 self._busy_since = None
+        unavailable = facts.trouble is StoreTrouble.UNAVAILABLE
         with self._lock:
-            if trouble is None and self._was_silent:
+            if not unavailable and self._was_silent:
                 self._readable_since = time.time()
-            self._was_silent = trouble is not None
+            self._was_silent = unavailable
             watch.facts, watch.looked_at = facts, began
-
-    def _facts(self, watch: _StageWatch) -> StageFacts:
-        """A whole look at a stage; while its attempt runs, only at the attempt's signs of life."""
-        stage, attempt = watch.stage, watch.attempt
-        fresh = watch.looked_at < watch.wanted_since or watch.facts is None or watch.facts.trouble is not None
-        manifest = None
-        if attempt is None or fresh:
-            manifest = verify_stage(self._store, stage.folder, stage.digest)
-            if manifest is not None:
-                return StageFacts(manifest=manifest)
-        held = watch.lease.observe()
-        lease = None
-        if held is not None:
-            ours = held.chain == self._chain and held.holder.startswith(self._own)
-            lease = LeaseView(holder=held.holder, chain=held.chain, fresh=held.fresh, own=ours)
-        if attempt is None or lease is None:
-            return StageFacts(lease=lease)
-        if not lease.holder.startswith(f"{attempt_prefix(self._uid, attempt)}-"):
-            return StageFacts(lease=lease)
-        progress = self._progress(watch, attempt, lease.holder)
-        return StageFacts(lease=lease, progress=progress, progress_attempt=attempt)
-
-    def _progress(self, watch: _StageWatch, attempt: int, token: str) -> Progress | None:
-        with contextlib.suppress(NotFound, ValidationError):
-            data, etag = self._store.get(f"{attempt_folder(watch.stage.folder, token)}/{PROGRESS}")
-            progress = Progress.model_validate_json(data)
-            if etag != watch.progress_etag:
-                with self._lock:
-                    watch.progress_etag = etag
-                    watch.changed_at[attempt] = time.time()
-            return progress
-        return None
 
     def _write_record(self) -> None:
         with self._lock:

@@ -7,6 +7,7 @@ URI is opened. May import from modelchain: errors, resolved.
 
 from modelchain.store.base import (
     ConflictError,
+    Credentials,
     Forbidden,
     MissingBucket,
     NotFound,
@@ -22,6 +23,7 @@ from modelchain.store.base import (
 
 __all__ = [
     "ConflictError",
+    "Credentials",
     "Forbidden",
     "MissingBucket",
     "NotFound",

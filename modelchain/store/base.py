@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from modelchain.errors import ConfigurationError, ExitCode, ModelChainError, UserDataError
 from modelchain.resolved import ResolvedStore
+
+if TYPE_CHECKING:
+    from modelchain.store.s3_clients import SharedClients
 
 PATIENCE_SECONDS = 30.0  # a server that restarts is back by then; callers with more patience ask again
 
@@ -39,6 +43,15 @@ class ConflictError(StoreError):
 
 class StoreUnavailable(StoreError):  # noqa: N818
     """The store does not answer, or answers 5xx, also after retries. Time may mend it."""
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """Somebody's keys to a store. Nothing of them is ever shown."""
+
+    access_key_id: str = field(repr=False)
+    secret_access_key: str = field(repr=False)
+    session_token: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -145,20 +158,38 @@ def check_key(key: str, uri: str) -> str:
     return key
 
 
-def open_store(store: ResolvedStore, *, patience_seconds: float = PATIENCE_SECONDS) -> Store:
+def open_store(
+    store: ResolvedStore,
+    *,
+    patience_seconds: float = PATIENCE_SECONDS,
+    credentials: Credentials | None = None,
+    clients: SharedClients | None = None,
+) -> Store:
     """The store of a chain. Nothing is read or written yet. Raises ConfigurationError for an unknown scheme.
 
     `patience_seconds`: how long a call keeps trying where S3 has answered before and now does not.
+    `credentials`: instead of those that boto3 finds. `clients`: taken from there, shared by many stores.
     """
-    return open_location(store.uri, store, patience_seconds=patience_seconds)
+    return open_location(
+        store.uri, store, patience_seconds=patience_seconds, credentials=credentials, clients=clients
+    )
 
 
-def open_location(uri: str, access: ResolvedStore, *, patience_seconds: float = PATIENCE_SECONDS) -> Store:
+def open_location(
+    uri: str,
+    access: ResolvedStore,
+    *,
+    patience_seconds: float = PATIENCE_SECONDS,
+    credentials: Credentials | None = None,
+    clients: SharedClients | None = None,
+) -> Store:
     """A store rooted at `uri`, with the endpoint, region and certificates of `access`. See `open_store`."""
     if uri.startswith("s3://"):
         from modelchain.store.s3 import S3Store
 
-        return S3Store(uri, access, patience_seconds=patience_seconds)
+        return S3Store(
+            uri, access, patience_seconds=patience_seconds, credentials=credentials, clients=clients
+        )
     if "://" in uri and not uri.startswith("file:///"):
         raise ConfigurationError(
             f"{uri}: unknown kind of store; use s3://bucket/prefix, file:///folder or a path"

@@ -27,6 +27,7 @@ from modelchain.resolved import ResolvedStore
 from modelchain.store.base import (
     PATIENCE_SECONDS,
     ConflictError,
+    Credentials,
     Forbidden,
     NotFound,
     ObjectInfo,
@@ -35,6 +36,7 @@ from modelchain.store.base import (
     StoreUnavailable,
     check_key,
 )
+from modelchain.store.s3_clients import SharedClients
 from modelchain.store.s3_connection import Busy, Connection
 from modelchain.store.s3_errors import is_missing, status_of, was_repeated
 from modelchain.store.s3_read import THREADS, Replaced, download, fetch
@@ -60,8 +62,13 @@ class S3Store(Store):
         *,
         patience_seconds: float = PATIENCE_SECONDS,
         part_bytes: int = PART_BYTES,
+        credentials: Credentials | None = None,
+        clients: SharedClients | None = None,
     ) -> None:
-        """`part_bytes`: of multipart uploads (S3 wants 5 MiB at least) and of parallel downloads."""
+        """`credentials`: instead of those that boto3 finds. `clients`: shared with other stores.
+
+        `part_bytes`: of multipart uploads (S3 wants 5 MiB at least) and of parallel downloads.
+        """
         self.bucket, _, prefix = uri.removeprefix("s3://").rstrip("/").partition("/")
         if not self.bucket or "@" in self.bucket:
             raise ConfigurationError(
@@ -70,7 +77,13 @@ class S3Store(Store):
         self.uri = uri.rstrip("/")
         self._prefix = f"{prefix}/" if prefix else ""
         self._access = access
-        self._connection = Connection(self.bucket, access, patience_seconds=patience_seconds)
+        self._connection = Connection(
+            self.bucket,
+            access,
+            patience_seconds=patience_seconds,
+            credentials=credentials,
+            clients=clients,
+        )
         self._part_bytes = part_bytes
 
     def get(self, key: str) -> tuple[bytes, str]:

@@ -8,29 +8,26 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from boto3.session import Session
-from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from urllib3.exceptions import HTTPError
 
-from modelchain.errors import ConfigurationError, ModelChainError
+from modelchain.errors import ModelChainError
 from modelchain.resolved import ResolvedStore
-from modelchain.store.base import StoreUnavailable
-from modelchain.store.s3_errors import explain, is_missing, missing_bucket, status_of, without_credentials
+from modelchain.store.base import Credentials, StoreUnavailable
+from modelchain.store.s3_clients import SharedClients, Timeouts, make_client
+from modelchain.store.s3_errors import explain, is_missing, missing_bucket, status_of
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 log = logging.getLogger(__name__)
 
-ChecksumSetting = Literal["when_supported", "when_required"]
 T = TypeVar("T")
 
 FIRST_ANSWER_SECONDS = 15.0
-CONNECTIONS = 32
 
 
 class Busy(Exception):  # noqa: N818
@@ -40,12 +37,23 @@ class Busy(Exception):  # noqa: N818
 class Connection:
     """The way to a bucket. Threads may share it; the first call makes the client."""
 
-    def __init__(self, bucket: str, access: ResolvedStore, *, patience_seconds: float) -> None:
+    def __init__(
+        self,
+        bucket: str,
+        access: ResolvedStore,
+        *,
+        patience_seconds: float,
+        credentials: Credentials | None = None,
+        clients: SharedClients | None = None,
+    ) -> None:
+        """`credentials`: instead of those that boto3 finds. `clients`: where to take the client from."""
         self.bucket = bucket
-        self.endpoint = (
-            access.endpoint_url or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-        )
+        self.endpoint = access.endpoint_url
+        if clients is None and self.endpoint is None:
+            self.endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
         self._access = access
+        self._credentials = credentials
+        self._shared = clients
         self._patience_seconds = patience_seconds
         self._clients: dict[int, S3Client] = {}  # by process: a forked one must not share our connections
         self._client_lock = threading.Lock()
@@ -107,47 +115,13 @@ class Connection:
         self._bucket_seen = True
 
     def client(self) -> S3Client:
-        """The client of this process."""
+        """The client of this process, or the one shared with other stores."""
+        if self._shared is not None:
+            return self._shared.get(self._access, self._credentials)
         with self._client_lock:
             client = self._clients.get(os.getpid())
             if client is None:
-                client = self._clients[os.getpid()] = self._make_client()
+                client = self._clients[os.getpid()] = make_client(
+                    Session(), self._access, self.endpoint, self._credentials, timeouts=Timeouts()
+                )
             return client
-
-    def _make_client(self) -> S3Client:
-        bundle = self._access.ca_bundle
-        if bundle is not None and not Path(bundle).is_file():
-            raise ConfigurationError(
-                f"{bundle}: no such file; it should hold the certificate authority of s3://{self.bucket}"
-            )
-        # Not every server knows checksums in trailers, boto3's default since 1.36. Bytes are guarded on
-        # the way all the same: by TLS, or by the signature over the payload.
-        checksums: ChecksumSetting | None = None if self.endpoint is None else "when_required"
-        config = Config(
-            connect_timeout=5,
-            read_timeout=60,
-            retries={"mode": "standard", "total_max_attempts": 3},
-            max_pool_connections=CONNECTIONS,
-            s3={"addressing_style": "auto" if self.endpoint is None else "path"},
-            request_checksum_calculation=_unless_set("AWS_REQUEST_CHECKSUM_CALCULATION", checksums),
-            response_checksum_validation=_unless_set("AWS_RESPONSE_CHECKSUM_VALIDATION", checksums),
-        )
-        session = Session()
-        try:
-            return session.client(
-                "s3",
-                endpoint_url=self.endpoint,
-                region_name=self._access.region or session.region_name or "us-east-1",
-                verify=bundle,
-                config=config,
-            )
-        except ValueError as error:  # botocore's way to refuse an endpoint
-            shown = without_credentials(self.endpoint or "")
-            raise ConfigurationError(
-                f"s3://{self.bucket}: endpoint {shown!r} is not a URL such as http://minio:9000"
-            ) from error
-
-
-def _unless_set(variable: str, value: ChecksumSetting | None) -> ChecksumSetting | None:
-    """`value`, or None (botocore then reads the variable) if the user has decided."""
-    return None if variable in os.environ else value

@@ -1,0 +1,191 @@
+"""Clients of S3: made from an endpoint, a region, certificates and credentials, and shared where many stores
+are read by one process.
+
+A client costs some MiB and a second of CPU time; a hundred stores behind one endpoint and one key need only
+one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import botocore.session
+from boto3.session import Session
+from botocore.config import Config
+from botocore.loaders import create_loader
+
+from modelchain.errors import ConfigurationError
+from modelchain.resolved import ResolvedStore
+from modelchain.store.base import Credentials
+from modelchain.store.s3_errors import without_credentials
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+ChecksumSetting = Literal["when_supported", "when_required"]
+
+CONNECTIONS = 32
+
+
+@dataclass(frozen=True)
+class Timeouts:
+    """How long one request may take, and how often it is sent."""
+
+    connect_seconds: float = 5
+    read_seconds: float = 60
+    attempts: int = 3
+
+
+class SharedClients:
+    """Clients for many stores, each made once and kept while it is used; any thread may ask.
+
+    The environment's endpoint (AWS_ENDPOINT_URL) does not count here: it says where this process keeps its own
+    things, not where somebody else's store is.
+    """
+
+    def __init__(
+        self,
+        *,
+        capacity: int = 64,
+        timeouts: Timeouts = Timeouts(),
+        connections: int = CONNECTIONS,
+        check_endpoint: Callable[[str], None] | None = None,
+    ) -> None:
+        """At most `capacity` clients; the one that was not used for longest goes first.
+
+        `check_endpoint` is called with the URL of every request before it is sent, and raises if it must not be.
+        """
+        self._capacity = capacity
+        self._timeouts = timeouts
+        self._connections = connections
+        self._check_endpoint = check_endpoint
+        self._clients: OrderedDict[bytes, S3Client] = OrderedDict()
+        self._lock = threading.Lock()
+        self._loader = create_loader()  # botocore's descriptions of services: read once
+        self._own: botocore.session.Session | None = None
+        self.made = 0  # clients, since the start
+
+    def __len__(self) -> int:
+        return len(self._clients)
+
+    def get(self, access: ResolvedStore, credentials: Credentials | None) -> S3Client:
+        """The client for such a store. Raises ConfigurationError."""
+        key = _key(access, credentials)
+        with self._lock:
+            client = self._clients.get(key)
+            if client is None:
+                client = make_client(
+                    self._session(credentials),
+                    access,
+                    access.endpoint_url,
+                    credentials,
+                    timeouts=self._timeouts,
+                    connections=self._connections,
+                    use_environment=False,
+                )
+                if self._check_endpoint is not None:
+                    _check_before_sending(client, self._check_endpoint)
+                self._clients[key] = client
+                self.made += 1
+            self._clients.move_to_end(key)
+            while len(self._clients) > self._capacity:
+                self._clients.popitem(last=False)  # its connections end with its last user
+            return client
+
+    def _session(self, credentials: Credentials | None) -> Session:
+        """A session for somebody's credentials; one for all that use this process's own."""
+        if credentials is None:
+            if self._own is None:
+                self._own = self._new_session()
+            return Session(botocore_session=self._own)
+        return Session(botocore_session=self._new_session())
+
+    def _new_session(self) -> botocore.session.Session:
+        session = botocore.session.get_session()
+        session.register_component("data_loader", self._loader)
+        return session
+
+
+def make_client(
+    session: Session,
+    access: ResolvedStore,
+    endpoint: str | None,
+    credentials: Credentials | None,
+    *,
+    timeouts: Timeouts,
+    connections: int = CONNECTIONS,
+    use_environment: bool = True,
+) -> S3Client:
+    """A client of the store at `endpoint` (None: AWS). Raises ConfigurationError."""
+    bundle = access.ca_bundle
+    if bundle is not None and not Path(bundle).is_file():
+        raise ConfigurationError(
+            f"{bundle}: no such file; it should hold the certificate authority of {access.uri}"
+        )
+    # Not every server knows checksums in trailers, boto3's default since 1.36. Bytes are guarded on
+    # the way all the same: by TLS, or by the signature over the payload.
+    checksums: ChecksumSetting | None = None if endpoint is None else "when_required"
+    config = Config(
+        connect_timeout=timeouts.connect_seconds,
+        read_timeout=timeouts.read_seconds,
+        retries={"mode": "standard", "total_max_attempts": timeouts.attempts},
+        max_pool_connections=connections,
+        s3={"addressing_style": "auto" if endpoint is None else "path"},
+        request_checksum_calculation=_unless_set("AWS_REQUEST_CHECKSUM_CALCULATION", checksums),
+        response_checksum_validation=_unless_set("AWS_RESPONSE_CHECKSUM_VALIDATION", checksums),
+        ignore_configured_endpoint_urls=None if use_environment else True,  # pyright: ignore[reportCallIssue]
+    )
+    try:
+        return session.client(
+            "s3",
+            endpoint_url=endpoint,
+            region_name=access.region or session.region_name or "us-east-1",
+            verify=bundle,
+            config=config,
+            aws_access_key_id=None if credentials is None else credentials.access_key_id,
+            aws_secret_access_key=None if credentials is None else credentials.secret_access_key,
+            aws_session_token=None if credentials is None else credentials.session_token,
+        )
+    except ValueError as error:  # botocore's way to refuse an endpoint
+        shown = without_credentials(endpoint or "")
+        raise ConfigurationError(
+            f"{access.uri}: endpoint {shown!r} is not a URL such as http://minio:9000"
+        ) from error
+
+
+def _check_before_sending(client: S3Client, check: Callable[[str], None]) -> None:
+    def before_send(request: object, **_: object) -> None:
+        check(str(getattr(request, "url", "")))
+
+    client.meta.events.register("before-send.s3", before_send)
+
+
+def _key(access: ResolvedStore, credentials: Credentials | None) -> bytes:
+    """What tells clients apart, hashed: no table of ours holds a secret."""
+    bundle = b""
+    if access.ca_bundle is not None:
+        with suppress(OSError):
+            bundle = Path(access.ca_bundle).read_bytes()
+    secret = (
+        ("own",)
+        if credentials is None
+        else (credentials.access_key_id, credentials.secret_access_key, credentials.session_token or "")
+    )
+    parts = (access.endpoint_url or "", access.region or "", *secret)
+    digest = hashlib.sha256(bundle)
+    for part in parts:
+        digest.update(len(part).to_bytes(4) + part.encode())
+    return digest.digest()
+
+
+def _unless_set(variable: str, value: ChecksumSetting | None) -> ChecksumSetting | None:
+    """`value`, or None (botocore then reads the variable) if the user has decided."""
+    return None if variable in os.environ else value

@@ -1,0 +1,164 @@
+"""One look at what a store says of a stage, and what is remembered of it until the next.
+
+Shared by whoever follows stages: the local runner's thread and the operator's reader.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from pydantic import ValidationError
+
+from modelchain.artifacts import (
+    FAILURE,
+    LEASE,
+    PROGRESS,
+    Failure,
+    Progress,
+    attempt_folder,
+    attempt_prefix,
+)
+from modelchain.commit import verify_stage
+from modelchain.errors import ModelChainError, UserDataError
+from modelchain.lease import LeaseObserver
+from modelchain.reconcile.observation import LeaseView, StageFacts, StoreTrouble
+from modelchain.resolved import ChainReference
+from modelchain.store import NotFound, Store, StoreUnavailable
+
+LEASE_LOOK_SECONDS = 30.0  # while progress tells that the holder lives, its lease is read this often
+
+
+@dataclass(eq=False)
+class StageLook:
+    """Looks at one stage; one at a time. Without an attempt that runs, at everything that decides what is done
+    next; with one, at its signs of life.
+    """
+
+    store: Store
+    chain: ChainReference
+    folder: str  # of the stage
+    digest: str
+    attempt: int | None = None  # the one that runs
+    ended: int | None = None  # the last one that ran: why it ended is looked for
+    progress_changed_at: dict[int, float] = field(default_factory=dict)  # by attempt, seconds since the epoch
+    _lease: LeaseObserver = field(init=False)
+    _lease_seen: LeaseView | None = None
+    _lease_seen_at: float = 0.0  # monotonic
+    _progress_etag: str = ""
+    _failure: tuple[int, Failure] | None = None
+
+    def __post_init__(self) -> None:
+        self._lease = LeaseObserver(self.store, f"{self.folder}/{LEASE}")
+
+    def follow(self, attempt: int | None) -> None:
+        """Which attempt runs now; None if none does."""
+        if attempt != self.attempt:
+            self.ended = self.attempt if self.attempt is not None else self.ended
+            self.attempt = attempt
+            self._lease_seen = None
+            if attempt is not None:  # nobody asks about those before the last one any more
+                for old in [known for known in self.progress_changed_at if known < attempt - 1]:
+                    del self.progress_changed_at[old]
+
+    def look(self, *, whole: bool) -> StageFacts:
+        """Look now. Raises what the store raises, and UserDataError for what is damaged.
+
+        While an attempt runs, only a `whole` look asks for the manifest, and one after the attempt has said
+        that it is done.
+        """
+        attempt = self.attempt
+        if attempt is None or whole:
+            manifest = verify_stage(self.store, self.folder, self.digest)
+            if manifest is not None:
+                return StageFacts(manifest=manifest)
+        if attempt is None:
+            lease = self._look_at_lease()
+            number, failure = self._look_for_failure() or (None, None)
+            return StageFacts(lease=lease, failure=failure, failure_attempt=number)
+        facts = self._signs_of_life(attempt)
+        if not whole and facts.progress is not None and facts.progress.phase == "Complete":
+            manifest = verify_stage(self.store, self.folder, self.digest)
+            if manifest is not None:
+                return StageFacts(manifest=manifest)
+        return facts
+
+    def _signs_of_life(self, attempt: int) -> StageFacts:
+        lease = self._lease_seen
+        if lease is not None and self._is_of(lease, attempt):
+            fresh = time.monotonic() - self._lease_seen_at < LEASE_LOOK_SECONDS
+            etag = self._progress_etag
+            progress = self._look_at_progress(attempt, lease.holder)
+            if fresh and self._progress_etag != etag:  # its holder lives: no need to read that in the lease
+                return StageFacts(lease=lease, progress=progress, progress_attempt=attempt)
+            again = self._look_at_lease()
+            if again is not None and again.holder == lease.holder:
+                return StageFacts(lease=again, progress=progress, progress_attempt=attempt)
+            lease = again
+        else:
+            lease = self._look_at_lease()
+        if lease is None or not self._is_of(lease, attempt):
+            return StageFacts(lease=lease)
+        progress = self._look_at_progress(attempt, lease.holder)
+        return StageFacts(lease=lease, progress=progress, progress_attempt=attempt)
+
+    def _is_of(self, lease: LeaseView, attempt: int) -> bool:
+        return lease.holder.startswith(f"{attempt_prefix(self.chain.uid, attempt)}-")
+
+    def _look_at_lease(self) -> LeaseView | None:
+        held = self._lease.observe()
+        if held is None:
+            self._lease_seen = None
+            return None
+        own = attempt_prefix(self.chain.uid, 0).removesuffix(
+            "0"
+        )  # what every token of this chain begins with
+        ours = held.chain == self.chain.full_name and held.holder.startswith(own)
+        self._lease_seen = LeaseView(holder=held.holder, chain=held.chain, fresh=held.fresh, own=ours)
+        self._lease_seen_at = time.monotonic()
+        return self._lease_seen
+
+    def _look_at_progress(self, attempt: int, token: str) -> Progress | None:
+        try:
+            data, etag = self.store.get(f"{attempt_folder(self.folder, token)}/{PROGRESS}")
+            progress = Progress.model_validate_json(data)
+        except (NotFound, ValidationError):
+            return None
+        if etag != self._progress_etag:
+            self._progress_etag = etag
+            self.progress_changed_at[attempt] = time.time()
+        return progress
+
+    def _look_for_failure(self) -> tuple[int, Failure] | None:
+        """Why the last attempt ended, as it said itself: failure.json of its youngest launch."""
+        attempt = self.ended
+        if attempt is None or (self._failure is not None and self._failure[0] == attempt):
+            return self._failure
+        prefix = f"{self.folder}/attempts/{attempt_prefix(self.chain.uid, attempt)}-"
+        written = [
+            info
+            for info in self.store.list(prefix)
+            if info.key.endswith(f"/{FAILURE}") and info.key.removeprefix(prefix).count("/") == 1
+        ]
+        if not written:
+            return None
+        try:
+            youngest = max(written, key=lambda info: info.modified)
+            self._failure = attempt, Failure.model_validate_json(self.store.get(youngest.key)[0])
+        except (NotFound, ValidationError):
+            return None
+        return self._failure
+
+
+def trouble_of(error: ModelChainError, store: Store) -> StageFacts:
+    """What an error of a look means to the stage."""
+    if isinstance(error, UserDataError):
+        return StageFacts(trouble=StoreTrouble.DAMAGED, message=str(error))
+    if isinstance(error, StoreUnavailable):
+        return StageFacts(trouble=StoreTrouble.UNAVAILABLE, message=silence(store))
+    return StageFacts(trouble=StoreTrouble.FORBIDDEN, message=str(error))  # somebody must mend that
+
+
+def silence(store: Store) -> str:
+    """What is said of a store that does not answer."""
+    return f"{store.uri} does not answer; waiting for it"
