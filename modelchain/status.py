@@ -18,6 +18,7 @@ from modelchain.spec import MAX_STAGES, Block, Finite
 from modelchain.times import rfc3339
 
 MAX_MESSAGE = 1024
+MAX_CONDITION_MESSAGE = 8192  # a refused chain names everything that is wrong with it; the API allows 32768
 MAX_REASON = 64
 MAX_METRICS = 48
 MAX_METRIC_NAME = 128
@@ -70,7 +71,10 @@ class Condition(StatusBlock):
     type: Annotated[ConditionType, Field(description="What is said.")]
     status: Annotated[str, Field(pattern="^(True|False|Unknown)$", description="True, False or Unknown.")]
     reason: Annotated[Reason, Field(description="Why, in one CamelCase word.")]
-    message: Annotated[Text, Field(description="Why, in a sentence that a person can act on.")] = ""
+    message: Annotated[
+        str,
+        Field(max_length=MAX_CONDITION_MESSAGE, description="Why, in a sentence that a person can act on."),
+    ] = ""
     last_transition_time: Annotated[Time, Field(description="When status last changed, RFC 3339.")]
     observed_generation: Annotated[
         int | None, Field(description="Generation of the spec that this was said about.")

@@ -8,7 +8,15 @@ from modelchain.reconcile.completion import is_missing
 from modelchain.reconcile.look import Look
 from modelchain.reconcile.observation import StoreTrouble
 from modelchain.reconcile.stall import STALLED
-from modelchain.status import ChainPhase, ChainStatus, Condition, ConditionType, StagePhase, cut
+from modelchain.status import (
+    MAX_CONDITION_MESSAGE,
+    ChainPhase,
+    ChainStatus,
+    Condition,
+    ConditionType,
+    StagePhase,
+    cut,
+)
 from modelchain.times import rfc3339
 
 # Nothing moves until somebody or something else does.
@@ -52,12 +60,19 @@ def refused(
     What runs goes on running: a bad edit must not cost the work of a good one.
     """
     status = previous or ChainStatus()
-    text = "; ".join(problems)
+    text = " | ".join(problems)
+    runs = any(stage.phase in (StagePhase.RUNNING, StagePhase.QUEUED) for stage in status.stages)
     kept = [condition for condition in status.conditions if condition.type is not ConditionType.ACCEPTED]
     said = _said(
         status.conditions, ConditionType.ACCEPTED, False, "Invalid", text, generation=generation, now=now
     )
-    return status.model_copy(update={"message": cut(f"refused: {text}"), "conditions": (said, *kept)})
+    return status.model_copy(
+        update={
+            "phase": status.phase if runs else ChainPhase.REFUSED,
+            "message": cut(f"refused: {text}"),
+            "conditions": (said, *kept),
+        }
+    )
 
 
 def _said(
@@ -77,7 +92,7 @@ def _said(
         type=kind,
         status=status,
         reason=reason,
-        message=cut(message),
+        message=cut(message, MAX_CONDITION_MESSAGE),
         last_transition_time=before.last_transition_time if before is not None and same else rfc3339(now),
         observed_generation=generation,
     )

@@ -4,7 +4,7 @@
 Neither reads shards or opens a store. May import: the rest of the core, yaml, pydantic.
 """
 
-from modelchain.validation.files import CheckedChain, check_file, load_chains
+from modelchain.validation.files import CheckedChain, check_file, check_object, load_chains
 from modelchain.validation.problem import InvalidChain, Problem
 
-__all__ = ["CheckedChain", "InvalidChain", "Problem", "check_file", "load_chains"]
+__all__ = ["CheckedChain", "InvalidChain", "Problem", "check_file", "check_object", "load_chains"]

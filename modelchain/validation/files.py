@@ -63,6 +63,15 @@ def check_file(path: Path | str) -> list[CheckedChain]:
     return _distinct(name, checked)
 
 
+def check_object(name: str, value: dict[str, JsonValue]) -> CheckedChain:
+    """A ModelChain that was read already, e.g. from the Kubernetes API. `name` is what its problems begin with."""
+    chain, findings = _findings(value, [])
+    problems = tuple(
+        Problem(name, dotted(finding.path), finding.message, finding.remedy) for finding in findings
+    )
+    return CheckedChain(chain, problems)
+
+
 def _distinct(file: str, checked: list[CheckedChain]) -> list[CheckedChain]:
     """Two chains of one name in a file would overwrite each other in a cluster."""
     seen: set[tuple[str, str]] = set()
@@ -132,14 +141,20 @@ def _check_resource(name: str, document: Document, value: JsonValue, prefix: Fie
     if not isinstance(value, dict):
         wrong = Finding((), f"the document is {quoted(value)}, not a {KIND}", f"start it with 'kind: {KIND}'")
         return CheckedChain(None, (_problem(name, document, prefix, wrong),))
+    chain, findings = _findings(value, read)
+    problems = tuple(_problem(name, document, prefix, finding) for finding in findings)
+    by_line = tuple(sorted(problems, key=lambda problem: problem.line or 0))
+    return CheckedChain(chain, by_line)
+
+
+def _findings(value: dict[str, JsonValue], read: list[Finding]) -> tuple[ModelChain | None, list[Finding]]:
+    """The chain, if nothing is wrong with it, and all that is: found in reading, in structure, in rules."""
     parsed = parse(value, unreadable={finding.path for finding in read})
     findings = [*read, *parsed.findings]
     if parsed.chain is not None:
         rules = check_rules(parsed.chain)
         findings += [one for one in rules if not any(one.follows_from(other) for other in findings)]
-    problems = tuple(_problem(name, document, prefix, finding) for finding in findings)
-    by_line = tuple(sorted(problems, key=lambda problem: problem.line or 0))
-    return CheckedChain(None if problems else parsed.chain, by_line)
+    return None if findings else parsed.chain, findings
 
 
 def _problem(name: str, document: Document, prefix: FieldPath, finding: Finding) -> Problem:

@@ -1,0 +1,117 @@
+"""Whether a chain can be trained as it is written: every rule that the CRD's schema can't say."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from modelchain import cost
+from modelchain.errors import ModelChainError
+from modelchain.resolve import merged, resolve
+from modelchain.resolved import ResolvedChain
+from modelchain.spec import JobBackend, JobSpec, ModelChain, StoreSpec
+from modelchain.validation import check_object
+from modelchain_operator.kubernetes_api import Object
+
+REMEMBERED = 512  # chains whose acceptance is kept; others are looked at again when they have a pass
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A chain as it will be trained."""
+
+    chain: ResolvedChain
+    store: StoreSpec
+    jobs: dict[str, JobSpec]  # by stage: the stage's block over the chain's
+    macs: dict[str, float]
+    speedup: float
+
+    def backend(self, stage: str) -> JobBackend:
+        """What runs the stage's jobs."""
+        return self.jobs[stage].backend or JobBackend.PYTORCH_JOB
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A chain that can't be trained, and everything that has to be mended."""
+
+    problems: tuple[str, ...]
+
+
+def accept(body: Object, *, default_image: str | None) -> Accepted | Refused:
+    """Judge a chain as the API server sent it. `default_image` is the trainer's where the chain names none."""
+    document = {name: body.get(name) for name in ("apiVersion", "kind", "metadata", "spec")}
+    checked = check_object("", document)
+    problems = [_text(problem.path, problem.message, problem.remedy) for problem in checked.problems]
+    if checked.chain is None:
+        return Refused(tuple(problems))
+    chain = checked.chain
+    problems = [*_cluster_problems(chain, default_image)]
+    if problems:
+        return Refused(tuple(problems))
+    try:
+        resolved = resolve(chain)
+        plan = cost.plan(resolved)
+    except ModelChainError as error:
+        return Refused((str(error),))
+    return Accepted(
+        chain=resolved,
+        store=chain.spec.store,
+        jobs={stage.name: merged(chain.spec.job, stage.job) or JobSpec() for stage in chain.spec.stages},
+        macs={stage.name: float(stage.macs) for stage in plan.stages},
+        speedup=plan.speedup,
+    )
+
+
+class Acceptance:
+    """Judges every generation of a chain once."""
+
+    def __init__(self, default_image: str | None) -> None:
+        self._default_image = default_image
+        self._known: OrderedDict[tuple[str, int], Accepted | Refused] = OrderedDict()
+
+    def judge(self, body: Object) -> Accepted | Refused:
+        """As `accept`. Whatever decides the answer is in the spec, so its generation is enough to know it by."""
+        metadata = body["metadata"]
+        key = (metadata["uid"], metadata.get("generation", 0))
+        known = self._known.get(key)
+        if known is None:
+            known = self._known[key] = accept(body, default_image=self._default_image)
+        self._known.move_to_end(key)
+        while len(self._known) > REMEMBERED:
+            self._known.popitem(last=False)
+        return known
+
+    def forget(self, body: Object) -> None:
+        """Nothing will be asked of this chain soon."""
+        metadata = body["metadata"]
+        self._known.pop((metadata["uid"], metadata.get("generation", 0)), None)
+
+
+def _cluster_problems(chain: ModelChain, default_image: str | None) -> list[str]:
+    """What is right on a laptop and can't be on a cluster."""
+    problems: list[str] = []
+    spec = chain.spec
+    if "://" not in spec.store.uri:
+        problems.append(
+            _text(
+                "spec.store.uri",
+                f"{spec.store.uri!r} is a path, which pods do not share",
+                "give s3://bucket/prefix, or file:///folder of a volume that every pod mounts",
+            )
+        )
+    for index, stage in enumerate(spec.stages):
+        if not (stage.image or spec.image or default_image):
+            problems.append(
+                _text(
+                    f"spec.stages[{index}].image",
+                    "no image is given, and the operator has no default one",
+                    "set spec.image to an image with modelchain[trainer]",
+                )
+            )
+    return problems
+
+
+def _text(path: str, message: str, remedy: str) -> str:
+    where = f"{path}: {message}" if path else message
+    return f"{where}; {remedy}" if remedy else where

@@ -1,0 +1,228 @@
+"""What the API server last showed of the chains, their jobs and pods. Never older than the last resync.
+
+A pass begins with this, so that a chain at rest costs no request. Before anything is written or done, the
+API server is asked itself: the cache is allowed to be wrong.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from modelchain_operator import labels
+from modelchain_operator.kinds import CHAIN, Kind
+from modelchain_operator.kubernetes_api import Object, ObjectVersion
+from modelchain_operator.queue import Key
+
+# What nobody here reads and what makes objects large: who wrote which field, and what the pods of a job are.
+_UNREAD_METADATA = frozenset({"managedFields", "selfLink"})
+_UNREAD_ANNOTATION = "kubectl.kubernetes.io/last-applied-configuration"
+
+
+@dataclass(frozen=True)
+class CachedChain:
+    """A chain, packed: a thousand idle ones lie here for weeks."""
+
+    uid: str
+    resource_version: str
+    packed: bytes
+
+    def body(self) -> Object:
+        """The chain as the API server sent it, less what nobody reads."""
+        return json.loads(zlib.decompress(self.packed))
+
+
+@dataclass
+class _Belongings:
+    """The jobs and pods of one chain."""
+
+    objects: dict[tuple[Kind, str], Object] = field(default_factory=dict)  # by kind and uid
+
+
+class Cache:
+    """Chains by name, jobs and pods by the uid of their chain. Used in one event loop."""
+
+    def __init__(self) -> None:
+        self._chains: dict[Key, CachedChain] = {}
+        self._keys: dict[str, Key] = {}  # by uid
+        self._belongings: dict[str, _Belongings] = {}  # by uid of the chain
+
+    # ---- reading
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter(list(self._chains))
+
+    def __len__(self) -> int:
+        return len(self._chains)
+
+    def chain(self, key: Key) -> CachedChain | None:
+        """The chain of that name."""
+        return self._chains.get(key)
+
+    def objects(self, kind: Kind, chain_uid: str) -> list[Object]:
+        """Jobs or pods of a chain."""
+        belongings = self._belongings.get(chain_uid)
+        if belongings is None:
+            return []
+        return [item for (of, _), item in belongings.objects.items() if of == kind]
+
+    # ---- what watches show
+
+    def show_chain(self, body: Object) -> Key | None:
+        """A chain was made or changed. Returns its name if that is news."""
+        metadata = body["metadata"]
+        key, uid, version = (
+            Key(metadata["namespace"], metadata["name"]),
+            metadata["uid"],
+            metadata["resourceVersion"],
+        )
+        known = self._chains.get(key)
+        if known is not None and known.uid == uid and not is_newer(version, known.resource_version):
+            return None
+        if known is not None and known.uid != uid:
+            self._keys.pop(known.uid, None)
+        packed = zlib.compress(json.dumps(slim(CHAIN, body), separators=(",", ":")).encode(), 1)
+        self._chains[key] = CachedChain(uid=uid, resource_version=version, packed=packed)
+        self._keys[uid] = key
+        return key
+
+    def drop_chain(self, key: Key, uid: str | None = None) -> bool:
+        """A chain is gone (that one, if `uid` is given). Returns whether it was here."""
+        known = self._chains.get(key)
+        if known is None or (uid is not None and known.uid != uid):
+            return False
+        del self._chains[key]
+        self._keys.pop(known.uid, None)
+        self._belongings.pop(known.uid, None)
+        return True
+
+    def show(self, kind: Kind, item: Object, *, deleted: bool = False) -> Key | None:
+        """A job or a pod was made, changed or deleted. Returns the name of its chain if that is news."""
+        metadata = item["metadata"]
+        chain_uid = (metadata.get("labels") or {}).get(labels.CHAIN_UID)
+        if not chain_uid:
+            return None
+        belongings = self._belongings.setdefault(chain_uid, _Belongings())
+        place = (kind, metadata["uid"])
+        known = belongings.objects.get(place)
+        if deleted:
+            belongings.objects.pop(place, None)
+            return self._keys.get(chain_uid) if known is not None else None
+        if known is not None and not is_newer(
+            metadata["resourceVersion"], known["metadata"]["resourceVersion"]
+        ):
+            return None
+        belongings.objects[place] = slim(kind, item)
+        return self._keys.get(chain_uid)
+
+    # ---- what listings show
+
+    def chain_uids(self) -> dict[Key, str]:
+        """The chains known now, by name: to be taken before a listing begins, for `stale_chains`."""
+        return {key: chain.uid for key, chain in self._chains.items()}
+
+    def stale_chains(
+        self, listed: Iterable[ObjectVersion], before: dict[Key, str]
+    ) -> tuple[list[Key], list[Key]]:
+        """What a listing of all chains shows otherwise: those to be read again, and those that are gone.
+
+        A chain that came while the listing was under way (it is not in `before`) is not gone.
+        """
+        there = {Key(one.namespace, one.name): one for one in listed}
+        gone = [
+            key for key, known in self._chains.items() if key not in there and before.get(key) == known.uid
+        ]
+        stale = [
+            key
+            for key, one in there.items()
+            if (known := self._chains.get(key)) is None
+            or known.uid != one.uid
+            or is_newer(one.resource_version, known.resource_version)
+        ]
+        return stale, gone
+
+    def uids(self, kind: Kind) -> set[str]:
+        """The jobs or pods known now: to be taken before a listing begins, for `replace`."""
+        return {
+            uid for belongings in self._belongings.values() for of, uid in belongings.objects if of == kind
+        }
+
+    def replace(self, kind: Kind, listed: Iterable[Object], before: set[str]) -> set[Key]:
+        """All jobs or pods there are; those that are not in `before` came while they were listed, and stay.
+
+        Returns the chains for which that is news.
+        """
+        changed: set[Key] = set()
+        there: dict[str, dict[tuple[Kind, str], Object]] = {}
+        for item in listed:
+            key = self.show(kind, item)
+            if key is not None:
+                changed.add(key)
+            chain_uid = item["metadata"]["labels"][labels.CHAIN_UID]
+            there.setdefault(chain_uid, {})[kind, item["metadata"]["uid"]] = item
+        for chain_uid, belongings in list(self._belongings.items()):
+            kept = there.get(chain_uid, {})
+            gone = [
+                place
+                for place in belongings.objects
+                if place[0] == kind and place not in kept and place[1] in before
+            ]
+            for place in gone:
+                del belongings.objects[place]
+            if gone and chain_uid in self._keys:
+                changed.add(self._keys[chain_uid])
+            if not belongings.objects:
+                del self._belongings[chain_uid]
+        return changed
+
+
+def is_newer(version: str, than: str) -> bool:
+    """Whether a resource version is newer. They are numbers in order since Kubernetes 1.35; where one is not a
+    number, any other version counts as newer.
+    """
+    try:
+        return int(version) > int(than)
+    except ValueError:
+        return version != than
+
+
+def slim(kind: Kind, item: Object) -> Object:
+    """An object less what nobody here reads."""
+    metadata = {name: value for name, value in item["metadata"].items() if name not in _UNREAD_METADATA}
+    annotations = metadata.get("annotations")
+    if annotations and _UNREAD_ANNOTATION in annotations:
+        metadata["annotations"] = {
+            name: value for name, value in annotations.items() if name != _UNREAD_ANNOTATION
+        }
+    slimmed: dict[str, Any] = {
+        "apiVersion": item.get("apiVersion", kind.api_version),
+        "kind": item.get("kind", kind.kind),
+        "metadata": metadata,
+    }
+    if "status" in item:
+        slimmed["status"] = item["status"]
+    spec = item.get("spec")
+    if isinstance(spec, dict):
+        slimmed["spec"] = spec if kind == CHAIN else _slim_spec(spec)
+    return slimmed
+
+
+def _slim_spec(spec: dict[str, Any]) -> dict[str, Any]:
+    """Of a job: how many pods, and whether it is suspended. Of a pod: its node and its deadlines."""
+    slimmed = {
+        name: value
+        for name, value in spec.items()
+        if name
+        not in ("template", "pytorchReplicaSpecs", "containers", "initContainers", "volumes", "affinity")
+    }
+    replicas = spec.get("pytorchReplicaSpecs")
+    if isinstance(replicas, dict):
+        slimmed["pytorchReplicaSpecs"] = {
+            role: {"replicas": one.get("replicas", 1)}
+            for role, one in replicas.items()
+            if isinstance(one, dict)
+        }
+    return slimmed

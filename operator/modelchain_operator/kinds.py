@@ -1,0 +1,38 @@
+"""The kinds of Kubernetes objects that the operator deals with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from modelchain.spec import API_VERSION, KIND
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind as the API names it. https://kubernetes.io/docs/reference/using-api/api-concepts/"""
+
+    api_version: str  # group/version; of the core group, the version alone
+    kind: str
+    plural: str  # in paths
+
+
+CHAIN = Kind(API_VERSION, KIND, "modelchains")
+PYTORCHJOB = Kind("kubeflow.org/v1", "PyTorchJob", "pytorchjobs")
+JOB = Kind("batch/v1", "Job", "jobs")
+POD = Kind("v1", "Pod", "pods")
+SERVICE = Kind("v1", "Service", "services")
+SECRET = Kind("v1", "Secret", "secrets")
+CONFIG_MAP = Kind("v1", "ConfigMap", "configmaps")
+EVENT = Kind("v1", "Event", "events")
+
+_ALL = {
+    (kind.api_version, kind.kind): kind
+    for kind in (CHAIN, PYTORCHJOB, JOB, POD, SERVICE, SECRET, CONFIG_MAP, EVENT)
+}
+
+
+def of(manifest: Mapping[str, Any]) -> Kind:
+    """The kind of an object. KeyError if it is none of these."""
+    return _ALL[manifest["apiVersion"], manifest["kind"]]

@@ -1,0 +1,15 @@
+"""Labels and annotations on what the operator makes, and those that people may put on a chain.
+
+Labels and annotations of a job stand on its pods too.
+"""
+
+CHAIN_UID = "modelchain.dev/chain-uid"
+STAGE = "modelchain.dev/stage"
+ATTEMPT = "modelchain.dev/attempt"
+DIGEST = "modelchain.dev/digest"  # first 16 hexadecimal digits of the stage's digest
+
+DIGEST_ANNOTATION = "modelchain.dev/stage-digest"  # all 64
+CHAIN_ANNOTATION = "modelchain.dev/chain"  # namespace/name
+
+# On a chain: "true" allows to train anew what was complete and has vanished from the store.
+RETRAIN_MISSING_ANNOTATION = "modelchain.dev/retrain-missing"

@@ -1,0 +1,95 @@
+"""Lists everything from time to time: watches lose events, above all deletions between two of them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Sequence
+
+from modelchain_operator.cache import Cache
+from modelchain_operator.kinds import CHAIN, JOB, POD, PYTORCHJOB, Kind
+from modelchain_operator.kubernetes_api import ApiError, KubernetesApi, NotServed
+from modelchain_operator.queue import Key, KeyQueue
+
+logger = logging.getLogger(__name__)
+
+RETRY_SECONDS = 5.0  # after a listing that failed
+
+
+class Resync:
+    """Holds the cache against listings, and wakes the chains for which they show something new."""
+
+    def __init__(
+        self,
+        api: KubernetesApi,
+        cache: Cache,
+        queue: KeyQueue,
+        not_served: set[Kind],
+        *,
+        namespaces: Sequence[str] = (),
+    ) -> None:
+        """`not_served` is kept up to date: the kinds of jobs that the cluster does not know."""
+        self._api = api
+        self._cache = cache
+        self._queue = queue
+        self._not_served = not_served
+        self._namespaces: tuple[str | None, ...] = tuple(namespaces) or (None,)
+        self._told: set[Kind] = set()
+        self.listed = asyncio.Event()  # everything was listed once
+        self.ended_at: float | None = None  # monotonic: the last whole listing ended
+
+    async def run(self, every_seconds: float) -> None:
+        """Resync for ever: at once, then about every `every_seconds`."""
+        while True:
+            try:
+                await self.once()
+            except ApiError as error:
+                logger.warning("a listing failed: %s; again in %.0f s", error, RETRY_SECONDS)
+                await asyncio.sleep(RETRY_SECONDS)
+            else:
+                await asyncio.sleep(every_seconds * random.uniform(0.9, 1.1))  # noqa: S311
+
+    async def once(self) -> None:
+        """One whole listing. Raises ApiError."""
+        for kind in (PYTORCHJOB, JOB, POD):
+            for key in await self._list_belongings(kind):
+                self._queue.add(key)
+        await self._list_chains()
+        self.ended_at = time.monotonic()
+        self.listed.set()
+
+    async def _list_belongings(self, kind: Kind) -> set[Key]:
+        before = self._cache.uids(kind)
+        listed = []
+        try:
+            for namespace in self._namespaces:
+                listed += await self._api.list_labelled(kind, namespace, None)
+        except NotServed as error:
+            if kind not in self._told:
+                logger.warning("%s; chains that need it wait", error)
+                self._told.add(kind)
+            changed = set() if kind in self._not_served else set(self._cache)
+            self._not_served.add(kind)
+            return changed | self._cache.replace(kind, [], before)
+        served_anew = kind in self._not_served
+        if served_anew:
+            logger.info("the cluster serves %s %s now", kind.api_version, kind.kind)
+            self._told.discard(kind)
+            self._not_served.discard(kind)
+        return self._cache.replace(kind, listed, before) | (set(self._cache) if served_anew else set())
+
+    async def _list_chains(self) -> None:
+        before = self._cache.chain_uids()
+        listed = []
+        for namespace in self._namespaces:
+            listed += await self._api.list_versions(CHAIN, namespace)
+        stale, gone = self._cache.stale_chains(listed, before)
+        for key in stale:
+            body = await self._api.get_chain(*key)
+            if body is not None and self._cache.show_chain(body) is not None:
+                self._queue.add(key)
+        for key in gone:
+            if self._cache.drop_chain(key, before[key]):
+                self._queue.add(key)

@@ -1,0 +1,97 @@
+"""What the operator accepts of a chain, beyond what the schema says."""
+
+import copy
+
+import pytest
+
+from modelchain.spec import JobBackend
+from modelchain_operator.acceptance import Acceptance, Accepted, Refused, accept
+from modelchain_operator.kubernetes_api import Object
+
+BODY: Object = {
+    "apiVersion": "modelchain.dev/v1alpha1",
+    "kind": "ModelChain",
+    "metadata": {
+        "name": "family",
+        "namespace": "team",
+        "uid": "6a2a2c1e-0000-4000-8000-000000000001",
+        "generation": 1,
+        "resourceVersion": "7",
+        "creationTimestamp": "2026-01-01T00:00:00Z",
+        "labels": {"a": "b"},
+    },
+    "spec": {
+        "image": "registry.example/trainer:1",
+        "store": {"uri": "s3://bucket/prefix", "secretName": "s3"},
+        "data": {"shards": ["s3://bucket/train-{000..003}.tar"], "samples": 4096},
+        "training": {"epochs": 1, "globalBatchSize": 64},
+        "job": {"gpusPerNode": 2, "nodeSelector": {"gpu": "a100"}},
+        "stages": [
+            {"name": "s", "model": "ViT-S-16"},
+            {"name": "b", "model": "ViT-B-16", "job": {"backend": "Job", "nodes": 2}},
+        ],
+    },
+    "status": {"phase": "Running"},
+}
+
+
+def body(**spec: object) -> Object:
+    changed = copy.deepcopy(BODY)
+    changed["spec"].update(spec)
+    return changed
+
+
+def problems(of: Object, default_image: str | None = None) -> str:
+    judged = accept(of, default_image=default_image)
+    assert isinstance(judged, Refused)
+    return "\n".join(judged.problems)
+
+
+def test_a_valid_chain_is_resolved_with_the_jobs_of_its_stages() -> None:
+    judged = accept(BODY, default_image=None)
+    assert isinstance(judged, Accepted)
+    assert judged.chain.chain.uid == BODY["metadata"]["uid"]
+    assert judged.backend("s") is JobBackend.PYTORCH_JOB
+    assert judged.backend("b") is JobBackend.JOB
+    assert judged.jobs["b"].gpus_per_node == 2
+    assert judged.jobs["b"].nodes == 2
+    assert judged.jobs["s"].nodes is None
+    assert set(judged.macs) == {"s", "b"}
+    assert judged.speedup > 0
+
+
+def test_all_problems_are_named_at_once() -> None:
+    text = problems(body(training={"epochs": -3}, suspend="maybe"))
+    assert "spec.training.epochs" in text
+    assert "spec.suspend" in text
+
+
+def test_a_store_that_pods_do_not_share_is_refused() -> None:
+    text = problems(body(store={"uri": "runs/family"}))
+    assert "spec.store.uri" in text
+    assert "s3://" in text
+
+
+def test_a_chain_without_image_needs_a_default_one() -> None:
+    nameless = copy.deepcopy(BODY)
+    del nameless["spec"]["image"]
+    text = problems(nameless)
+    assert "spec.stages[0].image" in text
+    assert "spec.stages[1].image" in text
+    assert isinstance(accept(nameless, default_image="trainer:2"), Accepted)
+
+
+@pytest.mark.parametrize("spec", [None, [], "x", {}, {"stages": None}], ids=str)
+def test_what_is_no_spec_is_refused(spec: object) -> None:
+    assert isinstance(accept({**BODY, "spec": spec}, default_image=None), Refused)
+
+
+def test_a_generation_is_judged_once() -> None:
+    acceptance = Acceptance(None)
+    first = acceptance.judge(BODY)
+    assert acceptance.judge(copy.deepcopy(BODY)) is first
+    edited = body(suspend=True)
+    edited["metadata"]["generation"] = 2
+    assert acceptance.judge(edited) is not first
+    acceptance.forget(BODY)
+    assert acceptance.judge(BODY) is not first

@@ -1,0 +1,129 @@
+"""The queue of chains that want a pass."""
+
+import asyncio
+
+from modelchain_operator.queue import Key, KeyQueue
+
+A, B = Key("default", "a"), Key("default", "b")
+
+
+class Clock:
+    """Time that a test moves."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_key_that_is_added_often_has_one_turn() -> None:
+    async def scenario() -> None:
+        queue = KeyQueue()
+        for key in (A, B, A, A):
+            queue.add(key)
+        assert len(queue) == 2
+        assert [(await taken(queue)), (await taken(queue))] == [A, B]
+        assert len(queue) == 0
+
+    asyncio.run(scenario())
+
+
+def test_a_key_has_one_pass_at_a_time_and_another_one_if_it_was_added_meanwhile() -> None:
+    async def scenario() -> None:
+        queue = KeyQueue()
+        queue.add(A)
+        assert await taken(queue) == A
+        queue.add(A)
+        queue.add(B)
+        assert await taken(queue) == B
+        waiting = asyncio.create_task(queue.get())
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        queue.done(A)
+        assert (await waiting or (None,))[0] == A
+
+    asyncio.run(scenario())
+
+
+def test_a_later_turn_comes_when_it_is_due_and_the_earliest_wish_counts() -> None:
+    async def scenario() -> None:
+        clock = Clock()
+        queue = KeyQueue(clock)
+        queue.add_after(A, 30)
+        queue.add_after(A, 10)
+        queue.add_after(A, 20)
+        clock.now += 9
+        queue.add(B)
+        assert await taken(queue) == B
+        clock.now += 1
+        assert await taken(queue) == A
+        queue.done(A)
+        clock.now += 100
+        queue.add(B)
+        queue.done(B)
+        assert await taken(queue) == B
+        assert len(queue) == 0
+
+    asyncio.run(scenario())
+
+
+def test_a_turn_now_takes_the_place_of_a_later_one() -> None:
+    async def scenario() -> None:
+        clock = Clock()
+        queue = KeyQueue(clock)
+        queue.add_after(A, 10)
+        queue.add(A)
+        assert await taken(queue) == A
+        queue.done(A)
+        clock.now += 20
+        queue.add(B)
+        assert await taken(queue) == B
+        assert len(queue) == 0
+
+    asyncio.run(scenario())
+
+
+def test_it_says_how_long_a_key_has_waited() -> None:
+    async def scenario() -> None:
+        clock = Clock()
+        queue = KeyQueue(clock)
+        queue.add(A)
+        clock.now += 3
+        assert await queue.get() == (A, 3)
+
+    asyncio.run(scenario())
+
+
+def test_a_forgotten_key_has_no_turn() -> None:
+    async def scenario() -> None:
+        clock = Clock()
+        queue = KeyQueue(clock)
+        queue.add(A)
+        queue.add_after(B, 1)
+        queue.forget(A)
+        queue.forget(B)
+        clock.now += 2
+        queue.add(Key("default", "c"))
+        assert await taken(queue) == Key("default", "c")
+        assert len(queue) == 0
+
+    asyncio.run(scenario())
+
+
+def test_closing_ends_all_who_wait() -> None:
+    async def scenario() -> None:
+        queue = KeyQueue()
+        waiting = [asyncio.create_task(queue.get()) for _ in range(3)]
+        await asyncio.sleep(0)
+        queue.close()
+        assert await asyncio.gather(*waiting) == [None, None, None]
+
+    asyncio.run(scenario())
+
+
+async def taken(queue: KeyQueue) -> Key:
+    """The next key."""
+    found = await asyncio.wait_for(queue.get(), 10)
+    assert found is not None
+    return found[0]
