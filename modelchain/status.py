@@ -36,6 +36,7 @@ class StatusBlock(Block):
 
 
 class ChainPhase(StrEnum):
+    REFUSED = "Refused"
     PENDING = "Pending"
     QUEUED = "Queued"
     RUNNING = "Running"

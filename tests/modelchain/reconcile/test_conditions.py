@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from modelchain.reconcile.conditions import refused
 from modelchain.reconcile.observation import JobPhase, StageFacts
-from modelchain.status import ChainStatus, ConditionType
+from modelchain.status import ChainPhase, ChainStatus, ConditionType
 from modelchain.times import rfc3339
 from tests.modelchain.reconcile.chains import NOW, Play, chain, job, manifest
 
@@ -53,9 +53,10 @@ def test_a_refused_chain_names_every_problem_and_keeps_what_runs() -> None:
     accepted = status.condition(ConditionType.ACCEPTED)
     assert accepted is not None
     assert accepted.status == "False"
-    assert "spec.stages[0].model: no such model; spec.data: missing" in accepted.message
+    assert "spec.stages[0].model: no such model | spec.data: missing" in accepted.message
     assert play.status is not None
     assert status.stages == play.status.stages
+    assert status.phase is ChainPhase.RUNNING
     again = refused(
         status, ["spec.stages[0].model: no such model", "spec.data: missing"], generation=2, now=NOW + 60
     )
@@ -66,3 +67,4 @@ def test_a_chain_can_be_refused_before_anything_else_is_known() -> None:
     status = refused(None, ["spec.stages: missing"], generation=1, now=NOW)
     assert isinstance(status, ChainStatus)
     assert status.message == "refused: spec.stages: missing"
+    assert status.phase is ChainPhase.REFUSED
