@@ -6,7 +6,7 @@ Shared by whoever follows stages: the local runner's thread and the operator's r
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pydantic import ValidationError
 
@@ -74,10 +74,13 @@ class StageLook:
                 return StageFacts(manifest=manifest)
         if attempt is None:
             lease = self._look_at_lease()
-            number, failure = self._look_for_failure() or (None, None)
+            number, failure = self._look_for_failure(self.ended) or (None, None)
             return StageFacts(lease=lease, failure=failure, failure_attempt=number)
         facts = self._signs_of_life(attempt)
-        if not whole and facts.progress is not None and facts.progress.phase == "Complete":
+        if whole:  # something has happened to the attempt: has it said that it failed?
+            number, failure = self._look_for_failure(attempt) or (None, None)
+            return replace(facts, failure=failure, failure_attempt=number)
+        if facts.progress is not None and facts.progress.phase == "Complete":
             manifest = verify_stage(self.store, self.folder, self.digest)
             if manifest is not None:
                 return StageFacts(manifest=manifest)
@@ -129,10 +132,11 @@ class StageLook:
             self.progress_changed_at[attempt] = time.time()
         return progress
 
-    def _look_for_failure(self) -> tuple[int, Failure] | None:
-        """Why the last attempt ended, as it said itself: failure.json of its youngest launch."""
-        attempt = self.ended
-        if attempt is None or (self._failure is not None and self._failure[0] == attempt):
+    def _look_for_failure(self, attempt: int | None) -> tuple[int, Failure] | None:
+        """Why an attempt ended, as it said itself: failure.json of its youngest launch."""
+        if attempt is None:
+            return None
+        if self._failure is not None and self._failure[0] == attempt:
             return self._failure
         prefix = f"{self.folder}/attempts/{attempt_prefix(self.chain.uid, attempt)}-"
         written = [
