@@ -151,7 +151,7 @@ class ControlPlane:
 
     def apply(self, *documents: object) -> None:
         """Server-side apply of manifests given as values."""
-        text = "\n---\n".join(json.dumps(document) for document in documents)
+        text = json.dumps({"apiVersion": "v1", "kind": "List", "items": documents})
         self.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", text=text)
 
     def kubeconfig_for(self, path: Path, token: str) -> Path:
