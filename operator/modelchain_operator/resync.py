@@ -39,6 +39,7 @@ class Resync:
         self._told: set[Kind] = set()
         self.listed = asyncio.Event()  # everything was listed once
         self.ended_at: float | None = None  # monotonic: the last whole listing ended
+        self.attempted_at: float | None = None  # monotonic: the last listing ended, well or not
 
     async def run(self, every_seconds: float) -> None:
         """Resync for ever: at once, then about every `every_seconds`."""
@@ -46,6 +47,7 @@ class Resync:
             try:
                 await self.once()
             except ApiError as error:
+                self.attempted_at = time.monotonic()
                 logger.warning("a listing failed: %s; again in %.0f s", error, RETRY_SECONDS)
                 await asyncio.sleep(RETRY_SECONDS)
             else:
@@ -57,7 +59,7 @@ class Resync:
             for key in await self._list_belongings(kind):
                 self._queue.add(key)
         await self._list_chains()
-        self.ended_at = time.monotonic()
+        self.ended_at = self.attempted_at = time.monotonic()
         self.listed.set()
 
     async def _list_belongings(self, kind: Kind) -> set[Key]:

@@ -1,0 +1,260 @@
+"""What Prometheus is told. Every set of labels is bounded: by the phases there are, by the chains that live.
+
+https://prometheus.io/docs/practices/naming/
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import Counter as Tally
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    generate_latest,
+)
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from modelchain import __version__
+from modelchain.status import ChainPhase, ChainStatus, StagePhase, StageStatus
+from modelchain.store import Store
+from modelchain_operator.measured_store import MeasuredStore
+from modelchain_operator.queue import Key
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+MAX_REASONS = 48  # different ones of attempts; those that come later are counted as Other
+MAX_LOSS_TERMS = 8  # of one stage
+OTHER = "Other"
+
+_FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_REASON = re.compile(r"[A-Z][A-Za-z0-9]{0,47}")
+_ENDED = {StagePhase.COMPLETE: "complete", StagePhase.CACHED: "cached", StagePhase.FAILED: "failed"}
+_LIVE = (StagePhase.RUNNING, StagePhase.RETRYING)
+
+
+class Metrics:
+    """The operator's metrics, in a registry of their own. Any thread may count."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.pass_ended_at: float | None = None  # monotonic
+        self._queue_depth: Callable[[], int] = lambda: 0
+        self._chains = _Chains(self.queue_depth)
+        self._reasons: set[str] = set()
+        self._stages = self._counter("stages", "Stages that have ended, by outcome.", "outcome")
+        self._attempts = self._counter(
+            "attempts",
+            "Attempts that were started or have ended, by outcome and reason.",
+            "outcome",
+            "reason",
+        )
+        self._pass_seconds = self._histogram(
+            "reconcile_duration_seconds", "Time that a pass over a chain took."
+        )
+        self._pass_errors = self._counter(
+            "reconcile_errors", "Passes that failed and are repeated, by reason.", "reason"
+        )
+        self._queue_lag = self._histogram("queue_lag_seconds", "Time that a chain waited for its pass.")
+        self._status_writes = self._counter("status_writes", "Statuses written to the API server.")
+        self._api_requests = self._counter(
+            "kubernetes_requests", "Requests that the API server has answered, by verb.", "verb"
+        )
+        self._store_requests = self._counter(
+            "store_requests", "Requests to stores, by operation.", "operation"
+        )
+        self._store_errors = self._counter(
+            "store_errors", "Requests to stores that failed, by reason.", "reason"
+        )
+        self._store_seconds = self._histogram(
+            "store_request_duration_seconds", "Time that a store took to answer."
+        )
+        for outcome in _ENDED.values():
+            self._stages.labels(outcome)
+        for reason in ("forbidden", "unavailable", "other"):
+            self._store_errors.labels(reason)
+        self.registry.register(self._chains)
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        GCCollector(registry=self.registry)
+
+    def exposition(self) -> bytes:
+        """All metrics in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+    # ---- passes
+
+    def watch_queue(self, depth: Callable[[], int]) -> None:
+        """Where to ask how many chains wait for their pass."""
+        self._queue_depth = depth
+
+    def queue_depth(self) -> int:
+        """Chains that wait for their pass."""
+        return self._queue_depth()
+
+    def queue_lag(self, seconds: float) -> None:
+        """A chain has waited this long for its pass."""
+        self._queue_lag.observe(seconds)
+
+    def pass_ended(self, seconds: float) -> None:
+        """A pass has ended, well or not."""
+        self.pass_ended_at = time.monotonic()
+        self._pass_seconds.observe(seconds)
+
+    def pass_failed(self, reason: str) -> None:
+        """A pass has failed; `reason` is the name of an error, of which there are few."""
+        self._pass_errors.labels(self._bounded(reason)).inc()
+
+    def api_request(self, verb: str) -> None:
+        """The API server has answered a request."""
+        self._api_requests.labels(verb.upper()).inc()
+
+    # ---- chains
+
+    def chain_seen(self, key: Key, status: ChainStatus) -> None:
+        """How a chain stands."""
+        self._chains.show(key, status)
+
+    def chain_gone(self, key: Key) -> None:
+        """The chain is gone, and with it what was said of it."""
+        self._chains.forget(key)
+
+    def status_written(self, key: Key, before: ChainStatus | None, status: ChainStatus) -> None:
+        """The chain's status was written: count what has happened between the two."""
+        self._status_writes.inc()
+        self._chains.show(key, status)
+        for stage in status.stages:
+            self._count(before.find_stage(stage.name) if before is not None else None, stage)
+
+    def _count(self, before: StageStatus | None, stage: StageStatus) -> None:
+        outcome = _ENDED.get(stage.phase)
+        anew = before is None or before.phase is not stage.phase or before.digest != stage.digest
+        if outcome is not None and anew:
+            self._stages.labels(outcome).inc()
+            if stage.phase is StagePhase.COMPLETE:
+                self._attempts.labels("succeeded", "Complete").inc()
+        if stage.attempt > (before.attempt if before is not None else 0):
+            self._attempts.labels("started", "Started").inc()
+        ended = stage.last_ended
+        if ended is not None and ended.attempt > (before.settled if before is not None else 0):
+            outcome = "failed" if ended.counted else "interrupted"
+            self._attempts.labels(outcome, self._bounded(ended.reason)).inc()
+
+    def _bounded(self, reason: str) -> str:
+        """A reason that a trainer made up must not fill the memory of a Prometheus."""
+        if reason in self._reasons:
+            return reason
+        if len(self._reasons) >= MAX_REASONS or not _REASON.fullmatch(reason):
+            return OTHER
+        self._reasons.add(reason)
+        return reason
+
+    # ---- stores
+
+    def measured(self, store: Store) -> Store:
+        """The same store; its requests, errors and times are counted."""
+        return MeasuredStore(store, self._store_answered)
+
+    def _store_answered(self, operation: str, seconds: float, error: str | None) -> None:
+        self._store_requests.labels(operation).inc()
+        self._store_seconds.observe(seconds)
+        if error is not None:
+            self._store_errors.labels(error).inc()
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"modelchain_{name}", text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str) -> Histogram:
+        return Histogram(f"modelchain_{name}", text, registry=self.registry, buckets=_FAST)
+
+
+class _LiveStage(NamedTuple):
+    name: str
+    progress: float | None
+    samples_per_second: float | None
+    loss: tuple[tuple[str, float], ...]
+    top1: float | None
+
+
+class _Chains(Collector):
+    """How all chains stand now. What is said of a stage is said while it lives, and gone with it."""
+
+    def __init__(self, queue_depth: Callable[[], int]) -> None:
+        self._queue_depth = queue_depth
+        self._phases: dict[Key, ChainPhase] = {}
+        self._live: dict[Key, tuple[_LiveStage, ...]] = {}
+
+    def show(self, key: Key, status: ChainStatus) -> None:
+        self._phases[key] = status.phase
+        live = tuple(_live(stage) for stage in status.stages if stage.phase in _LIVE)
+        if live:
+            self._live[key] = live
+        else:
+            self._live.pop(key, None)
+
+    def forget(self, key: Key) -> None:
+        self._phases.pop(key, None)
+        self._live.pop(key, None)
+
+    def describe(self) -> Iterable[Metric]:
+        return ()  # so that nothing is collected when it is registered
+
+    def collect(self) -> Iterator[Metric]:
+        info = GaugeMetricFamily("modelchain_build_info", "Version of the operator.", labels=["version"])
+        info.add_metric([__version__], 1)
+        yield info
+        tally = Tally(self._phases.values())
+        chains = GaugeMetricFamily("modelchain_chains", "Chains, by phase.", labels=["phase"])
+        for phase in ChainPhase:
+            chains.add_metric([phase.value], tally[phase])
+        yield chains
+        yield GaugeMetricFamily(
+            "modelchain_queue_depth", "Chains that wait for their pass.", value=self._queue_depth()
+        )
+        yield from self._stages()
+
+    def _stages(self) -> Iterator[Metric]:
+        labels = ["namespace", "chain", "stage"]
+        progress = GaugeMetricFamily(
+            "modelchain_stage_progress_ratio",
+            "Steps done over all steps of a stage that trains.",
+            labels=labels,
+        )
+        speed = GaugeMetricFamily(
+            "modelchain_stage_samples_per_second", "Samples a second, over all processes.", labels=labels
+        )
+        loss = GaugeMetricFamily("modelchain_stage_loss", "Terms of the loss.", labels=[*labels, "term"])
+        top1 = GaugeMetricFamily(
+            "modelchain_stage_top1_ratio", "Latest zero-shot accuracy, first set.", labels=labels
+        )
+        for key, stages in list(self._live.items()):
+            for stage in stages:
+                names = [key.namespace, key.name, stage.name]
+                for family, value in (
+                    (progress, stage.progress),
+                    (speed, stage.samples_per_second),
+                    (top1, stage.top1),
+                ):
+                    if value is not None:
+                        family.add_metric(names, value)
+                for term, value in stage.loss:
+                    loss.add_metric([*names, term], value)
+        yield from (progress, speed, loss, top1)
+
+
+def _live(stage: StageStatus) -> _LiveStage:
+    progress = None
+    if stage.step is not None and stage.steps:
+        progress = min(1.0, stage.step / stage.steps)
+    top1 = next((value for name, value in stage.metrics.items() if name.endswith("/top1")), None)
+    loss = tuple(stage.loss.items())[:MAX_LOSS_TERMS]
+    return _LiveStage(stage.name, progress, stage.samples_per_second, loss, top1)
