@@ -164,9 +164,16 @@ class ChainStatus(StatusBlock):
     eta: Annotated[
         str | None, Field(max_length=32, description="Estimated time to the end of the chain, e.g. 2h05m.")
     ] = None
-    top1: Annotated[Finite | None, Field(description="Latest zero-shot accuracy, first set.")] = None
+    top1: Annotated[
+        str | None,
+        Field(max_length=16, description="Latest zero-shot accuracy on the first such set, e.g. 93.3%."),
+    ] = None
     speedup: Annotated[
-        Finite | None, Field(description="Cost of training every model alone over the cost of the chain.")
+        str | None,
+        Field(
+            max_length=16,
+            description="Cost of training every model alone over the cost of the chain, e.g. 2.09x.",
+        ),
     ] = None
     stages: Annotated[tuple[StageStatus, ...], Field(max_length=MAX_STAGES, description="The stages.")] = ()
     conditions: Annotated[tuple[Condition, ...], Field(max_length=16, description="Conditions.")] = ()

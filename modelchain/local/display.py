@@ -19,7 +19,7 @@ from modelchain.local.events import (
     StageChanged,
     to_json,
 )
-from modelchain.reconcile.summary import duration, top1_of
+from modelchain.reconcile.summary import duration, percent, top1_of
 from modelchain.resolved import ResolvedChain
 from modelchain.status import ChainStatus, StagePhase
 
@@ -183,7 +183,7 @@ def leading_metric(chain: ResolvedChain, stage: str, metrics: dict[str, float]) 
     """Accuracy on the first zero-shot set; else the first metric there is."""
     top1 = top1_of(chain.stage(stage), metrics)
     if top1 is not None:
-        return f"top-1 {top1:.1%}"
+        return f"top-1 {percent(top1)}"
     first = next(iter(metrics.items()), None)
     return f"{first[0]} {first[1]:.4g}" if first else ""
 

@@ -56,7 +56,7 @@ def decide(chain: ResolvedChain, observed: Observation, now: float) -> Decision:
             "progress": headline.progress,
             "eta": headline.eta,
             "top1": headline.top1,
-            "speedup": observed.speedup if observed.speedup is not None else previous.speedup,
+            "speedup": previous.speedup if observed.speedup is None else summary.times(observed.speedup),
             "stages": tuple(look.status for look in in_order),
             "conditions": conditions(
                 previous.conditions, in_order, phase, generation=observed.generation, now=now

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from modelchain.reconcile.look import Look
 from modelchain.reconcile.observation import Job, JobPhase, Observation
 from modelchain.resolved import ResolvedStage
-from modelchain.spec import EvaluationType
+from modelchain.spec import EvaluationSpec, EvaluationType
 from modelchain.status import ChainPhase, StagePhase, StageStatus, cut
 
 _OF_JOB = {
@@ -28,7 +28,7 @@ class Headline:
     stage: str | None
     progress: str | None
     eta: str | None
-    top1: float | None
+    top1: str | None
 
 
 def show_job(look: Look) -> StageStatus:
@@ -82,10 +82,23 @@ def headline(looks: Sequence[Look], observed: Observation) -> Headline:
 
 def top1_of(stage: ResolvedStage, metrics: Mapping[str, float]) -> float | None:
     """Accuracy on the stage's first zero-shot set, if it was measured."""
-    names = [
-        evaluation.name for evaluation in stage.evaluation if evaluation.type is EvaluationType.ZERO_SHOT
-    ]
+    return top1_on(stage.evaluation, metrics)
+
+
+def top1_on(evaluation: Sequence[EvaluationSpec], metrics: Mapping[str, float]) -> float | None:
+    """Accuracy on the first of these sets that is a zero-shot set, if it was measured."""
+    names = [one.name for one in evaluation if one.type is EvaluationType.ZERO_SHOT]
     return metrics.get(f"{names[0]}/top1") if names else None
+
+
+def percent(share: float) -> str:
+    """A share of 1 in one word, as columns need it: 93.3%."""
+    return f"{share:.1%}"
+
+
+def times(factor: float) -> str:
+    """How many times as much: 2.09x."""
+    return f"{factor:.2f}x"
 
 
 def duration(seconds: float) -> str:
@@ -149,10 +162,11 @@ def _eta(looks: Sequence[Look], current: Look, observed: Observation) -> str | N
     return duration(status.eta_seconds + sum(observed.macs[name] for name in others) / macs_per_second)
 
 
-def _top1(looks: Sequence[Look]) -> float | None:
+def _top1(looks: Sequence[Look]) -> str | None:
     measured = [
         top1_of(look.stage, look.status.metrics)
         for look in looks
         if look.status.phase is not StagePhase.PENDING
     ]
-    return next((value for value in reversed(measured) if value is not None), None)
+    latest = next((value for value in reversed(measured) if value is not None), None)
+    return None if latest is None else percent(latest)

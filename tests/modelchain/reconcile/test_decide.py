@@ -30,7 +30,7 @@ def test_a_chain_runs_stage_after_stage_to_its_end() -> None:
     assert play.status is not None
     assert play.status.phase is ChainPhase.COMPLETE
     assert play.status.is_true(ConditionType.COMPLETE)
-    assert play.status.top1 == 0.75
+    assert play.status.top1 == "75.0%"
     assert play["base"].weights_uri == f"file:///store/{play.stage('base').folder}/attempts/0123-1-aa"
 
 
