@@ -192,14 +192,15 @@ class ControlPlane:
 
     def _webhook_answers(self) -> bool:
         self.training_operator.assert_alive()
+        pod = {"containers": [{"name": "wrong", "image": "any"}]}
         probe = {
             "apiVersion": "kubeflow.org/v1",
             "kind": "PyTorchJob",
             "metadata": {"name": "probe", "namespace": "default"},
-            "spec": {"pytorchReplicaSpecs": {}},
+            "spec": {"pytorchReplicaSpecs": {"Master": {"replicas": 2, "template": {"spec": pod}}}},
         }
         answer = self.kubectl("create", "--dry-run=server", "-f", "-", text=json.dumps(probe), check=False)
-        return "pytorchReplicaSpecs" in answer.stderr and "denied the request" in answer.stderr
+        return "must be 1" in answer.stderr and "denied the request" in answer.stderr
 
     def _webhook_certificate(self) -> dict[str, bytes]:
         """The webhook's certificates: made once for this machine, since the operator reads them from a fixed folder.
@@ -353,30 +354,21 @@ def _webhook_configuration(ca: bytes, port: int) -> dict[str, object]:
 
 
 def _make_certificates(folder: Path, host: str) -> None:
+    """A certificate authority and the webhook's pair, as the operator's cert-rotator would make them: it takes keys
+    of the traditional form only, and an authority whose name is among its DNS names.
+    """
+    (folder / "tls.ext").write_text(
+        f"extendedKeyUsage=serverAuth\nkeyUsage=digitalSignature,keyEncipherment\nsubjectAltName=DNS:{host}\n"
+    )
+    days, authority = ("-days", "3650"), "training-operator-ca"
     with contextlib.chdir(folder):
-        _openssl(
-            "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "3650", "-keyout", "ca.key", "-out", "ca.crt",
-            "-subj", "/O=training-operator/CN=training-operator-ca",
-        )  # fmt: skip
-        _openssl(
-            "req",
-            "-newkey",
-            "rsa:2048",
-            "-nodes",
-            "-keyout",
-            "tls.key",
-            "-out",
-            "tls.csr",
-            "-subj",
-            f"/CN={host}",
-        )
-        Path("tls.ext").write_text(
-            f"extendedKeyUsage=serverAuth\nkeyUsage=digitalSignature,keyEncipherment\nsubjectAltName=DNS:{host}\n"
-        )
-        _openssl(
-            "x509", "-req", "-in", "tls.csr", "-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-days", "3650",
-            "-out", "tls.crt", "-extfile", "tls.ext",
-        )  # fmt: skip
+        for name in ("ca", "tls"):
+            _openssl("genrsa", "-traditional", "-out", f"{name}.key", "2048")
+        name = ("-subj", f"/O=training-operator/CN={authority}", "-addext", f"subjectAltName=DNS:{authority}")
+        _openssl("req", "-x509", "-new", "-key", "ca.key", *days, *name, "-out", "ca.crt")
+        _openssl("req", "-new", "-key", "tls.key", "-subj", f"/CN={host}", "-out", "tls.csr")
+        signing = ("-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial")
+        _openssl("x509", "-req", "-in", "tls.csr", *signing, *days, "-out", "tls.crt", "-extfile", "tls.ext")
 
 
 def _openssl(*arguments: str) -> None:
@@ -390,4 +382,4 @@ def _die_with_parent() -> None:
     import ctypes
 
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
