@@ -12,13 +12,13 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from pathlib import PurePath
 from typing import Any, NoReturn, Protocol, cast
 
 from modelchain import __version__
+from modelchain.cli.options import add_cluster_options, names_a_cluster, program
 from modelchain.errors import ExitCode, ModelChainError
 
-COMMANDS = ("validate", "plan", "run", "report", "models", "prune")
+COMMANDS = ("validate", "plan", "run", "status", "logs", "report", "models", "prune")
 
 
 class Command(Protocol):
@@ -31,8 +31,11 @@ class Command(Protocol):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code is the command's, or the error's."""
+    parser = build_parser()
     try:
-        parsed = build_parser().parse_args(arguments)
+        parsed = parser.parse_args(arguments)
+        if names_a_cluster(parsed) and not vars(parsed).get("reads_cluster"):
+            parser.error("-n, --context and --kubeconfig are for commands that look into a cluster")
     except SystemExit as ending:  # --help, --version, usage
         return ending.code if isinstance(ending.code, int) else int(ExitCode.OK)
     try:
@@ -50,14 +53,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
-    name = PurePath(sys.argv[0]).name
     parser = _Parser(
-        prog=name if name in ("modelchain", "kubectl-modelchain") else "modelchain",
+        prog=program(),
         description="Pre-train a family of models as one chain: each model grows out of its predecessor.",
         epilog="Exit codes: 0 done, 64 wrong usage, 65 bad data, 66 a missing input, 130 interrupted; "
         "64 to 78 mean that trying again can't help.",
     )
     parser.add_argument("--version", action="version", version=f"modelchain {__version__}")
+    add_cluster_options(parser, default=None)  # `kubectl modelchain -n research status`
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in COMMANDS:
         cast("Command", import_module(f"modelchain.cli.{command}")).register(subparsers)

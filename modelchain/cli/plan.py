@@ -6,8 +6,11 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
+from modelchain.cli.options import add_cluster_options, names_a_chain
+
 if TYPE_CHECKING:
     from modelchain.cost import Plan, StagePlan
+    from modelchain.spec import ModelChain
 
 SUMMARY = "show what a chain trains and what it costs, against training them alone"
 
@@ -20,26 +23,38 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         description=f"{SUMMARY.capitalize()}. MACs are multiply-accumulates: a step costs three forward "
         "passes, learning from a predecessor one of the predecessor's more.",
     )
-    parser.add_argument("file", help="the chain's YAML file, '-' for standard input")
+    parser.add_argument(
+        "chain", help="the chain's YAML file ('-' for standard input), or its name in the cluster"
+    )
     parser.add_argument(
         "-o", "--output", choices=("table", "json"), default="table", help="how to print the plan"
     )
+    add_cluster_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the plan of each chain of the file."""
+    """Print the plan of each chain of the file, or of the one in the cluster."""
     from modelchain.cost import plan
     from modelchain.resolve import resolve
-    from modelchain.validation import load_chains
 
-    plans = [plan(resolve(chain)) for chain in load_chains(arguments.file)]
+    plans = [plan(resolve(chain)) for chain in _chains(arguments)]
     if arguments.output == "json":
         documents = [as_json(one) for one in plans]
         print(json.dumps(documents[0] if len(documents) == 1 else documents, indent=2))
     else:
         print("\n\n".join(as_text(one) for one in plans))
     return 0
+
+
+def _chains(arguments: argparse.Namespace) -> list[ModelChain]:
+    if names_a_chain(arguments.chain, arguments):
+        from modelchain.cli.cluster import find_chain
+
+        return [find_chain(arguments.chain, arguments).to_model_chain()]
+    from modelchain.validation import load_chains
+
+    return load_chains(arguments.chain)
 
 
 def as_json(plan: Plan) -> dict[str, object]:

@@ -36,12 +36,17 @@ from modelchain.store import ObjectInfo, Store
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def read_chain(store: Store, chain: ResolvedChain) -> ChainArtifacts:
-    """Everything the store holds of `chain`. Raises MissingInputError if no stage of it has started."""
+def read_chain(store: Store, chain: ResolvedChain, *, status: ChainStatus | None = None) -> ChainArtifacts:
+    """Everything the store holds of `chain`. Raises MissingInputError if no stage of it has started.
+
+    `status`: how the chain stands, as whoever runs it has told; None: as the store has recorded it.
+    """
     notes: list[str] = []
     namespace, name = chain.chain.namespace, chain.chain.name
     record = _read_object(store, chain_key(namespace, name), ChainRecord, notes)
-    status = record.status if record is not None else None
+    told = status is not None
+    if status is None and record is not None:
+        status = record.status
     stages = tuple(
         _read_stage(store, recorded, resolved, _status_of(status, recorded), notes)
         for recorded, resolved in zip(record_of(chain, ChainStatus(), 0).stages, chain.stages, strict=True)
@@ -63,7 +68,7 @@ def read_chain(store: Store, chain: ResolvedChain) -> ChainArtifacts:
         stages=stages,
         baseline_epochs=chain.baseline_epochs,
         status=status,
-        recorded_at=record.updated_at if record is not None else None,
+        recorded_at=record.updated_at if record is not None and not told else None,
         notes=tuple(notes),
     )
 

@@ -3,9 +3,18 @@
 Labels and annotations of a job stand on its pods too.
 """
 
-CHAIN_UID = "modelchain.dev/chain-uid"
-STAGE = "modelchain.dev/stage"
-ATTEMPT = "modelchain.dev/attempt"
+from modelchain.cluster_labels import ATTEMPT, CHAIN_UID, STAGE
+
+__all__ = [
+    "ATTEMPT",
+    "CHAIN_ANNOTATION",
+    "CHAIN_UID",
+    "DIGEST",
+    "DIGEST_ANNOTATION",
+    "RETRAIN_MISSING_ANNOTATION",
+    "STAGE",
+]
+
 DIGEST = "modelchain.dev/digest"  # first 16 hexadecimal digits of the stage's digest
 
 DIGEST_ANNOTATION = "modelchain.dev/stage-digest"  # all 64
