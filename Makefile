@@ -7,7 +7,7 @@ WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint format constraints clean
+.PHONY: help setup demo test test-fast lint format crds constraints clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ lint: setup  ## Check style and types
 format: setup  ## Lay the code out
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+crds: setup  ## Generate crds/ from the types in modelchain/
+	$(BIN)/python -m modelchain.crd > crds/.generated && mv crds/.generated crds/modelchain.dev_modelchains.yaml
 
 constraints: setup  ## Resolve all dependencies anew into constraints.txt
 	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \

@@ -7,23 +7,14 @@ weights would be frozen into stored resources, and one inside a stage would hide
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import TypeAlias, cast
 
 import yaml
 from pydantic import BaseModel
 
-from modelchain.spec import (
-    GROUP,
-    KIND,
-    VERSION,
-    EvaluationSpec,
-    ModelChainSpec,
-    StageSpec,
-    StoreSpec,
-    TextSpec,
-    VisionSpec,
-)
+from modelchain.crd_rules import BLOCK_RULES, CHAIN_RULES, FIELD_RULES, Rule
+from modelchain.spec import GROUP, KIND, VERSION, DataSpec, EvaluationDataSpec, JobSpec, ModelChainSpec
 from modelchain.status import ChainStatus
 
 Json: TypeAlias = "dict[str, Json] | list[Json] | str | int | float | bool | None"
@@ -45,103 +36,57 @@ _MEANINGLESS = (
 )
 
 
-@dataclass(frozen=True)
-class Rule:
-    """A validation rule in CEL (Kubernetes: "Validation rules"); `path` is the field that the message is about."""
-
-    expression: str
-    message: str
-    path: str = ""
-
-    def to_schema(self) -> Schema:
-        """As an entry of x-kubernetes-validations."""
-        rule: Schema = {"rule": self.expression, "message": self.message}
-        return rule | {"fieldPath": self.path} if self.path else rule
-
-
-RULES: dict[type[BaseModel], tuple[Rule, ...]] = {
-    ModelChainSpec: (
-        Rule(
-            "self.stages.all(s, !has(s.from) || self.stages.exists(t, t.name == s.from))",
-            "a stage's from names no stage of this chain: give the name of a stage that stands before it",
-            ".stages",
-        ),
-        Rule(
-            "self.stages.all(s, self.stages.exists_one(t, t.name == s.name))",
-            "two stages have the same name: rename one",
-            ".stages",
-        ),
-        Rule(
-            "(has(self.data) && has(self.data.shards)) || self.stages.all(s, has(s.data) && has(s.data.shards))",
-            "no shards to train on: give data.shards here or in every stage",
-        ),
-        Rule(
-            "(has(self.data) && has(self.data.samples)) || self.stages.all(s, has(s.data) && has(s.data.samples))",
-            "the number of samples is missing: give data.samples here or in every stage",
-        ),
-        Rule(
-            "(has(self.training) && has(self.training.epochs))"
-            " || self.stages.all(s, has(s.training) && has(s.training.epochs))",
-            "the number of epochs is missing: give training.epochs here or in every stage",
-        ),
-        Rule(
-            "!has(self.stages[0].from)",
-            "the first stage has no predecessor: remove its from, or start it fromWeights",
-            ".stages",
-        ),
-        Rule(
-            "self.stages.all(s, !has(s.fromWeights) || s.name == self.stages[0].name)",
-            "fromWeights is only for the first stage: another one starts from its predecessor",
-            ".stages",
-        ),
-    ),
-    StageSpec: (
-        Rule(
-            "has(self.model) != has(self.modelConfig)",
-            "give either model or modelConfig, and only one of them",
-        ),
-        Rule(
-            "!has(self.from) || self.from != self.name",
-            "a stage can't come from itself: name another",
-            ".from",
-        ),
-    ),
-    StoreSpec: (
-        Rule(
-            "self.uri.startsWith('s3://') || self.uri.startsWith('file:///') || !self.uri.contains('://')",
-            "a store on a cluster is s3://bucket/prefix or file:///folder",
-            ".uri",
-        ),
-        Rule(
-            "!has(self.endpointUrl) || self.endpointUrl.startsWith('http://') || self.endpointUrl.startsWith('https://')",
-            "an endpoint starts with http:// or https://",
-            ".endpointUrl",
-        ),
-    ),
-    EvaluationSpec: (
-        Rule(
-            "self.type != 'ZeroShot' || has(self.classes) != has(self.classesUri)",
-            "ZeroShot needs its class names: give either classes or classesUri, and only one of them",
-        ),
-        Rule(
-            "self.type == 'ZeroShot' || !(has(self.classes) || has(self.classesUri) || has(self.templates))",
-            "Retrieval has no classes or templates: remove them, or set type to ZeroShot",
-        ),
-    ),
-    VisionSpec: (
-        Rule(
-            "self.width % (has(self.headWidth) ? self.headWidth : 64) == 0",
-            "headWidth must divide width",
-            ".width",
-        ),
-        Rule(
-            "(has(self.imageSize) ? self.imageSize : 224) % (has(self.patchSize) ? self.patchSize : 16) == 0",
-            "patchSize must divide imageSize",
-        ),
-    ),
-    TextSpec: (Rule("self.width % self.heads == 0", "heads must divide width", ".width"),),
+# Lists that are no atom: two writers may each own items of them, and no item comes twice.
+_LIST_TYPES: dict[tuple[type[BaseModel], str], Schema] = {
+    (ChainStatus, "stages"): {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+    (ChainStatus, "conditions"): {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
+    (DataSpec, "captionKeys"): {"x-kubernetes-list-type": "set"},
+    (EvaluationDataSpec, "captionKeys"): {"x-kubernetes-list-type": "set"},
 }
 
+_FREE: Schema = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+
+# Types of Kubernetes' own, as far as they never change. Quantities stay free: a pattern would refuse `cpu: 0.5`, which
+# pods accept, and answer with a regular expression; the condition Accepted says what is wrong with one.
+_KUBERNETES_TYPES: dict[tuple[type[BaseModel], str], Schema] = {
+    (JobSpec, "resources"): {
+        "type": "object",
+        "properties": {
+            "requests": _FREE | {"description": "What a node must have free, e.g. {cpu: 8, memory: 64Gi}."},
+            "limits": _FREE | {"description": "What the container may use; GPUs are set by gpusPerNode."},
+            "claims": {
+                "type": "array",
+                "maxItems": 64,
+                "items": _FREE,
+                "description": "Resource claims of the pod template that the container uses.",
+            },
+        },
+    },
+    (JobSpec, "tolerations"): {
+        "type": "array",
+        "maxItems": 64,
+        "items": {
+            "type": "object",
+            "properties": {
+                "key": {"type": "string", "maxLength": 317, "description": "Key of the taint. Default: any."},
+                "operator": {"type": "string", "maxLength": 63, "description": "Exists, or Equal (default)."},
+                "value": {"type": "string", "maxLength": 63, "description": "Value of the taint, for Equal."},
+                "effect": {
+                    "type": "string",
+                    "maxLength": 63,
+                    "description": "NoSchedule, PreferNoSchedule or NoExecute. Default: any.",
+                },
+                "tolerationSeconds": {
+                    "type": "integer",
+                    "format": "int64",
+                    "description": "How long NoExecute is tolerated. Default: for ever.",
+                },
+            },
+        },
+    },
+}
+
+_WIDE = 1  # priority of columns that only `-o wide` shows
 COLUMNS: tuple[Schema, ...] = (
     {"name": "Phase", "type": "string", "jsonPath": ".status.phase"},
     {"name": "Stage", "type": "string", "jsonPath": ".status.stage"},
@@ -150,6 +95,8 @@ COLUMNS: tuple[Schema, ...] = (
     {"name": "Top-1", "type": "string", "jsonPath": ".status.top1"},
     {"name": "Speedup", "type": "string", "jsonPath": ".status.speedup"},
     {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
+    {"name": "Suspend", "type": "boolean", "jsonPath": ".spec.suspend", "priority": _WIDE},
+    {"name": "Message", "type": "string", "jsonPath": ".status.message", "priority": _WIDE},
 )
 
 
@@ -160,16 +107,13 @@ def custom_resource_definition() -> Schema:
         "description": "A family of models, trained as one chain of ascending size: each grows out of its predecessor.",
         "required": ["spec"],
         "properties": {
-            "apiVersion": {"type": "string"},
-            "kind": {"type": "string"},
-            "metadata": {
-                "type": "object",
-                # Names of jobs and pods end in a hash and must fit 63: the rest of the name is cut, never refused.
-                "properties": {"name": {"type": "string", "maxLength": 253}},
-            },
+            "apiVersion": {"type": "string", "maxLength": 128, "description": f"{GROUP}/{VERSION}"},
+            "kind": {"type": "string", "maxLength": 63, "description": KIND},
+            "metadata": {"type": "object", "properties": {"name": {"type": "string", "maxLength": 253}}},
             "spec": _with_description(structural_schema(ModelChainSpec), "What to train, and how."),
             "status": _with_description(structural_schema(ChainStatus), "What has become of it so far."),
         },
+        "x-kubernetes-validations": [dict(rule.to_schema()) for rule in CHAIN_RULES],
     }
     version: Schema = {
         "name": VERSION,
@@ -213,13 +157,15 @@ def structural_schema(kind: type[BaseModel]) -> Schema:
 def _structural(schema: Schema, definitions: dict[str, Schema]) -> Schema:
     schema = _referenced(_without_null(schema), definitions)
     result: Schema = {key: value for key, value in schema.items() if key not in _MEANINGLESS}
-    rules = _RULES_BY_NAME.get(str(schema.get("title", "")))
+    kind = _KINDS.get(str(schema.get("title", "")))
     if "const" in schema:
         result["enum"] = [schema["const"]]
     _add_exclusive_bounds(schema, result)
     match schema.get("type"):
         case "object":
             _add_object(schema, result, definitions)
+            if kind is not None:
+                _refine(kind, result)
         case "array":
             result.pop("prefixItems", None)
             result["items"] = _structural(
@@ -232,9 +178,26 @@ def _structural(schema: Schema, definitions: dict[str, Schema]) -> Schema:
             result["format"] = "int64"
         case "number":
             result["format"] = "double"
-    if rules:
-        result["x-kubernetes-validations"] = [rule.to_schema() for rule in rules]
     return result
+
+
+def _refine(kind: type[BaseModel], result: Schema) -> None:
+    """Add to a block what pydantic's schema does not say: rules, list types, Kubernetes' own types."""
+    _add_rules(result, BLOCK_RULES.get(kind, ()))
+    for name, field in cast("dict[str, Schema]", result.get("properties", {})).items():
+        if (kind, name) in _KUBERNETES_TYPES:
+            description = field["description"]
+            field.clear()
+            field |= _with_description(_KUBERNETES_TYPES[kind, name], str(description))
+        field |= _LIST_TYPES.get((kind, name), {})
+        _add_rules(field, FIELD_RULES.get((kind, name), ()))
+        if (kind, f"{name}[]") in FIELD_RULES:
+            _add_rules(cast("Schema", field["items"]), FIELD_RULES[kind, f"{name}[]"])
+
+
+def _add_rules(schema: Schema, rules: Sequence[Rule]) -> None:
+    if rules:
+        schema["x-kubernetes-validations"] = [dict(rule.to_schema()) for rule in rules]
 
 
 def _add_object(schema: Schema, result: Schema, definitions: dict[str, Schema]) -> None:
@@ -280,7 +243,10 @@ def _with_description(schema: Schema, description: str) -> Schema:
     }
 
 
-_RULES_BY_NAME = {kind.__name__: rules for kind, rules in RULES.items()}
+_KINDS = {
+    kind.__name__: kind
+    for kind in (*BLOCK_RULES, *(kind for kind, _ in (*FIELD_RULES, *_LIST_TYPES, *_KUBERNETES_TYPES)))
+}
 
 
 if __name__ == "__main__":

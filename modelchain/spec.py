@@ -31,6 +31,11 @@ MAX_TEMPLATES = 200
 StageName = Annotated[str, StringConstraints(pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$", max_length=30)]
 Uri = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 ShortText = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+ObjectName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
+LabelValue = Annotated[
+    str, StringConstraints(pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$", max_length=63)
+]
+Template = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=1, le=2**40)]
 SmallCount = Annotated[int, Field(ge=1, le=65536)]
@@ -102,14 +107,14 @@ class StoreSpec(Block):
     ] = None
     region: Annotated[ShortText | None, Field(description="S3 region. Default: from the environment.")] = None
     secret_name: Annotated[
-        ShortText | None,
+        ObjectName | None,
         Field(
             description="Secret in the chain's namespace with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY. "
             "Default: the service account's identity."
         ),
     ] = None
     ca_bundle_config_map: Annotated[
-        ShortText | None,
+        ObjectName | None,
         Field(description="ConfigMap with ca.crt, the certificate authority of the S3 endpoint."),
     ] = None
     allow_unconditional_writes: Annotated[
@@ -218,7 +223,7 @@ class EvaluationSpec(Block):
         Uri | None, Field(description="ZeroShot: a text file with one class name a line, instead of classes.")
     ] = None
     templates: Annotated[
-        list[ShortText] | None,
+        list[Template] | None,
         Field(
             min_length=1,
             max_length=MAX_TEMPLATES,
@@ -393,18 +398,18 @@ class JobSpec(Block):
         Field(description="Requests and limits of the trainer's container, as in a pod."),
     ] = None
     node_selector: Annotated[
-        dict[str, str] | None, Field(max_length=64, description="Labels of the nodes to run on.")
+        dict[str, LabelValue] | None, Field(max_length=64, description="Labels of the nodes to run on.")
     ] = None
     tolerations: Annotated[
         list[dict[str, Any]] | None, Field(max_length=64, description="Taints that the pods tolerate.")
     ] = None
     affinity: Annotated[dict[str, Any] | None, Field(description="Affinity of the pods.")] = None
     queue_name: Annotated[
-        ShortText | None, Field(description="Kueue LocalQueue: written as label kueue.x-k8s.io/queue-name.")
+        ObjectName | None, Field(description="Kueue LocalQueue: written as label kueue.x-k8s.io/queue-name.")
     ] = None
-    priority_class_name: Annotated[ShortText | None, Field(description="PriorityClass of the pods.")] = None
+    priority_class_name: Annotated[ObjectName | None, Field(description="PriorityClass of the pods.")] = None
     service_account_name: Annotated[
-        ShortText | None, Field(description="ServiceAccount of the pods (IRSA, workload identity).")
+        ObjectName | None, Field(description="ServiceAccount of the pods (IRSA, workload identity).")
     ] = None
     timeout_seconds: Annotated[
         Seconds | None,
@@ -578,7 +583,7 @@ class ObjectMeta(BaseModel):
 
     model_config = ConfigDict(extra="ignore", frozen=True, populate_by_name=True, alias_generator=to_camel)
 
-    name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
+    name: ObjectName
     namespace: Annotated[
         str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)
     ] = "default"

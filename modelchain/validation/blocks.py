@@ -29,6 +29,7 @@ def check_blocks(chain: ModelChain) -> Iterator[Finding]:
     """What is wrong within a block."""
     spec, root = chain.spec, ("spec",)
     yield from _check_uri(spec.store.uri, ("spec", "store", "uri"))
+    yield from _check_endpoint(spec.store.endpoint_url, ("spec", "store", "endpointUrl"))
     for at, holder in (
         (root, spec),
         *((("spec", "stages", i), stage) for i, stage in enumerate(spec.stages)),
@@ -65,6 +66,12 @@ def _check_uri(uri: str, path: FieldPath) -> Iterator[Finding]:
     elif not rest.startswith("/"):
         remedy = f"write file:///{rest} for the path /{rest}, or a relative path without file://"
         yield _finding(path, f"{quoted(uri)} is no absolute path", remedy)
+
+
+def _check_endpoint(url: str | None, path: FieldPath) -> Iterator[Finding]:
+    if url is not None and not re.match(r"https?://[^/]", url):
+        message = f"{quoted(url)} is no address of a server"
+        yield _finding(path, message, "start it with http:// or https://, e.g. http://minio:9000")
 
 
 def _check_data(data: DataSpec, at: FieldPath) -> Iterator[Finding]:

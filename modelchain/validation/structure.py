@@ -201,6 +201,10 @@ _PATTERNS = {
     "sha256": "write 64 lower-case hexadecimal digits, as sha256sum prints them",
     "captionKeys": "write a file extension such as txt or caption.txt, without a leading path",
     "classKey": "write a file extension such as cls",
+    **dict.fromkeys(
+        ("secretName", "caBundleConfigMap", "queueName", "priorityClassName", "serviceAccountName"),
+        "write the name of a Kubernetes object: lower-case letters, digits, dashes and dots",
+    ),
 }
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _MULTIPLES = {"k": 10**3, "K": 10**3, "M": 10**6, "m": 10**6, "G": 10**9, "B": 10**9}

@@ -31,6 +31,26 @@ def problems(tmp_path: FilePath, changes: dict[Path, Any]) -> list[Problem]:
 
 # (what is changed below spec, the field named, words of the message, words of the remedy)
 MISTAKES: list[tuple[dict[Path, Any], str, str, str]] = [
+    # names that the cluster gives
+    (
+        {("store", "endpointUrl"): "minio:9000"},
+        "spec.store.endpointUrl",
+        '"minio:9000" is no address',
+        "start it with http:// or https://",
+    ),
+    (
+        {("store", "secretName"): "S3 credentials"},
+        "spec.store.secretName",
+        "not allowed",
+        "name of a Kubernetes object",
+    ),
+    ({("job", "queueName"): "team_a"}, "spec.job.queueName", "not allowed", "name of a Kubernetes object"),
+    (
+        {("job", "nodeSelector"): {"zone": "eu/west"}},
+        "spec.job.nodeSelector.zone",
+        "not allowed",
+        "match",
+    ),
     # unknown fields
     ({("trainning",): {}}, "spec.trainning", 'no field "trainning"', "did you mean training?"),
     (

@@ -1,0 +1,271 @@
+"""What the CRD says in CEL: rules between fields, which the API server holds a chain against before it is stored.
+
+They are those of `modelchain.validation` that CEL can say within its cost budget, in the same words. The rest (models
+by name, whether one grows out of another, the order of stages, brace ranges, quantities, pod templates) the operator
+says in the condition Accepted. No rule relies on a default that decides weights: digest versions may differ in it.
+
+CEL in CRDs: Kubernetes documentation, "Common Expression Language in Kubernetes"; optional fields (`.?`) need 1.29.
+A message can't name the stage: to find it costs more than the whole budget (`filter` and `map` count as unbounded).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pydantic import BaseModel
+
+from modelchain.spec import (
+    DataSpec,
+    DistillationSchedule,
+    EvaluationSpec,
+    JobSpec,
+    ModelChainSpec,
+    StageSpec,
+    StoreSpec,
+    TextSpec,
+    VisionSpec,
+    WeightsSpec,
+)
+
+MAX_CHAIN_NAME = 63  # the name is a label of the chain's jobs
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A validation rule; `path` is the field below `self` that the message is about."""
+
+    expression: str
+    message: str
+    path: str = ""
+
+    def to_schema(self) -> dict[str, str]:
+        """As an entry of x-kubernetes-validations."""
+        rule = {"rule": self.expression, "message": self.message}
+        if self.path:
+            rule["fieldPath"] = self.path
+        return rule
+
+
+CHAIN_RULES = (
+    Rule(
+        f"self.metadata.name.size() <= {MAX_CHAIN_NAME}",
+        f"the name is too long, and the chain's jobs carry it as a label; write at most {MAX_CHAIN_NAME} characters",
+        ".metadata.name",
+    ),
+)
+
+
+# Spec-level rules speak of `s`, a stage, and of `self`, the spec; a stage's value counts before the chain's.
+
+
+def _of_stage(field: str) -> str:
+    """CEL: the optional value of `block.field` that holds for stage `s`."""
+    path = "".join(f".?{part}" for part in field.split("."))
+    return f"s{path}.or(self{path})"
+
+
+def _no_stage(condition: str, message: str, path: str) -> Rule:
+    """No stage `s` is like that."""
+    return Rule(f"self.stages.all(s, !({condition}))", message, path)
+
+
+def _missing(field: str, remedy: str) -> Rule:
+    message = f"{field} is missing; {remedy}, here or in every stage"
+    return _no_stage(f"!{_of_stage(field)}.hasValue()", message, f".{field}")
+
+
+_BATCH = _of_stage("training.globalBatchSize")
+_SAMPLES = _of_stage("data.samples")
+_EPOCHS = _of_stage("training.epochs")
+_WARMUP = _of_stage("training.warmupSteps")
+_MICRO = _of_stage("training.microBatchSize")
+_PEAK = _of_stage("training.learningRate")
+_FLOOR = _of_stage("training.minimumLearningRate")
+_GPUS = f"{_of_stage('job.gpusPerNode')}.orValue(1)"
+_PROCESSES = f"{_of_stage('job.processesPerNode')}.orValue({_GPUS} > 0 ? {_GPUS} : 1)"
+_WORLD = f"({_of_stage('job.nodes')}.orValue(1) * {_PROCESSES})"
+
+
+def _given(*values: str) -> str:
+    return " && ".join(f"{value}.hasValue()" for value in values)
+
+
+_FITTING = (
+    _no_stage(
+        f"{_given(_SAMPLES, _BATCH)} && {_SAMPLES}.value() < {_BATCH}.value()",
+        "the samples do not fill one batch; write a smaller training.globalBatchSize, or add samples",
+        ".data.samples",
+    ),
+    _no_stage(
+        f"{_given(_EPOCHS, _SAMPLES, _BATCH, _WARMUP)} && {_SAMPLES}.value() >= {_BATCH}.value()"
+        f" && {_WARMUP}.value() >= {_EPOCHS}.value() * ({_SAMPLES}.value() / {_BATCH}.value())",
+        "the warm-up does not end within the stage; write fewer training.warmupSteps, or remove it for the default",
+        ".training.warmupSteps",
+    ),
+    _no_stage(
+        f"{_given(_BATCH)} && {_BATCH}.value() % {_WORLD} != 0",
+        "the batch does not divide among the processes (job.nodes x job.processesPerNode); write a multiple of them",
+        ".training.globalBatchSize",
+    ),
+    _no_stage(
+        f"{_given(_BATCH, _MICRO)} && {_BATCH}.value() % {_WORLD} == 0"
+        f" && {_BATCH}.value() / {_WORLD} % {_MICRO}.value() != 0",
+        "micro-batches do not divide the samples of each process; write a divisor of globalBatchSize / processes",
+        ".training.microBatchSize",
+    ),
+    _no_stage(
+        f"{_given(_PEAK, _FLOOR)} && {_FLOOR}.value() > {_PEAK}.value()",
+        "the learning rate would rise along the cosine; write a minimumLearningRate of at most learningRate",
+        ".training.minimumLearningRate",
+    ),
+)
+
+_SPEC = (
+    _no_stage(
+        "!self.stages.exists_one(t, t.name == s.name)",
+        "two stages have the same name; give each stage a name of its own",
+        ".stages",
+    ),
+    _no_stage(
+        "has(s.from) && !self.stages.exists(t, t.name == s.from)",
+        "from names no stage; name one of the stages before it",
+        ".stages",
+    ),
+    _no_stage(
+        "has(s.fromWeights) && s.name != self.stages[0].name",
+        "a stage that grows out of another can't start from other weights too; keep fromWeights to the first stage",
+        ".stages",
+    ),
+    Rule(
+        "!has(self.stages[0].distillation)",
+        "distillation: the first stage has no predecessor to learn from; remove it, or set spec.distillation",
+        ".stages",
+    ),
+    Rule(
+        "!has(self.stages[0].expansion)",
+        "expansion: the first stage has no predecessor to grow out of; remove it, or set spec.expansion",
+        ".stages",
+    ),
+    _missing("data.shards", "list the tars to train on"),
+    _missing("data.samples", "write how many samples all shards have together"),
+    _missing("training.epochs", "write how many times each sample is seen"),
+    *_FITTING,
+)
+
+_URI = Rule(
+    "self.startsWith('file:///') || (self.startsWith('s3://') && self.size() > 5 && !self.startsWith('s3:///'))"
+    " || !(self.contains('://') || self.startsWith('s3:') || self.startsWith('file:'))",
+    "can't be read; write s3://bucket/prefix, file:///folder or a path",
+)
+
+BLOCK_RULES: Mapping[type[BaseModel], tuple[Rule, ...]] = {
+    ModelChainSpec: _SPEC,
+    StageSpec: (
+        Rule(
+            "has(self.model) || has(self.modelConfig)", "the stage has no model; write model or modelConfig"
+        ),
+        Rule(
+            "!(has(self.model) && has(self.modelConfig))",
+            "both model and modelConfig are given; remove one of the two",
+            ".modelConfig",
+        ),
+        Rule(
+            "!has(self.from) || self.from != self.name",
+            "a stage can't grow out of itself; name one of the stages before it",
+            ".from",
+        ),
+    ),
+    EvaluationSpec: (
+        Rule(
+            "self.type != 'ZeroShot' || has(self.classes) || has(self.classesUri)",
+            "a ZeroShot set needs the names of its classes; list them under classes, or name a file with one a line"
+            " under classesUri",
+        ),
+        Rule(
+            "!(has(self.classes) && has(self.classesUri))",
+            "both classes and classesUri are given; remove one of the two",
+            ".classesUri",
+        ),
+        Rule(
+            "self.type != 'ZeroShot' || !has(self.data.captionKeys)",
+            "captions are for Retrieval sets, this one is ZeroShot; remove it, or write type: Retrieval",
+            ".data.captionKeys",
+        ),
+        *(
+            Rule(
+                f"self.type != 'Retrieval' || !has(self.{field})",
+                f"{field} is for ZeroShot sets, this one is Retrieval; remove it, or write type: ZeroShot",
+                f".{field}",
+            )
+            for field in ("classes", "classesUri", "templates", "data.classKey")
+        ),
+    ),
+    DistillationSchedule: tuple(
+        Rule(
+            f"!has(self.{field}) || (has(self.type) && self.type == 'linear')",
+            f"a constant schedule has no {field}; write type: linear, or remove it",
+            f".{field}",
+        )
+        for field in ("until", "endWeight")
+    ),
+    JobSpec: (
+        Rule(
+            "!has(self.processesPerNode) || !has(self.gpusPerNode) || self.gpusPerNode == 0"
+            " || self.processesPerNode <= self.gpusPerNode",
+            "each process needs a GPU of its own; write at most gpusPerNode, or gpusPerNode: 0 to train on the CPU",
+            ".processesPerNode",
+        ),
+    ),
+    VisionSpec: (
+        Rule(
+            "self.width % (has(self.headWidth) ? self.headWidth : 64) == 0",
+            "heads do not divide the width; make width a multiple of headWidth (64 unless given)",
+            ".headWidth",
+        ),
+        Rule(
+            "(has(self.imageSize) ? self.imageSize : 224) % (has(self.patchSize) ? self.patchSize : 16) == 0",
+            "patches do not divide the image; make imageSize (224) a multiple of patchSize (16)",
+            ".patchSize",
+        ),
+    ),
+    TextSpec: (
+        Rule(
+            "self.width % self.heads == 0",
+            "the heads do not divide the width; make width a multiple of heads",
+            ".heads",
+        ),
+    ),
+}
+
+# Rules of one field: `self` is its value, or with [] each of its items.
+FIELD_RULES: Mapping[tuple[type[BaseModel], str], tuple[Rule, ...]] = {
+    (StoreSpec, "uri"): (_URI,),
+    (StoreSpec, "endpointUrl"): (
+        Rule(
+            "self.startsWith('http://') || self.startsWith('https://')",
+            "no address of a server; start it with http:// or https://, e.g. http://minio:9000",
+        ),
+    ),
+    (DataSpec, "shards[]"): (_URI,),
+    (DataSpec, "randomCropScale"): (
+        Rule("self[0] <= self[1]", "the smallest area is above the largest; write the smaller one first"),
+    ),
+    (EvaluationSpec, "classesUri"): (_URI,),
+    (EvaluationSpec, "templates[]"): (
+        Rule(
+            "self.contains('{}')",
+            "no place for the class name; write {} where it belongs: 'a photo of a {}.'",
+        ),
+    ),
+    (WeightsSpec, "uri"): (_URI,),
+    **{
+        (kind, "evaluation"): (
+            Rule(
+                "self.all(e, self.exists_one(f, f.name == e.name))",
+                "two sets have the same name; give each set a name of its own",
+            ),
+        )
+        for kind in (ModelChainSpec, StageSpec)
+    },
+}
