@@ -32,8 +32,9 @@ INSTALL_CRD = "install ModelChain there (its Helm chart, or `kubectl apply --ser
 
 _OWN = re.compile(
     r"error: |Error from server|Error in configuration: |Unable to connect to the server|"
-    r"The connection to the server |[EWIF]\d{4} \d\d:\d\d:\d\d|Please enter "
+    r"The connection to the server |[EWIF]\d{4} \d\d:\d\d:\d\d|Please enter |See 'kubectl"
 )
+_USAGE = re.compile("See 'kubectl")
 _PREFIX = re.compile(
     r"^(error: )?([Ee]rror from server( \(\w+\))?: |Error in configuration: |Unable to connect to the server: )?"
 )
@@ -51,6 +52,7 @@ _CREDENTIALS = re.compile(
     r"Unauthorized|must be logged in|provide credentials|getting credentials|executable .* not found|"
     r"token has expired|certificate has expired"
 )
+_NODE = re.compile(r"containerLogs|error dialing backend|no preferred addresses|have a host assigned")
 _UNREACHABLE = re.compile(
     r"Unable to connect|connection to the server|dial tcp|i/o timeout|TLS handshake|ServiceUnavailable|no such host|"
     r"connection refused|connection reset|Client\.Timeout|context deadline exceeded|\bEOF\b|x509:|TooManyRequests|"
@@ -157,11 +159,16 @@ def explain(lines: Sequence[str], arguments: Sequence[str]) -> ModelChainError:
     """The error to show for what kubectl wrote to stderr when it failed. `arguments` are those of the call."""
     said = [line for line in lines if line.strip()]
     whole = "\n".join(said)
-    last = said[-1] if said else "it gave no reason"
+    own = [line for line in said if _OWN.match(line) and not _USAGE.match(line)] or said
+    last = own[-1] if own else "it gave no reason"
     reason = cut(printable(_PREFIX.sub("", last)), 400)
     command = f"kubectl {' '.join(arguments[:2])}"
     if _NO_SUCH_KIND.search(last):
         return ConfigurationError(f"the cluster knows no ModelChains: their CRD is missing; {INSTALL_CRD}")
+    if _NODE.search(last):
+        return ClusterError(
+            f"the log can't be had from the pod's node: {reason}; see whether the node is there (`kubectl get nodes`)"
+        )
     if "(NotFound)" in last:
         return NoSuchObject(reason)
     if "(Forbidden)" in last:
@@ -179,10 +186,6 @@ def explain(lines: Sequence[str], arguments: Sequence[str]) -> ModelChainError:
     if _CREDENTIALS.search(whole):
         return PermissionRefusedError(
             f"the cluster does not accept your credentials: {reason}; log in again, then try `kubectl auth whoami`"
-        )
-    if "10250" in last or "error dialing backend" in last:
-        return ClusterError(
-            f"{command}: the pod's node does not answer: {reason}; see `kubectl get nodes`, then try again"
         )
     if _UNREACHABLE.search(last):
         return ClusterError(

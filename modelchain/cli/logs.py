@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from modelchain.cli.options import add_cluster_options, program
+from modelchain.errors import MissingInputError, ModelChainError
 
 if TYPE_CHECKING:
     from modelchain.cli.cluster import ClusterChain, Pod
@@ -58,21 +59,25 @@ def run(arguments: argparse.Namespace) -> int:
     """Let kubectl print the logs. Returns its exit code."""
     from modelchain.cli.cluster import Cluster
     from modelchain.cluster_labels import CHAIN_UID
-    from modelchain.errors import ModelChainError
 
     cluster = Cluster.of(arguments)
     waiting = None
     while True:
         chain = cluster.chain(arguments.name)
         pods = cluster.pods(chain.metadata.namespace, f"{CHAIN_UID}={chain.metadata.uid}")
-        chosen = choose(
-            chain,
-            attempts_of(pods),
-            stage=arguments.stage,
-            attempt=arguments.attempt,
-            previous=arguments.previous_attempts,
-        )
-        reason = not_started(chosen[-1], chain.metadata.namespace)
+        try:
+            chosen = choose(
+                chain,
+                attempts_of(pods),
+                stage=arguments.stage,
+                attempt=arguments.attempt,
+                previous=arguments.previous_attempts,
+            )
+            reason = not_started(chosen[-1], chain.metadata.namespace)
+        except NoPodYet as error:
+            if not arguments.follow:
+                raise
+            chosen, reason = [], str(error)
         if not arguments.follow or reason is None:
             break
         if reason != waiting:
@@ -92,6 +97,10 @@ def run(arguments: argparse.Namespace) -> int:
     if len(chosen) > 1:
         _title(chosen[-1], arguments)
     return cluster.kubectl.show(*log_arguments(chosen[-1], chain, arguments, follow=arguments.follow))
+
+
+class NoPodYet(MissingInputError):  # noqa: N818  named for what it is about
+    """The attempt is under way, and its pod is still to come."""
 
 
 @dataclass(frozen=True)
@@ -143,10 +152,8 @@ def choose(
 ) -> list[Attempt]:
     """The attempts to show, the one that is asked for last.
 
-    Raises MissingInputError, which says what there is instead, if no pod is left.
+    Raises MissingInputError, which says what there is instead, if no pod is left; NoPodYet, if one will come.
     """
-    from modelchain.errors import MissingInputError
-
     if stage is not None:
         _require_stage(chain, stage)
     name = stage or _current_stage(chain, attempts)
@@ -154,44 +161,43 @@ def choose(
     wanted = of_stage[-1].number if of_stage and attempt is None else attempt
     found = [one for one in of_stage if one.number == wanted]
     if not found:
-        raise MissingInputError(nothing_left(chain, name, attempt, [one.number for one in of_stage]))
+        raise nothing_left(chain, name, attempt, [one.number for one in of_stage])
     earlier = [one for one in of_stage if one.number < found[0].number] if previous else []
     return earlier + found
 
 
-def nothing_left(chain: ClusterChain, name: str | None, attempt: int | None, there: Sequence[int]) -> str:
+def nothing_left(
+    chain: ClusterChain, name: str | None, attempt: int | None, there: Sequence[int]
+) -> MissingInputError:
     """Why there is no log, and where else to look. `there`: attempts of the stage that still have pods."""
     from modelchain.status import StagePhase
 
-    status = chain.status
-    stage = status.find_stage(name) if status is not None and name is not None else None
-    head = f"chain {chain.full_name}"
-    flag = f"-n {chain.metadata.namespace}"
-    look = f"`{program()} status {chain.metadata.name} {flag}`"
-    report = (
-        "what it measured is in the store: see "
-        f"`{program()} report {chain.metadata.name} {flag}`, and its failure.json there"
-    )
+    status, head, namespace = chain.status, f"chain {chain.full_name}", chain.metadata.namespace
+    look = f"see `{program()} status {chain.metadata.name} -n {namespace}`"
+    report = f"what was measured is in the store: `{program()} report {chain.metadata.name} -n {namespace}` shows it"
     if status is None:
-        return f"{head}: no operator has looked at it yet, so nothing runs; is one running?"
-    if stage is None or (stage.attempt == 0 and not stage.finished):
-        which = f"{head}, stage {name}" if name is not None else head
-        why = (stage.message if stage is not None else status.message) or status.phase.value
-        return f"{which}: it has not started yet ({why}); see {look}"
+        return NoPodYet(f"{head}: no operator has looked at it yet, so nothing runs; is one running?")
+    stage = status.find_stage(name) if name is not None else None
+    if stage is None:
+        return NoPodYet(f"{head}: nothing of it has started yet ({status.message or status.phase}); {look}")
+    head = f"{head}, stage {stage.name}"
     if stage.phase is StagePhase.CACHED:
-        return (
-            f"{head}, stage {name}: it was not trained here, its weights were in the store already; {report}"
-        )
+        return MissingInputError(f"{head}: not trained here, its weights were in the store already; {report}")
+    if stage.attempt == 0 and not stage.finished:
+        return NoPodYet(f"{head}: it has not started yet ({stage.message or stage.phase}); {look}")
     if attempt is not None and attempt > stage.attempt:
-        return f"{head}, stage {name}: there was no attempt {attempt}, the last is {stage.attempt}"
-    which = f"attempt {attempt} of stage {name}" if attempt is not None else f"stage {name}"
-    if there:
-        return f"{head}: no pod of {which} is left; of attempt {', '.join(map(str, there))} there is. Else {report}"
+        return MissingInputError(f"{head}: there was no attempt {attempt}, the last is {stage.attempt}")
+    wanted = attempt or stage.attempt
+    if wanted > stage.settled and not stage.finished and stage.phase is not StagePhase.FAILED:
+        return NoPodYet(
+            f"{head}: attempt {wanted} has no pod yet ({stage.message or stage.reason or stage.phase}); {look}"
+        )
     ended = stage.last_ended
     why = ""
-    if ended is not None and not stage.finished and attempt in (None, ended.attempt):
-        why = f" (attempt {ended.attempt} ended: {ended.reason}: {ended.message})"
-    return f"{head}: no pod of {which} is left{why}; {report}"
+    if ended is not None and ended.attempt == wanted and not stage.finished:
+        why = f" (it ended: {ended.reason}: {ended.message})"
+    left = f"those of attempt {', '.join(map(str, there))} are; " if there else ""
+    return MissingInputError(f"{head}: the pods of attempt {wanted} are gone{why}; {left}{report}")
 
 
 def not_started(attempt: Attempt, namespace: str) -> str | None:

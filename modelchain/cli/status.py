@@ -258,7 +258,7 @@ def _headline(chain: ClusterChain, status: ChainStatus) -> str:
     if status.top1:
         parts.append(f"top-1 {status.top1}")
     if status.speedup:
-        parts.append(f"{status.speedup} cheaper than each model alone")
+        parts.append(f"{status.speedup} cheaper")
     return ", ".join(parts)
 
 
