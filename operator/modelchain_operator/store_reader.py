@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import sys
 import time
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, replace
@@ -32,6 +33,10 @@ RUNNING_SECONDS = 5.0  # between looks at a stage that trains
 WAITING_SECONDS = 5.0  # at one whose turn has come; half as long again after each that shows nothing new
 RARE_SECONDS = 60.0  # at one whose turn has not come, and the longest for those whose turn has
 LEASED_SECONDS = 15.0  # at one that somebody else trains
+REFUSED_SECONDS = (
+    20.0,
+    300.0,
+)  # before a chain whose store can't be read has another pass: first, and longest
 RECORD_SECONDS = 60.0  # between records of a chain while only its progress changes
 REFUSED_RECORD_SECONDS = 3600.0  # before the next record where the store did not let us write one
 
@@ -84,7 +89,7 @@ class _Stage(Task):
     def __init__(self, chain: _Chain, stage: ResolvedStage, place: Place) -> None:
         super().__init__(place)
         self.chain = chain
-        self.name = stage.name
+        self.name = sys.intern(stage.name)  # thousands of chains call theirs alike
         self.folder = stage.folder
         self.digest = stage.digest
         self.predecessor = stage.predecessor.name if stage.predecessor is not None else None
@@ -120,16 +125,32 @@ class _Record(Task):
 class _Chain:
     """A chain that is followed."""
 
-    __slots__ = ("key", "readable_since", "record", "reference", "source", "stages", "told_at")
+    __slots__ = (
+        "key",
+        "patience",
+        "readable_since",
+        "record",
+        "reminder",
+        "source",
+        "stages",
+        "told_at",
+        "uid",
+    )
 
-    def __init__(self, key: Key, reference: ChainReference, source: _Source | NoAccess) -> None:
+    def __init__(self, key: Key, uid: str, source: _Source | NoAccess) -> None:
         self.key = key
-        self.reference = reference
+        self.uid = uid
         self.source = source
         self.stages: dict[str, _Stage] = {}
         self.record: _Record | None = None
         self.readable_since = time.time()
         self.told_at = float("-inf")  # monotonic: when mere progress was last told
+        self.patience = REFUSED_SECONDS[0]
+        self.reminder: asyncio.TimerHandle | None = None
+
+    def reference(self) -> ChainReference:
+        """The chain as leases name it."""
+        return ChainReference(namespace=self.key.namespace, name=self.key.name, uid=self.uid)
 
 
 class StoreReader:
@@ -198,8 +219,10 @@ class StoreReader:
         turn has not come. Saying the same again changes nothing.
         """
         known = self._chains.get(key)
-        if known is None or known.reference != chain.chain or _store_of(known) is not store:
+        if known is None or known.uid != chain.chain.uid or not _is_same(known.source, store):
             known = self._follow_anew(key, chain, store, known)
+        if isinstance(known.source, NoAccess):
+            self._remind(known)
         self._take_stages(known, chain)
         for stage in known.stages.values():
             attempt = running.get(stage.name)
@@ -284,9 +307,9 @@ class StoreReader:
         source = (
             store if isinstance(store, NoAccess) else _Source(store, self._schedule.use(_place_of(chain)))
         )
-        new = self._chains[key] = _Chain(key, chain.chain, source)
+        new = self._chains[key] = _Chain(key, chain.chain.uid, source)
         if known is not None:
-            if known.reference.uid == chain.chain.uid:
+            if known.uid == chain.chain.uid:
                 self._take_stages(new, chain)
                 for stage in new.stages.values():
                     if stage.name in known.stages:  # what its attempts did stays true
@@ -294,7 +317,21 @@ class StoreReader:
             self._leave(known)
         return new
 
+    def _remind(self, chain: _Chain) -> None:
+        """Have a pass of the chain from time to time: somebody may mend what keeps its store from being read."""
+        if chain.reminder is None:
+            loop = asyncio.get_running_loop()
+            chain.reminder = loop.call_later(chain.patience, self._tell_reminded, chain)
+            chain.patience = min(REFUSED_SECONDS[1], 1.5 * chain.patience)
+
+    def _tell_reminded(self, chain: _Chain) -> None:
+        chain.reminder = None
+        if self._chains.get(chain.key) is chain:
+            self.on_change(chain.key)
+
     def _leave(self, chain: _Chain) -> None:
+        if chain.reminder is not None:
+            chain.reminder.cancel()
         for stage in chain.stages.values():
             self._schedule.drop(stage)
         if chain.record is not None:
@@ -392,7 +429,7 @@ class StoreReader:
         if isinstance(source, NoAccess):
             return
         store, place = source
-        look = stage.look or StageLook(store, stage.chain.reference, stage.folder, stage.digest)
+        look = stage.look or StageLook(store, stage.chain.reference(), stage.folder, stage.digest)
         stage.look = None if stage.pace is _Pace.FINISHED else look
         look.follow(stage.attempt)
         before = stage.facts
@@ -402,8 +439,10 @@ class StoreReader:
             facts = await self._schedule.call(place, lambda: look.look(whole=whole))
         except ModelChainError as error:
             facts = trouble_of(error, store)
-            if facts.trouble is StoreTrouble.FORBIDDEN and self.on_refused is not None:
-                self.on_refused(store)
+            if facts.trouble is StoreTrouble.FORBIDDEN and not stage.dropped:
+                self._remind(stage.chain)
+                if self.on_refused is not None:
+                    self.on_refused(store)
             logger.info("chain %s, stage %s: %s", stage.chain.key, stage.name, error)
         if stage.dropped:
             return
@@ -463,8 +502,8 @@ class StoreReader:
 _NOWHERE = Place("nowhere")  # of stages whose store can't be read: they are never scheduled
 
 
-def _store_of(chain: _Chain) -> Store | NoAccess:
-    return chain.source if isinstance(chain.source, NoAccess) else chain.source.store
+def _is_same(source: _Source | NoAccess, store: Store | NoAccess) -> bool:
+    return source == store if isinstance(source, NoAccess) else source.store is store
 
 
 def _place_of(chain: ResolvedChain) -> str:

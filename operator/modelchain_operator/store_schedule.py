@@ -1,8 +1,8 @@
 """Which store is asked when: tasks in a few threads, so that no store holds up another.
 
 All routine requests share one budget a second; what somebody waits for goes before it. A store that does not
-answer is tried by one task at a time, more and more rarely, and all such stores together get half of the
-threads.
+answer is tried by one task at a time, more and more rarely; all such stores together get a quarter of the
+threads, and with those that were never asked yet one half.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ PROBE_SECONDS = (1.0, 15.0)  # between tasks at a store that does not answer: fi
 REQUESTS_OF_A_TASK = 2.0
 CLOSE_SECONDS = 5.0
 TIDY_SECONDS = 60.0
+DEFECT_SECONDS = 60.0  # before a task is done again that has failed by a defect of ours
 DEBT_SECONDS = 5.0  # urgent requests hold up routine ones no longer than this
 
 
@@ -79,6 +80,11 @@ class Place:
         self.routine: deque[Task] = deque()
         self.under_way: dict[int, float] = {}  # since, monotonic
 
+    @property
+    def dependable(self) -> bool:
+        """Whether it may be asked several things at once."""
+        return self.proven and not self.silent
+
 
 class StoreSchedule:
     """Does tasks when their time has come and there is room. Every method is called in one event loop."""
@@ -107,6 +113,7 @@ class StoreSchedule:
         self._tokens = requests_per_second
         self._tokens_at = self._tidied_at = clock()
         self._wake = asyncio.Event()
+        self._closing = False
         self._loop_task: asyncio.Task[None] | None = None
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="store")
         self._under_way: set[asyncio.Future[None]] = set()
@@ -194,9 +201,10 @@ class StoreSchedule:
 
     async def close(self) -> None:
         """End. What is under way gets a few seconds."""
-        if self._loop_task is not None:
-            self._loop_task.cancel()
-            await asyncio.gather(self._loop_task, return_exceptions=True)
+        self._closing = True
+        self._wake.set()
+        if self._loop_task is not None:  # not cancelled: asyncio.wait_for may lose that (before Python 3.12)
+            await self._loop_task
         if self._under_way:
             await asyncio.wait(self._under_way, timeout=CLOSE_SECONDS)
         for future in self._under_way:
@@ -204,7 +212,7 @@ class StoreSchedule:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def _run(self) -> None:
-        while True:
+        while not self._closing:
             self._wake.clear()
             wait = self._pump()
             try:
@@ -257,14 +265,14 @@ class StoreSchedule:
     def _has_room(self, place: Place, now: float) -> bool:
         if sum(len(each.under_way) for each in self._places.values()) >= self._threads:
             return False
-        if place.proven and not place.silent:
+        if place.dependable:
             return len(place.under_way) < max(1, self._threads * 3 // 4)
         if place.under_way or now < place.probe_at:
             return False
-        doubtful = sum(
-            1 for each in self._places.values() if each.under_way and (each.silent or not each.proven)
-        )
-        return doubtful < max(1, self._threads // 2)
+        doubtful = [each for each in self._places.values() if each.under_way and not each.dependable]
+        if place.failures or place.silent:
+            return sum(1 for each in doubtful if each.failures or each.silent) < max(1, self._threads // 4)
+        return len(doubtful) < max(1, self._threads // 2)
 
     def _begin_work(self, task: Task, now: float) -> None:
         task.busy = True
@@ -273,7 +281,7 @@ class StoreSchedule:
         self._tokens = max(self._tokens - REQUESTS_OF_A_TASK, -DEBT_SECONDS * self._rate)
 
         async def run() -> None:
-            seconds: float | None = PROBE_SECONDS[1]
+            seconds: float | None = DEFECT_SECONDS
             try:
                 seconds = await self._work(task)
             except Exception:
