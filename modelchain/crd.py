@@ -62,6 +62,34 @@ _KUBERNETES_TYPES: dict[tuple[type[BaseModel], str], Schema] = {
             },
         },
     },
+    (JobSpec, "affinity"): {
+        "type": "object",
+        "properties": {
+            "nodeAffinity": _FREE | {"description": "Nodes to run on, by their labels."},
+            "podAffinity": _FREE | {"description": "Pods to run near to."},
+            "podAntiAffinity": _FREE | {"description": "Pods to run away from."},
+        },
+    },
+    (JobSpec, "podTemplate"): {
+        "type": "object",
+        "properties": {
+            "metadata": {
+                "type": "object",
+                "properties": {
+                    name: {
+                        "type": "object",
+                        "maxProperties": 64,
+                        "additionalProperties": {"type": "string", "maxLength": MAX_TEXT},
+                        "description": f"{name.capitalize()} of the pods, beside those of the operator.",
+                    }
+                    for name in ("labels", "annotations")
+                },
+                "description": "Labels and annotations of the pods.",
+            },
+            "spec": _FREE
+            | {"description": "A pod's spec; lists are merged by name, the trainer is container pytorch."},
+        },
+    },
     (JobSpec, "tolerations"): {
         "type": "array",
         "maxItems": 64,
@@ -224,7 +252,10 @@ def _without_null(schema: Schema) -> Schema:
     options = schema.get("anyOf")
     if not isinstance(options, list):
         return schema
-    [only] = [cast("Schema", option) for option in options if option != {"type": "null"}]
+    kinds = [cast("Schema", option) for option in options if option != {"type": "null"}]
+    if len(kinds) != 1:
+        raise TypeError(f"a structural schema has no unions, so none of {kinds}")
+    (only,) = kinds
     return {**only, **{key: value for key, value in schema.items() if key != "anyOf"}}
 
 

@@ -2,7 +2,7 @@
 
 They are those of `modelchain.validation` that CEL can say within its cost budget, in the same words. The rest (models
 by name, whether one grows out of another, the order of stages, brace ranges, quantities, pod templates) the operator
-says in the condition Accepted. No rule relies on a default that decides weights: digest versions may differ in it.
+says in the condition Accepted. No rule relies on a default of training or data: digest versions may differ in it.
 
 CEL in CRDs: Kubernetes documentation, "Common Expression Language in Kubernetes"; optional fields (`.?`) need 1.29.
 A message can't name the stage: to find it costs more than the whole budget (`filter` and `map` count as unbounded).
@@ -159,6 +159,16 @@ _URI = Rule(
     "can't be read; write s3://bucket/prefix, file:///folder or a path",
 )
 
+
+def _default(field: str) -> int:
+    """A size of the image tower that is left out."""
+    return next(info.default for info in VisionSpec.model_fields.values() if info.alias == field)
+
+
+def _or_default(field: str) -> str:
+    return f"(has(self.{field}) ? self.{field} : {_default(field)})"
+
+
 BLOCK_RULES: Mapping[type[BaseModel], tuple[Rule, ...]] = {
     ModelChainSpec: _SPEC,
     StageSpec: (
@@ -219,13 +229,15 @@ BLOCK_RULES: Mapping[type[BaseModel], tuple[Rule, ...]] = {
     ),
     VisionSpec: (
         Rule(
-            "self.width % (has(self.headWidth) ? self.headWidth : 64) == 0",
-            "heads do not divide the width; make width a multiple of headWidth (64 unless given)",
+            f"self.width % {_or_default('headWidth')} == 0",
+            "heads do not divide the width; make width a multiple of headWidth"
+            f" ({_default('headWidth')} unless given)",
             ".headWidth",
         ),
         Rule(
-            "(has(self.imageSize) ? self.imageSize : 224) % (has(self.patchSize) ? self.patchSize : 16) == 0",
-            "patches do not divide the image; make imageSize (224) a multiple of patchSize (16)",
+            f"{_or_default('imageSize')} % {_or_default('patchSize')} == 0",
+            f"patches do not divide the image; make imageSize ({_default('imageSize')} unless given) a multiple of"
+            f" patchSize ({_default('patchSize')} unless given)",
             ".patchSize",
         ),
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 
@@ -22,6 +23,12 @@ from modelchain.yaml_reader import FieldPath
 # https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/quantity/
 _QUANTITY = re.compile(r"[+-]?([0-9]+|[0-9]+\.[0-9]*|\.[0-9]+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?[0-9]+)?")
 _RESOURCE_FIELDS = ("requests", "limits", "claims")
+_AFFINITY_FIELDS = ("nodeAffinity", "podAffinity", "podAntiAffinity")
+_POD_TEMPLATE_FIELDS = ("metadata", "spec")
+_NAMED_LISTS = ("containers", "initContainers", "volumes")  # of a pod; merged by name over the generated ones
+MAX_POD_TEMPLATE = (
+    65536  # bytes of JSON; a job holds it once for each kind of replica, beside the stage itself
+)
 _TOLERATION_FIELDS = ("key", "operator", "value", "effect", "tolerationSeconds")
 
 
@@ -187,6 +194,50 @@ def _check_job(job: JobSpec, at: FieldPath) -> Iterator[Finding]:
     yield from _check_resources(job, (*at, "resources"))
     for index, toleration in enumerate(job.tolerations or ()):
         yield from _check_known(toleration, _TOLERATION_FIELDS, (*at, "tolerations", index))
+    if job.affinity is not None:
+        yield from _check_known(job.affinity, _AFFINITY_FIELDS, (*at, "affinity"))
+    if job.pod_template is not None:
+        yield from _check_pod_template(job.pod_template, (*at, "podTemplate"))
+
+
+def _check_pod_template(template: Mapping[str, object], at: FieldPath) -> Iterator[Finding]:
+    yield from _check_known(template, _POD_TEMPLATE_FIELDS, at)
+    size = len(json.dumps(template))
+    if size > MAX_POD_TEMPLATE:
+        message = f"the template has {size} bytes as JSON, a job has room for {MAX_POD_TEMPLATE}"
+        yield _finding(at, message, "keep what is long in a ConfigMap and mount it")
+    for name in _POD_TEMPLATE_FIELDS:
+        if not isinstance(template.get(name, {}), dict):
+            message = f"is {quoted(template[name])}, a mapping is needed"
+            yield _finding((*at, name), message, "write fields under it, indented", "podTemplate")
+    metadata = template.get("metadata")
+    if isinstance(metadata, dict):
+        yield from _check_metadata(metadata, (*at, "metadata"))
+    spec = template.get("spec")
+    for name in _NAMED_LISTS:
+        items = spec.get(name, []) if isinstance(spec, dict) else []
+        if not isinstance(items, list):
+            message = f"is {quoted(items)}, a list is needed"
+            remedy = "write it as a list, each item with a name"
+            yield _finding((*at, "spec", name), message, remedy, "podTemplate")
+            continue
+        for index, item in enumerate(items):
+            if not (isinstance(item, dict) and isinstance(item.get("name"), str)):
+                remedy = "give it one: the container named pytorch is the trainer's, any other is added"
+                remedy = remedy if name == "containers" else "give it one"
+                yield _finding(
+                    (*at, "spec", name, index), "has no name to merge it by", remedy, "podTemplate"
+                )
+
+
+def _check_metadata(metadata: Mapping[str, object], at: FieldPath) -> Iterator[Finding]:
+    yield from _check_known(metadata, ("labels", "annotations"), at)
+    for name, entries in metadata.items():
+        for key, value in entries.items() if isinstance(entries, dict) else ():
+            if not isinstance(value, str):
+                message = f"is {quoted(value)}, a text is needed"
+                remedy = f'put it in quotes: "{quoted(value)}"'
+                yield _finding((*at, name, str(key)), message, remedy, "podTemplate")
 
 
 def _check_resources(job: JobSpec, at: FieldPath) -> Iterator[Finding]:

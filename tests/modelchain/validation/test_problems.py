@@ -51,6 +51,49 @@ MISTAKES: list[tuple[dict[Path, Any], str, str, str]] = [
         "not allowed",
         "match",
     ),
+    # pod templates
+    (
+        {("job", "podTemplate"): {"containers": []}},
+        "spec.job.podTemplate.containers",
+        "no field",
+        "known here: metadata, spec",
+    ),
+    (
+        {("job", "podTemplate"): {"spec": []}},
+        "spec.job.podTemplate.spec",
+        "a mapping is needed",
+        "write fields under it",
+    ),
+    (
+        {("job", "podTemplate"): {"spec": {"containers": {"name": "pytorch"}}}},
+        "spec.job.podTemplate.spec.containers",
+        "a list is needed",
+        "each item with a name",
+    ),
+    (
+        {("job", "podTemplate"): {"spec": {"volumes": [{"emptyDir": {}}]}}},
+        "spec.job.podTemplate.spec.volumes[0]",
+        "has no name",
+        "give it one",
+    ),
+    (
+        {("job", "podTemplate"): {"metadata": {"labels": {"team": 7}}}},
+        "spec.job.podTemplate.metadata.labels.team",
+        "is 7, a text is needed",
+        'put it in quotes: "7"',
+    ),
+    (
+        {("job", "podTemplate"): {"metadata": {"annotations": {"note": "x" * 70000}}}},
+        "spec.job.podTemplate",
+        "bytes as JSON",
+        "in a ConfigMap",
+    ),
+    (
+        {("job", "affinity"): {"nodeAfinity": {}}},
+        "spec.job.affinity.nodeAfinity",
+        "no field",
+        "did you mean nodeAffinity?",
+    ),
     # unknown fields
     ({("trainning",): {}}, "spec.trainning", 'no field "trainning"', "did you mean training?"),
     (
