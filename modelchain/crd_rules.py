@@ -169,6 +169,12 @@ def _or_default(field: str) -> str:
     return f"(has(self.{field}) ? self.{field} : {_default(field)})"
 
 
+_UNITS = Rule(
+    "!has(self.mlpRatio) || double(self.width) * self.mlpRatio >= 1.0",
+    "this leaves the MLP without units; write about 4",
+    ".mlpRatio",
+)
+
 BLOCK_RULES: Mapping[type[BaseModel], tuple[Rule, ...]] = {
     ModelChainSpec: _SPEC,
     StageSpec: (
@@ -240,6 +246,7 @@ BLOCK_RULES: Mapping[type[BaseModel], tuple[Rule, ...]] = {
             f" patchSize ({_default('patchSize')} unless given)",
             ".patchSize",
         ),
+        _UNITS,
     ),
     TextSpec: (
         Rule(
@@ -247,6 +254,7 @@ BLOCK_RULES: Mapping[type[BaseModel], tuple[Rule, ...]] = {
             "the heads do not divide the width; make width a multiple of heads",
             ".heads",
         ),
+        _UNITS,
     ),
 }
 

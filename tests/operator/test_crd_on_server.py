@@ -164,6 +164,86 @@ def test_a_client_that_does_not_check_has_unknown_fields_dropped(cluster: Cluste
     assert spec["suspend"] is True
 
 
+def clip(width: int, **vision: Any) -> dict[str, Any]:
+    """A model written out."""
+    return {
+        "embedDim": 64,
+        "vision": {"width": width, "layers": 2, **vision},
+        "text": {"width": 64, "layers": 2, "heads": 1},
+    }
+
+
+def zero_shot(**more: Any) -> dict[str, Any]:
+    return {"name": "val", "type": "ZeroShot", "data": {"shards": ["s3://bucket/val.tar"]}, **more}
+
+
+SMALL, BASE = document()["spec"]["stages"]
+DATA, TRAINING = document()["spec"]["data"], document()["spec"]["training"]
+AT_THE_LIMIT: dict[str, dict[str, Any]] = {
+    "tree": {"stages": [SMALL, BASE, {"name": "large", "model": "ViT-L-16", "from": "small"}]},
+    "stages-of-32": {"stages": [{"name": f"s{i}", "model": "ViT-S-16"} for i in range(32)]},
+    "stage-name-of-30": {"stages": [{"name": "a" * 30, "model": "ViT-S-16"}]},
+    "weights-first": {
+        "stages": [{**SMALL, "fromWeights": {"uri": "s3://bucket/w", "sha256": "ab" * 32}}, BASE],
+    },
+    "numbers-in-stages": {
+        "data": {"shards": DATA["shards"]},
+        "training": {"globalBatchSize": 4096},
+        "stages": [
+            {**one, "data": {"samples": 4096}, "training": {"epochs": 3, "warmupSteps": 2}}
+            for one in (SMALL, BASE)
+        ],
+    },
+    "batch-of-the-stage-divides": {
+        "job": {"nodes": 3},
+        "stages": [
+            {**one, "training": {"globalBatchSize": 96, "microBatchSize": 16}} for one in (SMALL, BASE)
+        ],
+    },
+    "processes-on-the-cpu": {"job": {"gpusPerNode": 0, "processesPerNode": 4}},
+    "rates-equal": {"training": {**TRAINING, "learningRate": 1, "minimumLearningRate": 1}},
+    "crop-of-one-size": {"data": {**DATA, "randomCropScale": [1, 1]}},
+    "schedule-linear": {"distillation": {"schedule": {"type": "linear", "endWeight": 0.1}}},
+    "distillation-of-second": {"stages": [SMALL, {**BASE, "distillation": {"weight": 0}, "expansion": {}}]},
+    "model-written-out": {
+        "stages": [
+            {"name": "one", "modelConfig": clip(64)},
+            {"name": "two", "modelConfig": clip(128, imageSize=240, patchSize=24, mlpRatio=4)},
+        ]
+    },
+    "evaluations": {
+        "evaluation": [
+            zero_shot(classesUri="s3://bucket/classes.txt", templates=["{}"]),
+            {
+                "name": "pairs",
+                "type": "Retrieval",
+                "data": {"shards": ["s3://bucket/v.tar"], "captionKeys": ["txt"]},
+            },
+        ],
+    },
+    "no-evaluation": {"evaluation": []},
+    "paths": {"data": {**DATA, "shards": ["data/{00..03}.tar", "file:///data/04.tar"]}},
+    "endpoint": {
+        "store": {"uri": "s3://bucket", "endpointUrl": "http://minio:9000", "secretName": "s3.keys"}
+    },
+    "toleration": {"job": {"tolerations": [{"operator": "Exists", "effect": "NoSchedule"}]}},
+    "selector": {"job": {"nodeSelector": {"node.kubernetes.io/instance-type": "p5.48xlarge", "empty": ""}}},
+}
+
+
+@pytest.mark.parametrize("name", AT_THE_LIMIT)
+def test_what_the_command_line_takes_the_server_takes(cluster: Cluster, name: str) -> None:
+    written = check_object("", document(name, **AT_THE_LIMIT[name]))
+    assert written.chain is not None, written.problems
+    read = check_object("", cluster.create(name, **AT_THE_LIMIT[name]))
+    assert read.chain is not None
+    assert digests(read.chain) == digests(written.chain)
+
+
+def test_a_name_of_63_characters_is_taken(cluster: Cluster) -> None:
+    assert cluster.create("a" * 63)["metadata"]["name"] == "a" * 63
+
+
 def test_only_the_status_subresource_writes_the_status(cluster: Cluster) -> None:
     cluster.create()
     cluster.write_status("family", STATUS)
