@@ -32,7 +32,7 @@ INSTALL_CRD = "install ModelChain there (its Helm chart, or `kubectl apply --ser
 
 _OWN = re.compile(
     r"error: |Error from server|Error in configuration: |Unable to connect to the server|"
-    r"The connection to the server |[EWIF]\d{4} \d\d:\d\d:\d\d|Please enter |See 'kubectl"
+    r"The connection to the server |[EWIF]\d{4} \d\d:\d\d:\d\d|Please enter |See 'kubectl|Get \"https?://"
 )
 _USAGE = re.compile("See 'kubectl")
 _PREFIX = re.compile(
@@ -165,7 +165,9 @@ def explain(lines: Sequence[str], arguments: Sequence[str]) -> ModelChainError:
     command = f"kubectl {' '.join(arguments[:2])}"
     if _NO_SUCH_KIND.search(last):
         return ConfigurationError(f"the cluster knows no ModelChains: their CRD is missing; {INSTALL_CRD}")
-    if _NODE.search(last):
+    node = next((line for line in own if _NODE.search(line)), None)
+    if node is not None:  # with -f kubectl tries for a while, and ends with a word on its own deadline
+        reason = cut(printable(_PREFIX.sub("", node)), 400)
         return ClusterError(
             f"the log can't be had from the pod's node: {reason}; see whether the node is there (`kubectl get nodes`)"
         )
