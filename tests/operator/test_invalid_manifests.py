@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,7 @@ pytestmark = pytest.mark.xdist_group("control-plane")
 
 FOLDER = Path(__file__).parent / "invalid_manifests"
 FILES = sorted(FOLDER.glob("*.yaml"))
+NAMESPACE = "invalid-manifests"
 FIT_FOR_A_LAPTOP = {"image-missing", "store-relative"}  # refused for what a cluster needs
 MAX_ANSWER = 30_000  # characters of one condition's message: the API takes 32768
 
@@ -45,12 +47,20 @@ def expectation(file: Path) -> Expectation:
     return Expectation(by, tuple(messages))
 
 
+@pytest.fixture(scope="module")
+def shared(control_plane: ControlPlane) -> Iterator[str]:
+    """One namespace for all files: each names its chain after itself."""
+    control_plane.kubectl("create", "namespace", NAMESPACE)
+    yield NAMESPACE
+    control_plane.kubectl("delete", "namespace", NAMESPACE, "--wait=false", check=False)
+
+
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_an_invalid_manifest_is_refused_with_field_and_remedy(
-    control_plane: ControlPlane, namespace: str, file: Path
+    control_plane: ControlPlane, shared: str, file: Path
 ) -> None:
     expected = expectation(file)
-    done = control_plane.kubectl("create", "-n", namespace, "-f", str(file), "-o", "json", check=False)
+    done = control_plane.kubectl("create", "-n", shared, "-f", str(file), "-o", "json", check=False)
     if expected.by == "api":
         assert done.returncode != 0, "the API server took it"
         answer = done.stderr
