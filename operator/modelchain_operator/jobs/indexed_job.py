@@ -1,0 +1,83 @@
+"""A stage as an Indexed Job (batch/v1): for clusters without the Kubeflow training operator.
+
+https://kubernetes.io/docs/concepts/workloads/controllers/job/#completion-mode
+"""
+
+from __future__ import annotations
+
+from modelchain_operator import labels
+from modelchain_operator.jobs import names
+from modelchain_operator.jobs.pod_template import build_pod_template
+from modelchain_operator.jobs.request import JobRequest, job_metadata, owned_metadata
+from modelchain_operator.kinds import JOB, SERVICE
+from modelchain_operator.kubernetes_api import Object
+
+INDEX_ANNOTATION = "batch.kubernetes.io/job-completion-index"
+
+
+class IndexedJobBackend:
+    """A pod for each node; with more than one, a headless Service gives them names."""
+
+    name = "Job"
+    kind = JOB
+    install_hint = "the API server does not serve batch/v1: is this a Kubernetes cluster?"
+
+    def build(self, request: JobRequest) -> tuple[Object, ...]:
+        """The Service, if there is one, and the job."""
+        job = build_indexed_job(request)
+        return (build_service(request), job) if request.stage.job.nodes > 1 else (job,)
+
+
+def build_indexed_job(request: JobRequest) -> Object:
+    """The job of an attempt: the first pod that fails ends it."""
+    nodes = request.stage.job.nodes
+    template = build_pod_template(request, env=_meeting_point(request))
+    template["spec"]["restartPolicy"] = "Never"
+    if nodes > 1:
+        template["spec"]["subdomain"] = names.service_name(request.stage)
+    return {
+        "apiVersion": JOB.api_version,
+        "kind": JOB.kind,
+        "metadata": job_metadata(request),
+        "spec": {
+            "completionMode": "Indexed",
+            "completions": nodes,
+            "parallelism": nodes,
+            "backoffLimit": 0,
+            "template": template,
+        },
+    }
+
+
+def build_service(request: JobRequest) -> Object:
+    """Names for the pods of a stage: <job>-<index>.<service>, known before a pod is ready."""
+    stage = request.stage
+    return {
+        "apiVersion": SERVICE.api_version,
+        "kind": SERVICE.kind,
+        "metadata": owned_metadata(request, names.service_name(stage)),
+        "spec": {
+            "clusterIP": "None",
+            "publishNotReadyAddresses": True,
+            "selector": {labels.CHAIN_UID: stage.chain.uid, labels.STAGE: stage.name},
+        },
+    }
+
+
+def _meeting_point(request: JobRequest) -> list[Object]:
+    """What the training operator would tell the pods, in torchrun's names."""
+    stage = request.stage
+    env: list[Object] = [
+        {"name": "PET_NNODES", "value": str(stage.job.nodes)},
+        {"name": "PET_NPROC_PER_NODE", "value": str(stage.job.processes_per_node)},
+        {
+            "name": "PET_NODE_RANK",
+            "valueFrom": {"fieldRef": {"fieldPath": f"metadata.annotations['{INDEX_ANNOTATION}']"}},
+        },
+    ]
+    if stage.job.nodes > 1:
+        env += [
+            {"name": "PET_MASTER_ADDR", "value": f"{request.name}-0.{names.service_name(stage)}"},
+            {"name": "PET_MASTER_PORT", "value": str(names.port(stage, request.attempt))},
+        ]
+    return env

@@ -1,0 +1,40 @@
+"""Names of jobs and their Services, and the port where a job's processes meet. The same attempt has the same."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+from modelchain.resolved import ResolvedStage
+
+MAX_JOB_NAME = 50  # <job>-worker-4095 is a pod's name and a host name: at most 63
+HASH_LENGTH = 8
+FIRST_PORT = 20000
+PORTS = 10000
+
+
+def job_name(stage: ResolvedStage, attempt: int) -> str:
+    """A DNS-1035 label of at most 50 characters: the chain, cut; the stage; a hash of the attempt."""
+    return _name(stage, _hash(stage.chain.uid, stage.name, str(attempt)))
+
+
+def service_name(stage: ResolvedStage) -> str:
+    """Of the Service that all attempts of one stage share, so that attempts leave none behind."""
+    return _name(stage, _hash(stage.chain.uid, stage.name, stage.digest, "service"))
+
+
+def port(stage: ResolvedStage, attempt: int) -> int:
+    """Where the processes of a job meet: jobs that share a host's network rarely share it."""
+    return FIRST_PORT + int(_hash(stage.chain.uid, stage.name, str(attempt)), 16) % PORTS
+
+
+def _name(stage: ResolvedStage, suffix: str) -> str:
+    room = MAX_JOB_NAME - len(stage.name) - len(suffix) - 2
+    chain = re.sub(r"[^a-z0-9]+", "-", stage.chain.name.lower()).strip("-")
+    if not chain[:1].isalpha():
+        chain = f"c-{chain}"
+    return f"{chain[:room].rstrip('-')}-{stage.name}-{suffix}"
+
+
+def _hash(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:HASH_LENGTH]

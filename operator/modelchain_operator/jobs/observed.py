@@ -1,0 +1,324 @@
+"""What is to be seen of a chain's jobs: their objects and pods, as `decide` looks at them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from modelchain.reconcile.observation import Job, JobPhase
+from modelchain.status import cut
+from modelchain_operator import labels
+from modelchain_operator.jobs import pods as pod_view
+from modelchain_operator.jobs.pods import PodEnd
+from modelchain_operator.kinds import PYTORCHJOB
+from modelchain_operator.kubernetes_api import Object
+
+FORGET_SECONDS = 900.0  # a job not seen for so long does not come back
+UNTOUCHED_SECONDS = 60.0  # a job without pods or status for so long has nobody who cares for it
+_JOB_NAME_LABELS = ("training.kubeflow.org/job-name", "batch.kubernetes.io/job-name", "job-name")
+_PLACE_LABELS = (
+    "training.kubeflow.org/replica-type",
+    "training.kubeflow.org/replica-index",
+    "batch.kubernetes.io/job-completion-index",
+)
+
+
+@dataclass
+class JobHistory:
+    """Of one job."""
+
+    first_seen: float
+    last_seen: float
+    started_at: float | None = None
+    ended_at: float | None = None
+    places: dict[str, str] = field(default_factory=dict)  # by place in the job: the uid of its first pod
+    ends: dict[str, PodEnd] = field(default_factory=dict)  # by uid: pods that failed
+
+
+@dataclass
+class JobMemory:
+    """What earlier looks have shown, by the operator's clock.
+
+    Lost at a restart: deadlines then only get longer, and a pod made anew is not told from the first.
+    """
+
+    _by_uid: dict[str, JobHistory] = field(default_factory=dict)
+
+    def of(self, uid: str, now: float) -> JobHistory:
+        """What is remembered of a job, which is seen now."""
+        history = self._by_uid.setdefault(uid, JobHistory(first_seen=now, last_seen=now))
+        history.last_seen = now
+        return history
+
+    def prune(self, now: float) -> None:
+        """Forget the jobs that are long gone."""
+        for uid in [uid for uid, one in self._by_uid.items() if now - one.last_seen > FORGET_SECONDS]:
+            del self._by_uid[uid]
+
+
+def observe_jobs(
+    jobs: Sequence[Object], pods: Sequence[Object], memory: JobMemory, now: float
+) -> tuple[Job, ...]:
+    """One Job for each job object, and one for the pods whose job object is gone.
+
+    What carries our labels but is owned by something else is not ours. `now` is in seconds since the epoch.
+    """
+    seen: list[Job] = []
+    known = {job["metadata"]["uid"] for job in jobs}
+    for job in jobs:
+        if _is_ours(job):
+            uid = job["metadata"]["uid"]
+            own = [pod for pod in pods if uid in _owners(pod)]
+            seen.append(_observe(job, own, memory.of(uid, now), now))
+    orphans: dict[tuple[str, int, str], list[Object]] = {}
+    for pod in pods:
+        if known.isdisjoint(_owners(pod)) and (attempt := _attempt(pod)) is not None:
+            orphans.setdefault((_stage(pod), attempt, _job_of(pod)), []).append(pod)
+    for (stage, attempt, name), own in orphans.items():
+        history = memory.of(f"pods of {name}", now)
+        seen.append(_without_object(name, stage, attempt, own, history, now))
+    memory.prune(now)
+    return tuple(sorted(seen, key=lambda job: (job.stage, job.attempt, job.name)))
+
+
+def blocked_creation(events: Iterable[Object]) -> str:
+    """Why the pods of a job are not made, from the events about it; empty if nothing says so."""
+    refused = [
+        event
+        for event in events
+        if event.get("type") == "Warning"
+        and str(event.get("reason", "")).startswith("FailedCreate")
+        and "already exists" not in str(event.get("message", ""))
+    ]
+    if not refused:
+        return ""
+    message = str(max(refused, key=_told_at).get("message") or "its pods can't be made")
+    remedy = ""
+    if "exceeded quota" in message:
+        remedy = "; raise the ResourceQuota, or ask for less in spec.job"
+    elif "violates PodSecurity" in message:
+        remedy = "; change spec.job.podTemplate, or the namespace's Pod Security level"
+    return cut(message) + remedy
+
+
+def _told_at(event: Object) -> str:
+    metadata = event.get("metadata") or {}
+    return str(
+        event.get("lastTimestamp") or event.get("eventTime") or metadata.get("creationTimestamp") or ""
+    )
+
+
+def _observe(job: Object, pods: Sequence[Object], history: JobHistory, now: float) -> Job:
+    failed = _condition(job, "Failed")
+    deleted = job["metadata"].get("deletionTimestamp") is not None
+    for pod in pods:
+        if (end := pod_view.how_it_ended(pod)) is not None:
+            history.ends[pod_view.uid(pod)] = end
+    phase = _phase(job, pods, history, now)
+    quiet = (
+        deleted or phase in (JobPhase.QUEUED, JobPhase.SUCCEEDED) or _condition(job, "Succeeded", "Complete")
+    )
+    loss = "" if quiet else _loss(job, pods, history, over=failed)
+    disrupted, code, reason, message = bool(loss), None, "", loss
+    cause = min(history.ends.values(), key=lambda end: end.rank, default=None)
+    if phase in (JobPhase.FAILED, JobPhase.TERMINATING) and not deleted:
+        if cause is not None:
+            permanent = cause.rank[0] == 0
+            disrupted = not permanent and (disrupted or any(end.disrupted for end in history.ends.values()))
+            code, reason = cause.exit_code, "Disrupted" if disrupted else cause.reason
+            message = (loss or _first_disruption(history)) if disrupted else cause.message
+        elif failed:
+            disrupted, reason, message = _failed_without_pods(job, loss)
+    elif phase is JobPhase.PENDING and not disrupted:
+        reason, message = _waits(job, pods, history, now)
+    if phase is JobPhase.SUCCEEDED:
+        code = 0
+    return Job(
+        stage=_stage(job),
+        attempt=_attempt(job) or 0,
+        digest=_digest(job),
+        name=job["metadata"]["name"],
+        phase=phase,
+        exit_code=code,
+        reason=reason,
+        message=message,
+        disrupted=disrupted,
+        blocked_by_node=_blocked(pods, now),
+        started_at=history.started_at,
+        ended_at=history.ended_at,
+    )
+
+
+def _phase(job: Object, pods: Sequence[Object], history: JobHistory, now: float) -> JobPhase:
+    """The job's phase; notes in `history` when it began and ended."""
+    alive = any(not pod_view.has_ended(pod) for pod in pods)
+    if job["metadata"].get("deletionTimestamp") is not None:
+        return JobPhase.TERMINATING
+    finished = _condition(job, "Succeeded", "Complete", "Failed")
+    all_ended = len(pods) >= _wanted(job) and not alive
+    if finished or all_ended:
+        if alive:
+            return JobPhase.TERMINATING
+        if history.ended_at is None:
+            history.ended_at = now
+        failed = (
+            _condition(job, "Failed") if finished else any(pod_view.phase(pod) == "Failed" for pod in pods)
+        )
+        return JobPhase.FAILED if failed else JobPhase.SUCCEEDED
+    if _condition(job, "SuccessCriteriaMet", "FailureTarget"):
+        return JobPhase.TERMINATING
+    if _suspended(job):  # its pods are deleted together, and made anew together when it goes on
+        history.places.clear()
+        history.started_at = None
+        return JobPhase.QUEUED
+    if any(pod_view.phase(pod) == "Failed" for pod in pods):
+        return JobPhase.TERMINATING
+    if history.started_at is None:
+        up = [pod for pod in pods if pod_view.is_running(pod) or pod_view.phase(pod) == "Succeeded"]
+        if len(up) < _wanted(job):
+            return JobPhase.PENDING
+        history.started_at = now
+    return JobPhase.RUNNING
+
+
+def _loss(job: Object, pods: Sequence[Object], history: JobHistory, *, over: bool) -> str:
+    """Which pod was taken from a job, in words; empty if none was.
+
+    Once a pod has ended by itself, the deletion of others is what follows from it.
+    """
+    for pod in pods:
+        if told := pod_view.disruption(pod):
+            return told
+    if over or history.ends or any(pod_view.has_ended(pod) for pod in pods):
+        return ""
+    there: dict[str, set[str]] = {}
+    for pod in pods:
+        there.setdefault(_place(pod), set()).add(pod_view.uid(pod))
+        history.places.setdefault(_place(pod), pod_view.uid(pod))
+        if pod_view.is_being_deleted(pod):
+            return f"{pod['metadata']['name']} is being deleted, though its job is not"
+    for place, first in history.places.items():
+        if first not in there.get(place, ()):
+            made_anew = ", and another was made in its place" if place in there else ""
+            return f"pod {place} of {job['metadata']['name']} was deleted or lost{made_anew}"
+    return ""
+
+
+def _first_disruption(history: JobHistory) -> str:
+    ends = [end for end in history.ends.values() if end.disrupted]
+    return min(ends, key=lambda end: end.finished_at).message if ends else ""
+
+
+def _failed_without_pods(job: Object, loss: str) -> tuple[bool, str, str]:
+    """A job says that it failed, and no pod is left that says why: one was deleted, or lost with its node."""
+    told = pod_view.condition(job, "Failed") or {}
+    text = f"{job['metadata']['name']}: {told.get('message') or 'failed'}"
+    if told.get("reason") == "DeadlineExceeded":
+        return False, "TimedOut", cut(text)
+    return True, "Disrupted", cut(loss or f"{text} (no failed pod is left: deleted, or lost with its node)")
+
+
+def _waits(job: Object, pods: Sequence[Object], history: JobHistory, now: float) -> tuple[str, str]:
+    reason, message = pod_view.waits_for(pods)
+    if reason:
+        return reason, message
+    wanted = _wanted(job)
+    if not pods and not (job.get("status") or {}) and now - history.first_seen >= UNTOUCHED_SECONDS:
+        if job.get("kind") == PYTORCHJOB.kind:
+            return "NoController", (
+                f"nobody has made pods for {job['metadata']['name']}: is the Kubeflow training operator running?"
+            )
+        return "NoController", f"nobody has made pods for {job['metadata']['name']}"
+    if len(pods) < wanted:
+        return "", f"{len(pods)} of {wanted} pods exist"
+    running = sum(pod_view.is_running(pod) for pod in pods)
+    return "", f"{running} of {wanted} pods run"
+
+
+def _without_object(
+    name: str, stage: str, attempt: int, pods: Sequence[Object], history: JobHistory, now: float
+) -> Job:
+    """Pods whose job is deleted. Unless they were orphaned on purpose, they go soon."""
+    ends = [end for pod in pods if (end := pod_view.how_it_ended(pod)) is not None]
+    cause = min(ends, key=lambda end: end.rank, default=None)
+    phase, message = JobPhase.TERMINATING, "the job is deleted, its pods are not gone yet"
+    if all(pod_view.has_ended(pod) and not pod_view.is_being_deleted(pod) for pod in pods):
+        phase, message = JobPhase.SUCCEEDED if cause is None else JobPhase.FAILED, ""
+        history.ended_at = history.ended_at or now
+    ended = phase is JobPhase.FAILED and cause is not None
+    return Job(
+        stage=stage,
+        attempt=attempt,
+        digest=_digest(pods[0]),
+        name=name,
+        phase=phase,
+        exit_code=cause.exit_code if ended else None,
+        reason=cause.reason if ended else "",
+        message=cause.message if ended else message,
+        disrupted=ended and cause.disrupted and cause.rank[0] > 0,
+        blocked_by_node=_blocked(pods, now),
+        ended_at=history.ended_at,
+    )
+
+
+def _blocked(pods: Sequence[Object], now: float) -> str | None:
+    nodes = (pod_view.unreachable_node(pod, now) for pod in pods)
+    return next((node for node in nodes if node is not None), None)
+
+
+def _wanted(job: Object) -> int:
+    spec = job.get("spec") or {}
+    if job.get("kind") == PYTORCHJOB.kind:
+        return sum(int(one.get("replicas", 1)) for one in (spec.get("pytorchReplicaSpecs") or {}).values())
+    return int(spec.get("completions") or 1)
+
+
+def _suspended(job: Object) -> bool:
+    spec = job.get("spec") or {}
+    policy = spec.get("runPolicy") or {} if job.get("kind") == PYTORCHJOB.kind else spec
+    return bool(policy.get("suspend"))
+
+
+def _condition(job: Object, *kinds: str) -> bool:
+    found = (pod_view.condition(job, kind) for kind in kinds)
+    return any(one is not None and one.get("status") == "True" for one in found)
+
+
+def _is_ours(job: Object) -> bool:
+    chain = (job["metadata"].get("labels") or {}).get(labels.CHAIN_UID)
+    return chain in _owners(job) and _attempt(job) is not None
+
+
+def _owners(item: Object) -> set[str]:
+    return {str(owner.get("uid")) for owner in item["metadata"].get("ownerReferences") or []}
+
+
+def _stage(item: Object) -> str:
+    return (item["metadata"].get("labels") or {}).get(labels.STAGE, "")
+
+
+def _attempt(item: Object) -> int | None:
+    text = (item["metadata"].get("labels") or {}).get(labels.ATTEMPT, "")
+    return int(text) if text.isascii() and text.isdecimal() else None
+
+
+def _digest(item: Object) -> str:
+    metadata = item["metadata"]
+    whole = (metadata.get("annotations") or {}).get(labels.DIGEST_ANNOTATION)
+    return whole or (metadata.get("labels") or {}).get(labels.DIGEST, "")
+
+
+def _job_of(pod: Object) -> str:
+    owners = pod["metadata"].get("ownerReferences") or []
+    if owners:
+        return str(owners[0].get("name", ""))
+    found = pod["metadata"].get("labels") or {}
+    named = next((found[name] for name in _JOB_NAME_LABELS if name in found), None)
+    return named or pod["metadata"]["name"]
+
+
+def _place(pod: Object) -> str:
+    """Where the pod stands in its job: a pod made anew has the place of the one it follows."""
+    found = pod["metadata"].get("labels") or {}
+    parts = [str(found[name]) for name in _PLACE_LABELS if name in found]
+    return "-".join(parts) or pod["metadata"]["name"]

@@ -1,0 +1,206 @@
+"""One pod of a job: whether anything of it may live, how it ended, what it waits for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from modelchain.artifacts import Failure
+from modelchain.cluster_labels import CONTAINER
+from modelchain.errors import is_permanent
+from modelchain.status import cut
+from modelchain.times import from_rfc3339
+from modelchain_operator.kubernetes_api import Object
+
+UNREACHABLE_SECONDS = 60.0  # a pod outlives its grace period so long only where no kubelet answers
+LOST_PEER = "LostPeerError"  # the trainer's: another process of the job ended first
+TERMINATED_CODES = frozenset({130, 137, 143})  # ended from outside, by a signal
+
+# Of a pod's status. https://kubernetes.io/docs/concepts/workloads/pods/disruptions/
+_DISRUPTED = re.compile(
+    r"Evicted|Preempting|Preempted|Shutdown|NodeShutdown|Terminated|NodeLost|NodeAffinity|NodeName|OutOf.+|"
+    r"UnexpectedAdmissionError|TopologyAffinityError"
+)
+_OWN_LIMIT = re.compile(r"exceeds the (total )?limit|exceeded its local ephemeral storage limit")
+_STARTING = frozenset({"", "ContainerCreating", "PodInitializing"})
+_WAITING_REMEDIES = {
+    "ErrImagePull": "check spec.image, and imagePullSecrets in spec.job.podTemplate",
+    "ImagePullBackOff": "check spec.image, and imagePullSecrets in spec.job.podTemplate",
+    "InvalidImageName": "correct spec.image",
+    "ErrImageNeverPull": "load the image onto the nodes, or let it be pulled",
+    "CreateContainerConfigError": "create what it names: the Secret of spec.store.secretName, or what "
+    "spec.job.podTemplate refers to",
+}
+
+
+@dataclass(frozen=True)
+class PodEnd:
+    """Why a pod ended otherwise than with success."""
+
+    exit_code: int | None
+    reason: str
+    message: str
+    finished_at: float  # by its node's clock; only compared with other pods of the job
+    disrupted: bool = False
+
+    @property
+    def rank(self) -> tuple[int, float]:
+        """Root causes first: what can't be mended by trying again, then what ended by itself, then what was
+        brought down by others; the earliest of its sort.
+        """
+        if self.exit_code is not None and is_permanent(self.exit_code):
+            sort = 0
+        elif self.reason == LOST_PEER:
+            sort = 2
+        elif self.exit_code in TERMINATED_CODES and self.reason not in ("OOMKilled", "Killed"):
+            sort = 3
+        else:
+            sort = 1
+        return sort, self.finished_at
+
+
+def uid(pod: Object) -> str:
+    """Of the object: a pod made anew under the same name has another."""
+    return pod["metadata"]["uid"]
+
+
+def phase(pod: Object) -> str:
+    """Pending, Running, Succeeded, Failed or Unknown."""
+    return (pod.get("status") or {}).get("phase") or "Pending"
+
+
+def has_ended(pod: Object) -> bool:
+    """Whether nothing of it lives any more."""
+    return phase(pod) in ("Succeeded", "Failed")
+
+
+def is_running(pod: Object) -> bool:
+    """Whether its trainer runs."""
+    if phase(pod) != "Running":
+        return False
+    statuses = _statuses(pod, "containerStatuses")
+    trainer = next((one for one in statuses if one.get("name") == CONTAINER), None)
+    return trainer is not None and "running" in (trainer.get("state") or {})
+
+
+def is_being_deleted(pod: Object) -> bool:
+    """Whether somebody has deleted it."""
+    return pod["metadata"].get("deletionTimestamp") is not None
+
+
+def unreachable_node(pod: Object, now: float) -> str | None:
+    """The node that should have ended this pod long ago; None if there is none."""
+    gone_by = pod["metadata"].get("deletionTimestamp")  # grace period included
+    if gone_by is None or has_ended(pod) or now < from_rfc3339(gone_by) + UNREACHABLE_SECONDS:
+        return None
+    return (pod.get("spec") or {}).get("nodeName") or None
+
+
+def disruption(pod: Object) -> str:
+    """Who took the pod from the job, in words; empty if nobody did, as far as the pod itself tells."""
+    status = pod.get("status") or {}
+    if _OWN_LIMIT.search(status.get("message") or ""):
+        return ""
+    target = condition(pod, "DisruptionTarget")
+    if target is not None and target.get("status") == "True":
+        return _told(pod, target.get("reason") or "Disrupted", target.get("message"))
+    reason = status.get("reason") or ""
+    if phase(pod) == "Failed" and _DISRUPTED.fullmatch(reason):
+        return _told(pod, reason, status.get("message"))
+    return ""
+
+
+def how_it_ended(pod: Object) -> PodEnd | None:
+    """Why a pod failed; None if it has not, or not yet."""
+    if phase(pod) != "Failed":
+        return None
+    status = pod.get("status") or {}
+    ended = _terminated(pod)
+    at = ended.get("finishedAt")
+    finished_at = from_rfc3339(at) if at else float("inf")
+    code = ended.get("exitCode")
+    if taken := disruption(pod):
+        failure = _failure(ended)
+        reason, message = (failure.reason, failure.message) if failure else ("Disrupted", taken)
+        permanent = code is not None and is_permanent(code)
+        return PodEnd(
+            code, reason if permanent else "Disrupted", message if permanent else taken, finished_at, True
+        )
+    reason, message = _why(pod, ended, status)
+    return PodEnd(code, reason, cut(message), finished_at)
+
+
+def waits_for(pods: Iterable[Object]) -> tuple[str, str]:
+    """Reason and message of the first pod that can't start as it is; both empty if all are on their way."""
+    for pod in pods:
+        if has_ended(pod) or is_being_deleted(pod):
+            continue
+        scheduled = condition(pod, "PodScheduled")
+        if scheduled is not None and scheduled.get("status") == "False":
+            return scheduled.get("reason") or "Unschedulable", _told(pod, "", scheduled.get("message"))
+        for container in (*_statuses(pod, "initContainerStatuses"), *_statuses(pod, "containerStatuses")):
+            waiting = (container.get("state") or {}).get("waiting") or {}
+            reason = waiting.get("reason") or ""
+            if reason not in _STARTING:
+                text = _told(pod, "", waiting.get("message") or reason)
+                remedy = _WAITING_REMEDIES.get(reason)
+                return reason, cut(f"{text}; {remedy}" if remedy else text)
+    return "", ""
+
+
+def condition(item: Object, kind: str) -> Mapping[str, Any] | None:
+    """The condition of that type. Their order says nothing."""
+    found = (item.get("status") or {}).get("conditions") or []
+    return next((one for one in found if one.get("type") == kind), None)
+
+
+def _why(pod: Object, ended: Mapping[str, Any], status: Mapping[str, Any]) -> tuple[str, str]:
+    name, code = pod["metadata"]["name"], ended.get("exitCode")
+    pod_reason, pod_message = status.get("reason") or "", status.get("message") or ""
+    if ended.get("reason") == "OOMKilled":
+        return "OOMKilled", (
+            f"{name} used more memory than its limit: raise spec.job.resources.limits.memory, or lower "
+            "training.microBatchSize or training.dataWorkers"
+        )
+    if pod_reason == "DeadlineExceeded":
+        return "TimedOut", f"{name} ran longer than job.timeoutSeconds allows"
+    if _OWN_LIMIT.search(pod_message):
+        return "StorageLimitExceeded", f"{name}: {pod_message}; raise the limit in spec.job"
+    if (failure := _failure(ended)) is not None:
+        return failure.reason, failure.message
+    said = cut(str(ended.get("message") or pod_message))
+    code_text = f"exit code {code}" if code is not None else "no exit code"
+    text = f"{name} ended with {code_text}" + (f": {said}" if said else "; its log may tell why")
+    reason = str(ended.get("reason") or pod_reason)
+    return ("TrainerFailed" if reason in ("", "Error") else reason), text
+
+
+def _failure(ended: Mapping[str, Any]) -> Failure | None:
+    """The trainer's own words; None if it left none that can be read."""
+    try:
+        return Failure.model_validate_json(ended.get("message") or "")
+    except ValidationError:
+        return None
+
+
+def _terminated(pod: Object) -> Mapping[str, Any]:
+    """How the trainer's container ended; another's, if that one failed and the trainer never began."""
+    statuses = [*_statuses(pod, "containerStatuses"), *_statuses(pod, "initContainerStatuses")]
+    ends = [(one.get("name"), (one.get("state") or {}).get("terminated")) for one in statuses]
+    own = next((end for name, end in ends if end and name == CONTAINER), None)
+    if own and own.get("exitCode"):
+        return own
+    return next((end for _, end in ends if end and end.get("exitCode")), own or {})
+
+
+def _statuses(pod: Object, field: str) -> list[Mapping[str, Any]]:
+    return (pod.get("status") or {}).get(field) or []
+
+
+def _told(pod: Object, reason: str, message: str | None) -> str:
+    parts = [pod["metadata"]["name"], reason, message or ""]
+    return cut(": ".join(part for part in parts if part))

@@ -1,0 +1,102 @@
+"""What a job is made from, and how it is described to the API server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from modelchain.resolved import ResolvedStage
+from modelchain.spec import API_VERSION, KIND, JobSpec, StoreSpec
+from modelchain_operator import labels
+from modelchain_operator.jobs import names
+from modelchain_operator.kinds import Kind
+from modelchain_operator.kubernetes_api import Object
+
+DIGEST_LABEL_LENGTH = 16
+QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+
+
+@dataclass(frozen=True)
+class JobDefaults:
+    """What the operator's administrator has set for every job."""
+
+    image: str | None = None  # of the trainer, where a chain names none
+    image_pull_policy: str | None = None
+
+
+@dataclass(frozen=True)
+class JobRequest:
+    """One attempt of one stage, to be made."""
+
+    stage: ResolvedStage
+    spec: JobSpec  # the stage's block over the chain's
+    store: StoreSpec  # as the chain has it: which Secret and which ConfigMap
+    attempt: int
+    defaults: JobDefaults
+
+    @property
+    def name(self) -> str:
+        """Of the job."""
+        return names.job_name(self.stage, self.attempt)
+
+
+class Backend(Protocol):
+    """A kind of job that trains a stage."""
+
+    name: str
+    kind: Kind
+    install_hint: str  # what to do where the API server does not know the kind
+
+    def build(self, request: JobRequest) -> tuple[Object, ...]:
+        """The manifests, in the order in which they must be made: the job is the last."""
+        ...
+
+
+def job_metadata(request: JobRequest) -> Object:
+    """Name, labels, annotations and owner of the job: with the chain goes the job."""
+    metadata = owned_metadata(request, request.name)
+    metadata["labels"] = own_labels(request)
+    if request.spec.queue_name:
+        metadata["labels"][QUEUE_LABEL] = request.spec.queue_name
+    return metadata
+
+
+def owned_metadata(request: JobRequest, name: str) -> Object:
+    """Metadata of an object of a stage that is not of one attempt."""
+    chain = request.stage.chain
+    return {
+        "name": name,
+        "namespace": chain.namespace,
+        "labels": {label: value for label, value in own_labels(request).items() if label != labels.ATTEMPT},
+        "annotations": own_annotations(request),
+        "ownerReferences": [
+            {
+                "apiVersion": API_VERSION,
+                "kind": KIND,
+                "name": chain.name,
+                "uid": chain.uid,
+                "controller": True,
+                "blockOwnerDeletion": False,  # true asks for rights on finalizers, and would delay nothing
+            }
+        ],
+    }
+
+
+def own_labels(request: JobRequest) -> dict[str, Any]:
+    """Labels of the job and of its pods."""
+    stage = request.stage
+    return {
+        "app.kubernetes.io/managed-by": "modelchain",
+        labels.CHAIN_UID: stage.chain.uid,
+        labels.STAGE: stage.name,
+        labels.ATTEMPT: str(request.attempt),
+        labels.DIGEST: stage.digest[:DIGEST_LABEL_LENGTH],
+    }
+
+
+def own_annotations(request: JobRequest) -> dict[str, Any]:
+    """Annotations of the job and of its pods."""
+    return {
+        labels.DIGEST_ANNOTATION: request.stage.digest,
+        labels.CHAIN_ANNOTATION: request.stage.chain.full_name,
+    }
