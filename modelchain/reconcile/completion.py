@@ -6,7 +6,7 @@ from modelchain.artifacts import Manifest, attempt_folder
 from modelchain.reconcile.look import Look
 from modelchain.reconcile.observation import StoreTrouble
 from modelchain.reconcile.supersede import anew
-from modelchain.status import StagePhase, StageStatus, bounded, cut
+from modelchain.status import ConditionType, StagePhase, StageStatus, bounded, cut
 from modelchain.times import from_rfc3339, rfc3339
 
 LINGER_SECONDS = 30.0  # a trainer that has committed its stage may take this long to go
@@ -33,7 +33,14 @@ def is_missing(look: Look) -> bool:
         return False
     if look.facts.trouble is StoreTrouble.DAMAGED:
         return True
-    return look.facts.trouble is None and look.facts.manifest is None
+    return look.facts.trouble is None and look.facts.manifest is None and not look.facts.present
+
+
+def was_missing(look: Look) -> bool:
+    """Whether the stage may still be missing: the status says so of one, and this one was not looked at since."""
+    status = look.observed.status
+    missed = status is not None and status.is_true(ConditionType.ARTIFACTS_MISSING)
+    return missed and look.status.finished and not look.readable
 
 
 def job_lingers(look: Look) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from modelchain.reconcile.completion import is_missing
+from modelchain.reconcile.completion import is_missing, was_missing
 from modelchain.reconcile.look import Look
 from modelchain.reconcile.observation import StoreTrouble
 from modelchain.reconcile.stall import STALLED
@@ -49,6 +49,7 @@ def conditions(
         (ConditionType.STALLED, *_stalled(looks)),
         (ConditionType.ARTIFACTS_MISSING, *_artifacts_missing(looks)),
     )
+    said = tuple(_still_missing(previous, looks, entry) for entry in said)
     return tuple(_said(previous, *entry, generation=generation, now=now) for entry in said)
 
 
@@ -156,6 +157,17 @@ def _stalled(looks: Sequence[Look]) -> tuple[bool, str, str]:
             continue  # the next attempt has given a sign of life
         return True, "NoProgress", f"stage {status.name}, attempt {ended.attempt}: {ended.message}"
     return False, "NotStalled", ""
+
+
+def _still_missing(
+    previous: Sequence[Condition], looks: Sequence[Look], entry: tuple[ConditionType, bool, str, str]
+) -> tuple[ConditionType, bool, str, str]:
+    """What was missing stays so until the store shows otherwise: not to have looked is no good news."""
+    kind, holds, _, _ = entry
+    before = next((condition for condition in previous if condition.type is kind), None)
+    if kind is not ConditionType.ARTIFACTS_MISSING or holds or before is None or before.status != "True":
+        return entry
+    return (kind, True, before.reason, before.message) if any(map(was_missing, looks)) else entry
 
 
 def _artifacts_missing(looks: Sequence[Look]) -> tuple[bool, str, str]:

@@ -74,6 +74,7 @@ class StageFacts:
     """What the store says about a stage. With `trouble`, the rest says nothing."""
 
     manifest: Manifest | None = None  # verified; None: looked for and not there
+    present: bool = False  # a finished stage's artifact is there; what its manifest says was not kept
     trouble: StoreTrouble | None = None
     message: str = ""  # of the trouble; names the object
     lease: LeaseView | None = None

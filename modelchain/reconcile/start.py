@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from modelchain.reconcile.actions import Action, RemoveJob, StartJob
-from modelchain.reconcile.completion import is_missing, job_lingers
+from modelchain.reconcile.completion import is_missing, job_lingers, was_missing
 from modelchain.reconcile.lease import foreign_lease
 from modelchain.reconcile.look import Look
 from modelchain.reconcile.observation import Observation
@@ -60,7 +60,7 @@ def start_stages(looks: Mapping[str, Look], observed: Observation) -> Starts:
         looks=looks,
         observed=observed,
         failed=next((name for name, look in looks.items() if look.status.phase is StagePhase.FAILED), None),
-        missing=tuple(name for name, look in looks.items() if is_missing(look)),
+        missing=tuple(name for name, look in looks.items() if is_missing(look) or was_missing(look)),
     )
     statuses: dict[str, StageStatus] = {}
     actions: list[Action] = []

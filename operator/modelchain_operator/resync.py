@@ -38,20 +38,21 @@ class Resync:
         self._namespaces: tuple[str | None, ...] = tuple(namespaces) or (None,)
         self._told: set[Kind] = set()
         self.listed = asyncio.Event()  # everything was listed once
-        self.ended_at: float | None = None  # monotonic: the last whole listing ended
         self.attempted_at: float | None = None  # monotonic: the last listing ended, well or not
 
     async def run(self, every_seconds: float) -> None:
         """Resync for ever: at once, then about every `every_seconds`."""
         while True:
+            wait = every_seconds * random.uniform(0.9, 1.1)  # noqa: S311
             try:
                 await self.once()
             except ApiError as error:
-                self.attempted_at = time.monotonic()
-                logger.warning("a listing failed: %s; again in %.0f s", error, RETRY_SECONDS)
-                await asyncio.sleep(RETRY_SECONDS)
-            else:
-                await asyncio.sleep(every_seconds * random.uniform(0.9, 1.1))  # noqa: S311
+                wait = RETRY_SECONDS
+                logger.warning("a listing failed: %s; again in %.0f s", error, wait)
+            except Exception:
+                logger.exception("a listing failed; again in %.0f s", wait)
+            self.attempted_at = time.monotonic()
+            await asyncio.sleep(wait)
 
     async def once(self) -> None:
         """One whole listing. Raises ApiError."""
@@ -59,7 +60,6 @@ class Resync:
             for key in await self._list_belongings(kind):
                 self._queue.add(key)
         await self._list_chains()
-        self.ended_at = self.attempted_at = time.monotonic()
         self.listed.set()
 
     async def _list_belongings(self, kind: Kind) -> set[Key]:

@@ -50,6 +50,9 @@ class Seen:
     progress_changed_at: Mapping[tuple[str, int], float]  # by stage and attempt, by our clock
 
 
+_PRESENT = StageFacts(present=True)
+
+
 class _Pace(Enum):
     """Why a stage is looked at."""
 
@@ -101,6 +104,13 @@ class _Stage(Task):
         self.interval = WAITING_SECONDS
         self.look: StageLook | None = None
         self.changed_at: dict[int, float] = {}  # by attempt, seconds since the epoch
+
+    @property
+    def known_facts(self) -> StageFacts | None:
+        """What the last look showed; None before the first."""
+        if self.facts is None and self.pace is _Pace.FINISHED and self.looked_at > 0:
+            return _PRESENT
+        return self.facts
 
     @property
     def outdated(self) -> bool:
@@ -258,9 +268,9 @@ class StoreReader:
             return Seen(dict.fromkeys(chain.stages, facts), chain.readable_since, changed)
         store, place = chain.source
         known = {
-            stage.name: stage.facts
+            stage.name: facts
             for stage in chain.stages.values()
-            if stage.facts is not None and not stage.outdated
+            if (facts := stage.known_facts) is not None and not stage.outdated
         }
         if place.silent:
             away = StageFacts(trouble=StoreTrouble.UNAVAILABLE, message=silence(store))

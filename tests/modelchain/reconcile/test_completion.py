@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from modelchain.reconcile.actions import StartJob, StopJob
 from modelchain.reconcile.completion import LINGER_SECONDS
 from modelchain.reconcile.observation import JobPhase, StageFacts, StoreTrouble
@@ -61,6 +63,23 @@ def test_a_vanished_artifact_is_said_and_trains_nothing() -> None:
     assert play.stage("tiny").folder in condition.message
     assert play["tiny"].phase is StagePhase.CACHED
     assert play.look(tiny=complete(play), after=60).actions == (StartJob("small", 1),)
+    assert not play.status.is_true(ConditionType.ARTIFACTS_MISSING)
+
+
+@pytest.mark.parametrize(
+    "unread", [None, StageFacts(trouble=StoreTrouble.UNAVAILABLE, message="away")], ids=["unseen", "away"]
+)
+def test_what_was_missing_is_missing_until_the_store_shows_otherwise(unread: StageFacts | None) -> None:
+    play = Play(chain((("tiny", None), ("small", "tiny"))))
+    play.look(tiny=complete(play))
+    play.look(tiny=StageFacts(), after=60)
+    assert play.status is not None
+    said = play.status.condition(ConditionType.ARTIFACTS_MISSING)
+    del play.store["tiny"]
+    facts = {} if unread is None else {"tiny": unread}
+    assert play.look(after=60, **facts).actions == ()
+    assert play.status.condition(ConditionType.ARTIFACTS_MISSING) == said
+    assert play.look(tiny=StageFacts(present=True), after=60).actions == (StartJob("small", 1),)
     assert not play.status.is_true(ConditionType.ARTIFACTS_MISSING)
 
 

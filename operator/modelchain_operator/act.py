@@ -1,0 +1,105 @@
+"""Carries out what `decide` asked for: jobs made and deleted, so that doing it twice changes nothing."""
+
+from __future__ import annotations
+
+import logging
+
+from modelchain.reconcile.actions import RemoveJob, StartJob, StopJob
+from modelchain_operator import kinds, labels
+from modelchain_operator.acceptance import Accepted
+from modelchain_operator.jobs import BACKENDS, JobDefaults, JobRequest
+from modelchain_operator.kinds import POD, Kind
+from modelchain_operator.kubernetes_api import ApiError, Conflict, Invalid, KubernetesApi, Object
+from modelchain_operator.observe import View
+
+logger = logging.getLogger(__name__)
+
+
+class JobRefused(Exception):  # noqa: N818  it is an answer
+    """The API server does not let this job be made. The message says why and what to do."""
+
+
+class Actor:
+    """Acts on the jobs of chains."""
+
+    def __init__(self, api: KubernetesApi, defaults: JobDefaults) -> None:
+        self._api = api
+        self._defaults = defaults
+
+    async def start(
+        self, accepted: Accepted, action: StartJob, *, dry_run: bool = False
+    ) -> list[tuple[Kind, Object]]:
+        """Make the attempt's job, and what it needs. Returns what was made.
+
+        Raises JobRefused if the API server does not let it be, ApiError if it can't be asked.
+        """
+        request = JobRequest(
+            stage=accepted.chain.stage(action.stage),
+            spec=accepted.jobs[action.stage],
+            store=accepted.store,
+            attempt=action.attempt,
+            defaults=self._defaults,
+        )
+        made: list[tuple[Kind, Object]] = []
+        for manifest in BACKENDS[accepted.backend(action.stage)].build(request):
+            kind = kinds.of(manifest)
+            try:
+                made.append((kind, await self._api.create(kind, manifest, dry_run=dry_run)))
+            except Conflict:
+                await self._require_own(kind, manifest)
+            except Invalid as error:
+                raise JobRefused(f"{error}; mend spec.job of the chain") from None
+            except ApiError as error:
+                if error.status != 403:
+                    raise
+                raise JobRefused(str(error)) from None
+        return made
+
+    async def stop(self, action: StopJob, view: View) -> None:
+        """Delete a live job: its pods get SIGTERM and their grace period, so that the trainer can write a
+        checkpoint.
+        """
+        logger.info("stopping %s: %s", action.job.name, action.reason)
+        for kind, item in _objects(action.job.name, view):
+            await self._delete(kind, item)
+
+    async def remove(self, action: RemoveJob, view: View) -> None:
+        """Delete what is left of a job that has ended."""
+        for kind, item in _objects(action.job.name, view):
+            await self._delete(kind, item)
+
+    async def _delete(self, kind: Kind, item: Object) -> None:
+        metadata = item["metadata"]
+        if metadata.get("deletionTimestamp") is None:
+            await self._api.delete(kind, metadata["namespace"], metadata["name"], metadata["uid"])
+
+    async def _require_own(self, kind: Kind, manifest: Object) -> None:
+        """Raises JobRefused if what stands under the name is not what we were going to make."""
+        wanted = manifest["metadata"]
+        there = await self._api.get(kind, wanted["namespace"], wanted["name"])
+        if there is None:
+            raise Conflict(f"{kind.kind} {wanted['name']} came and went", status=409)
+        metadata = there["metadata"]
+        owners = {owner.get("uid") for owner in metadata.get("ownerReferences") or []}
+        same = (metadata.get("annotations") or {}).get(labels.DIGEST_ANNOTATION) == wanted["annotations"][
+            labels.DIGEST_ANNOTATION
+        ]
+        if {owner["uid"] for owner in wanted["ownerReferences"]} <= owners and same:
+            return
+        name = f"{wanted['namespace']}/{wanted['name']}"
+        raise JobRefused(
+            f"{kind.kind} {name} exists already and is not this stage's: delete it "
+            f"(kubectl -n {wanted['namespace']} delete {kind.plural} {wanted['name']})"
+        )
+
+
+def _objects(name: str, view: View) -> list[tuple[Kind, Object]]:
+    """The job of that name; its pods, if the job itself is gone."""
+    jobs = [(kinds.of(job), job) for job in view.jobs if job["metadata"]["name"] == name]
+    if jobs:
+        return jobs
+    return [
+        (POD, pod)
+        for pod in view.pods
+        if any(owner.get("name") == name for owner in pod["metadata"].get("ownerReferences") or [])
+    ]

@@ -1,0 +1,117 @@
+"""From objects of the API server and facts of the store to what `decide` looks at."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+from pydantic import ValidationError
+
+from modelchain.reconcile.observation import Job, Observation
+from modelchain.status import ChainStatus
+from modelchain_operator import labels
+from modelchain_operator.acceptance import Accepted
+from modelchain_operator.jobs import BACKENDS
+from modelchain_operator.jobs.observed import JobMemory, observe_jobs
+from modelchain_operator.kinds import Kind
+from modelchain_operator.kubernetes_api import Object
+from modelchain_operator.store_reader import Seen
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class View:
+    """A chain, its jobs and its pods, at one look."""
+
+    body: Object
+    jobs: tuple[Object, ...]
+    pods: tuple[Object, ...]
+
+    @property
+    def generation(self) -> int:
+        """Of the spec."""
+        return int(self.body["metadata"].get("generation", 0))
+
+
+@dataclass
+class CreateRefusal:
+    """The API server refused a job (a quota, an admission rule). It is asked again from time to time."""
+
+    generation: int
+    stage: str
+    attempt: int
+    message: str
+    ask_at: float  # monotonic seconds
+
+
+@dataclass
+class ChainMemory:
+    """What this process remembers of a chain. Losing it costs time, never correctness."""
+
+    uid: str
+    jobs: JobMemory = field(default_factory=JobMemory)
+    refusal: CreateRefusal | None = None
+    written_at: float = float("-inf")  # monotonic seconds
+    failures: int = 0  # passes in a row that an error has ended
+    looked_again: set[tuple[str, int]] = field(default_factory=set)  # stage, attempt
+
+
+def status_of(body: Object) -> ChainStatus | None:
+    """The chain's last status; None if there is none, or one that can't be read."""
+    status = body.get("status")
+    if not status:
+        return None
+    try:
+        return ChainStatus.model_validate(status)
+    except ValidationError as error:
+        metadata = body["metadata"]
+        logger.warning(
+            "status of %s/%s can't be read and is written anew: %s",
+            metadata["namespace"],
+            metadata["name"],
+            error.errors(include_input=False)[0]["msg"],
+        )
+        return None
+
+
+def status_object(status: ChainStatus) -> Object:
+    """The status as the API server stores it."""
+    return status.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+def observe(
+    view: View, accepted: Accepted, seen: Seen, memory: ChainMemory, *, not_served: Iterable[Kind], now: float
+) -> Observation:
+    """Everything that was seen, as values. `now` is in seconds since the epoch."""
+    jobs = observe_jobs(view.jobs, view.pods, memory.jobs, now)
+    annotations = view.body["metadata"].get("annotations") or {}
+    return Observation(
+        status=status_of(view.body),
+        generation=view.generation,
+        jobs=_with_progress(jobs, seen),
+        store=seen.facts,
+        store_readable_since=seen.readable_since,
+        backend_trouble=_backend_trouble(view, accepted, memory, frozenset(not_served)),
+        retrain_missing=annotations.get(labels.RETRAIN_MISSING_ANNOTATION) == "true",
+        macs=accepted.macs,
+        speedup=accepted.speedup,
+    )
+
+
+def _with_progress(jobs: Sequence[Job], seen: Seen) -> tuple[Job, ...]:
+    return tuple(
+        replace(job, progress_changed_at=seen.progress_changed_at.get((job.stage, job.attempt)))
+        for job in jobs
+    )
+
+
+def _backend_trouble(view: View, accepted: Accepted, memory: ChainMemory, not_served: frozenset[Kind]) -> str:
+    """Why no job of this chain can be made now."""
+    for stage in accepted.chain.stages:
+        backend = BACKENDS[accepted.backend(stage.name)]
+        if backend.kind in not_served:
+            return backend.install_hint
+    refusal = memory.refusal
+    return refusal.message if refusal is not None and refusal.generation == view.generation else ""

@@ -1,0 +1,383 @@
+"""One pass over one chain: observe, decide, write the status, act.
+
+A pass begins with what is known already; a chain at rest ends there and costs no request. Where anything is
+to be written or done, the API server is asked anew, and `decide` decides on that answer: a stale cache, a
+second operator or a lost event can delay a chain, never make it do the wrong thing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from dataclasses import dataclass
+
+from modelchain.reconcile.actions import Action, Decision, RemoveJob, StartJob, StopJob
+from modelchain.reconcile.conditions import refused
+from modelchain.reconcile.decide import decide
+from modelchain.reconcile.observation import Observation
+from modelchain.status import ChainStatus, StagePhase, without_progress
+from modelchain_operator.acceptance import Acceptance, Accepted, Refused
+from modelchain_operator.act import Actor, JobRefused
+from modelchain_operator.cache import Cache
+from modelchain_operator.chain_events import event_of, notes
+from modelchain_operator.jobs import BACKENDS
+from modelchain_operator.kinds import JOB, POD, PYTORCHJOB, Kind
+from modelchain_operator.kubernetes_api import (
+    ApiError,
+    Conflict,
+    KubernetesApi,
+    NotServed,
+    Object,
+    Unavailable,
+)
+from modelchain_operator.metrics import Metrics
+from modelchain_operator.observe import (
+    ChainMemory,
+    CreateRefusal,
+    View,
+    observe,
+    status_object,
+    status_of,
+)
+from modelchain_operator.queue import Key, KeyQueue
+from modelchain_operator.store_looks import StoreLooks
+
+logger = logging.getLogger(__name__)
+
+JOB_KINDS = (PYTORCHJOB, JOB)
+ASK_AGAIN_SECONDS = 60.0  # after the API server has refused a job
+LONGEST_WAIT_SECONDS = 60.0  # between passes that an error has ended
+PASS_SECONDS = 120.0  # a pass that takes longer has lost its way
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How often at most what is written."""
+
+    progress_seconds: float = 15.0  # between writes of a chain where only progress has changed
+
+
+class Reconciler:
+    """Brings chains further, one pass at a time each. Used in one event loop."""
+
+    def __init__(
+        self,
+        *,
+        api: KubernetesApi,
+        cache: Cache,
+        queue: KeyQueue,
+        stores: StoreLooks,
+        acceptance: Acceptance,
+        actor: Actor,
+        metrics: Metrics,
+        pace: Pace,
+        identity: str,
+    ) -> None:
+        self._api = api
+        self._cache = cache
+        self._queue = queue
+        self._stores = stores
+        self._acceptance = acceptance
+        self._actor = actor
+        self._metrics = metrics
+        self._pace = pace
+        self._identity = identity
+        self._memories: dict[Key, ChainMemory] = {}
+        self.not_served: set[Kind] = set()  # kinds of jobs whose CRD is not installed
+
+    # ---- passes
+
+    async def work(self) -> None:
+        """Take chains from the queue until it is closed."""
+        while (taken := await self._queue.get()) is not None:
+            key, waited = taken
+            self._metrics.queue_lag(waited)
+            began = time.monotonic()
+            try:
+                async with asyncio.timeout(PASS_SECONDS):
+                    await self.reconcile(key)
+            except Exception as error:  # noqa: BLE001  one chain's trouble must not end the operator
+                self._retry(key, error)
+            else:
+                if (memory := self._memories.get(key)) is not None:
+                    memory.failures = 0
+            finally:
+                self._queue.done(key)
+                self._metrics.pass_ended(time.monotonic() - began)
+
+    def _retry(self, key: Key, error: Exception) -> None:
+        memory = self._memories.get(key)
+        failures = memory.failures + 1 if memory is not None else 1
+        if memory is not None:
+            memory.failures = failures
+        wait = min(LONGEST_WAIT_SECONDS, 0.25 * 2.0 ** min(failures, 10)) * random.uniform(0.75, 1.25)  # noqa: S311
+        if isinstance(error, Conflict):
+            wait = 0.05 * failures
+            logger.debug("%s: changed meanwhile: %s", key, error)
+        elif isinstance(error, Unavailable):
+            wait = max(wait, error.retry_after or 0.0)
+            logger.warning("%s: %s; again in %.1f s", key, error, wait)
+        elif isinstance(error, ApiError):
+            logger.error("%s: %s; again in %.0f s", key, error, wait)
+        elif isinstance(error, TimeoutError):
+            logger.error("%s: a pass took longer than %.0f s; again in %.0f s", key, PASS_SECONDS, wait)
+        else:
+            logger.error("%s: a pass failed; again in %.0f s", key, wait, exc_info=error)
+        self._metrics.pass_failed(type(error).__name__ if isinstance(error, ApiError) else "Internal")
+        self._queue.add_after(key, wait)
+
+    async def reconcile(self, key: Key) -> None:
+        """One pass over a chain. Raises ApiError where the API server could not be asked."""
+        cached = self._cache.chain(key)
+        if cached is None:
+            self._forget(key)
+            return
+        body = cached.body()
+        memory = self._memories.get(key)
+        if memory is None or memory.uid != cached.uid:
+            self._forget(key)
+            memory = self._memories[key] = ChainMemory(uid=cached.uid)
+        if body["metadata"].get("deletionTimestamp") is not None:
+            self._stores.forget(key)
+            return
+        judged = self._acceptance.judge(body)
+        if isinstance(judged, Refused):
+            await self._refuse(key, body, judged)
+            return
+        jobs = [job for kind in JOB_KINDS for job in self._cache.objects(kind, cached.uid)]
+        view = View(body, tuple(jobs), tuple(self._cache.objects(POD, cached.uid)))
+        decision = await self._decide(key, view, judged, memory)
+        if decision is None:  # the store was not looked at yet; it says when it was
+            return
+        if decision.actions or status_of(body) != decision.status:
+            wait = self._write_later(body, decision, memory)
+            if wait > 0:
+                self._queue.add_after(key, wait)
+            else:
+                await self._carry_out(key, memory)
+                return
+        self._settle(key, body, decision)
+
+    # ---- decide
+
+    async def _decide(self, key: Key, view: View, accepted: Accepted, memory: ChainMemory) -> Decision | None:
+        """What to do about it; None if the store has to be looked at first, after which there is another pass."""
+        now = time.time()
+        status = status_of(view.body)
+        seen = await self._stores.look(key, accepted, status)
+        if seen is None:
+            return None
+        observed = observe(view, accepted, seen, memory, not_served=self.not_served, now=now)
+        if self._look_again_at_ended(key, observed, memory):
+            return None
+        return decide(accepted.chain, observed, now)
+
+    def _look_again_at_ended(self, key: Key, observed: Observation, memory: ChainMemory) -> bool:
+        """A job has ended: what the store says about its stage is old. Returns whether that is news."""
+        there = {(job.stage, job.attempt) for job in observed.jobs}
+        memory.looked_again &= there
+        status = observed.status
+        news = False
+        for job in observed.jobs:
+            known = status.find_stage(job.stage) if status is not None else None
+            open_end = known is not None and not known.finished and known.attempt > known.settled
+            if open_end and not job.live and (job.stage, job.attempt) not in memory.looked_again:
+                memory.looked_again.add((job.stage, job.attempt))
+                self._stores.look_again(key, job.stage)
+                news = True
+        return news
+
+    def _write_later(self, body: Object, decision: Decision, memory: ChainMemory) -> float:
+        """Seconds that this write can wait: only progress has changed, and the last write is not long ago."""
+        before = status_of(body)
+        if (
+            decision.actions
+            or before is None
+            or without_progress(before) != without_progress(decision.status)
+        ):
+            return 0.0
+        return memory.written_at + self._pace.progress_seconds - time.monotonic()
+
+    # ---- write and act
+
+    async def _carry_out(self, key: Key, memory: ChainMemory) -> None:
+        """Look at the API server itself, decide on that, write the status, act."""
+        body = await self._live_chain(key)
+        if body is None:
+            return
+        accepted = self._acceptance.judge(body)
+        if isinstance(accepted, Refused):
+            self._queue.add(key)
+            return
+        await self._probe_refusal(body, accepted, memory)
+        decision = await self._decide(key, await self._live_view(body, accepted), accepted, memory)
+        if decision is None:
+            return
+        body = await self._write(key, body, accepted, decision.status, memory)
+        acted = False
+        for action in decision.actions:
+            view = await self._live_view(body, accepted)
+            again = await self._decide(key, view, accepted, memory)
+            if again is None or not _asked_for(action, again):
+                break
+            await self._act(key, view, accepted, action, memory)
+            acted = True
+        if acted:
+            self._queue.add(key)
+        self._settle(key, body, decision)
+
+    async def _act(
+        self, key: Key, view: View, accepted: Accepted, action: Action, memory: ChainMemory
+    ) -> None:
+        match action:
+            case StartJob():
+                try:
+                    made = await self._actor.start(accepted, action)
+                except JobRefused as error:
+                    logger.warning("%s: stage %s: %s", key, action.stage, error)
+                    memory.refusal = CreateRefusal(
+                        generation=view.generation,
+                        stage=action.stage,
+                        attempt=action.attempt,
+                        message=str(error),
+                        ask_at=time.monotonic() + ASK_AGAIN_SECONDS,
+                    )
+                    return
+                logger.info("%s: stage %s: attempt %d starts", key, action.stage, action.attempt)
+                for kind, item in made:
+                    self._cache.show(kind, item)
+            case StopJob():
+                await self._actor.stop(action, view)
+            case RemoveJob():
+                await self._actor.remove(action, view)
+
+    async def _probe_refusal(self, body: Object, accepted: Accepted, memory: ChainMemory) -> None:
+        """Whether a job that was refused would be let in now: asked without making it, so that a chain that
+        can't go on writes nothing.
+        """
+        refusal = memory.refusal
+        if refusal is None:
+            return
+        if refusal.generation != int(body["metadata"].get("generation", 0)):
+            memory.refusal = None
+            return
+        if time.monotonic() < refusal.ask_at:
+            return
+        try:
+            await self._actor.start(accepted, StartJob(refusal.stage, refusal.attempt), dry_run=True)
+        except JobRefused as error:
+            refusal.message = str(error)
+            refusal.ask_at = time.monotonic() + ASK_AGAIN_SECONDS
+        else:
+            memory.refusal = None
+
+    async def _refuse(self, key: Key, body: Object, judged: Refused) -> None:
+        """Say what is wrong with the chain, once. Its jobs go on."""
+        self._stores.forget(key)
+        before = status_of(body)
+        after = refused(before, judged.problems, generation=_generation(body), now=time.time())
+        if before == after:
+            return
+        live = await self._live_chain(key)
+        if live is None or not isinstance(self._acceptance.judge(live), Refused):
+            self._queue.add(key)
+            return
+        before = status_of(live)
+        after = refused(before, judged.problems, generation=_generation(live), now=time.time())
+        if before != after:
+            await self._publish(key, live, before, after)
+
+    async def _write(
+        self, key: Key, body: Object, accepted: Accepted, status: ChainStatus, memory: ChainMemory
+    ) -> Object:
+        before = status_of(body)
+        if before == status:
+            return body
+        written = await self._publish(key, body, before, status)
+        memory.written_at = time.monotonic()
+        self._stores.record(key, accepted.chain, status)
+        return written
+
+    async def _publish(
+        self, key: Key, body: Object, before: ChainStatus | None, status: ChainStatus
+    ) -> Object:
+        """Write the status with the version that it was decided on; then tell what has happened."""
+        written = await self._api.write_status(body, status_object(status))
+        self._cache.show_chain(written)
+        self._metrics.status_written(key, before, status)
+        for note in notes(before, status):
+            log = logger.warning if note.type == "Warning" else logger.info
+            log("%s: %s: %s", key, note.reason, note.message)
+            try:
+                await self._api.create_event(event_of(body, note, time=time.time(), instance=self._identity))
+            except ApiError as error:  # an event is a courtesy
+                logger.warning("%s: no event was posted: %s", key, error)
+        return written
+
+    def _settle(self, key: Key, body: Object, decision: Decision) -> None:
+        """Nothing more to do now: when to look again by the clock alone."""
+        self._metrics.chain_seen(key, decision.status)
+        memory = self._memories.get(key)
+        if decision.wake_at is not None:
+            self._queue.add_after(key, max(0.05, decision.wake_at - time.time()))
+        if memory is not None and memory.refusal is not None:
+            self._queue.add_after(key, max(0.05, memory.refusal.ask_at - time.monotonic()))
+        if all(stage.finished or stage.phase is StagePhase.FAILED for stage in decision.status.stages):
+            self._acceptance.forget(body)
+
+    # ---- the API server itself
+
+    async def _live_chain(self, key: Key) -> Object | None:
+        body = await self._api.get_chain(key.namespace, key.name)
+        if body is None:
+            self._cache.drop_chain(key)
+            self._forget(key)
+            return None
+        self._cache.show_chain(body)
+        if body["metadata"].get("deletionTimestamp") is not None:
+            self._stores.forget(key)
+            return None
+        return body
+
+    async def _live_view(self, body: Object, accepted: Accepted) -> View:
+        """The chain's jobs and pods, asked for now: of every kind that its stages have or had."""
+        uid, namespace = body["metadata"]["uid"], body["metadata"]["namespace"]
+        wanted = {BACKENDS[accepted.backend(stage.name)].kind for stage in accepted.chain.stages}
+        wanted |= {kind for kind in JOB_KINDS if self._cache.objects(kind, uid)}
+        jobs, pods = await asyncio.gather(
+            self._live_jobs([kind for kind in JOB_KINDS if kind in wanted], namespace, uid),
+            self._api.list_pods(namespace, uid),
+        )
+        return View(body, tuple(jobs), tuple(pods))
+
+    async def _live_jobs(self, wanted: list[Kind], namespace: str, uid: str) -> list[Object]:
+        found: list[Object] = []
+        for kind in wanted:
+            try:
+                found += await self._api.list_labelled(kind, namespace, uid)
+            except NotServed:
+                self.not_served.add(kind)
+            else:
+                self.not_served.discard(kind)
+        return found
+
+    def _forget(self, key: Key) -> None:
+        self._memories.pop(key, None)
+        self._stores.forget(key)
+        self._metrics.chain_gone(key)
+
+
+def _asked_for(action: Action, decision: Decision) -> bool:
+    """Whether another look still asks for it. Of jobs, what they are counts, not how far they have come."""
+    if isinstance(action, StartJob):
+        return action in decision.actions
+    return any(
+        type(other) is type(action) and not isinstance(other, StartJob) and other.job.name == action.job.name
+        for other in decision.actions
+    )
+
+
+def _generation(body: Object) -> int:
+    return int(body["metadata"].get("generation", 0))

@@ -1,0 +1,72 @@
+"""What the reconciler knows of stores: opened with the right rights, followed at the right pace."""
+
+from __future__ import annotations
+
+from modelchain.resolved import ResolvedChain
+from modelchain.status import ChainStatus, StagePhase
+from modelchain_operator.acceptance import Accepted
+from modelchain_operator.queue import Key
+from modelchain_operator.store_access import StoreAccess
+from modelchain_operator.store_reader import Seen, StoreReader
+
+
+class StoreLooks:
+    """The facts of the stores, by chain. Used in one event loop."""
+
+    def __init__(self, access: StoreAccess, reader: StoreReader) -> None:
+        self._access = access
+        self._reader = reader
+
+    async def look(self, key: Key, accepted: Accepted, status: ChainStatus | None) -> Seen | None:
+        """What is known of the chain's stages; None if something that matters was not looked at yet: the reader
+        says when it was.
+        """
+        chain = accepted.chain
+        finished, running = _finished(chain, status), _running(chain, status)
+        not_yet = frozenset(
+            stage.name
+            for stage in chain.stages
+            if stage.predecessor is not None
+            and stage.predecessor.name not in finished
+            and stage.name not in running
+        )
+        store = await self._access.open(chain, accepted.store)
+        self._reader.follow(key, chain, store, running=running, finished=finished, not_yet=not_yet)
+        seen = self._reader.seen(key)
+        needed = {stage.name for stage in chain.stages} - finished - not_yet
+        return seen if needed <= set(seen.facts) else None
+
+    def look_again(self, key: Key, stage: str) -> None:
+        """Something has happened to the stage: what was seen of it is old."""
+        self._reader.look_again(key, stage)
+
+    def record(self, key: Key, chain: ResolvedChain, status: ChainStatus) -> None:
+        """Write the chain's record when the store lets us."""
+        self._reader.record(key, chain, status)
+
+    def forget(self, key: Key) -> None:
+        """The chain is gone, or nothing may be asked of its store."""
+        self._reader.forget(key)
+
+
+def _finished(chain: ResolvedChain, status: ChainStatus | None) -> frozenset[str]:
+    """The stages that are finished as they are asked for now."""
+    digests = {stage.name: stage.digest for stage in chain.stages}
+    known = status.stages if status is not None else ()
+    return frozenset(
+        stage.name for stage in known if stage.finished and digests.get(stage.name) == stage.digest
+    )
+
+
+def _running(chain: ResolvedChain, status: ChainStatus | None) -> dict[str, int]:
+    """The attempts that are under way, by stage."""
+    names = {stage.name for stage in chain.stages}
+    known = status.stages if status is not None else ()
+    return {
+        stage.name: stage.attempt
+        for stage in known
+        if stage.name in names
+        and not stage.finished
+        and stage.phase is not StagePhase.FAILED
+        and stage.attempt > stage.settled
+    }

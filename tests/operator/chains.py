@@ -1,0 +1,176 @@
+"""Chains for a cluster: tiny models, shards and weights in the tests' S3 server, keys in a Secret."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from modelchain.resolve import resolve
+from modelchain.resolved import ResolvedChain
+from modelchain.store import Store, open_store
+from modelchain.validation import check_object
+from tests.control_plane.plane import ControlPlane
+from tests.faults import document
+from tests.processes import wait_until
+from tests.seaweedfs import ACCESS_KEY, BUCKET, SECRET_KEY, SeaweedFS
+from tests.squares import write_squares
+
+SECRET_NAME = "s3"  # noqa: S105
+Object = dict[str, Any]
+
+
+class ClusterChain:
+    """One ModelChain in a namespace of its own, as its user sees it: through kubectl and the store."""
+
+    def __init__(
+        self,
+        plane: ControlPlane,
+        server: SeaweedFS,
+        namespace: str,
+        folder: Path,
+        *,
+        name: str = "squares",
+        prefix: str | None = None,
+    ) -> None:
+        self.plane, self.server, self.namespace, self.name = plane, server, namespace, name
+        self.prefix = prefix or f"operator/{namespace}"
+        self.access = server.access(self.prefix)
+        pattern = self._upload_shards(folder)
+        self.document = self._document(pattern)
+        self._create_secret()
+
+    @property
+    def store(self) -> Store:
+        """The chain's store."""
+        return open_store(self.access)
+
+    def apply(self, document: Object | None = None, **spec: Any) -> None:
+        """`kubectl apply` the chain, with some fields of its spec replaced from now on."""
+        if document is not None:
+            self.document = document
+        self.document = copy.deepcopy(self.document)
+        self.document["spec"].update(spec)
+        self.plane.kubectl("apply", "-f", "-", text=json.dumps(self.document))
+
+    def read(self) -> Object:
+        """The chain as the API server has it."""
+        return self._get("modelchain", self.name)
+
+    def status(self) -> Object:
+        """Its status; empty before the first."""
+        return self.read().get("status") or {}
+
+    def stage(self, name: str) -> Object:
+        """The status of a stage; empty before the first."""
+        return next((one for one in self.status().get("stages", []) if one["name"] == name), {})
+
+    def condition(self, kind: str) -> Object:
+        """A condition; empty before it is said."""
+        return next((one for one in self.status().get("conditions", []) if one["type"] == kind), {})
+
+    def wait(self, condition: str, *, seconds: float) -> None:
+        """`kubectl wait --for=condition=...`; says what the chain looks like if that is in vain."""
+        done = self.plane.kubectl(
+            "wait",
+            f"--for=condition={condition}",
+            f"modelchain/{self.name}",
+            "-n",
+            self.namespace,
+            f"--timeout={seconds:.0f}s",
+            check=False,
+            timeout=seconds + 30,
+        )
+        if done.returncode:
+            text = self.plane.kubectl("describe", "modelchain", self.name, "-n", self.namespace).stdout
+            raise AssertionError(f"{done.stderr}\n{text}")
+
+    def wait_for_phase(self, stage: str, *phases: str, seconds: float = 120) -> None:
+        """Wait until a stage is in one of these phases."""
+        wait_until(
+            lambda: self.stage(stage).get("phase") in phases,
+            f"stage {stage} is {' or '.join(phases)}: {json.dumps(self.status(), indent=1)}",
+            seconds=seconds,
+            pause=0.3,
+        )
+
+    def wait_for_step(self, stage: str, step: int, seconds: float = 120) -> None:
+        """Wait until the status shows that the stage has come so far."""
+        wait_until(
+            lambda: (self.stage(stage).get("step") or 0) >= step,
+            f"stage {stage} is at step {step}",
+            seconds=seconds,
+            pause=0.2,
+        )
+
+    def jobs(self, kind: str = "pytorchjobs") -> list[Object]:
+        """The chain's jobs, oldest first."""
+        items = self._list(kind)
+        return sorted(items, key=lambda item: int(item["metadata"]["labels"]["modelchain.dev/attempt"]))
+
+    def pods(self) -> list[Object]:
+        """The chain's pods."""
+        return self._list("pods")
+
+    def events(self) -> list[Object]:
+        """Kubernetes Events about the chain, oldest first."""
+        selector = f"involvedObject.kind=ModelChain,involvedObject.name={self.name}"
+        items = self._get("events", "--field-selector", selector)["items"]
+        return sorted(items, key=lambda item: item["firstTimestamp"])
+
+    def resolved(self) -> ResolvedChain:
+        """The chain as the API server has it, resolved."""
+        checked = check_object("", {k: v for k, v in self.read().items() if k != "status"})
+        assert checked.chain is not None, checked.problems
+        return resolve(checked.chain)
+
+    def wait_at_rest(self, seconds: float) -> str:
+        """Watch the chain for a while; returns its resource version before, which is the same after."""
+        before = self.read()["metadata"]["resourceVersion"]
+        time.sleep(seconds)
+        assert self.read()["metadata"]["resourceVersion"] == before, "it was written at rest"
+        return before
+
+    def _document(self, pattern: str) -> Object:
+        chain = document(self.access)
+        spec = chain["spec"]
+        spec["store"]["secretName"] = SECRET_NAME
+        spec["data"]["shards"] = [pattern]
+        spec["evaluation"][0]["data"]["shards"] = [pattern]
+        spec["image"] = "modelchain-trainer:test"
+        spec["job"] = {
+            "gpusPerNode": 0,
+            "terminationGracePeriodSeconds": 20,
+            "resources": {"requests": {"cpu": "100m"}},
+        }
+        spec["retry"] = {"limit": 3, "backoffSeconds": 0, "leaseSeconds": 5}
+        chain["metadata"] = {"name": self.name, "namespace": self.namespace}
+        return chain
+
+    def _upload_shards(self, folder: Path) -> str:
+        write_squares(folder / "squares", captions={"txt": "a {colour} square, number {number}"})
+        data = open_store(self.server.access("data/squares"))
+        for shard in sorted((folder / "squares").glob("*.tar")):
+            data.put(shard.name, shard.read_bytes())
+        return f"s3://{BUCKET}/data/squares/{{000..001}}.tar"
+
+    def _create_secret(self) -> None:
+        keys = {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY}
+        self.plane.apply(
+            {
+                "apiVersion": "v1",
+                "kind": "Secret",
+                "metadata": {"name": SECRET_NAME, "namespace": self.namespace},
+                "data": {name: base64.b64encode(value.encode()).decode() for name, value in keys.items()},
+            }
+        )
+
+    def _get(self, *arguments: str) -> Object:
+        return json.loads(self.plane.kubectl("get", *arguments, "-n", self.namespace, "-o", "json").stdout)
+
+    def _list(self, kind: str) -> list[Object]:
+        uid = self.read()["metadata"]["uid"]
+        return self._get(kind, "-l", f"modelchain.dev/chain-uid={uid}")["items"]

@@ -1,0 +1,92 @@
+"""The operator as users run it: `python -m modelchain_operator`, a process that can be killed."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+from tests.processes import wait_until
+
+READY_SECONDS = 60.0
+
+
+class OperatorProcess:
+    """One operator for one namespace. `kill` and `start` as often as a test likes."""
+
+    def __init__(self, kubeconfig: Path, namespace: str, log: Path, *arguments: str) -> None:
+        self.log = log
+        self._command = [
+            sys.executable,
+            "-m",
+            "modelchain_operator",
+            f"--kubeconfig={kubeconfig}",
+            f"--namespace={namespace}",
+            "--http-host=127.0.0.1",
+            "--http-port=0",
+            "--default-image=modelchain-trainer:test",
+            "--progress-seconds=1",
+            *arguments,
+        ]
+        self._process: subprocess.Popen[bytes] | None = None
+        self._seen = 0  # of the log, when the running process began
+
+    def start(self, *, wait: bool = True) -> None:
+        """Start it (again); with `wait`, return when it is ready."""
+        assert self._process is None, "it runs already"
+        self._seen = self.log.stat().st_size if self.log.exists() else 0
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(self._command, stdout=log, stderr=log, env=dict(os.environ))
+        if wait:
+            wait_until(self.is_ready, f"the operator is ready; its log is {self.log}", seconds=READY_SECONDS)
+
+    def kill(self) -> None:
+        """End it as a power failure does."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait(timeout=30)
+
+    def terminate(self) -> int:
+        """End it as a kubelet does. Returns its exit code."""
+        process, self._process = self._process, None
+        assert process is not None
+        process.send_signal(signal.SIGTERM)
+        return process.wait(timeout=60)
+
+    @property
+    def running(self) -> bool:
+        """Whether the process lives."""
+        return self._process is not None and self._process.poll() is None
+
+    def is_ready(self) -> bool:
+        """Whether it has listed everything and says so."""
+        assert self.running, f"the operator has ended:\n{self.log.read_text()[-4000:]}"
+        try:
+            return self._get("/readyz")[0] == 200
+        except OSError:
+            return False
+
+    def metrics(self) -> str:
+        """What Prometheus reads."""
+        status, text = self._get("/metrics")
+        assert status == 200
+        return text
+
+    def said(self) -> str:
+        """The log of all processes so far."""
+        return self.log.read_text()
+
+    def _get(self, path: str) -> tuple[int, str]:
+        with self.log.open("rb") as log:
+            log.seek(self._seen)
+            found = re.search(rb"http://127\.0\.0\.1:(\d+)", log.read())
+        if found is None:
+            raise ConnectionError("it listens at no port yet")
+        url = f"http://127.0.0.1:{int(found.group(1))}{path}"
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            return answer.status, answer.read().decode()

@@ -1,0 +1,76 @@
+"""`kubectl apply -f chain.yaml` on a real control plane, to weights that stock open_clip loads."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from modelchain.commit import download_verified, verify_stage
+from tests.control_plane.plane import ControlPlane
+from tests.control_plane.pods import PodRunner
+from tests.operator.chains import ClusterChain
+from tests.operator.operator_process import OperatorProcess
+from tests.seaweedfs import SeaweedFS
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.xdist_group("control-plane")]
+
+CHAIN_SECONDS = 400.0
+
+
+@pytest.fixture
+def operator(control_plane: ControlPlane, namespace: str, tmp_path: Path) -> Iterator[OperatorProcess]:
+    """A running operator for the test's namespace."""
+    process = OperatorProcess(control_plane.kubeconfig, namespace, tmp_path / "operator.log")
+    process.start()
+    yield process
+    process.kill()
+
+
+@pytest.fixture
+def chain(control_plane: ControlPlane, seaweedfs: SeaweedFS, namespace: str, tmp_path: Path) -> ClusterChain:
+    """A chain of two stages that nobody has applied yet."""
+    return ClusterChain(control_plane, seaweedfs, namespace, tmp_path)
+
+
+def test_apply_to_weights(
+    chain: ClusterChain, operator: OperatorProcess, pod_runner: PodRunner, tmp_path: Path
+) -> None:
+    chain.document["spec"]["job"]["nodes"] = 2
+    chain.apply()
+    chain.wait("Complete", seconds=CHAIN_SECONDS)
+    status = chain.status()
+    assert status["phase"] == "Complete"
+    assert [stage["phase"] for stage in status["stages"]] == ["Complete", "Complete"]
+    assert [stage["attempt"] for stage in status["stages"]] == [1, 1]
+    assert [stage["failures"] for stage in status["stages"]] == [0, 0]
+    assert {event["reason"] for event in chain.events()} >= {
+        "Accepted",
+        "JobCreated",
+        "StageRunning",
+        "StageComplete",
+        "Complete",
+    }
+    columns = chain.plane.kubectl("get", "mc", chain.name, "-n", chain.namespace).stdout.splitlines()
+    assert columns[0].split() == ["NAME", "PHASE", "STAGE", "PROGRESS", "ETA", "TOP-1", "SPEEDUP", "AGE"]
+    chain.wait_at_rest(5)
+    for stage in chain.resolved().stages:
+        manifest = verify_stage(chain.store, stage.folder, stage.digest)
+        assert manifest is not None
+        for entry in manifest.files:
+            download_verified(chain.store, stage.folder, entry, tmp_path / stage.name / Path(entry.path).name)
+    loaded = subprocess.run(
+        [sys.executable, "-c", _LOAD, str(tmp_path / "small")], check=True, capture_output=True, text=True
+    )
+    assert json.loads(loaded.stdout) == [32, 2]
+
+
+_LOAD = """
+import json, sys, open_clip
+model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{sys.argv[1]}")
+print(json.dumps([model.visual.transformer.width, model.visual.transformer.layers]))
+"""
