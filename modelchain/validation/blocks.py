@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 from modelchain import shards
+from modelchain.cluster_labels import CONTAINER
 from modelchain.spec import (
     DataSpec,
     DistillationSpec,
@@ -28,6 +29,9 @@ _POD_TEMPLATE_FIELDS = ("metadata", "spec")
 _NAMED_LISTS = ("containers", "initContainers", "volumes")  # of a pod; merged by name over the generated ones
 MAX_POD_TEMPLATE = (
     65536  # bytes of JSON; a job holds it once for each kind of replica, beside the stage itself
+)
+_OWN_VARIABLE = re.compile(
+    r"MODELCHAIN_STAGE|MODELCHAIN_ATTEMPT|PET_.+|RANK|WORLD_SIZE|MASTER_(ADDR|PORT)|JOB_COMPLETION_INDEX"
 )
 _TOLERATION_FIELDS = ("key", "operator", "value", "effect", "tolerationSeconds")
 
@@ -214,6 +218,8 @@ def _check_pod_template(template: Mapping[str, object], at: FieldPath) -> Iterat
     if isinstance(metadata, dict):
         yield from _check_metadata(metadata, (*at, "metadata"))
     spec = template.get("spec")
+    if isinstance(spec, dict):
+        yield from _check_own_fields(spec, (*at, "spec"))
     for name in _NAMED_LISTS:
         items = spec.get(name, []) if isinstance(spec, dict) else []
         if not isinstance(items, list):
@@ -230,10 +236,31 @@ def _check_pod_template(template: Mapping[str, object], at: FieldPath) -> Iterat
                 )
 
 
+def _check_own_fields(spec: Mapping[str, object], at: FieldPath) -> Iterator[Finding]:
+    """What says which attempt a pod is, and that it is made anew by the chain alone."""
+    if "restartPolicy" in spec:
+        message = "pods are never restarted in place: the chain counts attempts"
+        yield _finding((*at, "restartPolicy"), message, "remove it; spec.retry says how often", "podTemplate")
+    containers = spec.get("containers")
+    for index, container in enumerate(containers if isinstance(containers, list) else ()):
+        if not isinstance(container, dict) or container.get("name") != CONTAINER:
+            continue
+        env = container.get("env")
+        for place, item in enumerate(env if isinstance(env, list) else ()):
+            name = item.get("name") if isinstance(item, dict) else None
+            if isinstance(name, str) and _OWN_VARIABLE.fullmatch(name):
+                message = f"{name} tells the trainer which attempt it is, and is set for it"
+                path = (*at, "containers", index, "env", place)
+                yield _finding(path, message, "remove it", "podTemplate")
+
+
 def _check_metadata(metadata: Mapping[str, object], at: FieldPath) -> Iterator[Finding]:
     yield from _check_known(metadata, ("labels", "annotations"), at)
     for name, entries in metadata.items():
         for key, value in entries.items() if isinstance(entries, dict) else ():
+            if str(key).startswith("modelchain.dev/"):
+                message = "the operator knows its pods by the names that begin with modelchain.dev/"
+                yield _finding((*at, name, str(key)), message, "choose another name", "podTemplate")
             if not isinstance(value, str):
                 message = f"is {quoted(value)}, a text is needed"
                 remedy = f'put it in quotes: "{quoted(value)}"'

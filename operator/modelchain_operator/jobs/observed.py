@@ -245,17 +245,17 @@ def _without_object(
     if all(pod_view.has_ended(pod) and not pod_view.is_being_deleted(pod) for pod in pods):
         phase, message = JobPhase.SUCCEEDED if cause is None else JobPhase.FAILED, ""
         history.ended_at = history.ended_at or now
-    ended = phase is JobPhase.FAILED and cause is not None
+    ended = cause if phase is JobPhase.FAILED else None
     return Job(
         stage=stage,
         attempt=attempt,
         digest=_digest(pods[0]),
         name=name,
         phase=phase,
-        exit_code=cause.exit_code if ended else None,
-        reason=cause.reason if ended else "",
-        message=cause.message if ended else message,
-        disrupted=ended and cause.disrupted and cause.rank[0] > 0,
+        exit_code=ended.exit_code if ended else None,
+        reason=ended.reason if ended else "",
+        message=ended.message if ended else message,
+        disrupted=ended is not None and ended.disrupted and ended.rank[0] > 0,
         blocked_by_node=_blocked(pods, now),
         ended_at=history.ended_at,
     )

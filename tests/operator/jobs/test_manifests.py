@@ -3,6 +3,7 @@
 # ruff: noqa: S108 - paths in a pod
 
 import copy
+import dataclasses
 import json
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from modelchain.resolved import ResolvedStage
 from modelchain.spec import JobBackend
-from modelchain_operator.acceptance import Accepted, accept
+from modelchain_operator.acceptance import Accepted, Refused, accept
 from modelchain_operator.jobs import BACKENDS, JobDefaults, JobRequest, names
 from modelchain_operator.jobs.merge import merge
 from modelchain_operator.kubernetes_api import Object
@@ -158,7 +159,8 @@ def test_a_pod_template_is_merged_but_does_not_say_which_attempt_it_is() -> None
         "metadata": {"labels": {"team": "vision"}},
         "spec": {"containers": [container, {"name": "sidecar"}], "securityContext": None},
     }
-    asked = request(job={"gpusPerNode": 0, "podTemplate": template})
+    asked = request()
+    asked = dataclasses.replace(asked, spec=asked.spec.model_copy(update={"pod_template": template}))
     (manifest,) = BACKENDS[JobBackend.PYTORCH_JOB].build(asked)
     pod = manifest["spec"]["pytorchReplicaSpecs"]["Master"]["template"]
     assert pod["metadata"]["labels"]["team"] == "vision"
@@ -167,6 +169,24 @@ def test_a_pod_template_is_merged_but_does_not_say_which_attempt_it_is() -> None
     env = {one["name"]: one.get("value") for one in pod["spec"]["containers"][0]["env"]}
     assert env["MODELCHAIN_ATTEMPT"] == "6a2a2c1e0000-1"
     assert env["A"] == "$"
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ({"metadata": {"labels": {"modelchain.dev/stage": "x"}}}, "choose another name"),
+        ({"spec": {"restartPolicy": "Always"}}, "never restarted in place"),
+        (
+            {"spec": {"containers": [{"name": "pytorch", "env": [{"name": "RANK"}]}]}},
+            "RANK tells the trainer",
+        ),
+    ],
+    ids=["label", "restart-policy", "variable"],
+)
+def test_a_template_that_would_say_so_is_refused(template: Object, said: str) -> None:
+    judged = accept(body(job={"podTemplate": template}), default_image=None)
+    assert isinstance(judged, Refused)
+    assert said in "".join(judged.problems)
 
 
 def test_a_dollar_in_a_stage_is_not_expanded_by_kubernetes() -> None:
