@@ -8,6 +8,7 @@ from modelchain.reconcile.actions import RemoveJob, StartJob, StopJob
 from modelchain_operator import kinds, labels
 from modelchain_operator.acceptance import Accepted
 from modelchain_operator.jobs import BACKENDS, JobDefaults, JobRequest
+from modelchain_operator.jobs.observed import job_of
 from modelchain_operator.kinds import POD, Kind
 from modelchain_operator.kubernetes_api import ApiError, Conflict, Invalid, KubernetesApi, Object
 from modelchain_operator.observe import View
@@ -98,8 +99,4 @@ def _objects(name: str, view: View) -> list[tuple[Kind, Object]]:
     jobs = [(kinds.of(job), job) for job in view.jobs if job["metadata"]["name"] == name]
     if jobs:
         return jobs
-    return [
-        (POD, pod)
-        for pod in view.pods
-        if any(owner.get("name") == name for owner in pod["metadata"].get("ownerReferences") or [])
-    ]
+    return [(POD, pod) for pod in view.pods if job_of(pod) == name]

@@ -92,8 +92,7 @@ async def run(settings: Settings) -> int:
         for number in range(settings.workers)
     ]
     try:
-        while not await _watch(settings, api, cache, queue):
-            await asyncio.sleep(REWATCH_SECONDS)
+        await _keep_watching(settings, api, cache, queue)
     finally:
         listing.cancel()
         queue.close()
@@ -112,6 +111,14 @@ async def _work(resync: Resync, reconciler: Reconciler) -> None:
     """Passes begin once everything was listed: what runs already is known then."""
     await resync.listed.wait()
     await reconciler.work()
+
+
+async def _keep_watching(settings: Settings, api: KubernetesApi, cache: Cache, queue: KeyQueue) -> None:
+    """Watch until SIGTERM or SIGINT, whatever happens."""
+    while True:
+        if await _watch(settings, api, cache, queue):
+            return
+        await asyncio.sleep(REWATCH_SECONDS)
 
 
 async def _watch(settings: Settings, api: KubernetesApi, cache: Cache, queue: KeyQueue) -> bool:

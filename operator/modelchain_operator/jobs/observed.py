@@ -73,7 +73,7 @@ def observe_jobs(
     orphans: dict[tuple[str, int, str], list[Object]] = {}
     for pod in pods:
         if known.isdisjoint(_owners(pod)) and (attempt := _attempt(pod)) is not None:
-            orphans.setdefault((_stage(pod), attempt, _job_of(pod)), []).append(pod)
+            orphans.setdefault((_stage(pod), attempt, job_of(pod)), []).append(pod)
     for (stage, attempt, name), own in orphans.items():
         history = memory.of(f"pods of {name}", now)
         seen.append(_without_object(name, stage, attempt, own, history, now))
@@ -308,7 +308,8 @@ def _digest(item: Object) -> str:
     return whole or (metadata.get("labels") or {}).get(labels.DIGEST, "")
 
 
-def _job_of(pod: Object) -> str:
+def job_of(pod: Object) -> str:
+    """The name of the pod's job, which may be gone."""
     owners = pod["metadata"].get("ownerReferences") or []
     if owners:
         return str(owners[0].get("name", ""))

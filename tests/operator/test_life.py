@@ -1,0 +1,120 @@
+"""What a chain lives through on a cluster: each time the right end, and no job too many."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.control_plane.plane import ControlPlane
+from tests.control_plane.pods import PodRunner
+from tests.operator.chains import ClusterChain
+from tests.operator.operator_process import OperatorProcess
+from tests.processes import wait_until
+from tests.seaweedfs import SeaweedFS
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.xdist_group("control-plane")]
+
+CHAIN_SECONDS = 400.0
+KILLS = 20
+
+
+@pytest.fixture
+def operator(control_plane: ControlPlane, namespace: str, tmp_path: Path) -> Iterator[OperatorProcess]:
+    """An operator for the test's namespace that nobody has started yet."""
+    process = OperatorProcess(control_plane.kubeconfig, namespace, tmp_path / "operator.log")
+    yield process
+    process.kill()
+
+
+@pytest.fixture
+def chain(control_plane: ControlPlane, seaweedfs: SeaweedFS, namespace: str, tmp_path: Path) -> ClusterChain:
+    """A chain of two stages that nobody has applied yet."""
+    return ClusterChain(control_plane, seaweedfs, namespace, tmp_path)
+
+
+def test_an_operator_that_is_killed_all_the_time_makes_one_job_a_stage(
+    chain: ClusterChain, operator: OperatorProcess, pod_runner: PodRunner
+) -> None:
+    chance = random.Random(7)
+    chain.document["spec"]["training"]["epochs"] = 150  # there must be time for so many kills
+    chain.apply()
+    kills = 0
+    while chain.status().get("phase") != "Complete":
+        operator.start(wait=False)
+        # An operator takes about two seconds to start: some die while they list, some in mid-pass.
+        time.sleep(chance.uniform(1.5, 4.0) if kills < KILLS else 30)
+        operator.kill()
+        kills += 1
+        assert kills < 3 * KILLS, chain.status()
+    status = chain.status()
+    assert [(stage["phase"], stage["attempt"]) for stage in status["stages"]] == [("Complete", 1)] * 2
+    assert sorted(job["metadata"]["labels"]["modelchain.dev/stage"] for job in chain.jobs()) == ["small", "tiny"]
+    assert kills >= KILLS
+
+
+def test_a_chain_is_suspended_goes_on_and_is_deleted(
+    chain: ClusterChain, operator: OperatorProcess, pod_runner: PodRunner
+) -> None:
+    operator.start()
+    chain.apply()
+    chain.wait_for_step("tiny", 16)
+    chain.apply(suspend=True)
+    wait_until(lambda: not chain.pods(), "no pod of it is left", seconds=60, pause=0.3)
+    wait_until(lambda: chain.status()["phase"] == "Suspended", "it says so", seconds=30, pause=0.3)
+    suspended = chain.stage("tiny")
+    assert suspended["failures"] == 0
+    chain.wait_at_rest(5)
+    chain.apply(suspend=False)
+    chain.wait_for_phase("tiny", "Complete")
+    assert chain.stage("tiny")["attempt"] == 2
+    assert chain.stage("tiny")["failures"] == 0
+    chain.wait_for_step("small", 1)
+    stages = chain.resolved().stages
+    chain.plane.kubectl("delete", "modelchain", chain.name, "-n", chain.namespace)
+    wait_until(
+        lambda: not chain.plane.kubectl("get", "pods,pytorchjobs", "-n", chain.namespace).stdout.strip(),
+        "its jobs and pods go with it",
+        seconds=90,
+        pause=0.5,
+    )
+    assert list(chain.store.list(f"{stages[0].folder}/")), "its artifacts stay"
+
+
+def test_what_is_in_the_store_is_not_trained_again(
+    chain: ClusterChain, operator: OperatorProcess, pod_runner: PodRunner, tmp_path: Path
+) -> None:
+    chain.document["spec"]["stages"] = chain.document["spec"]["stages"][:1]
+    operator.start()
+    chain.apply()
+    chain.wait("Complete", seconds=CHAIN_SECONDS)
+    again = ClusterChain(
+        chain.plane, chain.server, chain.namespace, tmp_path / "again", name="again", prefix=chain.prefix
+    )
+    again.document["spec"]["stages"] = again.document["spec"]["stages"][:1]
+    again.apply()
+    again.wait("Complete", seconds=60)
+    assert again.stage("tiny")["phase"] == "Cached"
+    assert again.jobs() == []
+
+
+def test_a_refused_chain_is_said_once_and_accepted_once_mended(
+    chain: ClusterChain, operator: OperatorProcess
+) -> None:
+    operator.start()
+    uri = chain.document["spec"]["store"]["uri"]
+    chain.document["spec"]["store"]["uri"] = "runs/not-shared"
+    chain.apply()
+    wait_until(lambda: chain.condition("Accepted") != {}, "it is judged", seconds=30, pause=0.2)
+    accepted = chain.condition("Accepted")
+    assert accepted["status"] == "False"
+    assert "spec.store.uri" in accepted["message"]
+    assert chain.status()["phase"] == "Refused"
+    chain.wait_at_rest(5)
+    chain.document["spec"]["store"]["uri"] = uri
+    chain.apply()
+    chain.wait("Accepted", seconds=30)
+    wait_until(lambda: len(chain.jobs()) == 1, "its first job is made", seconds=30, pause=0.2)
