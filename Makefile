@@ -7,7 +7,7 @@ WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint format crds constraints clean
+.PHONY: help setup demo test control-plane cluster test-fast lint format crds constraints clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,8 +27,14 @@ demo: setup  ## Train a chain of three models on real images on the CPU, in minu
 	$(BIN)/modelchain run examples/digits.yaml
 	$(BIN)/modelchain report examples/digits.yaml
 
-test: setup lint  ## Run all tests
+test: setup lint control-plane  ## Run all tests
 	$(PYTEST) -n $(WORKERS) --dist loadgroup
+
+control-plane: setup  ## Build the Kubernetes control plane that tests run on (once, about 10 minutes)
+	@$(BIN)/python -m tests.control_plane.binaries
+
+cluster: control-plane  ## Leave a control plane and an S3 server running, to try the operator by hand
+	@$(BIN)/python -m tests.control_plane
 
 test-fast: setup  ## Run the tests that take no more than a few seconds each
 	$(PYTEST) -n $(WORKERS) --dist loadgroup -m 'not slow' -q

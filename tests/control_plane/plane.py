@@ -56,7 +56,7 @@ class Process:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=self._environment,
-                preexec_fn=_die_with_parent,
+                preexec_fn=_die_with_parent,  # noqa: PLW1509  it only calls prctl
             )
 
     def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
@@ -84,7 +84,7 @@ class ControlPlane:
         self.kubeconfig = folder / "admin.kubeconfig"
         self._binaries = binaries.ensure()
         self._kubeflow = kubeflow
-        self._token = secrets.token_hex(16)
+        self.token = secrets.token_hex(16)
         etcd_port, peer_port, self._port, self.webhook_port, manager_port = free_ports(5)
         self.url = f"https://127.0.0.1:{self._port}"
         self.etcd = Process("etcd", self._etcd_command(etcd_port, peer_port), folder)
@@ -103,7 +103,7 @@ class ControlPlane:
         """Bring everything up; returns when the API, garbage collection and the PyTorchJob webhook answer."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self._write_keys()
-        self._write_kubeconfig(self.kubeconfig, self._token)
+        self._write_kubeconfig(self.kubeconfig, self.token)
         self.etcd.start()
         self.start_apiserver()
         self.controller_manager.start()
@@ -124,11 +124,11 @@ class ControlPlane:
     def is_ready(self) -> bool:
         """Whether the API server says that it is ready."""
         context = ssl._create_unverified_context()  # noqa: S323 (its certificate is made at start)
-        request = urllib.request.Request(
-            f"{self.url}/readyz", headers={"Authorization": f"Bearer {self._token}"}
+        request = urllib.request.Request(  # noqa: S310  our own server
+            f"{self.url}/readyz", headers={"Authorization": f"Bearer {self.token}"}
         )
         try:
-            with urllib.request.urlopen(request, timeout=5, context=context) as answer:
+            with urllib.request.urlopen(request, timeout=5, context=context) as answer:  # noqa: S310
                 return answer.status == 200
         except OSError:
             return False
@@ -139,6 +139,7 @@ class ControlPlane:
         """Run kubectl as the administrator; `text` goes to its standard input."""
         done = subprocess.run(
             [binaries.kubectl(), *arguments],
+            check=False,
             input=text,
             capture_output=True,
             text=True,
@@ -233,7 +234,7 @@ class ControlPlane:
         key, public = self.folder / "sa.key", self.folder / "sa.pub"
         _openssl("genrsa", "-out", str(key), "2048")
         _openssl("rsa", "-in", str(key), "-pubout", "-out", str(public))
-        (self.folder / "tokens.csv").write_text(f'{self._token},admin,admin,"system:masters"\n')
+        (self.folder / "tokens.csv").write_text(f'{self.token},admin,admin,"system:masters"\n')
 
     def _write_kubeconfig(self, path: Path, token: str) -> None:
         path.write_text(
@@ -372,7 +373,8 @@ def _make_certificates(folder: Path, host: str) -> None:
 
 
 def _openssl(*arguments: str) -> None:
-    done = subprocess.run([shutil.which("openssl") or "openssl", *arguments], capture_output=True, text=True)
+    command = [shutil.which("openssl") or "openssl", *arguments]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"openssl {arguments[0]}: {done.stderr.strip()}")
 

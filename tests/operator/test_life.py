@@ -52,7 +52,10 @@ def test_an_operator_that_is_killed_all_the_time_makes_one_job_a_stage(
         assert kills < 3 * KILLS, chain.status()
     status = chain.status()
     assert [(stage["phase"], stage["attempt"]) for stage in status["stages"]] == [("Complete", 1)] * 2
-    assert sorted(job["metadata"]["labels"]["modelchain.dev/stage"] for job in chain.jobs()) == ["small", "tiny"]
+    assert sorted(job["metadata"]["labels"]["modelchain.dev/stage"] for job in chain.jobs()) == [
+        "small",
+        "tiny",
+    ]
     assert kills >= KILLS
 
 
