@@ -61,7 +61,9 @@ def main() -> int:
                 ),
                 flush=True,
             )
-            signal.sigwait({signal.SIGINT, signal.SIGTERM})
+            signal.pause()
+        except KeyboardInterrupt:
+            return 0
         finally:
             runner.close()
             store.kill()
@@ -82,5 +84,5 @@ def _make_secret(plane: ControlPlane) -> None:
 
 
 if __name__ == "__main__":
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())

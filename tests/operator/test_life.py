@@ -63,6 +63,7 @@ def test_a_chain_is_suspended_goes_on_and_is_deleted(
     chain: ClusterChain, operator: OperatorProcess, pod_runner: PodRunner
 ) -> None:
     operator.start()
+    chain.document["spec"]["training"]["epochs"] = 200
     chain.apply()
     chain.wait_for_step("tiny", 16)
     chain.apply(suspend=True)
