@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from pydantic import ValidationError
 
-from modelchain.reconcile.observation import Job, Observation
+from modelchain.reconcile.observation import Job, JobPhase, Observation
 from modelchain.status import ChainStatus
 from modelchain_operator import labels
 from modelchain_operator.acceptance import Accepted
 from modelchain_operator.jobs import BACKENDS
-from modelchain_operator.jobs.observed import JobMemory, observe_jobs
+from modelchain_operator.jobs.observed import JobMemory, observe_jobs, wanted_pods
 from modelchain_operator.kinds import Kind
 from modelchain_operator.kubernetes_api import Object
 from modelchain_operator.store_reader import Seen
@@ -47,12 +48,21 @@ class CreateRefusal:
 
 
 @dataclass
+class MissingPods:
+    """A job some of whose pods are not made, and what the events about it say of that."""
+
+    ask_at: float  # monotonic seconds
+    message: str = ""
+
+
+@dataclass
 class ChainMemory:
     """What this process remembers of a chain. Losing it costs time, never correctness."""
 
     uid: str
     jobs: JobMemory = field(default_factory=JobMemory)
     refusal: CreateRefusal | None = None
+    missing_pods: dict[str, MissingPods] = field(default_factory=dict)  # by name of the job
     written_at: float = float("-inf")  # monotonic seconds
     failures: int = 0  # passes in a row that an error has ended
     looked_again: set[tuple[str, int]] = field(default_factory=set)  # stage, attempt
@@ -85,7 +95,7 @@ def observe(
     view: View, accepted: Accepted, seen: Seen, memory: ChainMemory, *, not_served: Iterable[Kind], now: float
 ) -> Observation:
     """Everything that was seen, as values. `now` is in seconds since the epoch."""
-    jobs = observe_jobs(view.jobs, view.pods, memory.jobs, now)
+    jobs = [_with_reason(job, memory) for job in observe_jobs(view.jobs, view.pods, memory.jobs, now)]
     annotations = view.body["metadata"].get("annotations") or {}
     return Observation(
         status=status_of(view.body),
@@ -98,6 +108,27 @@ def observe(
         macs=accepted.macs,
         speedup=accepted.speedup,
     )
+
+
+def jobs_without_pods(view: View) -> list[Object]:
+    """The jobs that lack pods which somebody should have made."""
+    made = Counter(
+        str(owner.get("uid")) for pod in view.pods for owner in pod["metadata"].get("ownerReferences") or []
+    )
+    return [
+        job
+        for job in view.jobs
+        if job["metadata"].get("deletionTimestamp") is None
+        and made[job["metadata"]["uid"]] < wanted_pods(job)
+    ]
+
+
+def _with_reason(job: Job, memory: ChainMemory) -> Job:
+    """Says why the pods of a waiting job are not made, where an event has told it."""
+    missing = memory.missing_pods.get(job.name)
+    if missing is None or not missing.message or job.phase is not JobPhase.PENDING or job.reason:
+        return job
+    return replace(job, reason="FailedCreate", message=missing.message)
 
 
 def _with_progress(jobs: Sequence[Job], seen: Seen) -> tuple[Job, ...]:

@@ -122,3 +122,26 @@ def test_a_refused_chain_is_said_once_and_accepted_once_mended(
     chain.apply()
     chain.wait("Accepted", seconds=30)
     wait_until(lambda: len(chain.jobs()) == 1, "its first job is made", seconds=30, pause=0.2)
+
+
+def test_a_quota_that_refuses_the_pods_is_said_and_what_to_do(
+    chain: ClusterChain, operator: OperatorProcess
+) -> None:
+    quota = {"metadata": {"name": "none", "namespace": chain.namespace}, "spec": {"hard": {"pods": "0"}}}
+    chain.plane.apply({"apiVersion": "v1", "kind": "ResourceQuota", **quota})
+    wait_until(
+        lambda: "pods" in chain.plane.kubectl("get", "quota", "none", "-n", chain.namespace).stdout,
+        "the quota is in force",
+        seconds=30,
+        pause=0.3,
+    )
+    operator.start()
+    chain.apply()
+    wait_until(
+        lambda: "exceeded quota" in chain.stage("tiny").get("message", ""),
+        "it is said",
+        seconds=60,
+        pause=0.5,
+    )
+    assert "raise the ResourceQuota" in chain.stage("tiny")["message"]
+    assert len(chain.jobs()) == 1

@@ -101,6 +101,14 @@ def blocked_creation(events: Iterable[Object]) -> str:
     return cut(message) + remedy
 
 
+def wanted_pods(job: Object) -> int:
+    """How many pods the job is made of."""
+    spec = job.get("spec") or {}
+    if job.get("kind") == PYTORCHJOB.kind:
+        return sum(int(one.get("replicas", 1)) for one in (spec.get("pytorchReplicaSpecs") or {}).values())
+    return int(spec.get("completions") or 1)
+
+
 def _told_at(event: Object) -> str:
     metadata = event.get("metadata") or {}
     return str(
@@ -155,7 +163,7 @@ def _phase(job: Object, pods: Sequence[Object], history: JobHistory, now: float)
     if job["metadata"].get("deletionTimestamp") is not None:
         return JobPhase.TERMINATING
     finished = _condition(job, "Succeeded", "Complete", "Failed")
-    all_ended = len(pods) >= _wanted(job) and not alive
+    all_ended = len(pods) >= wanted_pods(job) and not alive
     if finished or all_ended:
         if alive:
             return JobPhase.TERMINATING
@@ -175,7 +183,7 @@ def _phase(job: Object, pods: Sequence[Object], history: JobHistory, now: float)
         return JobPhase.TERMINATING
     if history.started_at is None:
         up = [pod for pod in pods if pod_view.is_running(pod) or pod_view.phase(pod) == "Succeeded"]
-        if len(up) < _wanted(job):
+        if len(up) < wanted_pods(job):
             return JobPhase.PENDING
         history.started_at = now
     return JobPhase.RUNNING
@@ -222,7 +230,7 @@ def _waits(job: Object, pods: Sequence[Object], history: JobHistory, now: float)
     reason, message = pod_view.waits_for(pods)
     if reason:
         return reason, message
-    wanted = _wanted(job)
+    wanted = wanted_pods(job)
     if not pods and not (job.get("status") or {}) and now - history.first_seen >= UNTOUCHED_SECONDS:
         if job.get("kind") == PYTORCHJOB.kind:
             return "NoController", (
@@ -264,13 +272,6 @@ def _without_object(
 def _blocked(pods: Sequence[Object], now: float) -> str | None:
     nodes = (pod_view.unreachable_node(pod, now) for pod in pods)
     return next((node for node in nodes if node is not None), None)
-
-
-def _wanted(job: Object) -> int:
-    spec = job.get("spec") or {}
-    if job.get("kind") == PYTORCHJOB.kind:
-        return sum(int(one.get("replicas", 1)) for one in (spec.get("pytorchReplicaSpecs") or {}).values())
-    return int(spec.get("completions") or 1)
 
 
 def _suspended(job: Object) -> bool:
