@@ -5,41 +5,24 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from modelchain.commit import download_verified, verify_stage
-from tests.control_plane.plane import ControlPlane
 from tests.control_plane.pods import PodRunner
 from tests.operator.chains import ClusterChain
 from tests.operator.operator_process import OperatorProcess
-from tests.seaweedfs import SeaweedFS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.xdist_group("control-plane")]
 
 CHAIN_SECONDS = 400.0
 
 
-@pytest.fixture
-def operator(control_plane: ControlPlane, namespace: str, tmp_path: Path) -> Iterator[OperatorProcess]:
-    """A running operator for the test's namespace."""
-    process = OperatorProcess(control_plane.kubeconfig, namespace, tmp_path / "operator.log")
-    process.start()
-    yield process
-    process.kill()
-
-
-@pytest.fixture
-def chain(control_plane: ControlPlane, seaweedfs: SeaweedFS, namespace: str, tmp_path: Path) -> ClusterChain:
-    """A chain of two stages that nobody has applied yet."""
-    return ClusterChain(control_plane, seaweedfs, namespace, tmp_path)
-
-
 def test_apply_to_weights(
     chain: ClusterChain, operator: OperatorProcess, pod_runner: PodRunner, tmp_path: Path
 ) -> None:
+    operator.start()
     chain.document["spec"]["job"]["nodes"] = 2
     chain.apply()
     chain.wait("Complete", seconds=CHAIN_SECONDS)

@@ -4,36 +4,19 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.control_plane.plane import ControlPlane
 from tests.control_plane.pods import PodRunner
 from tests.operator.chains import ClusterChain
 from tests.operator.operator_process import OperatorProcess
 from tests.processes import wait_until
-from tests.seaweedfs import SeaweedFS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.xdist_group("control-plane")]
 
 CHAIN_SECONDS = 400.0
 KILLS = 20
-
-
-@pytest.fixture
-def operator(control_plane: ControlPlane, namespace: str, tmp_path: Path) -> Iterator[OperatorProcess]:
-    """An operator for the test's namespace that nobody has started yet."""
-    process = OperatorProcess(control_plane.kubeconfig, namespace, tmp_path / "operator.log")
-    yield process
-    process.kill()
-
-
-@pytest.fixture
-def chain(control_plane: ControlPlane, seaweedfs: SeaweedFS, namespace: str, tmp_path: Path) -> ClusterChain:
-    """A chain of two stages that nobody has applied yet."""
-    return ClusterChain(control_plane, seaweedfs, namespace, tmp_path)
 
 
 def test_an_operator_that_is_killed_all_the_time_makes_one_job_a_stage(
