@@ -72,7 +72,7 @@ def _pod_spec(request: JobRequest, container: Object) -> Object:
     pod: Object = {
         "containers": [container],
         "volumes": volumes,
-        "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+        "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
         "terminationGracePeriodSeconds": request.stage.job.termination_grace_period_seconds,
         "automountServiceAccountToken": spec.service_account_name is not None,
         "enableServiceLinks": False,  # a Service named `master` would set MASTER_PORT
@@ -105,10 +105,13 @@ def _container(request: JobRequest, ports: Sequence[Object], env: Sequence[Objec
         "command": [*COMMAND],
         "env": [*env],
         "volumeMounts": mounts,
+        "terminationMessagePolicy": "FallbackToLogsOnError",  # for ends before the trainer can say why
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "capabilities": {"drop": ["ALL"]},
             "readOnlyRootFilesystem": True,
+            # Not of the pod: the training operator adds an init container to workers that runs as root.
+            "runAsNonRoot": True,
         },
     }
     if defaults.image_pull_policy:

@@ -78,7 +78,9 @@ def test_a_pytorchjob_of_two_nodes() -> None:
                         "allowPrivilegeEscalation": False,
                         "capabilities": {"drop": ["ALL"]},
                         "readOnlyRootFilesystem": True,
+                        "runAsNonRoot": True,
                     },
+                    "terminationMessagePolicy": "FallbackToLogsOnError",
                     "volumeMounts": [
                         {"name": "dshm", "mountPath": "/dev/shm"},
                         {"name": "tmp", "mountPath": "/tmp"},
@@ -94,7 +96,7 @@ def test_a_pytorchjob_of_two_nodes() -> None:
                     "configMap": {"name": "authority", "items": [{"key": "ca.crt", "path": "ca.crt"}]},
                 },
             ],
-            "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+            "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
             "terminationGracePeriodSeconds": 120,
             "automountServiceAccountToken": False,
             "enableServiceLinks": False,
