@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -14,7 +13,8 @@ from modelchain.status import ChainStatus
 from modelchain_operator import labels
 from modelchain_operator.acceptance import Accepted
 from modelchain_operator.jobs import BACKENDS
-from modelchain_operator.jobs.observed import JobMemory, observe_jobs, wanted_pods
+from modelchain_operator.jobs.events import Silence, silence
+from modelchain_operator.jobs.observed import JobMemory, observe_jobs, owners
 from modelchain_operator.kinds import Kind
 from modelchain_operator.kubernetes_api import Object
 from modelchain_operator.store_reader import Seen
@@ -48,10 +48,12 @@ class CreateRefusal:
 
 
 @dataclass
-class MissingPods:
-    """A job some of whose pods are not made, and what the events about it say of that."""
+class Told:
+    """What Events say of a job that does not start."""
 
+    lacks_pods: bool
     ask_at: float  # monotonic seconds
+    reason: str = ""
     message: str = ""
 
 
@@ -62,7 +64,7 @@ class ChainMemory:
     uid: str
     jobs: JobMemory = field(default_factory=JobMemory)
     refusal: CreateRefusal | None = None
-    missing_pods: dict[str, MissingPods] = field(default_factory=dict)  # by name of the job
+    told: dict[str, Told] = field(default_factory=dict)  # by name of the job
     written_at: float = float("-inf")  # monotonic seconds
     failures: int = 0  # passes in a row that an error has ended
     looked_again: set[tuple[str, int]] = field(default_factory=set)  # stage, attempt
@@ -110,25 +112,24 @@ def observe(
     )
 
 
-def jobs_without_pods(view: View) -> list[Object]:
-    """The jobs that lack pods which somebody should have made."""
-    made = Counter(
-        str(owner.get("uid")) for pod in view.pods for owner in pod["metadata"].get("ownerReferences") or []
-    )
-    return [
-        job
-        for job in view.jobs
-        if job["metadata"].get("deletionTimestamp") is None
-        and made[job["metadata"]["uid"]] < wanted_pods(job)
-    ]
+def silent_jobs(view: View, observed: Observation) -> dict[str, Silence]:
+    """By name: the pending jobs whose own status does not say what they wait for."""
+    pending = {job.name for job in observed.jobs if job.phase is JobPhase.PENDING}
+    found: dict[str, Silence] = {}
+    for job in view.jobs:
+        metadata = job["metadata"]
+        own = [pod for pod in view.pods if metadata["uid"] in owners(pod)]
+        if metadata["name"] in pending and (silent := silence(job, own)) is not None:
+            found[metadata["name"]] = silent
+    return found
 
 
 def _with_reason(job: Job, memory: ChainMemory) -> Job:
-    """Says why the pods of a waiting job are not made, where an event has told it."""
-    missing = memory.missing_pods.get(job.name)
-    if missing is None or not missing.message or job.phase is not JobPhase.PENDING or job.reason:
+    """Says why a pending job does not start, where an event has told it."""
+    told = memory.told.get(job.name)
+    if told is None or not told.message or job.phase is not JobPhase.PENDING or job.reason:
         return job
-    return replace(job, reason="FailedCreate", message=missing.message)
+    return replace(job, reason=told.reason, message=told.message)
 
 
 def _with_progress(jobs: Sequence[Job], seen: Seen) -> tuple[Job, ...]:

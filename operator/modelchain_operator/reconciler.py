@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from modelchain.reconcile.actions import Action, Decision, RemoveJob, StartJob, StopJob
 from modelchain.reconcile.conditions import refused
 from modelchain.reconcile.decide import decide
-from modelchain.reconcile.observation import JobPhase, Observation
+from modelchain.reconcile.observation import Observation
 from modelchain.status import ChainStatus, StagePhase, without_progress
 from modelchain_operator.acceptance import Acceptance, Accepted, Refused
 from modelchain_operator.act import Actor, JobRefused
 from modelchain_operator.cache import Cache
 from modelchain_operator.chain_events import event_of, notes
 from modelchain_operator.jobs import BACKENDS
-from modelchain_operator.jobs.observed import blocked_creation
+from modelchain_operator.jobs.events import Silence, why_it_waits
 from modelchain_operator.kinds import JOB, POD, PYTORCHJOB, Kind
 from modelchain_operator.kubernetes_api import (
     ApiError,
@@ -37,10 +37,10 @@ from modelchain_operator.metrics import Metrics
 from modelchain_operator.observe import (
     ChainMemory,
     CreateRefusal,
-    MissingPods,
+    Told,
     View,
-    jobs_without_pods,
     observe,
+    silent_jobs,
     status_object,
     status_of,
 )
@@ -51,7 +51,7 @@ logger = logging.getLogger(__name__)
 
 JOB_KINDS = (PYTORCHJOB, JOB)
 ASK_AGAIN_SECONDS = 60.0  # after the API server has refused a job
-POD_PATIENCE_SECONDS = 10.0  # for pods to be made, before it is asked why they are not
+POD_PATIENCE_SECONDS = 5.0  # for pods to be made and set up, before it is asked why they are not
 LONGEST_WAIT_SECONDS = 60.0  # between passes that an error has ended
 PASS_SECONDS = 120.0  # a pass that takes longer has lost its way
 
@@ -174,36 +174,42 @@ class Reconciler:
         if seen is None:
             return None
         observed = observe(view, accepted, seen, memory, not_served=self.not_served, now=now)
-        await self._ask_why_pods_are_missing(key, view, observed, memory)
+        await self._ask_why_jobs_wait(key, view, observed, memory)
         if self._look_again_at_ended(key, observed, memory):
             return None
         return decide(accepted.chain, observed, now)
 
-    async def _ask_why_pods_are_missing(
+    async def _ask_why_jobs_wait(
         self, key: Key, view: View, observed: Observation, memory: ChainMemory
     ) -> None:
-        """A quota or an admission rule that refuses the pods of a job is told in Events and nowhere else. What they
-        say is for the next pass.
+        """A quota that refuses pods, or a volume that can't be mounted, is told in Events and nowhere else. What
+        they say is for the next pass.
         """
         now = time.monotonic()
-        pending = {job.name for job in observed.jobs if job.phase is JobPhase.PENDING}
-        lacking = {
-            name: job["metadata"]["uid"]
-            for job in jobs_without_pods(view)
-            if (name := job["metadata"]["name"]) in pending
+        silent = silent_jobs(view, observed)
+        memory.told = {
+            name: told
+            if (told := memory.told.get(name)) is not None and told.lacks_pods == one.lacks_pods
+            else Told(lacks_pods=one.lacks_pods, ask_at=now + POD_PATIENCE_SECONDS)
+            for name, one in silent.items()
         }
-        memory.missing_pods = {
-            name: memory.missing_pods.get(name) or MissingPods(ask_at=now + POD_PATIENCE_SECONDS)
-            for name in lacking
-        }
-        for name, missing in memory.missing_pods.items():
-            if now >= missing.ask_at:
-                told = blocked_creation(await self._api.list_events(key.namespace, lacking[name]))
-                missing.ask_at = now + ASK_AGAIN_SECONDS
-                if told != missing.message:
-                    missing.message = told
+        for name, told in memory.told.items():
+            if now >= told.ask_at:
+                told.ask_at = now + ASK_AGAIN_SECONDS
+                said = await self._ask_events(key, silent[name])
+                if said != (told.reason, told.message):
+                    told.reason, told.message = said
                     self._queue.add(key)
-            self._queue.add_after(key, missing.ask_at - now)
+            self._queue.add_after(key, told.ask_at - now)
+
+    async def _ask_events(self, key: Key, silence: Silence) -> tuple[str, str]:
+        """Reason and message; both empty if nothing is told, or may be read."""
+        try:
+            listed = [await self._api.list_events(key.namespace, uid) for uid in silence.uids]
+        except ApiError as error:  # a chain goes on without
+            logger.warning("%s: %s", key, error)
+            return "", ""
+        return why_it_waits(event for events in listed for event in events)
 
     def _look_again_at_ended(self, key: Key, observed: Observation, memory: ChainMemory) -> bool:
         """A job has ended: what the store says about its stage is old. Returns whether that is news."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from modelchain.reconcile.observation import Job, JobPhase
@@ -68,37 +68,17 @@ def observe_jobs(
     for job in jobs:
         if _is_ours(job):
             uid = job["metadata"]["uid"]
-            own = [pod for pod in pods if uid in _owners(pod)]
+            own = [pod for pod in pods if uid in owners(pod)]
             seen.append(_observe(job, own, memory.of(uid, now), now))
     orphans: dict[tuple[str, int, str], list[Object]] = {}
     for pod in pods:
-        if known.isdisjoint(_owners(pod)) and (attempt := _attempt(pod)) is not None:
+        if known.isdisjoint(owners(pod)) and (attempt := _attempt(pod)) is not None:
             orphans.setdefault((_stage(pod), attempt, job_of(pod)), []).append(pod)
     for (stage, attempt, name), own in orphans.items():
         history = memory.of(f"pods of {name}", now)
         seen.append(_without_object(name, stage, attempt, own, history, now))
     memory.prune(now)
     return tuple(sorted(seen, key=lambda job: (job.stage, job.attempt, job.name)))
-
-
-def blocked_creation(events: Iterable[Object]) -> str:
-    """Why the pods of a job are not made, from the events about it; empty if nothing says so."""
-    refused = [
-        event
-        for event in events
-        if event.get("type") == "Warning"
-        and str(event.get("reason", "")).startswith("FailedCreate")
-        and "already exists" not in str(event.get("message", ""))
-    ]
-    if not refused:
-        return ""
-    message = str(max(refused, key=_told_at).get("message") or "its pods can't be made")
-    remedy = ""
-    if "exceeded quota" in message:
-        remedy = "; raise the ResourceQuota, or ask for less in spec.job"
-    elif "violates PodSecurity" in message:
-        remedy = "; change spec.job.podTemplate, or the namespace's Pod Security level"
-    return cut(message) + remedy
 
 
 def wanted_pods(job: Object) -> int:
@@ -109,11 +89,9 @@ def wanted_pods(job: Object) -> int:
     return int(spec.get("completions") or 1)
 
 
-def _told_at(event: Object) -> str:
-    metadata = event.get("metadata") or {}
-    return str(
-        event.get("lastTimestamp") or event.get("eventTime") or metadata.get("creationTimestamp") or ""
-    )
+def owners(item: Object) -> set[str]:
+    """The uids of what an object belongs to."""
+    return {str(owner.get("uid")) for owner in item["metadata"].get("ownerReferences") or []}
 
 
 def _observe(job: Object, pods: Sequence[Object], history: JobHistory, now: float) -> Job:
@@ -287,11 +265,7 @@ def _condition(job: Object, *kinds: str) -> bool:
 
 def _is_ours(job: Object) -> bool:
     chain = (job["metadata"].get("labels") or {}).get(labels.CHAIN_UID)
-    return chain in _owners(job) and _attempt(job) is not None
-
-
-def _owners(item: Object) -> set[str]:
-    return {str(owner.get("uid")) for owner in item["metadata"].get("ownerReferences") or []}
+    return chain in owners(job) and _attempt(job) is not None
 
 
 def _stage(item: Object) -> str:

@@ -68,6 +68,11 @@ def uid(pod: Object) -> str:
     return pod["metadata"]["uid"]
 
 
+def name(pod: Object) -> str:
+    """Of the object."""
+    return pod["metadata"]["name"]
+
+
 def phase(pod: Object) -> str:
     """Pending, Running, Succeeded, Failed or Unknown."""
     return (pod.get("status") or {}).get("phase") or "Pending"
@@ -85,6 +90,17 @@ def is_running(pod: Object) -> bool:
     statuses = _statuses(pod, "containerStatuses")
     trainer = next((one for one in statuses if one.get("name") == CONTAINER), None)
     return trainer is not None and "running" in (trainer.get("state") or {})
+
+
+def is_being_set_up(pod: Object) -> bool:
+    """Whether a node has it and has begun none of its containers: volumes, network and images come first."""
+    if phase(pod) != "Pending" or is_being_deleted(pod) or not (pod.get("spec") or {}).get("nodeName"):
+        return False
+    containers = (*_statuses(pod, "initContainerStatuses"), *_statuses(pod, "containerStatuses"))
+    states = [one.get("state") or {} for one in containers]
+    return all((state.get("waiting") or {}).get("reason", "") in _STARTING for state in states) and not any(
+        "running" in state or "terminated" in state for state in states
+    )
 
 
 def is_being_deleted(pod: Object) -> bool:
@@ -172,11 +188,18 @@ def _why(pod: Object, ended: Mapping[str, Any], status: Mapping[str, Any]) -> tu
         return "StorageLimitExceeded", f"{name}: {pod_message}; raise the limit in spec.job"
     if (failure := _failure(ended)) is not None:
         return failure.reason, failure.message
-    said = cut(str(ended.get("message") or pod_message))
+    said = _last_line(str(ended.get("message") or pod_message))
     code_text = f"exit code {code}" if code is not None else "no exit code"
-    text = f"{name} ended with {code_text}" + (f": {said}" if said else "; its log may tell why")
+    text = f"{name} ended with {code_text}" + (
+        f"; its last words: {said}" if said else "; its log may tell why"
+    )
     reason = str(ended.get("reason") or pod_reason)
     return ("TrainerFailed" if reason in ("", "Error") else reason), text
+
+
+def _last_line(text: str) -> str:
+    """Of the end of a log, or of what a kubelet says: where an exception names itself."""
+    return next((line for line in reversed(text.splitlines()) if line.strip()), "")
 
 
 def _failure(ended: Mapping[str, Any]) -> Failure | None:

@@ -7,7 +7,7 @@ import pytest
 
 from modelchain.artifacts import Failure
 from modelchain.reconcile.observation import Job, JobPhase
-from modelchain_operator.jobs.observed import JobMemory, blocked_creation, observe_jobs
+from modelchain_operator.jobs.observed import JobMemory, observe_jobs
 from modelchain_operator.kubernetes_api import Object
 
 NOW = 1_800_000_000.0
@@ -203,12 +203,9 @@ def test_a_job_that_nobody_takes_up_says_so() -> None:
     assert "training operator" in seen.message
 
 
-def test_events_tell_why_pods_are_not_made() -> None:
-    def event(message: str, at: str, reason: str = "FailedCreatePod") -> Object:
-        return {"type": "Warning", "reason": reason, "message": message, "lastTimestamp": at}
-
-    assert blocked_creation([]) == ""
-    assert blocked_creation([event("pods already exists", "1"), event("slow", "9", "Unhealthy")]) == ""
-    told = blocked_creation([event("exceeded quota: gpus", "2"), event("older", "1")])
-    assert told.startswith("exceeded quota: gpus; raise")
-    assert "podTemplate" in blocked_creation([event("pod violates PodSecurity", "1", "FailedCreate")])
+def test_a_trainer_that_could_not_say_why_is_quoted_from_its_log() -> None:
+    log = "Traceback (most recent call last):\n  File \"x.py\", line 1\nModuleNotFoundError: No module named 'torch'\n\n"
+    seen = look([job("Failed")], [failed(0, 1, message=log)])
+    assert seen.message == (
+        "job-0 ended with exit code 1; its last words: ModuleNotFoundError: No module named 'torch'"
+    )

@@ -1,0 +1,124 @@
+"""Why a job does not start, where only Kubernetes Events tell it: its pods are refused, or a node can't set them up.
+
+https://kubernetes.io/docs/reference/kubernetes-api/cluster-resources/event-v1/
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from modelchain.status import cut
+from modelchain_operator.jobs import pods as pod_view
+from modelchain_operator.jobs.observed import wanted_pods
+from modelchain_operator.kubernetes_api import Object
+
+ASKED_PODS = 3  # all pods of a job are made alike: the first that wait tell what holds up the others
+LONGEST_TOLD = 700  # characters, so that the remedy has room in a status
+INIT_CONTAINER = "init-pytorch"  # the training operator's, in the pods of workers
+
+_SET_UP_FAILURES = frozenset(
+    {
+        "FailedMount",
+        "FailedAttachVolume",
+        "FailedMapVolume",
+        "FailedCreatePodSandBox",
+        "FailedPrepareDynamicResources",
+    }
+)
+_SET_UP = frozenset({"Pulling", "Pulled", "Created", "Started"})  # once volumes and network are in place
+_NAMED = "what names it, spec.store.caBundleConfigMap or spec.job.podTemplate"
+
+
+@dataclass(frozen=True)
+class Silence:
+    """A job that does not start, and the objects whose events may tell why."""
+
+    lacks_pods: bool
+    uids: tuple[str, ...]
+
+
+def silence(job: Object, pods: Sequence[Object]) -> Silence | None:
+    """Of a job with these pods; None if its status and theirs tell all there is to tell."""
+    if job["metadata"].get("deletionTimestamp") is not None:
+        return None
+    if len(pods) < wanted_pods(job):
+        return Silence(lacks_pods=True, uids=(job["metadata"]["uid"],))
+    waiting = sorted((pod for pod in pods if pod_view.is_being_set_up(pod)), key=pod_view.name)
+    if not waiting:
+        return None
+    return Silence(lacks_pods=False, uids=tuple(pod_view.uid(pod) for pod in waiting[:ASKED_PODS]))
+
+
+def why_it_waits(events: Iterable[Object]) -> tuple[str, str]:
+    """Reason and message, from events about a job or its pods; both empty if nothing says so."""
+    by_object: dict[str, list[Object]] = {}
+    for event in events:
+        by_object.setdefault(str((event.get("involvedObject") or {}).get("uid", "")), []).append(event)
+    told = [trouble for about in by_object.values() if (trouble := _trouble(about)) is not None]
+    if not told:
+        return "", ""
+    event = max(told, key=_told_at)
+    reason, message = str(event["reason"]), str(event.get("message") or "it can't be made")
+    if _is_refusal(event):
+        return "FailedCreate", _join(message, _refusal_remedy(message))
+    name = (event.get("involvedObject") or {}).get("name", "a pod")
+    return reason, _join(f"{name}: {message}", _set_up_remedy(reason, message))
+
+
+def _trouble(events: Iterable[Object]) -> Object | None:
+    """The last event about one object that says what it can't get past, unless it got past that since."""
+    found = [
+        event for event in events if _is_refusal(event) or event.get("reason") in _SET_UP_FAILURES | _SET_UP
+    ]
+    last = max(found, key=_told_at, default=None)
+    return last if last is not None and last.get("type") == "Warning" else None
+
+
+def _is_refusal(event: Object) -> bool:
+    """Whether it says that a pod (or its Service) was not made; one that exists already is no trouble."""
+    return (
+        event.get("type") == "Warning"
+        and str(event.get("reason", "")).startswith("FailedCreate")
+        and event.get("reason") not in _SET_UP_FAILURES
+        and "already exists" not in str(event.get("message", ""))
+    )
+
+
+def _refusal_remedy(message: str) -> str:
+    if "exceeded quota" in message:
+        return "raise the ResourceQuota, or ask for less in spec.job"
+    if "violates PodSecurity" in message and INIT_CONTAINER in message:
+        return "give the training operator an init container that passes: docs/operator.md, Pod Security"
+    if "violates PodSecurity" in message:
+        return "change spec.job.podTemplate, or the namespace's Pod Security level"
+    return ""
+
+
+def _set_up_remedy(reason: str, message: str) -> str:
+    if reason == "FailedCreatePodSandBox":
+        return "look at the node's container runtime and network plugin"
+    if reason == "FailedPrepareDynamicResources":
+        return "look at the resource driver of the node"
+    if "references non-existent" in message:
+        return f"add that key, or correct {_NAMED}"
+    if "not found" in message:
+        return f"create it in the chain's namespace, or correct {_NAMED}"
+    return "mend the storage, or correct the volume in spec.job.podTemplate"
+
+
+def _join(message: str, remedy: str) -> str:
+    told = cut(message, LONGEST_TOLD)
+    return f"{told}; {remedy}" if remedy else told
+
+
+def _told_at(event: Object) -> str:
+    """When it was last told, to the second: which field says so depends on who tells it."""
+    series, metadata = event.get("series") or {}, event.get("metadata") or {}
+    at = (
+        series.get("lastObservedTime")
+        or event.get("lastTimestamp")
+        or event.get("eventTime")
+        or metadata.get("creationTimestamp")
+    )
+    return str(at or "")[: len("2026-01-01T00:00:00")]
