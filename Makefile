@@ -7,7 +7,7 @@ WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test control-plane cluster test-fast lint format crds constraints clean
+.PHONY: help setup demo test control-plane cluster test-fast lint format crds goldens constraints clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ format: setup  ## Lay the code out
 
 crds: setup  ## Generate crds/ from the types in modelchain/
 	$(BIN)/python -m modelchain.crd > crds/.generated && mv crds/.generated crds/modelchain.dev_modelchains.yaml
+
+goldens: setup  ## Write the job manifests that tests pin anew; read the difference before committing it
+	$(BIN)/python -m tests.operator.jobs.golden
 
 constraints: setup  ## Resolve all dependencies anew into constraints.txt
 	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \

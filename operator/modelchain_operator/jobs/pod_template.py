@@ -74,7 +74,7 @@ def _pod_spec(request: JobRequest, container: Object) -> Object:
         "volumes": volumes,
         "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
         "terminationGracePeriodSeconds": request.stage.job.termination_grace_period_seconds,
-        "automountServiceAccountToken": spec.service_account_name is not None,
+        "automountServiceAccountToken": False,  # for the API, of which a trainer asks nothing
         "enableServiceLinks": False,  # a Service named `master` would set MASTER_PORT
     }
     if request.stage.job.timeout_seconds:
