@@ -43,6 +43,13 @@ class ConfigError(Exception):
         self.reason = reason
 
 
+class MountError(ConfigError):
+    """A volume that can't be mounted: a kubelet tells it in an event (FailedMount) and nowhere else."""
+
+    def __init__(self, volume: str, message: str) -> None:
+        super().__init__(f'MountVolume.SetUp failed for volume "{volume}" : {message}', "ContainerCreating")
+
+
 @dataclass(frozen=True)
 class Launch:
     """What a process is started with."""
@@ -189,7 +196,7 @@ def _mount(pod: Object, container: Object, folder: Path, fetch: Fetch) -> _Mount
         for field, kind, key in (("configMap", "configmaps", "name"), ("secret", "secrets", "secretName")):
             if field in volume:
                 target.mkdir(parents=True, exist_ok=True)
-                _write_volume(volume[field], kind, volume[field][key], target, fetch)
+                _write_volume(volume, kind, volume[field], volume[field][key], target, fetch)
                 files[path] = target
         if "emptyDir" in volume and volume["emptyDir"].get("medium") != "Memory":
             target.mkdir(parents=True, exist_ok=True)
@@ -197,19 +204,21 @@ def _mount(pod: Object, container: Object, folder: Path, fetch: Fetch) -> _Mount
     return _Mounts(files, scratch)
 
 
-def _write_volume(source: Object, kind: str, name: str, target: Path, fetch: Fetch) -> None:
+def _write_volume(volume: Object, kind: str, source: Object, name: str, target: Path, fetch: Fetch) -> None:
     found = fetch(kind, name)
     if found is None:
         if source.get("optional"):
             return
-        raise ConfigError(f'MountVolume.SetUp failed: {kind[:-1]} "{name}" not found', "ContainerCreating")
+        raise MountError(volume["name"], f'{kind[:-1]} "{name}" not found')
     content = _content(kind, found)
     wanted = {item["key"]: item["path"] for item in source.get("items", ())} or {key: key for key in content}
     for key, path in wanted.items():
         if key not in content:
-            raise ConfigError(
-                f'MountVolume.SetUp failed: {kind[:-1]} "{name}" has no key {key}', "ContainerCreating"
-            )
+            said = {
+                "configmaps": f"configmap references non-existent config key: {key}",
+                "secrets": f"references non-existent secret key: {key}",
+            }
+            raise MountError(volume["name"], said[kind])
         (target / path).parent.mkdir(parents=True, exist_ok=True)
         (target / path).write_bytes(content[key])
 

@@ -35,6 +35,7 @@ CONTROLLERS = (
 WEBHOOK_CERTIFICATES = Path("/tmp/k8s-webhook-server/serving-certs")  # noqa: S108 (fixed in the training operator)
 WEBHOOK_SECRET = "training-operator-webhook-cert"  # noqa: S105 (a name)
 KUBEFLOW = "kubeflow"
+INIT_CONTAINER = Path(__file__).parents[2] / "examples" / "training-operator" / "initContainer.yaml"
 
 
 class Process:
@@ -309,6 +310,7 @@ class ControlPlane:
             "--controller-threads=4",
             "--kube-api-qps=200",
             "--kube-api-burst=300",
+            f"--pytorch-init-container-template-file={INIT_CONTAINER}",
         ]
 
 

@@ -13,13 +13,21 @@ import secrets
 import signal
 import threading
 import time
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 from tests.control_plane.api import Api, Object, Unreachable
-from tests.control_plane.containers import ConfigError, Container, kill_marked, plan, start_guard
+from tests.control_plane.containers import (
+    ConfigError,
+    Container,
+    MountError,
+    kill_marked,
+    plan,
+    start_guard,
+)
 from tests.control_plane.plane import ControlPlane
 
 PASS_SECONDS = 0.1
@@ -296,10 +304,30 @@ class PodRunner:
         try:
             launch = plan(pod, box.folder, fetch, self._hosts(pod), self._image_environment)
             box.container = Container(launch, f"{self._marker}{box.uid}")
+        except MountError as error:
+            box.waiting = (error.reason, "")
+            self._warn(pod, "FailedMount", str(error))
         except ConfigError as error:
             box.waiting = (error.reason, str(error))
         else:
             box.started = _now()
+
+    def _warn(self, pod: Object, reason: str, message: str) -> None:
+        """An event about a pod, as a kubelet posts it; the same one is told once."""
+        name, namespace, now = pod["metadata"]["name"], pod["metadata"]["namespace"], _now()
+        about = {"apiVersion": "v1", "kind": "Pod", "name": name, "namespace": namespace}
+        event = {
+            "metadata": {"name": f"{name}.{zlib.crc32(message.encode()):08x}", "namespace": namespace},
+            "involvedObject": {**about, "uid": pod["metadata"]["uid"]},
+            "type": "Warning",
+            "reason": reason,
+            "message": message,
+            "count": 1,
+            "firstTimestamp": now,
+            "lastTimestamp": now,
+            "source": {"component": "kubelet", "host": self.node},
+        }
+        self._api.create(f"/api/v1/namespaces/{namespace}/events", event)
 
     def _report(self, pod: Object, box: _Box) -> None:
         status = _status(pod, box)

@@ -204,7 +204,7 @@ def test_a_job_that_nobody_takes_up_says_so() -> None:
 
 
 def test_a_trainer_that_could_not_say_why_is_quoted_from_its_log() -> None:
-    log = "Traceback (most recent call last):\n  File \"x.py\", line 1\nModuleNotFoundError: No module named 'torch'\n\n"
+    log = "Traceback (most recent call last):\n  ...\nModuleNotFoundError: No module named 'torch'\n\n"
     seen = look([job("Failed")], [failed(0, 1, message=log)])
     assert seen.message == (
         "job-0 ended with exit code 1; its last words: ModuleNotFoundError: No module named 'torch'"
