@@ -33,6 +33,7 @@ class JobHistory:
     ended_at: float | None = None
     places: dict[str, str] = field(default_factory=dict)  # by place in the job: the uid of its first pod
     ends: dict[str, PodEnd] = field(default_factory=dict)  # by uid: pods that failed
+    taken_back: set[str] = field(default_factory=set)  # uids of pods that a queue has taken back
 
 
 @dataclass
@@ -97,10 +98,18 @@ def owners(item: Object) -> set[str]:
 def _observe(job: Object, pods: Sequence[Object], history: JobHistory, now: float) -> Job:
     failed = _condition(job, "Failed")
     deleted = job["metadata"].get("deletionTimestamp") is not None
+    over = failed or _condition(job, "Succeeded", "Complete")
+    if _suspended(job) and not over:  # its pods are deleted together, and made anew together when it goes on
+        history.taken_back |= {pod_view.uid(pod) for pod in pods}
+        history.places.clear()
+        history.ends.clear()
+        history.started_at = None
+    there, pods = pods, [pod for pod in pods if pod_view.uid(pod) not in history.taken_back]
     for pod in pods:
         if (end := pod_view.how_it_ended(pod)) is not None:
             history.ends[pod_view.uid(pod)] = end
-    phase = _phase(job, pods, history, now)
+    alive = any(not pod_view.has_ended(pod) for pod in there)
+    phase = _phase(job, pods, history, now, alive=alive)
     quiet = (
         deleted or phase in (JobPhase.QUEUED, JobPhase.SUCCEEDED) or _condition(job, "Succeeded", "Complete")
     )
@@ -129,15 +138,14 @@ def _observe(job: Object, pods: Sequence[Object], history: JobHistory, now: floa
         reason=reason,
         message=message,
         disrupted=disrupted,
-        blocked_by_node=_blocked(pods, now),
+        blocked_by_node=_blocked(there, now),
         started_at=history.started_at,
         ended_at=history.ended_at,
     )
 
 
-def _phase(job: Object, pods: Sequence[Object], history: JobHistory, now: float) -> JobPhase:
-    """The job's phase; notes in `history` when it began and ended."""
-    alive = any(not pod_view.has_ended(pod) for pod in pods)
+def _phase(job: Object, pods: Sequence[Object], history: JobHistory, now: float, *, alive: bool) -> JobPhase:
+    """The job's phase; notes in `history` when it began and ended. `alive`: any pod that it ever had."""
     if job["metadata"].get("deletionTimestamp") is not None:
         return JobPhase.TERMINATING
     finished = _condition(job, "Succeeded", "Complete", "Failed")
@@ -153,9 +161,7 @@ def _phase(job: Object, pods: Sequence[Object], history: JobHistory, now: float)
         return JobPhase.FAILED if failed else JobPhase.SUCCEEDED
     if _condition(job, "SuccessCriteriaMet", "FailureTarget"):
         return JobPhase.TERMINATING
-    if _suspended(job):  # its pods are deleted together, and made anew together when it goes on
-        history.places.clear()
-        history.started_at = None
+    if _suspended(job):
         return JobPhase.QUEUED
     if any(pod_view.phase(pod) == "Failed" for pod in pods):
         return JobPhase.TERMINATING
@@ -201,6 +207,8 @@ def _failed_without_pods(job: Object, loss: str) -> tuple[bool, str, str]:
     text = f"{job['metadata']['name']}: {told.get('message') or 'failed'}"
     if told.get("reason") == "DeadlineExceeded":
         return False, "TimedOut", cut(text)
+    if told.get("reason") == "PodFailurePolicy":  # not ours: an admission policy's; it names the exit code
+        return False, "TrainerFailed", cut(text)
     return True, "Disrupted", cut(loss or f"{text} (no failed pod is left: deleted, or lost with its node)")
 
 

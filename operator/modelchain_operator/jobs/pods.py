@@ -25,6 +25,8 @@ _DISRUPTED = re.compile(
     r"Evicted|Preempting|Preempted|Shutdown|NodeShutdown|Terminated|NodeLost|NodeAffinity|NodeName|OutOf.+|"
     r"UnexpectedAdmissionError|TopologyAffinityError"
 )
+# Of a container's end: the node was restarted, and knows no more how it was.
+_FORGOTTEN = frozenset({(137, "ContainerStatusUnknown"), (255, "Unknown")})
 _OWN_LIMIT = re.compile(r"exceeds the (total )?limit|exceeded its local ephemeral storage limit")
 _STARTING = frozenset({"", "ContainerCreating", "PodInitializing"})
 _WAITING_REMEDIES = {
@@ -127,6 +129,9 @@ def disruption(pod: Object) -> str:
     reason = status.get("reason") or ""
     if phase(pod) == "Failed" and _DISRUPTED.fullmatch(reason):
         return _told(pod, reason, status.get("message"))
+    ended = _terminated(pod)
+    if phase(pod) == "Failed" and (ended.get("exitCode"), ended.get("reason")) in _FORGOTTEN:
+        return _told(pod, "its container was lost, as when a node is restarted", ended.get("message"))
     return ""
 
 

@@ -1,6 +1,7 @@
 """What a chain's jobs and pods look like, situation by situation."""
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -209,3 +210,172 @@ def test_a_trainer_that_could_not_say_why_is_quoted_from_its_log() -> None:
     assert seen.message == (
         "job-0 ended with exit code 1; its last words: ModuleNotFoundError: No module named 'torch'"
     )
+
+
+# ---- what nodes, schedulers and queues do to pods
+
+
+def taken(place: int, reason: str, phase: str = "Failed", code: int | None = 143, **more: Any) -> Object:
+    """A pod that somebody outside of its job has ended, as its status tells."""
+    state = {"terminated": {"exitCode": code, "reason": "Error"}} if code is not None else {"running": {}}
+    return pod(place, phase, state=state, status=condition("DisruptionTarget", "True", reason), **more)
+
+
+def shut_down(reason: str, message: str) -> Object:
+    """A pod that its kubelet has ended, or not let in."""
+    return pod(0, "Failed", state={}, status={"reason": reason, "message": message})
+
+
+GRACE = "2099-01-01T00:00:00Z"
+MAKES_ROOM = "Preempted in order to admit critical pod"
+SHUTDOWN = "Pod was terminated in response to imminent node shutdown."
+
+
+@pytest.mark.parametrize(
+    ("lost", "message"),
+    [
+        pytest.param(taken(0, "PreemptionByScheduler"), "PreemptionByScheduler", id="preempted"),
+        pytest.param(taken(0, "EvictionByEvictionAPI"), "EvictionByEvictionAPI", id="drained"),
+        pytest.param(taken(0, "DeletionByPodGC"), "DeletionByPodGC", id="node-gone"),
+        pytest.param(taken(0, "TerminationByKubelet"), "TerminationByKubelet", id="kubelet"),
+        pytest.param(shut_down("Preempting", MAKES_ROOM), "critical pod", id="critical-pod"),
+        pytest.param(shut_down("Terminated", SHUTDOWN), "node shutdown", id="shutdown"),
+        pytest.param(shut_down("OutOfcpu", "Node didn't have enough resource: cpu"), "cpu", id="admission"),
+        pytest.param(failed(0, 137, "ContainerStatusUnknown"), "node is restarted", id="node-restarted"),
+        pytest.param(failed(0, 255, "Unknown"), "node is restarted", id="container-lost"),
+    ],
+)
+def test_what_nodes_and_schedulers_do_is_no_failure(lost: Object, message: str) -> None:
+    seen = look([job("Failed")], [lost, failed(1, 1, message=LOST, at=9)])
+    assert (seen.phase, seen.reason, seen.disrupted) == (P.FAILED, "Disrupted", True)
+    assert message in seen.message
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"), [(137, "Error"), (255, "Error"), (137, "OOMKilled")], ids=["killed", "255", "memory"]
+)
+def test_what_looks_like_a_lost_container_but_ended_by_itself_is_a_failure(code: int, reason: str) -> None:
+    assert not look([job("Failed")], [failed(0, code, reason)]).disrupted
+
+
+def test_a_pod_that_is_being_preempted_has_disrupted_its_job_before_it_ends() -> None:
+    leaving = taken(0, "PreemptionByScheduler", "Running", None, deletionTimestamp=GRACE)
+    seen = look([job("Running")], [leaving, pod(1)])
+    assert (seen.phase, seen.disrupted) == (P.RUNNING, True)
+
+
+def test_a_lost_node_holds_the_job_until_its_pod_is_gone() -> None:
+    memory = JobMemory()
+    lost = taken(1, "DeletionByTaintManager", "Running", None, deletionTimestamp=LONG_AGO)
+    seen = look([job("Failed")], [failed(0, 1, message=LOST), lost], memory)
+    assert (seen.phase, seen.disrupted, seen.blocked_by_node) == (P.TERMINATING, True, "node-a")
+    seen = look([job("Failed")], [failed(0, 1, message=LOST), taken(1, "DeletionByTaintManager")], memory)
+    assert (seen.phase, seen.reason, seen.blocked_by_node) == (P.FAILED, "Disrupted", None)
+
+
+# ---- an Indexed Job
+
+
+def indexed(*conditions: str, reason: str = "", suspend: bool = False, **more: Any) -> Object:
+    like = job(*conditions, reason=reason, **more)
+    return like | {"kind": "Job", "spec": {"completions": 2, "parallelism": 2, "suspend": suspend}}
+
+
+ENDING = [failed(0, 65, message=DATA), pod(1, deletionTimestamp=GRACE)]
+ENDED = [failed(0, 65, message=DATA), failed(1, 143, at=9)]
+
+
+@pytest.mark.parametrize(
+    ("seen_job", "pods", "phase", "reason", "code", "disrupted"),
+    [
+        pytest.param(indexed(), BOTH, P.RUNNING, "", None, False, id="running"),
+        pytest.param(indexed(), [pod(0, "Succeeded"), pod(1)], P.RUNNING, "", None, False, id="one-is-done"),
+        pytest.param(
+            indexed("SuccessCriteriaMet", reason="CompletionsReached"), [pod(0, "Succeeded"), pod(1)], P.TERMINATING,
+            "", None, False, id="succeeding"),
+        pytest.param(
+            indexed("SuccessCriteriaMet", "Complete"), [pod(0, "Succeeded"), pod(1, "Succeeded")], P.SUCCEEDED, "", 0,
+            False, id="succeeded"),
+        pytest.param(indexed("SuccessCriteriaMet", "Complete"), [], P.SUCCEEDED, "", 0, False, id="cleaned-up"),
+        pytest.param(
+            indexed("FailureTarget", reason="BackoffLimitExceeded"), ENDING, P.TERMINATING, "UserDataError", 65, False,
+            id="failing"),
+        pytest.param(
+            indexed("FailureTarget", "Failed", reason="BackoffLimitExceeded"), ENDED, P.FAILED, "UserDataError", 65,
+            False, id="failed"),
+        pytest.param(
+            indexed("FailureTarget", reason="BackoffLimitExceeded"),
+            [taken(0, "EvictionByEvictionAPI"), pod(1, deletionTimestamp=GRACE)], P.TERMINATING, "Disrupted", 143, True,
+            id="evicted"),
+        pytest.param(
+            indexed("FailureTarget", "Failed", reason="BackoffLimitExceeded"), [], P.FAILED, "Disrupted", None, True,
+            id="failed-pods-gone"),
+        pytest.param(
+            indexed("FailureTarget", "Failed", reason="PodFailurePolicy"), [], P.FAILED, "TrainerFailed", None, False,
+            id="policy-of-a-stranger"),
+        pytest.param(
+            indexed("FailureTarget", "Failed", reason="DeadlineExceeded"), [], P.FAILED, "TimedOut", None, False,
+            id="deadline"),
+        pytest.param(indexed("Suspended", suspend=True), [], P.QUEUED, "", None, False, id="suspended-by-kueue"),
+    ],
+)  # fmt: skip
+def test_an_indexed_job_is_seen_as(
+    seen_job: Object, pods: list[Object], phase: JobPhase, reason: str, code: int | None, disrupted: bool
+) -> None:
+    seen = look([seen_job], pods)
+    assert (seen.phase, seen.reason, seen.exit_code, seen.disrupted) == (phase, reason, code, disrupted)
+
+
+# ---- queues
+
+
+@pytest.mark.parametrize("kind", [job, indexed], ids=["pytorchjob", "indexed-job"])
+def test_what_a_queue_took_back_is_not_held_against_what_follows(kind: Callable[..., Object]) -> None:
+    memory = JobMemory()
+    look([kind("Running")], BOTH, memory)
+    leaving = [failed(0, 143), pod(1, deletionTimestamp=GRACE)]
+    assert look([kind("Suspended", suspend=True)], leaving, memory).phase is P.QUEUED
+    anew = [pod(0, name="a"), pod(1, name="b")]
+    seen = look([kind()], [*leaving, *anew], memory, NOW + 9)
+    assert (seen.phase, seen.disrupted, seen.started_at) == (P.RUNNING, False, NOW + 9)
+    seen = look([kind()], [anew[0], pod(1, name="c")], memory, NOW + 20)
+    assert seen.disrupted, "a pod made anew is told even after that"
+    seen = look(
+        [kind("Failed")], [failed(0, 1) | {"metadata": anew[0]["metadata"]}, leaving[1]], memory, NOW + 30
+    )
+    assert seen.phase is P.TERMINATING, "a pod taken back may still live"
+    assert (seen.reason, seen.exit_code) == ("TrainerFailed", 1)
+
+
+# ---- jobs that somebody else deletes
+
+
+def test_a_job_deleted_by_its_ttl_is_over_once_its_pods_are() -> None:
+    memory, done = JobMemory(), [pod(0, "Succeeded"), pod(1, "Succeeded")]
+    assert look([indexed("Complete")], done, memory).phase is P.SUCCEEDED
+    assert look([indexed("Complete", deletionTimestamp=LONG_AGO)], done, memory).phase is P.TERMINATING
+    assert look([], done, memory).phase is P.SUCCEEDED
+    assert observe_jobs([], [], memory, NOW) == ()
+
+
+@pytest.mark.parametrize(
+    ("pods", "phase", "reason", "disrupted"),
+    [
+        ([pod(0), pod(1)], P.TERMINATING, "", False),
+        ([pod(0, "Succeeded"), pod(1)], P.TERMINATING, "", False),
+        ([pod(0, "Succeeded"), pod(1, "Succeeded")], P.SUCCEEDED, "", False),
+        ([failed(0, 65, message=DATA), failed(1, 143)], P.FAILED, "UserDataError", False),
+        ([taken(0, "EvictionByEvictionAPI"), pod(1, "Succeeded")], P.FAILED, "Disrupted", True),
+        ([pod(0, "Succeeded", deletionTimestamp=GRACE)], P.TERMINATING, "", False),
+    ],
+    ids=["run", "one-runs", "succeeded", "failed", "evicted", "go"],
+)
+def test_orphaned_pods_are_a_job_until_they_end(
+    pods: list[Object], phase: JobPhase, reason: str, disrupted: bool
+) -> None:
+    orphans = copy.deepcopy(pods)
+    for one in orphans:
+        del one["metadata"]["ownerReferences"]
+        one["metadata"]["labels"]["batch.kubernetes.io/job-name"] = "job"
+    seen = look([], orphans)
+    assert (seen.phase, seen.reason, seen.disrupted) == (phase, reason, disrupted)
