@@ -80,7 +80,8 @@ class Process:
 class ControlPlane:
     """etcd, kube-apiserver, kube-controller-manager and, if asked for, the Kubeflow training operator."""
 
-    def __init__(self, folder: Path, *, kubeflow: bool = True) -> None:
+    def __init__(self, folder: Path, *, kubeflow: bool = True, apiserver_options: Sequence[str] = ()) -> None:
+        """`apiserver_options`: flags of kube-apiserver beyond ours."""
         self.folder = folder
         self.kubeconfig = folder / "admin.kubeconfig"
         self._binaries = binaries.ensure()
@@ -89,7 +90,9 @@ class ControlPlane:
         etcd_port, peer_port, self._port, self.webhook_port, manager_port = free_ports(5)
         self.url = f"https://127.0.0.1:{self._port}"
         self.etcd = Process("etcd", self._etcd_command(etcd_port, peer_port), folder)
-        self.apiserver = Process("kube-apiserver", self._apiserver_command(etcd_port), folder)
+        self.apiserver = Process(
+            "kube-apiserver", [*self._apiserver_command(etcd_port), *apiserver_options], folder
+        )
         self.controller_manager = Process(
             "kube-controller-manager", self._controller_manager_command(manager_port), folder
         )
@@ -161,13 +164,17 @@ class ControlPlane:
         self._write_kubeconfig(path, token)
         return path
 
-    def install_kubeflow(self) -> None:
-        """The CRDs of the training operator, its webhook, and the operator itself as a process."""
+    def install_training_crds(self) -> None:
+        """The kinds of the training operator, with nobody who looks after them."""
         self.kubectl("apply", "--server-side", "-k", str(self._binaries.training_operator_crds))
         self._wait(
             "the PyTorchJob API",
             lambda: self.kubectl("get", "pytorchjobs", "-A", check=False).returncode == 0,
         )
+
+    def install_kubeflow(self) -> None:
+        """The kinds of the training operator, its webhook, and the operator itself as a process."""
+        self.install_training_crds()
         pair = self._webhook_certificate()
         self.apply(
             {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": KUBEFLOW}},

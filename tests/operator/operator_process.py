@@ -16,16 +16,16 @@ READY_SECONDS = 60.0
 
 
 class OperatorProcess:
-    """One operator for one namespace. `kill` and `start` as often as a test likes."""
+    """One operator for one namespace, or for all. `kill` and `start` as often as a test likes."""
 
-    def __init__(self, kubeconfig: Path, namespace: str, log: Path, *arguments: str) -> None:
+    def __init__(self, kubeconfig: Path, namespace: str | None, log: Path, *arguments: str) -> None:
         self.log = log
         self._command = [
             sys.executable,
             "-m",
             "modelchain_operator",
             f"--kubeconfig={kubeconfig}",
-            f"--namespace={namespace}",
+            *([f"--namespace={namespace}"] if namespace else []),
             "--http-host=127.0.0.1",
             "--http-port=0",
             "--default-image=modelchain-trainer:test",
@@ -57,6 +57,12 @@ class OperatorProcess:
         assert process is not None
         process.send_signal(signal.SIGTERM)
         return process.wait(timeout=60)
+
+    @property
+    def pid(self) -> int:
+        """Of the process that runs."""
+        assert self._process is not None, "it does not run"
+        return self._process.pid
 
     @property
     def running(self) -> bool:
