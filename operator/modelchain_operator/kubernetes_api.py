@@ -1,7 +1,7 @@
 """The operator's requests to the Kubernetes API: plain objects in and out, every failure an error of our own.
 
-lightkube finds the cluster and its credentials (service account, or kubeconfig) and keeps them fresh; the
-requests are plain REST. https://kubernetes.io/docs/reference/using-api/api-concepts/
+lightkube finds the cluster and its credentials (service account, or kubeconfig); the requests are plain REST.
+https://kubernetes.io/docs/reference/using-api/api-concepts/
 """
 
 from __future__ import annotations
@@ -11,19 +11,17 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-import httpx2
 from lightkube import KubeConfig
-from lightkube.config.client_adapter import AsyncClient, ConnectionParams
 from lightkube.core.exceptions import ConfigError
 
 from modelchain.errors import ConfigurationError
 from modelchain_operator import labels
+from modelchain_operator.connection import UNREACHABLE, Answer, Connection
 from modelchain_operator.kinds import CHAIN, CONFIG_MAP, EVENT, POD, SECRET, Kind
 
 Object: TypeAlias = dict[str, Any]  # a Kubernetes object as the API sends it
 
 PAGE = 100  # objects of one answer of a listing
-TIMEOUT_SECONDS = 20.0
 _METADATA_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json"
 
 
@@ -98,12 +96,12 @@ class KubernetesApi:
         single = config.get(context_name=context)
         assert single is not None
         self.config = single
-        self._client = AsyncClient(single, ConnectionParams(timeout=httpx2.Timeout(TIMEOUT_SECONDS)))
+        self._connection = Connection(single)
         self._on_request = on_request
 
     async def close(self) -> None:
         """End all connections."""
-        await self._client.aclose()
+        await self._connection.close()
 
     # ---- chains
 
@@ -264,19 +262,16 @@ class KubernetesApi:
         if content is not None:
             headers["Content-Type"] = "application/json"
         try:
-            request = self._client.build_request(
-                method, path, params=dict(query or {}), content=content, headers=headers
-            )
-            response = await self._client.send(request)
-        except (httpx2.HTTPError, ConfigError, OSError, TimeoutError) as error:
+            answer = await self._connection.send(method, path, query=query, body=content, headers=headers)
+        except (*UNREACHABLE, ConfigurationError) as error:
             raise Unavailable(f"{what}: {type(error).__name__}: {error}".rstrip(": ")) from None
         if self._on_request is not None:
             self._on_request(method)
-        if response.status_code == 404:
+        if answer.status == 404:
             return None
-        if response.status_code >= 400:
-            raise _error(what, response)
-        return json.loads(response.content)
+        if answer.status >= 400:
+            raise _error(what, answer)
+        return answer.json()
 
 
 def _path(kind: Kind, namespace: str | None, name: str | None = None, subresource: str | None = None) -> str:
@@ -293,13 +288,13 @@ def _named(kind: Kind, namespace: str, name: str) -> str:
     return f"{kind.kind} {namespace}/{name}"
 
 
-def _error(what: str, response: httpx2.Response) -> ApiError:
-    status, reason, message = response.status_code, "", ""
+def _error(what: str, answer: Answer) -> ApiError:
+    status, reason, message = answer.status, "", ""
     try:
-        answer = response.json()
-        reason, message = str(answer.get("reason", "")), str(answer.get("message", ""))
+        told = answer.json()
+        reason, message = str(told.get("reason", "")), str(told.get("message", ""))
     except (ValueError, AttributeError):
-        message = response.text[:200]
+        message = answer.content[:200].decode(errors="replace")
     text = f"{what}: {message or f'HTTP {status}'}"
     if status == 409:
         return Conflict(text, status=status, reason=reason)
@@ -307,11 +302,11 @@ def _error(what: str, response: httpx2.Response) -> ApiError:
         return Forbidden(text, status=status, reason=reason)
     if status in (400, 405, 413, 415, 422):
         return Invalid(text, status=status, reason=reason)
-    return Unavailable(text, status=status, reason=reason, retry_after=_retry_after(response))
+    return Unavailable(text, status=status, reason=reason, retry_after=_retry_after(answer))
 
 
-def _retry_after(response: httpx2.Response) -> float | None:
+def _retry_after(answer: Answer) -> float | None:
     try:
-        return float(response.headers.get("Retry-After", ""))
+        return float(answer.headers.get("Retry-After", ""))
     except ValueError:
         return None

@@ -1,4 +1,4 @@
-"""The credentials of lightkube's configuration for kopf's watches, so that both have one source."""
+"""The credentials of lightkube's configuration, for kopf's watches and for our own requests."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import kopf
 from lightkube.config.kubeconfig import SingleConfig
+from lightkube.config.models import User
 
 from modelchain.errors import ConfigurationError
 
@@ -20,16 +21,7 @@ REREAD = dt.timedelta(minutes=5)
 async def connection_info(config: SingleConfig) -> kopf.ConnectionInfo:
     """What kopf connects with. Raises ConfigurationError if the kubeconfig's credentials can't be had."""
     cluster, user = config.cluster, config.user
-    token, expiration = user.token if user else None, None
-    if user is not None and user.token_file is not None:
-        token = await asyncio.to_thread(_read, user.token_file)
-        expiration = dt.datetime.now(dt.UTC) + REREAD
-    elif user is not None and user.exec is not None:
-        token = await _token_of_command(
-            [user.exec.command, *(user.exec.args or [])],
-            {one.name: one.value for one in user.exec.env or []},
-        )
-        expiration = dt.datetime.now(dt.UTC) + REREAD
+    changes = user is not None and (user.token_file is not None or user.exec is not None)
     return kopf.ConnectionInfo(
         server=cluster.server,
         ca_path=_path(config, cluster.certificate_auth),
@@ -37,14 +29,24 @@ async def connection_info(config: SingleConfig) -> kopf.ConnectionInfo:
         insecure=cluster.insecure or None,
         username=user.username if user else None,
         password=user.password if user else None,
-        token=token,
+        token=await read_token(user) if user else None,
         certificate_path=_path(config, user.client_cert) if user else None,
         certificate_data=user.client_cert_data if user else None,
         private_key_path=_path(config, user.client_key) if user else None,
         private_key_data=user.client_key_data if user else None,
         default_namespace=config.namespace,
-        expiration=expiration,
+        expiration=dt.datetime.now(dt.UTC) + REREAD if changes else None,
     )
+
+
+async def read_token(user: User) -> str | None:
+    """The user's token as it is now; None if there is none. Raises ConfigurationError if it can't be had."""
+    if user.token_file is not None:
+        return await asyncio.to_thread(_read, user.token_file)
+    if user.token is None and user.exec is not None:
+        environment = {one.name: one.value for one in user.exec.env or []}
+        return await _token_of_command([user.exec.command, *(user.exec.args or [])], environment)
+    return user.token
 
 
 def _path(config: SingleConfig, path: str | None) -> str | None:
