@@ -126,6 +126,7 @@ async def _watch(settings: Settings, api: KubernetesApi, cache: Cache, queue: Ke
     registry = kopf.OperatorRegistry()
     options = kopf.OperatorSettings()
     options.posting.enabled = False  # events are posted once each, by `chain_events`
+    options.persistence.diffbase_storage = _NoDiffs()
     options.watching.server_timeout = WATCH_SECONDS
     options.watching.client_timeout = WATCH_SECONDS + 10
     options.watching.connect_timeout = CONNECT_SECONDS
@@ -175,6 +176,19 @@ async def _watch(settings: Settings, api: KubernetesApi, cache: Cache, queue: Ke
         logger.error("watching has failed: %s; again in %.0f s", str(error)[:300], REWATCH_SECONDS)
         return False
     return True
+
+
+class _NoDiffs(kopf.DiffBaseStorage):
+    """Nothing here asks what has changed in an object, so kopf need not copy each to find out."""
+
+    def build(self, **_: Any) -> kopf.BodyEssence:
+        return kopf.BodyEssence()
+
+    def fetch(self, **_: Any) -> None:
+        return None
+
+    def store(self, **_: Any) -> None:
+        return None
 
 
 def _group_version(kind: Kind) -> tuple[str, str]:
