@@ -103,5 +103,6 @@ def check_pytorchjob(chain: ClusterChain, pods: PodRunner) -> None:
     worker = made()[f"{name}-worker-0"]
     assert [one["name"] for one in worker["spec"]["initContainers"]] == ["init-pytorch"]
     chain.plane.kubectl("delete", "pytorchjob", name, "-n", chain.namespace)
-    chain.plane.kubectl("delete", "pods", *made(), "-n", chain.namespace)  # garbage collection takes its time
+    selector = f"training.kubeflow.org/job-name={name}"  # garbage collection takes its time
+    chain.plane.kubectl("delete", "pods", "-l", selector, "-n", chain.namespace)
     pods.unschedulable(None)
