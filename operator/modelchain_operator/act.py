@@ -15,6 +15,11 @@ from modelchain_operator.observe import View
 
 logger = logging.getLogger(__name__)
 
+FORBIDDEN = 403
+WEBHOOK_AWAY = (
+    "failed calling webhook"  # as the API server says it, with the webhook's name, under status 500
+)
+
 
 class JobRefused(Exception):  # noqa: N818  it is an answer
     """The API server does not let this job be made. The message says why and what to do."""
@@ -51,7 +56,7 @@ class Actor:
             except Invalid as error:
                 raise JobRefused(f"{error}; mend spec.job of the chain") from None
             except ApiError as error:
-                if error.status != 403:
+                if error.status != FORBIDDEN and WEBHOOK_AWAY not in str(error):
                     raise
                 raise JobRefused(str(error)) from None
         return made

@@ -50,7 +50,7 @@ from modelchain_operator.store_looks import StoreLooks
 logger = logging.getLogger(__name__)
 
 JOB_KINDS = (PYTORCHJOB, JOB)
-ASK_AGAIN_SECONDS = 60.0  # after the API server has refused a job
+ASK_AGAIN_SECONDS = 30.0  # after the API server has refused a job
 POD_PATIENCE_SECONDS = 5.0  # for pods to be made and set up, before it is asked why they are not
 LONGEST_WAIT_SECONDS = 60.0  # between passes that an error has ended
 PASS_SECONDS = 120.0  # a pass that takes longer has lost its way
@@ -155,8 +155,9 @@ class Reconciler:
         decision = await self._decide(key, view, judged, memory)
         if decision is None:  # the store was not looked at yet; it says when it was
             return
-        if decision.actions or status_of(body) != decision.status:
-            wait = self._write_later(body, decision, memory)
+        ask_again = memory.refusal is not None and time.monotonic() >= memory.refusal.ask_at
+        if ask_again or decision.actions or status_of(body) != decision.status:
+            wait = 0.0 if ask_again else self._write_later(body, decision, memory)
             if wait > 0:
                 self._queue.add_after(key, wait)
             else:

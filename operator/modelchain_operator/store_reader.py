@@ -377,6 +377,8 @@ class StoreReader:
             stage.look = None
             if stage.facts is not None and stage.facts.manifest is not None:
                 stage.facts = None
+            else:  # another operator saw its end: what we saw is from before
+                stage.wanted_since = self._clock()
         elif was is _Pace.FINISHED or (was is _Pace.RARE and self._is_old(stage)):
             stage.wanted_since = self._clock()  # nothing may begin on what was seen that long ago
         if stage.looked_at == float("-inf"):  # at first sight; only what may go on is urgent

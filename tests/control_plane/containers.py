@@ -140,6 +140,10 @@ class Container:
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(number)
 
+    def freeze(self) -> None:
+        """Stop all of it, so that nothing but SIGKILL ends it."""
+        kill_marked(self._mark, signal.SIGSTOP)
+
     def kill(self) -> None:
         """SIGKILL to all of it."""
         self.signal(signal.SIGKILL)
@@ -163,12 +167,12 @@ def start_guard(marker: str) -> subprocess.Popen[bytes]:
     )
 
 
-def kill_marked(mark: str) -> None:
-    """End every process that has the mark in its environment."""
+def kill_marked(mark: str, number: signal.Signals = signal.SIGKILL) -> None:
+    """Send a signal to every process that has the mark in its environment."""
     for file in Path("/proc").glob("[0-9]*/environ"):
         with contextlib.suppress(OSError):
             if mark.encode() in file.read_bytes():
-                os.kill(int(file.parent.name), signal.SIGKILL)
+                os.kill(int(file.parent.name), number)
 
 
 @dataclass(frozen=True)

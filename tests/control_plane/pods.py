@@ -162,6 +162,11 @@ class PodRunner:
         with self._lock:
             self._running(name).signal(number)
 
+    def freeze(self, name: str) -> None:
+        """A pod that hangs, all its processes: it neither goes on nor listens to SIGTERM."""
+        with self._lock:
+            self._running(name).freeze()
+
     def out_of_memory(self, name: str) -> None:
         """End a container as the kernel does that runs out of the container's memory: 137, OOMKilled."""
         with self._lock:

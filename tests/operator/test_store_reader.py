@@ -298,6 +298,19 @@ def test_a_finished_stage_is_looked_at_from_time_to_time_and_missed_when_it_is_g
     run(scenario())
 
 
+def test_an_end_that_somebody_else_saw_is_not_denied_by_what_was_seen_before_it(store: MoodyStore) -> None:
+    async def scenario() -> None:
+        async with reading(artifact_check_seconds=3600.0) as reader:
+            follow(reader, store, running={"tiny": 1})
+            await until(lambda: fact(reader, "tiny") == StageFacts(), "it is not there yet")
+            complete(store, TINY)
+            follow(reader, store, finished=frozenset({"tiny"}))
+            assert "tiny" not in reader.seen(KEY).facts
+            await until(lambda: fact(reader, "tiny") == StageFacts(present=True), "it is there")
+
+    run(scenario())
+
+
 def test_a_damaged_artifact_is_trouble_of_its_own(store: MoodyStore) -> None:
     async def scenario() -> None:
         async with reading() as reader:
