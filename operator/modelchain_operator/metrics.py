@@ -1,4 +1,5 @@
-"""What Prometheus is told. Every set of labels is bounded: by the phases there are, by the chains that live.
+"""What Prometheus is told: of the operator's own work here, of the chains in chain_metrics.py. Every set of labels is
+bounded: by the phases there are, by the chains that live.
 
 https://prometheus.io/docs/practices/naming/
 """
@@ -7,13 +8,12 @@ from __future__ import annotations
 
 import re
 import time
-from collections import Counter as Tally
-from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable
 
 from prometheus_client import (
     CollectorRegistry,
     Counter,
+    Gauge,
     GCCollector,
     Histogram,
     PlatformCollector,
@@ -21,39 +21,51 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.core import GaugeMetricFamily
-from prometheus_client.metrics_core import Metric
-from prometheus_client.registry import Collector
 
 from modelchain import __version__
-from modelchain.status import ChainPhase, ChainStatus, StagePhase, StageStatus
+from modelchain.resolved import ResolvedChain
+from modelchain.status import ChainStatus, StagePhase, StageStatus
 from modelchain.store import Store
+from modelchain_operator.chain_metrics import ChainMetrics
+from modelchain_operator.kubernetes_api import ApiError
 from modelchain_operator.measured_store import MeasuredStore
 from modelchain_operator.queue import Key
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-MAX_REASONS = 48  # different ones of attempts; those that come later are counted as Other
-MAX_LOSS_TERMS = 8  # of one stage
+MAX_REASONS = 48  # that are not ours; those that come later are counted as Other
 OTHER = "Other"
+INTERNAL = "Internal"  # a pass that ended with an error of ours
 
 disable_created_metrics()  # a second series beside each counter, which nobody reads
 
 _FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _REASON = re.compile(r"[A-Z][A-Za-z0-9]{0,47}")
 _ENDED = {StagePhase.COMPLETE: "complete", StagePhase.CACHED: "cached", StagePhase.FAILED: "failed"}
-_LIVE = (StagePhase.RUNNING, StagePhase.RETRYING)
+# Series that begin at 0: an increase is only seen from the second sample of a series on.
+_ATTEMPTS = {
+    "started": ("Started",),
+    "succeeded": ("Complete",),
+    "failed": ("ManifestMissing", "Stalled", "TimedOut", "TrainerFailed"),
+    "interrupted": ("Disrupted", "JobVanished", "LeaseHeld", "Superseded", "Suspended"),
+}
+_PASS_ERRORS = (INTERNAL, *(kind.__name__ for kind in (ApiError, *ApiError.__subclasses__())))
+_OURS = frozenset(_PASS_ERRORS).union(*_ATTEMPTS.values())
 
 
 class Metrics:
     """The operator's metrics, in a registry of their own. Any thread may count."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.registry = CollectorRegistry()
         self.pass_ended_at: float | None = None  # monotonic
         self._queue_depth: Callable[[], int] = lambda: 0
-        self._chains = _Chains(self.queue_depth)
+        self._chains = ChainMetrics(clock)
         self._reasons: set[str] = set()
+        build = self._gauge("build_info", "Version of the operator.", "version")
+        build.labels(__version__).set(1)
+        depth = self._gauge("queue_depth", "Chains that wait for their pass.")
+        depth.set_function(self.queue_depth)
         self._stages = self._counter("stages", "Stages that have ended, by outcome.", "outcome")
         self._attempts = self._counter(
             "attempts",
@@ -85,6 +97,11 @@ class Metrics:
             self._stages.labels(outcome)
         for reason in ("forbidden", "unavailable", "other"):
             self._store_errors.labels(reason)
+        for outcome, reasons in _ATTEMPTS.items():
+            for reason in reasons:
+                self._attempts.labels(outcome, reason)
+        for reason in _PASS_ERRORS:
+            self._pass_errors.labels(reason)
         self.registry.register(self._chains)
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
@@ -123,6 +140,10 @@ class Metrics:
 
     # ---- chains
 
+    def chain_accepted(self, key: Key, chain: ResolvedChain) -> None:
+        """The chain can be trained, like this: what its stages cost, and on how many GPUs they run."""
+        self._chains.accept(key, chain)
+
     def chain_seen(self, key: Key, status: ChainStatus) -> None:
         """How a chain stands."""
         self._chains.show(key, status)
@@ -148,13 +169,15 @@ class Metrics:
         if stage.attempt > (before.attempt if before is not None else 0):
             self._attempts.labels("started", "Started").inc()
         ended = stage.last_ended
+        if before is not None and before.finished:
+            return  # an edit has begun the stage anew, which ends no attempt
         if ended is not None and ended.attempt > (before.settled if before is not None else 0):
             outcome = "failed" if ended.counted else "interrupted"
             self._attempts.labels(outcome, self._bounded(ended.reason)).inc()
 
     def _bounded(self, reason: str) -> str:
         """A reason that a trainer made up must not fill the memory of a Prometheus."""
-        if reason in self._reasons:
+        if reason in self._reasons or reason in _OURS:
             return reason
         if len(self._reasons) >= MAX_REASONS or not _REASON.fullmatch(reason):
             return OTHER
@@ -176,88 +199,8 @@ class Metrics:
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"modelchain_{name}", text, labels, registry=self.registry)
 
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"modelchain_{name}", text, labels, registry=self.registry)
+
     def _histogram(self, name: str, text: str) -> Histogram:
         return Histogram(f"modelchain_{name}", text, registry=self.registry, buckets=_FAST)
-
-
-class _LiveStage(NamedTuple):
-    name: str
-    progress: float | None
-    samples_per_second: float | None
-    loss: tuple[tuple[str, float], ...]
-    top1: float | None
-
-
-class _Chains(Collector):
-    """How all chains stand now. What is said of a stage is said while it lives, and gone with it."""
-
-    def __init__(self, queue_depth: Callable[[], int]) -> None:
-        self._queue_depth = queue_depth
-        self._phases: dict[Key, ChainPhase] = {}
-        self._live: dict[Key, tuple[_LiveStage, ...]] = {}
-
-    def show(self, key: Key, status: ChainStatus) -> None:
-        self._phases[key] = status.phase
-        live = tuple(_live(stage) for stage in status.stages if stage.phase in _LIVE)
-        if live:
-            self._live[key] = live
-        else:
-            self._live.pop(key, None)
-
-    def forget(self, key: Key) -> None:
-        self._phases.pop(key, None)
-        self._live.pop(key, None)
-
-    def describe(self) -> Iterable[Metric]:
-        return ()  # so that nothing is collected when it is registered
-
-    def collect(self) -> Iterator[Metric]:
-        info = GaugeMetricFamily("modelchain_build_info", "Version of the operator.", labels=["version"])
-        info.add_metric([__version__], 1)
-        yield info
-        tally = Tally(self._phases.values())
-        chains = GaugeMetricFamily("modelchain_chains", "Chains, by phase.", labels=["phase"])
-        for phase in ChainPhase:
-            chains.add_metric([phase.value], tally[phase])
-        yield chains
-        yield GaugeMetricFamily(
-            "modelchain_queue_depth", "Chains that wait for their pass.", value=self._queue_depth()
-        )
-        yield from self._stages()
-
-    def _stages(self) -> Iterator[Metric]:
-        labels = ["namespace", "chain", "stage"]
-        progress = GaugeMetricFamily(
-            "modelchain_stage_progress_ratio",
-            "Steps done over all steps of a stage that trains.",
-            labels=labels,
-        )
-        speed = GaugeMetricFamily(
-            "modelchain_stage_samples_per_second", "Samples a second, over all processes.", labels=labels
-        )
-        loss = GaugeMetricFamily("modelchain_stage_loss", "Terms of the loss.", labels=[*labels, "term"])
-        top1 = GaugeMetricFamily(
-            "modelchain_stage_top1_ratio", "Latest zero-shot accuracy, first set.", labels=labels
-        )
-        for key, stages in list(self._live.items()):
-            for stage in stages:
-                names = [key.namespace, key.name, stage.name]
-                for family, value in (
-                    (progress, stage.progress),
-                    (speed, stage.samples_per_second),
-                    (top1, stage.top1),
-                ):
-                    if value is not None:
-                        family.add_metric(names, value)
-                for term, value in stage.loss:
-                    loss.add_metric([*names, term], value)
-        yield from (progress, speed, loss, top1)
-
-
-def _live(stage: StageStatus) -> _LiveStage:
-    progress = None
-    if stage.step is not None and stage.steps:
-        progress = min(1.0, stage.step / stage.steps)
-    top1 = next((value for name, value in stage.metrics.items() if name.endswith("/top1")), None)
-    loss = tuple(stage.loss.items())[:MAX_LOSS_TERMS]
-    return _LiveStage(stage.name, progress, stage.samples_per_second, loss, top1)

@@ -6,31 +6,17 @@ import re
 from pathlib import Path
 
 import pytest
-from prometheus_client.metrics_core import Metric
-from prometheus_client.parser import text_string_to_metric_families
 
-from modelchain import __version__
+from modelchain import __version__, cost
 from modelchain.errors import DiskFullError
+from modelchain.reconcile.observation import JobPhase, StageFacts, StoreTrouble
 from modelchain.status import ChainPhase, ChainStatus, EndedAttempt, StagePhase, StageStatus
 from modelchain.store import ConflictError, Forbidden, NotFound, StoreUnavailable
 from modelchain_operator.metrics import MAX_REASONS, Metrics
 from modelchain_operator.queue import Key
+from tests.modelchain.reconcile.chains import chain, job, manifest, progress
+from tests.monitoring.life import KEY, WatchedChain, families, value, whole_life
 from tests.operator.stores import MoodyStore
-
-KEY = Key("default", "family")
-
-
-def families(metrics: Metrics) -> dict[str, Metric]:
-    return {family.name: family for family in text_string_to_metric_families(metrics.exposition().decode())}
-
-
-def value(metrics: Metrics, name: str, **labels: str) -> float | None:
-    """The sample of that name with exactly these labels."""
-    for family in families(metrics).values():
-        for sample in family.samples:
-            if sample.name == name and sample.labels == labels:
-                return sample.value
-    return None
 
 
 def stage(phase: StagePhase = StagePhase.RUNNING, name: str = "tiny", **fields: object) -> StageStatus:
@@ -47,30 +33,19 @@ def ended(attempt: int, reason: str, *, counted: bool = True) -> EndedAttempt:
     return EndedAttempt(attempt=attempt, reason=reason, counted=counted, time="2027-01-15T08:00:00Z")
 
 
-def everything(metrics: Metrics, store: MoodyStore) -> None:
-    """Let every metric have a sample."""
-    metrics.queue_lag(0.1)
-    metrics.pass_ended(0.01)
-    metrics.pass_failed("Unavailable")
-    metrics.api_request("put")
-    live = stage(
-        step=5,
-        steps=10,
-        samplesPerSecond=7.0,
-        loss={"total": 1.0},
-        metrics={"val/loss": 2.0, "digits/top1": 0.5},
-    )
-    metrics.status_written(KEY, None, status(live))
-    metrics.measured(store).find("nothing")
-
-
 def test_names_types_and_units_are_as_prometheus_asks(tmp_path: Path) -> None:
-    metrics = Metrics()
-    everything(metrics, MoodyStore(tmp_path))
+    metrics = whole_life(tmp_path)
     own = {name: family for name, family in families(metrics).items() if name.startswith("modelchain_")}
     assert set(own) == {
         "modelchain_build_info",
         "modelchain_chains",
+        "modelchain_chain_stages",
+        "modelchain_chain_phase",
+        "modelchain_chain_needs_attention",
+        "modelchain_chain_progress_ratio",
+        "modelchain_chain_spent_macs",
+        "modelchain_chain_saved_macs",
+        "modelchain_chain_gpu_seconds",
         "modelchain_queue_depth",
         "modelchain_stages",
         "modelchain_attempts",
@@ -84,8 +59,13 @@ def test_names_types_and_units_are_as_prometheus_asks(tmp_path: Path) -> None:
         "modelchain_store_request_duration_seconds",
         "modelchain_stage_progress_ratio",
         "modelchain_stage_samples_per_second",
+        "modelchain_stage_eta_seconds",
+        "modelchain_stage_unsaved_seconds",
         "modelchain_stage_loss",
         "modelchain_stage_top1_ratio",
+        "modelchain_stage_attempts",
+        "modelchain_stage_failures",
+        "modelchain_stage_retries_left",
     }
     for name, family in own.items():
         assert family.documentation.endswith("."), name
@@ -93,7 +73,7 @@ def test_names_types_and_units_are_as_prometheus_asks(tmp_path: Path) -> None:
         assert family.samples, f"{name} has no sample"
         for sample in family.samples:
             if family.type == "counter":
-                assert sample.name.endswith(("_total", "_created"))
+                assert sample.name.endswith("_total")
     assert value(metrics, "modelchain_build_info", version=__version__) == 1
     assert "process_resident_memory_bytes" in families(metrics)
 
@@ -126,7 +106,7 @@ def test_what_is_said_of_a_stage_is_gone_when_it_does_not_live_any_more() -> Non
     assert value(metrics, "modelchain_stage_top1_ratio", **labels) == 0.5
     assert value(metrics, "modelchain_stage_progress_ratio", **labels | {"stage": "small"}) is None
     metrics.chain_seen(KEY, status(stage(StagePhase.COMPLETE, step=20, steps=20)))
-    for name in ("progress_ratio", "samples_per_second", "loss", "top1_ratio"):
+    for name in ("progress_ratio", "samples_per_second", "loss", "failures"):
         assert not families(metrics)[f"modelchain_stage_{name}"].samples
 
 
@@ -168,7 +148,7 @@ def test_reasons_that_a_trainer_makes_up_do_not_grow_without_bound() -> None:
     samples = [
         sample
         for sample in families(metrics)["modelchain_attempts"].samples
-        if sample.name.endswith("_total") and sample.labels["outcome"] == "failed"
+        if sample.name.endswith("_total") and sample.labels["outcome"] == "failed" and sample.value
     ]
     assert len(samples) == MAX_REASONS + 1
     assert sum(sample.value for sample in samples) == 501
@@ -217,3 +197,164 @@ def test_requests_of_stores_are_counted_with_their_errors(
         if s.name.endswith("_total")
     }
     assert errors == {"forbidden": 0.0, "unavailable": 0.0, "other": 0.0} | ({reason: 2.0} if reason else {})
+
+
+# ---- what chains cost, and how far they are
+
+
+def test_a_chains_progress_and_compute_follow_from_its_steps() -> None:
+    watched = WatchedChain(chain(epochs={"tiny": 4}))  # the others are trained for half as long
+    tiny, small, _ = watched.chain.stages
+    plan = {stage.name: stage for stage in cost.plan(watched.chain).stages}
+    watched.see()
+    assert watched.of_chain("spent_macs") == watched.of_chain("progress_ratio") == 0
+    watched.see(job(tiny), tiny=StageFacts(progress=progress(8), progress_attempt=1))
+    assert watched.of_chain("spent_macs") == plan["tiny"].macs / 4
+    assert watched.of_chain("saved_macs") == 0, "nothing is saved before a model is finished"
+    watched.see(job(tiny, phase=JobPhase.SUCCEEDED), tiny=StageFacts(manifest=manifest(tiny)))
+    assert watched.of_chain("saved_macs") == 0, "the first stage is trained as it would be alone"
+    watched.see(job(small), small=StageFacts(manifest=manifest(small)))
+    assert watched.of_chain("spent_macs") == plan["tiny"].macs + plan["small"].macs
+    assert watched.of_chain("saved_macs") == plan["small"].alone_macs - plan["small"].macs > 0
+    done = plan["tiny"].macs + plan["small"].macs
+    assert watched.of_chain("progress_ratio") == pytest.approx(done / cost.plan(watched.chain).chain_macs)
+
+
+def test_a_stage_found_in_the_store_costs_nothing_and_saves_all_of_its_training() -> None:
+    watched = WatchedChain(chain())
+    tiny = watched.stage("tiny")
+    watched.see(tiny=StageFacts(manifest=manifest(tiny)))
+    assert watched["tiny"].phase is StagePhase.CACHED
+    assert watched.of_chain("spent_macs") == 0
+    assert watched.of_chain("saved_macs") == cost.plan(watched.chain).stages[0].alone_macs
+    assert value(watched.metrics, "modelchain_chain_stages", namespace="default", phase="Cached") == 1
+
+
+def test_compute_is_right_at_the_first_look_of_another_operator() -> None:
+    watched = WatchedChain(chain())
+    tiny, small, _ = watched.chain.stages
+    watched.see()
+    watched.see(job(tiny), tiny=StageFacts(manifest=manifest(tiny)))
+    watched.see(job(small), small=StageFacts(progress=progress(8), progress_attempt=1))
+    before = {name: watched.of_chain(name) for name in ("progress_ratio", "spent_macs", "saved_macs")}
+    attempts = watched.of_stage("small", "attempts_total")
+    watched.restart_operator()
+    watched.see(job(small))
+    assert {name: watched.of_chain(name) for name in before} == before
+    assert watched.of_stage("small", "attempts_total") == attempts == 1
+
+
+def test_an_edit_that_makes_a_chain_invalid_keeps_its_figures_and_asks_for_attention() -> None:
+    watched = WatchedChain(chain())
+    watched.see()
+    watched.see(job(watched.stage("tiny")), tiny=StageFacts(progress=progress(8), progress_attempt=1))
+    spent = watched.of_chain("spent_macs")
+    watched.refuse("spec.stages[0].model: 'ViT-Q' is no model")
+    assert watched.of_chain("spent_macs") == spent
+    assert watched.attention() == {"Refused"}
+
+
+def test_gpu_time_passes_while_pods_run_or_end_and_at_no_other_time() -> None:
+    watched = WatchedChain(chain(job={"nodes": 2, "gpusPerNode": 4}, retry={"backoffSeconds": 100}))
+    tiny = watched.stage("tiny")
+
+    def gpu_seconds() -> float | None:
+        return watched.of_chain("gpu_seconds_total")
+
+    watched.see()
+    watched.see(job(tiny, phase=JobPhase.PENDING), after=100)
+    assert gpu_seconds() == 0, "a job that waits for its pods trains on nothing"
+    watched.see(job(tiny), after=100)
+    assert gpu_seconds() == 0
+    watched.now += 10
+    assert gpu_seconds() == 80, "a scrape between two passes sees what has passed"
+    watched.see(job(tiny), after=10)
+    assert gpu_seconds() == 160
+    watched.see(job(tiny, phase=JobPhase.FAILED, exit_code=1), after=5)
+    watched.see(after=50)
+    assert gpu_seconds() == 200, "backing off costs no GPU"
+    watched.see(after=100)
+    watched.see(job(tiny, 2), after=10)
+    watched.see(job(tiny, 2, phase=JobPhase.TERMINATING, disrupted=True), after=5)
+    assert watched["tiny"].reason == "Stopping"
+    watched.see(after=5)
+    watched.see(after=100)
+    assert gpu_seconds() == 280, "pods that end hold their GPUs until they are gone"
+
+
+def test_an_attempt_keeps_the_gpus_that_it_began_with() -> None:
+    watched = WatchedChain(chain(job={"gpusPerNode": 2}))
+    watched.see()
+    watched.see(job(watched.stage("tiny")))
+    watched.chain = chain(job={"gpusPerNode": 8})
+    watched.see(job(watched.stage("tiny")), after=10)
+    watched.see(job(watched.stage("tiny")), after=10)
+    assert watched.of_chain("gpu_seconds_total") == 40
+
+
+def test_what_a_failure_would_cost_is_the_training_since_the_last_checkpoint() -> None:
+    watched = WatchedChain(chain())
+    tiny = watched.stage("tiny")
+    watched.see()
+    said = progress(12, samples_per_second=4.0, checkpoint_step=8, eta_seconds=8.2)
+    watched.see(job(tiny), tiny=StageFacts(progress=said, progress_attempt=1))
+    assert watched.of_stage("tiny", "unsaved_seconds") == 4 * tiny.training.global_batch_size / 4.0
+    assert watched.of_stage("tiny", "eta_seconds") == 8
+    watched.see(job(tiny), tiny=StageFacts(manifest=manifest(tiny)))
+    assert watched.of_stage("tiny", "unsaved_seconds") is None
+
+
+def test_failures_and_the_retries_that_are_left_are_told_until_the_stage_is_finished() -> None:
+    watched = WatchedChain(chain(retry={"limit": 1, "backoffSeconds": 0}))
+    tiny = watched.stage("tiny")
+    watched.see()
+    assert watched.of_stage("tiny", "retries_left") == 1
+    watched.see(job(tiny, phase=JobPhase.FAILED, exit_code=1))
+    assert watched.of_stage("tiny", "failures") == 1
+    assert watched.of_stage("tiny", "retries_left") == 0
+    watched.see()
+    watched.see(job(tiny, 2, phase=JobPhase.FAILED, exit_code=1))
+    assert watched.attention() == {"Failed"}
+    assert watched.of_stage("tiny", "attempts_total") == 2
+    watched.generation = 2  # an edit asks again
+    watched.see()
+    assert watched.attention() == set()
+    watched.see(job(tiny, 3), tiny=StageFacts(manifest=manifest(tiny)))
+    assert watched.of_stage("tiny", "failures") is None
+
+
+def test_attention_is_asked_for_what_does_not_pass_by_itself() -> None:
+    watched = WatchedChain(chain(retry={"stallSeconds": 60, "backoffSeconds": 0}))
+    tiny = watched.stage("tiny")
+    watched.see()
+    watched.see(job(tiny, phase=JobPhase.QUEUED))
+    assert watched.attention() == set(), "a queue lets it go by itself"
+    watched.see(job(tiny))
+    watched.see(job(tiny), after=61)
+    assert watched.attention() == {"Stalled"}
+    watched.see(tiny=StageFacts(trouble=StoreTrouble.FORBIDDEN))
+    assert watched.attention() == {"Stalled", "StoreForbidden"}
+    watched.see(tiny=StageFacts(manifest=manifest(tiny)))
+    assert watched.attention() == set()
+    watched.see(tiny=StageFacts())
+    assert watched.attention() == {"ArtifactsMissing"}
+
+
+def test_an_edit_of_a_finished_stage_is_no_attempt_that_was_interrupted() -> None:
+    watched = WatchedChain(chain())
+    watched.see()
+    watched.see(job(watched.stage("tiny")), tiny=StageFacts(manifest=manifest(watched.stage("tiny"))))
+    watched.chain = chain(epochs={"tiny": 3})
+    watched.see(tiny=StageFacts())
+    assert watched["tiny"].attempt == 2
+    attempts = "modelchain_attempts_total"
+    assert value(watched.metrics, attempts, outcome="interrupted", reason="Superseded") == 0
+    assert value(watched.metrics, attempts, outcome="succeeded", reason="Complete") == 1
+
+
+def test_the_final_accuracy_of_a_stage_stays() -> None:
+    watched = WatchedChain(chain())
+    tiny = watched.stage("tiny")
+    watched.see()
+    watched.see(job(tiny), tiny=StageFacts(manifest=manifest(tiny)))
+    assert watched.of_stage("tiny", "top1_ratio") == 0.75
