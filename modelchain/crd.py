@@ -7,6 +7,7 @@ weights would be frozen into stored resources, and one inside a stage would hide
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import TypeAlias, cast
 
@@ -128,6 +129,21 @@ COLUMNS: tuple[Schema, ...] = (
 )
 
 
+_CHART_HEAD = """\
+{{- /* Generated from modelchain/spec.py and modelchain/status.py by `make crds`; do not edit. */}}
+{{- if .Values.crds.enabled }}
+{{- include "modelchain.requireCrdIsOurs" . }}
+"""
+_CHART_METADATA = """\
+  labels:
+    {{- include "modelchain.labels" . | nindent 4 }}
+  {{- if .Values.crds.keep }}
+  annotations:
+    helm.sh/resource-policy: keep
+  {{- end }}
+"""
+
+
 def custom_resource_definition() -> Schema:
     """The CRD as a value."""
     schema: Schema = {
@@ -173,6 +189,15 @@ def to_yaml(definition: Schema) -> str:
     return (
         f"# Generated from modelchain/spec.py and modelchain/status.py by `make crds`; do not edit.\n{text}"
     )
+
+
+def to_chart_template(definition: Schema) -> str:
+    """The same in charts/modelchain/templates/: there, `helm upgrade` upgrades it."""
+    text = yaml.safe_dump(definition, sort_keys=False, width=120, allow_unicode=True).replace(
+        "{{", '{{ "{{" }}'
+    )
+    head, _, rest = text.partition(f"  name: {CRD_NAME}\n")
+    return f"{_CHART_HEAD}{head}  name: {CRD_NAME}\n{_CHART_METADATA}{rest}{{{{- end }}}}\n"
 
 
 def structural_schema(kind: type[BaseModel]) -> Schema:
@@ -281,4 +306,5 @@ _KINDS = {
 
 
 if __name__ == "__main__":
-    print(to_yaml(custom_resource_definition()), end="")
+    write = to_chart_template if sys.argv[1:] == ["--chart"] else to_yaml
+    print(write(custom_resource_definition()), end="")
