@@ -7,7 +7,7 @@ WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test control-plane cluster test-fast lint format crds goldens constraints clean
+.PHONY: help setup demo test test-all control-plane cluster test-fast lint format crds goldens constraints clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,8 +27,11 @@ demo: setup  ## Train a chain of three models on real images on the CPU, in minu
 	$(BIN)/modelchain run examples/digits.yaml
 	$(BIN)/modelchain report examples/digits.yaml
 
-test: setup lint control-plane  ## Run all tests
-	$(PYTEST) -n $(WORKERS) --dist loadgroup
+test: setup lint control-plane  ## Run the tests
+	$(PYTEST) -n $(WORKERS) --dist loadgroup -m 'not long'
+
+test-all: test  ## Run all tests, those that take minutes as well
+	$(PYTEST) -n $(WORKERS) --dist loadgroup -m long
 
 control-plane: setup  ## Build the Kubernetes control plane that tests run on (once, about 10 minutes)
 	@$(BIN)/python -m tests.control_plane.binaries
@@ -37,7 +40,7 @@ cluster: control-plane  ## Leave a control plane and an S3 server running, to tr
 	@$(BIN)/python -m tests.control_plane
 
 test-fast: setup  ## Run the tests that take no more than a few seconds each
-	$(PYTEST) -n $(WORKERS) --dist loadgroup -m 'not slow' -q
+	$(PYTEST) -n $(WORKERS) --dist loadgroup -m 'not slow and not long' -q
 
 lint: setup  ## Check style and types
 	$(BIN)/ruff check

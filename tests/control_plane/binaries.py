@@ -1,4 +1,4 @@
-"""The programs of the control plane, built from the Go modules in tools/ and cached by a hash of their go.mod files."""
+"""The programs of the control plane, built from the Go modules in tools/ and cached by a hash of their go.mod file."""
 
 from __future__ import annotations
 
@@ -25,6 +25,12 @@ _VERSION_FLAGS = (
     f"-X {_VERSION_PACKAGE}.gitVersion={KUBERNETES_VERSION} "
     f"-X {_VERSION_PACKAGE}.gitMajor={_MAJOR} -X {_VERSION_PACKAGE}.gitMinor={_MINOR}"
 )
+HELM_VERSION = "v3.22.0"
+# Without these Helm takes the cluster, where it asks none, for Kubernetes 1.20.
+_HELM_FLAGS = f"-X helm.sh/helm/v3/internal/version.version={HELM_VERSION} " + " ".join(
+    f"-X {package}.k8sVersionMajor={_MAJOR} -X {package}.k8sVersionMinor={_MINOR}"
+    for package in ("helm.sh/helm/v3/pkg/chartutil", "helm.sh/helm/v3/pkg/lint/rules")
+)
 
 
 @dataclass(frozen=True)
@@ -32,10 +38,19 @@ class Program:
     name: str
     module: str  # folder under tools/
     package: str
-    flags: str = ""
+    flags: str = ""  # of the linker
+
+    @property
+    def folder(self) -> Path:
+        """Where it is kept: what is built from other versions lies beside it."""
+        digest = hashlib.sha256(self.flags.encode())
+        for file in sorted((TOOLS / self.module).glob("go.*")):
+            digest.update(file.read_bytes())
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        return base / "modelchain-tests" / f"{self.module}-{digest.hexdigest()[:16]}"
 
 
-PROGRAMS = (
+CONTROL_PLANE = (
     Program("etcd", "kubernetes", "go.etcd.io/etcd/server/v3"),
     Program("kube-apiserver", "kubernetes", "k8s.io/kubernetes/cmd/kube-apiserver", _VERSION_FLAGS),
     Program(
@@ -46,44 +61,37 @@ PROGRAMS = (
     ),
     Program("training-operator", "training_operator", f"{TRAINING_OPERATOR_MODULE}/cmd/training-operator.v1"),
 )
+CHART_TOOLS = (
+    Program("helm", "chart", "helm.sh/helm/v3/cmd/helm", _HELM_FLAGS),
+    Program("kubeconform", "chart", "github.com/yannh/kubeconform/cmd/kubeconform"),
+)
+PROGRAMS = {program.name: program for program in (*CONTROL_PLANE, *CHART_TOOLS)}
 
 
-@dataclass(frozen=True)
-class Binaries:
-    """Where the programs lie, and the CRDs of the training operator."""
-
-    folder: Path
-    training_operator_crds: Path
-
-    def __getitem__(self, name: str) -> str:
-        """The path of a program. KUBEBUILDER_ASSETS, where set, provides etcd and kube-apiserver."""
-        assets = os.environ.get("KUBEBUILDER_ASSETS")
-        if assets and name in ("etcd", "kube-apiserver") and (Path(assets) / name).exists():
-            return str(Path(assets) / name)
-        return str(self.folder / name)
-
-
-def ensure() -> Binaries:
-    """Build what is missing (about ten minutes on two cores from nothing) and say where it is."""
-    folder = cache_folder()
-    folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder / "lock"):
-        for program in PROGRAMS:
-            if not (folder / program.name).exists():
-                _build(program, folder / program.name)
-        crds = folder / "training-operator-crds"
-        if not crds.exists():
-            _copy_crds(crds)
-    return Binaries(folder=folder, training_operator_crds=crds)
+def path(name: str) -> str:
+    """The path of a program, which is built if it is not there (the control plane: about ten minutes on two cores).
+    KUBEBUILDER_ASSETS, where set, provides etcd and kube-apiserver.
+    """
+    assets = os.environ.get("KUBEBUILDER_ASSETS")
+    if assets and name in ("etcd", "kube-apiserver") and (Path(assets) / name).exists():
+        return str(Path(assets) / name)
+    program = PROGRAMS[name]
+    target = program.folder / name
+    if not target.exists():
+        with _locked(program.folder):
+            if not target.exists():
+                _build(program, target)
+    return str(target)
 
 
-def cache_folder() -> Path:
-    """Of these versions of the programs: ~/.cache/modelchain-tests/<hash>."""
-    digest = hashlib.sha256(_VERSION_FLAGS.encode())
-    for file in sorted(TOOLS.glob("*/go.*")):
-        digest.update(file.read_bytes())
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "modelchain-tests" / digest.hexdigest()[:16]
+def training_operator_crds() -> Path:
+    """The folder of the training operator's CRDs, for `kubectl apply -k`."""
+    folder = PROGRAMS["training-operator"].folder
+    target = folder / "crds"
+    with _locked(folder):
+        if not target.exists():
+            _copy_crds(target)
+    return target
 
 
 def kubectl() -> str:
@@ -134,11 +142,13 @@ def _program(name: str) -> str:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
+def _locked(folder: Path) -> Iterator[None]:
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 if __name__ == "__main__":
-    ensure()
+    for chosen in sys.argv[1:] or [program.name for program in CONTROL_PLANE]:
+        path(chosen)

@@ -10,6 +10,7 @@ import pytest
 
 from tests.control_plane.plane import ControlPlane
 from tests.control_plane.pods import PodRunner
+from tests.processes import wait_until
 
 CRD = Path(__file__).parents[2] / "crds" / "modelchain.dev_modelchains.yaml"
 
@@ -67,6 +68,14 @@ def pod_runner(control_plane: ControlPlane, namespace: str, tmp_path: Path) -> I
 def install_modelchain(plane: ControlPlane) -> None:
     """The CustomResourceDefinition, as an administrator would apply it."""
     plane.kubectl("apply", "--server-side", "-f", str(CRD))
-    plane.kubectl(
-        "wait", "--for=condition=Established", "crd/modelchains.modelchain.dev", "--timeout=60s", timeout=90
+    wait_for_modelchains(plane)
+
+
+def wait_for_modelchains(plane: ControlPlane) -> None:
+    """Until the API server serves them. (`kubectl wait` fails on a definition that has no conditions yet.)"""
+    wait_until(
+        lambda: plane.kubectl("get", "modelchains", "-A", check=False).returncode == 0,
+        "the API server serves ModelChains",
+        seconds=60,
+        pause=0.2,
     )

@@ -84,7 +84,6 @@ class ControlPlane:
         """`apiserver_options`: flags of kube-apiserver beyond ours."""
         self.folder = folder
         self.kubeconfig = folder / "admin.kubeconfig"
-        self._binaries = binaries.ensure()
         self._kubeflow = kubeflow
         self.token = secrets.token_hex(16)
         etcd_port, peer_port, self._port, self.webhook_port, manager_port = free_ports(5)
@@ -166,7 +165,7 @@ class ControlPlane:
 
     def install_training_crds(self) -> None:
         """The kinds of the training operator, with nobody who looks after them."""
-        self.kubectl("apply", "--server-side", "-k", str(self._binaries.training_operator_crds))
+        self.kubectl("apply", "--server-side", "-k", str(binaries.training_operator_crds()))
         self._wait(
             "the PyTorchJob API",
             lambda: self.kubectl("get", "pytorchjobs", "-A", check=False).returncode == 0,
@@ -264,7 +263,7 @@ class ControlPlane:
     def _etcd_command(self, port: int, peer_port: int) -> list[str]:
         url, peer = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{peer_port}"
         return [
-            self._binaries["etcd"],
+            binaries.path("etcd"),
             f"--data-dir={self.folder / 'etcd'}",
             "--unsafe-no-fsync",
             f"--listen-client-urls={url}",
@@ -277,7 +276,7 @@ class ControlPlane:
 
     def _apiserver_command(self, etcd_port: int) -> list[str]:
         return [
-            self._binaries["kube-apiserver"],
+            binaries.path("kube-apiserver"),
             f"--etcd-servers=http://127.0.0.1:{etcd_port}",
             "--bind-address=127.0.0.1",
             "--advertise-address=127.0.0.1",
@@ -294,7 +293,7 @@ class ControlPlane:
 
     def _controller_manager_command(self, port: int) -> list[str]:
         return [
-            self._binaries["kube-controller-manager"],
+            binaries.path("kube-controller-manager"),
             f"--kubeconfig={self.kubeconfig}",
             f"--service-account-private-key-file={self.folder / 'sa.key'}",
             f"--controllers={','.join(CONTROLLERS)}",
@@ -308,7 +307,7 @@ class ControlPlane:
 
     def _training_operator_command(self) -> list[str]:
         return [
-            self._binaries["training-operator"],
+            binaries.path("training-operator"),
             "--enable-scheme=pytorchjob",
             f"--webhook-server-port={self.webhook_port}",
             f"--kubeconfig={self.kubeconfig}",

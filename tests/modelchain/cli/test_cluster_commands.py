@@ -21,6 +21,7 @@ import yaml
 from modelchain import cluster_labels
 from modelchain.status import ChainPhase, ChainStatus, StagePhase, StageStatus
 from tests.control_plane import binaries
+from tests.control_plane.fixtures import install_modelchain
 from tests.control_plane.plane import ControlPlane
 from tests.modelchain.documents import digests, document
 from tests.modelchain.report import made_up_chain
@@ -28,7 +29,6 @@ from tests.modelchain.report import made_up_chain
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("control-plane")]
 
 ROOT = Path(__file__).parents[3]
-CRDS = ROOT / "crds"
 RESOURCE = "modelchains.modelchain.dev"
 
 
@@ -64,8 +64,7 @@ def without_crd(bare_plane: ControlPlane) -> Done:
 @pytest.fixture(scope="module")
 def plane(bare_plane: ControlPlane, without_crd: Done) -> ControlPlane:
     """An API server with two chains in `default` and one in `research`, of which one has a status."""
-    bare_plane.kubectl("apply", "--server-side", "-f", str(CRDS))
-    bare_plane.kubectl("wait", "--for=condition=Established", f"crd/{RESOURCE}", "--timeout=60s")
+    install_modelchain(bare_plane)
     bare_plane.kubectl("create", "namespace", "research")
     bare_plane.apply(document())
     bare_plane.apply(document() | {"metadata": {"name": "fresh"}})
