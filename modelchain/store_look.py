@@ -51,6 +51,11 @@ class StageLook:
     def __post_init__(self) -> None:
         self._lease = LeaseObserver(self.store, f"{self.folder}/{LEASE}")
 
+    @property
+    def remembers(self) -> bool:
+        """Whether an attempt was followed: how it fared and ended is not to be had again."""
+        return self.attempt is not None or self.ended is not None
+
     def follow(self, attempt: int | None) -> None:
         """Which attempt runs now; None if none does."""
         if attempt != self.attempt:

@@ -37,7 +37,10 @@ logger = logging.getLogger(__name__)
 WATCH_SECONDS = 300  # then a watch is begun anew, so that a dead one is not believed for long
 CONNECT_SECONDS = 60
 REWATCH_SECONDS = 5.0  # after watching has failed; what is missed meanwhile, the next resync finds
-LIST_CHUNK = 100
+LIST_CHUNK = 50
+FORGET_SECONDS = (
+    0.2  # kopf keeps an object that long after we have seen it: at the start, all of them at once
+)
 CLOSE_SECONDS = 20.0  # for the passes under way when the operator is told to stop
 
 
@@ -131,6 +134,7 @@ async def _watch(settings: Settings, api: KubernetesApi, cache: Cache, queue: Ke
     options.watching.client_timeout = WATCH_SECONDS + 10
     options.watching.connect_timeout = CONNECT_SECONDS
     options.watching.chunk_size = LIST_CHUNK
+    options.queueing.idle_timeout = FORGET_SECONDS
     for kind in (PYTORCHJOB, JOB, POD):
         group, version = _group_version(kind)
         options.watching.label_selectors[group, version, kind.plural] = labels.CHAIN_UID

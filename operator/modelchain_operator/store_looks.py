@@ -30,8 +30,10 @@ class StoreLooks:
             and stage.predecessor.name not in finished
             and stage.name not in running
         )
+        # Nothing begins in a suspended chain; when it goes on, all is looked at anew.
+        at_rest = frozenset(stage.name for stage in chain.stages) if chain.suspend else not_yet
         store = await self._access.open(chain, accepted.store)
-        self._reader.follow(key, chain, store, running=running, finished=finished, not_yet=not_yet)
+        self._reader.follow(key, chain, store, running=running, finished=finished, at_rest=at_rest)
         seen = self._reader.seen(key)
         needed = {stage.name for stage in chain.stages} - finished - not_yet
         return seen if needed <= set(seen.facts) else None

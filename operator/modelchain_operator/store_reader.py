@@ -1,7 +1,7 @@
 """What the stores say of all chains: looked at in threads, each stage at its own pace, never on the event loop.
 
 A stage that trains is looked at every few seconds, one whose turn has come the more rarely the longer nothing
-happens to it, one whose turn has not come or which is finished from time to time.
+happens to it, one at rest (its turn has not come, its chain is suspended, or it is finished) from time to time.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ logger = logging.getLogger(__name__)
 
 RUNNING_SECONDS = 5.0  # between looks at a stage that trains
 WAITING_SECONDS = 5.0  # at one whose turn has come; half as long again after each that shows nothing new
-RARE_SECONDS = 60.0  # at one whose turn has not come, and the longest for those whose turn has
+LONGEST_WAITING_SECONDS = 60.0
+AT_REST_SECONDS = 300.0  # at one that can't begin: before it does, it is looked at anew
 LEASED_SECONDS = 15.0  # at one that somebody else trains
 REFUSED_SECONDS = (
     20.0,
@@ -59,7 +60,7 @@ class _Pace(Enum):
     NEW = "new"  # nobody has said yet
     RUNNING = "running"
     WAITING = "waiting"
-    RARE = "rare"
+    AT_REST = "at rest"
     FINISHED = "finished"
 
 
@@ -223,10 +224,10 @@ class StoreReader:
         *,
         running: Mapping[str, int],
         finished: Set[str],
-        not_yet: Set[str],
+        at_rest: Set[str],
     ) -> None:
-        """Follow these stages of the chain from now on: which attempts run, which stages are finished, and whose
-        turn has not come. Saying the same again changes nothing.
+        """Follow these stages of the chain from now on: which attempts run, which stages are finished, and which
+        can't begin now. Saying the same again changes nothing.
         """
         known = self._chains.get(key)
         if known is None or known.uid != chain.chain.uid or not _is_same(known.source, store):
@@ -241,7 +242,7 @@ class StoreReader:
             elif stage.name in finished:
                 pace = _Pace.FINISHED
             else:
-                pace = _Pace.RARE if stage.name in not_yet else _Pace.WAITING
+                pace = _Pace.AT_REST if stage.name in at_rest else _Pace.WAITING
             if (pace, attempt) != (stage.pace, stage.attempt):
                 self._change_pace(stage, pace, attempt)
 
@@ -379,7 +380,7 @@ class StoreReader:
                 stage.facts = None
             else:  # another operator saw its end: what we saw is from before
                 stage.wanted_since = self._clock()
-        elif was is _Pace.FINISHED or (was is _Pace.RARE and self._is_old(stage)):
+        elif was is _Pace.FINISHED or (was is _Pace.AT_REST and self._is_old(stage)):
             stage.wanted_since = self._clock()  # nothing may begin on what was seen that long ago
         if stage.looked_at == float("-inf"):  # at first sight; only what may go on is urgent
             self._schedule.soon(stage, urgent=pace in (_Pace.RUNNING, _Pace.WAITING))
@@ -396,12 +397,12 @@ class StoreReader:
             return RUNNING_SECONDS
         if stage.pace is _Pace.FINISHED:
             return self._artifact_check_seconds
-        if stage.pace is _Pace.RARE:
-            return RARE_SECONDS
+        if stage.pace is _Pace.AT_REST:
+            return AT_REST_SECONDS
         if stage.facts is not None and stage.facts.trouble is StoreTrouble.UNAVAILABLE:
             return WAITING_SECONDS
         leased = stage.facts is not None and stage.facts.lease is not None and stage.facts.lease.fresh
-        return min(stage.interval, LEASED_SECONDS if leased else RARE_SECONDS)
+        return min(stage.interval, LEASED_SECONDS if leased else LONGEST_WAITING_SECONDS)
 
     # ---- looking and writing
 
@@ -420,14 +421,14 @@ class StoreReader:
         first = stage.outdated
         await self._look(stage)
         if stage.dropped or (stage.facts == before and not first):
-            stage.interval = min(RARE_SECONDS, stage.interval * 1.5)
+            stage.interval = min(LONGEST_WAITING_SECONDS, stage.interval * 1.5)
             return
         stage.interval = WAITING_SECONDS
         if stage.facts is not None and stage.facts.manifest is not None:
             for each in list(
                 stage.chain.stages.values()
             ):  # whose turn comes now: a fresh look before anybody asks
-                waits = each.predecessor == stage.name and each.pace in (_Pace.RARE, _Pace.WAITING)
+                waits = each.predecessor == stage.name and each.pace in (_Pace.AT_REST, _Pace.WAITING)
                 if waits and self._schedule.begin(each):
                     try:
                         await self._look(each)
@@ -442,7 +443,9 @@ class StoreReader:
             return
         store, place = source
         look = stage.look or StageLook(store, stage.chain.reference(), stage.folder, stage.digest)
-        stage.look = None if stage.pace is _Pace.FINISHED else look
+        # A look remembers nothing worth keeping where no attempt has run or can end.
+        keep = stage.pace is not _Pace.FINISHED and (stage.pace is not _Pace.AT_REST or look.remembers)
+        stage.look = look if keep else None
         look.follow(stage.attempt)
         before = stage.facts
         whole = stage.outdated or before is None or before.trouble is not None
@@ -489,7 +492,7 @@ class StoreReader:
             unfinished = [stage for stage in chain.stages.values() if stage.pace is not _Pace.FINISHED]
             for stage in unfinished:
                 if stage.facts is not None and stage.facts.trouble is StoreTrouble.UNAVAILABLE:
-                    self._schedule.soon(stage, urgent=stage.pace is not _Pace.RARE)
+                    self._schedule.soon(stage, urgent=stage.pace is not _Pace.AT_REST)
             if unfinished:
                 self.on_change(chain.key)
 

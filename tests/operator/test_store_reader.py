@@ -39,7 +39,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything happens in milliseconds, in the same proportions."""
     for name in ("RUNNING_SECONDS", "WAITING_SECONDS", "LEASED_SECONDS"):
         monkeypatch.setattr(store_reader, name, 0.03)
-    monkeypatch.setattr(store_reader, "RARE_SECONDS", 0.3)
+    monkeypatch.setattr(store_reader, "LONGEST_WAITING_SECONDS", 0.3)
+    monkeypatch.setattr(store_reader, "AT_REST_SECONDS", 0.3)
     monkeypatch.setattr(store_reader, "REFUSED_SECONDS", (0.05, 0.2))
     monkeypatch.setattr(store_schedule, "SILENT_SECONDS", 0.3)
     monkeypatch.setattr(store_schedule, "PROBE_SECONDS", (0.02, 0.1))
@@ -90,14 +91,15 @@ def follow(
     resolved: ResolvedChain = CHAIN,
     running: dict[str, int] | None = None,
     finished: frozenset[str] = frozenset(),
+    suspended: bool = False,
 ) -> None:
-    not_yet = {
+    at_rest = {
         stage.name
         for stage in resolved.stages
-        if stage.predecessor is not None and stage.predecessor.name not in finished
+        if suspended or (stage.predecessor is not None and stage.predecessor.name not in finished)
     }
     reader.follow(
-        key, resolved, store, running=running or {}, finished=finished, not_yet=not_yet - set(running or {})
+        key, resolved, store, running=running or {}, finished=finished, at_rest=at_rest - set(running or {})
     )
 
 
@@ -490,6 +492,29 @@ def test_a_chain_that_is_gone_costs_nothing_more(store: MoodyStore) -> None:
             assert sum(store.asked.values()) == asked
             assert reader.seen(KEY).facts == {}
             assert len(reader) == 0
+
+    run(scenario())
+
+
+def test_a_suspended_chain_costs_next_to_nothing_and_is_looked_at_anew_before_it_goes_on(
+    store: MoodyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_reader, "AT_REST_SECONDS", 60.0)
+
+    async def scenario() -> None:
+        async with reading() as reader:
+            follow(reader, store, suspended=True)
+            await until(lambda: len(reader.seen(KEY).facts) == 2, "all is known")
+            asked = sum(store.asked.values())
+            await asyncio.sleep(0.3)
+            assert sum(store.asked.values()) == asked
+            complete(store, TINY)  # somebody else has trained it meanwhile
+            follow(reader, store)
+            assert fact(reader, "tiny") is None, "nothing is said on what was seen before"
+            await until(lambda: fact(reader, "tiny") is not None, "it was looked at anew")
+            facts = fact(reader, "tiny")
+            assert facts is not None
+            assert facts.manifest is not None
 
     run(scenario())
 
