@@ -68,6 +68,7 @@ class ChainMemory:
     written_at: float = float("-inf")  # monotonic seconds
     failures: int = 0  # passes in a row that an error has ended
     looked_again: set[tuple[str, int]] = field(default_factory=set)  # stage, attempt
+    missing_said: tuple[str, str] | None = None  # of ArtifactsMissing: status, since when
 
 
 def status_of(body: Object) -> ChainStatus | None:

@@ -17,7 +17,7 @@ from modelchain.reconcile.actions import Action, Decision, RemoveJob, StartJob, 
 from modelchain.reconcile.conditions import refused
 from modelchain.reconcile.decide import decide
 from modelchain.reconcile.observation import Observation
-from modelchain.status import ChainStatus, StagePhase, without_progress
+from modelchain.status import ChainStatus, ConditionType, StagePhase, without_progress
 from modelchain_operator.acceptance import Acceptance, Accepted, Refused
 from modelchain_operator.act import Actor, JobRefused
 from modelchain_operator.cache import Cache
@@ -174,6 +174,8 @@ class Reconciler:
         seen = await self._stores.look(key, accepted, status)
         if seen is None:
             return None
+        if self._doubt_artifacts(key, status, memory):
+            return None
         observed = observe(view, accepted, seen, memory, not_served=self.not_served, now=now)
         await self._ask_why_jobs_wait(key, view, observed, memory)
         if self._look_again_at_ended(key, observed, memory):
@@ -211,6 +213,18 @@ class Reconciler:
             logger.warning("%s: %s", key, error)
             return "", ""
         return why_it_waits(event for events in listed for event in events)
+
+    def _doubt_artifacts(self, key: Key, status: ChainStatus | None, memory: ChainMemory) -> bool:
+        """Another operator has said that artifacts are missing, or no longer: what we saw of them is older.
+        Returns whether they are looked at again.
+        """
+        before, memory.missing_said = memory.missing_said, _missing_said(status)
+        if status is None or before is None or before == memory.missing_said:
+            return False
+        for stage in status.stages:
+            if stage.finished:
+                self._stores.look_again(key, stage.name)
+        return True
 
     def _look_again_at_ended(self, key: Key, observed: Observation, memory: ChainMemory) -> bool:
         """A job has ended: what the store says about its stage is old. Returns whether that is news."""
@@ -335,6 +349,7 @@ class Reconciler:
             return body
         written = await self._publish(key, body, before, status)
         memory.written_at = time.monotonic()
+        memory.missing_said = _missing_said(status)
         self._stores.record(key, accepted.chain, status)
         return written
 
@@ -405,6 +420,14 @@ class Reconciler:
         self._memories.pop(key, None)
         self._stores.forget(key)
         self._metrics.chain_gone(key)
+
+
+def _missing_said(status: ChainStatus | None) -> tuple[str, str] | None:
+    """What a status says of missing artifacts, and since when; None if nothing."""
+    for condition in status.conditions if status is not None else ():
+        if condition.type is ConditionType.ARTIFACTS_MISSING:
+            return condition.status, condition.last_transition_time
+    return None
 
 
 def _asked_for(action: Action, decision: Decision) -> bool:
