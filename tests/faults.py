@@ -180,7 +180,7 @@ class Bench:
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not any(stored.step > newest for stored in self._finished(stage)):
             assert time.monotonic() < deadline, f"no checkpoint of {stage.name} after step {newest}"
-            assert run.process.poll() is None, run.error()
+            assert run.process.poll() is None, run.end()
             time.sleep(0.02)
 
     def _finished(self, stage: ResolvedStage) -> list[StoredCheckpoint]:
@@ -248,6 +248,11 @@ class Run:
         if self.process.poll() is None or self.process.stderr is None:
             return ""
         return self.process.stderr.read()
+
+    def end(self) -> str:
+        """How it ended, for one who did not expect it: its exit code, last events and standard error."""
+        self.wait()
+        return f"exit code {self.process.returncode}; {self.seen[-5:]} {self.error()}"
 
     def result(self) -> dict[str, Any]:
         """The last event."""
