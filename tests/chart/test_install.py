@@ -1,0 +1,285 @@
+"""`helm install` on a real API server, and a chain trained by the operator with the rights that the chart gives it."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from modelchain.commit import verify_stage
+from modelchain.crd import CRD_NAME
+from tests.chart.audit import AuditLog, Right
+from tests.chart.conftest import make_restricted, remove
+from tests.chart.helm import only
+from tests.chart.releases import Release
+from tests.control_plane.plane import ControlPlane
+from tests.control_plane.pods import PodRunner
+from tests.operator.chains import ClusterChain
+from tests.operator.operator_process import OperatorProcess
+from tests.processes import wait_until
+from tests.seaweedfs import SeaweedFS
+
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900), pytest.mark.xdist_group("control-plane")]
+
+CHAIN_SECONDS = 400.0
+NAMESPACES = Right("", "namespaces", "list")
+
+
+class Team:
+    """A namespace that enforces `restricted`, with a chain that names no image, and a node that runs its pods."""
+
+    def __init__(self, plane: ControlPlane, server: SeaweedFS, folder: Path) -> None:
+        self.namespace = f"team-{secrets.token_hex(3)}"
+        make_restricted(plane, self.namespace)
+        self.chain = ClusterChain(plane, server, self.namespace, folder)
+        del self.chain.document["spec"]["image"]
+        self.pods = PodRunner(plane, folder / "pods", namespace=self.namespace)
+        self.pods.start()
+
+    def close(self) -> None:
+        """End its pods."""
+        self.pods.close()
+        self.chain.plane.kubectl("delete", "namespace", self.namespace, "--wait=false", check=False)
+
+
+@pytest.fixture
+def team(chart_plane: ControlPlane, seaweedfs: SeaweedFS, tmp_path: Path) -> Iterator[Team]:
+    made = Team(chart_plane, seaweedfs, tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def started() -> Iterator[list[OperatorProcess]]:
+    """Operators that are killed after the test."""
+    operators: list[OperatorProcess] = []
+    yield operators
+    for one in operators:
+        one.kill()
+
+
+def start(release: Release, log: Path, started: list[OperatorProcess]) -> OperatorProcess:
+    """The operator of a release."""
+    operator = release.operator(log)
+    started.append(operator)
+    operator.start()
+    return operator
+
+
+def test_a_chain_of_any_namespace_is_trained_with_the_rights_of_the_chart(
+    release: Release,
+    team: Team,
+    log: Path,
+    started: list[OperatorProcess],
+    audit_log: AuditLog,
+    tmp_path: Path,
+) -> None:
+    notes = release.install()
+    assert "trains the chains of all namespaces" in notes
+    assert "MISSING" not in notes
+    for word in ("kubectl apply -f chain.yaml", "kubectl get modelchains -A -w", "names a Secret"):
+        assert word in notes
+    start(release, log, started)
+    team.chain.document["spec"]["job"]["nodes"] = 2
+    team.chain.apply()
+    team.chain.wait("Complete", seconds=CHAIN_SECONDS)
+    assert [stage["attempt"] for stage in team.chain.status()["stages"]] == [1, 1]
+    (image,) = {pod["spec"]["containers"][0]["image"] for pod in team.chain.pods()}
+    assert image == "ghcr.io/modelchain/modelchain-trainer:0.1.0"
+    assert not [one for one in audit_log.asked_by("modelchain", release.namespace) if not one.allowed]
+    assert '"level": "info"' in log.read_text()
+    helm_test(release, tmp_path)
+
+
+def test_chains_of_listed_namespaces_are_trained_and_nothing_else_can_be_read(
+    release: Release,
+    team: Team,
+    log: Path,
+    started: list[OperatorProcess],
+    audit_log: AuditLog,
+    tmp_path: Path,
+) -> None:
+    plane, other = release.plane, f"team-{secrets.token_hex(3)}"
+    plane.kubectl("create", "namespace", other)
+    notes = release.install({"namespaces": [team.namespace]})
+    assert f"kubectl apply -f chain.yaml -n {team.namespace}" in notes
+    start(release, log, started)
+    spec = team.chain.document["spec"]
+    spec["stages"], spec["training"]["epochs"], spec["job"]["backend"] = spec["stages"][:1], 2, "Job"
+    team.chain.apply()
+    team.chain.wait("Complete", seconds=CHAIN_SECONDS)
+    asked = list(audit_log.asked_by("modelchain", release.namespace))
+    assert {one.right for one in asked if not one.allowed} <= {NAMESPACES}, "kopf asks, and does without"
+    assert {one.namespace for one in asked if one.allowed} == {"", team.namespace}
+    account = f"system:serviceaccount:{release.namespace}:modelchain"
+    for namespace, answer in ((team.namespace, "yes"), (other, "no")):
+        may = plane.kubectl("auth", "can-i", "get", "secrets", "-n", namespace, "--as", account, check=False)
+        assert may.stdout.strip() == answer
+    helm_test(release, tmp_path)
+    plane.kubectl("delete", "namespace", other, "--wait=false")
+
+
+def helm_test(release: Release, folder: Path) -> None:
+    """`helm test`, its pod run here. Without the operator's rights it fails, and says what is missing."""
+    environment = {"KUBECONFIG": str(release.kubeconfig())}
+    node = PodRunner(release.plane, folder / "test", namespace=release.namespace, environment=environment)
+    node.start()
+    try:
+        release("test", release.name)
+        (said,) = node.logs().values()
+        assert "ModelChain in " in said
+        assert said.count("may be listed") == 4
+        role = only(release.manifest(), "ClusterRoleBinding")["metadata"]["name"]
+        bindings = [one for one in release.manifest() if one["kind"] == "RoleBinding"]
+        release.plane.kubectl("delete", "clusterrolebinding", role)
+        for binding in bindings:
+            metadata = binding["metadata"]
+            release.plane.kubectl("delete", "rolebinding", metadata["name"], "-n", metadata["namespace"])
+        with pytest.raises(AssertionError, match="modelchain-test failed"):
+            release("test", release.name)
+        (said,) = node.logs().values()
+        assert "failed: ModelChain in " in said
+    finally:
+        node.close()
+
+
+def test_upgrading_uninstalling_and_installing_again_disturb_no_chain(
+    release: Release, team: Team, log: Path, started: list[OperatorProcess]
+) -> None:
+    chain, plane = team.chain, release.plane
+    release.install({"log.level": "debug"}, chart=EARLIER)
+    operator = start(release, log, started)
+    chain.document["spec"]["job"]["backend"] = "Job"
+    chain.apply()
+    chain.wait_for_step("tiny", 1)
+    (first,) = chain.jobs("jobs")
+
+    release.upgrade()
+    assert operator.terminate() == 0
+    assert crd_chart(plane) == "modelchain-0.1.0"
+    operator = start(release, log, started)
+    chain.wait_for_step("small", 1)
+    assert chain.stage("tiny")["attempt"] == 1
+    assert first["metadata"]["uid"] in {job["metadata"]["uid"] for job in chain.jobs("jobs")}
+
+    release.uninstall()
+    assert operator.terminate() == 0
+    assert left_of(release) == []
+    assert crd_chart(plane) == "modelchain-0.1.0"
+    (job,) = [
+        one for one in chain.jobs("jobs") if one["metadata"]["labels"]["modelchain.dev/stage"] == "small"
+    ]
+    assert not job["metadata"].get("deletionTimestamp")
+
+    release.install()
+    start(release, log, started)
+    chain.wait("Complete", seconds=CHAIN_SECONDS)
+    assert [stage["attempt"] for stage in chain.status()["stages"]] == [1, 1]
+    assert len(chain.jobs("jobs")) == 2
+    release.uninstall()
+    assert chain.status()["phase"] == "Complete"
+    for stage in chain.resolved().stages:
+        assert verify_stage(chain.store, stage.folder, stage.digest) is not None
+
+
+EARLIER = Path(__file__).parent / "modelchain-0.0.1.tgz"  # the first chart there was, packaged then
+
+
+def crd_chart(plane: ControlPlane) -> str:
+    """Which chart the CRD is of."""
+    path = "jsonpath={.metadata.labels.helm\\.sh/chart}"
+    return plane.kubectl("get", "crd", CRD_NAME, "-o", path).stdout
+
+
+def left_of(release: Release) -> list[str]:
+    """What carries a release's label, but the CRD and what Kubernetes itself makes of it."""
+    kinds = "deployments,pods,serviceaccounts,services,roles,rolebindings,clusterroles,clusterrolebindings"
+    selector = f"app.kubernetes.io/instance={release.name},app.kubernetes.io/managed-by=Helm"
+    listed = release.plane.kubectl("get", kinds, "--all-namespaces", "-l", selector, "-o", "name")
+    return listed.stdout.split()
+
+
+def test_without_kubeflow_it_says_what_is_missing_and_goes_on_once_it_is_there(
+    seaweedfs: SeaweedFS, log: Path, started: list[OperatorProcess], tmp_path: Path
+) -> None:
+    plane = ControlPlane(tmp_path / "plane", kubeflow=False)
+    try:
+        plane.start()
+        for namespace in ("everywhere", "listed"):
+            plane.kubectl("create", "namespace", namespace)
+        for values in ({}, {"namespaces": ["listed"]}):
+            release = Release(plane)
+            notes = release.install(values)
+            assert "MISSING: the cluster has no PyTorchJob" in notes
+            assert "kubectl apply --server-side -k" in notes
+            operator = start(release, log, started)
+            chain = ClusterChain(plane, seaweedfs, "listed" if values else "everywhere", tmp_path)
+            chain.apply()
+            wait_until(
+                lambda chain=chain: chain.condition("Progressing").get("reason") == "BackendUnavailable",
+                "the chain says why it waits",
+                seconds=60,
+                pause=0.5,
+            )
+            assert "install the Kubeflow training operator" in chain.condition("Progressing")["message"]
+            chain.wait_at_rest(3)
+            plane.install_training_crds()
+            wait_until(lambda chain=chain: bool(chain.jobs()), "its job is made", seconds=90, pause=0.5)
+            operator.terminate()
+            remove(release)
+            plane.kubectl("delete", "crd", "pytorchjobs.kubeflow.org")
+    finally:
+        plane.stop()
+
+
+def test_two_releases_in_one_cluster_do_not_fight(
+    release: Release, team: Team, tmp_path: Path, started: list[OperatorProcess]
+) -> None:
+    plane, chain = release.plane, team.chain
+    second = Release(plane, namespace=f"system-{secrets.token_hex(3)}")
+    try:
+        release.install()
+        with pytest.raises(AssertionError) as refused:
+            second.install()
+        assert f"is of the release modelchain in namespace {release.namespace}" in str(refused.value)
+        assert "--set crds.enabled=false" in str(refused.value)
+        second.install({"crds.enabled": False})
+        for one in (release, second):
+            start(one, tmp_path / f"{one.namespace}.log", started)
+        spec = chain.document["spec"]
+        spec["stages"], spec["training"]["epochs"], spec["job"]["backend"] = spec["stages"][:1], 2, "Job"
+        chain.apply()
+        chain.wait("Complete", seconds=CHAIN_SECONDS)
+        assert chain.stage("tiny")["attempt"] == 1
+        assert len(chain.jobs("jobs")) == 1
+        reasons = [event["reason"] for event in chain.events()]
+        assert len(reasons) == len(set(reasons)), f"told twice: {reasons}"
+        chain.wait_at_rest(12)
+        release.uninstall()
+        account = f"system:serviceaccount:{second.namespace}:modelchain"
+        may = plane.kubectl("auth", "can-i", "list", "modelchains", "-A", "--as", account, check=False)
+        assert may.stdout.strip() == "yes"
+        assert chain.status()["phase"] == "Complete", "the CRD is kept"
+    finally:
+        remove(second)
+
+
+def test_a_crd_of_somebody_else_is_taken_over_by_the_commands_that_the_refusal_gives(
+    release: Release,
+) -> None:
+    plane = release.plane
+    plane.kubectl("apply", "--server-side", "-f", str(CRD))
+    with pytest.raises(AssertionError) as refused:
+        release.install()
+    told = str(refused.value)
+    assert "is of no Helm release" in told
+    commands = told.partition("once its owner is gone:  ")[2].splitlines()[0]
+    for command in commands.split(" && "):
+        plane.kubectl(*command.split()[1:])
+    release.install()
+    assert crd_chart(plane) == "modelchain-0.1.0"
+
+
+CRD = Path(__file__).parents[2] / "crds" / "modelchain.dev_modelchains.yaml"
