@@ -34,6 +34,9 @@ STAGE_LABELS = (*CHAIN_LABELS, "stage")
 # Reasons of Progressing=False that last until a person does something. (A queue lets a job go by itself, and so does
 # another chain that trains the same stage.)
 _BLOCKED = frozenset({"BackendUnavailable", "NodeUnreachable", *(trouble.value for trouble in StoreTrouble)})
+_ALARMING = (ConditionType.FAILED, ConditionType.STALLED, ConditionType.ARTIFACTS_MISSING)
+_REFUSED = "Refused"  # Accepted=False
+ATTENTION = frozenset({_REFUSED, *(kind.value for kind in _ALARMING), *_BLOCKED})
 _LIVE = (StagePhase.RUNNING, StagePhase.RETRYING)
 _STOPPING = "Stopping"  # reason of a stage whose attempt is accounted for while its pods still end
 
@@ -199,8 +202,8 @@ def _attention(status: ChainStatus) -> Iterator[str]:
     """Why somebody has to look at the chain: nothing of this passes by itself."""
     accepted = status.condition(ConditionType.ACCEPTED)
     if accepted is not None and accepted.status == "False":
-        yield "Refused"
-    for kind in (ConditionType.FAILED, ConditionType.STALLED, ConditionType.ARTIFACTS_MISSING):
+        yield _REFUSED
+    for kind in _ALARMING:
         if status.is_true(kind):
             yield kind.value
     progressing = status.condition(ConditionType.PROGRESSING)
