@@ -1,0 +1,148 @@
+"""What a person does about a stage that can't go on, and what the operator does by itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from modelchain.artifacts import MANIFEST
+from modelchain_operator.labels import RETRAIN_MISSING_ANNOTATION
+from tests.control_plane.plane import ControlPlane
+from tests.control_plane.pods import PodRunner
+from tests.operator.chains import ClusterChain
+from tests.operator.operator_process import OperatorProcess
+from tests.processes import wait_until
+from tests.seaweedfs import SeaweedFS
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.xdist_group("control-plane")]
+
+CHAIN_SECONDS = 300.0
+
+
+def only_stage(chain: ClusterChain) -> None:
+    """Leave the chain its first stage."""
+    chain.document["spec"]["stages"] = chain.document["spec"]["stages"][:1]
+
+
+def test_what_is_wrong_for_good_stops_with_the_trainers_words_and_an_edit_trains_only_what_it_changes(
+    chain: ClusterChain, operator: OperatorProcess, pod_runner: PodRunner
+) -> None:
+    operator.start()
+    data = chain.document["spec"]["data"]
+    chain.apply(data={**data, "shards": ["s3://modelchain/data/nothing/{000..001}.tar"]})
+    wait_until(
+        lambda: chain.status().get("phase") == "Failed", "the chain has failed", seconds=120, pause=0.3
+    )
+    assert chain.condition("Failed")["status"] == "True"
+    failed = chain.stage("tiny")
+    assert "s3://modelchain/data/nothing/000.tar" in failed["message"], failed
+    assert (failed["attempt"], failed["phase"]) == (1, "Failed"), "what is wrong for good is not tried again"
+    assert chain.stage("small")["attempt"] == 0
+    assert failed["message"] in "".join(event["message"] for event in chain.events())
+    chain.wait_at_rest(3)
+
+    chain.apply(data=data)
+    chain.wait("Complete", seconds=CHAIN_SECONDS)
+    tiny = chain.stage("tiny")
+    stages = [dict(stage) for stage in chain.document["spec"]["stages"]]
+    stages[1]["training"] = {"epochs": 3}
+    chain.apply(stages=stages)
+    wait_until(lambda: chain.status()["phase"] != "Complete", "small is to be trained", seconds=60, pause=0.2)
+    chain.wait("Complete", seconds=CHAIN_SECONDS)
+    assert chain.stage("tiny") == tiny, "its predecessor is what it was"
+    assert chain.stage("small")["phase"] == "Complete"
+
+
+def test_a_stage_that_hangs_is_replaced(
+    chain: ClusterChain, operator: OperatorProcess, pod_runner: PodRunner
+) -> None:
+    only_stage(chain)
+    chain.document["spec"]["training"] |= {"epochs": 120, "checkpointEverySteps": 40}
+    chain.document["spec"]["evaluation"][0]["everySteps"] = 2000
+    chain.document["spec"]["job"] |= {"terminationGracePeriodSeconds": 5}
+    operator.start()
+    chain.apply()
+    chain.wait_for_step("tiny", 80)
+    (pod,) = chain.pods()
+    pod_runner.freeze(pod["metadata"]["name"])
+    retry = chain.document["spec"]["retry"]
+    chain.apply(retry={**retry, "stallSeconds": 5})  # edits of what only watches disturb no job
+    wait_until(lambda: chain.stage("tiny")["attempt"] == 2, "it is replaced", seconds=120, pause=0.3)
+    chain.apply(retry=retry)  # a busy machine takes longer to start a trainer
+    ended = chain.stage("tiny")["lastEnded"]
+    assert (ended["reason"], ended["counted"]) == ("Stalled", True), ended
+    chain.wait("Complete", seconds=CHAIN_SECONDS)
+    assert chain.stage("tiny")["attempt"] == 2
+
+
+def test_artifacts_that_vanish_are_missed_and_trained_again_only_when_that_is_asked_for(
+    chain: ClusterChain, operator: OperatorProcess, pod_runner: PodRunner
+) -> None:
+    only_stage(chain)
+    operator.start()
+    chain.apply()
+    chain.wait("Complete", seconds=CHAIN_SECONDS)
+    (stage,) = chain.resolved().stages
+    operator.terminate()
+    chain.store.delete([f"{stage.folder}/{MANIFEST}"])
+    operator.start()  # it looks at all that it has not seen yet
+    chain.wait("ArtifactsMissing", seconds=60)
+    message = chain.condition("ArtifactsMissing")["message"]
+    assert "tiny" in message
+    assert stage.folder in message
+    chain.wait_at_rest(4)
+    assert chain.stage("tiny")["attempt"] == 1
+    annotation = f"{RETRAIN_MISSING_ANNOTATION}=true"
+    chain.plane.kubectl("annotate", "modelchain", chain.name, "-n", chain.namespace, annotation)
+    wait_until(lambda: chain.stage("tiny")["attempt"] == 2, "it is trained again", seconds=60, pause=0.3)
+    chain.wait("Complete", seconds=CHAIN_SECONDS)
+    assert chain.condition("ArtifactsMissing")["status"] == "False"
+
+
+def test_a_job_that_a_queue_holds_is_queued(chain: ClusterChain, operator: OperatorProcess) -> None:
+    operator.start()
+    chain.apply()
+    wait_until(lambda: len(chain.jobs()) == 1, "its first job is made", seconds=60, pause=0.2)
+    (job,) = chain.jobs()
+
+    def hold(suspended: bool) -> None:
+        patch = {"spec": {"runPolicy": {"suspend": suspended}}}
+        name = job["metadata"]["name"]
+        chain.plane.kubectl(
+            "patch", "pytorchjob", name, "-n", chain.namespace, "--type=merge", "-p", json.dumps(patch)
+        )
+
+    hold(True)
+    chain.wait_for_phase("tiny", "Queued")
+    assert chain.status()["phase"] == "Queued"
+    assert chain.stage("tiny")["failures"] == 0
+    hold(False)
+    chain.wait_for_phase("tiny", "Pending", "Running")
+    assert chain.stage("tiny")["attempt"] == 1
+
+
+def test_without_pytorchjobs_a_chain_says_how_to_get_them_and_starts_when_they_are_there(
+    new_plane: Callable[..., ControlPlane], seaweedfs: SeaweedFS, tmp_path: Path
+) -> None:
+    plane = new_plane(kubeflow=False)
+    plane.kubectl("create", "namespace", "new")
+    chain = ClusterChain(plane, seaweedfs, "new", tmp_path)
+    operator = OperatorProcess(plane.kubeconfig, "new", tmp_path / "operator.log", "--resync-seconds=5")
+    operator.start()
+    try:
+        chain.apply()
+        wait_until(
+            lambda: chain.condition("Progressing").get("reason") == "BackendUnavailable",
+            "it says what it lacks",
+            seconds=60,
+            pause=0.3,
+        )
+        assert "install the Kubeflow training operator" in chain.condition("Progressing")["message"]
+        chain.wait_at_rest(4)
+        plane.install_kubeflow()
+        wait_until(lambda: len(chain.jobs()) == 1, "its first job is made", seconds=120, pause=0.5)
+    finally:
+        operator.kill()

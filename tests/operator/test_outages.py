@@ -1,0 +1,118 @@
+"""What a chain depends on fails, or there is too much of it: each time one job a stage, and the right end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from modelchain.artifacts import MANIFEST
+from tests.control_plane.plane import ControlPlane
+from tests.control_plane.pods import PodRunner
+from tests.operator.chains import ClusterChain
+from tests.operator.operator_process import OperatorProcess
+from tests.operator.unreliable_api import UnreliableApi
+from tests.processes import wait_until
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.xdist_group("control-plane")]
+
+CHAIN_SECONDS = 300.0
+
+
+@pytest.fixture
+def second_operator(control_plane: ControlPlane, namespace: str, tmp_path: Path) -> Iterator[OperatorProcess]:
+    """Another operator for the same namespace, as somebody installs by accident."""
+    process = OperatorProcess(control_plane.kubeconfig, namespace, tmp_path / "second-operator.log")
+    process.start()
+    yield process
+    process.kill()
+
+
+@pytest.fixture
+def unreliable_api(control_plane: ControlPlane, tmp_path: Path) -> Iterator[UnreliableApi]:
+    """An API server that answers well until it is told otherwise."""
+    server = UnreliableApi(control_plane, tmp_path)
+    server.start()
+    yield server
+    server.close()
+
+
+def assert_one_job_a_stage(chain: ClusterChain) -> None:
+    """The chain is complete, at the first attempt of each stage."""
+    stages = chain.status()["stages"]
+    assert [(stage["phase"], stage["attempt"], stage["failures"]) for stage in stages] == [
+        ("Complete", 1, 0)
+    ] * 2
+    assert sorted(job["metadata"]["labels"]["modelchain.dev/stage"] for job in chain.jobs()) == [
+        "small",
+        "tiny",
+    ]
+
+
+def test_two_operators_see_a_chain_through_while_all_else_is_killed(
+    chain: ClusterChain, operator: OperatorProcess, second_operator: OperatorProcess, pod_runner: PodRunner
+) -> None:
+    operator.start()
+    chain.document["spec"]["training"] |= {"epochs": 60, "checkpointEverySteps": 40}
+    chain.apply()
+    chain.wait_for_step("tiny", 1)
+
+    chain.plane.training_operator.kill()
+    chain.wait_for_phase("tiny", "Complete")
+    wait_until(
+        lambda: "failed calling webhook" in chain.condition("Progressing").get("message", ""),
+        "the chain says why it waits",
+        seconds=60,
+        pause=0.2,
+    )
+    chain.plane.training_operator.start()
+    chain.wait_for_step("small", 1)
+
+    chain.plane.apiserver.kill()
+    wait_until(lambda: "connect" in operator.said().lower(), "the operator misses it", seconds=60, pause=0.2)
+    chain.plane.start_apiserver()
+
+    chain.server.kill()
+    try:
+        for one in (operator, second_operator):
+            wait_until(lambda one=one: _store_errors(one) > 0, "the outage is noticed", seconds=60, pause=0.3)
+    finally:
+        chain.server.start()
+
+    chain.wait("Complete", seconds=CHAIN_SECONDS)
+    assert_one_job_a_stage(chain)
+    assert operator.running
+    assert second_operator.running
+
+    operator.terminate()
+    chain.store.delete([f"{chain.resolved().stages[0].folder}/{MANIFEST}"])
+    operator.start()  # it looks at all that it has not seen yet
+    chain.wait("ArtifactsMissing", seconds=60)
+    chain.wait_at_rest(3)  # the other one does not deny it
+
+
+def test_an_api_server_in_trouble_delays_a_chain_and_nothing_else(
+    chain: ClusterChain,
+    control_plane: ControlPlane,
+    unreliable_api: UnreliableApi,
+    pod_runner: PodRunner,
+    tmp_path: Path,
+) -> None:
+    operator = OperatorProcess(unreliable_api.kubeconfig, chain.namespace, tmp_path / "operator.log")
+    operator.start()
+    try:
+        unreliable_api.begin()
+        chain.apply()
+        chain.wait("Complete", seconds=CHAIN_SECONDS)
+        assert_one_job_a_stage(chain)
+        assert operator.running
+    finally:
+        operator.kill()
+    missing = {"conflict", "throttled", "broken", "lost", "expired"} - set(unreliable_api.faults)
+    assert not missing, unreliable_api.faults
+
+
+def _store_errors(operator: OperatorProcess) -> float:
+    lines = operator.metrics().splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith("modelchain_store_errors_total"))
