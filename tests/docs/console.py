@@ -17,6 +17,8 @@ from tests.docs.markdown import ROOT, Block, Command
 NUMBER = r"[-+]?\d[\dhmsd.,]*"  # and ages, as kubectl writes them: 3m45s
 STAYS = re.compile(r"\s(-w|--watch|--follow)(\s|$)|\blogs\b.*\s-f\b")  # until somebody stops it
 
+SEARCHES = re.compile(r"\| grep [^|]*$")
+
 
 class Console:
     """A reader's terminal at the top of a checkout: its examples are there, its data and its results are not."""
@@ -28,8 +30,8 @@ class Console:
         replaced: Mapping[str, str] | None = None,
         programs: Path | None = None,
     ) -> None:
-        """`replaced`: what stands in the page for something that has another name here. `programs`: a folder of
-        programs that the reader has besides ours.
+        """`replaced`: words that stand in the page for something that has another name here. `programs`: a folder
+        of programs that the reader has besides ours.
         """
         self.folder = folder / "checkout"
         self._replaced = dict(replaced or {})
@@ -52,8 +54,10 @@ class Console:
             **(environment or {}),
         }
 
-    def read(self, block: Block) -> None:
-        """Do what a reader does with a block: save a file, or run commands and look at what they print."""
+    def read(self, block: Block, is_run: Callable[[Command], bool] = lambda _: True) -> None:
+        """Do what a reader does with a block: save a file, or run commands (those that are run) and look at what
+        they print.
+        """
         if block.title is not None:
             target = self.folder / block.title
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -62,7 +66,7 @@ class Console:
         if block.language != "console":
             return
         commands = block.commands()
-        for command in commands:
+        for command in filter(is_run, commands):
             last = command is commands[-1]
             if STAYS.search(command.text):
                 self._watch(block, command)
@@ -104,7 +108,8 @@ class Console:
             text=True,
             check=False,
         )
-        assert done.returncode == exit_code, (
+        found_nothing = SEARCHES.search(command.text) and done.returncode == 1 and not done.stdout
+        assert done.returncode == exit_code or found_nothing, (
             f"{block.where}: {command.text}\nended with {done.returncode}:\n{done.stdout}"
         )
         variables = (item.partition("=") for item in self._state.read_text().split("\0") if "=" in item)
@@ -128,7 +133,7 @@ class Console:
 
     def _here(self, text: str) -> str:
         for written, here in self._replaced.items():
-            text = text.replace(written, here)
+            text = re.sub(rf"(?<!\w){re.escape(written)}(?!\w)", lambda _, here=here: here, text)
         return text
 
 

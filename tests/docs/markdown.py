@@ -7,7 +7,7 @@ A comment of its own line, right above a block, speaks to the tests:
 - `numbers vary`: figures in the output shown are of the machine that made it;
 - `exits 65`: so ends its last command;
 - `long`: it takes minutes; what stands below it on the page then is run with it, by `make test-all`;
-- `cluster`: it is run on the tests' control plane, by `make test-all`;
+- `cluster`: it is run on the tests' control plane, by `make test-all`, as all that begins with kubectl or helm;
 - `last`: on the control plane, it is run when all other pages are done.
 
 A block with a title (```yaml title="chain.yaml") is a file that the reader saves; commands below it find it.

@@ -16,7 +16,7 @@ from tests.control_plane.plane import ControlPlane
 from tests.control_plane.pods import PodRunner
 from tests.docs.console import Console
 from tests.docs.markdown import DOCS, Block, blocks, pages
-from tests.docs.test_commands import runnable
+from tests.docs.test_commands import is_for_a_cluster, is_run
 from tests.operator.operator_process import OperatorProcess
 from tests.seaweedfs import ACCESS_KEY, SECRET_KEY, SeaweedFS
 
@@ -54,6 +54,9 @@ def console(plane: ControlPlane, seaweedfs: SeaweedFS, tmp_path: Path) -> Iterat
             "http://localhost:8333": seaweedfs.endpoint_url,
             "demo-access-key": ACCESS_KEY,
             "demo-secret-key": SECRET_KEY,
+            "NAMESPACE": "default",
+            "CHAIN": "digits",
+            "STAGE": "small",
         },
     )
     console.after("helm install", operator.start)
@@ -73,12 +76,12 @@ def for_a_cluster() -> list[Block]:
 
 
 def _is_read(page: Path, block: Block) -> bool:
-    return (page == FIRST and block.title is not None) or ("cluster" in block.checks and runnable(block))
+    return (page == FIRST and block.title is not None) or is_for_a_cluster(block)
 
 
 def test_the_commands_for_a_cluster_print_what_the_pages_show(console: Console) -> None:
     found = for_a_cluster()
     assert len(found) > 10
     for block in found:
-        console.read(block)
+        console.read(block, is_run)
     console.close()
