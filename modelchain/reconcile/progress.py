@@ -17,7 +17,7 @@ def show_progress(look: Look) -> StageStatus:
     return status.model_copy(
         update={
             "activity": cut(progress.phase, 32),
-            "step": progress.step,
+            "step": progress.step or status.step or 0,  # 0 until an attempt that goes on has read its checkpoint
             "steps": progress.steps,
             "samples_per_second": progress.samples_per_second,
             "eta_seconds": None if progress.eta_seconds is None else max(0, round(progress.eta_seconds)),

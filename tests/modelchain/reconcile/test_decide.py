@@ -171,6 +171,20 @@ def test_progress_changes_no_more_than_progress() -> None:
     assert without_progress(after) == without_progress(before)
 
 
+def test_an_attempt_that_has_not_read_its_checkpoint_yet_does_not_show_the_stage_at_its_beginning() -> None:
+    play = Play(chain(retry={"backoffSeconds": 0}))
+    play.look()
+    play.look(job(play.stage("tiny")), tiny=StageFacts(progress=progress(9), progress_attempt=1))
+    play.look(job(play.stage("tiny"), phase=JobPhase.FAILED, exit_code=1))
+    play.look()
+    assert play["tiny"].attempt == 2
+    starting = progress(0).model_copy(update={"phase": "Starting"})
+    play.look(job(play.stage("tiny"), 2), tiny=StageFacts(progress=starting, progress_attempt=2))
+    assert play["tiny"].step == 9
+    play.look(job(play.stage("tiny"), 2), tiny=StageFacts(progress=progress(5), progress_attempt=2))
+    assert play["tiny"].step == 5, "it went on from a checkpoint at 4"
+
+
 def test_progress_of_an_earlier_attempt_is_not_taken_for_the_running_ones() -> None:
     play = Play(chain())
     play.look()
