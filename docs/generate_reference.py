@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+import textwrap
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import Enum
@@ -26,6 +27,7 @@ from modelchain.cli import build_parser
 from modelchain_operator import settings
 
 DOCS = Path(__file__).parent
+WIDTH = 98  # characters that a line of code has on a page
 REGION = re.compile(r"(<!-- begin generated: ([a-z-]+) -->\n).*?(<!-- end generated -->)", re.DOTALL)
 
 # Blocks of the spec, in the order in which people write them, and where each may stand.
@@ -306,8 +308,23 @@ def _command(title: str, parser: argparse.ArgumentParser, *, level: int) -> list
         lines += ["Also the [flags that say which cluster](#which-cluster).", ""]
     if parser.epilog:
         text = str(parser.epilog)
-        lines += ["```text", text.rstrip(), "```", ""] if "\n" in text else [_escaped(text), ""]
+        lines += ["```text", *_wrapped(text), "```", ""] if "\n" in text else [_escaped(text), ""]
     return lines
+
+
+def _wrapped(text: str) -> Iterator[str]:
+    """A laid out text, its paragraphs and the second column of its lists broken for the width of a page."""
+    paragraphs: list[tuple[int, str]] = []  # with the place where their text stands
+    for line in text.rstrip().splitlines():
+        begins = len(line) - len(line.lstrip())
+        if paragraphs and line.strip() and paragraphs[-1][1] and begins == paragraphs[-1][0]:
+            hanging, before = paragraphs.pop()
+            paragraphs.append((hanging, f"{before} {line.strip()}"))
+            continue
+        column = re.match(r" *\S+(?: \S+)*  +", line)
+        paragraphs.append((column.end() if column else begins, line))
+    for hanging, line in paragraphs:
+        yield from textwrap.wrap(line, WIDTH, subsequent_indent=" " * hanging, break_on_hyphens=False) or [""]
 
 
 def _options(actions: Iterable[argparse.Action]) -> list[str]:
