@@ -12,8 +12,10 @@ import pytest
 from modelchain.crd import CRD_NAME
 from tests.chart.audit import POLICY, AuditLog
 from tests.chart.releases import Release
+from tests.chart.teams import Operators, Team
 from tests.control_plane.fixtures import control_plane
 from tests.control_plane.plane import ControlPlane
+from tests.seaweedfs import SeaweedFS
 
 __all__ = ["control_plane"]
 
@@ -48,24 +50,25 @@ def release(chart_plane: ControlPlane) -> Iterator[Release]:
 
 
 @pytest.fixture
-def restricted_namespace(chart_plane: ControlPlane) -> Iterator[str]:
-    """A namespace for chains that enforces the `restricted` Pod Security level."""
-    name = f"team-{secrets.token_hex(3)}"
-    make_restricted(chart_plane, name)
-    yield name
-    chart_plane.kubectl("delete", "namespace", name, "--wait=false", check=False)
+def team(chart_plane: ControlPlane, seaweedfs: SeaweedFS, tmp_path: Path) -> Iterator[Team]:
+    """A team on `chart_plane`."""
+    made = Team(chart_plane, seaweedfs, tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def operators() -> Iterator[Operators]:
+    """Starts the operators of releases."""
+    made = Operators()
+    yield made
+    made.close()
 
 
 @pytest.fixture
 def log(tmp_path: Path) -> Path:
     """Of an operator."""
     return tmp_path / "operator.log"
-
-
-def make_restricted(plane: ControlPlane, name: str) -> None:
-    """Make a namespace that takes only pods of the `restricted` level."""
-    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
-    plane.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
 
 
 def remove(*releases: Release) -> None:

@@ -7,7 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from tests.control_plane import binaries
 from tests.control_plane.plane import ControlPlane
+from tests.processes import wait_until
 
 Schema = dict[str, Any]
 
@@ -29,6 +31,20 @@ def write_schemas(plane: ControlPlane, kinds: Iterable[tuple[str, str]], folder:
         wanted = served[group, version, kind]
         schema = {"$ref": _PREFIX + wanted, "definitions": _reached(document, wanted)}
         (folder / f"{kind.lower()}_{group or version}_{version}.json").write_text(json.dumps(schema))
+
+
+def install_prometheus_kinds(plane: ControlPlane) -> None:
+    """ServiceMonitor and PrometheusRule, with nobody who looks after them; returns once OpenAPI has them."""
+    kinds = ("servicemonitors", "prometheusrules")
+    for kind in kinds:
+        file = binaries.prometheus_operator_crds() / f"monitoring.coreos.com_{kind}.yaml"
+        plane.kubectl("apply", "--server-side", "-f", str(file))
+    wait_until(
+        lambda: all(kind in plane.kubectl("get", "--raw", "/openapi/v2").stdout for kind in kinds),
+        "OpenAPI has the kinds of the Prometheus operator",
+        seconds=60,
+        pause=1,
+    )
 
 
 def _reached(document: dict[str, Schema], first: str) -> dict[str, Schema]:

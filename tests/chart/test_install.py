@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,68 +10,29 @@ import pytest
 from modelchain.commit import verify_stage
 from modelchain.crd import CRD_NAME
 from tests.chart.audit import AuditLog, Right
-from tests.chart.conftest import make_restricted, remove
-from tests.chart.helm import only
+from tests.chart.conftest import remove
+from tests.chart.helm import CHART, only
+from tests.chart.openapi import install_prometheus_kinds
 from tests.chart.releases import Release
+from tests.chart.teams import Operators, Team
 from tests.control_plane.plane import ControlPlane
 from tests.control_plane.pods import PodRunner
 from tests.operator.chains import ClusterChain
-from tests.operator.operator_process import OperatorProcess
 from tests.processes import wait_until
 from tests.seaweedfs import SeaweedFS
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900), pytest.mark.xdist_group("control-plane")]
 
 CHAIN_SECONDS = 400.0
+EVERYTHING = Path(__file__).parent / "values" / "everything.yaml"
 NAMESPACES = Right("", "namespaces", "list")
-
-
-class Team:
-    """A namespace that enforces `restricted`, with a chain that names no image, and a node that runs its pods."""
-
-    def __init__(self, plane: ControlPlane, server: SeaweedFS, folder: Path) -> None:
-        self.namespace = f"team-{secrets.token_hex(3)}"
-        make_restricted(plane, self.namespace)
-        self.chain = ClusterChain(plane, server, self.namespace, folder)
-        del self.chain.document["spec"]["image"]
-        self.pods = PodRunner(plane, folder / "pods", namespace=self.namespace)
-        self.pods.start()
-
-    def close(self) -> None:
-        """End its pods."""
-        self.pods.close()
-        self.chain.plane.kubectl("delete", "namespace", self.namespace, "--wait=false", check=False)
-
-
-@pytest.fixture
-def team(chart_plane: ControlPlane, seaweedfs: SeaweedFS, tmp_path: Path) -> Iterator[Team]:
-    made = Team(chart_plane, seaweedfs, tmp_path)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def started() -> Iterator[list[OperatorProcess]]:
-    """Operators that are killed after the test."""
-    operators: list[OperatorProcess] = []
-    yield operators
-    for one in operators:
-        one.kill()
-
-
-def start(release: Release, log: Path, started: list[OperatorProcess]) -> OperatorProcess:
-    """The operator of a release."""
-    operator = release.operator(log)
-    started.append(operator)
-    operator.start()
-    return operator
 
 
 def test_a_chain_of_any_namespace_is_trained_with_the_rights_of_the_chart(
     release: Release,
     team: Team,
     log: Path,
-    started: list[OperatorProcess],
+    operators: Operators,
     audit_log: AuditLog,
     tmp_path: Path,
 ) -> None:
@@ -81,7 +41,7 @@ def test_a_chain_of_any_namespace_is_trained_with_the_rights_of_the_chart(
     assert "MISSING" not in notes
     for word in ("kubectl apply -f chain.yaml", "kubectl get modelchains -A -w", "names a Secret"):
         assert word in notes
-    start(release, log, started)
+    operators.start(release, log)
     team.chain.document["spec"]["job"]["nodes"] = 2
     team.chain.apply()
     team.chain.wait("Complete", seconds=CHAIN_SECONDS)
@@ -97,7 +57,7 @@ def test_chains_of_listed_namespaces_are_trained_and_nothing_else_can_be_read(
     release: Release,
     team: Team,
     log: Path,
-    started: list[OperatorProcess],
+    operators: Operators,
     audit_log: AuditLog,
     tmp_path: Path,
 ) -> None:
@@ -105,7 +65,7 @@ def test_chains_of_listed_namespaces_are_trained_and_nothing_else_can_be_read(
     plane.kubectl("create", "namespace", other)
     notes = release.install({"namespaces": [team.namespace]})
     assert f"kubectl apply -f chain.yaml -n {team.namespace}" in notes
-    start(release, log, started)
+    operators.start(release, log)
     spec = team.chain.document["spec"]
     spec["stages"], spec["training"]["epochs"], spec["job"]["backend"] = spec["stages"][:1], 2, "Job"
     team.chain.apply()
@@ -146,11 +106,11 @@ def helm_test(release: Release, folder: Path) -> None:
 
 
 def test_upgrading_uninstalling_and_installing_again_disturb_no_chain(
-    release: Release, team: Team, log: Path, started: list[OperatorProcess]
+    release: Release, team: Team, log: Path, operators: Operators
 ) -> None:
     chain, plane = team.chain, release.plane
     release.install({"log.level": "debug"}, chart=EARLIER)
-    operator = start(release, log, started)
+    operator = operators.start(release, log)
     chain.document["spec"]["job"]["backend"] = "Job"
     chain.apply()
     chain.wait_for_step("tiny", 1)
@@ -159,7 +119,7 @@ def test_upgrading_uninstalling_and_installing_again_disturb_no_chain(
     release.upgrade()
     assert operator.terminate() == 0
     assert crd_chart(plane) == "modelchain-0.1.0"
-    operator = start(release, log, started)
+    operator = operators.start(release, log)
     chain.wait_for_step("small", 1)
     assert chain.stage("tiny")["attempt"] == 1
     assert first["metadata"]["uid"] in {job["metadata"]["uid"] for job in chain.jobs("jobs")}
@@ -174,7 +134,7 @@ def test_upgrading_uninstalling_and_installing_again_disturb_no_chain(
     assert not job["metadata"].get("deletionTimestamp")
 
     release.install()
-    start(release, log, started)
+    operators.start(release, log)
     chain.wait("Complete", seconds=CHAIN_SECONDS)
     assert [stage["attempt"] for stage in chain.status()["stages"]] == [1, 1]
     assert len(chain.jobs("jobs")) == 2
@@ -201,8 +161,21 @@ def left_of(release: Release) -> list[str]:
     return listed.stdout.split()
 
 
+def test_everything_that_is_off_by_default_can_be_had(release: Release) -> None:
+    install_prometheus_kinds(release.plane)
+    release("install", release.name, str(CHART), "--create-namespace", "--values", str(EVERYTHING))
+    kinds = "servicemonitor,prometheusrule,poddisruptionbudget,networkpolicy,service,configmap"
+    selector = f"app.kubernetes.io/instance={release.name}"
+    listed = release.plane.kubectl("get", kinds, "-n", release.namespace, "-l", selector, "-o", "name")
+    made = {name.partition(".")[0].partition("/")[0] for name in listed.stdout.split()}
+    assert made == set(kinds.split(","))
+    release.upgrade({"metrics.serviceMonitor.enabled": False, "prometheusRule.enabled": False})
+    listed = release.plane.kubectl("get", kinds, "-n", release.namespace, "-l", selector, "-o", "name")
+    assert "monitoring.coreos.com" not in listed.stdout
+
+
 def test_without_kubeflow_it_says_what_is_missing_and_goes_on_once_it_is_there(
-    seaweedfs: SeaweedFS, log: Path, started: list[OperatorProcess], tmp_path: Path
+    seaweedfs: SeaweedFS, log: Path, operators: Operators, tmp_path: Path
 ) -> None:
     plane = ControlPlane(tmp_path / "plane", kubeflow=False)
     try:
@@ -210,11 +183,11 @@ def test_without_kubeflow_it_says_what_is_missing_and_goes_on_once_it_is_there(
         for namespace in ("everywhere", "listed"):
             plane.kubectl("create", "namespace", namespace)
         for values in ({}, {"namespaces": ["listed"]}):
-            release = Release(plane)
+            release = Release(plane, namespace=f"system-{len(values)}")
             notes = release.install(values)
             assert "MISSING: the cluster has no PyTorchJob" in notes
             assert "kubectl apply --server-side -k" in notes
-            operator = start(release, log, started)
+            operator = operators.start(release, log)
             chain = ClusterChain(plane, seaweedfs, "listed" if values else "everywhere", tmp_path)
             chain.apply()
             wait_until(
@@ -235,7 +208,7 @@ def test_without_kubeflow_it_says_what_is_missing_and_goes_on_once_it_is_there(
 
 
 def test_two_releases_in_one_cluster_do_not_fight(
-    release: Release, team: Team, tmp_path: Path, started: list[OperatorProcess]
+    release: Release, team: Team, tmp_path: Path, operators: Operators
 ) -> None:
     plane, chain = release.plane, team.chain
     second = Release(plane, namespace=f"system-{secrets.token_hex(3)}")
@@ -247,7 +220,7 @@ def test_two_releases_in_one_cluster_do_not_fight(
         assert "--set crds.enabled=false" in str(refused.value)
         second.install({"crds.enabled": False})
         for one in (release, second):
-            start(one, tmp_path / f"{one.namespace}.log", started)
+            operators.start(one, tmp_path / f"{one.namespace}.log")
         spec = chain.document["spec"]
         spec["stages"], spec["training"]["epochs"], spec["job"]["backend"] = spec["stages"][:1], 2, "Job"
         chain.apply()

@@ -1,0 +1,140 @@
+"""The operator's rights are the smallest: over the whole life of chains it uses each of them, and lacks none.
+
+The API server's audit log says what it asked and whether it was let: https://kubernetes.io/docs/tasks/debug/debug-cluster/audit/
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modelchain_operator.jobs.names import job_name
+from tests.chart.audit import AuditLog, Right, granted
+from tests.chart.helm import only
+from tests.chart.releases import Release
+from tests.chart.teams import Operators, Team
+from tests.operator.chains import ClusterChain
+from tests.processes import wait_until
+
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900), pytest.mark.xdist_group("control-plane")]
+
+PLURALS = {"PyTorchJob": "pytorchjobs", "Job": "jobs"}
+MISSING = "settings"
+
+
+def test_each_right_is_used_and_none_is_missing(
+    release: Release, team: Team, operators: Operators, audit_log: AuditLog, log: Path
+) -> None:
+    release.install()
+    operators.start(release, log)
+    for backend in PLURALS:
+        live(team, backend)
+    ask_for_a_certificate(team, audit_log, release)
+    asked = list(audit_log.asked_by("modelchain", release.namespace))
+    assert not [one for one in asked if not one.allowed]
+    role = only(
+        [one for one in release.manifest() if one["metadata"]["name"].endswith(":modelchain")], "ClusterRole"
+    )
+    given, used = granted(role["rules"]), {one.right for one in asked}
+    assert given - used == set(), "rights that nothing needs"
+    assert used - given == set(), "rights that the chart does not give, and others did"
+
+
+def live(team: Team, backend: str) -> None:
+    """A chain of one stage lives through whatever makes the operator ask for something."""
+    chain = team.another_chain(backend.lower())
+    spec, plural = chain.document["spec"], PLURALS[backend]
+    spec["stages"], spec["training"]["epochs"] = spec["stages"][:1], 6
+    spec["job"] |= {"backend": backend, "nodes": 2, "podTemplate": POD_TEMPLATE}
+    chain.apply(suspend=True)
+    wait_until(lambda: chain.status().get("phase") == "Suspended", "it is suspended", seconds=60, pause=0.3)
+
+    # A job of somebody else's stands in its way.
+    (stage,) = chain.resolved().stages
+    name = job_name(stage, 1)
+    chain.plane.apply(foreign_job(backend, name, chain.namespace))
+    chain.apply(suspend=False)
+    wait_until(
+        lambda: "exists already and is not this stage's" in chain.condition("Progressing").get("message", ""),
+        f"it says that {name} stands in its way",
+        seconds=60,
+        pause=0.3,
+    )
+    chain.plane.kubectl("delete", plural, name, "-n", chain.namespace)
+
+    # Its pods lack a ConfigMap, which only Events tell.
+    wait_until(
+        lambda: f'configmap "{MISSING}" not found' in chain.stage("tiny").get("message", ""),
+        "it says what its pods lack",
+        seconds=90,
+        pause=0.3,
+    )
+    chain.plane.kubectl("create", "configmap", MISSING, "-n", chain.namespace)
+
+    # A pod crashes; the chain is suspended, and goes on; so it does without a job, which somebody has deleted.
+    chain.wait_for_step("tiny", 1)
+    team.pods.kill(chain.pods()[0]["metadata"]["name"])
+    chain.wait_for_phase("tiny", "Retrying", "Running")
+    wait_until(lambda: chain.stage("tiny").get("failures") == 1, "it has failed once", seconds=60, pause=0.3)
+    chain.wait_for_phase("tiny", "Running")
+    suspend_and_resume(chain)
+    chain.wait_for_phase("tiny", "Running")
+    job = chain.jobs(plural)[-1]["metadata"]["name"]
+    chain.plane.kubectl("delete", plural, job, "-n", chain.namespace, "--cascade=orphan")
+    suspend_and_resume(chain)
+    chain.wait("Complete", seconds=240)
+    chain.plane.kubectl("delete", "modelchain", chain.name, "-n", chain.namespace)
+    chain.plane.kubectl("delete", "configmap", MISSING, "-n", chain.namespace)
+
+
+def suspend_and_resume(chain: ClusterChain) -> None:
+    """Nothing of the chain runs in between."""
+    chain.apply(suspend=True)
+    wait_until(lambda: not chain.pods(), "it has no pods", seconds=60, pause=0.3)
+    chain.apply(suspend=False)
+
+
+def ask_for_a_certificate(team: Team, audit_log: AuditLog, release: Release) -> None:
+    """A chain whose store has a certificate of its own."""
+    chain = team.another_chain("certificate")
+    chain.document["spec"]["store"]["caBundleConfigMap"] = "authority"
+    chain.apply()
+    wanted = Right("", "configmaps", "get")
+    wait_until(
+        lambda: wanted in {one.right for one in audit_log.asked_by("modelchain", release.namespace)},
+        "the certificate is asked for",
+        seconds=60,
+        pause=0.5,
+    )
+    chain.plane.kubectl("delete", "modelchain", chain.name, "-n", chain.namespace)
+
+
+POD_TEMPLATE = {
+    "spec": {
+        "volumes": [{"name": "settings", "configMap": {"name": MISSING}}],
+        "containers": [
+            {"name": "pytorch", "volumeMounts": [{"name": "settings", "mountPath": "/etc/settings"}]}
+        ],
+    }
+}
+
+
+def foreign_job(backend: str, name: str, namespace: str) -> dict[str, Any]:
+    """A job that nobody made for a chain, and that never starts."""
+    template = {
+        "spec": {
+            "restartPolicy": "Never",
+            "containers": [{"name": "pytorch", "image": "any", "command": ["true"]}],
+        }
+    }
+    metadata = {"name": name, "namespace": namespace}
+    if backend == "Job":
+        spec: dict[str, Any] = {"suspend": True, "template": template}
+        return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": spec}
+    spec = {
+        "runPolicy": {"suspend": True},
+        "pytorchReplicaSpecs": {"Master": {"replicas": 1, "template": template}},
+    }
+    return {"apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "metadata": metadata, "spec": spec}
