@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any, cast
 
+import yaml
+
+from modelchain.store import Credentials, open_store
+from modelchain.yaml_reader import read_documents
 from tests.control_plane.fixtures import install_modelchain
 from tests.control_plane.plane import ControlPlane
 from tests.control_plane.pods import PodRunner
 from tests.seaweedfs import ACCESS_KEY, BUCKET, SECRET_KEY, SeaweedFS
 
 SECRET_NAME = "s3"  # noqa: S105
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 HELP = """\
 The control plane runs. Pods run as processes of this machine, with the trainer of this checkout; their logs are
@@ -22,12 +29,14 @@ in {pods}. In another terminal:
   export AWS_ACCESS_KEY_ID={access_key} AWS_SECRET_ACCESS_KEY={secret_key}
   .venv/bin/python -m modelchain_operator --http-port 0 --default-image modelchain-trainer:dev
 
-In a third one, with the same exports: put shards into s3://{bucket}/... and apply a chain with
+In a third one, with the same exports, train the quickstart chain, whose data are in the store already:
+
+  kubectl apply -f {chain}
+  kubectl get mc -w
+
+Chains of your own name the store like this; put shards into s3://{bucket} with any S3 client:
 
   store: {{uri: "s3://{bucket}/chains", endpointUrl: "{endpoint}", secretName: {secret}}}
-
-  kubectl apply -f chain.yaml
-  kubectl get mc -w
 
 Ctrl-C ends everything.
 """
@@ -48,6 +57,7 @@ def main() -> int:
             install_modelchain(plane)
             store.start()
             _make_secret(plane)
+            chain = _quickstart(folder, store)
             runner.start()
             print(
                 HELP.format(
@@ -55,6 +65,7 @@ def main() -> int:
                     kubeconfig=plane.kubeconfig,
                     access_key=ACCESS_KEY,
                     secret_key=SECRET_KEY,
+                    chain=chain,
                     bucket=BUCKET,
                     endpoint=store.endpoint_url,
                     secret=SECRET_NAME,
@@ -69,6 +80,29 @@ def main() -> int:
             store.kill()
             plane.stop()
     return 0
+
+
+def _quickstart(folder: Path, store: SeaweedFS) -> Path:
+    """examples/digits.yaml with its data and its store in S3."""
+    shards = folder / "digits"
+    prepare = [sys.executable, str(EXAMPLES / "prepare_digits.py"), "--output", str(shards)]
+    subprocess.run(prepare, check=True, stdout=subprocess.DEVNULL)
+    data = open_store(store.access("data/digits"), credentials=Credentials(ACCESS_KEY, SECRET_KEY))
+    for shard in shards.glob("*.tar"):
+        data.put(shard.name, shard.read_bytes())
+    (read,) = read_documents((EXAMPLES / "digits.yaml").read_text())
+    document = cast("dict[str, Any]", read.value)
+    spec = document["spec"]
+    spec["store"] = {
+        "uri": f"s3://{BUCKET}/chains",
+        "endpointUrl": store.endpoint_url,
+        "secretName": SECRET_NAME,
+    }
+    for block in (spec["data"], *(one["data"] for one in spec["evaluation"])):
+        block["shards"] = [f"s3://{BUCKET}/data/digits/{Path(shard).name}" for shard in block["shards"]]
+    chain = folder / "digits.yaml"
+    chain.write_text(yaml.safe_dump(document, sort_keys=False))
+    return chain
 
 
 def _make_secret(plane: ControlPlane) -> None:
