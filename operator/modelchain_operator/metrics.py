@@ -23,6 +23,7 @@ from prometheus_client import (
 )
 
 from modelchain import __version__
+from modelchain.errors import ModelChainError
 from modelchain.resolved import ResolvedChain
 from modelchain.status import ChainStatus, StagePhase, StageStatus
 from modelchain.store import Store
@@ -42,11 +43,22 @@ disable_created_metrics()  # a second series beside each counter, which nobody r
 _FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _REASON = re.compile(r"[A-Z][A-Za-z0-9]{0,47}")
 _ENDED = {StagePhase.COMPLETE: "complete", StagePhase.CACHED: "cached", StagePhase.FAILED: "failed"}
+# Reasons that the trainer gives most often: names of its errors, and one of the kubelet's.
+_TRAINER_ERRORS = (
+    "DivergedError",
+    "OOMKilled",
+    "OutOfMemoryError",
+    *(
+        kind.__name__
+        for kind in ModelChainError.__subclasses__()
+        if kind.__module__ == ModelChainError.__module__
+    ),
+)
 # Series that begin at 0: an increase is only seen from the second sample of a series on.
 _ATTEMPTS = {
     "started": ("Started",),
     "succeeded": ("Complete",),
-    "failed": ("ManifestMissing", "Stalled", "TimedOut", "TrainerFailed"),
+    "failed": ("ManifestMissing", "Stalled", "TimedOut", "TrainerFailed", *_TRAINER_ERRORS),
     "interrupted": ("Disrupted", "JobVanished", "LeaseHeld", "Superseded", "Suspended"),
 }
 _PASS_ERRORS = (INTERNAL, *(kind.__name__ for kind in (ApiError, *ApiError.__subclasses__())))

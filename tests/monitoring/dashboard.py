@@ -20,8 +20,9 @@ DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
 CHAINS = 'namespace=~"$namespace",chain=~"$chain"'
 OPERATOR = "and on (instance, job) modelchain_build_info"  # of all processes, ours
 
-MACS = "si:MAC"  # multiply-accumulates: 1.2 EMAC
-SAMPLES_PER_SECOND = "si:samples/s"
+# With a space, or Grafana would take the M for mega.
+MACS, SAMPLES_PER_SECOND = "si: MACs", "si: samples/s"
+HOURS = "suffix: h"  # Grafana's own unit makes days of them
 RATIO, SECONDS, BYTES, COUNT = "percentunit", "s", "bytes", "none"
 REQUESTS_PER_SECOND, PER_SECOND = "reqps", "ops"
 
@@ -75,16 +76,16 @@ def overview() -> list[Object]:
         ),
         stat(
             "Throughput",
-            [query(f"sum(modelchain_stage_samples_per_second{{{CHAINS}}})")],
+            [query(f"sum(modelchain_stage_samples_per_second{{{CHAINS}}}) or vector(0)")],
             SAMPLES_PER_SECOND,
             "Samples a second of all stages that train.",
             width=4,
         ),
         stat(
-            "Chains that wait for the operator",
+            "Waiting for a pass",
             [query("sum(modelchain_queue_depth)")],
             COUNT,
-            "Length of the operator's work queue, of all namespaces.",
+            "Chains in the operator's work queue, of all namespaces.",
             width=3,
             thresholds=[("green", None), ("orange", 50)],
         ),
@@ -100,7 +101,7 @@ def overview() -> list[Object]:
                     f"(increase(modelchain_chain_gpu_seconds_total{{{CHAINS}}}[$__range])) / 3600"
                 ),
             },
-            {"Progress": RATIO, "Spent": MACS, "Saved": MACS, "GPU hours": "h"},
+            {"Progress": RATIO, "Spent": MACS, "Saved": MACS, "GPU hours": HOURS},
             "Progress is the share of the chain's compute that is done. Spent is what the chain has trained itself, "
             "saved what its finished models would have cost beyond that alone, GPU hours those of the time shown.",
             labels=["namespace", "chain", "phase"],
@@ -174,22 +175,21 @@ def learning() -> list[Object]:
     return [
         lines(
             "Loss",
-            [
-                query(
-                    f"max by (namespace, chain, stage, term) (modelchain_stage_loss{{{CHAINS}}})",
-                    "{{chain}} / {{stage}} {{term}}",
-                )
-            ],
+            [query(_loss("total"), "{{chain}} / {{stage}}")],
             COUNT,
-            "Terms of the loss: total = task + weight x distillation.",
-            width=12,
+            "The total that is minimised: the task's loss and, where there is a teacher, its weighted term.",
+        ),
+        lines(
+            "Distance from the teacher",
+            [query(_loss("distillation"), "{{chain}} / {{stage}}")],
+            COUNT,
+            "The distillation term of the loss: squared distance of the embeddings times its weight, over the batch.",
         ),
         lines(
             "Zero-shot accuracy",
             [query(_of_stage("modelchain_stage_top1_ratio"), "{{chain}} / {{stage}}")],
             RATIO,
             "Top-1 on the first zero-shot set. It stays where it was when the stage was finished.",
-            width=12,
         ),
     ]
 
@@ -201,7 +201,7 @@ def costs() -> list[Object]:
         stat(
             "GPU hours",
             [query(f"sum(increase(modelchain_chain_gpu_seconds_total{{{CHAINS}}}[$__range])) / 3600")],
-            "h",
+            HOURS,
             "GPUs times running time, of the time shown. While no operator runs nobody counts.",
             width=8,
         ),
@@ -243,14 +243,17 @@ def costs() -> list[Object]:
             "Compute saved against training alone",
             [query(saved, "{{namespace}} / {{chain}}")],
             MACS,
-            "Grows when a stage is finished. A stage found in the store saves all of its training.",
+            "Grows when a stage is finished. A stage found in the store saves all of its training; one that is trained "
+            "for longer than it would be alone saves less than nothing.",
+            minimum=None,
         ),
     ]
 
 
 def attempts() -> list[Object]:
     def increase(name: str, labels: str) -> str:
-        return f"sum by ({labels}) (increase({name}[$__rate_interval])) > 0"
+        # Windows that do not overlap, so that what has happened once is shown once.
+        return f"sum by ({labels}) (increase({name}[$__interval])) > 0"
 
     return [
         lines(
@@ -392,14 +395,12 @@ def operator() -> list[Object]:
             COUNT,
             "Processor cores that the operator uses.",
         ),
-        stat(
-            "Version",
+        lines(
+            "Operators, by version",
             [query("sum by (version) (modelchain_build_info)", "{{version}}")],
             COUNT,
-            "Operators of each version.",
-            width=8,
-            height=8,
-            text="name",
+            "One, but for the moment of an upgrade. A gap is a time without any.",
+            stacked=True,
         ),
     ]
 
@@ -479,6 +480,7 @@ def lines(
     width: int = 8,
     stacked: bool = False,
     bars: bool = False,
+    minimum: float | None = 0,
     maximum: float | None = None,
     overrides: Sequence[Object] = (),
 ) -> Object:
@@ -490,9 +492,8 @@ def lines(
         "drawStyle": "bars" if bars else "line",
         "stacking": {"mode": "normal" if stacked or bars else "none"},
     }
-    defaults: Object = {"unit": unit, "min": 0, "custom": custom, "color": {"mode": "palette-classic"}}
-    if maximum is not None:
-        defaults["max"] = maximum
+    defaults: Object = {"unit": unit, "custom": custom, "color": {"mode": "palette-classic"}}
+    defaults |= {name: value for name, value in (("min", minimum), ("max", maximum)) if value is not None}
     return _panel(
         "timeseries",
         title,
@@ -505,6 +506,7 @@ def lines(
             "legend": {"displayMode": "list", "placement": "bottom", "showLegend": True},
             "tooltip": {"mode": "multi", "sort": "desc"},
         },
+        **({"interval": "2m"} if bars else {}),  # at least two scrapes in each window
     )
 
 
@@ -529,11 +531,9 @@ def stat(
     description: str,
     *,
     width: int,
-    height: int = 4,
     decimals: int | None = None,
     thresholds: Sequence[tuple[str, float | None]] = (("text", None),),
     overrides: Sequence[Object] = (),
-    text: str = "auto",
 ) -> Object:
     """Values of now, large."""
     defaults: Object = {
@@ -552,13 +552,13 @@ def stat(
         [one | _INSTANT for one in queries],
         description,
         width,
-        height,
+        4,
         {"defaults": defaults, "overrides": [*overrides]},
         {
             "reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False},
             "colorMode": "value",
             "graphMode": "none",
-            "textMode": text,
+            "textMode": "auto",
             "justifyMode": "auto",
             "orientation": "auto",
         },
@@ -598,6 +598,8 @@ def table(
         overrides.append(
             _override("byName", "Phase", {"mappings": mappings, "custom.cellOptions": {"type": "color-text"}})
         )
+    # A value's name has no letter either if the other queries have found nothing.
+    unwanted = ["Value", *(fields[column] for column in hidden)] if hidden else []
     shown = [*labels, *(fields[column] for column in columns if column not in hidden)]
     names = {label: label.capitalize() for label in labels} | {
         fields[column]: column for column in columns if column not in hidden
@@ -616,7 +618,7 @@ def table(
             {
                 "id": "organize",
                 "options": {
-                    "excludeByName": {"Time": True, **{fields[column]: True for column in hidden}},
+                    "excludeByName": dict.fromkeys(("Time", *unwanted), True),
                     "indexByName": {name: index for index, name in enumerate(shown)},
                     "renameByName": names,
                 },
@@ -697,6 +699,10 @@ def _variable(name: str, label: str, definition: str) -> Object:
 
 def _of_chain(metric: str) -> str:
     return f"max by (namespace, chain) ({metric}{{{CHAINS}}})"
+
+
+def _loss(term: str) -> str:
+    return f'max by (namespace, chain, stage) (modelchain_stage_loss{{{CHAINS},term="{term}"}})'
 
 
 def _of_stage(metric: str, operation: str = "max") -> str:

@@ -1,4 +1,4 @@
-"""The table of metrics in docs/monitoring.md, from what the operator exports: `python -m tests.monitoring.reference`."""
+"""The table of metrics in docs/monitoring.md, as the operator exports them: `python -m tests.monitoring.reference`."""
 
 from __future__ import annotations
 

@@ -23,7 +23,13 @@ Object = dict[str, Any]
 BOARD: Object = json.loads(dashboard.PATH.read_text())
 PANELS: list[Object] = [panel for panel in BOARD["panels"] if panel["type"] != "row"]
 # What Grafana puts in for its variables.
-VARIABLES = {"$__rate_interval": "2m", "$__range": "6h", "$namespace": ".*", "$chain": "a|b"}
+VARIABLES = {
+    "$__rate_interval": "2m",
+    "$__interval": "2m",
+    "$__range": "6h",
+    "$namespace": ".*",
+    "$chain": "a|b",
+}
 # Metrics that no panel shows, each with the reason.
 LEFT_OUT: frozenset[str] = frozenset()
 

@@ -358,3 +358,12 @@ def test_the_final_accuracy_of_a_stage_stays() -> None:
     watched.see()
     watched.see(job(tiny), tiny=StageFacts(manifest=manifest(tiny)))
     assert watched.of_stage("tiny", "top1_ratio") == 0.75
+
+
+@pytest.mark.parametrize("reason", ["MissingInputError", "OOMKilled", "Stalled"])
+def test_the_first_failure_of_a_kind_is_an_increase(reason: str) -> None:
+    metrics, attempts = Metrics(), "modelchain_attempts_total"
+    before = status(stage())
+    assert value(metrics, attempts, outcome="failed", reason=reason) == 0
+    metrics.status_written(KEY, before, status(stage(lastEnded=ended(1, reason))))
+    assert value(metrics, attempts, outcome="failed", reason=reason) == 1
