@@ -26,6 +26,8 @@ INCLUDED = {
 }
 
 _LINK = re.compile(r"(?<!!)\]\((?!https?:|mailto:|#)([^)\s#]+)(#[^)\s]*)?\)")
+# GitHub wants a bar escaped that stands in code in a table; Python-Markdown would show the backslash.
+_ESCAPED_BAR = re.compile(r"(?<=^\|)[^\n]*`[^`\n]*\\\|[^\n]*", re.MULTILINE)
 _CODE = re.compile(r"(^```.*?^```$|`[^`\n]*`)", re.DOTALL | re.MULTILINE)
 
 
@@ -43,7 +45,7 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, **_: An
     parts = _CODE.split(markdown)
     for index in range(0, len(parts), 2):
         parts[index] = _LINK.sub(lambda found: _mended(found, source, page, config), parts[index])
-    return "".join(parts)
+    return _ESCAPED_BAR.sub(lambda found: found[0].replace("\\|", "|"), "".join(parts))
 
 
 def _mended(found: re.Match[str], source: str, page: Page, config: MkDocsConfig) -> str:

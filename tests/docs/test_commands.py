@@ -16,7 +16,7 @@ from tests.docs.markdown import ROOT, SHELLS, Block, Command, blocks, indented_l
 NOT_RUN = {
     r"git clone https://github\.com/modelchain/modelchain\b": "the tests run in the checkout that it makes",
     r"cd modelchain$": "as above",
-    r"make [a-z2-]+( [A-Z]+=\S+)*$": "test_make.py knows every target; they are what runs the tests",
+    r"make [a-z2-]+( [A-Z]+=\S+)*$": "a test below knows every target; they are what runs the tests",
     r"\. \.venv/bin/activate$": "the tests run in this environment",
     r"kubectl apply --server-side -k .?github\.com/kubeflow/": "fetches from GitHub; the tests' control plane has the "
     "same release from its Go module",
@@ -119,6 +119,13 @@ def test_every_reason_not_to_run_a_command_is_needed() -> None:
     commands += [line for page in pages() for _, line in indented_lines(page)]
     for reason in NOT_RUN:
         assert any(re.match(reason, command) for command in commands), f"nothing is {reason}"
+
+
+def test_every_make_target_that_is_named_exists() -> None:
+    targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for page in pages():
+        named = set(re.findall(r"(?:`|^ *(?:\$ )?)make ([a-z0-9-]+)", page.read_text(), re.MULTILINE))
+        assert named <= targets, f"{_id(page)}: {sorted(named - targets)}"
 
 
 def test_no_command_hides_where_no_test_looks() -> None:
