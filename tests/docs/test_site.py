@@ -14,6 +14,8 @@ import pytest
 
 from tests.docs.markdown import ROOT
 
+pytestmark = pytest.mark.slow
+
 # A process that can open no socket: whatever wants to fetch something fails, and the build with it.
 _WITHOUT_NETWORK = """
 import runpy, socket, sys
