@@ -1,5 +1,5 @@
-# Both images of ModelChain. `make images` builds them; docs/images.md says what they promise, and how to build them
-# on other bases or from another package index.
+# Both images of ModelChain. `make images` builds them; docs/container-images.md says what they promise, and how to
+# build them on other bases or from another package index.
 #     docker build --target operator --tag modelchain-operator .
 #     docker build --target trainer --tag modelchain-trainer .
 # Nothing here needs BuildKit: buildah and Docker's classic builder build it as well.
@@ -92,9 +92,8 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 COPY --from=trainer-dependencies /opt/venv /opt/venv
 COPY --from=code /opt/modelchain /opt/modelchain
-# The cache's default folder is named by the user, and an arbitrary one has no name.
 ENV PATH=/opt/modelchain/bin:/opt/venv/bin:/usr/local/bin:/usr/bin:/bin HOME=/tmp PYTHONUNBUFFERED=1 \
-    TORCHINDUCTOR_CACHE_DIR=/tmp/torchinductor NVIDIA_DRIVER_CAPABILITIES=compute,utility
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
 USER 65532:65532
 RUN ["python", "-c", "import modelchain_trainer.training"]
 CMD ["python", "-m", "modelchain_trainer"]

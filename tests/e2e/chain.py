@@ -6,9 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import yaml
+from typing import Any, cast
 
 from modelchain.artifacts import WEIGHTS, attempt_prefix
 from modelchain.cluster_labels import ATTEMPT, CHAIN_UID, STAGE
@@ -16,6 +14,7 @@ from modelchain.commit import list_checkpoints, verify_stage
 from modelchain.resolve import resolve
 from modelchain.resolved import ResolvedStage
 from modelchain.validation import check_object
+from modelchain.yaml_reader import read_documents
 from tests.e2e.cluster import Object, image_trouble, kubectl, read, wait_until
 from tests.e2e.settings import Failed
 from tests.e2e.store import S3, SECRET_NAME
@@ -206,7 +205,8 @@ class Chain:
 
 
 def _document(s3: S3, *, name: str, namespace: str, nodes: int, backend: str) -> Object:
-    document = yaml.safe_load(QUICKSTART.read_text())
+    (quickstart,) = read_documents(QUICKSTART.read_text())
+    document = cast("Object", quickstart.value)
     document["metadata"] = {"name": name, "namespace": namespace}
     spec = document["spec"]
     spec["store"] = {"uri": s3.within(name), "secretName": SECRET_NAME}

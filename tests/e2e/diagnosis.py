@@ -14,8 +14,8 @@ def show(settings: Settings) -> None:
     _show("describe", "modelchains", "-n", settings.namespace)
     for namespace in (settings.system_namespace, settings.namespace):
         _show("get", "events", "--sort-by=.lastTimestamp", "-n", namespace)
-    operator = "app.kubernetes.io/name=modelchain"
-    _show("logs", "-l", operator, "--tail=60", "-n", settings.system_namespace)
+    release = f"app.kubernetes.io/instance={settings.release}"  # the operator, and what `helm test` runs
+    _show("logs", "-l", release, "--tail=20", "--prefix", "-n", settings.system_namespace)
     _show("logs", "-l", "modelchain.dev/stage", "--tail=30", "--prefix", "-n", settings.namespace)
 
 
