@@ -21,6 +21,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from modelchain import cost
+from modelchain.artifacts import attempt_prefix
 from modelchain.reconcile.observation import StoreTrouble
 from modelchain.resolved import ResolvedChain, ResolvedStage
 from modelchain.status import ChainPhase, ChainStatus, ConditionType, StagePhase, StageStatus
@@ -218,12 +219,22 @@ def _chain_figures(plan: _Plan, status: ChainStatus) -> dict[str, float]:
         if resolved is None:
             continue
         macs = cost.stage_macs(resolved, until_step=_steps_done(stage, resolved))
+        own = macs if _trained_here(stage, plan.chain) else 0
         done += macs
-        if stage.phase is not StagePhase.CACHED:
-            spent += macs
+        spent += own
         if stage.finished:
-            saved += plan.alone_macs[stage.name] - (macs if stage.phase is StagePhase.COMPLETE else 0)
+            saved += plan.alone_macs[stage.name] - own
     return {"progress_ratio": done / sum(plan.macs.values()), "spent_macs": spent, "saved_macs": saved}
+
+
+def _trained_here(status: StageStatus, chain: ResolvedChain) -> bool:
+    """Whether the chain has trained the stage itself. One that it had begun may have been finished by another chain:
+    the weights lie in the folder of the attempt that made them.
+    """
+    if not status.finished:
+        return True
+    token = (status.weights_uri or "").rstrip("/").rpartition("/")[2]
+    return token.startswith(attempt_prefix(chain.chain.uid, 0).removesuffix("0"))
 
 
 def _steps_done(status: StageStatus, stage: ResolvedStage) -> int:

@@ -586,7 +586,14 @@ def table(
     overrides = [_override("byName", column, {"unit": unit}) for column, unit in units.items()]
     overrides += [
         _override(
-            "byName", column, {"custom.cellOptions": {"type": "gauge", "mode": "basic"}, "min": 0, "max": 1}
+            "byName",
+            column,
+            {
+                "custom.cellOptions": {"type": "gauge", "mode": "basic"},
+                "color": {"mode": "fixed", "fixedColor": "blue"},
+                "min": 0,
+                "max": 1,
+            },
         )
         for column in gauges
     ]

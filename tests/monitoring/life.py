@@ -8,9 +8,10 @@ import pytest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+from modelchain.artifacts import new_attempt_token
 from modelchain.reconcile.conditions import refused
 from modelchain.reconcile.observation import Job, JobPhase, StageFacts
-from modelchain.resolved import ResolvedChain
+from modelchain.resolved import ResolvedChain, ResolvedStage
 from modelchain.store import StoreUnavailable
 from modelchain_operator.metrics import Metrics
 from modelchain_operator.queue import Key
@@ -36,6 +37,11 @@ class WatchedChain(Play):
         if decision.status != before:
             self.metrics.status_written(KEY, before, decision.status)
         self.metrics.chain_seen(KEY, decision.status)
+
+    def own(self, stage: ResolvedStage) -> StageFacts:
+        """What the store says when an attempt of this chain has finished the stage."""
+        token = new_attempt_token(self.chain.chain.uid, 1)
+        return StageFacts(manifest=manifest(stage).model_copy(update={"attempt": token}))
 
     def refuse(self, *problems: str) -> None:
         """One pass over the chain after an edit that made it invalid."""
@@ -87,7 +93,7 @@ def whole_life(folder: Path) -> Metrics:
     watched.see(job(tiny), after=10, tiny=StageFacts(progress=said, progress_attempt=1))
     watched.see(job(tiny, phase=JobPhase.FAILED, exit_code=1), after=10)
     watched.see(after=60)
-    watched.see(job(tiny, 2), after=10, tiny=StageFacts(manifest=manifest(tiny)))
+    watched.see(job(tiny, 2), after=10, tiny=watched.own(tiny))
     watched.see(after=1)
     watched.see(job(small), after=10, small=StageFacts(progress=progress(8, **figures), progress_attempt=1))
     watched.refuse("spec.stages[1].model: 'ViT-Q' is no model")

@@ -211,9 +211,9 @@ def test_a_chains_progress_and_compute_follow_from_its_steps() -> None:
     watched.see(job(tiny), tiny=StageFacts(progress=progress(8), progress_attempt=1))
     assert watched.of_chain("spent_macs") == plan["tiny"].macs / 4
     assert watched.of_chain("saved_macs") == 0, "nothing is saved before a model is finished"
-    watched.see(job(tiny, phase=JobPhase.SUCCEEDED), tiny=StageFacts(manifest=manifest(tiny)))
+    watched.see(job(tiny, phase=JobPhase.SUCCEEDED), tiny=watched.own(tiny))
     assert watched.of_chain("saved_macs") == 0, "the first stage is trained as it would be alone"
-    watched.see(job(small), small=StageFacts(manifest=manifest(small)))
+    watched.see(job(small), small=watched.own(small))
     assert watched.of_chain("spent_macs") == plan["tiny"].macs + plan["small"].macs
     assert watched.of_chain("saved_macs") == plan["small"].alone_macs - plan["small"].macs > 0
     done = plan["tiny"].macs + plan["small"].macs
@@ -228,6 +228,18 @@ def test_a_stage_found_in_the_store_costs_nothing_and_saves_all_of_its_training(
     assert watched.of_chain("spent_macs") == 0
     assert watched.of_chain("saved_macs") == cost.plan(watched.chain).stages[0].alone_macs
     assert value(watched.metrics, "modelchain_chain_stages", namespace="default", phase="Cached") == 1
+
+
+def test_a_stage_that_another_chain_finished_first_is_not_spent_twice() -> None:
+    watched = WatchedChain(chain())
+    tiny = watched.stage("tiny")
+    watched.see()
+    watched.see(job(tiny), tiny=StageFacts(progress=progress(8), progress_attempt=1))
+    watched.see(job(tiny, phase=JobPhase.FAILED, exit_code=1))
+    watched.see(tiny=StageFacts(manifest=manifest(tiny, chain_name="default/another")))
+    assert watched["tiny"].phase is StagePhase.COMPLETE, "the chain had begun it"
+    assert watched.of_chain("spent_macs") == 0
+    assert watched.of_chain("saved_macs") == cost.plan(watched.chain).stages[0].alone_macs
 
 
 def test_compute_is_right_at_the_first_look_of_another_operator() -> None:
