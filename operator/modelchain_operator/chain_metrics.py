@@ -82,7 +82,7 @@ class ChainMetrics(Collector):
             phase=status.phase,
             stages=tuple(stage.phase for stage in status.stages),
             attention=tuple(_attention(status)),
-            # Without a plan, as of a chain that an edit made invalid, the last figures stay.
+            # Without a plan, as of a complete chain, the last figures stay.
             figures=_chain_figures(plan, status) if plan is not None else before.figures if before else {},
             of_stages=tuple(
                 _stage_figures(stage, plan) for stage in status.stages if stage.attempt or stage.metrics

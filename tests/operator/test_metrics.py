@@ -256,6 +256,17 @@ def test_compute_is_right_at_the_first_look_of_another_operator() -> None:
     assert watched.of_stage("small", "attempts_total") == attempts == 1
 
 
+def test_the_figures_of_a_chain_stay_when_it_is_complete_and_when_it_is_then_refused() -> None:
+    watched = WatchedChain(chain())
+    watched.see()
+    watched.see(**{stage.name: watched.own(stage) for stage in watched.chain.stages})
+    assert watched.of_chain("progress_ratio") == 1
+    spent = watched.of_chain("spent_macs")
+    assert spent == cost.plan(watched.chain).chain_macs
+    watched.refuse("spec.stages[0].model: 'ViT-Q' is no model")
+    assert watched.of_chain("spent_macs") == spent
+
+
 def test_an_edit_that_makes_a_chain_invalid_keeps_its_figures_and_asks_for_attention() -> None:
     watched = WatchedChain(chain())
     watched.see()
