@@ -1,0 +1,64 @@
+"""What the dashboard and the alerts ask for is what an operator at work exports."""
+
+from __future__ import annotations
+
+import pytest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.control_plane.fixtures import control_plane, namespace, pod_runner
+from tests.control_plane.pods import PodRunner
+from tests.monitoring.exported import check, labels_of
+from tests.monitoring.test_alerts import ALERTS
+from tests.monitoring.test_dashboard import queries
+from tests.operator.chains import ClusterChain
+from tests.operator.conftest import chain, operator
+from tests.operator.operator_process import OperatorProcess
+from tests.processes import wait_until
+
+__all__ = ["chain", "control_plane", "namespace", "operator", "pod_runner"]
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.xdist_group("control-plane")]
+
+GPUS = 2  # asked for; the pods of this control plane run without
+
+
+def test_an_operator_whose_chain_trains_exports_all_that_is_shown(
+    chain: ClusterChain, operator: OperatorProcess, pod_runner: PodRunner
+) -> None:
+    spec = chain.document["spec"]
+    spec["job"] |= {"gpusPerNode": GPUS, "processesPerNode": 1}
+    spec["training"]["epochs"] = 2000  # it trains for as long as the test looks
+    chain.apply(store=spec["store"] | {"secretName": "missing"})
+    operator.start()
+    wait_until(
+        lambda: 'reason="StoreForbidden"' in operator.metrics(), "the chain needs attention", seconds=60
+    )
+    blocked = _families(operator)
+    chain.apply(store=spec["store"])
+    wait_until(
+        lambda: (
+            {"modelchain_stage_top1_ratio", "modelchain_stage_unsaved_seconds"} <= _with_samples(operator)
+        ),
+        "a stage trains and was evaluated",
+        seconds=240,
+        pause=0.5,
+    )
+    families = _families(operator)
+    exported = labels_of([*blocked, *families])
+    for _, target in queries():
+        check(target["expr"], exported)
+    for alert in ALERTS.values():
+        check(alert["expr"], exported)
+    values = {sample.name: sample.value for family in families for sample in family.samples}
+    assert values["modelchain_chain_gpu_seconds_total"] > 0
+    assert values["modelchain_chain_spent_macs"] > 0
+    assert 0 < values["modelchain_chain_progress_ratio"] < 1
+
+
+def _with_samples(operator: OperatorProcess) -> set[str]:
+    return {family.name for family in _families(operator) if family.samples}
+
+
+def _families(operator: OperatorProcess) -> list[Metric]:
+    return list(text_string_to_metric_families(operator.metrics()))
