@@ -82,7 +82,8 @@ def removed_at_the_end(settings: Settings) -> Iterator[None]:
         if settings.keep:
             say(f"E2E_KEEP is set: namespaces {' and '.join(namespaces)} and the CRD stay")
         else:
-            kubectl("delete", "namespace", *namespaces, "--ignore-not-found", timeout=300)
+            for namespace in namespaces:  # the store last: trainers leave a checkpoint there before they end
+                kubectl("delete", "namespace", namespace, "--ignore-not-found", timeout=300)
             kubectl("delete", "crd", CRD, "--ignore-not-found")
             cluster_wide = "clusterroles,clusterrolebindings"
             left = kubectl(

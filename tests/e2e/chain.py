@@ -10,11 +10,12 @@ from typing import Any, cast
 
 from modelchain.artifacts import WEIGHTS, attempt_prefix
 from modelchain.cluster_labels import ATTEMPT, CHAIN_UID, STAGE
-from modelchain.commit import list_checkpoints, verify_stage
+from modelchain.commit import StoredCheckpoint, list_checkpoints, verify_stage
 from modelchain.resolve import resolve
 from modelchain.resolved import ResolvedStage
 from modelchain.validation import check_object
 from modelchain.yaml_reader import read_documents
+from modelchain_trainer.metrics_log import TrainLine, decode_lines
 from tests.e2e.cluster import Object, image_trouble, kubectl, read, wait_until
 from tests.e2e.settings import Failed
 from tests.e2e.store import S3, SECRET_NAME
@@ -33,6 +34,7 @@ class Deletion:
     stage: str
     attempt: int
     checkpoint: int  # step of its newest checkpoint
+    token: str  # of the launch that wrote it: the training operator may make a pod again within an attempt
 
 
 @dataclass(frozen=True)
@@ -95,9 +97,9 @@ class Chain:
             seconds=NEXT_ATTEMPT_SECONDS,
         )
         checkpoint = self._newest_checkpoint(stage, attempt)
-        if not checkpoint:
+        if checkpoint is None:
             raise Failed(f"stage {stage}: attempt {attempt}, whose {pod} was deleted, has left no checkpoint")
-        return Deletion(pod, stage, attempt, checkpoint)
+        return Deletion(pod, stage, attempt, checkpoint.step, checkpoint.token)
 
     def wait_for_step(self, stage: str, step: int) -> None:
         """Wait until the stage is in mid-training."""
@@ -114,14 +116,8 @@ class Chain:
         manifest = verify_stage(self.store, stage.folder, stage.digest)
         if manifest is None:
             raise Failed(f"stage {stage.name}: its manifest does not verify")
-        finished = self._history(stage, manifest.attempt)
-        before = {
-            step: time
-            for token in self._tokens(stage, deletion.attempt)
-            for step, time in self._history(stage, token).items()
-            if step <= deletion.checkpoint
-        }
-        if not before or any(finished.get(step) != time for step, time in before.items()):
+        before = self._history(stage, deletion.token, deletion.checkpoint)
+        if not before or before != self._history(stage, manifest.attempt, deletion.checkpoint):
             raise Failed(
                 f"stage {stage.name}: attempt {manifest.attempt} did not go on from step {deletion.checkpoint} "
                 f"of attempt {deletion.attempt}, but trained again what that had trained"
@@ -184,24 +180,17 @@ class Chain:
             raise Failed(f"the API server took a chain that is not valid: {checked.problems}")
         return next(one for one in resolve(checked.chain).stages if one.name == stage)
 
-    def _newest_checkpoint(self, name: str, attempt: int) -> int:
-        stage = self._resolved(name)
-        tokens = self._tokens(stage, attempt)
+    def _newest_checkpoint(self, name: str, attempt: int) -> StoredCheckpoint | None:
+        stage, prefix = self._resolved(name), f"{attempt_prefix(self._uid, attempt)}-"
         stored = list_checkpoints(self.store, stage.folder)
-        return max((one.step for one in stored if one.finished and one.token in tokens), default=0)
+        return next((one for one in stored if one.finished and one.token.startswith(prefix)), None)
 
-    def _tokens(self, stage: ResolvedStage, attempt: int) -> set[str]:
-        """Names under which the pods of an attempt wrote."""
-        folder = f"{stage.folder}/attempts/"
-        prefix = f"{folder}{attempt_prefix(self._uid, attempt)}-"
-        return {info.key.removeprefix(folder).partition("/")[0] for info in self.store.list(prefix)}
-
-    def _history(self, stage: ResolvedStage, token: str) -> dict[int, float]:
-        """Of each step that an attempt logged, when it was trained."""
+    def _history(self, stage: ResolvedStage, token: str, last_step: int) -> dict[int, float]:
+        """When each step was trained that an attempt has logged, up to one."""
         prefix = f"{stage.folder}/attempts/{token}/metrics-"
-        texts = [self.store.get(info.key)[0].decode() for info in self.store.list(prefix)]
-        lines = [json.loads(line) for text in texts for line in text.splitlines()]
-        return {line["step"]: line["wall_time"] for line in lines if line["kind"] == "train"}
+        files = [self.store.get(info.key)[0] for info in self.store.list(prefix)]
+        lines = [line for file in files for line in decode_lines(file, last_step)]
+        return {line.step: line.wall_time for line in lines if isinstance(line, TrainLine)}
 
 
 def _document(s3: S3, *, name: str, namespace: str, nodes: int, backend: str) -> Object:
