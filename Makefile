@@ -7,10 +7,11 @@ WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all control-plane cluster test-fast lint format crds goldens constraints clean
+.PHONY: help setup demo test test-all test-fast control-plane cluster e2e images lint format crds chart reference goldens docs \
+  constraints clean
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.installed  ## Make .venv with everything for development
 
@@ -42,6 +43,9 @@ cluster: control-plane  ## Leave a control plane and an S3 server running, to tr
 test-fast: setup  ## Run the tests that take no more than a few seconds each
 	$(PYTEST) -n $(WORKERS) --dist loadgroup -m 'not slow and not long' -q
 
+e2e: setup  ## Install the chart on the cluster of KUBECONFIG and train a chain there; `make e2e` says what it needs
+	@$(BIN)/python -m tests.e2e
+
 lint: setup  ## Check style and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -56,6 +60,15 @@ crds: setup  ## Generate crds/ from the types in modelchain/
 
 goldens: setup  ## Write the job manifests that tests pin anew; read the difference before committing it
 	$(BIN)/python -m tests.operator.jobs.golden
+
+chart: setup  ## Generate the chart's CRD, schema and README, and its snapshots; read the difference before committing it
+	$(BIN)/python -m tests.chart.golden
+
+reference: setup  ## Generate docs/reference/ from the types and the argument parsers
+	$(BIN)/python docs/generate_reference.py
+
+docs: setup  ## Serve the documentation at http://127.0.0.1:8000
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve --strict
 
 constraints: setup  ## Resolve all dependencies anew into constraints.txt
 	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
