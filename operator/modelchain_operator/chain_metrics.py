@@ -67,7 +67,7 @@ class ChainMetrics(Collector):
         self._shown: dict[Key, _Shown] = {}
 
     def accept(self, key: Key, chain: ResolvedChain) -> None:
-        """The chain is trained like this: what its stages cost, and on how many GPUs they run."""
+        """The chain is trained like this: what its stages cost, and on how many GPUs they run. Said at each pass."""
         known = self._plans.get(key)
         if known is None or known.chain is not chain:
             self._plans[key] = _Plan.of(chain)
@@ -82,14 +82,18 @@ class ChainMetrics(Collector):
             phase=status.phase,
             stages=tuple(stage.phase for stage in status.stages),
             attention=tuple(_attention(status)),
-            # Without a plan, as of a complete chain, the last figures stay.
+            # Without a plan nothing has changed since the last figures.
             figures=_chain_figures(plan, status) if plan is not None else before.figures if before else {},
             of_stages=tuple(
                 _stage_figures(stage, plan) for stage in status.stages if stage.attempt or stage.metrics
             ),
         )
-        if all(stage.finished for stage in status.stages):
-            self._plans.pop(key, None)  # none of its figures changes any more
+
+    def settle(self, key: Key, status: ChainStatus) -> None:
+        """How the chain stands at the end of a pass."""
+        self.show(key, status)
+        if not any(stage.phase in _LIVE for stage in status.stages):
+            self._plans.pop(key, None)  # a resolved chain is large; the next pass brings it again
 
     def forget(self, key: Key) -> None:
         """The chain is gone, and with it what was said of it."""
@@ -136,7 +140,7 @@ class _StageFigures:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What a chain's stages cost."""
+    """What a chain's stages cost. Kept from the beginning of a pass to its end, and while a stage is live."""
 
     chain: ResolvedChain
     macs: Mapping[str, int]

@@ -153,12 +153,12 @@ class Metrics:
     # ---- chains
 
     def chain_accepted(self, key: Key, chain: ResolvedChain) -> None:
-        """The chain can be trained, like this: what its stages cost, and on how many GPUs they run."""
+        """A pass begins over a chain that can be trained, like this: it tells the cost and the GPUs of its stages."""
         self._chains.accept(key, chain)
 
     def chain_seen(self, key: Key, status: ChainStatus) -> None:
-        """How a chain stands."""
-        self._chains.show(key, status)
+        """How a chain stands at the end of a pass."""
+        self._chains.settle(key, status)
 
     def chain_gone(self, key: Key) -> None:
         """The chain is gone, and with it what was said of it."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import re
+import weakref
 from pathlib import Path
 
 import pytest
@@ -259,7 +261,8 @@ def test_compute_is_right_at_the_first_look_of_another_operator() -> None:
 def test_the_figures_of_a_chain_stay_when_it_is_complete_and_when_it_is_then_refused() -> None:
     watched = WatchedChain(chain())
     watched.see()
-    watched.see(**{stage.name: watched.own(stage) for stage in watched.chain.stages})
+    tiny, small, base = (watched.own(stage) for stage in watched.chain.stages)
+    watched.see(tiny=tiny, small=small, base=base)
     assert watched.of_chain("progress_ratio") == 1
     spent = watched.of_chain("spent_macs")
     assert spent == cost.plan(watched.chain).chain_macs
@@ -390,3 +393,17 @@ def test_the_first_failure_of_a_kind_is_an_increase(reason: str) -> None:
     assert value(metrics, attempts, outcome="failed", reason=reason) == 0
     metrics.status_written(KEY, before, status(stage(lastEnded=ended(1, reason))))
     assert value(metrics, attempts, outcome="failed", reason=reason) == 1
+
+
+def test_a_chain_that_does_not_train_is_not_kept_in_memory() -> None:
+    """There may be thousands of those, and the resolved chain is by far the largest of what is known of one."""
+    watched = WatchedChain(chain())
+    held = weakref.ref(watched.chain)
+    watched.see()
+    watched.see(job(watched.stage("tiny"), phase=JobPhase.QUEUED))
+    watched.chain = chain()
+    gc.collect()
+    assert held() is None
+    watched.see(job(watched.stage("tiny")), after=10)
+    watched.see(job(watched.stage("tiny"), phase=JobPhase.FAILED, exit_code=1), after=10)
+    assert watched.of_chain("gpu_seconds_total") == 10, "what comes later is counted all the same"
