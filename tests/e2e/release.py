@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from tests.e2e.cluster import exists, helm, kubectl, wait_for_deployment
+from tests.e2e.cluster import exists, helm, kubectl, wait_for_deployment, wait_until
 from tests.e2e.settings import Failed, Settings
 
 CHART = Path(__file__).parents[2] / "charts" / "modelchain"
@@ -43,10 +43,9 @@ class Release:
             raise Failed(f"helm upgrade --set {values} left the operator's pod as it was: {before}")
 
     def uninstall(self) -> None:
-        """`helm uninstall`; its pod is gone then."""
+        """`helm uninstall`; its pod is gone then, which helm does not wait for."""
         helm("uninstall", self._name, "-n", self._namespace, "--wait", "--timeout=2m")
-        if left := self.operator_pods():
-            raise Failed(f"helm uninstall left {', '.join(left)}")
+        wait_until(lambda: not self.operator_pods(), "the operator's pod is gone", seconds=60)
 
     def operator_pods(self) -> set[str]:
         """Names of the operator's pods."""
