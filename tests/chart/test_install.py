@@ -174,6 +174,27 @@ def test_everything_that_is_off_by_default_can_be_had(release: Release) -> None:
     assert "monitoring.coreos.com" not in listed.stdout
 
 
+def test_whoever_may_view_or_edit_a_namespace_may_do_so_with_its_chains(release: Release, team: Team) -> None:
+    plane = release.plane
+    release.install()
+    for role in ("view", "edit"):
+        plane.kubectl(
+            "create", "rolebinding", role, f"--clusterrole={role}", f"--user={role}er", "-n", team.namespace
+        )
+
+    def may(user: str, verb: str, *resource: str) -> bool:
+        asked = ("auth", "can-i", verb, *resource, "-n", team.namespace, f"--as={user}")
+        return plane.kubectl(*asked, check=False).stdout.strip() == "yes"
+
+    wait_until(lambda: may("viewer", "get", "modelchains"), "the roles are aggregated", seconds=30, pause=0.5)
+    wait_until(
+        lambda: may("editer", "create", "modelchains"), "the roles are aggregated", seconds=30, pause=0.5
+    )
+    assert not may("viewer", "create", "modelchains")
+    assert all(may("editer", verb, "modelchains") for verb in ("get", "list", "watch", "patch", "delete"))
+    assert not may("editer", "update", "modelchains", "--subresource=status")
+
+
 def test_without_kubeflow_it_says_what_is_missing_and_goes_on_once_it_is_there(
     seaweedfs: SeaweedFS, log: Path, operators: Operators, tmp_path: Path
 ) -> None:
