@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,8 +25,9 @@ print(json.dumps({one.name.lower().replace("_", "-"): one.version for one in imp
 
 
 @pytest.fixture
-def sandbox(tmp_path: Path) -> Sandbox:
-    return Sandbox(tmp_path, STAGES)
+def sandbox(tmp_path: Path) -> Iterator[Sandbox]:
+    yield Sandbox(tmp_path, STAGES)
+    shutil.rmtree(tmp_path)  # pytest would keep gigabytes of three runs
 
 
 def test_hadolint_has_nothing_to_say() -> None:
@@ -71,7 +74,7 @@ def test_operator_image_runs_without_what_only_training_and_the_command_line_nee
 
 @pytest.mark.long
 @pytest.mark.timeout(1800)
-def test_trainer_image_trains_and_has_the_command_line(sandbox: Sandbox, tmp_path: Path) -> None:
+def test_trainer_image_runs_the_trainer_and_the_command_line(sandbox: Sandbox) -> None:
     command = STAGES["trainer"].last("CMD").exec_form
     assert command is not None
     done = sandbox.run("trainer", command, check=False)
