@@ -17,7 +17,8 @@ def show_progress(look: Look) -> StageStatus:
     return status.model_copy(
         update={
             "activity": cut(progress.phase, 32),
-            "step": progress.step or status.step or 0,  # 0 until an attempt that goes on has read its checkpoint
+            # An attempt that goes on says 0 until it has read its checkpoint.
+            "step": progress.step or status.step or 0,
             "steps": progress.steps,
             "samples_per_second": progress.samples_per_second,
             "eta_seconds": None if progress.eta_seconds is None else max(0, round(progress.eta_seconds)),

@@ -103,6 +103,7 @@ async def run(settings: Settings) -> int:
         for task in late:
             task.cancel()
         await asyncio.gather(listing, *passes, return_exceptions=True)
+        await reconciler.close(CLOSE_SECONDS / 4)
         await reader.close()
         access.close()
         await health.close()

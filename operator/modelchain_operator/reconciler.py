@@ -1,8 +1,9 @@
 """One pass over one chain: observe, decide, write the status, act.
 
-A pass begins with what is known already; a chain at rest ends there and costs no request. Where anything is
-to be written or done, the API server is asked anew, and `decide` decides on that answer: a stale cache, a
-second operator or a lost event can delay a chain, never make it do the wrong thing.
+A pass begins with what is known already; a chain at rest ends there and costs no request. Before anything is done,
+or written that later decisions build on, the API server is asked anew, and `decide` decides on that answer: a stale
+cache, a second operator or a lost event can delay a chain, never make it do the wrong thing. What only tells how a
+chain fares is written without asking: the API server takes it if nobody has changed the chain since.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ import asyncio
 import logging
 import random
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from modelchain.reconcile.actions import Action, Decision, RemoveJob, StartJob, StopJob
 from modelchain.reconcile.conditions import refused
 from modelchain.reconcile.decide import decide
 from modelchain.reconcile.observation import Observation
-from modelchain.status import ChainStatus, ConditionType, StagePhase, without_progress
+from modelchain.status import ChainPhase, ChainStatus, ConditionType, commitments, without_progress
+from modelchain_operator import kinds
 from modelchain_operator.acceptance import Acceptance, Accepted, Refused
 from modelchain_operator.act import Actor, JobRefused
 from modelchain_operator.cache import Cache
@@ -50,9 +53,12 @@ from modelchain_operator.store_looks import StoreLooks
 logger = logging.getLogger(__name__)
 
 JOB_KINDS = (PYTORCHJOB, JOB)
+AT_REST = (ChainPhase.COMPLETE, ChainPhase.FAILED, ChainPhase.SUSPENDED)  # a pass is rare then
 ASK_AGAIN_SECONDS = 30.0  # after the API server has refused a job
 POD_PATIENCE_SECONDS = 5.0  # for pods to be made and set up, before it is asked why they are not
 LONGEST_WAIT_SECONDS = 60.0  # between passes that an error has ended
+TRUST_SECONDS = 2.0  # in what the API server has shown, before a job is made or deleted
+EVENTS_UNDER_WAY = 256
 PASS_SECONDS = 120.0  # a pass that takes longer has lost its way
 
 
@@ -89,6 +95,7 @@ class Reconciler:
         self._pace = pace
         self._identity = identity
         self._memories: dict[Key, ChainMemory] = {}
+        self._posting: set[asyncio.Task[None]] = set()
         self.not_served: set[Kind] = set()  # kinds of jobs whose CRD is not installed
 
     # ---- passes
@@ -110,6 +117,11 @@ class Reconciler:
             finally:
                 self._queue.done(key)
                 self._metrics.pass_ended(time.monotonic() - began)
+
+    async def close(self, seconds: float) -> None:
+        """Give Events that are being posted a few seconds."""
+        if self._posting:
+            await asyncio.wait(self._posting, timeout=seconds)
 
     def _retry(self, key: Key, error: Exception) -> None:
         memory = self._memories.get(key)
@@ -150,6 +162,7 @@ class Reconciler:
         if isinstance(judged, Refused):
             await self._refuse(key, body, judged)
             return
+        self._metrics.chain_accepted(key, judged.chain)
         jobs = [job for kind in JOB_KINDS for job in self._cache.objects(kind, cached.uid)]
         view = View(body, tuple(jobs), tuple(self._cache.objects(POD, cached.uid)))
         decision = await self._decide(key, view, judged, memory)
@@ -161,8 +174,10 @@ class Reconciler:
             if wait > 0:
                 self._queue.add_after(key, wait)
             else:
-                await self._carry_out(key, memory)
-                return
+                only_tells = not ask_again and _only_tells(body, decision)
+                if not (only_tells and await self._tell(key, body, judged, decision, memory)):
+                    await self._carry_out(key, memory)
+                    return
         self._settle(key, body, decision)
 
     # ---- decide
@@ -254,6 +269,16 @@ class Reconciler:
 
     # ---- write and act
 
+    async def _tell(
+        self, key: Key, body: Object, accepted: Accepted, decision: Decision, memory: ChainMemory
+    ) -> bool:
+        """Write the status over the chain as we know it. Returns whether that is how it was."""
+        try:
+            await self._write(key, body, accepted, decision.status, memory)
+        except Conflict:
+            return False
+        return True
+
     async def _carry_out(self, key: Key, memory: ChainMemory) -> None:
         """Look at the API server itself, decide on that, write the status, act."""
         body = await self._live_chain(key)
@@ -264,16 +289,20 @@ class Reconciler:
             self._queue.add(key)
             return
         await self._probe_refusal(body, accepted, memory)
-        decision = await self._decide(key, await self._live_view(body, accepted), accepted, memory)
+        looked_at = time.monotonic()
+        view = await self._live_view(body, accepted)
+        decision = await self._decide(key, view, accepted, memory)
         if decision is None:
             return
         body = await self._write(key, body, accepted, decision.status, memory)
         acted = False
         for action in decision.actions:
-            view = await self._live_view(body, accepted)
-            again = await self._decide(key, view, accepted, memory)
-            if again is None or not _asked_for(action, again):
-                break
+            if acted or time.monotonic() - looked_at > TRUST_SECONDS:
+                looked_at = time.monotonic()
+                view = await self._live_view(body, accepted)
+                again = await self._decide(key, view, accepted, memory)
+                if again is None or not _asked_for(action, again):
+                    break
             await self._act(key, view, accepted, action, memory)
             acted = True
         if acted:
@@ -331,6 +360,7 @@ class Reconciler:
         before = status_of(body)
         after = refused(before, judged.problems, generation=_generation(body), now=time.time())
         if before == after:
+            self._metrics.chain_seen(key, after)
             return
         live = await self._live_chain(key)
         if live is None or not isinstance(self._acceptance.judge(live), Refused):
@@ -360,14 +390,31 @@ class Reconciler:
         written = await self._api.write_status(body, status_object(status))
         self._cache.show_chain(written)
         self._metrics.status_written(key, before, status)
-        for note in notes(before, status):
+        said = list(notes(before, status))
+        for note in said:
             log = logger.warning if note.type == "Warning" else logger.info
             log("%s: %s: %s", key, note.reason, note.message)
-            try:
-                await self._api.create_event(event_of(body, note, time=time.time(), instance=self._identity))
-            except ApiError as error:  # an event is a courtesy
-                logger.warning("%s: no event was posted: %s", key, error)
+        if said:
+            await self._post(
+                key, [event_of(body, note, time=time.time(), instance=self._identity) for note in said]
+            )
         return written
+
+    async def _post(self, key: Key, events: Sequence[Object]) -> None:
+        """Post Events while the pass goes on: a courtesy that must not hold up a job."""
+        if len(self._posting) >= EVENTS_UNDER_WAY:
+            await asyncio.wait(self._posting, return_when=asyncio.FIRST_COMPLETED)
+
+        async def post() -> None:
+            for event in events:
+                try:
+                    await self._api.create_event(event)
+                except ApiError as error:
+                    logger.warning("%s: no event was posted: %s", key, error)
+
+        task = asyncio.create_task(post())
+        self._posting.add(task)
+        task.add_done_callback(self._posting.discard)
 
     def _settle(self, key: Key, body: Object, decision: Decision) -> None:
         """Nothing more to do now: when to look again by the clock alone."""
@@ -377,7 +424,7 @@ class Reconciler:
             self._queue.add_after(key, max(0.05, decision.wake_at - time.time()))
         if memory is not None and memory.refusal is not None:
             self._queue.add_after(key, max(0.05, memory.refusal.ask_at - time.monotonic()))
-        if all(stage.finished or stage.phase is StagePhase.FAILED for stage in decision.status.stages):
+        if decision.status.phase in AT_REST:
             self._acceptance.forget(body)
 
     # ---- the API server itself
@@ -403,6 +450,10 @@ class Reconciler:
             self._live_jobs([kind for kind in JOB_KINDS if kind in wanted], namespace, uid),
             self._api.list_pods(namespace, uid),
         )
+        for job in jobs:  # or the next pass would decide on less than this one
+            self._cache.show(kinds.of(job), job)
+        for pod in pods:
+            self._cache.show(POD, pod)
         return View(body, tuple(jobs), tuple(pods))
 
     async def _live_jobs(self, wanted: list[Kind], namespace: str, uid: str) -> list[Object]:
@@ -428,6 +479,12 @@ def _missing_said(status: ChainStatus | None) -> tuple[str, str] | None:
         if condition.type is ConditionType.ARTIFACTS_MISSING:
             return condition.status, condition.last_transition_time
     return None
+
+
+def _only_tells(body: Object, decision: Decision) -> bool:
+    """Whether nothing is to be done, and nothing to be written that later decisions build on."""
+    before = status_of(body)
+    return not decision.actions and before is not None and commitments(before) == commitments(decision.status)
 
 
 def _asked_for(action: Action, decision: Decision) -> bool:

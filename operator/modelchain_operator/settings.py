@@ -59,7 +59,7 @@ class Settings:
     resync_seconds: float = 45.0
     progress_seconds: float = 15.0
     artifact_check_seconds: float = 900.0
-    workers: int = 8
+    workers: int = 16
     store_threads: int = 8
     store_requests_per_second: float = 50.0
     own_identity_stores: tuple[OwnIdentityStore, ...] = ()
