@@ -6,6 +6,11 @@ WORKERS ?= 2
 # One thread a process: tests run side by side, and sums of floats then have one order.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
+# Of the images; their tag is the version.
+IMAGES ?= ghcr.io/modelchain
+BUILDER ?= $(shell command -v docker || command -v buildah)
+BUILD_ARGS ?=
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-all test-fast control-plane cluster e2e images lint format crds chart reference goldens docs \
   constraints clean
@@ -46,6 +51,14 @@ test-fast: setup  ## Run the tests that take no more than a few seconds each
 e2e: setup  ## Install the chart on the cluster of KUBECONFIG and train a chain there; `make e2e` says what it needs
 	@$(BIN)/python -m tests.e2e
 
+images:  ## Build the images of operator and trainer with docker or buildah; docs/container-images.md
+	@test -n "$(BUILDER)" || { echo "make images needs docker or buildah; name another with BUILDER=podman" >&2; exit 1; }
+	@set -e; version=$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' modelchain/__init__.py); \
+	for image in operator trainer; do \
+	  $(BUILDER) build --target $$image --tag $(IMAGES)/modelchain-$$image:$$version $(BUILD_ARGS) \
+	    --build-arg VERSION=$$version --build-arg REVISION=$$(git rev-parse HEAD) .; \
+	done
+
 lint: setup  ## Check style and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -55,13 +68,17 @@ format: setup  ## Lay the code out
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-crds: setup  ## Generate crds/ from the types in modelchain/
+crds: setup  ## Generate the CRD, in crds/ and in the chart, from the types in modelchain/
 	$(BIN)/python -m modelchain.crd > crds/.generated && mv crds/.generated crds/modelchain.dev_modelchains.yaml
+	$(BIN)/python -m modelchain.crd --chart > crds/.generated && mv crds/.generated charts/modelchain/templates/crd.yaml
 
 goldens: setup  ## Write the job manifests that tests pin anew; read the difference before committing it
 	$(BIN)/python -m tests.operator.jobs.golden
 
-chart: setup  ## Generate the chart's CRD, schema and README, and its snapshots; read the difference before committing it
+chart: setup  ## Generate the chart's schema, README and dashboard, and what tests pin of it; read the difference before committing it
+	$(BIN)/python -m charts.generate charts/modelchain
+	$(BIN)/python -m tests.monitoring.dashboard
+	$(BIN)/python -m tests.monitoring.reference
 	$(BIN)/python -m tests.chart.golden
 
 reference: setup  ## Generate docs/reference/ from the types and the argument parsers
