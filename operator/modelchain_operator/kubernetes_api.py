@@ -237,8 +237,12 @@ class KubernetesApi:
             asked = {**query, "limit": str(PAGE), "continue": token}
 
     async def _absent(self, kind: Kind, what: str, namespace: str | None) -> ApiError:
-        """Why the collection of a kind answers 404: the kind, or the namespace."""
-        if await self._send("GET", _path(kind, None), f"list {kind.plural}", query={"limit": "1"}) is None:
+        """Why the collection of a kind answers 404: the kind, or the namespace. Discovery says it, which everybody
+        may read: who looks after some namespaces only may not list all.
+        """
+        group = f"{'/apis' if '/' in kind.api_version else '/api'}/{kind.api_version}"
+        served = await self._send("GET", group, f"ask which kinds {kind.api_version} has")
+        if kind.plural not in {one["name"] for one in (served or {}).get("resources", ())}:
             return NotServed(
                 f"{what}: the cluster does not serve {kind.api_version} {kind.kind}",
                 status=404,

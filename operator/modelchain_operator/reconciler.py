@@ -27,6 +27,7 @@ from modelchain_operator.cache import Cache
 from modelchain_operator.chain_events import event_of, notes
 from modelchain_operator.jobs import BACKENDS
 from modelchain_operator.jobs.events import Silence, why_it_waits
+from modelchain_operator.kept_fields import KeptFields
 from modelchain_operator.kinds import JOB, POD, PYTORCHJOB, Kind
 from modelchain_operator.kubernetes_api import (
     ApiError,
@@ -95,6 +96,7 @@ class Reconciler:
         self._pace = pace
         self._identity = identity
         self._memories: dict[Key, ChainMemory] = {}
+        self._kept = KeptFields()
         self._posting: set[asyncio.Task[None]] = set()
         self.not_served: set[Kind] = set()  # kinds of jobs whose CRD is not installed
 
@@ -169,7 +171,7 @@ class Reconciler:
         if decision is None:  # the store was not looked at yet; it says when it was
             return
         ask_again = memory.refusal is not None and time.monotonic() >= memory.refusal.ask_at
-        if ask_again or decision.actions or status_of(body) != decision.status:
+        if ask_again or decision.actions or status_of(body) != self._kept.of(decision.status):
             wait = 0.0 if ask_again else self._write_later(body, decision, memory)
             if wait > 0:
                 self._queue.add_after(key, wait)
@@ -262,7 +264,7 @@ class Reconciler:
         if (
             decision.actions
             or before is None
-            or without_progress(before) != without_progress(decision.status)
+            or without_progress(before) != without_progress(self._kept.of(decision.status))
         ):
             return 0.0
         return memory.written_at + self._pace.progress_seconds - time.monotonic()
@@ -359,7 +361,7 @@ class Reconciler:
         self._stores.forget(key)
         before = status_of(body)
         after = refused(before, judged.problems, generation=_generation(body), now=time.time())
-        if before == after:
+        if before == self._kept.of(after):
             self._metrics.chain_seen(key, after)
             return
         live = await self._live_chain(key)
@@ -368,14 +370,14 @@ class Reconciler:
             return
         before = status_of(live)
         after = refused(before, judged.problems, generation=_generation(live), now=time.time())
-        if before != after:
+        if before != self._kept.of(after):
             await self._publish(key, live, before, after)
 
     async def _write(
         self, key: Key, body: Object, accepted: Accepted, status: ChainStatus, memory: ChainMemory
     ) -> Object:
         before = status_of(body)
-        if before == status:
+        if before == self._kept.of(status):
             return body
         written = await self._publish(key, body, before, status)
         memory.written_at = time.monotonic()
@@ -387,10 +389,12 @@ class Reconciler:
         self, key: Key, body: Object, before: ChainStatus | None, status: ChainStatus
     ) -> Object:
         """Write the status with the version that it was decided on; then tell what has happened."""
-        written = await self._api.write_status(body, status_object(status))
+        asked = status_object(status)
+        written = await self._api.write_status(body, asked)
+        self._kept.learn(asked, written.get("status") or {})
         self._cache.show_chain(written)
         self._metrics.status_written(key, before, status)
-        said = list(notes(before, status))
+        said = list(notes(before, self._kept.of(status)))
         for note in said:
             log = logger.warning if note.type == "Warning" else logger.info
             log("%s: %s: %s", key, note.reason, note.message)

@@ -147,6 +147,41 @@ def test_a_kind_that_is_not_installed_is_told_from_an_empty_one(
     with_api(control_plane, scenario)
 
 
+def test_a_kind_that_is_not_installed_is_told_with_rights_in_one_namespace_only(
+    control_plane: ControlPlane, namespace: str, tmp_path: Path
+) -> None:
+    role = {"name": "operator", "namespace": namespace}
+    group = "rbac.authorization.k8s.io"
+    control_plane.apply(
+        {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": role},
+        {
+            "apiVersion": f"{group}/v1",
+            "kind": "Role",
+            "metadata": role,
+            "rules": [{"apiGroups": ["absent.example.com"], "resources": ["absents"], "verbs": ["list"]}],
+        },
+        {
+            "apiVersion": f"{group}/v1",
+            "kind": "RoleBinding",
+            "metadata": role,
+            "roleRef": {"apiGroup": group, "kind": "Role", "name": "operator"},
+            "subjects": [{"kind": "ServiceAccount", **role}],
+        },
+    )
+    token = control_plane.kubectl("create", "token", "operator", "-n", namespace).stdout.strip()
+    kubeconfig = control_plane.kubeconfig_for(tmp_path / "kubeconfig", token)
+
+    async def run() -> None:
+        api = KubernetesApi(load_config(str(kubeconfig), None))
+        try:
+            with pytest.raises(NotServed, match=r"absent\.example\.com/v1 Absent"):
+                await api.list_labelled(NOT_INSTALLED, namespace, None)
+        finally:
+            await api.close()
+
+    asyncio.run(run())
+
+
 def test_a_listing_goes_over_all_its_pages(control_plane: ControlPlane, namespace: str) -> None:
     names = {f"map-{number:03d}" for number in range(PAGE + 20)}
 
