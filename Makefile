@@ -12,7 +12,7 @@ BUILDER ?= $(shell command -v docker || command -v buildah)
 BUILD_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-fast control-plane cluster e2e images lint format crds chart reference goldens docs \
+.PHONY: help setup demo test test-all test-fast control-plane cluster e2e images version release-check lint format crds chart reference goldens docs \
   constraints clean
 
 help:  ## Show this list
@@ -58,6 +58,13 @@ images:  ## Build the images of operator and trainer with docker or buildah; doc
 	  $(BUILDER) build --target $$image --tag $(IMAGES)/modelchain-$$image:$$version $(BUILD_ARGS) \
 	    --build-arg VERSION=$$version --build-arg REVISION=$$(git rev-parse HEAD) .; \
 	done
+
+version: setup  ## Write the version of modelchain/__init__.py wherever it is repeated
+	$(BIN)/python -m tests.release version
+	@$(MAKE) --no-print-directory crds
+
+release-check: setup  ## Say what stands in the way of a release
+	@$(BIN)/python -m tests.release check
 
 lint: setup  ## Check style and types
 	$(BIN)/ruff check

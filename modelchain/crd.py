@@ -14,6 +14,7 @@ from typing import TypeAlias, cast
 import yaml
 from pydantic import BaseModel
 
+from modelchain import __version__
 from modelchain.crd_rules import BLOCK_RULES, CHAIN_RULES, FIELD_RULES, Rule
 from modelchain.spec import GROUP, KIND, VERSION, DataSpec, EvaluationDataSpec, JobSpec, ModelChainSpec
 from modelchain.status import ChainStatus
@@ -178,7 +179,7 @@ def custom_resource_definition() -> Schema:
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
-        "metadata": {"name": CRD_NAME},
+        "metadata": {"name": CRD_NAME, "labels": {"app.kubernetes.io/version": __version__}},
         "spec": {"group": GROUP, "names": names, "scope": "Namespaced", "versions": [version]},
     }
 
@@ -197,6 +198,7 @@ def to_chart_template(definition: Schema) -> str:
         "{{", '{{ "{{" }}'
     )
     head, _, rest = text.partition(f"  name: {CRD_NAME}\n")
+    rest = rest[rest.index("spec:\n") :]  # the chart has labels of its own
     return f"{_CHART_HEAD}{head}  name: {CRD_NAME}\n{_CHART_METADATA}{rest}{{{{- end }}}}\n"
 
 
