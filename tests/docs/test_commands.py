@@ -125,7 +125,7 @@ def test_every_reason_not_to_run_a_command_is_needed() -> None:
 def test_every_make_target_that_is_named_exists() -> None:
     targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for page in pages():
-        named = set(re.findall(r"(?:`|^ *(?:\$ )?)make ([a-z0-9-]+)", page.read_text(), re.MULTILINE))
+        named = set(re.findall(r"(?:`|^ {4,}|^ *\$ )make ([a-z0-9-]+)", page.read_text(), re.MULTILINE))
         assert named <= targets, f"{_id(page)}: {sorted(named - targets)}"
 
 
