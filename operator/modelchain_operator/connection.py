@@ -20,7 +20,7 @@ from lightkube.config.client_adapter import verify_cluster
 from lightkube.config.kubeconfig import SingleConfig
 
 from modelchain import __version__
-from modelchain_operator.login import read_token
+from modelchain_operator.login import as_kubectl_verifies, read_token
 
 TIMEOUT_SECONDS = 20.0
 UNREACHABLE = (aiohttp.ClientError, OSError, TimeoutError)  # what `send` raises where no answer came
@@ -102,7 +102,7 @@ class Connection:
     def _open(self) -> aiohttp.ClientSession:
         cluster, user = self._config.cluster, self._config.user
         assert user is not None, "lightkube's configurations name a user"
-        context = verify_cluster(cluster, user, self._config.abs_file)
+        context = as_kubectl_verifies(verify_cluster(cluster, user, self._config.abs_file))
         headers = {"User-Agent": f"modelchain-operator/{__version__}"}
         if user.username:  # a token goes before it
             password = base64.b64encode(f"{user.username}:{user.password or ''}".encode()).decode()

@@ -6,6 +6,7 @@ import asyncio
 import datetime as dt
 import json
 import os
+import ssl
 from pathlib import Path
 
 import kopf
@@ -18,11 +19,28 @@ from modelchain.errors import ConfigurationError
 REREAD = dt.timedelta(minutes=5)
 
 
+class ConnectionInfo(kopf.ConnectionInfo):
+    """kopf's, for clusters whose certificate authority Python 3.13 refuses as well."""
+
+    def as_ssl_context(self) -> ssl.SSLContext:
+        """How kopf's connections check the API server."""
+        return as_kubectl_verifies(super().as_ssl_context())
+
+
+def as_kubectl_verifies(context: ssl.SSLContext) -> ssl.SSLContext:
+    """The context, without the insistence of Python 3.13 on extensions that RFC 5280 asks of certificates.
+
+    The authorities of many clusters lack some (key usage, authority key identifier), and kubectl does not mind.
+    """
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    return context
+
+
 async def connection_info(config: SingleConfig) -> kopf.ConnectionInfo:
     """What kopf connects with. Raises ConfigurationError if the kubeconfig's credentials can't be had."""
     cluster, user = config.cluster, config.user
     changes = user is not None and (user.token_file is not None or user.exec is not None)
-    return kopf.ConnectionInfo(
+    return ConnectionInfo(
         server=cluster.server,
         ca_path=_path(config, cluster.certificate_auth),
         ca_data=cluster.certificate_auth_data,

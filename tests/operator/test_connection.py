@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
+import subprocess
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 from aiohttp import web
 from lightkube import KubeConfig
 
 from modelchain.errors import ConfigurationError
 from modelchain_operator.connection import Connection
+from modelchain_operator.login import connection_info
 
 SEEN = web.AppKey("seen", list[tuple[str, str]])
 
@@ -53,9 +57,10 @@ def ask(
     return asyncio.run(run())
 
 
-def config(user: dict[str, Any], server: str) -> Any:
+def config(user: dict[str, Any], server: str, authority: Path | None = None) -> Any:
+    cluster = {"server": server, **({"certificate-authority": str(authority)} if authority else {})}
     document = {
-        "clusters": [{"name": "c", "cluster": {"server": server}}],
+        "clusters": [{"name": "c", "cluster": cluster}],
         "users": [{"name": "u", "user": user}],
         "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
         "current-context": "x",
@@ -135,3 +140,60 @@ def test_the_proxy_of_the_environment_is_used_but_for_hosts_that_it_excepts(
     monkeypatch.setenv("NO_PROXY", "localhost")
     with pytest.raises(OSError, match=r"127\.0\.0\.1:9"):
         ask({"token": "t"}, once)
+
+
+def test_an_authority_that_kubectl_accepts_is_accepted_by_every_python(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of Python 3.13 on, contexts refuse authorities without key usage, as many clusters have them."""
+    lenient = ssl.create_default_context
+
+    def strict(*arguments: Any, **options: Any) -> ssl.SSLContext:
+        context = lenient(*arguments, **options)
+        context.verify_flags |= ssl.VERIFY_X509_STRICT
+        return context
+
+    files = _without_key_usage(tmp_path)
+    monkeypatch.setattr(ssl, "create_default_context", strict)
+    asyncio.run(_ask_by_tls(*files))
+
+
+async def _ask_by_tls(authority: Path, certificate: Path, key: Path) -> None:
+    served = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    served.load_cert_chain(certificate, key)
+
+    async def answer(request: web.Request) -> web.Response:
+        return web.json_response({})
+
+    application = web.Application()
+    application.router.add_route("*", "/{path:.*}", answer)
+    runner = web.AppRunner(application)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=served).start()
+    server = f"https://127.0.0.1:{runner.addresses[0][1]}"
+    known = config({"token": "good"}, server, authority=authority)
+    connection = Connection(known)
+    try:
+        assert (await connection.send("GET", "/version")).status == 200
+        context = (await connection_info(known)).as_ssl_context()
+        async with aiohttp.ClientSession() as session, session.get(server, ssl=context) as watch:
+            assert watch.status == 200
+    finally:
+        await connection.close()
+        await runner.cleanup()
+
+
+def _without_key_usage(folder: Path) -> tuple[Path, Path, Path]:
+    """An authority's certificate, one that it has signed, and the key of that."""
+    names = ("ca.crt", "ca.key", "tls.csr", "tls.crt", "tls.key", "tls.ext")
+    authority, authority_key, request, certificate, key, extensions = (folder / name for name in names)
+    extensions.write_text("subjectAltName=IP:127.0.0.1\n")
+    new = ("req", "-newkey", "rsa:2048", "-nodes")
+    signed_by = ("-CA", authority, "-CAkey", authority_key, "-CAcreateserial", "-extfile", extensions)
+    for command in (
+        (*new, "-x509", "-subj", "/CN=authority", "-keyout", authority_key, "-out", authority),
+        (*new, "-subj", "/CN=server", "-keyout", key, "-out", request),
+        ("x509", "-req", "-in", request, *signed_by, "-out", certificate),
+    ):
+        subprocess.run(["openssl", *command], check=True, capture_output=True)
+    return authority, certificate, key
