@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from modelchain.artifacts import Failure
+from modelchain.errors import ExitCode
 from modelchain.resolved import PARENT_PIPE_VARIABLE
 from tests.processes import is_alive, wait_until
 from tests.trainer.stages import smallest_stage
@@ -323,3 +324,21 @@ def test_the_launcher_imports_no_torch() -> None:
         "import sys, modelchain_trainer.launcher; sys.exit('torch' in sys.modules or 'boto3' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_sigterm_while_the_launcher_is_being_imported_ends_it_as_process_1_too(tmp_path: Path) -> None:
+    slow = "import time\nprint('importing', flush=True)\ntime.sleep(60)\n"
+    (tmp_path / "pydantic.py").write_text(slow)
+    path = f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"
+    with subprocess.Popen(
+        [sys.executable, "-m", "modelchain_trainer"],
+        env={**os.environ, "PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "importing\n"
+        process.terminate()
+        assert (
+            process.wait(timeout=20) == ExitCode.TERMINATED
+        )  # by a handler: as process 1, -15 would be no end
