@@ -164,12 +164,12 @@ class Reconciler:
         if isinstance(judged, Refused):
             await self._refuse(key, body, judged)
             return
-        self._metrics.chain_accepted(key, judged.chain)
         jobs = [job for kind in JOB_KINDS for job in self._cache.objects(kind, cached.uid)]
         view = View(body, tuple(jobs), tuple(self._cache.objects(POD, cached.uid)))
         decision = await self._decide(key, view, judged, memory)
         if decision is None:  # the store was not looked at yet; it says when it was
             return
+        self._metrics.chain_accepted(key, judged.chain)
         ask_again = memory.refusal is not None and time.monotonic() >= memory.refusal.ask_at
         if ask_again or decision.actions or status_of(body) != self._kept.of(decision.status):
             wait = 0.0 if ask_again else self._write_later(body, decision, memory)
