@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import Sequence
 
+from modelchain_operator import memory
 from modelchain_operator.cache import Cache
 from modelchain_operator.kinds import CHAIN, JOB, POD, PYTORCHJOB, Kind
 from modelchain_operator.kubernetes_api import ApiError, KubernetesApi, NotServed
@@ -52,6 +53,7 @@ class Resync:
             except Exception:
                 logger.exception("a listing failed; again in %.0f s", wait)
             self.attempted_at = time.monotonic()
+            memory.give_back()  # what the listing has used
             await asyncio.sleep(wait)
 
     async def once(self) -> None:
