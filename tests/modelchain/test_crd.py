@@ -10,6 +10,7 @@ import pytest
 import yaml
 from pydantic import Field
 
+from modelchain import __version__
 from modelchain.crd import CRD_NAME, Schema, custom_resource_definition, structural_schema, to_yaml
 from modelchain.spec import Block
 
@@ -58,7 +59,8 @@ def test_the_file_is_what_the_types_say() -> None:
 
 def test_the_file_is_one_yaml_document_of_the_crd() -> None:
     assert yaml.safe_load(FILE.read_text()) == custom_resource_definition()
-    assert custom_resource_definition()["metadata"]["name"] == CRD_NAME
+    labels = {"app.kubernetes.io/version": __version__}
+    assert custom_resource_definition()["metadata"] == {"name": CRD_NAME, "labels": labels}
 
 
 def test_the_schema_is_structural() -> None:
