@@ -30,7 +30,7 @@ NOT_RUN = {
     "tests/operator/test_restricted.py has one that was given the file",
     r"python -m modelchain_operator --default-image ": "runs until it is stopped; tests/operator starts it so",
     r"aws s3": "a program of its own, at a bucket of the reader's",
-    r"python benchmarks/": "measures for minutes; the figures beside it name their machine",
+    r"python (-m benchmarks\.|benchmarks/)": "measures for minutes; the figures beside it name their machine",
 }
 FOR_A_CLUSTER = re.compile(r"(time )?(kubectl|helm) ")
 COMMAND = re.compile(
