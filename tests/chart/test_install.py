@@ -109,9 +109,10 @@ def test_upgrading_uninstalling_and_installing_again_disturb_no_chain(
     release: Release, team: Team, log: Path, operators: Operators
 ) -> None:
     chain, plane = team.chain, release.plane
-    release.install({"log.level": "debug"}, chart=EARLIER)
+    release.install({"log.level": "debug", "progressSeconds": 1}, chart=EARLIER)
     operator = operators.start(release, log)
     chain.document["spec"]["job"]["backend"] = "Job"
+    chain.document["spec"]["training"]["epochs"] = 150  # there must be time for all that happens meanwhile
     chain.apply()
     chain.wait_for_step("tiny", 1)
     (first,) = chain.jobs("jobs")

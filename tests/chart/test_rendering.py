@@ -31,7 +31,7 @@ def test_lint_finds_nothing_to_warn_of() -> None:
 @pytest.mark.parametrize("values", VALUES, ids=lambda file: file.stem)
 def test_the_objects_are_those_of_the_snapshot(values: Path) -> None:
     assert snapshot(values) == (FOLDER / values.name).read_text(), (
-        f"another chart: if that is meant, `make goldens`, and read the difference to {values.name}"
+        f"another chart: if that is meant, `make chart`, and read the difference to {values.name}"
     )
 
 
