@@ -112,16 +112,18 @@ def test_upgrading_uninstalling_and_installing_again_disturb_no_chain(
     release.install({"log.level": "debug", "progressSeconds": 1}, chart=EARLIER)
     operator = operators.start(release, log)
     chain.document["spec"]["job"]["backend"] = "Job"
-    chain.document["spec"]["training"]["epochs"] = 150  # there must be time for all that happens meanwhile
+    for stage in ("tiny", "small"):
+        team.pods.hold(f"*-{stage}-*", "step:8")
     chain.apply()
-    chain.wait_for_step("tiny", 1)
+    team.pods.wait_for_held("*-tiny-*")
     (first,) = chain.jobs("jobs")
 
     release.upgrade()
     assert operator.terminate() == 0
     assert crd_chart(plane) == "modelchain-0.1.0"
     operator = operators.start(release, log)
-    chain.wait_for_step("small", 1)
+    team.pods.release("*-tiny-*")
+    team.pods.wait_for_held("*-small-*")
     assert chain.stage("tiny")["attempt"] == 1
     assert first["metadata"]["uid"] in {job["metadata"]["uid"] for job in chain.jobs("jobs")}
 
@@ -136,6 +138,7 @@ def test_upgrading_uninstalling_and_installing_again_disturb_no_chain(
 
     release.install()
     operators.start(release, log)
+    team.pods.release()
     chain.wait("Complete", seconds=CHAIN_SECONDS)
     assert [stage["attempt"] for stage in chain.status()["stages"]] == [1, 1]
     assert len(chain.jobs("jobs")) == 2

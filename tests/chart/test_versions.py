@@ -66,13 +66,15 @@ def test_an_operator_goes_on_under_a_newer_crd_and_names_what_it_does_not_know(
     replace_crd(release, newer_crd())
     operators.start(release, log)
     shorten(chain)
+    team.pods.hold("*", "step:4")
     chain.apply()
-    chain.wait_for_step("tiny", 1)
+    team.pods.wait_for_held("*")
     told_by_newer = {"status": {"insight": "deep", "stages": [{**chain.stage("tiny"), "insight": "deep"}]}}
     chain.plane.kubectl(
         *("patch", "modelchain", chain.name, "-n", chain.namespace, "--subresource=status"),
         *("--type=merge", "-p", json.dumps(told_by_newer)),
     )
+    team.pods.release()
     chain.wait("Complete", seconds=300)
     assert chain.stage("tiny")["attempt"] == 1
     wait_until_quiet(audit_log, release)

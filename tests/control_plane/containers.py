@@ -9,7 +9,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,6 +111,7 @@ class Container:
         """Start it. Raises ConfigError if there is no such program."""
         self.launch = launch
         self._mark = f"{MARKER}={marker}"
+        self._frozen = False
         (launch.folder / TERMINATION_LOG).write_bytes(b"")
         with launch.log.open("ab") as log:
             try:
@@ -142,7 +143,17 @@ class Container:
 
     def freeze(self) -> None:
         """Stop all of it, so that nothing but SIGKILL ends it."""
+        self._frozen = True
         kill_marked(self._mark, signal.SIGSTOP)
+
+    def release(self) -> None:
+        """Let what has stopped itself go on; what is frozen stays so."""
+        if not self._frozen:
+            kill_marked(self._mark, signal.SIGCONT)
+
+    def is_stopped(self) -> bool:
+        """Whether one of its processes has stopped."""
+        return any(_state(pid) == "T" for pid in marked(self._mark))
 
     def kill(self) -> None:
         """SIGKILL to all of it."""
@@ -169,10 +180,25 @@ def start_guard(marker: str) -> subprocess.Popen[bytes]:
 
 def kill_marked(mark: str, number: signal.Signals = signal.SIGKILL) -> None:
     """Send a signal to every process that has the mark in its environment."""
+    for pid in marked(mark):
+        with contextlib.suppress(OSError):
+            os.kill(pid, number)
+
+
+def marked(mark: str) -> Iterator[int]:
+    """All processes that have the mark in their environment."""
     for file in Path("/proc").glob("[0-9]*/environ"):
         with contextlib.suppress(OSError):
             if mark.encode() in file.read_bytes():
-                os.kill(int(file.parent.name), number)
+                yield int(file.parent.name)
+
+
+def _state(pid: int) -> str:
+    """The letter that Linux gives the state of a process; T means stopped."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return ""  # it has just ended
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,7 @@ def new_plane(tmp_path: Path) -> Iterator[Callable[..., ControlPlane]]:
 @pytest.fixture
 def namespace(control_plane: ControlPlane) -> Iterator[str]:
     """An empty namespace of the test's own; its deletion begins after the test and is not waited for."""
+    control_plane.restore()  # the test before may have failed while something was down
     name = f"test-{secrets.token_hex(4)}"
     control_plane.kubectl("create", "namespace", name)
     yield name

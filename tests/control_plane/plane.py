@@ -71,6 +71,10 @@ class Process:
                 self._process.wait()
         self._process = None
 
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
     def assert_alive(self) -> None:
         if self._process is not None and (code := self._process.poll()) is not None:
             tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-20:])
@@ -115,6 +119,18 @@ class ControlPlane:
         )
         if self._kubeflow:
             self.install_kubeflow()
+
+    def restore(self) -> None:
+        """Bring up again what a test has left dead."""
+        if not self.apiserver.is_running:
+            self.start_apiserver()
+        if self._kubeflow and not self.training_operator.is_running:
+            self.start_training_operator()
+
+    def start_training_operator(self) -> None:
+        """Returns when its webhook answers."""
+        self.training_operator.start()
+        self._wait("the training operator's webhook", self._webhook_answers)
 
     def start_apiserver(self) -> None:
         self.apiserver.start()
@@ -195,8 +211,7 @@ class ControlPlane:
             },
             _webhook_configuration(pair["ca.crt"], self.webhook_port),
         )
-        self.training_operator.start()
-        self._wait("the training operator's webhook", self._webhook_answers)
+        self.start_training_operator()
 
     def _webhook_answers(self) -> bool:
         self.training_operator.assert_alive()

@@ -29,6 +29,7 @@ from tests.control_plane.containers import (
     start_guard,
 )
 from tests.control_plane.plane import ControlPlane
+from tests.processes import wait_until
 
 PASS_SECONDS = 0.1
 RESTART_SECONDS = 1.0  # a kubelet begins with 10
@@ -97,6 +98,7 @@ class PodRunner:
         self._thread: threading.Thread | None = None
         self._failure: Exception | None = None
         self._lost = False
+        self._holds: dict[str, str] = {}  # names of pods: where they stop
         self._unpullable: str | None = None
         self._unschedulable: str | None = None
 
@@ -166,6 +168,38 @@ class PodRunner:
         """A pod that hangs, all its processes: it neither goes on nor listens to SIGTERM."""
         with self._lock:
             self._running(name).freeze()
+
+    def hold(self, names: str, place: str) -> None:
+        """Trainers stop themselves at a place of their program, until `release`: a test need not race with them.
+
+        Args:
+            names: of the pods that this is for (fnmatch), those that start from now on.
+            place: as `modelchain_trainer.failpoints` has it: "step:16" is the 16th step that a trainer takes.
+        """
+        with self._lock:
+            self._holds[names] = place
+
+    def wait_for_held(self, names: str, seconds: float = 120) -> None:
+        """Until a trainer of these pods has come to the place where it is held."""
+
+        def held() -> bool:
+            with self._lock:
+                boxes = [self._boxes.get(pod["metadata"]["uid"]) for pod in self._list() if _is(pod, names)]
+            running = [box.container for box in boxes if box is not None and box.container is not None]
+            return any(container.is_stopped() for container in running)
+
+        wait_until(held, f"{names} is held; logs: {self.logs()}", seconds=seconds, pause=0.1)
+
+    def release(self, names: str = "*") -> None:
+        """Let the trainers of these pods go on, and hold none of them from now on."""
+        with self._lock:
+            self._holds = {
+                held: place for held, place in self._holds.items() if not fnmatch.fnmatch(held, names)
+            }
+            for pod in self._list():
+                box = self._boxes.get(pod["metadata"]["uid"])
+                if _is(pod, names) and box is not None and box.container is not None:
+                    box.container.release()
 
     def out_of_memory(self, name: str) -> None:
         """End a container as the kernel does that runs out of the container's memory: 137, OOMKilled."""
@@ -267,6 +301,7 @@ class PodRunner:
         if kill_at is None:
             box.container.signal(signal.SIGTERM)
             kill_at = deadline
+        box.container.release()  # it listens to SIGTERM where it is held
         box.kill_at = kill_at = min(kill_at, deadline)  # a second deletion may shorten it
         if time.monotonic() < kill_at:
             return False
@@ -306,8 +341,12 @@ class PodRunner:
         def fetch(kind: str, name: str) -> Object | None:
             return self._api.get(f"/api/v1/namespaces/{namespace}/{kind}/{name}")
 
+        environment = dict(self._image_environment)
+        for names, place in self._holds.items():
+            if _is(pod, names):
+                environment["MODELCHAIN_FAILPOINT"] = f"{place}:STOP"
         try:
-            launch = plan(pod, box.folder, fetch, self._hosts(pod), self._image_environment)
+            launch = plan(pod, box.folder, fetch, self._hosts(pod), environment)
             box.container = Container(launch, f"{self._marker}{box.uid}")
         except MountError as error:
             box.waiting = (error.reason, "")
@@ -529,6 +568,10 @@ def _disruption(reason: str, message: str) -> Object:
 
 def _conditions(pod: Object) -> Iterator[Object]:
     yield from pod["status"].get("conditions") or ()
+
+
+def _is(pod: Object, names: str) -> bool:
+    return fnmatch.fnmatch(pod["metadata"]["name"], names)
 
 
 def _path(pod: Object) -> str:

@@ -60,14 +60,14 @@ def test_a_stage_that_hangs_is_replaced(
     chain: ClusterChain, operator: OperatorProcess, pod_runner: PodRunner
 ) -> None:
     only_stage(chain)
-    chain.document["spec"]["training"] |= {"epochs": 120, "checkpointEverySteps": 40}
-    chain.document["spec"]["evaluation"][0]["everySteps"] = 2000
     chain.document["spec"]["job"] |= {"terminationGracePeriodSeconds": 5}
+    pod_runner.hold("*", "checkpoint-committed:2")
     operator.start()
     chain.apply()
-    chain.wait_for_step("tiny", 80)
+    pod_runner.wait_for_held("*")
     (pod,) = chain.pods()
     pod_runner.freeze(pod["metadata"]["name"])
+    pod_runner.release()  # the next attempt does not hang
     retry = chain.document["spec"]["retry"]
     chain.apply(retry={**retry, "stallSeconds": 5})  # edits of what only watches disturb no job
     wait_until(lambda: chain.stage("tiny")["attempt"] == 2, "it is replaced", seconds=120, pause=0.3)

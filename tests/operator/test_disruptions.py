@@ -26,13 +26,21 @@ class Disrupter:
     def __init__(self, chain: ClusterChain, pods: PodRunner) -> None:
         self.chain, self.runner = chain, pods
         self.attempt, self.failures, self.step = 1, 0, 0
+        pods.hold("*", "checkpoint-committed:2")  # each attempt takes a few steps, and waits for its end
 
     def pod(self) -> str:
-        """The name of the running pod, once it has written a further checkpoint."""
-        wait_until(lambda: self._newest() > self.step, "there is a new checkpoint", seconds=120, pause=0.1)
-        self.step = self._newest()
+        """The name of the running pod, once it has written further checkpoints."""
         attempt = str(self.attempt)
+        wait_until(
+            lambda: any(pod["metadata"]["labels"][ATTEMPT] == attempt for pod in self.chain.pods()),
+            f"attempt {attempt} has a pod",
+            seconds=60,
+            pause=0.1,
+        )
         (pod,) = [pod for pod in self.chain.pods() if pod["metadata"]["labels"][ATTEMPT] == attempt]
+        self.runner.wait_for_held(pod["metadata"]["name"])
+        assert self._newest() > self.step, "it goes on where the one before it was"
+        self.step = self._newest()
         return pod["metadata"]["name"]
 
     def _newest(self) -> int:
@@ -73,11 +81,10 @@ def test_whatever_ends_its_pods_a_stage_comes_out_the_same(
     chain: ClusterChain, operator: OperatorProcess, pod_runner: PodRunner, tmp_path: Path
 ) -> None:
     chain.document["spec"]["stages"] = chain.document["spec"]["stages"][:1]
-    chain.document["spec"]["training"] |= {"epochs": 250, "checkpointEverySteps": 40}
-    chain.document["spec"]["evaluation"][0]["everySteps"] = 2000
+    chain.document["spec"]["training"]["epochs"] = 30
+    disrupter = Disrupter(chain, pod_runner)
     operator.start()
     chain.apply()
-    disrupter = Disrupter(chain, pod_runner)
 
     pod_runner.evict(disrupter.pod())
     disrupter.expect("Disrupted", "low on resource")
@@ -99,6 +106,7 @@ def test_whatever_ends_its_pods_a_stage_comes_out_the_same(
     assert "is ending (Disrupted)" in chain.status()["message"]
     assert chain.stage("tiny")["attempt"] == disrupter.attempt, "there is no other while its pod may live"
     pod_runner.return_node()
+    pod_runner.release()
     disrupter.expect_next()
     chain.wait_for_phase("tiny", "Complete", seconds=STAGE_SECONDS)
     assert weights(chain) == undisturbed(chain, tmp_path)
