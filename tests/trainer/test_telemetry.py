@@ -18,7 +18,7 @@ from modelchain_trainer.metrics_log import (
     encode_files,
     encode_line,
 )
-from modelchain_trainer.telemetry import Telemetry
+from modelchain_trainer.telemetry import StepRate, Telemetry
 from modelchain_trainer.tensorboard_events import Scalars, crc32c, encode_events
 
 FOLDER = "stages/tiny-0/attempts/uid-1-abc"
@@ -101,6 +101,29 @@ def test_progress_shows_step_speed_loss_and_time_left(telemetry: Telemetry, stor
     assert progress.metrics == {"digits/top1": 0.5}
     assert progress.corrupt_samples == {"BadImage": 2}
     assert progress.eta_seconds == pytest.approx(90 / (10 / 1.05), rel=0.2)
+
+
+def test_the_rate_of_steps_is_known_however_often_they_are_interrupted() -> None:
+    rate, now, known = StepRate(), 0.0, None
+    for begin in range(0, 60, 3):  # three steps of 0.1 s, then an evaluation of 5 s
+        for step in range(begin + 1, begin + 4):
+            now += 0.1
+            known = rate.step(step, now)
+        rate.pause()
+        now += 5.0
+    assert known == pytest.approx(10.0)
+
+
+def test_the_rate_of_steps_follows_a_change() -> None:
+    rate, now = StepRate(), 0.0
+    for step in range(20):
+        now += 0.5
+        known = rate.step(step, now)
+    assert known == pytest.approx(2.0)
+    for step in range(20, 420):
+        now += 0.1
+        known = rate.step(step, now)
+    assert known == pytest.approx(10.0, rel=0.01)
 
 
 def test_an_attempt_without_progress_falls_silent(telemetry: Telemetry, store: _Outage) -> None:

@@ -24,6 +24,35 @@ HEARTBEAT_SECONDS = 1.0
 REMOTE_HEARTBEAT_SECONDS = 5.0  # for stores that charge for each request
 METRICS_SECONDS = 10.0
 CLOSE_SECONDS = 10.0
+RATE_SECONDS = 1.0  # of steps, before their rate is taken
+
+
+class StepRate:
+    """Steps a second, smoothed, while steps are taken: what lies between them (evaluations) does not count, however
+    often it comes.
+    """
+
+    def __init__(self) -> None:
+        self._rate: float | None = None
+        self._last: tuple[int, float] | None = None  # step, when it was done
+        self._steps = 0
+        self._seconds = 0.0
+
+    def step(self, step: int, now: float) -> float | None:
+        """The rate once `step` steps are done, at `now` seconds; None: it is not known yet."""
+        if self._last is not None:
+            self._steps += step - self._last[0]
+            self._seconds += now - self._last[1]
+        self._last = (step, now)
+        if self._seconds >= RATE_SECONDS:
+            rate = self._steps / self._seconds
+            self._rate = rate if self._rate is None else 0.8 * self._rate + 0.2 * rate
+            self._steps, self._seconds = 0, 0.0
+        return self._rate
+
+    def pause(self) -> None:
+        """What comes until the next step is not a step."""
+        self._last = None
 
 
 class Telemetry:
@@ -46,8 +75,7 @@ class Telemetry:
         self._progress = Progress(phase="Starting", step=0, steps=steps, sequence=0, updated_at=_now())
         self._written_sequence = -1
         self._log = MetricsLog()
-        self._rate: float | None = None  # steps a second, smoothed
-        self._rate_from: tuple[int, float] | None = None
+        self._rate = StepRate()
         self._error: ModelChainError | None = None
         self._silenced = False  # the store is away, and that has been said
         self._closing = threading.Event()
@@ -87,7 +115,7 @@ class Telemetry:
     def phase(self, name: str) -> None:
         """Enter a phase (artifacts.Progress lists them)."""
         if name != self._progress.phase:
-            self._rate_from = None
+            self._rate.pause()
             self._update(phase=name)
 
     def advance(self) -> None:
@@ -96,15 +124,8 @@ class Telemetry:
 
     def step(self, step: int) -> None:
         """`step` steps are done."""
-        now = time.monotonic()
-        if self._rate_from is None:
-            self._rate_from = (step, now)
-        first_step, since = self._rate_from
-        if now - since >= 1.0 and step > first_step:
-            rate = (step - first_step) / (now - since)
-            self._rate = rate if self._rate is None else 0.8 * self._rate + 0.2 * rate
-            self._rate_from = (step, now)
-        eta = None if not self._rate else (self._steps - step) / self._rate
+        rate = self._rate.step(step, time.monotonic())
+        eta = (self._steps - step) / rate if rate else None
         self._update(step=step, eta_seconds=eta)
 
     def train(self, line: TrainLine, corrupt: Mapping[str, int]) -> None:
