@@ -247,21 +247,18 @@ def without_progress(status: ChainStatus) -> ChainStatus:
     return status.model_copy(update={"stages": stages, "progress": None, "eta": None, "top1": None})
 
 
-def commitments(status: ChainStatus) -> tuple[object, ...]:
-    """What later decisions build on. Between two statuses in which it is the same, only what they tell differs."""
-    return tuple(
-        (
-            stage.name,
-            stage.digest,
-            stage.attempt,
-            stage.failures,
-            stage.last_ended,
-            stage.retry_at,
-            stage.finished,
-            stage.phase is StagePhase.FAILED,
-            stage.weights_uri,
-        )
-        for stage in status.stages
+def commitment(stage: StageStatus) -> tuple[object, ...]:
+    """What later decisions about a stage build on."""
+    return (
+        stage.name,
+        stage.digest,
+        stage.attempt,
+        stage.failures,
+        stage.last_ended,
+        stage.retry_at,
+        stage.finished,
+        stage.phase is StagePhase.FAILED,
+        stage.weights_uri,
     )
 
 

@@ -66,6 +66,7 @@ class ChainMemory:
     refusal: CreateRefusal | None = None
     told: dict[str, Told] = field(default_factory=dict)  # by name of the job
     written_at: float = float("-inf")  # monotonic seconds
+    written_version: str = ""  # of the chain, after our last write
     failures: int = 0  # passes in a row that an error has ended
     looked_again: set[tuple[str, int]] = field(default_factory=set)  # stage, attempt
     missing_said: tuple[str, str] | None = None  # of ArtifactsMissing: status, since when

@@ -2,8 +2,9 @@
 
 A pass begins with what is known already; a chain at rest ends there and costs no request. Before anything is done,
 or written that later decisions build on, the API server is asked anew, and `decide` decides on that answer: a stale
-cache, a second operator or a lost event can delay a chain, never make it do the wrong thing. What only tells how a
-chain fares is written without asking: the API server takes it if nobody has changed the chain since.
+cache, a second operator or a lost event can delay a chain, never make it do the wrong thing. Two things are done
+without asking, since the API server takes them only if nobody has changed the chain since: telling how a chain
+fares, and beginning a stage that never had a job.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from modelchain.reconcile.actions import Action, Decision, RemoveJob, StartJob, 
 from modelchain.reconcile.conditions import refused
 from modelchain.reconcile.decide import decide
 from modelchain.reconcile.observation import Observation
-from modelchain.status import ChainPhase, ChainStatus, ConditionType, commitments, without_progress
+from modelchain.reconcile.trust import only_begins, only_tells
+from modelchain.resolved import ResolvedChain
+from modelchain.status import ChainPhase, ChainStatus, ConditionType, without_progress
 from modelchain_operator import kinds
 from modelchain_operator.acceptance import Acceptance, Accepted, Refused
 from modelchain_operator.act import Actor, JobRefused
@@ -27,6 +30,7 @@ from modelchain_operator.cache import Cache
 from modelchain_operator.chain_events import event_of, notes
 from modelchain_operator.jobs import BACKENDS
 from modelchain_operator.jobs.events import Silence, why_it_waits
+from modelchain_operator.jobs.observed import attempts
 from modelchain_operator.kept_fields import KeptFields
 from modelchain_operator.kinds import JOB, POD, PYTORCHJOB, Kind
 from modelchain_operator.kubernetes_api import (
@@ -176,10 +180,10 @@ class Reconciler:
             if wait > 0:
                 self._queue.add_after(key, wait)
             else:
-                only_tells = not ask_again and _only_tells(body, decision)
-                if not (only_tells and await self._tell(key, body, judged, decision, memory)):
+                known = not ask_again and _suffices(view, judged.chain, decision, memory)
+                if not (known and await self._carry_out_as_known(key, view, judged, decision, memory)):
                     await self._carry_out(key, memory)
-                    return
+                return
         self._settle(key, body, decision)
 
     # ---- decide
@@ -271,12 +275,12 @@ class Reconciler:
 
     # ---- write and act
 
-    async def _tell(
-        self, key: Key, body: Object, accepted: Accepted, decision: Decision, memory: ChainMemory
+    async def _carry_out_as_known(
+        self, key: Key, view: View, accepted: Accepted, decision: Decision, memory: ChainMemory
     ) -> bool:
-        """Write the status over the chain as we know it. Returns whether that is how it was."""
+        """Write the status over the chain as we know it, and act. Returns whether that is how it was."""
         try:
-            await self._write(key, body, accepted, decision.status, memory)
+            await self._write_and_act(key, view, accepted, decision, memory, looked_at=time.monotonic())
         except Conflict:
             return False
         return True
@@ -294,9 +298,20 @@ class Reconciler:
         looked_at = time.monotonic()
         view = await self._live_view(body, accepted)
         decision = await self._decide(key, view, accepted, memory)
-        if decision is None:
-            return
-        body = await self._write(key, body, accepted, decision.status, memory)
+        if decision is not None:
+            await self._write_and_act(key, view, accepted, decision, memory, looked_at=looked_at)
+
+    async def _write_and_act(
+        self,
+        key: Key,
+        view: View,
+        accepted: Accepted,
+        decision: Decision,
+        memory: ChainMemory,
+        *,
+        looked_at: float,
+    ) -> None:
+        body = await self._write(key, view.body, accepted, decision.status, memory)
         acted = False
         for action in decision.actions:
             if acted or time.monotonic() - looked_at > TRUST_SECONDS:
@@ -381,6 +396,7 @@ class Reconciler:
             return body
         written = await self._publish(key, body, before, status)
         memory.written_at = time.monotonic()
+        memory.written_version = written["metadata"]["resourceVersion"]
         memory.missing_said = _missing_said(status)
         self._stores.record(key, accepted.chain, status)
         return written
@@ -485,10 +501,17 @@ def _missing_said(status: ChainStatus | None) -> tuple[str, str] | None:
     return None
 
 
-def _only_tells(body: Object, decision: Decision) -> bool:
-    """Whether nothing is to be done, and nothing to be written that later decisions build on."""
-    before = status_of(body)
-    return not decision.actions and before is not None and commitments(before) == commitments(decision.status)
+def _suffices(view: View, chain: ResolvedChain, decision: Decision, memory: ChainMemory) -> bool:
+    """Whether to carry out a decision it is enough that nobody has changed the chain since, which the API server sees
+    to. What begins a stage builds on the status, so the last word in it has to be ours.
+    """
+    before = status_of(view.body)
+    if before is None:
+        return False
+    if only_tells(before, decision):
+        return True
+    ours = view.body["metadata"]["resourceVersion"] == memory.written_version
+    return ours and memory.refusal is None and only_begins(before, decision, chain, attempts(view.jobs))
 
 
 def _asked_for(action: Action, decision: Decision) -> bool:

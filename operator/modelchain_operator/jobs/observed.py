@@ -82,6 +82,11 @@ def observe_jobs(
     return tuple(sorted(seen, key=lambda job: (job.stage, job.attempt, job.name)))
 
 
+def attempts(jobs: Sequence[Object]) -> set[tuple[str, int | None]]:
+    """Stage and attempt of each job object."""
+    return {(_stage(job), _attempt(job)) for job in jobs if _is_ours(job)}
+
+
 def wanted_pods(job: Object) -> int:
     """How many pods the job is made of."""
     spec = job.get("spec") or {}

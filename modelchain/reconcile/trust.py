@@ -1,0 +1,55 @@
+"""What may be done on an observation of jobs that may be old, if nobody has changed the chain since.
+
+Anything else takes a look at the jobs themselves first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable
+
+from modelchain.reconcile.actions import Decision, StartJob
+from modelchain.resolved import ResolvedChain
+from modelchain.status import ChainStatus, StageStatus, commitment
+
+
+def only_tells(before: ChainStatus, decision: Decision) -> bool:
+    """Whether nothing is to be done, and nothing is to be written that later decisions build on."""
+    return not decision.actions and _all_as_before(before, decision.status)
+
+
+def only_begins(
+    before: ChainStatus, decision: Decision, chain: ResolvedChain, seen: Container[tuple[str, int]]
+) -> bool:
+    """Whether all there is to do is to begin stages that never had a job, and to say of others that they finished.
+
+    A job is made after its attempt stands in the status, and attempts count on over edits: so a stage without an
+    attempt has no job, whatever a list of jobs says. And a job that was seen to end never lives again: the job of a
+    predecessor, for whose end a stage waits, has to be among those `seen` (stage and attempt).
+    """
+    begun = {action.stage for action in decision.actions if isinstance(action, StartJob)}
+    if not begun or len(begun) != len(decision.actions):
+        return False
+    for name in begun:
+        predecessor = chain.stage(name).predecessor
+        status = before.find_stage(predecessor.name) if predecessor is not None else None
+        if status is not None and status.attempt > 0 and (status.name, status.attempt) not in seen:
+            return False
+    return _all_as_before(before, decision.status, begun)
+
+
+def _all_as_before(before: ChainStatus, after: ChainStatus, begun: Iterable[str] = ()) -> bool:
+    if [stage.name for stage in before.stages] != [stage.name for stage in after.stages]:
+        return False
+    for then, now in zip(before.stages, after.stages, strict=True):
+        if now.name in begun:
+            as_before = then.attempt == 0 and then.digest == now.digest
+        else:
+            as_before = commitment(then) == commitment(now) or (bool(begun) and _has_finished(then, now))
+        if not as_before:
+            return False
+    return True
+
+
+def _has_finished(then: StageStatus, now: StageStatus) -> bool:
+    counts = (then.digest, then.attempt, then.failures) == (now.digest, now.attempt, now.failures)
+    return counts and now.finished and not then.finished
