@@ -13,7 +13,9 @@ from modelchain.status import ChainStatus, StageStatus, commitment
 
 
 def only_tells(before: ChainStatus, decision: Decision) -> bool:
-    """Whether nothing is to be done, and nothing is to be written that later decisions build on."""
+    """Whether nothing is to be done, and nothing is to be written that later decisions build on, but that stages
+    are complete: that is what the store says, whatever becomes of their jobs.
+    """
     return not decision.actions and _all_as_before(before, decision.status)
 
 
@@ -44,7 +46,7 @@ def _all_as_before(before: ChainStatus, after: ChainStatus, begun: Iterable[str]
         if now.name in begun:
             as_before = then.attempt == 0 and then.digest == now.digest
         else:
-            as_before = commitment(then) == commitment(now) or (bool(begun) and _has_finished(then, now))
+            as_before = commitment(then) == commitment(now) or _has_finished(then, now)
         if not as_before:
             return False
     return True

@@ -13,7 +13,9 @@ from modelchain.spec import JobBackend, JobSpec, ModelChain, StoreSpec
 from modelchain.validation import check_object
 from modelchain_operator.kubernetes_api import Object
 
-REMEMBERED = 128  # chains whose acceptance is kept; that of another is found again in a millisecond
+REMEMBERED = (
+    1024  # chains not at rest whose acceptance is kept; that of another is found again in milliseconds
+)
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ class KeyQueue:
         self._since: dict[Key, float] = {}  # what is in `_ready` or `_again`, wanted since
         self._busy: set[Key] = set()
         self._again: set[Key] = set()  # wanted while busy
+        self._idle: dict[Key, None] = {}  # wanted when nothing else is, the longest wanted first
         self._due: dict[Key, float] = {}
         self._heap: list[tuple[float, int, Key]] = []
         self._count = itertools.count()
@@ -51,6 +52,7 @@ class KeyQueue:
     def add(self, key: Key) -> None:
         """The key wants a pass now."""
         self._due.pop(key, None)
+        self._idle.pop(key, None)
         if key in self._since:
             return
         self._since[key] = self._clock()
@@ -72,9 +74,17 @@ class KeyQueue:
         heapq.heappush(self._heap, (due, next(self._count), key))
         self._wake.set()
 
+    def add_when_idle(self, key: Key, seconds: float) -> None:
+        """The key wants a pass once no other does, but after so many seconds in any case."""
+        if key not in self._since:
+            self._idle[key] = None
+            self.add_after(key, seconds)
+            self._wake.set()
+
     def forget(self, key: Key) -> None:
         """The key wants no pass any more; one under way goes on."""
         self._due.pop(key, None)
+        self._idle.pop(key, None)
         if self._since.pop(key, None) is not None:
             self._again.discard(key)
             if key in self._ready:
@@ -84,6 +94,8 @@ class KeyQueue:
         """The next key and the seconds that it waited; None once the queue is closed. `done` must follow."""
         while not self._closed:
             self._collect_due()
+            if not self._ready:
+                self._promote()
             if self._ready:
                 key = self._ready.popleft()
                 self._busy.add(key)
@@ -104,11 +116,17 @@ class KeyQueue:
             self._again.discard(key)
             self._ready.append(key)
             self._wake.set()
+        elif key in self._idle:
+            self._wake.set()
 
     def close(self) -> None:
         """No pass begins any more."""
         self._closed = True
         self._wake.set()
+
+    def _promote(self) -> None:
+        if (key := next((key for key in self._idle if key not in self._busy), None)) is not None:
+            self.add(key)
 
     def _collect_due(self) -> None:
         now = self._clock()

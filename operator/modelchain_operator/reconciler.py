@@ -63,6 +63,8 @@ ASK_AGAIN_SECONDS = 30.0  # after the API server has refused a job
 POD_PATIENCE_SECONDS = 5.0  # for pods to be made and set up, before it is asked why they are not
 LONGEST_WAIT_SECONDS = 60.0  # between passes that an error has ended
 TRUST_SECONDS = 2.0  # in what the API server has shown, before a job is made or deleted
+BACKLOG = 16  # passes that wait, before news of other chains waits for them
+NEWS_SECONDS = 15.0  # for which it waits at most
 EVENTS_UNDER_WAY = 256
 PASS_SECONDS = 120.0  # a pass that takes longer has lost its way
 
@@ -175,16 +177,12 @@ class Reconciler:
             return
         self._metrics.chain_accepted(key, judged.chain)
         ask_again = memory.refusal is not None and time.monotonic() >= memory.refusal.ask_at
-        if ask_again or decision.actions or status_of(body) != self._kept.of(decision.status):
-            wait = 0.0 if ask_again else self._write_later(body, decision, memory)
-            if wait > 0:
-                self._queue.add_after(key, wait)
-            else:
-                known = not ask_again and _suffices(view, judged.chain, decision, memory)
-                if not (known and await self._carry_out_as_known(key, view, judged, decision, memory)):
-                    await self._carry_out(key, memory)
-                return
-        self._settle(key, body, decision)
+        if not ask_again and not self._is_due(key, body, decision, memory):
+            self._settle(key, body, decision)
+            return
+        known = not ask_again and _suffices(view, judged.chain, decision, memory)
+        if not (known and await self._carry_out_as_known(key, view, judged, decision, memory)):
+            await self._carry_out(key, memory)
 
     # ---- decide
 
@@ -262,16 +260,28 @@ class Reconciler:
                 news = True
         return news
 
-    def _write_later(self, body: Object, decision: Decision, memory: ChainMemory) -> float:
-        """Seconds that this write can wait: only progress has changed, and the last write is not long ago."""
-        before = status_of(body)
-        if (
-            decision.actions
-            or before is None
-            or without_progress(before) != without_progress(self._kept.of(decision.status))
-        ):
-            return 0.0
-        return memory.written_at + self._pace.progress_seconds - time.monotonic()
+    def _is_due(self, key: Key, body: Object, decision: Decision, memory: ChainMemory) -> bool:
+        """Whether there is something to do or to write, now. What only tells has another pass where mere progress was
+        told not long ago, or other chains have to get on first.
+        """
+        before, after = status_of(body), self._kept.of(decision.status)
+        if not decision.actions and before == after:
+            return False
+        if before is None or not only_tells(before, decision):
+            return True
+        now = time.monotonic()
+        if without_progress(before) == without_progress(after):
+            wait = memory.written_at + self._pace.progress_seconds - now
+            if wait > 0:
+                self._queue.add_after(key, wait)
+        elif len(self._queue) > BACKLOG:
+            memory.news_since = now if memory.news_since is None else memory.news_since
+            wait = memory.news_since + NEWS_SECONDS - now
+            if wait > 0:
+                self._queue.add_when_idle(key, wait)
+        else:
+            wait = 0.0
+        return wait <= 0
 
     # ---- write and act
 
@@ -396,6 +406,7 @@ class Reconciler:
             return body
         written = await self._publish(key, body, before, status)
         memory.written_at = time.monotonic()
+        memory.news_since = None
         memory.written_version = written["metadata"]["resourceVersion"]
         memory.missing_said = _missing_said(status)
         self._stores.record(key, accepted.chain, status)

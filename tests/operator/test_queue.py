@@ -68,6 +68,64 @@ def test_a_later_turn_comes_when_it_is_due_and_the_earliest_wish_counts() -> Non
     asyncio.run(scenario())
 
 
+def test_what_is_wanted_when_idle_comes_after_all_else() -> None:
+    async def scenario() -> None:
+        queue = KeyQueue(Clock())
+        queue.add_when_idle(A, 10)
+        queue.add(B)
+        assert len(queue) == 1
+        assert [(await taken(queue)), (await taken(queue))] == [B, A]
+        queue.done(A)
+        queue.add_when_idle(A, 10)
+        queue.add(A)
+        assert await taken(queue) == A
+        queue.done(A)
+        queue.done(B)
+        queue.add_when_idle(B, 10)
+        queue.forget(B)
+        queue.add(A)
+        assert await taken(queue) == A
+        waiting = asyncio.create_task(queue.get())
+        await asyncio.sleep(0)
+        assert not waiting.done(), "each of these wishes was for one turn"
+        queue.close()
+        assert await waiting is None
+
+    asyncio.run(scenario())
+
+
+def test_what_is_wanted_when_idle_comes_in_time_though_it_is_never_idle() -> None:
+    async def scenario() -> None:
+        clock = Clock()
+        queue = KeyQueue(clock)
+        queue.add_when_idle(A, 10)
+        for _ in range(9):
+            clock.now += 1
+            queue.add(B)
+            assert await taken(queue) == B
+            queue.done(B)
+        clock.now += 1
+        queue.add(B)
+        assert {(await taken(queue)), (await taken(queue))} == {A, B}
+
+    asyncio.run(scenario())
+
+
+def test_what_is_wanted_when_idle_waits_for_the_pass_under_way() -> None:
+    async def scenario() -> None:
+        queue = KeyQueue(Clock())
+        queue.add(A)
+        assert await taken(queue) == A
+        queue.add_when_idle(A, 10)
+        waiting = asyncio.create_task(queue.get())
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        queue.done(A)
+        assert (await waiting or (None,))[0] == A
+
+    asyncio.run(scenario())
+
+
 def test_a_turn_now_takes_the_place_of_a_later_one() -> None:
     async def scenario() -> None:
         clock = Clock()
