@@ -20,6 +20,8 @@ from modelchain.reconcile.suspend import SUSPENDED
 from modelchain.status import StagePhase, StageStatus, cut
 from modelchain.times import rfc3339
 
+PREDECESSOR_ENDING = "PredecessorEnding"  # a reason of a stage that begins as soon as a job has ended
+
 
 @dataclass(frozen=True)
 class Hold:
@@ -180,7 +182,7 @@ def _predecessor_ending(look: Look, branches: Branches) -> Hold | None:
     predecessor = look.stage.predecessor
     if predecessor is None or not job_lingers(branches.looks[predecessor.name]):
         return None
-    return Hold(_idle_phase(look), "PredecessorEnding", f"the job of stage {predecessor.name} is ending")
+    return Hold(_idle_phase(look), PREDECESSOR_ENDING, f"the job of stage {predecessor.name} is ending")
 
 
 def _backend_trouble(look: Look, branches: Branches) -> Hold | None:

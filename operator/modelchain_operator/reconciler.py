@@ -20,6 +20,7 @@ from modelchain.reconcile.actions import Action, Decision, RemoveJob, StartJob, 
 from modelchain.reconcile.conditions import refused
 from modelchain.reconcile.decide import decide
 from modelchain.reconcile.observation import Observation
+from modelchain.reconcile.start import PREDECESSOR_ENDING
 from modelchain.reconcile.trust import only_begins, only_tells
 from modelchain.resolved import ResolvedChain
 from modelchain.status import ChainPhase, ChainStatus, ConditionType, without_progress
@@ -64,8 +65,10 @@ POD_PATIENCE_SECONDS = 5.0  # for pods to be made and set up, before it is asked
 LONGEST_WAIT_SECONDS = 60.0  # between passes that an error has ended
 TRUST_SECONDS = 2.0  # in what the API server has shown, before a job is made or deleted
 BACKLOG = 16  # passes that wait, before news of other chains waits for them
-NEWS_SECONDS = 15.0  # for which it waits at most
-EVENTS_UNDER_WAY = 256
+NEWS_SECONDS = 30.0  # for which it waits at most
+ENDING_SECONDS = 2.0  # from a stage's manifest to the end of its job, as a rule: both are told in one write
+EVENTS_UNDER_WAY = 1024
+LOOK_AGAIN_SECONDS = 1.0  # after an act, if no watch shows what came of it
 PASS_SECONDS = 120.0  # a pass that takes longer has lost its way
 
 
@@ -269,18 +272,18 @@ class Reconciler:
             return False
         if before is None or not only_tells(before, decision):
             return True
-        now = time.monotonic()
+        now, postpone = time.monotonic(), self._queue.add_after
         if without_progress(before) == without_progress(after):
             wait = memory.written_at + self._pace.progress_seconds - now
-            if wait > 0:
-                self._queue.add_after(key, wait)
-        elif len(self._queue) > BACKLOG:
-            memory.news_since = now if memory.news_since is None else memory.news_since
-            wait = memory.news_since + NEWS_SECONDS - now
-            if wait > 0:
-                self._queue.add_when_idle(key, wait)
         else:
-            wait = 0.0
+            memory.news_since = now if memory.news_since is None else memory.news_since
+            wait = memory.news_since - now
+            if len(self._queue) > BACKLOG:
+                wait, postpone = wait + NEWS_SECONDS, self._queue.add_when_idle
+            elif _begins_soon(decision.status):
+                wait += ENDING_SECONDS
+        if wait > 0:
+            postpone(key, wait)
         return wait <= 0
 
     # ---- write and act
@@ -333,7 +336,7 @@ class Reconciler:
             await self._act(key, view, accepted, action, memory)
             acted = True
         if acted:
-            self._queue.add(key)
+            self._queue.add_after(key, LOOK_AGAIN_SECONDS)
         self._settle(key, body, decision)
 
     async def _act(
@@ -432,11 +435,15 @@ class Reconciler:
         return written
 
     async def _post(self, key: Key, events: Sequence[Object]) -> None:
-        """Post Events while the pass goes on: a courtesy that must not hold up a job."""
+        """Post Events beside the pass, and after those that wait: a courtesy that must not hold up a job."""
         if len(self._posting) >= EVENTS_UNDER_WAY:
             await asyncio.wait(self._posting, return_when=asyncio.FIRST_COMPLETED)
 
         async def post() -> None:
+            for _ in range(int(NEWS_SECONDS)):
+                if len(self._queue) <= BACKLOG:
+                    break
+                await asyncio.sleep(1.0)
             for event in events:
                 try:
                     await self._api.create_event(event)
@@ -523,6 +530,10 @@ def _suffices(view: View, chain: ResolvedChain, decision: Decision, memory: Chai
         return True
     ours = view.body["metadata"]["resourceVersion"] == memory.written_version
     return ours and memory.refusal is None and only_begins(before, decision, chain, attempts(view.jobs))
+
+
+def _begins_soon(status: ChainStatus) -> bool:
+    return any(stage.reason == PREDECESSOR_ENDING for stage in status.stages)
 
 
 def _asked_for(action: Action, decision: Decision) -> bool:

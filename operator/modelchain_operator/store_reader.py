@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 RUNNING_SECONDS = 5.0  # between looks at a stage that trains
 WAITING_SECONDS = 5.0  # at one whose turn has come; half as long again after each that shows nothing new
 LONGEST_WAITING_SECONDS = 60.0
-AT_REST_SECONDS = 300.0  # at one that can't begin: before it does, it is looked at anew
+AT_REST_SECONDS = 900.0  # at one that can't begin: before it does, it is looked at anew
 LEASED_SECONDS = 15.0  # at one that somebody else trains
 REFUSED_SECONDS = (
     20.0,
