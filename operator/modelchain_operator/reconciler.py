@@ -67,7 +67,7 @@ TRUST_SECONDS = 2.0  # in what the API server has shown, before a job is made or
 BACKLOG = 16  # passes that wait, before news of other chains waits for them
 NEWS_SECONDS = 30.0  # for which it waits at most
 ENDING_SECONDS = 2.0  # from a stage's manifest to the end of its job, as a rule: both are told in one write
-EVENTS_UNDER_WAY = 1024
+EVENTS_UNDER_WAY = 256
 LOOK_AGAIN_SECONDS = 1.0  # after an act, if no watch shows what came of it
 PASS_SECONDS = 120.0  # a pass that takes longer has lost its way
 
@@ -435,15 +435,11 @@ class Reconciler:
         return written
 
     async def _post(self, key: Key, events: Sequence[Object]) -> None:
-        """Post Events beside the pass, and after those that wait: a courtesy that must not hold up a job."""
+        """Post Events while the pass goes on: a courtesy that must not hold up a job."""
         if len(self._posting) >= EVENTS_UNDER_WAY:
             await asyncio.wait(self._posting, return_when=asyncio.FIRST_COMPLETED)
 
         async def post() -> None:
-            for _ in range(int(NEWS_SECONDS)):
-                if len(self._queue) <= BACKLOG:
-                    break
-                await asyncio.sleep(1.0)
             for event in events:
                 try:
                     await self._api.create_event(event)
