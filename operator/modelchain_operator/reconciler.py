@@ -278,10 +278,10 @@ class Reconciler:
         else:
             memory.news_since = now if memory.news_since is None else memory.news_since
             wait = memory.news_since - now
-            if len(self._queue) > BACKLOG:
-                wait, postpone = wait + NEWS_SECONDS, self._queue.add_when_idle
-            elif _begins_soon(decision.status):
+            if _begins_soon(decision.status):
                 wait += ENDING_SECONDS
+            elif len(self._queue) > BACKLOG and not _finishes(before, decision.status):
+                wait, postpone = wait + NEWS_SECONDS, self._queue.add_when_idle
         if wait > 0:
             postpone(key, wait)
         return wait <= 0
@@ -526,6 +526,11 @@ def _suffices(view: View, chain: ResolvedChain, decision: Decision, memory: Chai
         return True
     ours = view.body["metadata"]["resourceVersion"] == memory.written_version
     return ours and memory.refusal is None and only_begins(before, decision, chain, attempts(view.jobs))
+
+
+def _finishes(before: ChainStatus, after: ChainStatus) -> bool:
+    """Whether a stage is newly finished, which is what people wait for."""
+    return sum(stage.finished for stage in before.stages) < sum(stage.finished for stage in after.stages)
 
 
 def _begins_soon(status: ChainStatus) -> bool:
