@@ -5,7 +5,7 @@ Anything else takes a look at the jobs themselves first.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+from collections.abc import Container
 
 from modelchain.reconcile.actions import Decision, StartJob
 from modelchain.resolved import ResolvedChain
@@ -39,7 +39,7 @@ def only_begins(
     return _all_as_before(before, decision.status, begun)
 
 
-def _all_as_before(before: ChainStatus, after: ChainStatus, begun: Iterable[str] = ()) -> bool:
+def _all_as_before(before: ChainStatus, after: ChainStatus, begun: Container[str] = ()) -> bool:
     if [stage.name for stage in before.stages] != [stage.name for stage in after.stages]:
         return False
     for then, now in zip(before.stages, after.stages, strict=True):

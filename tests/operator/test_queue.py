@@ -17,6 +17,15 @@ class Clock:
         return self.now
 
 
+async def comes_after_its_pass(queue: KeyQueue, key: Key) -> None:
+    """The key, whose pass is under way, has another turn when that has ended and not before."""
+    waiting = asyncio.create_task(queue.get())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    queue.done(key)
+    assert (await waiting or (None,))[0] == key
+
+
 def test_a_key_that_is_added_often_has_one_turn() -> None:
     async def scenario() -> None:
         queue = KeyQueue()
@@ -37,11 +46,7 @@ def test_a_key_has_one_pass_at_a_time_and_another_one_if_it_was_added_meanwhile(
         queue.add(A)
         queue.add(B)
         assert await taken(queue) == B
-        waiting = asyncio.create_task(queue.get())
-        await asyncio.sleep(0)
-        assert not waiting.done()
-        queue.done(A)
-        assert (await waiting or (None,))[0] == A
+        await comes_after_its_pass(queue, A)
 
     asyncio.run(scenario())
 
@@ -117,11 +122,7 @@ def test_what_is_wanted_when_idle_waits_for_the_pass_under_way() -> None:
         queue.add(A)
         assert await taken(queue) == A
         queue.add_when_idle(A, 10)
-        waiting = asyncio.create_task(queue.get())
-        await asyncio.sleep(0)
-        assert not waiting.done()
-        queue.done(A)
-        assert (await waiting or (None,))[0] == A
+        await comes_after_its_pass(queue, A)
 
     asyncio.run(scenario())
 
