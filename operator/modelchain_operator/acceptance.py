@@ -13,9 +13,7 @@ from modelchain.spec import JobBackend, JobSpec, ModelChain, StoreSpec
 from modelchain.validation import check_object
 from modelchain_operator.kubernetes_api import Object
 
-REMEMBERED = (
-    1024  # chains not at rest whose acceptance is kept; that of another is found again in milliseconds
-)
+REMEMBERED = 128  # chains whose acceptance is kept; that of another is found again in a millisecond
 
 
 @dataclass(frozen=True)
