@@ -37,9 +37,9 @@ Object: TypeAlias = dict[str, Any]  # a Kubernetes object as the API sends it
 JOBS = "/apis/kubeflow.org/v1"
 THREADS = 16
 STEPS_A_SECOND = 10
-MERGE = "application/merge-patch+json"
 STRATEGIC_MERGE = "application/strategic-merge-patch+json"
 WATCH_SECONDS = 1800
+CHANGED = b'{"type":"MODIFIED"'  # what such an event of a watch begins with
 
 
 class Api:
@@ -366,8 +366,9 @@ class SimulatedJob:
                 "lastUpdateTime": now,
             }
         )
-        status = {"conditions": self._conditions, "replicaStatuses": {"Master": counts}}
-        self._api.send("PATCH", f"{self._path}/status", {"status": status}, MERGE)
+        self._job["status"] = {"conditions": self._conditions, "replicaStatuses": {"Master": counts}}
+        written = self._api.send("PUT", f"{self._path}/status", self._job)
+        self._job["metadata"]["resourceVersion"] = written["metadata"]["resourceVersion"]
 
 
 class JobController:
@@ -410,6 +411,8 @@ class JobController:
         while True:
             for line in self._api.watch(path, version):
                 seen_at = time.monotonic()
+                if line.startswith(CHANGED):  # by ourselves
+                    continue
                 event = json.loads(line)
                 version = event["object"]["metadata"]["resourceVersion"]
                 if event["type"] == "ADDED":

@@ -56,66 +56,82 @@ CHAIN_RULES = (
 )
 
 
-# Spec-level rules speak of `s`, a stage, and of `self`, the spec; a stage's value counts before the chain's.
+# Spec-level rules speak of `s`, a stage, and of `self`, the spec; a stage's value counts before the chain's. The API
+# server asks them at every write of a status, and each field that is looked up costs: hence the chain's own values are
+# looked up once for all stages, and what is rarely given is asked for first.
+
+_FIELDS = {
+    "batch": "training.globalBatchSize",
+    "samples": "data.samples",
+    "epochs": "training.epochs",
+    "warmup": "training.warmupSteps",
+    "micro": "training.microBatchSize",
+    "peak": "training.learningRate",
+    "floor": "training.minimumLearningRate",
+    "nodes": "job.nodes",
+    "processes": "job.processesPerNode",
+    "gpus": "job.gpusPerNode",
+}
 
 
-def _of_stage(field: str) -> str:
-    """CEL: the optional value of `block.field` that holds for stage `s`."""
-    path = "".join(f".?{part}" for part in field.split("."))
-    return f"s{path}.or(self{path})"
+def _optional(owner: str, field: str) -> str:
+    """CEL: the optional value of `block.field`."""
+    return owner + "".join(f".?{part}" for part in field.split("."))
 
 
 def _no_stage(condition: str, message: str, path: str) -> Rule:
-    """No stage `s` is like that."""
-    return Rule(f"self.stages.all(s, !({condition}))", message, path)
+    """No stage `s` is like that. In the condition, `{batch}` is the optional value of that field that holds for the
+    stage.
+    """
+    expression = f"self.stages.all(s, !({condition}))"
+    for name, field in _FIELDS.items():
+        if (placeholder := f"{{{name}}}") in condition:
+            expression = expression.replace(placeholder, f"{_optional('s', field)}.or({name})")
+            expression = f"[{_optional('self', field)}].all({name}, {expression})"
+    return Rule(expression, message, path)
 
 
 def _missing(field: str, remedy: str) -> Rule:
-    message = f"{field} is missing; {remedy}, here or in every stage"
-    return _no_stage(f"!{_of_stage(field)}.hasValue()", message, f".{field}")
+    return Rule(
+        f"{_optional('self', field)}.hasValue() || self.stages.all(s, {_optional('s', field)}.hasValue())",
+        f"{field} is missing; {remedy}, here or in every stage",
+        f".{field}",
+    )
 
 
-_BATCH = _of_stage("training.globalBatchSize")
-_SAMPLES = _of_stage("data.samples")
-_EPOCHS = _of_stage("training.epochs")
-_WARMUP = _of_stage("training.warmupSteps")
-_MICRO = _of_stage("training.microBatchSize")
-_PEAK = _of_stage("training.learningRate")
-_FLOOR = _of_stage("training.minimumLearningRate")
-_GPUS = f"{_of_stage('job.gpusPerNode')}.orValue(1)"
-_PROCESSES = f"{_of_stage('job.processesPerNode')}.orValue({_GPUS} > 0 ? {_GPUS} : 1)"
-_WORLD = f"({_of_stage('job.nodes')}.orValue(1) * {_PROCESSES})"
+_GPUS = "{gpus}.orValue(1)"
+_WORLD = f"({{nodes}}.orValue(1) * {{processes}}.orValue({_GPUS} > 0 ? {_GPUS} : 1))"
 
 
-def _given(*values: str) -> str:
-    return " && ".join(f"{value}.hasValue()" for value in values)
+def _given(*names: str) -> str:
+    return " && ".join(f"{{{name}}}.hasValue()" for name in names)
 
 
 _FITTING = (
     _no_stage(
-        f"{_given(_SAMPLES, _BATCH)} && {_SAMPLES}.value() < {_BATCH}.value()",
+        f"{_given('samples', 'batch')} && {{samples}}.value() < {{batch}}.value()",
         "the samples do not fill one batch; write a smaller training.globalBatchSize, or add samples",
         ".data.samples",
     ),
     _no_stage(
-        f"{_given(_EPOCHS, _SAMPLES, _BATCH, _WARMUP)} && {_SAMPLES}.value() >= {_BATCH}.value()"
-        f" && {_WARMUP}.value() >= {_EPOCHS}.value() * ({_SAMPLES}.value() / {_BATCH}.value())",
+        f"{_given('warmup', 'epochs', 'samples', 'batch')} && {{samples}}.value() >= {{batch}}.value()"
+        " && {warmup}.value() >= {epochs}.value() * ({samples}.value() / {batch}.value())",
         "the warm-up does not end within the stage; write fewer training.warmupSteps, or remove it for the default",
         ".training.warmupSteps",
     ),
     _no_stage(
-        f"{_given(_BATCH)} && {_BATCH}.value() % {_WORLD} != 0",
+        f"{_given('batch')} && {{batch}}.value() % {_WORLD} != 0",
         "the batch does not divide among the processes (job.nodes x job.processesPerNode); write a multiple of them",
         ".training.globalBatchSize",
     ),
     _no_stage(
-        f"{_given(_BATCH, _MICRO)} && {_BATCH}.value() % {_WORLD} == 0"
-        f" && {_BATCH}.value() / {_WORLD} % {_MICRO}.value() != 0",
+        f"{_given('micro', 'batch')} && {{batch}}.value() % {_WORLD} == 0"
+        f" && {{batch}}.value() / {_WORLD} % {{micro}}.value() != 0",
         "micro-batches do not divide the samples of each process; write a divisor of globalBatchSize / processes",
         ".training.microBatchSize",
     ),
     _no_stage(
-        f"{_given(_PEAK, _FLOOR)} && {_FLOOR}.value() > {_PEAK}.value()",
+        f"{_given('floor', 'peak')} && {{floor}}.value() > {{peak}}.value()",
         "the learning rate would rise along the cosine; write a minimumLearningRate of at most learningRate",
         ".training.minimumLearningRate",
     ),

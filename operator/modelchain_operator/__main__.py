@@ -18,6 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from modelchain_operator import app, logs, memory
 
         memory.share_heaps()
+        memory.collect_rarely()
         logs.configure(settings.log_format, settings.log_level)
         return asyncio.run(app.run(settings))
     except ModelChainError as error:

@@ -13,7 +13,7 @@ from modelchain.spec import JobBackend, JobSpec, ModelChain, StoreSpec
 from modelchain.validation import check_object
 from modelchain_operator.kubernetes_api import Object
 
-REMEMBERED = 128  # chains whose acceptance is kept; that of another is found again in a millisecond
+REMEMBERED = 512  # chains whose acceptance is kept, of 36 KiB; that of another takes a millisecond
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """The operator as a kopf program: what is watched, how it starts, how it ends.
 
-kopf watches; an event only says which chain to look at. All passes, and all requests but the watches, are
-those of `reconciler`. No finalizers, no annotations, no state in handlers.
+kopf watches; an event only says which chain to look at, and whether that is urgent: it is where somebody has
+changed a chain, or a pod or a stage has ended. All passes, and all requests but the watches, are those of
+`reconciler`. No finalizers, no annotations, no state in handlers.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from modelchain_operator.act import Actor
 from modelchain_operator.cache import Cache
 from modelchain_operator.health import HealthServer
 from modelchain_operator.jobs import JobDefaults
+from modelchain_operator.jobs.pods import has_ended
 from modelchain_operator.kinds import CHAIN, JOB, POD, PYTORCHJOB, Kind
 from modelchain_operator.kubernetes_api import KubernetesApi, load_config
 from modelchain_operator.login import connection_info
@@ -60,6 +62,7 @@ async def run(settings: Settings) -> int:
     )
     reader = StoreReader(
         queue.add,
+        on_finished=lambda key: queue.add(key, urgent=True),
         threads=settings.store_threads,
         requests_per_second=settings.store_requests_per_second,
         artifact_check_seconds=settings.artifact_check_seconds,
@@ -151,15 +154,15 @@ async def _watch(settings: Settings, api: KubernetesApi, cache: Cache, queue: Ke
             metadata = body["metadata"]
             key = Key(metadata["namespace"], metadata["name"])
             if cache.drop_chain(key, metadata["uid"]):
-                queue.add(key)
+                queue.add(key, urgent=True)
         elif (key := cache.show_chain(body)) is not None:
-            queue.add(key)
+            queue.add(key, urgent=True)
 
     def on_belonging(kind: Kind) -> Callable[..., Any]:
         async def belonging_event(event: Any, **_: Any) -> None:
-            key = cache.show(kind, event["object"], deleted=event["type"] == "DELETED")
-            if key is not None:
-                queue.add(key)
+            item, deleted = event["object"], event["type"] == "DELETED"
+            if (key := cache.show(kind, item, deleted=deleted)) is not None:
+                queue.add(key, urgent=kind == POD and (deleted or has_ended(item)))
 
         return belonging_event
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -145,30 +145,27 @@ class Cache:
         return stale, gone
 
     def uids(self, kind: Kind) -> set[str]:
-        """The jobs or pods known now: to be taken before a listing begins, for `replace`."""
+        """The jobs or pods known now: to be taken before a listing begins, for `drop_absent`."""
         return {
             uid for belongings in self._belongings.values() for of, uid in belongings.objects if of == kind
         }
 
-    def replace(self, kind: Kind, listed: Iterable[Object], before: set[str]) -> set[Key]:
-        """All jobs or pods there are; those that are not in `before` came while they were listed, and stay.
+    def stale_owners(self, kind: Kind, listed: Iterable[ObjectVersion]) -> dict[str, str]:
+        """The chains of which a listing shows jobs or pods that are not known here, or older: their namespaces, by
+        uid.
+        """
+        return {one.chain_uid: one.namespace for one in listed if one.chain_uid and self._is_stale(kind, one)}
 
-        Returns the chains for which that is news.
+    def drop_absent(self, kind: Kind, listed: Set[str], before: Set[str]) -> set[Key]:
+        """Forget the jobs or pods that a listing does not show; those that are not in `before` came while it was under
+        way, and stay. Returns the chains for which that is news.
         """
         changed: set[Key] = set()
-        there: dict[str, dict[tuple[Kind, str], Object]] = {}
-        for item in listed:
-            key = self.show(kind, item)
-            if key is not None:
-                changed.add(key)
-            chain_uid = item["metadata"]["labels"][labels.CHAIN_UID]
-            there.setdefault(chain_uid, {})[kind, item["metadata"]["uid"]] = item
         for chain_uid, belongings in list(self._belongings.items()):
-            kept = there.get(chain_uid, {})
             gone = [
                 place
                 for place in belongings.objects
-                if place[0] == kind and place not in kept and place[1] in before
+                if place[0] == kind and place[1] in before and place[1] not in listed
             ]
             for place in gone:
                 del belongings.objects[place]
@@ -177,6 +174,11 @@ class Cache:
             if not belongings.objects:
                 del self._belongings[chain_uid]
         return changed
+
+    def _is_stale(self, kind: Kind, one: ObjectVersion) -> bool:
+        belongings = self._belongings.get(one.chain_uid)
+        known = belongings.objects.get((kind, one.uid)) if belongings is not None else None
+        return known is None or is_newer(one.resource_version, known["metadata"]["resourceVersion"])
 
 
 def is_newer(version: str, than: str) -> bool:

@@ -68,6 +68,7 @@ class ObjectVersion:
     name: str
     uid: str
     resource_version: str
+    chain_uid: str = ""  # of a job or a pod: the chain that it belongs to
 
 
 def load_config(kubeconfig: str | None, context: str | None) -> KubeConfig:
@@ -110,9 +111,12 @@ class KubernetesApi:
         return await self._find(CHAIN, namespace, name)
 
     async def list_versions(self, kind: Kind, namespace: str | None) -> list[ObjectVersion]:
-        """Which objects there are, in which state, and nothing else of them. Raises NotServed."""
+        """Which objects there are (jobs and pods: of chains), in which state, and nothing else of them. Raises
+        NotServed.
+        """
         found: list[ObjectVersion] = []
-        async for page in self._pages(kind, namespace, {}, accept=_METADATA_ONLY):
+        query = {} if kind == CHAIN else {"labelSelector": labels.CHAIN_UID}
+        async for page in self._pages(kind, namespace, query, accept=_METADATA_ONLY):
             for item in page:
                 metadata = item["metadata"]
                 found.append(
@@ -121,6 +125,7 @@ class KubernetesApi:
                         name=metadata["name"],
                         uid=metadata["uid"],
                         resource_version=metadata["resourceVersion"],
+                        chain_uid=(metadata.get("labels") or {}).get(labels.CHAIN_UID, ""),
                     )
                 )
         return found

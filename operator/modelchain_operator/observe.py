@@ -67,7 +67,7 @@ class ChainMemory:
     told: dict[str, Told] = field(default_factory=dict)  # by name of the job
     written_at: float = float("-inf")  # monotonic seconds
     written_version: str = ""  # of the chain, after our last write
-    news_since: float | None = None  # monotonic seconds; something to tell waits to be written
+    ending_since: float | None = None  # monotonic seconds; a stage is complete, which waits to be told
     failures: int = 0  # passes in a row that an error has ended
     looked_again: set[tuple[str, int]] = field(default_factory=set)  # stage, attempt
     missing_said: tuple[str, str] | None = None  # of ArtifactsMissing: status, since when

@@ -1,4 +1,4 @@
-"""Chains that want a pass: each once, one pass of a chain at a time, some of them later."""
+"""Chains that want a pass: each once, one pass of a chain at a time, some of them later, the urgent first."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import time
 from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
+
+BESIDE_URGENT = 2  # passes that are not urgent, while one is under way that is
+PATIENCE_SECONDS = 30.0  # for which a key that is not urgent lets others go first
 
 
 class Key(NamedTuple):
@@ -24,20 +27,23 @@ class Key(NamedTuple):
 class KeyQueue:
     """A work queue as controllers have it: whatever is added twice before its turn has one turn.
 
-    A key that is added while its pass is under way has another one after it. Used in one event loop.
+    A key that is added while its pass is under way has another one after it. Urgent keys have their turn first, and
+    while their passes are under way few others are, so that a thousand chains with something to tell do not hold up
+    the one whose stage has ended. Used in one event loop.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._ready: deque[Key] = deque()
-        self._since: dict[Key, float] = {}  # what is in `_ready` or `_again`, wanted since
-        self._busy: set[Key] = set()
-        self._again: set[Key] = set()  # wanted while busy
-        self._idle: dict[Key, None] = {}  # wanted when nothing else is, the longest wanted first
+        self._since: dict[Key, float] = {}  # what is in `_urgent`, `_others` or `_again`, wanted since
+        self._urgent: dict[Key, None] = {}  # in the order of their turns
+        self._others: dict[Key, None] = {}
+        self._busy: dict[Key, bool] = {}  # whether its pass is urgent
+        self._again: dict[Key, bool] = {}  # wanted while busy, urgently or not
         self._due: dict[Key, float] = {}
         self._heap: list[tuple[float, int, Key]] = []
         self._count = itertools.count()
-        self._wake = asyncio.Event()
+        self._waiting: deque[asyncio.Future[None]] = deque()  # who waits in `get`
+        self._timer: asyncio.TimerHandle | None = None
         self._closed = False
 
     def __len__(self) -> int:
@@ -49,18 +55,14 @@ class KeyQueue:
         """Passes under way."""
         return len(self._busy)
 
-    def add(self, key: Key) -> None:
-        """The key wants a pass now."""
+    def add(self, key: Key, *, urgent: bool = False) -> None:
+        """The key wants a pass now; `urgent`: before those that can wait."""
         self._due.pop(key, None)
-        self._idle.pop(key, None)
-        if key in self._since:
-            return
-        self._since[key] = self._clock()
+        self._since.setdefault(key, self._clock())
         if key in self._busy:
-            self._again.add(key)
+            self._again[key] = urgent or self._again.get(key, False)
         else:
-            self._ready.append(key)
-            self._wake.set()
+            self._make_ready(key, urgent=urgent or key in self._urgent)
 
     def add_after(self, key: Key, seconds: float) -> None:
         """The key wants a pass then, unless it has one before; the earliest of such wishes counts."""
@@ -72,61 +74,81 @@ class KeyQueue:
             return
         self._due[key] = due
         heapq.heappush(self._heap, (due, next(self._count), key))
-        self._wake.set()
-
-    def add_when_idle(self, key: Key, seconds: float) -> None:
-        """The key wants a pass once no other does, but after so many seconds in any case."""
-        if key not in self._since:
-            self._idle[key] = None
-            self.add_after(key, seconds)
-            self._wake.set()
+        if self._waiting:
+            self._set_timer()
 
     def forget(self, key: Key) -> None:
         """The key wants no pass any more; one under way goes on."""
-        self._due.pop(key, None)
-        self._idle.pop(key, None)
-        if self._since.pop(key, None) is not None:
-            self._again.discard(key)
-            if key in self._ready:
-                self._ready.remove(key)
+        for wishes in (self._due, self._since, self._urgent, self._others, self._again):
+            wishes.pop(key, None)
 
     async def get(self) -> tuple[Key, float] | None:
         """The next key and the seconds that it waited; None once the queue is closed. `done` must follow."""
         while not self._closed:
             self._collect_due()
-            if not self._ready:
-                self._promote()
-            if self._ready:
-                key = self._ready.popleft()
-                self._busy.add(key)
-                self._due.pop(key, None)
+            if (key := self._take()) is not None:
+                self._wake_next()
                 return key, self._clock() - self._since.pop(key)
-            self._wake.clear()
-            timeout = max(0.0, self._heap[0][0] - self._clock()) if self._heap else None
+            self._set_timer()
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiting.append(waiter)
             try:
-                await asyncio.wait_for(self._wake.wait(), timeout)
-            except TimeoutError:
-                continue
+                await waiter
+            except asyncio.CancelledError:
+                if waiter.done() and not waiter.cancelled():
+                    self._wake_next()  # somebody else's turn
+                raise
         return None
 
     def done(self, key: Key) -> None:
         """The key's pass has ended."""
-        self._busy.discard(key)
-        if key in self._again:
-            self._again.discard(key)
-            self._ready.append(key)
-            self._wake.set()
-        elif key in self._idle:
-            self._wake.set()
+        self._busy.pop(key, None)
+        if (urgent := self._again.pop(key, None)) is not None:
+            self._make_ready(key, urgent=urgent)
+        else:
+            self._wake_next()
 
     def close(self) -> None:
         """No pass begins any more."""
         self._closed = True
-        self._wake.set()
+        while self._waiting:
+            _wake(self._waiting.popleft())
+        if self._timer is not None:
+            self._timer.cancel()
 
-    def _promote(self) -> None:
-        if (key := next((key for key in self._idle if key not in self._busy), None)) is not None:
-            self.add(key)
+    # ---- turns
+
+    def _make_ready(self, key: Key, *, urgent: bool) -> None:
+        if urgent:
+            self._others.pop(key, None)
+        (self._urgent if urgent else self._others).setdefault(key)
+        self._wake_next()
+
+    def _take(self) -> Key | None:
+        """The key whose turn it is; its pass is under way then."""
+        urgent, other = next(iter(self._urgent), None), next(iter(self._others), None)
+        if other is not None and self._goes_now(other, urgent):
+            key, line = other, self._others
+        elif urgent is not None:
+            key, line = urgent, self._urgent
+        else:
+            return None
+        del line[key]
+        self._due.pop(key, None)
+        self._busy[key] = line is self._urgent
+        return key
+
+    def _goes_now(self, other: Key, urgent: Key | None) -> bool:
+        """Whether the first of those that can wait does not have to, for the first of the urgent or for others."""
+        since = self._since[other]
+        if urgent is not None:
+            return since + PATIENCE_SECONDS < self._since[urgent]
+        under_way = sum(self._busy.values())
+        return (
+            under_way == 0
+            or len(self._busy) - under_way < BESIDE_URGENT
+            or since + PATIENCE_SECONDS < self._clock()
+        )
 
     def _collect_due(self) -> None:
         now = self._clock()
@@ -134,3 +156,38 @@ class KeyQueue:
             due, _, key = heapq.heappop(self._heap)
             if self._due.get(key) == due:
                 self.add(key)
+
+    # ---- who waits
+
+    def _wake_next(self) -> None:
+        """Wake one who waits, if there may be something for it."""
+        if not (self._urgent or self._others):
+            return
+        while self._waiting:
+            if _wake(self._waiting.popleft()):
+                return
+
+    def _set_timer(self) -> None:
+        """Wake somebody when the next key is due."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        while self._heap and self._due.get(self._heap[0][2]) != self._heap[0][0]:
+            heapq.heappop(self._heap)  # it had a pass before, or is wanted earlier
+        if self._heap:
+            wait = max(0.0, self._heap[0][0] - self._clock())
+            self._timer = asyncio.get_running_loop().call_later(wait, self._ring)
+
+    def _ring(self) -> None:
+        self._timer = None
+        self._collect_due()
+        if self._waiting:
+            self._set_timer()
+
+
+def _wake(waiter: asyncio.Future[None]) -> bool:
+    """Returns whether it still waited."""
+    if waiter.done():
+        return False
+    waiter.set_result(None)
+    return True

@@ -61,11 +61,9 @@ logger = logging.getLogger(__name__)
 JOB_KINDS = (PYTORCHJOB, JOB)
 AT_REST = (ChainPhase.COMPLETE, ChainPhase.FAILED, ChainPhase.SUSPENDED)  # a pass is rare then
 ASK_AGAIN_SECONDS = 30.0  # after the API server has refused a job
-POD_PATIENCE_SECONDS = 5.0  # for pods to be made and set up, before it is asked why they are not
+POD_PATIENCE_SECONDS = 15.0  # for pods to be made and set up, before it is asked why they are not
 LONGEST_WAIT_SECONDS = 60.0  # between passes that an error has ended
 TRUST_SECONDS = 2.0  # in what the API server has shown, before a job is made or deleted
-BACKLOG = 16  # passes that wait, before news of other chains waits for them
-NEWS_SECONDS = 30.0  # for which it waits at most
 ENDING_SECONDS = 2.0  # from a stage's manifest to the end of its job, as a rule: both are told in one write
 EVENTS_UNDER_WAY = 256
 LOOK_AGAIN_SECONDS = 1.0  # after an act, if no watch shows what came of it
@@ -177,6 +175,8 @@ class Reconciler:
         view = View(body, tuple(jobs), tuple(self._cache.objects(POD, cached.uid)))
         decision = await self._decide(key, view, judged, memory)
         if decision is None:  # the store was not looked at yet; it says when it was
+            if body.get("status", {}).get("phase") in (None, *AT_REST):  # a thousand may wait for that
+                self._acceptance.forget(body)
             return
         self._metrics.chain_accepted(key, judged.chain)
         ask_again = memory.refusal is not None and time.monotonic() >= memory.refusal.ask_at
@@ -264,26 +264,24 @@ class Reconciler:
         return news
 
     def _is_due(self, key: Key, body: Object, decision: Decision, memory: ChainMemory) -> bool:
-        """Whether there is something to do or to write, now. What only tells has another pass where mere progress was
-        told not long ago, or other chains have to get on first.
+        """Whether there is something to do or to write, now. Where mere progress was told not long ago, or a stage
+        that is complete gives way to the next in a moment, there is another pass then.
         """
         before, after = status_of(body), self._kept.of(decision.status)
         if not decision.actions and before == after:
             return False
         if before is None or not only_tells(before, decision):
             return True
-        now, postpone = time.monotonic(), self._queue.add_after
+        now = time.monotonic()
         if without_progress(before) == without_progress(after):
             wait = memory.written_at + self._pace.progress_seconds - now
+        elif _begins_soon(decision.status):
+            memory.ending_since = memory.ending_since or now
+            wait = memory.ending_since + ENDING_SECONDS - now
         else:
-            memory.news_since = now if memory.news_since is None else memory.news_since
-            wait = memory.news_since - now
-            if _begins_soon(decision.status):
-                wait += ENDING_SECONDS
-            elif len(self._queue) > BACKLOG and not _finishes(before, decision.status):
-                wait, postpone = wait + NEWS_SECONDS, self._queue.add_when_idle
+            return True
         if wait > 0:
-            postpone(key, wait)
+            self._queue.add_after(key, wait)
         return wait <= 0
 
     # ---- write and act
@@ -409,7 +407,7 @@ class Reconciler:
             return body
         written = await self._publish(key, body, before, status)
         memory.written_at = time.monotonic()
-        memory.news_since = None
+        memory.ending_since = None
         memory.written_version = written["metadata"]["resourceVersion"]
         memory.missing_said = _missing_said(status)
         self._stores.record(key, accepted.chain, status)
@@ -526,11 +524,6 @@ def _suffices(view: View, chain: ResolvedChain, decision: Decision, memory: Chai
         return True
     ours = view.body["metadata"]["resourceVersion"] == memory.written_version
     return ours and memory.refusal is None and only_begins(before, decision, chain, attempts(view.jobs))
-
-
-def _finishes(before: ChainStatus, after: ChainStatus) -> bool:
-    """Whether a stage is newly finished, which is what people wait for."""
-    return sum(stage.finished for stage in before.stages) < sum(stage.finished for stage in after.stages)
 
 
 def _begins_soon(status: ChainStatus) -> bool:

@@ -11,12 +11,14 @@ from collections.abc import Sequence
 from modelchain_operator import memory
 from modelchain_operator.cache import Cache
 from modelchain_operator.kinds import CHAIN, JOB, POD, PYTORCHJOB, Kind
-from modelchain_operator.kubernetes_api import ApiError, KubernetesApi, NotServed
+from modelchain_operator.kubernetes_api import ApiError, KubernetesApi, NotServed, Object, ObjectVersion
 from modelchain_operator.queue import Key, KeyQueue
 
 logger = logging.getLogger(__name__)
 
 RETRY_SECONDS = 5.0  # after a listing that failed
+WATCH_SECONDS = 2.0  # in which a watch shows what a listing has shown, unless it has missed it
+MANY = 50  # chains whose jobs are listed one by one; those of more are listed all together
 
 
 class Resync:
@@ -66,27 +68,45 @@ class Resync:
 
     async def _list_belongings(self, kind: Kind) -> set[Key]:
         before = self._cache.uids(kind)
-        listed = []
+        listed: list[ObjectVersion] = []
         try:
             for namespace in self._namespaces:
-                listed += await self._api.list_labelled(kind, namespace, None)
+                listed += await self._api.list_versions(kind, namespace)
+            changed = await self._read_stale(kind, listed)
         except NotServed as error:
             if kind not in self._told:
                 logger.warning("%s; chains that need it wait", error)
                 self._told.add(kind)
-            changed = set() if kind in self._not_served else set(self._cache)
+            waiting = set() if kind in self._not_served else set(self._cache)
             self._not_served.add(kind)
-            return changed | self._cache.replace(kind, [], before)
+            return waiting | self._cache.drop_absent(kind, set(), before)
         served_anew = kind in self._not_served
         if served_anew:
             logger.info("the cluster serves %s %s now", kind.api_version, kind.kind)
             self._told.discard(kind)
             self._not_served.discard(kind)
-        return self._cache.replace(kind, listed, before) | (set(self._cache) if served_anew else set())
+        changed |= self._cache.drop_absent(kind, {one.uid for one in listed}, before)
+        return changed | (set(self._cache) if served_anew else set())
+
+    async def _read_stale(self, kind: Kind, listed: Sequence[ObjectVersion]) -> set[Key]:
+        """Read what the listing shows newer than it is known here. Returns the chains for which that is news."""
+        owners = self._cache.stale_owners(kind, listed)
+        if owners and self.listed.is_set():
+            await asyncio.sleep(WATCH_SECONDS)
+            owners = self._cache.stale_owners(kind, listed)
+        found: list[Object] = []
+        if len(owners) > MANY:
+            for namespace in self._namespaces:
+                found += await self._api.list_labelled(kind, namespace, None)
+        else:
+            for chain_uid, namespace in owners.items():
+                found += await self._api.list_labelled(kind, namespace, chain_uid)
+        shown = [self._cache.show(kind, item) for item in found]
+        return {key for key in shown if key is not None}
 
     async def _list_chains(self) -> None:
         before = self._cache.chain_uids()
-        listed = []
+        listed: list[ObjectVersion] = []
         for namespace in self._namespaces:
             listed += await self._api.list_versions(CHAIN, namespace)
         stale, gone = self._cache.stale_chains(listed, before)

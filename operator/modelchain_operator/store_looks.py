@@ -33,7 +33,15 @@ class StoreLooks:
         # Nothing begins in a suspended chain; when it goes on, all is looked at anew.
         at_rest = frozenset(stage.name for stage in chain.stages) if chain.suspend else not_yet
         store = await self._access.open(chain, accepted.store)
-        self._reader.follow(key, chain, store, running=running, finished=finished, at_rest=at_rest)
+        self._reader.follow(
+            key,
+            chain,
+            store,
+            running=running,
+            starting=_starting(status),
+            finished=finished,
+            at_rest=at_rest,
+        )
         seen = self._reader.seen(key)
         needed = {stage.name for stage in chain.stages} - finished - not_yet
         return seen if needed <= set(seen.facts) else None
@@ -72,3 +80,9 @@ def _running(chain: ResolvedChain, status: ChainStatus | None) -> dict[str, int]
         and stage.phase is not StagePhase.FAILED
         and stage.attempt > stage.settled
     }
+
+
+def _starting(status: ChainStatus | None) -> frozenset[str]:
+    """The stages whose job was seen last without all of its pods."""
+    known = status.stages if status is not None else ()
+    return frozenset(stage.name for stage in known if stage.phase in (StagePhase.PENDING, StagePhase.QUEUED))

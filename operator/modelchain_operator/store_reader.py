@@ -30,6 +30,7 @@ from modelchain_operator.store_schedule import CLOSE_SECONDS, Place, StoreSchedu
 logger = logging.getLogger(__name__)
 
 RUNNING_SECONDS = 5.0  # between looks at a stage that trains
+STARTING_SECONDS = 60.0  # at one whose trainer does not run yet: it says nothing
 WAITING_SECONDS = 5.0  # at one whose turn has come; half as long again after each that shows nothing new
 LONGEST_WAITING_SECONDS = 60.0
 AT_REST_SECONDS = 900.0  # at one that can't begin: before it does, it is looked at anew
@@ -58,6 +59,7 @@ class _Pace(Enum):
     """Why a stage is looked at."""
 
     NEW = "new"  # nobody has said yet
+    STARTING = "starting"
     RUNNING = "running"
     WAITING = "waiting"
     AT_REST = "at rest"
@@ -175,13 +177,16 @@ class StoreReader:
         requests_per_second: float = 50.0,
         artifact_check_seconds: float = 900.0,
         progress_seconds: float = 15.0,
+        on_finished: Callable[[Key], None] | None = None,
         on_refused: Callable[[Store], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`on_change` is called when something is new about a chain, for mere progress every `progress_seconds`
-        at most; `on_refused` when a store refuses its keys.
+        at most; `on_finished` (by default the same) when a stage is found complete; `on_refused` when a store refuses
+        its keys.
         """
         self.on_change = on_change
+        self.on_finished = on_finished or on_change
         self.on_refused = on_refused
         self._artifact_check_seconds = artifact_check_seconds
         self._progress_seconds = progress_seconds
@@ -223,11 +228,12 @@ class StoreReader:
         store: Store | NoAccess,
         *,
         running: Mapping[str, int],
+        starting: Set[str] = frozenset(),
         finished: Set[str],
         at_rest: Set[str],
     ) -> None:
-        """Follow these stages of the chain from now on: which attempts run, which stages are finished, and which
-        can't begin now. Saying the same again changes nothing.
+        """Follow these stages of the chain from now on: which attempts are under way (and of which of them no trainer
+        runs yet), which stages are finished, and which can't begin now. Saying the same again changes nothing.
         """
         known = self._chains.get(key)
         if known is None or known.uid != chain.chain.uid or not _is_same(known.source, store):
@@ -238,7 +244,7 @@ class StoreReader:
         for stage in known.stages.values():
             attempt = running.get(stage.name)
             if attempt is not None:
-                pace = _Pace.RUNNING
+                pace = _Pace.STARTING if stage.name in starting else _Pace.RUNNING
             elif stage.name in finished:
                 pace = _Pace.FINISHED
             else:
@@ -383,8 +389,8 @@ class StoreReader:
         elif was is _Pace.FINISHED or (was is _Pace.AT_REST and self._is_old(stage)):
             stage.wanted_since = self._clock()  # nothing may begin on what was seen that long ago
         if stage.looked_at == float("-inf"):  # at first sight; only what may go on is urgent
-            self._schedule.soon(stage, urgent=pace in (_Pace.RUNNING, _Pace.WAITING))
-        elif stage.outdated or (pace is _Pace.RUNNING and attempt is not None):
+            self._schedule.soon(stage, urgent=pace in (_Pace.STARTING, _Pace.RUNNING, _Pace.WAITING))
+        elif stage.outdated or pace is _Pace.RUNNING:
             self._schedule.soon(stage, urgent=stage.outdated)
         else:
             self._schedule.later(stage, self._interval_of(stage))
@@ -401,6 +407,8 @@ class StoreReader:
             return AT_REST_SECONDS
         if stage.facts is not None and stage.facts.trouble is StoreTrouble.UNAVAILABLE:
             return WAITING_SECONDS
+        if stage.pace is _Pace.STARTING:
+            return STARTING_SECONDS
         leased = stage.facts is not None and stage.facts.lease is not None and stage.facts.lease.fresh
         return min(stage.interval, LEASED_SECONDS if leased else LONGEST_WAITING_SECONDS)
 
@@ -482,7 +490,8 @@ class StoreReader:
             if now - stage.chain.told_at < self._progress_seconds:
                 return
             stage.chain.told_at = now
-        self.on_change(stage.chain.key)
+        finished = stage.facts is not None and stage.facts.manifest is not None
+        (self.on_finished if finished else self.on_change)(stage.chain.key)
 
     def _on_silence(self, place: Place) -> None:
         """A place has fallen silent, or answers again: those who wait for it want to know."""

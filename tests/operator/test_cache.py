@@ -3,7 +3,7 @@
 import pytest
 
 from modelchain_operator.cache import Cache, is_newer
-from modelchain_operator.kinds import CHAIN, PYTORCHJOB
+from modelchain_operator.kinds import CHAIN, POD, PYTORCHJOB
 from modelchain_operator.kubernetes_api import Object, ObjectVersion
 from modelchain_operator.labels import CHAIN_UID
 from modelchain_operator.queue import Key
@@ -125,9 +125,24 @@ def test_a_listing_takes_away_jobs_whose_deletion_was_missed() -> None:
     cache.show(PYTORCHJOB, job(1, uid="gone"))
     before = cache.uids(PYTORCHJOB)
     cache.show(PYTORCHJOB, job(3, uid="late"))
-    assert cache.replace(PYTORCHJOB, [job(1, uid="kept")], before) == {KEY}
+    assert cache.drop_absent(PYTORCHJOB, {"kept"}, before) == {KEY}
     assert {item["metadata"]["uid"] for item in cache.objects(PYTORCHJOB, "u1")} == {"kept", "late"}
-    assert cache.replace(PYTORCHJOB, [job(1, uid="kept"), job(3, uid="late")], before) == set()
+    assert cache.drop_absent(PYTORCHJOB, {"kept", "late"}, before) == set()
+
+
+def test_a_listing_shows_whose_jobs_have_changed() -> None:
+    cache = Cache()
+    cache.show_chain(chain(1))
+    cache.show(PYTORCHJOB, job(3, uid="known"))
+    listed = [
+        ObjectVersion("team", "same", "known", "3", chain_uid="u1"),
+        ObjectVersion("team", "labelled", "foreign", "9"),
+    ]
+    assert cache.stale_owners(PYTORCHJOB, listed) == {}
+    newer = ObjectVersion("team", "changed", "known", "4", chain_uid="u1")
+    of_another = ObjectVersion("other", "made", "new", "2", chain_uid="u2")
+    assert cache.stale_owners(PYTORCHJOB, [*listed, newer, of_another]) == {"u1": "team", "u2": "other"}
+    assert cache.stale_owners(POD, listed) == {"u1": "team"}, "a pod is no job"
 
 
 @pytest.mark.parametrize(

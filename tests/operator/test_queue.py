@@ -2,9 +2,9 @@
 
 import asyncio
 
-from modelchain_operator.queue import Key, KeyQueue
+from modelchain_operator.queue import BESIDE_URGENT, PATIENCE_SECONDS, Key, KeyQueue
 
-A, B = Key("default", "a"), Key("default", "b")
+A, B, C = (Key("default", name) for name in "abc")
 
 
 class Clock:
@@ -73,56 +73,102 @@ def test_a_later_turn_comes_when_it_is_due_and_the_earliest_wish_counts() -> Non
     asyncio.run(scenario())
 
 
-def test_what_is_wanted_when_idle_comes_after_all_else() -> None:
+def test_what_is_urgent_has_its_turn_first() -> None:
     async def scenario() -> None:
         queue = KeyQueue(Clock())
-        queue.add_when_idle(A, 10)
-        queue.add(B)
-        assert len(queue) == 1
-        assert [(await taken(queue)), (await taken(queue))] == [B, A]
-        queue.done(A)
-        queue.add_when_idle(A, 10)
         queue.add(A)
-        assert await taken(queue) == A
-        queue.done(A)
-        queue.done(B)
-        queue.add_when_idle(B, 10)
-        queue.forget(B)
-        queue.add(A)
-        assert await taken(queue) == A
-        waiting = asyncio.create_task(queue.get())
-        await asyncio.sleep(0)
-        assert not waiting.done(), "each of these wishes was for one turn"
-        queue.close()
-        assert await waiting is None
+        queue.add(B, urgent=True)
+        queue.add(C, urgent=True)
+        assert [(await taken(queue)), (await taken(queue)), (await taken(queue))] == [B, C, A]
 
     asyncio.run(scenario())
 
 
-def test_what_is_wanted_when_idle_comes_in_time_though_it_is_never_idle() -> None:
+def test_a_key_that_waits_becomes_urgent_and_stays_so() -> None:
+    async def scenario() -> None:
+        queue = KeyQueue(Clock())
+        queue.add(A)
+        queue.add(B)
+        queue.add(B, urgent=True)
+        queue.add(B)
+        assert len(queue) == 2
+        assert [(await taken(queue)), (await taken(queue))] == [B, A]
+        queue.add(A)
+        queue.add(B)
+        queue.add(B, urgent=True)
+        queue.add(B)
+        for key in (A, B):
+            queue.done(key)
+        assert [(await taken(queue)), (await taken(queue))] == [B, A], "also if its pass was under way"
+
+    asyncio.run(scenario())
+
+
+def test_few_that_can_wait_are_under_way_beside_an_urgent_one() -> None:
     async def scenario() -> None:
         clock = Clock()
         queue = KeyQueue(clock)
-        queue.add_when_idle(A, 10)
-        for _ in range(9):
-            clock.now += 1
-            queue.add(B)
-            assert await taken(queue) == B
-            queue.done(B)
-        clock.now += 1
-        queue.add(B)
-        assert {(await taken(queue)), (await taken(queue))} == {A, B}
+        others = [Key("default", f"other-{number}") for number in range(BESIDE_URGENT + 2)]
+        queue.add(A, urgent=True)
+        for key in others:
+            queue.add(key)
+        assert await taken(queue) == A
+        for key in others[:BESIDE_URGENT]:
+            assert await taken(queue) == key
+        waiting = [asyncio.create_task(queue.get()) for _ in range(2)]
+        await asyncio.sleep(0)
+        assert not any(task.done() for task in waiting)
+        queue.done(others[0])
+        await asyncio.sleep(0)
+        assert [task.done() for task in waiting] == [True, False], "one goes, another comes"
+        queue.done(A)
+        assert [turn[0] for task in waiting if (turn := await task)] == others[BESIDE_URGENT:]
 
     asyncio.run(scenario())
 
 
-def test_what_is_wanted_when_idle_waits_for_the_pass_under_way() -> None:
+def test_what_can_wait_does_so_no_longer_than_its_patience() -> None:
     async def scenario() -> None:
-        queue = KeyQueue(Clock())
+        clock = Clock()
+        queue = KeyQueue(clock)
         queue.add(A)
-        assert await taken(queue) == A
-        queue.add_when_idle(A, 10)
-        await comes_after_its_pass(queue, A)
+        clock.now += PATIENCE_SECONDS - 1
+        queue.add(B, urgent=True)
+        assert await taken(queue) == B
+        queue.done(B)
+        clock.now += 2
+        queue.add(B, urgent=True)
+        assert [(await taken(queue)), (await taken(queue))] == [A, B]
+
+    asyncio.run(scenario())
+
+
+def test_a_key_that_is_due_wakes_who_waits() -> None:
+    async def scenario() -> None:
+        queue = KeyQueue()
+        waiting = asyncio.create_task(queue.get())
+        await asyncio.sleep(0)
+        queue.add_after(A, 3600)
+        queue.add_after(B, 0.02)
+        async with asyncio.timeout(10):
+            taken_now = await waiting
+        assert taken_now is not None
+        assert taken_now[0] == B
+
+    asyncio.run(scenario())
+
+
+def test_one_who_was_told_to_stop_leaves_the_turn_to_another() -> None:
+    async def scenario() -> None:
+        queue = KeyQueue()
+        first, second = (asyncio.create_task(queue.get()) for _ in range(2))
+        await asyncio.sleep(0)
+        queue.add(A)  # wakes the first
+        first.cancel()
+        async with asyncio.timeout(10):
+            taken_now = await second
+        assert taken_now is not None
+        assert taken_now[0] == A
 
     asyncio.run(scenario())
 
@@ -163,8 +209,8 @@ def test_a_forgotten_key_has_no_turn() -> None:
         queue.forget(A)
         queue.forget(B)
         clock.now += 2
-        queue.add(Key("default", "c"))
-        assert await taken(queue) == Key("default", "c")
+        queue.add(C)
+        assert await taken(queue) == C
         assert len(queue) == 0
 
     asyncio.run(scenario())

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from modelchain.artifacts import FAILURE, MANIFEST, Failure, attempt_folder, chain_key
+from modelchain.artifacts import FAILURE, LEASE, MANIFEST, Failure, attempt_folder, chain_key
 from modelchain.errors import CannotWriteError
 from modelchain.reconcile.observation import StageFacts, StoreTrouble
 from modelchain.resolved import ResolvedChain
@@ -90,6 +90,7 @@ def follow(
     key: Key = KEY,
     resolved: ResolvedChain = CHAIN,
     running: dict[str, int] | None = None,
+    starting: frozenset[str] = frozenset(),
     finished: frozenset[str] = frozenset(),
     suspended: bool = False,
 ) -> None:
@@ -99,7 +100,13 @@ def follow(
         if suspended or (stage.predecessor is not None and stage.predecessor.name not in finished)
     }
     reader.follow(
-        key, resolved, store, running=running or {}, finished=finished, at_rest=at_rest - set(running or {})
+        key,
+        resolved,
+        store,
+        running=running or {},
+        starting=starting,
+        finished=finished,
+        at_rest=at_rest - set(running or {}),
     )
 
 
@@ -154,6 +161,23 @@ def test_signs_of_life_of_the_attempt_that_runs_are_dated_by_our_clock(store: Mo
             advance(store, TINY, token, 2)
             await until(lambda: step(reader) == 2, "the second is seen")
             assert reader.seen(KEY).progress_changed_at["tiny", 3] > first
+
+    run(scenario())
+
+
+def test_an_attempt_is_asked_for_signs_of_life_once_its_trainer_runs(store: MoodyStore) -> None:
+    async def scenario() -> None:
+        async with reading() as reader:
+            follow(reader, store)
+            await until(lambda: len(reader.seen(KEY).facts) == 2, "all is known")
+            follow(reader, store, running={"tiny": 1}, starting=frozenset({"tiny"}))
+            asked = store.asked[f"{TINY.folder}/{LEASE}"]
+            await asyncio.sleep(0.3)
+            assert store.asked[f"{TINY.folder}/{LEASE}"] <= asked + 1, "but for a look that was under way"
+            assert fact(reader, "tiny") == StageFacts(), "what was seen before it began holds"
+            train(store, CHAIN, TINY, 1)
+            follow(reader, store, running={"tiny": 1})
+            await until(lambda: step(reader) == 1, "it is seen")
 
     run(scenario())
 
@@ -238,24 +262,23 @@ def test_with_a_manifest_the_next_stage_is_looked_at_before_its_chain_is_told(st
     """So that the next job is not made on what was seen a minute ago: somebody may have trained it meanwhile."""
 
     async def scenario() -> None:
-        known: list[tuple[bool, bool]] = []
+        told, known = Told(), []
 
-        def change(_: Key) -> None:
+        def finished(_: Key) -> None:
             facts = reader.seen(KEY).facts
-            has = {name for name in facts if facts[name].manifest is not None}
-            known.append(("tiny" in has, "small" in has))
+            known.append({name for name in facts if facts[name].manifest is not None})
 
-        reader = StoreReader(change, threads=4, artifact_check_seconds=60.0)
+        reader = StoreReader(told.change, on_finished=finished, threads=4, artifact_check_seconds=60.0)
         reader.start()
         token = train(store, CHAIN, TINY, 1)
         follow(reader, store, running={"tiny": 1})
         await until(lambda: step(reader) == 1 and "small" in reader.seen(KEY).facts, "all is known")
+        assert told.changes[KEY] > 0
         complete(store, SMALL)
         complete(store, TINY)
         advance(store, TINY, token, 16, phase="Complete")
-        await until(lambda: any(tiny for tiny, _ in known), "the manifest is told of")
-        assert known[-1] == (True, True)
-        assert (True, False) not in known
+        await until(lambda: bool(known), "the manifest is told of, and not as any other change")
+        assert all(complete == {"tiny", "small"} for complete in known)
         await reader.close()
 
     run(scenario())
