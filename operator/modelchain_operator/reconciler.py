@@ -410,7 +410,7 @@ class Reconciler:
         memory.ending_since = None
         memory.written_version = written["metadata"]["resourceVersion"]
         memory.missing_said = _missing_said(status)
-        self._stores.record(key, accepted.chain, status)
+        await self._stores.written(key, accepted, status)
         return written
 
     async def _publish(

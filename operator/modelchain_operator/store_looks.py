@@ -21,38 +21,38 @@ class StoreLooks:
         """What is known of the chain's stages; None if something that matters was not looked at yet: the reader
         says when it was.
         """
+        finished, not_yet = _finished(accepted.chain, status), _not_yet(accepted.chain, status)
+        await self._follow(key, accepted, status)
+        seen = self._reader.seen(key)
+        needed = {stage.name for stage in accepted.chain.stages} - finished - not_yet
+        return seen if needed <= set(seen.facts) else None
+
+    async def written(self, key: Key, accepted: Accepted, status: ChainStatus) -> None:
+        """This is the chain's status now: follow the stages as it says, and write the chain's record when the store
+        lets us.
+        """
+        await self._follow(key, accepted, status)
+        self._reader.record(key, accepted.chain, status)
+
+    async def _follow(self, key: Key, accepted: Accepted, status: ChainStatus | None) -> None:
         chain = accepted.chain
-        finished, running = _finished(chain, status), _running(chain, status)
-        not_yet = frozenset(
-            stage.name
-            for stage in chain.stages
-            if stage.predecessor is not None
-            and stage.predecessor.name not in finished
-            and stage.name not in running
-        )
         # Nothing begins in a suspended chain; when it goes on, all is looked at anew.
-        at_rest = frozenset(stage.name for stage in chain.stages) if chain.suspend else not_yet
-        store = await self._access.open(chain, accepted.store)
+        at_rest = (
+            frozenset(stage.name for stage in chain.stages) if chain.suspend else _not_yet(chain, status)
+        )
         self._reader.follow(
             key,
             chain,
-            store,
-            running=running,
+            await self._access.open(chain, accepted.store),
+            running=_running(chain, status),
             starting=_starting(status),
-            finished=finished,
+            finished=_finished(chain, status),
             at_rest=at_rest,
         )
-        seen = self._reader.seen(key)
-        needed = {stage.name for stage in chain.stages} - finished - not_yet
-        return seen if needed <= set(seen.facts) else None
 
     def look_again(self, key: Key, stage: str) -> None:
         """Something has happened to the stage: what was seen of it is old."""
         self._reader.look_again(key, stage)
-
-    def record(self, key: Key, chain: ResolvedChain, status: ChainStatus) -> None:
-        """Write the chain's record when the store lets us."""
-        self._reader.record(key, chain, status)
 
     def forget(self, key: Key) -> None:
         """The chain is gone, or nothing may be asked of its store."""
@@ -65,6 +65,18 @@ def _finished(chain: ResolvedChain, status: ChainStatus | None) -> frozenset[str
     known = status.stages if status is not None else ()
     return frozenset(
         stage.name for stage in known if stage.finished and digests.get(stage.name) == stage.digest
+    )
+
+
+def _not_yet(chain: ResolvedChain, status: ChainStatus | None) -> frozenset[str]:
+    """The stages that can't begin before another one is finished."""
+    finished, running = _finished(chain, status), _running(chain, status)
+    return frozenset(
+        stage.name
+        for stage in chain.stages
+        if stage.predecessor is not None
+        and stage.predecessor.name not in finished
+        and stage.name not in running
     )
 
 

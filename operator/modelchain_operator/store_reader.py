@@ -386,7 +386,7 @@ class StoreReader:
                 stage.facts = None
             else:  # another operator saw its end: what we saw is from before
                 stage.wanted_since = self._clock()
-        elif was is _Pace.FINISHED or (was is _Pace.AT_REST and self._is_old(stage)):
+        elif was is _Pace.FINISHED or (was is _Pace.AT_REST and attempt is None and self._is_old(stage)):
             stage.wanted_since = self._clock()  # nothing may begin on what was seen that long ago
         if stage.looked_at == float("-inf"):  # at first sight; only what may go on is urgent
             self._schedule.soon(stage, urgent=pace in (_Pace.STARTING, _Pace.RUNNING, _Pace.WAITING))
