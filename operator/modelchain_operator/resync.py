@@ -68,10 +68,8 @@ class Resync:
 
     async def _list_belongings(self, kind: Kind) -> set[Key]:
         before = self._cache.uids(kind)
-        listed: list[ObjectVersion] = []
         try:
-            for namespace in self._namespaces:
-                listed += await self._api.list_versions(kind, namespace)
+            listed = await self._list_versions(kind)
             changed = await self._read_stale(kind, listed)
         except NotServed as error:
             if kind not in self._told:
@@ -106,9 +104,7 @@ class Resync:
 
     async def _list_chains(self) -> None:
         before = self._cache.chain_uids()
-        listed: list[ObjectVersion] = []
-        for namespace in self._namespaces:
-            listed += await self._api.list_versions(CHAIN, namespace)
+        listed = await self._list_versions(CHAIN)
         stale, gone = self._cache.stale_chains(listed, before)
         for key in stale:
             body = await self._api.get_chain(*key)
@@ -117,3 +113,9 @@ class Resync:
         for key in gone:
             if self._cache.drop_chain(key, before[key]):
                 self._queue.add(key)
+
+    async def _list_versions(self, kind: Kind) -> list[ObjectVersion]:
+        listed: list[ObjectVersion] = []
+        for namespace in self._namespaces:
+            listed += await self._api.list_versions(kind, namespace)
+        return listed

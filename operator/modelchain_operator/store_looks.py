@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 from modelchain.resolved import ResolvedChain
-from modelchain.status import ChainStatus, StagePhase
+from modelchain.status import ChainStatus, StagePhase, StageStatus
 from modelchain_operator.acceptance import Accepted
 from modelchain_operator.queue import Key
 from modelchain_operator.store_access import StoreAccess
@@ -21,33 +24,30 @@ class StoreLooks:
         """What is known of the chain's stages; None if something that matters was not looked at yet: the reader
         says when it was.
         """
-        finished, not_yet = _finished(accepted.chain, status), _not_yet(accepted.chain, status)
-        await self._follow(key, accepted, status)
+        stages = _Stages.of(accepted.chain, status)
+        await self._follow(key, accepted, stages)
         seen = self._reader.seen(key)
-        needed = {stage.name for stage in accepted.chain.stages} - finished - not_yet
+        needed = {stage.name for stage in accepted.chain.stages} - stages.finished - stages.not_yet
         return seen if needed <= set(seen.facts) else None
 
     async def written(self, key: Key, accepted: Accepted, status: ChainStatus) -> None:
         """This is the chain's status now: follow the stages as it says, and write the chain's record when the store
         lets us.
         """
-        await self._follow(key, accepted, status)
+        await self._follow(key, accepted, _Stages.of(accepted.chain, status))
         self._reader.record(key, accepted.chain, status)
 
-    async def _follow(self, key: Key, accepted: Accepted, status: ChainStatus | None) -> None:
+    async def _follow(self, key: Key, accepted: Accepted, stages: _Stages) -> None:
         chain = accepted.chain
-        # Nothing begins in a suspended chain; when it goes on, all is looked at anew.
-        at_rest = (
-            frozenset(stage.name for stage in chain.stages) if chain.suspend else _not_yet(chain, status)
-        )
         self._reader.follow(
             key,
             chain,
             await self._access.open(chain, accepted.store),
-            running=_running(chain, status),
-            starting=_starting(status),
-            finished=_finished(chain, status),
-            at_rest=at_rest,
+            running=stages.running,
+            starting=stages.starting,
+            finished=stages.finished,
+            # Nothing begins in a suspended chain; when it goes on, all is looked at anew.
+            at_rest=frozenset(stage.name for stage in chain.stages) if chain.suspend else stages.not_yet,
         )
 
     def look_again(self, key: Key, stage: str) -> None:
@@ -59,31 +59,46 @@ class StoreLooks:
         self._reader.forget(key)
 
 
-def _finished(chain: ResolvedChain, status: ChainStatus | None) -> frozenset[str]:
+@dataclass(frozen=True)
+class _Stages:
+    """How a chain's stages stand by its status."""
+
+    finished: frozenset[str]
+    running: dict[str, int]  # the attempts that are under way
+    starting: frozenset[str]  # whose job was seen last without all of its pods
+    not_yet: frozenset[str]  # can't begin before another one is finished
+
+    @classmethod
+    def of(cls, chain: ResolvedChain, status: ChainStatus | None) -> _Stages:
+        known = status.stages if status is not None else ()
+        finished, running = _finished(chain, known), _running(chain, known)
+        return cls(
+            finished=finished,
+            running=running,
+            starting=frozenset(
+                stage.name for stage in known if stage.phase in (StagePhase.PENDING, StagePhase.QUEUED)
+            ),
+            not_yet=frozenset(
+                stage.name
+                for stage in chain.stages
+                if stage.predecessor is not None
+                and stage.predecessor.name not in finished
+                and stage.name not in running
+            ),
+        )
+
+
+def _finished(chain: ResolvedChain, known: Sequence[StageStatus]) -> frozenset[str]:
     """The stages that are finished as they are asked for now."""
     digests = {stage.name: stage.digest for stage in chain.stages}
-    known = status.stages if status is not None else ()
     return frozenset(
         stage.name for stage in known if stage.finished and digests.get(stage.name) == stage.digest
     )
 
 
-def _not_yet(chain: ResolvedChain, status: ChainStatus | None) -> frozenset[str]:
-    """The stages that can't begin before another one is finished."""
-    finished, running = _finished(chain, status), _running(chain, status)
-    return frozenset(
-        stage.name
-        for stage in chain.stages
-        if stage.predecessor is not None
-        and stage.predecessor.name not in finished
-        and stage.name not in running
-    )
-
-
-def _running(chain: ResolvedChain, status: ChainStatus | None) -> dict[str, int]:
+def _running(chain: ResolvedChain, known: Sequence[StageStatus]) -> dict[str, int]:
     """The attempts that are under way, by stage."""
     names = {stage.name for stage in chain.stages}
-    known = status.stages if status is not None else ()
     return {
         stage.name: stage.attempt
         for stage in known
@@ -92,9 +107,3 @@ def _running(chain: ResolvedChain, status: ChainStatus | None) -> dict[str, int]
         and stage.phase is not StagePhase.FAILED
         and stage.attempt > stage.settled
     }
-
-
-def _starting(status: ChainStatus | None) -> frozenset[str]:
-    """The stages whose job was seen last without all of its pods."""
-    known = status.stages if status is not None else ()
-    return frozenset(stage.name for stage in known if stage.phase in (StagePhase.PENDING, StagePhase.QUEUED))
