@@ -184,7 +184,7 @@ def chain(store: Path, shards: str, configs: list[ModelConfig], options: argpars
     training = {
         "epochs": -(-steps // steps_per_epoch),
         "globalBatchSize": options.batch_size,
-        "precision": options.precision,
+        "precision": options.precision.capitalize(),
         "warmupSteps": 10,
         "learningRate": 1e-4,
         "logEverySteps": log_every(options),

@@ -38,6 +38,7 @@ SPEC_BLOCKS: Mapping[str, tuple[type[BaseModel], str]] = {
     "evaluation": (spec.EvaluationSpec, "an item of spec.evaluation, spec.stages[].evaluation"),
     "evaluation.data": (spec.EvaluationDataSpec, "the data of an evaluation set"),
     "training": (spec.TrainingSpec, "spec.training, spec.stages[].training"),
+    "training.schedule": (spec.LearningRateSchedule, "the schedule of the learning rate"),
     "distillation": (spec.DistillationSpec, "spec.distillation, spec.stages[].distillation"),
     "distillation.schedule": (spec.DistillationSchedule, "the schedule of distillation"),
     "expansion": (spec.ExpansionSpec, "spec.expansion, spec.stages[].expansion"),
@@ -185,9 +186,10 @@ def decides_weights(block: str, field: str) -> bool:
     """Whether another value gives the stage another digest. (The tables of the digest are the truth about that.)"""
     tables: Mapping[str, Mapping[str, object]] = {
         "data": {**digest._DATA, "shards": None},  # noqa: SLF001
-        "training": digest._TRAINING,  # noqa: SLF001
-        "distillation": {**digest._DISTILLATION, "schedule": None},  # noqa: SLF001
-        "distillation.schedule": digest._SCHEDULE,  # noqa: SLF001
+        "training": {**digest._TRAINING, "schedule": None},  # noqa: SLF001
+        "training.schedule": digest._LEARNING_RATE_SCHEDULE,  # noqa: SLF001
+        "distillation": {**digest._DISTILLATION, "schedule": None, "teacher": None},  # noqa: SLF001
+        "distillation.schedule": digest._DISTILLATION_SCHEDULE,  # noqa: SLF001
         "expansion": digest._EXPANSION,  # noqa: SLF001
         "modelConfig": {**digest._MODEL, "vision": None, "text": None},  # noqa: SLF001
         "modelConfig.vision": digest._VISION,  # noqa: SLF001

@@ -19,7 +19,7 @@ import math
 from dataclasses import dataclass
 
 from modelchain.resolved import ResolvedChain, ResolvedDistillation, ResolvedStage
-from modelchain.spec import ModelConfig, ScheduleType, TextSpec, VisionSpec
+from modelchain.spec import DistillationScheduleType, ModelConfig, TextSpec, VisionSpec
 
 TRAINING_PASSES = 3  # forward; backward by the weights; backward by the activations
 
@@ -137,9 +137,9 @@ def stage_macs(stage: ResolvedStage, *, until_step: int | None = None) -> int:
     steps = stage.training.steps if until_step is None else min(until_step, stage.training.steps)
     captions = len(stage.data.caption_keys)
     macs = TRAINING_PASSES * steps * forward_macs(stage.model_config_, captions)
-    if stage.predecessor is not None:
+    if stage.teacher is not None:
         taught = teacher_steps(stage.distillation, stage.training.steps, until_step=steps)
-        macs += taught * forward_macs(stage.predecessor.model_config_, captions)
+        macs += taught * forward_macs(stage.teacher.model_config_, captions)
     return macs * stage.training.global_batch_size
 
 
@@ -150,7 +150,7 @@ def teacher_steps(distillation: ResolvedDistillation, steps: int, *, until_step:
     """
     last = steps if until_step is None else min(until_step, steps)
     schedule = distillation.schedule
-    if schedule.type is ScheduleType.CONSTANT:
+    if schedule.type is DistillationScheduleType.CONSTANT:
         return last if distillation.weight > 0 else 0
     if schedule.end_weight:
         return last if distillation.weight > 0 else max(0, last - 1)  # a line that rises from 0
@@ -167,7 +167,7 @@ def _plan_stage(stage: ResolvedStage, baseline_epochs: int) -> StagePlan:
     training = stage.training
     per_sample = forward_macs(stage.model_config_, len(stage.data.caption_keys))
     batch = training.global_batch_size
-    taught = 0 if stage.predecessor is None else teacher_steps(stage.distillation, training.steps)
+    taught = 0 if stage.teacher is None else teacher_steps(stage.distillation, training.steps)
     return StagePlan(
         name=stage.name,
         model=stage.model,

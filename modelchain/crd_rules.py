@@ -20,6 +20,7 @@ from modelchain.spec import (
     DistillationSchedule,
     EvaluationSpec,
     JobSpec,
+    LearningRateSchedule,
     ModelChainSpec,
     StageSpec,
     StoreSpec,
@@ -115,7 +116,7 @@ _FITTING = (
     ),
     _no_stage(
         f"{_given('warmup', 'epochs', 'samples', 'batch')} && {{samples}}.value() >= {{batch}}.value()"
-        " && {warmup}.value() >= {epochs}.value() * ({samples}.value() / {batch}.value())",
+        " && {epochs}.value() > 0 && {warmup}.value() >= {epochs}.value() * ({samples}.value() / {batch}.value())",
         "the warm-up does not end within the stage; write fewer training.warmupSteps, or remove it for the default",
         ".training.warmupSteps",
     ),
@@ -132,7 +133,7 @@ _FITTING = (
     ),
     _no_stage(
         f"{_given('floor', 'peak')} && {{floor}}.value() > {{peak}}.value()",
-        "the learning rate would rise along the cosine; write a minimumLearningRate of at most learningRate",
+        "the learning rate would rise at the end; write a minimumLearningRate of at most learningRate",
         ".training.minimumLearningRate",
     ),
 )
@@ -159,7 +160,7 @@ _SPEC = (
         ".stages",
     ),
     Rule(
-        "!has(self.stages[0].expansion)",
+        "!has(self.stages[0].expansion) || has(self.stages[0].fromWeights)",
         "expansion: the first stage has no predecessor to grow out of; remove it, or set spec.expansion",
         ".stages",
     ),
@@ -233,10 +234,17 @@ BLOCK_RULES: Mapping[type[BaseModel], tuple[Rule, ...]] = {
             for field in ("classes", "classesUri", "templates", "data.classKey")
         ),
     ),
+    LearningRateSchedule: (
+        Rule(
+            "!has(self.decayFraction) || (has(self.type) && self.type == 'WarmupStableDecay')",
+            "a Cosine schedule has no decayFraction; write type: WarmupStableDecay, or remove it",
+            ".decayFraction",
+        ),
+    ),
     DistillationSchedule: tuple(
         Rule(
-            f"!has(self.{field}) || (has(self.type) && self.type == 'linear')",
-            f"a constant schedule has no {field}; write type: linear, or remove it",
+            f"!has(self.{field}) || (has(self.type) && self.type == 'Linear')",
+            f"a Constant schedule has no {field}; write type: Linear, or remove it",
             f".{field}",
         )
         for field in ("until", "endWeight")

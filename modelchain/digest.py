@@ -22,7 +22,7 @@ from modelchain.resolved import ResolvedData, ResolvedDistillation, ResolvedExpa
 from modelchain.shards import expand_all
 from modelchain.spec import Block, ModelConfig, WeightsSpec
 
-DIGEST_VERSION = 1
+DIGEST_VERSION = 2
 
 
 _REQUIRED: Final = object()  # always written: its default, if any, depends on other fields
@@ -39,14 +39,16 @@ _TRAINING: Final[_Table] = {
     "beta2": 0.98,
     "epsilon": 1e-6,
     "gradientClipNorm": None,
-    "precision": "fp32",
+    "precision": "Fp32",
     "seed": 0,
+    "emaDecay": None,
 }
+_LEARNING_RATE_SCHEDULE: Final[_Table] = {"type": "Cosine", "decayFraction": _REQUIRED}
 _DATA: Final[_Table] = {  # shards are added apart
     "samples": _REQUIRED,
     "captionKeys": ["txt"],
-    "blockMebibytes": 8,
-    "windowBlocks": 16,
+    "blockMebibytes": 4,
+    "windowBlocks": 128,
     "randomCropScale": [0.9, 1.0],
 }
 _MODEL: Final[_Table] = {"embedDim": _REQUIRED, "quickGelu": False}
@@ -66,9 +68,14 @@ _TEXT: Final[_Table] = {
     "heads": _REQUIRED,
     "mlpRatio": 4.0,
 }
-_DISTILLATION: Final[_Table] = {"weight": 1.0}
-_SCHEDULE: Final[_Table] = {"type": "constant", "until": 1.0, "endWeight": 0.0}
-_EXPANSION: Final[_Table] = {"width": "exact", "depth": "identity"}
+_DISTILLATION: Final[_Table] = {"weight": 1.0, "surpassWindowSteps": None}
+_DISTILLATION_SCHEDULE: Final[_Table] = {"type": "Constant", "until": 1.0, "endWeight": 0.0}
+_EXPANSION: Final[_Table] = {
+    "width": "Exact",
+    "depth": "Identity",
+    "weights": "Published",
+    "optimizerState": "Reset",
+}
 
 
 def stage_digest(
@@ -80,9 +87,10 @@ def stage_digest(
     distillation: ResolvedDistillation,
     expansion: ResolvedExpansion,
     predecessor: str | None = None,
+    teacher: str | None = None,
     from_weights: WeightsSpec | None = None,
 ) -> str:
-    """The digest of a stage, 64 hex digits. `predecessor` is the predecessor's digest.
+    """The digest of a stage, 64 hex digits. `predecessor` and `teacher` are the digests of those stages.
 
     Raises ShardPatternError for a pattern without shards.
     """
@@ -94,6 +102,7 @@ def stage_digest(
         distillation=distillation,
         expansion=expansion,
         predecessor=predecessor,
+        teacher=teacher,
         from_weights=from_weights,
     )
     return hashlib.sha256(form).hexdigest()
@@ -108,6 +117,7 @@ def canonical_form(
     distillation: ResolvedDistillation,
     expansion: ResolvedExpansion,
     predecessor: str | None,
+    teacher: str | None,
     from_weights: WeightsSpec | None,
 ) -> bytes:
     """What `stage_digest` hashes: JSON with sorted keys, without spaces, in UTF-8."""
@@ -117,16 +127,21 @@ def canonical_form(
         "model": _deciding(model, _MODEL)
         | {"vision": _deciding(model.vision, _VISION), "text": _deciding(model.text, _TEXT)},
         "data": _deciding(data, _DATA) | {"shards": _shards_digest(data.shards)},
-        "training": _deciding(training, _TRAINING),
+        "training": _deciding(training, _TRAINING)
+        | {"schedule": _deciding(training.schedule, _LEARNING_RATE_SCHEDULE)},
     }
-    if predecessor is not None:  # nothing to grow out of or to learn from otherwise
+    if predecessor is not None:
         form["predecessor"] = predecessor
-        form["expansion"] = _deciding(expansion, _EXPANSION)
-        form["distillation"] = _deciding(distillation, _DISTILLATION) | {
-            "schedule": _deciding(distillation.schedule, _SCHEDULE)
-        }
     if from_weights is not None:
         form["fromWeights"] = from_weights.sha256
+    if predecessor is not None or from_weights is not None:  # nothing to grow out of otherwise
+        form["expansion"] = _deciding(expansion, _EXPANSION)
+    if teacher is not None:  # nothing to learn from otherwise
+        form["distillation"] = _deciding(distillation, _DISTILLATION) | {
+            "schedule": _deciding(distillation.schedule, _DISTILLATION_SCHEDULE)
+        }
+        if teacher != predecessor:
+            form["teacher"] = teacher
     return json.dumps(
         form, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     ).encode()

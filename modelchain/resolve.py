@@ -15,9 +15,9 @@ from modelchain.artifacts import stage_folder
 from modelchain.digest import stage_digest
 from modelchain.errors import UserDataError
 from modelchain.resolved import (
+    DEFAULT_DECAY_FRACTION,
     MAX_STAGE_BYTES,
     ChainReference,
-    Predecessor,
     ResolvedChain,
     ResolvedData,
     ResolvedDistillation,
@@ -27,20 +27,25 @@ from modelchain.resolved import (
     ResolvedStage,
     ResolvedStore,
     ResolvedTraining,
+    StageReference,
 )
 from modelchain.spec import (
     Block,
     DataSpec,
     DistillationSchedule,
+    DistillationScheduleType,
     DistillationSpec,
     EvaluationSpec,
     JobSpec,
+    LearningRateSchedule,
+    LearningRateScheduleType,
     ModelChain,
     ModelConfig,
     ObjectMeta,
-    ScheduleType,
+    OptimizerState,
     StageSpec,
     StoreSpec,
+    TaskName,
     TrainingSpec,
     WeightsSpec,
 )
@@ -78,7 +83,8 @@ def resolve(chain: ModelChain, *, base: Path | None = None) -> ResolvedChain:
     for index, stage in enumerate(chain.spec.stages):
         position = predecessor_position(chain.spec.stages, index)
         predecessor = None if position is None else stages[position]
-        stages.append(_resolve_stage(chain, index, stage, predecessor, reference, store, base))
+        teacher = _teacher(chain, index, stages) or predecessor
+        stages.append(_resolve_stage(chain, index, stage, predecessor, teacher, reference, store, base))
     baseline = chain.spec.baseline.epochs if chain.spec.baseline else None
     return ResolvedChain(
         chain=reference,
@@ -112,6 +118,25 @@ def predecessor_position(stages: list[StageSpec], index: int) -> int | None:
     raise UnresolvableError(f"spec.stages[{index}].from: no stage before this one is named {wanted!r}")
 
 
+def teacher_name(chain: ModelChain, index: int) -> str | None:
+    """The stage that `distillation.teacher` names for stage `index`; None: its predecessor, if any."""
+    distillation = merged(chain.spec.distillation, chain.spec.stages[index].distillation)
+    return distillation.teacher if distillation else None
+
+
+def _teacher(chain: ModelChain, index: int, before: list[ResolvedStage]) -> ResolvedStage | None:
+    """The stage that `distillation.teacher` names. Raises UnresolvableError for one that is not before."""
+    wanted = teacher_name(chain, index)
+    if wanted is None:
+        return None
+    for stage in before:
+        if stage.name == wanted:
+            return stage
+    raise UnresolvableError(
+        f"spec.stages[{index}].distillation.teacher: no stage before this one is named {wanted!r}"
+    )
+
+
 def merged(chain: B | None, stage: B | None) -> B | None:
     """`chain` with the fields that `stage` sets.
 
@@ -133,9 +158,12 @@ def resolve_model(stage: StageSpec) -> tuple[str, ModelConfig]:
 
 
 def resolve_training(
-    training: TrainingSpec | None, samples: int, *, has_predecessor: bool
+    training: TrainingSpec | None, samples: int, *, has_predecessor: bool, warm_optimizer: bool = False
 ) -> ResolvedTraining:
-    """How a stage is trained on `samples` samples an epoch. Raises UnresolvableError."""
+    """How a stage is trained on `samples` samples an epoch. `warm_optimizer`: its moments are carried over.
+
+    Raises UnresolvableError.
+    """
     if training is None or training.epochs is None:
         raise UnresolvableError("training.epochs is missing")
     given = _given(training)
@@ -145,7 +173,10 @@ def resolve_training(
         raise UnresolvableError(f"data.samples ({samples}) is less than training.globalBatchSize ({batch})")
     steps = training.epochs * steps_per_epoch
     warmup = DEFAULT_WARMUP_STEPS_IN_CHAIN if has_predecessor else DEFAULT_WARMUP_STEPS_ALONE
-    given.setdefault("warmup_steps", min(warmup, steps // 10))
+    given.setdefault("warmup_steps", 0 if warm_optimizer else min(warmup, steps // 10))
+    if training.schedule and training.schedule.type is LearningRateScheduleType.WARMUP_STABLE_DECAY:
+        fraction = training.schedule.decay_fraction or DEFAULT_DECAY_FRACTION
+        given["schedule"] = LearningRateSchedule(type=training.schedule.type, decay_fraction=fraction)
     given.setdefault("checkpoint_every_steps", max(1, min(DEFAULT_CHECKPOINT_STEPS, steps // 20)))
     return ResolvedTraining.model_validate(given | {"steps_per_epoch": steps_per_epoch, "steps": steps})
 
@@ -165,9 +196,11 @@ def resolve_job(job: JobSpec | None) -> ResolvedJob:
 
 def resolve_distillation(distillation: DistillationSpec | None) -> ResolvedDistillation:
     """The distillation of a stage, with a linear schedule's end written out."""
-    resolved = ResolvedDistillation.model_validate(_given(distillation))
+    resolved = ResolvedDistillation.model_validate(
+        _given(distillation, only=set(ResolvedDistillation.model_fields))
+    )
     schedule = resolved.schedule
-    if schedule.type is not ScheduleType.LINEAR:
+    if schedule.type is not DistillationScheduleType.LINEAR:
         return resolved
     written = DistillationSchedule(
         type=schedule.type,
@@ -191,21 +224,25 @@ def _resolve_stage(
     index: int,
     stage: StageSpec,
     predecessor: ResolvedStage | None,
+    teacher: ResolvedStage | None,
     reference: ChainReference,
     store: ResolvedStore,
     base: Path | None,
 ) -> ResolvedStage:
     spec = chain.spec
-    task = spec.task or "clip"
+    task = spec.task or TaskName.CLIP
     name, config = resolve_model(stage)
     if predecessor is not None and stage.from_weights is not None:
         raise UnresolvableError(f"stage {stage.name}: fromWeights is only for a stage without predecessor")
     data = _resolve_data(stage.name, merged(spec.data, stage.data))
+    expansion = ResolvedExpansion.model_validate(_given(merged(spec.expansion, stage.expansion)))
     training = resolve_training(
-        merged(spec.training, stage.training), data.samples, has_predecessor=predecessor is not None
+        merged(spec.training, stage.training),
+        data.samples,
+        has_predecessor=predecessor is not None,
+        warm_optimizer=predecessor is not None and expansion.optimizer_state is OptimizerState.CARRIED,
     )
     distillation = resolve_distillation(merged(spec.distillation, stage.distillation))
-    expansion = ResolvedExpansion.model_validate(_given(merged(spec.expansion, stage.expansion)))
     digest = stage_digest(
         task=task,
         model=config,
@@ -214,6 +251,7 @@ def _resolve_stage(
         distillation=distillation,
         expansion=expansion,
         predecessor=predecessor.digest if predecessor else None,
+        teacher=teacher.digest if teacher else None,
         from_weights=stage.from_weights,
     )
     resolved = ResolvedStage(
@@ -225,7 +263,8 @@ def _resolve_stage(
         task=task,
         model=name,
         modelConfig=config,
-        predecessor=None if predecessor is None else _as_predecessor(predecessor),
+        predecessor=predecessor and _reference_to(predecessor),
+        teacher=teacher and _reference_to(teacher),
         from_weights=_located_weights(stage.from_weights, base),
         image=stage.image or spec.image,
         store=store,
@@ -258,8 +297,8 @@ def _resolve_data(stage: str, data: DataSpec | None) -> ResolvedData:
     return ResolvedData.model_validate(_given(data))
 
 
-def _as_predecessor(stage: ResolvedStage) -> Predecessor:
-    return Predecessor(
+def _reference_to(stage: ResolvedStage) -> StageReference:
+    return StageReference(
         name=stage.name, digest=stage.digest, folder=stage.folder, modelConfig=stage.model_config_
     )
 

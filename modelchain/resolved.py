@@ -13,9 +13,14 @@ from modelchain.spec import (
     DepthExpansion,
     DistillationSchedule,
     EvaluationSpec,
+    InitialWeights,
+    LearningRateSchedule,
+    LearningRateScheduleType,
     ModelConfig,
+    OptimizerState,
     Precision,
     Sha256,
+    TaskName,
     WeightsSpec,
     WidthExpansion,
 )
@@ -26,6 +31,7 @@ ATTEMPT_VARIABLE = "MODELCHAIN_ATTEMPT"  # prefix of the attempt's token, <chain
 PARENT_PIPE_VARIABLE = "MODELCHAIN_PARENT_PIPE"  # file descriptor whose end means: whoever started us is gone
 TERMINATION_LOG_VARIABLE = "MODELCHAIN_TERMINATION_LOG"  # file for the reason of its end
 MAX_STAGE_BYTES = 64 * 1024
+DEFAULT_DECAY_FRACTION = 0.2
 
 
 class ChainReference(Block):
@@ -57,8 +63,8 @@ class ResolvedData(Block):
     shards: tuple[str, ...]  # patterns, as written; expand with modelchain.shards.expand
     samples: int
     caption_keys: tuple[str, ...] = ("txt",)
-    block_mebibytes: int = 8
-    window_blocks: int = 16
+    block_mebibytes: int = 4
+    window_blocks: int = 128
     random_crop_scale: tuple[float, float] = (0.9, 1.0)
     max_corrupt_fraction: float = 0.01
 
@@ -70,6 +76,8 @@ class ResolvedTraining(Block):
     learning_rate: float = 1e-3
     minimum_learning_rate: float = 3e-6
     warmup_steps: int
+    schedule: LearningRateSchedule = LearningRateSchedule()
+    ema_decay: float | None = None
     weight_decay: float = 0.1
     beta1: float = 0.9
     beta2: float = 0.98
@@ -86,15 +94,31 @@ class ResolvedTraining(Block):
     steps_per_epoch: int  # samples // global_batch_size: the incomplete last batch of an epoch is left out
     steps: int  # epochs * steps_per_epoch
 
+    @property
+    def trunk_steps(self) -> int | None:
+        """Steps before the decay of a WarmupStableDecay schedule: those that make the trunk. None without one."""
+        return self.steps - decay_steps(self.schedule, self.steps) or None
+
+
+def decay_steps(schedule: LearningRateSchedule, steps: int) -> int:
+    """How many of a stage's last steps decay: all of them where there is no trunk."""
+    if schedule.type is not LearningRateScheduleType.WARMUP_STABLE_DECAY:
+        return steps
+    fraction = DEFAULT_DECAY_FRACTION if schedule.decay_fraction is None else schedule.decay_fraction
+    return min(steps, max(1, round(fraction * steps)))
+
 
 class ResolvedDistillation(Block):
     weight: float = 1.0
     schedule: DistillationSchedule = DistillationSchedule()
+    surpass_window_steps: int | None = None
 
 
 class ResolvedExpansion(Block):
     width: WidthExpansion = WidthExpansion.EXACT
     depth: DepthExpansion = DepthExpansion.IDENTITY
+    weights: InitialWeights = InitialWeights.PUBLISHED
+    optimizer_state: OptimizerState = OptimizerState.RESET
 
 
 class ResolvedRetry(Block):
@@ -114,8 +138,8 @@ class ResolvedJob(Block):
     termination_grace_period_seconds: int = 120
 
 
-class Predecessor(Block):
-    """The stage whose weights this one grows out of and learns from."""
+class StageReference(Block):
+    """Another stage of the chain: the predecessor that a stage grows out of, or its teacher."""
 
     name: str
     digest: Sha256
@@ -124,16 +148,17 @@ class Predecessor(Block):
 
 
 class ResolvedStage(Block):
-    version: int = 1
+    version: int = 2
     chain: ChainReference
     name: str
     index: int
     digest: Sha256
     folder: str  # relative to the store: stages/<model>-<digest, shortened>
-    task: str = "clip"
+    task: TaskName = TaskName.CLIP
     model: str  # name for people, e.g. ViT-B-16; the stage's name where the model is written out
     model_config_: ModelConfig = Field(alias="modelConfig")
-    predecessor: Predecessor | None = None
+    predecessor: StageReference | None = None
+    teacher: StageReference | None = None  # the predecessor unless the chain names another stage
     from_weights: WeightsSpec | None = None
     image: str | None = None
     store: ResolvedStore

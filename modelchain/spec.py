@@ -64,24 +64,45 @@ def first_problem(error: ValidationError) -> str:
     return f"{where}: {problem['msg']}" if where else problem["msg"]
 
 
+class TaskName(StrEnum):
+    CLIP = "Clip"
+
+
 class WidthExpansion(StrEnum):
-    EXACT = "exact"
-    SLICE = "slice"
+    EXACT = "Exact"
+    PADDED = "Padded"
+    SLICE = "Slice"
 
 
 class DepthExpansion(StrEnum):
-    IDENTITY = "identity"
-    STACK = "stack"
+    IDENTITY = "Identity"
+    INTERLEAVE = "Interleave"
+    STACK = "Stack"
+
+
+class InitialWeights(StrEnum):
+    PUBLISHED = "Published"
+    TRUNK = "Trunk"
+
+
+class OptimizerState(StrEnum):
+    RESET = "Reset"
+    CARRIED = "Carried"
 
 
 class Precision(StrEnum):
-    FP32 = "fp32"
-    BF16 = "bf16"
+    FP32 = "Fp32"
+    BF16 = "Bf16"
 
 
-class ScheduleType(StrEnum):
-    CONSTANT = "constant"
-    LINEAR = "linear"
+class LearningRateScheduleType(StrEnum):
+    COSINE = "Cosine"
+    WARMUP_STABLE_DECAY = "WarmupStableDecay"
+
+
+class DistillationScheduleType(StrEnum):
+    CONSTANT = "Constant"
+    LINEAR = "Linear"
 
 
 class EvaluationType(StrEnum):
@@ -156,12 +177,12 @@ class DataSpec(Block):
         Field(
             ge=1,
             le=1024,
-            description="Bytes read at once, in MiB; blocks are permuted each epoch. Default: 8.",
+            description="Bytes read at once, in MiB; blocks are permuted each epoch. Default: 4.",
         ),
     ] = None
     window_blocks: Annotated[
         int | None,
-        Field(ge=1, le=4096, description="Blocks whose samples are shuffled together. Default: 16."),
+        Field(ge=1, le=4096, description="Blocks that a batch is drawn from. Default: 128."),
     ] = None
     random_crop_scale: Annotated[
         list[Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]] | None,
@@ -235,9 +256,25 @@ class EvaluationSpec(Block):
     ] = None
 
 
+class LearningRateSchedule(Block):
+    type: Annotated[
+        LearningRateScheduleType,
+        Field(
+            description="Cosine: down to minimumLearningRate along a half cosine. WarmupStableDecay: constant "
+            "after the warm-up, then down along a line; the weights before the decay, the trunk, are kept for "
+            "stages that start from them."
+        ),
+    ] = LearningRateScheduleType.COSINE
+    decay_fraction: Annotated[
+        Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None,
+        Field(description="WarmupStableDecay: share of the stage's steps that decay. Default: 0.2."),
+    ] = None
+
+
 class TrainingSpec(Block):
     epochs: Annotated[
-        Annotated[int, Field(ge=1, le=100000)] | None, Field(description="Passes over the data.")
+        Annotated[int, Field(ge=0, le=100000)] | None,
+        Field(description="Passes over the data. 0 holds the weights that the stage starts from, untrained."),
     ] = None
     global_batch_size: Annotated[
         Annotated[int, Field(ge=2, le=2**24)] | None,
@@ -257,13 +294,24 @@ class TrainingSpec(Block):
     ] = None
     minimum_learning_rate: Annotated[
         Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)] | None,
-        Field(description="Learning rate at the end of the cosine. Default: 3e-6."),
+        Field(description="Learning rate at the last step. Default: 3e-6."),
     ] = None
     warmup_steps: Annotated[
         Annotated[int, Field(ge=0, le=10**7)] | None,
         Field(
             description="Steps of linear warm-up. Default: 8000 for a stage without predecessor, 1000 "
-            "for others, at most a tenth of the stage."
+            "for others, at most a tenth of the stage; none where expansion.optimizerState is Carried."
+        ),
+    ] = None
+    schedule: Annotated[
+        LearningRateSchedule | None,
+        Field(description="How the learning rate changes after the warm-up. Default: Cosine."),
+    ] = None
+    ema_decay: Annotated[
+        Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] | None,
+        Field(
+            description="Publish and evaluate an exponential moving average of the weights with this decay a "
+            "step, rather than the weights themselves. Default: no averaging."
         ),
     ] = None
     weight_decay: Annotated[
@@ -291,7 +339,7 @@ class TrainingSpec(Block):
     ] = None
     precision: Annotated[
         Precision | None,
-        Field(description="fp32, or bf16 (autocast; master weights stay fp32). Default: fp32."),
+        Field(description="Fp32, or Bf16 (autocast; master weights stay fp32). Default: Fp32."),
     ] = None
     seed: Annotated[
         Annotated[int, Field(ge=0, lt=2**31)] | None,
@@ -321,16 +369,16 @@ class TrainingSpec(Block):
 
 
 class DistillationSchedule(Block):
-    type: Annotated[ScheduleType, Field(description="constant, or linear: from weight to endWeight.")] = (
-        ScheduleType.CONSTANT
-    )
+    type: Annotated[
+        DistillationScheduleType, Field(description="Constant, or Linear: from weight to endWeight.")
+    ] = DistillationScheduleType.CONSTANT
     until: Annotated[
         Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None,
-        Field(description="linear: share of the stage after which the weight is endWeight. Default: 1."),
+        Field(description="Linear: share of the stage after which the weight is endWeight. Default: 1."),
     ] = None
     end_weight: Annotated[
         Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] | None,
-        Field(description="linear: the weight reached. Default: 0."),
+        Field(description="Linear: the weight reached. Default: 0."),
     ] = None
 
 
@@ -347,19 +395,52 @@ class DistillationSpec(Block):
     ] = None
     schedule: Annotated[
         DistillationSchedule | None,
-        Field(description="How the weight changes over the stage. Default: constant."),
+        Field(description="How the weight changes over the stage. Default: Constant."),
+    ] = None
+    teacher: Annotated[
+        StageName | None,
+        Field(
+            description="The stage whose published weights teach this one; it may be larger. "
+            "Default: the stage's predecessor."
+        ),
+    ] = None
+    surpass_window_steps: Annotated[
+        Count | None,
+        Field(
+            description="End distillation once the mean loss of the stage over this many steps is below its "
+            "teacher's on the same batches. Default: never."
+        ),
     ] = None
 
 
 class ExpansionSpec(Block):
     width: Annotated[
         WidthExpansion | None,
-        Field(description="exact: keeps the function; slice: the paper's leading slice. Default: exact."),
+        Field(
+            description="Exact: copies that keep the function. Padded: the same function in a stream padded "
+            "with zeros, whose new units and heads start without effect. Slice: the paper's leading slice. "
+            "Default: Exact."
+        ),
     ] = None
     depth: Annotated[
         DepthExpansion | None,
         Field(
-            description="identity: new blocks start as identities; stack: plain copies. Default: identity."
+            description="Identity: new blocks start as identities. Interleave: each block is followed by its "
+            "copies, as in the paper. Stack: the whole tower is repeated. Default: Identity."
+        ),
+    ] = None
+    weights: Annotated[
+        InitialWeights | None,
+        Field(
+            description="Published: grow out of the predecessor's published weights. Trunk: out of its weights "
+            "before the decay of a WarmupStableDecay schedule. Default: Published."
+        ),
+    ] = None
+    optimizer_state: Annotated[
+        OptimizerState | None,
+        Field(
+            description="Reset: AdamW's moments start at zero. Carried: they are grown with the weights of the "
+            "Trunk. Default: Reset."
         ),
     ] = None
 
@@ -549,7 +630,7 @@ class StageSpec(Block):
 
 
 class ModelChainSpec(Block):
-    task: Annotated[Literal["clip"] | None, Field(description="The pre-training task. Default: clip.")] = None
+    task: Annotated[TaskName | None, Field(description="The pre-training task. Default: Clip.")] = None
     image: Annotated[
         ShortText | None, Field(description="The trainer's image. Default: the operator's setting.")
     ] = None

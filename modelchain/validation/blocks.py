@@ -10,12 +10,14 @@ from modelchain import shards
 from modelchain.cluster_labels import CONTAINER
 from modelchain.spec import (
     DataSpec,
+    DistillationScheduleType,
     DistillationSpec,
     EvaluationSpec,
     EvaluationType,
     JobSpec,
+    LearningRateScheduleType,
     ModelChain,
-    ScheduleType,
+    TrainingSpec,
 )
 from modelchain.validation.problem import Finding, quoted
 from modelchain.validation.structure import nearest
@@ -49,6 +51,8 @@ def check_blocks(chain: ModelChain) -> Iterator[Finding]:
             yield from _check_data(holder.data, (*at, "data"))
         if holder.evaluation is not None:
             yield from _check_evaluations(holder.evaluation, (*at, "evaluation"))
+        if holder.training is not None:
+            yield from _check_learning_rate_schedule(holder.training, (*at, "training"))
         if holder.distillation is not None:
             yield from _check_schedule(holder.distillation, (*at, "distillation"))
         if holder.job is not None:
@@ -176,15 +180,25 @@ def _check_retrieval(evaluation: EvaluationSpec, at: FieldPath) -> Iterator[Find
         yield from _check_distinct(evaluation.data.caption_keys, (*at, "data", "captionKeys"), "caption")
 
 
+def _check_learning_rate_schedule(training: TrainingSpec, at: FieldPath) -> Iterator[Finding]:
+    schedule = training.schedule
+    if schedule is None or schedule.type is LearningRateScheduleType.WARMUP_STABLE_DECAY:
+        return
+    if schedule.decay_fraction is not None:
+        message = "a Cosine schedule has no decayFraction"
+        remedy = "write type: WarmupStableDecay, or remove it"
+        yield _finding((*at, "schedule", "decayFraction"), message, remedy, "schedule.type")
+
+
 def _check_schedule(distillation: DistillationSpec, at: FieldPath) -> Iterator[Finding]:
     schedule = distillation.schedule
-    if schedule is None or schedule.type is ScheduleType.LINEAR:
+    if schedule is None or schedule.type is DistillationScheduleType.LINEAR:
         return
     for name, value in (("until", schedule.until), ("endWeight", schedule.end_weight)):
         if value is not None:
-            message = f"a constant schedule has no {name}"
+            message = f"a Constant schedule has no {name}"
             yield _finding(
-                (*at, "schedule", name), message, "write type: linear, or remove it", "schedule.type"
+                (*at, "schedule", name), message, "write type: Linear, or remove it", "schedule.type"
             )
 
 

@@ -7,8 +7,18 @@ from collections.abc import Iterable, Iterator
 from modelchain import catalogue
 from modelchain.errors import UserDataError
 from modelchain.growth import unbuildable, ungrowable
-from modelchain.resolve import UnresolvableError, predecessor_position, resolve, resolve_model
-from modelchain.spec import ModelChain, ModelConfig, StageSpec
+from modelchain.resolve import UnresolvableError, merged, predecessor_position, resolve, resolve_model
+from modelchain.spec import (
+    ExpansionSpec,
+    InitialWeights,
+    LearningRateSchedule,
+    LearningRateScheduleType,
+    ModelChain,
+    ModelConfig,
+    OptimizerState,
+    StageSpec,
+    TrainingSpec,
+)
 from modelchain.validation.blocks import check_blocks
 from modelchain.validation.problem import STAGE_NAMES, Finding, quoted
 from modelchain.validation.structure import nearest
@@ -44,6 +54,13 @@ def _check_name(chain: ModelChain) -> Iterator[Finding]:
 
 def _check_stages(chain: ModelChain) -> Iterator[Finding]:
     stages = chain.spec.stages
+    if chain.spec.distillation is not None and chain.spec.distillation.teacher is not None:
+        yield Finding(
+            ("spec", "distillation", "teacher"),
+            "the stages before the teacher could not learn from it",
+            "name the teacher in the distillation of each stage that it teaches",
+            frozenset({"teacher"}),
+        )
     first_of: dict[str, int] = {}
     models: list[ModelConfig | None] = []
     for index, stage in enumerate(stages):
@@ -57,11 +74,14 @@ def _check_stages(chain: ModelChain) -> Iterator[Finding]:
             )
         first_of.setdefault(stage.name, index)
         yield from _check_from(stages, index, at)
+        yield from _check_teacher(stages, index, at)
         before = _predecessor(stages, index)
         if before is not None:
             yield from _check_fresh_start(stage, stages[before].name, at)
+            yield from _check_initial_weights(chain, index, before)
         else:
             yield from _check_idle_blocks(stage, index, at)
+            yield from _check_held_weights(chain, stage, at)
         found = list(_check_model(stage, at))
         yield from found
         models.append(None if found else resolve_model(stage)[1])
@@ -97,6 +117,69 @@ def _check_from(stages: list[StageSpec], index: int, at: FieldPath) -> Iterator[
         yield Finding(path, f"no stage is named {quoted(wanted)}", remedy, about | {STAGE_NAMES})
 
 
+def _check_teacher(stages: list[StageSpec], index: int, at: FieldPath) -> Iterator[Finding]:
+    distillation = stages[index].distillation
+    wanted = distillation.teacher if distillation is not None else None
+    names = [stage.name for stage in stages]
+    if wanted is None or wanted in names[:index]:
+        return
+    path, about = (*at, "distillation", "teacher"), frozenset({"teacher"})
+    earlier = f"name one of the stages before it: {', '.join(names[:index])}" if index else "remove it"
+    if wanted == stages[index].name:
+        yield Finding(path, "a stage can't be its own teacher", earlier, about)
+    elif wanted in names:
+        message = f"{quoted(wanted)} is spec.stages[{names.index(wanted)}], which is trained later"
+        yield Finding(path, message, f"move it up, or {earlier}", about)
+    else:
+        near = nearest(wanted, names[:index])
+        remedy = f"did you mean {near[0]}?" if near else earlier
+        yield Finding(path, f"no stage is named {quoted(wanted)}", remedy, about | {STAGE_NAMES})
+
+
+def _check_initial_weights(chain: ModelChain, index: int, before: int) -> Iterator[Finding]:
+    """A trunk to start from, where expansion.weights asks for one."""
+    spec, stage = chain.spec, chain.spec.stages[index]
+    expansion = merged(spec.expansion, stage.expansion) or ExpansionSpec()
+
+    def path(field: str, value: object) -> FieldPath:
+        own = stage.expansion is not None and getattr(stage.expansion, field) == value
+        name = "weights" if field == "weights" else "optimizerState"
+        return ("spec", "stages", index, "expansion", name) if own else ("spec", "expansion", name)
+
+    trunk = expansion.weights is InitialWeights.TRUNK
+    if expansion.optimizer_state is OptimizerState.CARRIED and not trunk:
+        yield Finding(
+            path("optimizer_state", OptimizerState.CARRIED),
+            "the optimizer's state is kept with the trunk, and the stage starts from published weights",
+            "write weights: Trunk beside it, or remove it",
+            frozenset({"optimizerState", "weights"}),
+        )
+    if not trunk:
+        return
+    predecessor = spec.stages[before]
+    training = merged(spec.training, predecessor.training) or TrainingSpec()
+    schedule = training.schedule or LearningRateSchedule()
+    if schedule.type is not LearningRateScheduleType.WARMUP_STABLE_DECAY or training.epochs == 0:
+        yield Finding(
+            path("weights", InitialWeights.TRUNK),
+            f"{quoted(predecessor.name)} has no trunk to start from",
+            "give it epochs and training.schedule.type: WarmupStableDecay, or write weights: Published",
+            frozenset({"weights", "schedule", "type"}),
+        )
+
+
+def _check_held_weights(chain: ModelChain, stage: StageSpec, at: FieldPath) -> Iterator[Finding]:
+    training = merged(chain.spec.training, stage.training)
+    if training is not None and training.epochs == 0 and stage.from_weights is None:
+        own = stage.training is not None and stage.training.epochs == 0
+        yield Finding(
+            (*at, "training", "epochs") if own else ("spec", "training", "epochs"),
+            f"{quoted(stage.name)} is not trained and has no weights to hold",
+            "give it fromWeights, or at least 1 epoch",
+            frozenset({"epochs", "fromWeights"}),
+        )
+
+
 def _check_fresh_start(stage: StageSpec, predecessor: str, at: FieldPath) -> Iterator[Finding]:
     if stage.from_weights is not None:
         yield Finding(
@@ -112,7 +195,7 @@ def _check_idle_blocks(stage: StageSpec, index: int, at: FieldPath) -> Iterator[
     if index or stage.from_ is not None:
         return
     for name, block in (("distillation", stage.distillation), ("expansion", stage.expansion)):
-        if block is not None:
+        if block is not None and not (name == "expansion" and stage.from_weights is not None):
             verb = "learn from" if name == "distillation" else "grow out of"
             message = f"the first stage has no predecessor to {verb}"
             yield Finding(

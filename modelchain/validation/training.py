@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from modelchain.resolve import largest_divisor, merged, resolve_job
-from modelchain.resolved import ResolvedJob, ResolvedTraining
-from modelchain.spec import DataSpec, ModelChain, StageSpec, TrainingSpec
+from modelchain.resolved import ResolvedJob, ResolvedTraining, decay_steps
+from modelchain.spec import DataSpec, LearningRateScheduleType, ModelChain, StageSpec, TrainingSpec
 from modelchain.validation.problem import Finding, quoted
 from modelchain.yaml_reader import FieldPath
 
@@ -106,13 +106,19 @@ class _Numbers:
         floor = fields["minimum_learning_rate"].default if floor is None else floor
         if floor > peak:
             name = "learningRate" if self._training.minimum_learning_rate is None else "minimumLearningRate"
-            message = f"the learning rate would rise from {peak:g} to {floor:g} along the cosine"
+            message = f"the learning rate would rise from {peak:g} to {floor:g} at the end"
             remedy = f"write a minimumLearningRate of at most {peak:g}"
             yield self._finding("training", name, message, remedy, "learningRate", "minimumLearningRate")
 
     def _check_warmup(self, steps: int) -> Iterator[Finding]:
         warmup = self._training.warmup_steps
-        if warmup is not None and warmup >= steps:
+        if not steps:
+            return
+        schedule = self._training.schedule
+        if schedule is not None and schedule.type is LearningRateScheduleType.WARMUP_STABLE_DECAY:
+            steps -= decay_steps(schedule, steps)
+        if steps == 0 or (warmup is not None and warmup >= steps):
+            warmup = warmup or 0
             message = (
                 f"a warm-up of {warmup} steps does not end within the {steps} of {quoted(self._stage.name)}"
             )

@@ -43,8 +43,8 @@ _BASE: dict[str, Any] = {
             },
         ],
         "training": {"epochs": 4, "globalBatchSize": 256, "learningRate": 0.001},
-        "distillation": {"weight": 0.98, "schedule": {"type": "linear", "until": 0.5, "endWeight": 0.1}},
-        "expansion": {"width": "exact", "depth": "identity"},
+        "distillation": {"weight": 0.98, "schedule": {"type": "Linear", "until": 0.5, "endWeight": 0.1}},
+        "expansion": {"width": "Exact", "depth": "Identity"},
         "job": {"nodes": 1, "gpusPerNode": 2},
         "stages": [
             {"name": "tiny", "model": "ViT-T-16", "training": {"epochs": 8}},

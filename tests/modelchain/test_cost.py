@@ -113,7 +113,7 @@ def test_a_single_stage_costs_exactly_what_it_costs_alone() -> None:
 schedules = st.builds(
     lambda weight, until, end: {
         "weight": weight,
-        "schedule": {"type": "linear", "until": until, "endWeight": end},
+        "schedule": {"type": "Linear", "until": until, "endWeight": end},
     },
     st.sampled_from([0, 0.98, 15.6]),
     st.floats(0.001, 1) | st.sampled_from([0.1, 0.3, 0.5, 0.7, 1]),
@@ -127,7 +127,7 @@ def test_the_predecessor_runs_in_the_steps_with_a_weight(distillation: dict[str,
     counts = [teacher_steps(spec, steps, until_step=step) for step in range(steps + 1)]
     running = [after - before for before, after in pairwise(counts)]
     start, end = spec.weight, spec.schedule.end_weight or 0.0
-    if spec.schedule.type == "constant":
+    if spec.schedule.type == "Constant":
         assert running == [int(start > 0)] * steps
         return
     assert counts[-1] == teacher_steps(spec, steps)

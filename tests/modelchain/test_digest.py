@@ -22,7 +22,15 @@ from modelchain.resolved import (
     ResolvedStage,
     ResolvedTraining,
 )
-from modelchain.spec import Block, DistillationSchedule, ModelChain, ModelConfig, TextSpec, VisionSpec
+from modelchain.spec import (
+    Block,
+    DistillationSchedule,
+    LearningRateSchedule,
+    ModelChain,
+    ModelConfig,
+    TextSpec,
+    VisionSpec,
+)
 from modelchain.validation import load_chains
 from modelchain.yaml_reader import read_documents
 from tests.modelchain.documents import REMOVED, Path, digests, document, resolved
@@ -45,7 +53,7 @@ IDLE: list[tuple[Path, Any]] = [
     (("job",), {"nodes": 4, "gpusPerNode": 8, "timeoutSeconds": 100, "queueName": "q"}),
     (("retry",), {"limit": 9, "backoffSeconds": 1, "stallSeconds": 5, "leaseSeconds": 4}),
     (("suspend",), True),
-    (("task",), "clip"),
+    (("task",), "Clip"),
     (("data", "maxCorruptFraction"), 0.5),
     (("training", "microBatchSize"), 16),
     (("training", "checkpointEverySteps"), 3),
@@ -61,10 +69,11 @@ IDLE: list[tuple[Path, Any]] = [
     (("training", "epsilon"), 1e-6),
     (("training", "weightDecay"), 0.1),
     (("training", "minimumLearningRate"), 3e-6),
-    (("training", "precision"), "fp32"),
+    (("training", "precision"), "Fp32"),
     (("training", "seed"), 0),
-    (("data", "blockMebibytes"), 8),
-    (("data", "windowBlocks"), 16),
+    (("data", "blockMebibytes"), 4),
+    (("data", "windowBlocks"), 128),
+    (("training", "schedule"), {"type": "Cosine"}),
     (("data", "randomCropScale"), [0.9, 1]),
     (("expansion",), REMOVED),
     (("stages", 2, "modelConfig", "vision", "imageSize"), 224),
@@ -84,7 +93,7 @@ DECIDING: list[tuple[Path, Any, int]] = [
     (("data", "samples"), 100001, 0),
     (("data", "captionKeys"), ["txt"], 0),
     (("data", "captionKeys"), ["long.txt", "txt"], 0),
-    (("data", "blockMebibytes"), 4, 0),
+    (("data", "blockMebibytes"), 8, 0),
     (("data", "windowBlocks"), 8, 0),
     (("data", "randomCropScale"), [0.5, 1.0], 0),
     (("training", "epochs"), 5, 1),
@@ -97,18 +106,25 @@ DECIDING: list[tuple[Path, Any, int]] = [
     (("training", "beta2"), 0.99, 0),
     (("training", "epsilon"), 1e-8, 0),
     (("training", "gradientClipNorm"), 1.0, 0),
-    (("training", "precision"), "bf16", 0),
+    (("training", "precision"), "Bf16", 0),
     (("training", "seed"), 1, 0),
+    (("training", "emaDecay"), 0.99, 0),
+    (("training", "schedule"), {"type": "WarmupStableDecay"}, 0),
+    (("training", "schedule"), {"type": "WarmupStableDecay", "decayFraction": 0.1}, 0),
     (("distillation", "weight"), 1.5, 1),
-    (("distillation", "schedule"), {"type": "constant"}, 1),
+    (("distillation", "schedule"), {"type": "Constant"}, 1),
     (("distillation", "schedule", "until"), 0.75, 1),
     (("distillation", "schedule", "endWeight"), 0.2, 1),
-    (("expansion", "width"), "slice", 1),
-    (("expansion", "depth"), "stack", 1),
+    (("expansion", "width"), "Slice", 1),
+    (("expansion", "depth"), "Stack", 1),
+    (("expansion", "weights"), "Trunk", 1),
+    (("expansion", "optimizerState"), "Carried", 1),
+    (("distillation", "surpassWindowSteps"), 20, 1),
+    (("stages", 2, "distillation"), {"teacher": "tiny"}, 2),
     (("stages", 0, "fromWeights"), {"uri": "s3://a", "sha256": SHA}, 0),
     (("stages", 1, "training"), {"seed": 3}, 1),
     (("stages", 2, "training"), {"epochs": 2}, 2),
-    (("stages", 2, "expansion"), {"width": "slice"}, 2),
+    (("stages", 2, "expansion"), {"width": "Slice"}, 2),
     (("stages", 2, "from"), "tiny", 2),
     (("stages", 2, "modelConfig", "embedDim"), 640, 2),
     (("stages", 2, "modelConfig", "quickGelu"), True, 2),
@@ -278,13 +294,14 @@ def test_every_field_of_a_stage_is_known_to_decide_or_not_to() -> None:
         ResolvedData: {"maxCorruptFraction"},
     }
     tables: dict[type[Block], tuple[str, set[str]]] = {
-        ResolvedTraining: ("_TRAINING", set()),
+        ResolvedTraining: ("_TRAINING", {"schedule"}),
+        LearningRateSchedule: ("_LEARNING_RATE_SCHEDULE", set()),
         ResolvedData: ("_DATA", {"shards"}),
         ModelConfig: ("_MODEL", {"vision", "text"}),
         VisionSpec: ("_VISION", set()),
         TextSpec: ("_TEXT", set()),
         ResolvedDistillation: ("_DISTILLATION", {"schedule"}),
-        DistillationSchedule: ("_SCHEDULE", set()),
+        DistillationSchedule: ("_DISTILLATION_SCHEDULE", set()),
         ResolvedExpansion: ("_EXPANSION", set()),
     }
     for kind, (table, apart) in tables.items():
@@ -299,6 +316,7 @@ def test_every_field_of_a_stage_is_known_to_decide_or_not_to() -> None:
             "distillation",
             "expansion",
             "predecessor",
+            "teacher",
             "from_weights",
         ),
         *(
@@ -355,11 +373,12 @@ def test_canonical_form_is_what_it_always_was() -> None:
         distillation=stage.distillation,
         expansion=stage.expansion,
         predecessor="00" * 32,
+        teacher="00" * 32,
         from_weights=None,
     )
     assert json.loads(form) == {
-        "digestVersion": 1,
-        "task": "clip",
+        "digestVersion": 2,
+        "task": "Clip",
         "model": {
             "embedDim": 512,
             "vision": {"width": 384, "layers": 12},
@@ -370,9 +389,9 @@ def test_canonical_form_is_what_it_always_was() -> None:
             "captionKeys": ["txt", "long.txt"],
             "shards": "f99527470d5cd19d4768a0696aba0b0b4ecaf2701e052cc00059a43c243ba3fe",
         },
-        "training": {"epochs": 4, "globalBatchSize": 256, "warmupSteps": 156},
+        "training": {"epochs": 4, "globalBatchSize": 256, "warmupSteps": 156, "schedule": {}},
         "predecessor": "00" * 32,
-        "distillation": {"weight": 0.98, "schedule": {"type": "linear", "until": 0.5, "endWeight": 0.1}},
+        "distillation": {"weight": 0.98, "schedule": {"type": "Linear", "until": 0.5, "endWeight": 0.1}},
         "expansion": {},
     }
 
@@ -389,14 +408,21 @@ EVERY_FIELD: dict[Path, Any] = {
         "beta2": 0.99,
         "epsilon": 1e-8,
         "gradientClipNorm": 1.5,
-        "precision": "bf16",
+        "precision": "Bf16",
         "seed": 7,
+        "emaDecay": 0.9,
+        "schedule": {"type": "WarmupStableDecay", "decayFraction": 0.25},
     },
-    ("data", "blockMebibytes"): 4,
+    ("data", "blockMebibytes"): 8,
     ("data", "windowBlocks"): 8,
     ("data", "randomCropScale"): [0.5, 1],
-    ("expansion",): {"width": "slice", "depth": "stack"},
-    ("distillation",): {"weight": 0.25},
+    ("expansion",): {
+        "width": "Slice",
+        "depth": "Stack",
+        "weights": "Trunk",
+        "optimizerState": "Carried",
+    },
+    ("distillation",): {"weight": 0.25, "surpassWindowSteps": 30},
     ("stages", 0, "fromWeights"): {"uri": "w", "sha256": SHA},
     ("stages", 2, "modelConfig", "quickGelu"): True,
 }
@@ -404,22 +430,36 @@ EVERY_FIELD: dict[Path, Any] = {
 # Never edit these to make a test pass: a changed digest trains again what is finished.
 GOLDEN: dict[str, list[str]] = {
     "base": [
-        "337667338c64949127b0175d026177608e1ab855c1cd882590a5249ddd488596",
-        "d7fb100d0a35fe9ca75bb87d000668fbba40dd5406fabeebd2e8f62eb55f7ba2",
-        "71922e2ec30f43bbe51092c619fb8d56698a688881b5fd15d305e8587da14b85",
+        "b26a480c8c03fb564ca6dde534cb8a65cbac7731204c215003421677a7423b8d",
+        "e9faf439e2f254cfed7589299269e48426c2e54866488290a652678937be9468",
+        "436eaad4186a2023e91030b7c028b2bd3a1172f1eabab9c4aae9b771cc445b28",
     ],
     "every field": [
-        "f6046d26ea55b4c8fb95f4faf5bb623d5e553e0e1042e90706f1dbe786c35042",
-        "a67550c504f3ffbdc93fe886ba80c744b792332e8ea31e2a72a3d90e42fe0a56",
-        "b95911b4b98167fe0f3504c51889c6c11e8a534dc5adc250597941a792d4ce8a",
+        "77e7b42b544e4143babf26eaded8259f8b9d1327fc0e63f9fa4fdc2ff7d06142",
+        "58c0767c20e526155f1e33e7d8a451b105634d45e0c501fe672575b09940c2c9",
+        "4a54ca5bddde2f79821d489b212188e5da08853200a3b598ed4df8bb85c4265e",
     ],
     "examples/cc3m.yaml": [
-        "590fc8e13ba9d646cefc6ac7a05c53f154afbf198af82be11df457fd146d4c4d",
-        "e317226d7719b208d824718b24f66fbaf7f9da119cefd50e7316811624f3445c",
-        "21e0c65d95430110dcb9fa14a70043fe2bb4572aa79c53ad76861f0c7cfc0889",
-        "5a2fcfbbfc9f6407c0d62cdd666c1adc44ef6690c2abd5909f9c371a080831d0",
+        "36f6dfb21492e5deea07f3faf1f2a3d6dda54d248777bd29f14b30cf9b46b3e4",
+        "440535c256c5d983e47717915b7cb12ea6c8c10ffef1fd489a9531462283777f",
+        "dd27e5a52c7bf8c0b9a983c4782c154ca2fafcd2b75cd8ada9c23e8d80304a2e",
+        "9ecbf6eb0729e4cd18d4361a0f9baec56eea68ec623cfe8692e09afd3166852a",
     ],
 }
+
+
+def test_growth_out_of_existing_weights_is_part_of_the_digest() -> None:
+    weights = {("stages", 0, "fromWeights"): {"uri": "s3://a", "sha256": SHA}}
+    found = {
+        digests({**weights, ("expansion",): {"width": width, "depth": depth}})[0]
+        for width in ("Exact", "Slice")
+        for depth in ("Identity", "Interleave")
+    }
+    assert len(found) == 4
+
+
+def test_a_teacher_that_is_the_predecessor_anyway_changes_nothing() -> None:
+    assert digests({("stages", 2, "distillation"): {"teacher": "small"}}) == BASE
 
 
 def test_golden_digests() -> None:

@@ -43,7 +43,7 @@ def test_zero_and_false_in_a_stage_override_the_chain() -> None:
 
 
 def test_a_schedule_is_replaced_whole() -> None:
-    stage = resolved({("stages", 1, "distillation"): {"schedule": {"type": "linear", "until": 0.25}}}).stages[
+    stage = resolved({("stages", 1, "distillation"): {"schedule": {"type": "Linear", "until": 0.25}}}).stages[
         1
     ]
     assert (stage.distillation.weight, stage.distillation.schedule.until) == (0.98, 0.25)
@@ -69,7 +69,7 @@ def test_defaults_are_those_of_the_documentation() -> None:
     stage = resolved(minimal).stages[1]
     training = stage.training
     assert stage.data.caption_keys == ("txt",)
-    assert (stage.data.block_mebibytes, stage.data.window_blocks) == (8, 16)
+    assert (stage.data.block_mebibytes, stage.data.window_blocks) == (4, 128)
     assert (stage.data.random_crop_scale, stage.data.max_corrupt_fraction) == ((0.9, 1.0), 0.01)
     assert (training.global_batch_size, training.learning_rate, training.minimum_learning_rate) == (
         1024,
@@ -77,7 +77,7 @@ def test_defaults_are_those_of_the_documentation() -> None:
         3e-6,
     )
     assert (training.beta1, training.beta2, training.epsilon, training.weight_decay) == (0.9, 0.98, 1e-6, 0.1)
-    assert (training.precision, training.seed, training.gradient_clip_norm) == ("fp32", 0, None)
+    assert (training.precision, training.seed, training.gradient_clip_norm) == ("Fp32", 0, None)
     assert (stage.distillation.weight, stage.distillation.schedule.type) == (1.0, "constant")
     assert (stage.expansion.width, stage.expansion.depth) == ("exact", "identity")
     assert (stage.retry.limit, stage.retry.backoff_seconds, stage.retry.stall_seconds) == (3, 30, 1800)
@@ -107,7 +107,7 @@ def test_steps_and_what_follows_from_them(
 
 
 def test_a_linear_schedule_is_written_out() -> None:
-    stage = resolved({("distillation", "schedule"): {"type": "linear"}}).stages[1]
+    stage = resolved({("distillation", "schedule"): {"type": "Linear"}}).stages[1]
     assert (stage.distillation.schedule.until, stage.distillation.schedule.end_weight) == (1.0, 0.0)
 
 

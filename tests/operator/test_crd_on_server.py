@@ -203,7 +203,7 @@ AT_THE_LIMIT: dict[str, dict[str, Any]] = {
     "processes-on-the-cpu": {"job": {"gpusPerNode": 0, "processesPerNode": 4}},
     "rates-equal": {"training": {**TRAINING, "learningRate": 1, "minimumLearningRate": 1}},
     "crop-of-one-size": {"data": {**DATA, "randomCropScale": [1, 1]}},
-    "schedule-linear": {"distillation": {"schedule": {"type": "linear", "endWeight": 0.1}}},
+    "schedule-linear": {"distillation": {"schedule": {"type": "Linear", "endWeight": 0.1}}},
     "distillation-of-second": {"stages": [SMALL, {**BASE, "distillation": {"weight": 0}, "expansion": {}}]},
     "model-written-out": {
         "stages": [

@@ -134,12 +134,12 @@ def test_validation_accepts_exactly_the_growth_that_the_trainer_can_do(
     st.sampled_from([0.0, 0.5]),
     st.floats(0.01, 1) | st.sampled_from([0.1, 0.3, 0.7, 1.0]),
     st.integers(1, 200),
-    st.sampled_from(["linear", "constant"]),
+    st.sampled_from(["Linear", "Constant"]),
 )
 def test_the_plan_counts_the_teacher_in_exactly_the_steps_that_the_trainer_runs_it(
     weight: float, end: float, until: float, steps: int, kind: str
 ) -> None:
-    schedule = {"type": kind} | ({"until": until, "endWeight": end} if kind == "linear" else {})
+    schedule = {"type": kind} | ({"until": until, "endWeight": end} if kind == "Linear" else {})
     spec = resolve_distillation(DistillationSpec.model_validate({"weight": weight, "schedule": schedule}))
     running = [distillation_weight(spec, step, steps) > 0 for step in range(steps)]
     for until_step in range(steps + 1):

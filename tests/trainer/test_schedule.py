@@ -3,7 +3,7 @@ import math
 import pytest
 
 from modelchain.resolved import ResolvedDistillation, ResolvedTraining
-from modelchain.spec import DistillationSchedule, ScheduleType
+from modelchain.spec import DistillationSchedule, DistillationScheduleType
 from modelchain_trainer.schedule import distillation_weight, learning_rate
 
 
@@ -51,7 +51,7 @@ def test_constant_distillation_weight_stays() -> None:
 
 def test_linear_distillation_weight_reaches_zero_at_its_share_of_the_stage_and_stays_there() -> None:
     block = ResolvedDistillation(
-        weight=2.0, schedule=DistillationSchedule(type=ScheduleType.LINEAR, until=0.5)
+        weight=2.0, schedule=DistillationSchedule(type=DistillationScheduleType.LINEAR, until=0.5)
     )
     weights = [distillation_weight(block, step, 8) for step in range(8)]
     assert weights == pytest.approx([2.0, 1.5, 1.0, 0.5, 0, 0, 0, 0])
@@ -59,7 +59,7 @@ def test_linear_distillation_weight_reaches_zero_at_its_share_of_the_stage_and_s
 
 
 def test_linear_distillation_weight_may_end_above_zero_or_rise() -> None:
-    schedule = DistillationSchedule(type=ScheduleType.LINEAR, until=0.5, end_weight=1.0)
+    schedule = DistillationSchedule(type=DistillationScheduleType.LINEAR, until=0.5, end_weight=1.0)
     falling = ResolvedDistillation(weight=3.0, schedule=schedule)
     rising = ResolvedDistillation(weight=0.0, schedule=schedule)
     assert [distillation_weight(falling, step, 4) for step in range(4)] == pytest.approx([3.0, 2.0, 1.0, 1.0])
@@ -67,5 +67,7 @@ def test_linear_distillation_weight_may_end_above_zero_or_rise() -> None:
 
 
 def test_linear_distillation_weight_runs_over_the_whole_stage_by_default() -> None:
-    block = ResolvedDistillation(weight=1.0, schedule=DistillationSchedule(type=ScheduleType.LINEAR))
+    block = ResolvedDistillation(
+        weight=1.0, schedule=DistillationSchedule(type=DistillationScheduleType.LINEAR)
+    )
     assert [distillation_weight(block, step, 4) for step in range(4)] == pytest.approx([1, 0.75, 0.5, 0.25])

@@ -28,7 +28,14 @@ from modelchain.resolved import (
     ResolvedStore,
     ResolvedTraining,
 )
-from modelchain.spec import DistillationSchedule, ModelConfig, Precision, ScheduleType, TextSpec, VisionSpec
+from modelchain.spec import (
+    DistillationSchedule,
+    DistillationScheduleType,
+    ModelConfig,
+    Precision,
+    TextSpec,
+    VisionSpec,
+)
 from modelchain_trainer import collectives
 from modelchain_trainer.collectives import Group
 from modelchain_trainer.data.sample import normalize
@@ -299,7 +306,7 @@ def test_the_teacher_runs_only_while_the_weight_is_above_zero(monkeypatch: pytes
     monkeypatch.setattr(
         teacher, "encode_image", lambda images: (calls.append(len(images)), encode(images))[1]
     )
-    schedule = DistillationSchedule(type=ScheduleType.LINEAR, until=0.1)  # two of twenty steps
+    schedule = DistillationSchedule(type=DistillationScheduleType.LINEAR, until=0.1)  # two of twenty steps
     falling = stage(distillation=ResolvedDistillation(weight=1.0, schedule=schedule))
     trained, _, _ = train_step(falling, teacher=teacher, teacher_size=24)
     readings = [trained.run(batch(step), step).read() for step in range(4)]

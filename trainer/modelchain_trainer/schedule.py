@@ -5,20 +5,22 @@ from __future__ import annotations
 import math
 
 from modelchain.resolved import ResolvedDistillation, ResolvedTraining
-from modelchain.spec import ScheduleType
+from modelchain.spec import DistillationScheduleType
 
 
 def learning_rate(training: ResolvedTraining, step: int) -> float:
     """Learning rate of `step` (0 .. training.steps - 1).
 
-    Rises linearly over the warm-up, `learning_rate` at its last step, then falls along a half cosine that
-    reaches `minimum_learning_rate` at the last step of the stage.
+    Rises linearly over the warm-up, `learning_rate` at its last step. Then it falls to
+    `minimum_learning_rate` at the last step of the stage: along a half cosine, or (WarmupStableDecay,
+    arXiv 2404.06395) constant over the trunk and then along a line.
     """
     if step < training.warmup_steps:
         return training.learning_rate * (step + 1) / training.warmup_steps
-    share = min(1.0, (step - training.warmup_steps + 1) / max(1, training.steps - training.warmup_steps))
-    swing = training.learning_rate - training.minimum_learning_rate
-    return training.minimum_learning_rate + swing * 0.5 * (1 + math.cos(math.pi * share))
+    start = training.trunk_steps or training.warmup_steps
+    share = min(1.0, max(0.0, (step - start + 1) / max(1, training.steps - start)))
+    left = 1 - share if training.trunk_steps else 0.5 * (1 + math.cos(math.pi * share))
+    return training.minimum_learning_rate + left * (training.learning_rate - training.minimum_learning_rate)
 
 
 def distillation_weight(distillation: ResolvedDistillation, step: int, steps: int) -> float:
@@ -28,7 +30,7 @@ def distillation_weight(distillation: ResolvedDistillation, step: int, steps: in
     Where the weight is 0 the predecessor's forward pass is not needed, and `TrainStep` leaves it out.
     """
     schedule = distillation.schedule
-    if schedule.type is ScheduleType.CONSTANT:
+    if schedule.type is DistillationScheduleType.CONSTANT:
         return distillation.weight
     until = 1.0 if schedule.until is None else schedule.until
     end_weight = 0.0 if schedule.end_weight is None else schedule.end_weight

@@ -81,7 +81,7 @@ def test_several_chains_are_a_list_and_several_tables(
 
 def test_a_bad_file_ends_with_its_problems(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "chain.yaml"
-    path.write_text(json.dumps(document({("training", "epochs"): 0, ("job", "nodes"): 3})))
+    path.write_text(json.dumps(document({("training", "epochs"): -1, ("job", "nodes"): 3})))
     assert main(["plan", str(path)]) == 65
     captured = capsys.readouterr()
     assert captured.out == ""

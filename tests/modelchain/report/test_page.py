@@ -175,7 +175,7 @@ def test_what_was_not_run_is_named_so_and_what_was_run_is_too(page: Page) -> Non
 
 
 def test_growth_shows_what_it_kept(page: Page) -> None:
-    assert "vit-t → vit-s width exact, depth identity" in page.text
+    assert "vit-t → vit-s width Exact, depth Identity" in page.text
     assert "86.8 % 86.8 % 92.1 %" in page.text
     assert "86.8 → 86.8 %" in page.text, "beside the mark in the plot"
 

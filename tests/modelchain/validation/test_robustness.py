@@ -54,7 +54,7 @@ ANYTHING = st.sampled_from(
         *(
             {"embedDim": 8},
             {"vision": {"width": 1}},
-            {"type": "linear", "until": 2},
+            {"type": "Linear", "until": 2},
             "x" * 2000,
             "\u00e9\n\u4e2d",
         ),

@@ -106,7 +106,7 @@ def test_a_batch_holds_the_samples_of_its_step_with_their_own_captions(
 ) -> None:
     shards, index = clean
     stage = stage_of(shards, SAMPLES, batch=12, steps=20)
-    order = SampleOrder(cut_blocks(index, 8 << 20), seed=0, global_batch_size=12, window_blocks=16)
+    order = SampleOrder(cut_blocks(index, 4 << 20), seed=0, global_batch_size=12, window_blocks=128)
     batches = load(index, stage, tokenizer)
     assert [batch.step for batch in batches] == list(range(20))
     for batch in batches:

@@ -26,6 +26,7 @@ from modelchain_trainer.data.sample import (
     crop_and_resize,
     decode_caption,
     decode_image,
+    enough_pixels,
     random_crop,
 )
 from modelchain_trainer.data.tokenizer import Tokenizer
@@ -53,6 +54,7 @@ class Assembler:
     ) -> None:
         self._index, self._order, self._tokenizer, self._patience = index, order, tokenizer, patience
         self._seed, self._image_size, self._crop_scale = seed, image_size, crop_scale
+        self._enough = enough_pixels(image_size, crop_scale)
         self._small_images: dict[int, Image.Image] = {}
         self._small_bytes = 0
 
@@ -98,7 +100,7 @@ class Assembler:
             for column, name in enumerate(self._index.text_keys)
         ]
         if image is None:
-            image = decode_image(data)
+            image = decode_image(data, enough=self._enough)
             self._keep(sample, image)
         return image, captions
 
