@@ -6,7 +6,8 @@ stages/<model>-<digest, shortened>/
     lease.json          who trains this stage now
     attempts/<token>/   one writer each
         progress.json   heartbeat
-        checkpoints/<step>/   files, and checkpoint.json last
+        checkpoints/<step>/   files, and checkpoint.json last; the one that the decay of a WarmupStableDecay
+                              schedule begins with, the trunk, is kept and stands in the manifest
         open_clip_model.safetensors, open_clip_config.json, predictions.json, metrics-<n>.jsonl, events.*,
         failure.json
 chains/<namespace>/<chain>.json         the chain's status, for people and for the local runner
@@ -34,6 +35,8 @@ CHECKPOINT = "checkpoint.json"
 WEIGHTS = "open_clip_model.safetensors"
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 PREDICTIONS = "predictions.json"
+CHECKPOINT_MODEL = "model.safetensors"
+CHECKPOINT_OPTIMIZER = "optimizer.safetensors"
 METRICS_FILES = "metrics-*.jsonl"  # each is named by `metrics_file`
 
 FiniteNumber = Annotated[float, Field(allow_inf_nan=False)]
@@ -55,7 +58,9 @@ class Manifest(Block):
     chain: str  # namespace/name of the chain that trained it
     attempt: str  # the winning attempt's token: its files lie in attempts/<token>/
     predecessor: Sha256 | None = None
+    teacher: Sha256 | None = None
     files: tuple[FileEntry, ...]  # paths relative to the stage's folder
+    trunk: str | None = None  # folder of the checkpoint before the decay, relative to the stage's folder
     metrics: dict[str, FiniteNumber]  # final evaluation, e.g. {"digits/top1": 0.93}
     steps: int
     samples: int  # samples seen: steps * globalBatchSize

@@ -132,19 +132,29 @@ def forward_macs(model: ModelConfig, captions: int) -> int:
     return vision_macs(model) + captions * text_macs(model)
 
 
-def stage_macs(stage: ResolvedStage, *, until_step: int | None = None) -> int:
-    """MACs of training a stage, or of its first `until_step` steps."""
+def stage_macs(
+    stage: ResolvedStage, *, until_step: int | None = None, teacher_steps: int | None = None
+) -> int:
+    """MACs of training a stage, or of its first `until_step` steps.
+
+    `teacher_steps` is how many of these had the teacher's forward pass, where it was counted; without it the
+    distillation's schedule says how many do, at most.
+    """
     steps = stage.training.steps if until_step is None else min(until_step, stage.training.steps)
     captions = len(stage.data.caption_keys)
     macs = TRAINING_PASSES * steps * forward_macs(stage.model_config_, captions)
     if stage.teacher is not None:
-        taught = teacher_steps(stage.distillation, stage.training.steps, until_step=steps)
+        taught = teacher_steps
+        if taught is None:
+            taught = scheduled_teacher_steps(stage.distillation, stage.training.steps, until_step=steps)
         macs += taught * forward_macs(stage.teacher.model_config_, captions)
     return macs * stage.training.global_batch_size
 
 
-def teacher_steps(distillation: ResolvedDistillation, steps: int, *, until_step: int | None = None) -> int:
-    """How many of the first `until_step` steps of `steps` run the predecessor: those with a weight above 0.
+def scheduled_teacher_steps(
+    distillation: ResolvedDistillation, steps: int, *, until_step: int | None = None
+) -> int:
+    """How many of the first `until_step` steps of `steps` run the teacher: those with a weight above 0.
 
     The weight of a linear schedule is `weight` at step 0 and `endWeight` from step until * steps on.
     """
@@ -167,7 +177,7 @@ def _plan_stage(stage: ResolvedStage, baseline_epochs: int) -> StagePlan:
     training = stage.training
     per_sample = forward_macs(stage.model_config_, len(stage.data.caption_keys))
     batch = training.global_batch_size
-    taught = 0 if stage.teacher is None else teacher_steps(stage.distillation, training.steps)
+    taught = 0 if stage.teacher is None else scheduled_teacher_steps(stage.distillation, training.steps)
     return StagePlan(
         name=stage.name,
         model=stage.model,

@@ -32,6 +32,7 @@ from modelchain.artifacts import (
 from modelchain.commit import StoredCheckpoint, group_checkpoints, require_files, verify_checkpoint
 from modelchain.errors import HeldError, UserDataError
 from modelchain.lease import LeaseKeeper
+from modelchain.resolved import ResolvedStage
 from modelchain.store import NotFound, ObjectInfo, Store
 
 STALE_UPLOAD_SECONDS = 86400.0
@@ -212,15 +213,17 @@ def _superfluous_checkpoints(
     store: Store, folder: str, files: list[ObjectInfo], too_young: float
 ) -> list[Removal]:
     """Checkpoints of an incomplete stage but for the newest whole ones."""
-    digest = _digest_of(store, folder)
-    if digest is None:
+    stage = _stage_in(store, folder)
+    if stage is None:
         return []
     whole = 0
     gone: list[tuple[StoredCheckpoint, str]] = []
     for stored in group_checkpoints(folder, files):
+        if stored.step == stage.training.trunk_steps and stored.finished:
+            continue  # an artifact of the stage, once it is complete
         if whole >= KEEP_CHECKPOINTS:
             gone.append((stored, "newer checkpoints of its stage are whole"))
-        elif verify_checkpoint(store, folder, digest, stored) is not None:
+        elif verify_checkpoint(store, folder, stage.digest, stored) is not None:
             whole += 1
         else:
             gone.append((stored, "a checkpoint that is not whole"))
@@ -237,14 +240,14 @@ def _superfluous_checkpoints(
     ]
 
 
-def _digest_of(store: Store, folder: str) -> str | None:
+def _stage_in(store: Store, folder: str) -> ResolvedStage | None:
+    """What stage.json says is trained there; None where it can't be read or is another stage's."""
     found = store.find(f"{folder}/{STAGE}")
     try:
-        stage = json.loads(found[0]) if found is not None else None
-    except ValueError:
+        stage = ResolvedStage.model_validate_json(found[0]) if found is not None else None
+    except ValidationError:
         return None
-    digest = stage.get("digest") if isinstance(stage, dict) else None
-    return digest if isinstance(digest, str) and folder.endswith(digest[:DIGEST_LENGTH]) else None
+    return stage if stage is not None and folder.endswith(stage.digest[:DIGEST_LENGTH]) else None
 
 
 def _hold(store: Store, stage: str) -> LeaseKeeper | Kept:

@@ -16,8 +16,8 @@ from modelchain.cost import (
     forward_macs,
     parameters,
     plan,
+    scheduled_teacher_steps,
     stage_macs,
-    teacher_steps,
     text_macs,
     vision_macs,
 )
@@ -124,13 +124,13 @@ schedules = st.builds(
 @given(schedules, st.integers(1, 300))
 def test_the_predecessor_runs_in_the_steps_with_a_weight(distillation: dict[str, Any], steps: int) -> None:
     spec = resolve_distillation(DistillationSpec.model_validate(distillation))
-    counts = [teacher_steps(spec, steps, until_step=step) for step in range(steps + 1)]
+    counts = [scheduled_teacher_steps(spec, steps, until_step=step) for step in range(steps + 1)]
     running = [after - before for before, after in pairwise(counts)]
     start, end = spec.weight, spec.schedule.end_weight or 0.0
     if spec.schedule.type == "Constant":
         assert running == [int(start > 0)] * steps
         return
-    assert counts[-1] == teacher_steps(spec, steps)
+    assert counts[-1] == scheduled_teacher_steps(spec, steps)
     for step, runs in enumerate(running):
         share = step / (steps * (spec.schedule.until or 0))
         weight = end if share >= 1 else start + share * (end - start)

@@ -26,9 +26,11 @@ from modelchain.commit import commit_stage, latest_checkpoint, verify_stage
 from modelchain.errors import ExitCode, UserDataError
 from modelchain.lease import LeaseKeeper
 from modelchain.prune import PrunePlan, plan_prune, prune
+from modelchain.spec import LearningRateSchedule, LearningRateScheduleType
 from modelchain.status import ChainRecord, ChainStatus, RecordedStage
 from modelchain.store import Store
 from modelchain.store.folder import FolderStore
+from tests.modelchain.documents import resolved
 from tests.seaweedfs import SeaweedFS
 
 LATER = time.time() + 10 * 86400
@@ -71,8 +73,13 @@ def checkpoint(store: Store, name: str, token: str, step: int, *, finish: bool =
     return place
 
 
-def begun(store: Store, name: str) -> None:
-    store.put(f"{folder_of(name)}/stage.json", json.dumps({"digest": digest_of(name)}).encode())
+def begun(store: Store, name: str, *, schedule: LearningRateSchedule | None = None) -> None:
+    stage = resolved().stages[0]
+    training = stage.training.model_copy(
+        update={"steps": 100, "schedule": schedule or LearningRateSchedule()}
+    )
+    stage = stage.model_copy(update={"digest": digest_of(name), "training": training})
+    store.put(f"{folder_of(name)}/stage.json", stage.to_json().encode())
 
 
 def complete(store: Store, name: str) -> Manifest:
@@ -161,6 +168,18 @@ def test_a_complete_stage_keeps_its_files_and_its_history(any_store: Store) -> N
         *(f"{token}/events.out.tfevents.1" for token in ("winner-1", "loser-1")),
     }
     assert places(plan(any_store)) == []
+
+
+def test_an_unfinished_stage_keeps_its_trunk(folder_store: FolderStore) -> None:
+    begun(
+        folder_store,
+        "stage",
+        schedule=LearningRateSchedule(type=LearningRateScheduleType.WARMUP_STABLE_DECAY, decay_fraction=0.8),
+    )
+    chain(folder_store, "stage")
+    for token, step in (("a-1", 10), ("a-1", 20), ("a-2", 30), ("a-2", 40)):
+        checkpoint(folder_store, "stage", token, step)
+    assert places(plan(folder_store)) == [checkpoint_folder(folder_of("stage"), "a-1", 10)]
 
 
 def test_an_unfinished_stage_keeps_the_newest_whole_checkpoints(folder_store: FolderStore) -> None:

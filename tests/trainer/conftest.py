@@ -97,7 +97,7 @@ def stage_in(squares: str) -> StageOf:
             retry={"leaseSeconds": 2},
         )
         if predecessor is not None:
-            stage["predecessor"] = {
+            stage["predecessor"] = stage["teacher"] = {
                 "name": predecessor.name,
                 "digest": predecessor.digest,
                 "folder": predecessor.folder,

@@ -143,4 +143,4 @@ def test_the_plan_counts_the_teacher_in_exactly_the_steps_that_the_trainer_runs_
     spec = resolve_distillation(DistillationSpec.model_validate({"weight": weight, "schedule": schedule}))
     running = [distillation_weight(spec, step, steps) > 0 for step in range(steps)]
     for until_step in range(steps + 1):
-        assert cost.teacher_steps(spec, steps, until_step=until_step) == sum(running[:until_step])
+        assert cost.scheduled_teacher_steps(spec, steps, until_step=until_step) == sum(running[:until_step])

@@ -280,7 +280,7 @@ def test_a_full_disk_ends_the_training(store: _Store, stage: ResolvedStage, tmp_
 def test_a_complete_stage_has_no_checkpoints(store: _Store, stage: ResolvedStage, tmp_path: Path) -> None:
     _save(_writer(store, stage, tmp_path, "uid-1-a"), 2)
     _save(_writer(store, stage, tmp_path, "uid-2-b"), 1)
-    delete_checkpoints(store, FOLDER)
+    delete_checkpoints(store, FOLDER, kept=None)
     assert _steps(store) == []
 
 

@@ -122,7 +122,7 @@ def test_a_successor_begins_where_its_predecessor_ended(
     train(large)
     manifest = _manifest(large)
     assert manifest.predecessor == small.digest
-    assert manifest.macs == stage_macs(large) > stage_macs(large.model_copy(update={"predecessor": None}))
+    assert manifest.macs == stage_macs(large) > stage_macs(large.model_copy(update={"teacher": None}))
     assert _metrics_at(large, 0) == _metrics_at(small, 12)
     first = next(line for line in _lines(large) if isinstance(line, TrainLine))
     assert first.loss["distillation"] < 1e-6, "growth or the projections do not keep the embeddings"
@@ -285,7 +285,7 @@ def _swap_manifest(stage: ResolvedStage) -> None:
         (
             lambda stage: shutil.rmtree(_folder(stage)),
             MissingInputError,
-            "grows out of small, which is not complete",
+            "needs the weights of small, which is not complete",
         ),
     ],
     ids=["weights cut short", "weights changed by one bit", "manifest of another stage", "no predecessor"],

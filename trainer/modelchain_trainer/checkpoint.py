@@ -2,7 +2,7 @@
 
     attempts/<token>/checkpoints/<step>/
         model.safetensors      the student's weights
-        optimizer.safetensors  moments and projections
+        optimizer.safetensors  moments, projections and averaged weights
         random.safetensors     states of torch's generators
         state.json             TrainingState
         checkpoint.json        last: bytes and sha256 of the others; without it there is no checkpoint
@@ -26,7 +26,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from modelchain.artifacts import CHECKPOINT, CheckpointManifest, FiniteNumber, checkpoint_folder
+from modelchain.artifacts import (
+    CHECKPOINT,
+    CHECKPOINT_MODEL,
+    CHECKPOINT_OPTIMIZER,
+    CheckpointManifest,
+    FileEntry,
+    FiniteNumber,
+    checkpoint_folder,
+)
 from modelchain.commit import StoredCheckpoint, checkpoints, download_verified, hash_file, list_checkpoints
 from modelchain.errors import UserDataError
 from modelchain.resolved import ResolvedStage
@@ -38,8 +46,6 @@ from modelchain_trainer.model.weights import save_tensors
 
 logger = logging.getLogger(__name__)
 
-MODEL = "model.safetensors"
-OPTIMIZER = "optimizer.safetensors"
 RANDOM = "random.safetensors"
 STATE = "state.json"
 
@@ -52,6 +58,9 @@ class TrainingState(Block):
     train_seconds: FiniteNumber  # spent in them, over all attempts
     started_at: str  # RFC 3339, first attempt
     corrupt_samples: dict[str, int]  # by cause
+    teacher_steps: int = 0  # see `step.Teaching`
+    teacher_margin: FiniteNumber = 0.0
+    teacher_surpassed: bool = False
     attempts: tuple[str, ...]  # tokens: the first, those resumed from, the one that saved this
 
 
@@ -107,10 +116,15 @@ class CheckpointWriter:
         """Whether a checkpoint is being written."""
         return self._thread is not None and self._thread.is_alive()
 
-    def start(self, snapshot: Snapshot) -> None:
-        """Write `snapshot` in a thread, after the one being written, if any."""
+    def start(self, snapshot: Snapshot, *, required: bool = False) -> None:
+        """Write `snapshot` in a thread, after the one being written, if any.
+
+        A `required` one that can't be written ends the attempt; any other is left out with a warning.
+        """
         self.wait()
-        self._thread = threading.Thread(target=self._run, args=(snapshot,), name="checkpoint", daemon=True)
+        self._thread = threading.Thread(
+            target=self._run, args=(snapshot, required), name="checkpoint", daemon=True
+        )
         self._thread.start()
 
     def wait(self) -> None:
@@ -129,13 +143,15 @@ class CheckpointWriter:
         if self._error is not None:
             raise self._error
 
-    def _run(self, snapshot: Snapshot) -> None:
+    def _run(self, snapshot: Snapshot, required: bool) -> None:
         step = snapshot.state.step
         folder = self._scratch / f"checkpoint-{step}"
         try:
             self._save(snapshot, folder)
         except StoreUnavailable as error:
             logger.warning("no checkpoint at step %d: %s", step, error)
+            if required:
+                self._error = error
         except Exception as error:  # noqa: BLE001 - raised again in the main thread, by `check`
             self._error = error
         finally:
@@ -144,13 +160,13 @@ class CheckpointWriter:
     def _save(self, snapshot: Snapshot, folder: Path) -> None:
         step = snapshot.state.step
         folder.mkdir()
-        save_tensors(snapshot.model, folder / MODEL)
-        save_tensors(snapshot.optimizer, folder / OPTIMIZER)
+        save_tensors(snapshot.model, folder / CHECKPOINT_MODEL)
+        save_tensors(snapshot.optimizer, folder / CHECKPOINT_OPTIMIZER)
         save_tensors(snapshot.random, folder / RANDOM)
         (folder / STATE).write_text(snapshot.state.model_dump_json(by_alias=True))
         target = checkpoint_folder(self._stage.folder, self._token, step)
         entries = []
-        for name in (STATE, RANDOM, MODEL, OPTIMIZER):
+        for name in (STATE, RANDOM, CHECKPOINT_MODEL, CHECKPOINT_OPTIMIZER):
             path = folder / name
             entries.append(hash_file(path))
             self._patience.attempt(lambda key=f"{target}/{name}", path=path: self._store.upload(key, path))
@@ -167,27 +183,56 @@ class CheckpointWriter:
         self._delete_replaced(step)
 
     def _delete_replaced(self, step: int) -> None:
-        """Delete what a checkpoint at `step` makes worthless: all up to it, but for our newest few.
+        """Delete what a checkpoint at `step` makes worthless: all up to it, but for our newest few and the trunk.
 
         We hold the lease, so older attempts are over.
         """
+        trunk_steps = self._stage.training.trunk_steps
         try:
             replaced = [c for c in list_checkpoints(self._store, self._stage.folder) if c.step <= step]
             own = [c for c in replaced if c.token == self._token and c.finished]
             for checkpoint in replaced:
+                if checkpoint.step == trunk_steps and checkpoint.finished:
+                    continue
                 if checkpoint not in own[: self._stage.training.keep_checkpoints]:
                     _delete(self._store, checkpoint)
         except StoreError as error:
             logger.warning("checkpoints that are not needed any more stay where they are: %s", error)
 
 
-def delete_checkpoints(store: Store, folder: str) -> None:
-    """Delete all checkpoints of a complete stage. A store that refuses keeps them, for `modelchain prune`."""
+def delete_checkpoints(store: Store, folder: str, *, kept: str | None) -> None:
+    """Delete the checkpoints of a complete stage but for the folder `kept`, relative to the stage's.
+
+    A store that refuses keeps them, for `modelchain prune`.
+    """
     try:
         for checkpoint in list_checkpoints(store, folder):
-            _delete(store, checkpoint)
+            if checkpoint_folder(folder, checkpoint.token, checkpoint.step) != f"{folder}/{kept}":
+                _delete(store, checkpoint)
     except StoreError as error:
         logger.warning("the stage's checkpoints stay where they are: %s", error)
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """The checkpoint that the decay of a WarmupStableDecay schedule began with: an artifact of its stage."""
+
+    folder: str  # relative to the stage's folder
+    files: tuple[FileEntry, ...]  # model and optimizer, paths relative to the stage's folder
+
+
+def find_trunk(store: Store, stage: ResolvedStage) -> Trunk | None:
+    """The stage's trunk, of whichever attempt; None if there is none (yet)."""
+    for token, manifest in checkpoints(store, stage.folder, stage.digest):
+        if manifest.step == stage.training.trunk_steps:
+            folder = checkpoint_folder(stage.folder, token, manifest.step).removeprefix(f"{stage.folder}/")
+            files = tuple(
+                entry.model_copy(update={"path": f"{folder}/{entry.path}"})
+                for entry in manifest.files
+                if entry.path in (CHECKPOINT_MODEL, CHECKPOINT_OPTIMIZER)
+            )
+            return Trunk(folder, files)
+    return None
 
 
 @dataclass(frozen=True)
@@ -204,12 +249,19 @@ class Restored:
 def restore_latest(store: Store, stage: ResolvedStage, scratch: Path) -> Restored | None:
     """The newest checkpoint of the stage, of whichever attempt, that is whole; None if there is none.
 
-    A damaged one is passed over with a warning. Raises Forbidden and StoreUnavailable: neither means that
+    A damaged one is passed over with a warning, and so is one from the decay whose trunk is gone: the trunk is
+    made again then. Raises Forbidden and StoreUnavailable: neither means that
     there is none.
     """
     patience = Patience()
-    for token, manifest in patience.attempt(lambda: list(checkpoints(store, stage.folder, stage.digest))):
+    trunk_steps = stage.training.trunk_steps
+    whole = patience.attempt(lambda: list(checkpoints(store, stage.folder, stage.digest)))
+    has_trunk = any(manifest.step == trunk_steps for _, manifest in whole)
+    for token, manifest in whole:
         place = store.uri_of(checkpoint_folder(stage.folder, token, manifest.step))
+        if trunk_steps is not None and manifest.step > trunk_steps and not has_trunk:
+            logger.warning("%s: passed over: the trunk at step %d is gone", place, trunk_steps)
+            continue
         folder = scratch / f"restore-{token}-{manifest.step}"
         try:
             restored = _read(store, stage, token, manifest, folder, patience)
@@ -247,8 +299,8 @@ def _read(
         return Restored(
             token,
             TrainingState.model_validate_json((folder / STATE).read_bytes()),
-            load_file(folder / MODEL),
-            load_file(folder / OPTIMIZER),
+            load_file(folder / CHECKPOINT_MODEL),
+            load_file(folder / CHECKPOINT_OPTIMIZER),
             load_file(folder / RANDOM),
         )
     except (OSError, ValueError, SafetensorError) as error:

@@ -6,14 +6,24 @@ import logging
 import shutil
 from pathlib import Path
 
-from modelchain.artifacts import OPEN_CLIP_CONFIG, WEIGHTS
+from safetensors.torch import load_file
+from torch import Tensor
+
+from modelchain.artifacts import (
+    CHECKPOINT_MODEL,
+    CHECKPOINT_OPTIMIZER,
+    DIGEST_LENGTH,
+    OPEN_CLIP_CONFIG,
+    WEIGHTS,
+    Manifest,
+)
 from modelchain.commit import download_verified, verify_stage
 from modelchain.errors import MissingInputError, UserDataError
-from modelchain.resolved import ResolvedStage
-from modelchain.spec import WeightsSpec
+from modelchain.resolved import ResolvedStage, StageReference
+from modelchain.spec import InitialWeights, OptimizerState, WeightsSpec
 from modelchain.store import open_location
 from modelchain_trainer.attempt import Attempt
-from modelchain_trainer.expansion import expand
+from modelchain_trainer.expansion import expand, expand_moments
 from modelchain_trainer.model.build import build_model, model_from
 from modelchain_trainer.model.clip import Clip
 from modelchain_trainer.model.weights import load_weights
@@ -21,51 +31,97 @@ from modelchain_trainer.model.weights import load_weights
 logger = logging.getLogger(__name__)
 
 
-def grown_model(attempt: Attempt, predecessor: Clip | None) -> Clip:
-    """The stage's model at step 0, on the CPU. `predecessor` is left as it is."""
+Moments = dict[str, Tensor]  # as `TrainStep.load_moments` takes them
+
+
+def first_weights(attempt: Attempt, teacher: Clip | None) -> tuple[Clip, Moments | None]:
+    """The stage's model at step 0, and the optimizer's moments where they are carried over; on the CPU.
+
+    `teacher` is used, and left as it is, where the model grows out of that very stage.
+    """
     stage = attempt.stage
     attempt.telemetry.phase("Expanding")
-    if predecessor is not None:
-        logger.info("growing %s out of %s", stage.name, stage.predecessor and stage.predecessor.name)
-        return _expanded(stage, predecessor)
+    if stage.predecessor is not None:
+        logger.info("growing %s out of %s", stage.name, stage.predecessor.name)
+        if stage.expansion.weights is InitialWeights.TRUNK:
+            return _grown_trunk(attempt, stage.predecessor)
+        same = teacher is not None and stage.teacher == stage.predecessor
+        return _expanded(
+            stage, teacher if teacher and same else published_model(attempt, stage.predecessor)
+        ), None
     if stage.from_weights is not None:
-        return _expanded(stage, _foreign_model(attempt, stage.from_weights))
-    return build_model(stage.model_config_, seed=stage.training.seed)
+        return _expanded(stage, _foreign_model(attempt, stage.from_weights)), None
+    return build_model(stage.model_config_, seed=stage.training.seed), None
 
 
-def predecessor_model(attempt: Attempt) -> Clip:
-    """The finished model of the stage's predecessor, on the CPU, every byte verified by its manifest.
+def published_model(attempt: Attempt, other: StageReference) -> Clip:
+    """The finished model of another stage, on the CPU, every byte verified by its manifest.
 
     Raises MissingInputError if that stage is not complete, UserDataError if its files are not what its
     manifest says.
     """
-    predecessor = attempt.stage.predecessor
-    assert predecessor is not None
-    store, patience = attempt.store, attempt.patience
-    manifest = patience.attempt(lambda: verify_stage(store, predecessor.folder, predecessor.digest))
-    if manifest is None:
-        raise MissingInputError(
-            f"stage {attempt.stage.name} grows out of {predecessor.name}, which is not complete at "
-            f"{store.uri_of(predecessor.folder)}; train it first"
-        )
-    folder = attempt.scratch / "predecessor"
+    manifest = _manifest_of(attempt, other)
+    folder = attempt.scratch / f"published-{other.digest[:DIGEST_LENGTH]}"
     folder.mkdir()
-    entries = {Path(entry.path).name: entry for entry in manifest.files}
+    attempt_path = f"attempts/{manifest.attempt}"
     for name in (WEIGHTS, OPEN_CLIP_CONFIG):
-        if name not in entries:
-            raise UserDataError(f"{store.uri_of(predecessor.folder)}: its manifest lists no {name}")
-        target = folder / name
-        patience.attempt(
-            lambda entry=entries[name], path=target: download_verified(store, predecessor.folder, entry, path)
-        )
-        attempt.telemetry.advance()
+        _download(attempt, other, manifest, f"{attempt_path}/{name}", folder / name)
     state, config = load_weights(folder)
     shutil.rmtree(folder)
-    if config != predecessor.model_config_:
-        raise UserDataError(
-            f"{store.uri_of(predecessor.folder)}: its weights are not the model of stage {predecessor.name}"
-        )
+    if config != other.model_config_:
+        place = attempt.store.uri_of(other.folder)
+        raise UserDataError(f"{place}: its weights are not the model of stage {other.name}")
     return model_from(state, config)
+
+
+def _grown_trunk(attempt: Attempt, predecessor: StageReference) -> tuple[Clip, Moments | None]:
+    """The model grown out of the predecessor's weights before its decay, and the moments if the stage wants them."""
+    stage = attempt.stage
+    manifest = _manifest_of(attempt, predecessor)
+    if manifest.trunk is None:
+        raise UserDataError(
+            f"{attempt.store.uri_of(predecessor.folder)}: stage {predecessor.name} has no trunk; "
+            "give it training.schedule.type: WarmupStableDecay, or write expansion.weights: Published"
+        )
+    before, after = predecessor.model_config_, stage.model_config_
+
+    def load(name: str) -> dict[str, Tensor]:
+        path = attempt.scratch / f"trunk-{name}"
+        _download(attempt, predecessor, manifest, f"{manifest.trunk}/{name}", path)
+        tensors = load_file(path)
+        path.unlink()
+        return tensors
+
+    model = _expanded(stage, model_from(load(CHECKPOINT_MODEL), before))
+    if stage.expansion.optimizer_state is OptimizerState.RESET:
+        return model, None
+    optimizer = load(CHECKPOINT_OPTIMIZER)
+    moments = {"optimizer.steps": optimizer["optimizer.steps"]}
+    for kind, power in (("mean", 1), ("square", 2)):
+        prefix = f"optimizer.{kind}."
+        small = {n.removeprefix(prefix): t for n, t in optimizer.items() if n.startswith(prefix)}
+        grown = expand_moments(small, before, after, stage.expansion, power=power)
+        moments |= {f"{prefix}{name}": tensor for name, tensor in grown.items()}
+    return model, moments
+
+
+def _manifest_of(attempt: Attempt, other: StageReference) -> Manifest:
+    store = attempt.store
+    manifest = attempt.patience.attempt(lambda: verify_stage(store, other.folder, other.digest))
+    if manifest is None:
+        raise MissingInputError(
+            f"stage {attempt.stage.name} needs the weights of {other.name}, which is not complete at "
+            f"{store.uri_of(other.folder)}; train it first"
+        )
+    return manifest
+
+
+def _download(attempt: Attempt, other: StageReference, manifest: Manifest, name: str, path: Path) -> None:
+    entry = next((entry for entry in manifest.files if entry.path == name), None)
+    if entry is None:
+        raise UserDataError(f"{attempt.store.uri_of(other.folder)}: its manifest lists no {name}")
+    attempt.patience.attempt(lambda: download_verified(attempt.store, other.folder, entry, path))
+    attempt.telemetry.advance()
 
 
 def _foreign_model(attempt: Attempt, weights: WeightsSpec) -> Clip:

@@ -90,7 +90,8 @@ class TrainingLoop:
             trainee.step += 1
             last = trainee.step == self._training.steps
             log = last or trainee.step % self._training.log_every_steps == 0
-            save = last or trainee.step % self._training.checkpoint_every_steps == 0
+            trunk = trainee.step == self._training.trunk_steps
+            save = last or trunk or trainee.step % self._training.checkpoint_every_steps == 0
             reading = result.read() if log else None  # waits for the device
             trainee.train_seconds += time.perf_counter() - started
             attempt.position.step = trainee.step
@@ -134,7 +135,7 @@ class TrainingLoop:
             step=trainee.step,
             epoch=trainee.step / self._training.steps_per_epoch,
             samples=trainee.step * self._training.global_batch_size,
-            macs=float(stage_macs(attempt.stage, until_step=trainee.step)),
+            macs=self._macs(trainee.step),
             time=trainee.train_seconds,
             wall_time=time.time(),
             learning_rate=reading.learning_rate,
@@ -146,6 +147,10 @@ class TrainingLoop:
             data_wait_fraction=waited,
         )
         attempt.telemetry.train(line, trainee.corrupt)
+
+    def _macs(self, step: int) -> float:
+        taught = self._trainee.train_step.teacher_steps
+        return float(stage_macs(self._attempt.stage, until_step=step, teacher_steps=taught))
 
     def _count_corrupt(self) -> None:
         """Corrupt samples of all ranks and of all attempts so far. Every rank calls it at the same steps."""
@@ -174,7 +179,7 @@ class TrainingLoop:
         attempt.telemetry.phase("Evaluating")
         reach("evaluation")
         metrics = evaluate(
-            trainee.model,
+            trainee.published,
             due,
             self._tokenizer,
             precision=self._training.precision,
@@ -184,7 +189,7 @@ class TrainingLoop:
         line = EvaluationLine(
             step=step,
             samples=step * self._training.global_batch_size,
-            macs=float(stage_macs(attempt.stage, until_step=step)),
+            macs=self._macs(step),
             time=trainee.train_seconds,
             wall_time=time.time(),
             metrics=metrics,
@@ -199,17 +204,18 @@ class TrainingLoop:
     def _save(self, result: StepResult | None) -> None:
         """Begin a checkpoint, unless one is still being written: a slow store holds nothing up."""
         attempt, trainee = self._attempt, self._trainee
+        trunk = trainee.step == self._training.trunk_steps
         last = trainee.step == self._training.steps
         if not attempt.ranks.first:
             return
-        if self._writer.busy and not last:
+        if self._writer.busy and not (last or trunk):
             logger.info("no checkpoint at step %d: the one before is still being written", trainee.step)
             return
         if result is not None:
             result.read()  # raises DivergedError: no checkpoint of a model that is lost
         attempt.telemetry.begin_segment(trainee.step)
         model, rest = trainee.model.state_dict(), trainee.train_step.state_dict()
-        self._writer.start(take_snapshot(trainee.state(), model, rest))
+        self._writer.start(take_snapshot(trainee.state(), model, rest), required=trunk)
 
     def _committed(self, step: int) -> None:
         self._attempt.telemetry.checkpoint(step)

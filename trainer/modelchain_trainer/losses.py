@@ -98,6 +98,22 @@ def loss_and_feature_gradients(
         )
 
 
+@torch.no_grad()
+def contrastive_loss(features: Features, log_scale: Tensor, group: Group) -> Tensor:
+    """This rank's share of the task loss of these features ([]), without gradients: what a teacher's would be."""
+    with full_precision(features.image.device):
+        image_bE, text_CbE = features.image, features.text
+        first = group.rank * image_bE.shape[0]
+        image_NE = group.gather(image_bE)
+        text_NCE = group.gather(text_CbE.transpose(0, 1))
+        scale = log_scale.exp()
+        captions = range(text_CbE.shape[0])
+        rows = [_row_statistics(image_bE, text_NCE[:, c], scale, first) for c in captions]
+        rows += [_row_statistics(text_CbE[c], image_NE, scale, first) for c in captions]
+        total = torch.stack([(row.log_sum_exp_b - row.diagonal_b).sum() for row in rows]).sum()
+        return total / (len(rows) * image_NE.shape[0])
+
+
 def _contrastive(features: Features, scale: Tensor, group: Group) -> LossAndGradients:
     image_bE, text_CbE = features.image, features.text
     captions, b, _ = text_CbE.shape

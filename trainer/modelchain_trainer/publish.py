@@ -19,10 +19,11 @@ import modelchain
 from modelchain.artifacts import PREDICTIONS, FileEntry, Manifest
 from modelchain.commit import commit_stage, hash_file
 from modelchain.cost import stage_macs
+from modelchain.errors import MissingInputError
 from modelchain.spec import EvaluationType
 from modelchain.times import rfc3339
 from modelchain_trainer.attempt import Attempt
-from modelchain_trainer.checkpoint import delete_checkpoints
+from modelchain_trainer.checkpoint import Trunk, delete_checkpoints, find_trunk
 from modelchain_trainer.evaluation import EvaluationSet, Tokenize, example_predictions
 from modelchain_trainer.failpoints import reach
 from modelchain_trainer.model.weights import save_weights
@@ -41,7 +42,7 @@ def publish(attempt: Attempt, trainee: Trainee, sets: Sequence[EvaluationSet], t
     zero_shot = next((s for s in sets if s.spec.type is EvaluationType.ZERO_SHOT), None)
     if zero_shot is not None:
         example_predictions(
-            trainee.model,
+            trainee.published,
             zero_shot,
             tokenizer,
             folder / PREDICTIONS,
@@ -51,12 +52,13 @@ def publish(attempt: Attempt, trainee: Trainee, sets: Sequence[EvaluationSet], t
     if not attempt.ranks.first:
         return
     attempt.telemetry.phase("Uploading")
-    save_weights(trainee.model, attempt.stage.model_config_, folder)
+    save_weights(trainee.published, attempt.stage.model_config_, folder)
     attempt.check_lease()
     files = _upload(attempt, folder)
     attempt.check_lease()
     reach("manifest")
-    manifest = _manifest(attempt, trainee, files)
+    trunk = _trunk(attempt)
+    manifest = _manifest(attempt, trainee, files, trunk)
     winner = attempt.patience.attempt(lambda: commit_stage(attempt.store, attempt.stage.folder, manifest))
     reach("manifest-committed")
     if winner.attempt != attempt.token:
@@ -67,8 +69,21 @@ def publish(attempt: Attempt, trainee: Trainee, sets: Sequence[EvaluationSet], t
         )
         return
     attempt.telemetry.phase("Complete")
-    delete_checkpoints(attempt.store, attempt.stage.folder)
+    delete_checkpoints(attempt.store, attempt.stage.folder, kept=trunk and trunk.folder)
     logger.info("stage %s is complete: %s", attempt.stage.name, attempt.store.uri_of(attempt.stage.folder))
+
+
+def _trunk(attempt: Attempt) -> Trunk | None:
+    stage = attempt.stage
+    if stage.training.trunk_steps is None:
+        return None
+    trunk = attempt.patience.attempt(lambda: find_trunk(attempt.store, stage))
+    if trunk is None:
+        raise MissingInputError(
+            f"stage {stage.name}: its checkpoint at step {stage.training.trunk_steps}, the trunk, was deleted while it "
+            "was trained; run it again, and let nothing delete under the store"
+        )
+    return trunk
 
 
 def _upload(attempt: Attempt, folder: Path) -> tuple[FileEntry, ...]:
@@ -89,7 +104,9 @@ def _upload(attempt: Attempt, folder: Path) -> tuple[FileEntry, ...]:
     return tuple(entries)
 
 
-def _manifest(attempt: Attempt, trainee: Trainee, files: tuple[FileEntry, ...]) -> Manifest:
+def _manifest(
+    attempt: Attempt, trainee: Trainee, files: tuple[FileEntry, ...], trunk: Trunk | None
+) -> Manifest:
     stage = attempt.stage
     return Manifest(
         digest=stage.digest,
@@ -98,11 +115,13 @@ def _manifest(attempt: Attempt, trainee: Trainee, files: tuple[FileEntry, ...]) 
         chain=stage.chain.full_name,
         attempt=attempt.token,
         predecessor=stage.predecessor.digest if stage.predecessor else None,
-        files=files,
+        teacher=stage.teacher.digest if stage.teacher else None,
+        files=files + (trunk.files if trunk else ()),
+        trunk=trunk and trunk.folder,
         metrics=attempt.telemetry.metrics(),
         steps=stage.training.steps,
         samples=stage.training.steps * stage.training.global_batch_size,
-        macs=float(stage_macs(stage)),
+        macs=float(stage_macs(stage, teacher_steps=trainee.train_step.teacher_steps)),
         started_at=trainee.started_at,
         completed_at=rfc3339(time.time()),
         train_seconds=trainee.train_seconds,

@@ -22,10 +22,11 @@ from torch import Tensor, nn
 from modelchain.errors import ExitCode, ModelChainError
 from modelchain.resolved import ResolvedStage
 from modelchain.spec import Precision
+from modelchain_trainer.averaging import AveragedModel
 from modelchain_trainer.collectives import GradientSum, Group
 from modelchain_trainer.data.sample import normalize
 from modelchain_trainer.distillation import Projections
-from modelchain_trainer.losses import Features, loss_and_feature_gradients
+from modelchain_trainer.losses import Features, contrastive_loss, loss_and_feature_gradients
 from modelchain_trainer.model.clip import Clip, crop_tokens
 from modelchain_trainer.optimizer import AdamW
 from modelchain_trainer.schedule import distillation_weight, learning_rate
@@ -91,12 +92,21 @@ class StepResult:
         )
 
 
+@dataclass(frozen=True)
+class Teaching:
+    """How far distillation has come: what a checkpoint must know to go on with it or to leave it at that."""
+
+    steps: int = 0  # with a forward pass of the teacher
+    margin: float = 0.0  # sum of the student's loss less the teacher's, over the steps of the present window
+    surpassed: bool = False  # the student was better over a window, and learns on without its teacher
+
+
 class TrainStep:
     """Trains `model` in place, one global batch a call.
 
     `model`, `teacher` and `projections` are on `device` already, equal on all ranks, and the optimizer holds
-    the parameters of `model` and `projections`. `teacher` may be None (no predecessor, or a weight of 0
-    throughout).
+    the parameters of `model` and `projections`. `teacher` may be None (there is none, or a weight of 0
+    throughout). `teaching` is where a checkpoint left it.
     """
 
     def __init__(
@@ -108,8 +118,15 @@ class TrainStep:
         stage: ResolvedStage,
         device: torch.device,
         group: Group | None = None,
+        teaching: Teaching | None = None,
     ) -> None:
+        teaching = teaching or Teaching()
+        self.teacher_steps, self._surpassed = teaching.steps, teaching.surpassed
+        self._margin = torch.full((), teaching.margin, dtype=torch.float64, device=device)
         self._model = model.train()
+        decay = stage.training.ema_decay
+        self._average = None if decay is None else AveragedModel(model, decay)
+        self._teacher_log_scale = None if teacher is None else teacher.logit_scale.detach()
         self._projections = projections
         self._optimizer = optimizer
         self._stage = stage
@@ -132,7 +149,7 @@ class TrainStep:
         """
         rate = learning_rate(self._training, step)
         weight = distillation_weight(self._stage.distillation, step, self._training.steps)
-        teacher_forward = self._teacher_forward if weight > 0 else None
+        teacher_forward = self._teacher_forward if weight > 0 and not self._surpassed else None
         if teacher_forward is None:
             weight = 0.0
         micro_batches = self._micro_batches(batch)
@@ -156,7 +173,7 @@ class TrainStep:
             weight=weight,
             group=self._group,
         )
-        losses = torch.stack([result.task, result.distillation]).double()
+        losses = torch.stack([result.task, result.distillation, self._teacher_loss(teacher)]).double()
         losses_sum = self._group.start_sum(losses)
         outside_autograd = self._add_gradients(result.log_scale_gradient, result.projection_gradients)
 
@@ -175,7 +192,18 @@ class TrainStep:
         self._gradients.finish()
         if losses_sum is not None:
             losses_sum.wait()
-        return self._update(step, rate, weight, losses)
+        if teacher is not None:
+            self._judge_teacher(losses)
+        return self._update(step, rate, weight, losses[:2])
+
+    @property
+    def published(self) -> Clip:
+        """The model whose weights are evaluated and published: the average where there is one."""
+        return self._model if self._average is None else self._average.model
+
+    def teaching(self) -> Teaching:
+        """How far distillation has come. Waits for the device."""
+        return Teaching(self.teacher_steps, float(self._margin), self._surpassed)
 
     def state_dict(self) -> dict[str, Tensor]:
         """What a checkpoint needs besides the model: moments and projections. Shares memory with this."""
@@ -184,18 +212,44 @@ class TrainStep:
             state |= {
                 f"projections.{name}": tensor.data for name, tensor in self._projections.named_parameters()
             }
+        if self._average is not None:
+            state |= self._average.state_dict()
         return state
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take over what `state_dict` gave, bit for bit. Raises KeyError where something is missing."""
+        self.load_moments(state)
+        if self._average is not None:
+            self._average.load_state_dict(state)
+        if self._projections is not None:
+            for name, parameter in self._projections.named_parameters():
+                parameter.copy_(state[f"projections.{name}"])
+
+    def load_moments(self, state: Mapping[str, Tensor]) -> None:
+        """Take over the optimizer's part of what `state_dict` gave, and nothing else."""
         prefix = "optimizer."
         self._optimizer.load_state_dict(
             {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
         )
-        if self._projections is not None:
-            for name, parameter in self._projections.named_parameters():
-                parameter.copy_(state[f"projections.{name}"])
+
+    def _teacher_loss(self, teacher: Features | None) -> Tensor:
+        """This rank's share of the teacher's task loss on the batch, where somebody wants to know it; else 0."""
+        if teacher is None or self._stage.distillation.surpass_window_steps is None:
+            return torch.zeros((), device=self._device)
+        assert self._teacher_log_scale is not None
+        return contrastive_loss(teacher, self._teacher_log_scale, self._group)
+
+    def _judge_teacher(self, losses: Tensor) -> None:
+        """Count a step with the teacher; at the end of a window see whether the student is better by now."""
+        self.teacher_steps += 1
+        window = self._stage.distillation.surpass_window_steps
+        if window is None:
+            return
+        self._margin += losses[0] - losses[2]
+        if self.teacher_steps % window == 0:
+            self._surpassed = bool(self._margin < 0)
+            self._margin.zero_()
 
     def _forward(self, model: Clip) -> Callable[[Tensor, Tensor], Features]:
         encode_image, encode_text = model.encode_image, model.encode_text
@@ -256,6 +310,8 @@ class TrainStep:
         )
         log_scale = self._model.logit_scale
         log_scale.clamp_(0, MAXIMUM_LOG_SCALE)
+        if self._average is not None:
+            self._average.update(step)
         self._diverged_at = torch.where(not_finite & (self._diverged_at < 0), float(step), self._diverged_at)
         figures = torch.stack([total, *losses, norm.double(), log_scale.exp().double(), self._diverged_at])
         result = StepResult(step, rate, weight, figures)

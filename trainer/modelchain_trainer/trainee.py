@@ -15,18 +15,19 @@ from torch import Tensor
 
 from modelchain.artifacts import attempt_folder
 from modelchain.resolved import ResolvedStage
+from modelchain.spec import OptimizerState
 from modelchain.times import rfc3339
 from modelchain_trainer.attempt import Attempt
 from modelchain_trainer.checkpoint import Restored, TrainingState, restore_latest, restore_random
 from modelchain_trainer.collectives import Group
 from modelchain_trainer.distillation import Projections, build_projections
-from modelchain_trainer.initial_weights import grown_model, predecessor_model
+from modelchain_trainer.initial_weights import first_weights, published_model
 from modelchain_trainer.metrics_log import Line, MetricsLog, decode_lines, is_metrics_file
 from modelchain_trainer.model.build import model_from
 from modelchain_trainer.model.clip import Clip
 from modelchain_trainer.optimizer import AdamW
 from modelchain_trainer.schedule import distillation_weight
-from modelchain_trainer.step import TrainStep
+from modelchain_trainer.step import Teaching, TrainStep
 
 logger = logging.getLogger(__name__)
 
@@ -45,13 +46,22 @@ class Trainee:
 
     def state(self) -> TrainingState:
         """The numbers for a checkpoint."""
+        teaching = self.train_step.teaching()
         return TrainingState(
             step=self.step,
             train_seconds=self.train_seconds,
             started_at=self.started_at,
             corrupt_samples=self.corrupt,
             attempts=self.attempts,
+            teacher_steps=teaching.steps,
+            teacher_margin=teaching.margin,
+            teacher_surpassed=teaching.surpassed,
         )
+
+    @property
+    def published(self) -> Clip:
+        """The model that is evaluated and published."""
+        return self.train_step.published
 
 
 def prepare(attempt: Attempt) -> Trainee:
@@ -65,30 +75,32 @@ def prepare(attempt: Attempt) -> Trainee:
     resumed = bool(state_json)
     state = TrainingState.model_validate_json(state_json) if resumed else _new_state()
 
-    teaches = _needs_teacher(stage, state.step)
-    teacher = (
-        predecessor_model(attempt)
-        if attempt.ranks.first and stage.predecessor and (teaches or not resumed)
-        else None
-    )
+    teacher = None
+    if stage.teacher is not None and _needs_teacher(stage, state):
+        teacher = (
+            published_model(attempt, stage.teacher)
+            if attempt.ranks.first
+            else Clip(stage.teacher.model_config_)
+        )
+    moments = None
     if restored is not None:
         model = model_from(restored.model, stage.model_config_)
     elif attempt.ranks.first:
-        model = grown_model(attempt, teacher)
+        model, moments = first_weights(attempt, teacher)
     else:
         model = Clip(stage.model_config_)
     model = model.to(attempt.device)
     _broadcast(model.state_dict().values(), attempt.ranks.group)
     model.set_gradient_checkpointing(stage.training.gradient_checkpointing)
-    if teaches and stage.predecessor is not None:
-        teacher = (teacher or Clip(stage.predecessor.model_config_)).to(attempt.device)
+    if teacher is not None:
+        teacher = teacher.to(attempt.device)
         _broadcast(teacher.state_dict().values(), attempt.ranks.group)
-    else:
-        teacher = None
 
-    train_step = _train_step(attempt, model, teacher)
+    train_step = _train_step(attempt, model, teacher, state)
     if resumed:
         _resume(attempt, train_step, restored)
+    elif stage.expansion.optimizer_state is OptimizerState.CARRIED and stage.predecessor is not None:
+        _carry(attempt, train_step, moments)
     if restored is not None:
         attempt.telemetry.resume(MetricsLog(_history(attempt, restored), state.step), state.step)
     attempt.position.step = state.step
@@ -110,14 +122,14 @@ def _new_state() -> TrainingState:
     )
 
 
-def _needs_teacher(stage: ResolvedStage, first_step: int) -> bool:
-    """Whether any step from `first_step` on has a weight above 0. It is monotonic: the ends tell."""
+def _needs_teacher(stage: ResolvedStage, state: TrainingState) -> bool:
+    """Whether any step from here on has a weight above 0. It is monotonic: the ends tell."""
     steps = stage.training.steps
-    ends = (distillation_weight(stage.distillation, step, steps) for step in (first_step, steps - 1))
-    return stage.predecessor is not None and first_step < steps and any(weight > 0 for weight in ends)
+    ends = (distillation_weight(stage.distillation, step, steps) for step in (state.step, steps - 1))
+    return state.step < steps and not state.teacher_surpassed and any(weight > 0 for weight in ends)
 
 
-def _train_step(attempt: Attempt, model: Clip, teacher: Clip | None) -> TrainStep:
+def _train_step(attempt: Attempt, model: Clip, teacher: Clip | None, state: TrainingState) -> TrainStep:
     stage = attempt.stage
     projections = _projections(stage)
     parameters = list(model.named_parameters())
@@ -127,7 +139,10 @@ def _train_step(attempt: Attempt, model: Clip, teacher: Clip | None) -> TrainSte
             (f"projections.{name}", parameter) for name, parameter in projections.named_parameters()
         ]
     optimizer = AdamW(parameters, stage.training)
-    return TrainStep(model, teacher, projections, optimizer, stage, attempt.device, attempt.ranks.group)
+    teaching = Teaching(state.teacher_steps, state.teacher_margin, state.teacher_surpassed)
+    return TrainStep(
+        model, teacher, projections, optimizer, stage, attempt.device, attempt.ranks.group, teaching
+    )
 
 
 def _projections(stage: ResolvedStage) -> Projections | None:
@@ -135,9 +150,9 @@ def _projections(stage: ResolvedStage) -> Projections | None:
 
     They depend on the stage alone, not on whether its teacher is still needed: all its checkpoints have them.
     """
-    if stage.predecessor is None:
+    if stage.teacher is None:
         return None
-    return build_projections(stage.model_config_.embed_dim, stage.predecessor.model_config_.embed_dim)
+    return build_projections(stage.model_config_.embed_dim, stage.teacher.model_config_.embed_dim)
 
 
 def _resume(attempt: Attempt, train_step: TrainStep, restored: Restored | None) -> None:
@@ -147,6 +162,17 @@ def _resume(attempt: Attempt, train_step: TrainStep, restored: Restored | None) 
     state = train_step.state_dict()  # shares its memory
     _broadcast(state.values(), attempt.ranks.group)
     train_step.load_state_dict(state)  # the optimizer keeps the count of steps once a parameter, this once
+
+
+def _carry(attempt: Attempt, train_step: TrainStep, moments: dict[str, Tensor] | None) -> None:
+    """Give every rank the moments that rank 0 has grown; projections are new and begin at zero."""
+    state = {
+        name: tensor for name, tensor in train_step.state_dict().items() if name.startswith("optimizer.")
+    }
+    if moments is not None:
+        state |= {name: tensor.to(attempt.device) for name, tensor in moments.items()}
+    _broadcast(state.values(), attempt.ranks.group)
+    train_step.load_moments(state)
 
 
 def _broadcast(tensors: Iterable[Tensor], group: Group) -> None:

@@ -14,7 +14,7 @@ from modelchain_trainer.model import Clip, build_model, model_from
 
 CONTEXT = 10
 EXACT = ResolvedExpansion()
-PAPER = ResolvedExpansion(width=WidthExpansion.SLICE, depth=DepthExpansion.STACK)
+PAPER = ResolvedExpansion(width=WidthExpansion.SLICE, depth=DepthExpansion.INTERLEAVE)
 
 
 @dataclass(frozen=True)

@@ -72,11 +72,11 @@ def test_it_says_what_grows_and_how_exactly() -> None:
 
 
 def test_the_papers_growth_is_inexact_and_says_why() -> None:
-    paper = ResolvedExpansion(width=WidthExpansion.SLICE, depth=DepthExpansion.STACK)
+    paper = ResolvedExpansion(width=WidthExpansion.SLICE, depth=DepthExpansion.INTERLEAVE)
     plan = plan_expansion(find("ViT-S-16"), find("ViT-L-16"), paper)
     assert plan.fidelity is Fidelity.INEXACT
     assert "leading slices" in str(plan)
-    assert "stacked copies" in str(plan)
+    assert "copies of blocks" in str(plan)
 
 
 def test_equal_models_are_a_copy_under_any_growth() -> None:
@@ -111,7 +111,9 @@ def test_new_blocks_stand_behind_their_source_and_are_spread(small: int, large: 
     before, after = (config_of(vision=(16, layers)) for layers in (small, large))
     found = []
     for block in range(large):
-        source = source_of(f"visual.transformer.resblocks.{block}.ln_1.weight", before, after)
+        source = source_of(
+            f"visual.transformer.resblocks.{block}.ln_1.weight", before, after, DepthExpansion.IDENTITY
+        )
         assert source.leaf == "ln_1.weight"
         found.append(source.name.split(".")[3] + "*" * source.new_block)
     assert " ".join(found) == origins

@@ -1,13 +1,14 @@
 """Where the blocks of a deeper tower come from.
 
-Block j of the large tower is made from block j*l // L of the small one (l and L blocks). So each block is
-followed by its own new copies, which are spread evenly: 12 -> 24 puts one behind every block, 12 -> 14 behind
-blocks 0 and 6. For a doubling this is also the order of the CoM-PT paper (block l becomes 2l and 2l+1).
+Under `Identity` and `Interleave`, block j of the large tower is made from block j*l // L of the small one (l and
+L blocks). So each block is followed by its own new copies, which are spread evenly: 12 -> 24 puts one behind
+every block, 12 -> 14 behind blocks 0 and 6. For a doubling this is also the order of the CoM-PT paper (block l
+becomes 2l and 2l+1). Under `Stack`, block j is made from block j mod l: the whole tower is repeated, as in
+G_stack (arXiv 2405.15319).
 
-A copy keeps its source's readers (norms, q, k, v, c_fc). Under `identity` its writers (out_proj, c_proj) are
+A copy keeps its source's readers (norms, q, k, v, c_fc). Under `Identity` its writers (out_proj, c_proj) are
 zero: the block adds nothing at first, and they receive gradient from the first step, everything else from the
-second (as in LEMON, arXiv 2310.07999, and bert2BERT's successors). Under `stack` they are copied too, as in
-the paper.
+second (as in LEMON, arXiv 2310.07999, and bert2BERT's successors). Otherwise they are copied too.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from modelchain.spec import ModelConfig
+from modelchain.spec import DepthExpansion, ModelConfig
 
 _BLOCK = re.compile(r"(?P<tower>(visual\.)?transformer\.resblocks\.)(?P<number>\d+)\.(?P<leaf>.+)")
 _WRITERS = frozenset({"attn.out_proj.weight", "attn.out_proj.bias", "mlp.c_proj.weight", "mlp.c_proj.bias"})
@@ -36,7 +37,7 @@ class Source:
         return self.leaf in _WRITERS
 
 
-def source_of(name: str, small: ModelConfig, large: ModelConfig) -> Source:
+def source_of(name: str, small: ModelConfig, large: ModelConfig, depth: DepthExpansion) -> Source:
     """The source of the large model's parameter `name`."""
     vision = name.startswith("visual.")
     match = _BLOCK.fullmatch(name)
@@ -45,6 +46,9 @@ def source_of(name: str, small: ModelConfig, large: ModelConfig) -> Source:
     before = (small.vision if vision else small.text).layers
     after = (large.vision if vision else large.text).layers
     number = int(match["number"])
-    origin = number * before // after
-    new_block = number > 0 and (number - 1) * before // after == origin
+    if depth is DepthExpansion.STACK:
+        origin, new_block = number % before, number >= before
+    else:
+        origin = number * before // after
+        new_block = number > 0 and (number - 1) * before // after == origin
     return Source(f"{match['tower']}{origin}.{match['leaf']}", match["leaf"], vision, new_block)

@@ -73,7 +73,7 @@ class Copies:
         """
         if self.small == self.large and not extra:
             return weight_RS.clone()
-        number_L = (torch.arange(self.large) // self.small).double()  # the how-manieth copy
+        number_L = (torch.arange(self.large) // self.small).double()  # index of the copy
         count_S = (self.large - torch.arange(self.small) + self.small - 1) // self.small
         count_L = self.repeat(count_S.double())
         offset_L = torch.where(count_L > 1, number_L * 2 / (count_L - 1).clamp(min=1) - 1, 0) / (2 * count_L)
@@ -119,8 +119,8 @@ def tower_of(small: ModelConfig, large: ModelConfig, *, vision: bool) -> Tower:
 class ExactWidth:
     """Grows the tensors of one tower, one at a time."""
 
-    def __init__(self, tower: Tower, large: ModelConfig, ln_pre_gamma_D: Tensor | None, *, seed: int) -> None:
-        """`ln_pre_gamma_D` is the small model's (image tower only)."""
+    def __init__(self, tower: Tower, large: ModelConfig, ln_pre_gamma_D: Tensor, *, seed: int) -> None:
+        """`ln_pre_gamma_D` is the small model's; only the image tower has one, and needs it."""
         self._tower = tower
         self._large = large
         self._ln_pre_gamma_D = ln_pre_gamma_D
@@ -182,7 +182,7 @@ class ExactWidth:
         """Into the input of ln_pre: as `_write`, plus s_j * g(A) on the tail."""
         grown = self._write(tensor, dim)
         if self._tower.tail:
-            gamma_D = self._gamma_of_ln_pre()
+            gamma_D = self._ln_pre_gamma_D
             centred_D = (gamma_D - gamma_D.mean()) / len(gamma_D)
             g = (tensor.movedim(dim, -1) @ centred_D).unsqueeze(-1) * self._steps(tensor.dtype)
             grown.narrow(dim, grown.shape[dim] - self._tower.tail, self._tower.tail).add_(g.movedim(-1, dim))
@@ -207,10 +207,6 @@ class ExactWidth:
     def _ln_pre_gamma(self, gamma_D: Tensor) -> Tensor:
         tail = self._tower.kappa / self._steps(gamma_D.dtype)
         return self._with_tail(self._tower.stream.repeat(gamma_D), tail)
-
-    def _gamma_of_ln_pre(self) -> Tensor:
-        assert self._ln_pre_gamma_D is not None, "only the image tower has a ln_pre"
-        return self._ln_pre_gamma_D
 
     def _steps(self, dtype: torch.dtype) -> Tensor:
         """s: one number for each tail entry, of both signs, that sum to zero (a lone one can't)."""

@@ -55,7 +55,7 @@ class ExpansionPlan:
 def plan_expansion(
     small: ModelConfig, large: ModelConfig, expansion: ResolvedExpansion | None = None
 ) -> ExpansionPlan:
-    """What grows from `small` to `large`, and how exactly under `expansion` (default: exact, identity).
+    """What grows from `small` to `large`, and how exactly under `expansion` (default: Exact, Identity).
 
     Raises ConfigurationError where `large` cannot grow out of `small`: a width, depth, MLP or embedding that
     shrinks, or a head width, context or activation that differs. Images and patches may change
@@ -85,9 +85,16 @@ def _width(
     name: str, small: VisionSpec | TextSpec, large: VisionSpec | TextSpec, width: WidthExpansion
 ) -> Change:
     fidelity, reason = _sliced(width)
-    if fidelity is Fidelity.EXACT and isinstance(small, VisionSpec) and large.width % small.width:
-        fidelity = Fidelity.NEAR_EXACT
-        reason = f"{large.width} is no multiple of {small.width}, and ln_pre writes into the residual stream"
+    if fidelity is Fidelity.EXACT and isinstance(small, VisionSpec):
+        if width is WidthExpansion.PADDED:
+            return Change(
+                name, small.width, large.width, Fidelity.NEAR_EXACT, "ln_pre writes into the residual stream"
+            )
+        if large.width % small.width:
+            fidelity = Fidelity.NEAR_EXACT
+            reason = (
+                f"{large.width} is no multiple of {small.width}, and ln_pre writes into the residual stream"
+            )
     return Change(name, small.width, large.width, fidelity, reason)
 
 
@@ -100,8 +107,8 @@ def _units(
 def _depth(
     name: str, small: VisionSpec | TextSpec, large: VisionSpec | TextSpec, depth: DepthExpansion
 ) -> Change:
-    if depth is DepthExpansion.STACK:
-        return Change(name, small.layers, large.layers, Fidelity.INEXACT, "stacked copies of blocks")
+    if depth is not DepthExpansion.IDENTITY:
+        return Change(name, small.layers, large.layers, Fidelity.INEXACT, "copies of blocks")
     return Change(name, small.layers, large.layers, Fidelity.EXACT)
 
 

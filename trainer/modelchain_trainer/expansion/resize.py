@@ -18,6 +18,19 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from modelchain.spec import ModelConfig
+from modelchain_trainer.expansion.depth import Source
+from modelchain_trainer.model.clip import grid_side
+
+
+def resized(tensor: Tensor, source: Source, large: ModelConfig) -> Tensor:
+    """A small model's tensor at the large model's image and patch size."""
+    if source.vision and source.leaf == "positional_embedding":
+        return resize_positions(tensor, grid_side(large.vision))
+    if source.leaf == "conv1.weight":
+        return resample_filters(tensor, large.vision.patch_size)
+    return tensor
+
 
 def resize_positions(positions_TD: Tensor, side: int) -> Tensor:
     """Positional embeddings [1 + side * side, D] from those of another square grid; the class token's is
