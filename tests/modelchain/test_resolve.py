@@ -79,7 +79,7 @@ def test_defaults_are_those_of_the_documentation() -> None:
     assert (training.beta1, training.beta2, training.epsilon, training.weight_decay) == (0.9, 0.98, 1e-6, 0.1)
     assert (training.precision, training.seed, training.gradient_clip_norm) == ("Fp32", 0, None)
     assert (stage.distillation.weight, stage.distillation.schedule.type) == (1.0, "Constant")
-    assert (stage.expansion.width, stage.expansion.depth) == ("exact", "identity")
+    assert (stage.expansion.width, stage.expansion.depth) == ("Exact", "Identity")
     assert (stage.retry.limit, stage.retry.backoff_seconds, stage.retry.stall_seconds) == (3, 30, 1800)
     assert (stage.job.nodes, stage.job.processes_per_node) == (1, 1)
     assert (stage.task, stage.evaluation) == ("clip", ())
