@@ -22,9 +22,12 @@ def main() -> None:
     options = part_arguments(__doc__)
     record = Record(options.record, options.seconds)
     log, results = options.record.with_suffix(".log"), options.record.with_suffix(".xml")
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "tests/gpu", "-v", "--durations=10"]
+    on_gpu = options.device == "cuda"
+    # The compiler for the CPU takes minutes on few cores.
+    command = [sys.executable, "-m", "pytest", "-m", "gpu" if on_gpu else "gpu and not slow", "tests/gpu"]
+    command += ["-v", "--durations=10"]
     command += ["-p", "no:cacheprovider", "-o", "timeout=150", f"--junitxml={results}"]
-    command += ["-n", str(PROCESSES)] if options.device == "cuda" else ["-n", "0"]
+    command += ["-n", str(PROCESSES)] if on_gpu else ["-n", "0"]
     environment = os.environ | {DEVICE_VARIABLE: options.device}
     seconds = max(5.0, record.seconds_left - 3)  # to write down what there is
     record.put("command", command[1:])
