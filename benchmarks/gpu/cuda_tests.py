@@ -29,7 +29,7 @@ def main() -> None:
     command += ["-p", "no:cacheprovider", "-o", "timeout=150", f"--junitxml={results}"]
     command += ["-n", str(PROCESSES)] if on_gpu else ["-n", "0"]
     environment = os.environ | {DEVICE_VARIABLE: options.device}
-    seconds = max(5.0, record.seconds_left - 3)  # to write down what there is
+    seconds = max(5.0, record.seconds_left)
     record.put("command", command[1:])
     with log.open("w") as output:
         process = subprocess.Popen(

@@ -15,7 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu import settings
 from benchmarks.gpu.record import Record, part_arguments
-from benchmarks.gpu.trainees import ModelChainTrainee
+from benchmarks.gpu.trainees import ModelChainTrainee, forget_compiled, release
 
 STEPS = 3
 WARMUP_STEPS = 5
@@ -51,8 +51,8 @@ def main() -> None:
             return profiled(setting, device)
 
         record.attempt(name, observe, needs_seconds=needs)
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+        forget_compiled()
+        release(device)
 
 
 def profiled(setting: settings.Setting, device: torch.device) -> dict[str, object]:

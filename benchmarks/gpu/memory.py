@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
 
 import torch
 
 from benchmarks.gpu import settings
 from benchmarks.gpu.record import Record, part_arguments
-from benchmarks.gpu.trainees import ModelChainTrainee
+from benchmarks.gpu.trainees import ModelChainTrainee, release
 
 SIZES = {"cuda": (64, 128, 256, 512, 1024, 2048), "cpu": (2, 4)}
 
@@ -31,8 +30,8 @@ def main() -> None:
             ):
                 break  # a larger one does not fit either
             largest = size
-            _release(device)
-        _release(device)
+            release(device)
+        release(device)
         record.put(f"{kind}Largest", largest)
 
 
@@ -53,12 +52,6 @@ def peak(size: int, device: torch.device, *, gradient_checkpointing: bool) -> di
             "bytesASample": (allocated - held) / size,
         }
     return found
-
-
-def _release(device: torch.device) -> None:
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ PARTS = {
 }
 SECONDS_FOR_ALL, SECONDS_FOR_ONE = 300.0, 120.0
 TAIL_LINES = 30
+GRACE_SECONDS = 3.0  # in which a part may end by itself
 
 
 def main() -> int:
@@ -107,10 +108,10 @@ def prepared_environment(kit: Path | None, packages: Path) -> dict[str, str]:
 def run_part(
     part: str, seconds: float, options: argparse.Namespace, environment: dict[str, str], folder: Path
 ) -> dict[str, Any]:
-    """Start a part, stop it when its time is over, and read what it has recorded."""
+    """Start a part, stop it if it goes on when its time is over, and read what it has recorded."""
     record, log = folder / f"{part}.json", folder / f"{part}.log"
     command = [sys.executable, "-m", f"benchmarks.gpu.{PARTS[part][0]}", "--record", str(record)]
-    command += ["--device", options.device, "--seconds", f"{seconds:.1f}"]
+    command += ["--device", options.device, "--seconds", f"{max(1.0, seconds - GRACE_SECONDS):.1f}"]
     command += [] if options.kit is None else ["--kit", str(options.kit)]
     started = time.monotonic()
     with log.open("w") as output:

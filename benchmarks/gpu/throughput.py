@@ -25,7 +25,7 @@ from benchmarks.gpu.record import Record, part_arguments
 from benchmarks.gpu.settings import GPU, Setting, settings
 
 PROGRAMS = ("modelchain", "open_clip")
-ROUNDS = 3  # measurements of each program, in turn
+ROUNDS = {"cuda": 3, "cpu": 1}  # measurements of each program, in turn
 STDERR_LINES = 25
 # What one H100 is to reach.
 GOALS = {"oneCaption": ("samplesPerSecond", 2808.0), "oneCaptionCompiled": ("ratio", 1.5)}
@@ -114,18 +114,18 @@ def main() -> None:
             if record.seconds_left < setting.seconds:
                 record.attempt(setting.name, dict, needs_seconds=setting.seconds)
             else:
-                compare(setting, workers, record)
+                compare(setting, options.device, workers, record)
     finally:
         for worker in workers.values():
             worker.close()
             worker.remove_log()
 
 
-def compare(setting: Setting, workers: dict[str, Worker], record: Record) -> None:
+def compare(setting: Setting, device: str, workers: dict[str, Worker], record: Record) -> None:
     """Measure both programs in this setting; what one of them can't do leaves the other's figures."""
     batch_size = setting.batch_size
     while True:
-        entry, out_of_memory = _compare(setting, batch_size, workers, record)
+        entry, out_of_memory = _compare(setting, batch_size, device, workers, record)
         if not out_of_memory or batch_size < 2:
             break
         record.put(f"{setting.name}At{batch_size}", entry)
@@ -134,7 +134,7 @@ def compare(setting: Setting, workers: dict[str, Worker], record: Record) -> Non
 
 
 def _compare(
-    setting: Setting, batch_size: int, workers: dict[str, Worker], record: Record
+    setting: Setting, batch_size: int, device: str, workers: dict[str, Worker], record: Record
 ) -> tuple[dict[str, Any], bool]:
     programs: dict[str, Any] = {program: {} for program in PROGRAMS}
     entry: dict[str, Any] = {"setting": asdict(setting) | {"batch_size": batch_size}, "programs": programs}
@@ -156,7 +156,7 @@ def _compare(
         if prepared is not None:
             programs[program] |= {"prepared": prepared, "rounds": []}
             record.put(setting.name, entry)
-    for _ in range(ROUNDS):
+    for _ in range(ROUNDS[device]):
         for program in PROGRAMS:
             measured = ask(program, do="measure", steps=setting.steps)
             if measured is not None:

@@ -8,7 +8,9 @@ Under compilation its teacher is compiled too, which its program leaves out and 
 
 from __future__ import annotations
 
+import gc
 import math
+import sys
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any, Protocol
@@ -215,6 +217,19 @@ class _Loader:
 def make(program: str, setting: Setting, device: torch.device) -> Trainee:
     """`modelchain` or `open_clip`."""
     return ModelChainTrainee(setting, device) if program == "modelchain" else OpenClipTrainee(setting, device)
+
+
+def release(device: torch.device) -> None:
+    """Give memory that nothing uses back to the device, for other processes."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def forget_compiled() -> None:
+    """Drop what torch.compile keeps of models that are gone."""
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()  # noqa: SLF001
 
 
 def _stage(setting: Setting, micro_batch_size: int | None) -> ResolvedStage:

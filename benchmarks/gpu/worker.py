@@ -12,7 +12,6 @@ activations, so that the other program has the memory.
 from __future__ import annotations
 
 import dataclasses
-import gc
 import json
 import os
 import sys
@@ -23,9 +22,9 @@ import torch
 
 from benchmarks.gpu import ceilings, settings
 from benchmarks.gpu.record import failure
-from benchmarks.gpu.trainees import Trainee, make
+from benchmarks.gpu.trainees import Trainee, forget_compiled, make, release
 
-WARMUP_STEPS = 5  # every batch once: each may have a length of its own to compile for
+WARMUP_STEPS = {"cuda": 5, "cpu": 2}  # every batch once: each may have a length to compile for
 SETTLING_STEPS = 2  # before each measurement: the allocator has given everything back
 
 
@@ -47,13 +46,11 @@ class Worker:
                 return self._measure(request["steps"])
             if request["do"] == "ceiling":
                 return {"matmulFlops": ceilings.matmul_flops(self._device), "gpu": self._gpu()}
+            entry: dict[str, object] = {}
         except Exception as error:  # noqa: BLE001 - the next setting may well work
             entry = failure(error) | {"outOfMemory": isinstance(error, torch.OutOfMemoryError)}
-            del error
-            self._forget()
-            return entry
-        self._forget()
-        return {}
+        self._forget()  # not before the error is gone, whose traceback holds on to tensors
+        return entry
 
     def _prepare(self, name: str, batch_size: int | None) -> dict[str, object]:
         self._forget()
@@ -65,9 +62,9 @@ class Worker:
         built = time.perf_counter()
         first_loss = trainee.run(1)
         first = time.perf_counter()
-        trainee.run(WARMUP_STEPS - 1)
+        trainee.run(WARMUP_STEPS[self._device.type] - 1)
         self._trainee, self._batch_size = trainee, setting.batch_size
-        self._release()
+        release(self._device)
         return {
             "buildSeconds": built - started,
             "firstStepSeconds": first - built,
@@ -96,19 +93,13 @@ class Worker:
         if on_gpu:
             answer["peakAllocatedBytes"] = torch.cuda.max_memory_allocated()
             answer["peakReservedBytes"] = torch.cuda.max_memory_reserved()
-        self._release()
+        release(self._device)
         return answer
 
     def _forget(self) -> None:
         self._trainee = None
-        if "torch._dynamo" in sys.modules:
-            torch._dynamo.reset()  # noqa: SLF001
-        self._release()
-
-    def _release(self) -> None:
-        gc.collect()
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
+        forget_compiled()
+        release(self._device)
 
     def _gpu(self) -> str | None:
         return torch.cuda.get_device_name() if self._device.type == "cuda" else None
