@@ -12,7 +12,7 @@ BUILDER ?= $(shell command -v docker || command -v buildah)
 BUILD_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-fast control-plane cluster e2e images version release-check lint format crds chart reference goldens docs \
+.PHONY: help setup demo test test-all test-fast control-plane cluster e2e gpu-kit images version release-check lint format crds chart reference goldens docs \
   constraints clean
 
 help:  ## Show this list
@@ -50,6 +50,9 @@ test-fast: setup  ## Run the tests that take no more than a few seconds each
 
 e2e: setup  ## Install the chart on the cluster of KUBECONFIG and train a chain there; `make e2e` says what it needs
 	@$(BIN)/python -m tests.e2e
+
+gpu-kit: setup  ## Pack what a bare machine with a GPU needs to be measured, into .gpu-kit; docs/benchmarks.md
+	$(BIN)/python benchmarks/gpu/pack.py --output .gpu-kit
 
 images:  ## Build the images of operator and trainer with docker or buildah; docs/container-images.md
 	@test -n "$(BUILDER)" || { echo "make images needs docker or buildah; name another with BUILDER=podman" >&2; exit 1; }

@@ -17,24 +17,21 @@ Speed is that of whole steps by the wall clock, from the end of the warm-up to t
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import os
 import re
 import subprocess
 import sys
-import tarfile
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from statistics import mean
 
-import numpy as np
-from PIL import Image
-
+from benchmarks.pictures import write_shards
 from modelchain import catalogue
 from modelchain.artifacts import Manifest
 from modelchain.commit import commit_stage, hash_file
@@ -43,21 +40,6 @@ from modelchain.resolved import ResolvedStage
 from modelchain.spec import ModelChain, ModelConfig
 from modelchain.store import open_store
 
-WORDS = [
-    "red",
-    "small",
-    "old",
-    "dog",
-    "house",
-    "river",
-    "car",
-    "woman",
-    "street",
-    "bird",
-    "near",
-    "with",
-    "on",
-]
 SHARDS = 16
 # Both wait without spinning, as our launcher has it: a thread that spins takes the core of one that decodes.
 ENVIRONMENT = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}
@@ -90,8 +72,11 @@ class Workplace:
     folder: Path
     shards: str
     stage: ResolvedStage
-    teacher: Path  # folders that open_clip loads as local-dir:
+    teacher: Path | None  # folders that open_clip loads as local-dir:
     student: Path
+
+
+Runner = Callable[[Workplace, argparse.Namespace, int], Run]
 
 
 def main() -> None:
@@ -113,12 +98,16 @@ def main() -> None:
     print(json.dumps(report, indent=2) if options.output == "json" else as_text(report))
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Those of the command line, or these."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", default="ViT-C-16", help="model that is trained (modelchain models)")
-    parser.add_argument("--teacher", default="ViT-T-16", help="its teacher")
+    parser.add_argument("--teacher", default="ViT-T-16", help="its teacher, or none")
     parser.add_argument("--image-size", type=int, default=112, help="side of the images, in pixels")
     parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument(
+        "--shards", metavar="PATTERN", help="webdataset shards of --samples samples; made here if not given"
+    )
     parser.add_argument("--caption-words", type=int, default=10, help="mean length (CC3M's is 10)")
     parser.add_argument(
         "--samples", type=int, default=2048, help="samples in the shards; seen again and again"
@@ -134,32 +123,46 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=18, help="steps that are measured")
     parser.add_argument("--repeats", type=int, default=2, help="runs of each program, in turn")
     parser.add_argument("-o", "--output", choices=["text", "json"], default="text")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 def prepare(folder: Path, options: argparse.Namespace) -> Workplace:
-    """Shards, a finished teacher in a store, and the stage that learns from it."""
+    """Shards, a finished teacher in a store if there is to be one, and the stage that learns from it."""
     from modelchain_trainer.model.build import build_model
     from modelchain_trainer.model.weights import save_weights
 
-    data = folder / "data"
-    data.mkdir()
-    write_shards(data, options)
-    shards = f"{data}/{{00..{SHARDS - 1:02d}}}.tar"
-    configs = [sized(catalogue.find(name), options.image_size) for name in (options.teacher, options.model)]
-    stages = resolve(chain(folder / "store", shards, configs, options)).stages
-    store = open_store(stages[0].store)
-    teacher, student = folder / "teacher", folder / "student"
-    save_weights(build_model(configs[0], seed=1), configs[0], teacher)
-    save_weights(build_model(configs[1], seed=2), configs[1], student)
+    shards = options.shards or write_shards(
+        folder / "data",
+        shards=SHARDS,
+        samples=options.samples,
+        picture_size=options.picture_size,
+        caption_words=options.caption_words,
+    )
+    names = [options.model] if options.teacher == "none" else [options.teacher, options.model]
+    configs = [sized(catalogue.find(name), options.image_size) for name in names]
+    *teachers, stage = resolve(chain(folder / "store", shards, configs, options)).stages
+    teacher = None
+    if teachers:
+        teacher = folder / "teacher"
+        save_weights(build_model(configs[0], seed=1), configs[0], teacher)
+        commit(teachers[0], teacher)
+    student = folder / "student"
+    save_weights(build_model(configs[-1], seed=2), configs[-1], student)
+    training = stage.training.model_copy(update={"steps": options.warmup_steps + options.steps})
+    return Workplace(folder, shards, stage.model_copy(update={"training": training}), teacher, student)
+
+
+def commit(stage: ResolvedStage, weights: Path) -> None:
+    """Put these weights into the store as the finished stage's."""
+    store = open_store(stage.store)
     files = []
-    for path in sorted(teacher.iterdir()):
-        store.upload(f"{stages[0].folder}/attempts/made/{path.name}", path)
+    for path in sorted(weights.iterdir()):
+        store.upload(f"{stage.folder}/attempts/made/{path.name}", path)
         files.append(hash_file(path).model_copy(update={"path": f"attempts/made/{path.name}"}))
     manifest = Manifest(
-        digest=stages[0].digest,
-        stage=stages[0].name,
-        model=stages[0].model,
+        digest=stage.digest,
+        stage=stage.name,
+        model=stage.model,
         chain="default/throughput",
         attempt="made",
         files=tuple(files),
@@ -172,13 +175,11 @@ def prepare(folder: Path, options: argparse.Namespace) -> Workplace:
         train_seconds=0,
         versions={},
     )
-    commit_stage(store, stages[0].folder, manifest)
-    training = stages[1].training.model_copy(update={"steps": options.warmup_steps + options.steps})
-    return Workplace(folder, shards, stages[1].model_copy(update={"training": training}), teacher, student)
+    commit_stage(store, stage.folder, manifest)
 
 
 def chain(store: Path, shards: str, configs: list[ModelConfig], options: argparse.Namespace) -> ModelChain:
-    """Two stages, of which the first will be made, not trained."""
+    """A stage for each model; of two, the first will be made, not trained."""
     steps = options.warmup_steps + options.steps
     steps_per_epoch = options.samples // options.batch_size
     training = {
@@ -192,17 +193,18 @@ def chain(store: Path, shards: str, configs: list[ModelConfig], options: argpars
         "dataWorkers": options.workers,
         "compile": options.compile,
     }
-    models = [config.model_dump(by_alias=True) for config in configs]
+    names = ["teacher", "student"][-len(configs) :]
+    stages = [
+        {"name": name, "modelConfig": config.model_dump(by_alias=True)}
+        for name, config in zip(names, configs, strict=True)
+    ]
     spec = {
         "store": {"uri": str(store)},
         "data": {"shards": [shards], "samples": options.samples},
         "training": training,
         "distillation": {"weight": 1.0},
         "job": {"gpusPerNode": 0 if options.device == "cpu" else 1},
-        "stages": [
-            {"name": "teacher", "modelConfig": models[0]},
-            {"name": "student", "modelConfig": models[1]},
-        ],
+        "stages": stages,
     }
     document = {
         "apiVersion": "modelchain.dev/v1alpha1",
@@ -220,27 +222,6 @@ def log_every(options: argparse.Namespace) -> int:
 
 def sized(config: ModelConfig, image_size: int) -> ModelConfig:
     return config.model_copy(update={"vision": config.vision.model_copy(update={"image_size": image_size})})
-
-
-def write_shards(folder: Path, options: argparse.Namespace) -> None:
-    """Smooth random pictures with some grain, which take a JPEG decoder as long as photographs, and captions."""
-    random = np.random.default_rng(0)
-    width, height = options.picture_size
-    for shard in range(SHARDS):
-        with tarfile.open(folder / f"{shard:02d}.tar", "w") as tar:
-            for number in range(shard, options.samples, SHARDS):
-                coarse = Image.fromarray(random.integers(0, 256, (12, 16, 3), dtype=np.uint8))
-                pixels = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), dtype=np.int16)
-                pixels = (pixels + random.integers(-12, 13, pixels.shape)).clip(0, 255).astype(np.uint8)
-                jpeg = io.BytesIO()
-                Image.fromarray(pixels).save(jpeg, "JPEG", quality=85)
-                mean_words = options.caption_words
-                count = int(random.integers(max(1, mean_words // 2), mean_words + mean_words // 2 + 1))
-                caption = " ".join(random.choice(WORDS, count))
-                for suffix, content in (("jpg", jpeg.getvalue()), ("txt", caption.encode())):
-                    info = tarfile.TarInfo(f"{number:06d}.{suffix}")
-                    info.size = len(content)
-                    tar.addfile(info, io.BytesIO(content))
 
 
 def run_modelchain(workplace: Workplace, options: argparse.Namespace, number: int) -> Run:
@@ -280,8 +261,6 @@ def run_open_clip(workplace: Workplace, options: argparse.Namespace, number: int
         "--train-data": workplace.shards,
         "--train-num-samples": steps * options.batch_size,
         "--model": f"local-dir:{workplace.student}",
-        "--distill-model": f"local-dir:{workplace.teacher}",
-        "--distill-pretrained": "local",  # ignored for local-dir:, but without it nothing is distilled
         "--batch-size": options.batch_size,
         "--precision": "fp32" if options.precision == "fp32" else "amp_bf16",
         "--device": options.device,
@@ -298,6 +277,9 @@ def run_open_clip(workplace: Workplace, options: argparse.Namespace, number: int
         "--name": f"run-{number}",
         "--save-frequency": 0,
     }
+    if workplace.teacher is not None:
+        flags["--distill-model"] = f"local-dir:{workplace.teacher}"
+        flags["--distill-pretrained"] = "local"  # ignored for local-dir:, but without it nothing is distilled
     command = [sys.executable, "-m", "open_clip_train.main"]
     command += [str(part) for flag in flags.items() for part in flag]
     command += ["--torchcompile"] if options.compile else []
@@ -406,6 +388,8 @@ def summary(runs: dict[str, list[Run]], options: argparse.Namespace, load: float
         "modelchain": "contrastive + squared distance of embeddings",
         "open_clip": "contrastive + cross-entropy of teacher's and student's logits",
     }
+    if options.teacher == "none":
+        losses = dict.fromkeys(losses, "contrastive")
     return {
         "settings": settings | {"runsOn": device, "loadAverageBefore": load},
         "versions": {name: version(name) for name in ("torch", "open_clip_torch", "webdataset")},
@@ -421,8 +405,9 @@ def as_text(report: dict[str, object]) -> str:
     assert isinstance(settings, dict)
     assert isinstance(programs, dict)
     assert isinstance(losses, dict)
+    taught = "" if settings["teacher"] == "none" else f" taught by {settings['teacher']}"
     what = (
-        f"{settings['model']} taught by {settings['teacher']}, {settings['image_size']} px, batch "
+        f"{settings['model']}{taught}, {settings['image_size']} px, batch "
         f"{settings['batch_size']}, one caption of about {settings['caption_words']} words, "
         f"{settings['precision']}, {settings['runsOn']}, {settings['workers']} data workers"
     )

@@ -21,6 +21,11 @@ class Group:
     rank: int = 0
     world_size: int = 1
 
+    @property
+    def alone(self) -> bool:
+        """Whether there is nobody to send anything to."""
+        return self.world_size == 1
+
     @staticmethod
     def current() -> Group:
         """The default process group if one was started, else this process alone."""
@@ -30,7 +35,7 @@ class Group:
 
     def gather(self, x_b: Tensor) -> Tensor:
         """All ranks' rows, in the order of ranks: [b, ...] of each -> [world_size * b, ...]. No autograd."""
-        if self.world_size == 1:
+        if self.alone:
             return x_b
         x_b = x_b.detach().contiguous()
         gathered_N = x_b.new_empty(self.world_size * x_b.shape[0], *x_b.shape[1:])
@@ -39,7 +44,7 @@ class Group:
 
     def start_sum(self, x: Tensor) -> dist.Work | None:
         """Begin to replace `x` by its sum over all ranks; call `wait()` on the result before reading it."""
-        if self.world_size == 1:
+        if self.alone:
             return None
         return dist.all_reduce(x, op=dist.ReduceOp.SUM, async_op=True)
 
@@ -52,7 +57,7 @@ class Group:
 
     def broadcast(self, x: Tensor) -> Tensor:
         """`x`, replaced by rank 0's."""
-        if self.world_size > 1:
+        if not self.alone:
             dist.broadcast(x, src=0)
         return x
 
@@ -79,7 +84,7 @@ class GradientSum:
         self._sent = 0
         self._works: list[dist.Work] = []
         self._armed = False
-        if group.world_size > 1:
+        if not group.alone:
             for index, parameter in enumerate(parameters):
                 parameter.register_post_accumulate_grad_hook(lambda _, index=index: self._ready(index))
 
@@ -100,7 +105,7 @@ class GradientSum:
 
     def arm(self, complete: list[torch.nn.Parameter]) -> None:
         """The next backward pass is the last of this step; the gradients of `complete` are there already."""
-        if self._group.world_size == 1:
+        if self._group.alone:
             return
         self._armed = True
         self._sent = 0
@@ -114,7 +119,7 @@ class GradientSum:
 
     def finish(self) -> None:
         """Wait until every gradient is the sum over all ranks."""
-        if self._group.world_size == 1:
+        if self._group.alone:
             return
         self._armed = False
         if not self._buckets:

@@ -203,7 +203,8 @@ class Block(nn.Module):
         if position_B is None:
             x_BD, visible_BT = x_BTD[:, 0], None
         else:
-            x_BD = x_BTD.take_along_dim(position_B[:, None, None], dim=1).squeeze(1)
+            # Not `take_along_dim`: torch.compile takes the number of tokens it meets there for a constant.
+            x_BD = x_BTD.gather(1, position_B[:, None, None].expand(-1, 1, x_BTD.shape[2])).squeeze(1)
             visible_BT = torch.arange(x_BTD.shape[1], device=x_BTD.device) <= position_B[:, None]
         x_BD = x_BD + self.attn.pooled(self.ln_1(x_BD), self.ln_1(x_BTD), visible_BT)
         return x_BD + self.mlp(self.ln_2(x_BD))

@@ -1,0 +1,61 @@
+"""Floating-point operations of a training step, of the tokens that a program computes.
+
+    FLOP of a step = 2 x (3 x MACs of the student's forward pass + MACs of the teacher's)
+
+The MACs are those of `modelchain.cost`: products of patches, attention (with its masked half), projections and
+MLPs; the backward pass counts as two forward passes, and what is computed again is not counted. Unlike there,
+a text has as many tokens as the program hands to the tower, and a last block that computes only the pooled token
+(ours) is counted so. MFU is FLOP a second over the GPU's peak.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from modelchain.cost import TRAINING_PASSES
+from modelchain.spec import ModelConfig, TextSpec, VisionSpec
+
+FLOP_PER_MAC = 2
+# Dense bf16 with fp32 sums, from NVIDIA's data sheets of the SXM modules.
+PEAK_FLOPS = {"H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12}
+
+
+def peak_flops(gpu: str) -> float | None:
+    """FLOP a second that the data sheet promises; None for a GPU that is not listed."""
+    return next((peak for name, peak in PEAK_FLOPS.items() if name in gpu), None)
+
+
+def forward_macs(config: ModelConfig, text_tokens: Sequence[int], *, pooled_last_block: bool) -> int:
+    """MACs of a forward pass over an image and texts of so many tokens each."""
+    vision, text = config.vision, config.text
+    patches = (vision.image_size // vision.patch_size) ** 2
+    image = patches * 3 * vision.patch_size**2 * vision.width + vision.width * config.embed_dim
+    image += _blocks(patches + 1, vision, pooled_last_block=pooled_last_block)
+    texts = sum(_blocks(tokens, text, pooled_last_block=pooled_last_block) for tokens in text_tokens)
+    return image + texts + len(text_tokens) * text.width * config.embed_dim
+
+
+def step_flops(
+    student: ModelConfig, teacher: ModelConfig | None, text_tokens: Sequence[int], *, pooled_last_block: bool
+) -> int:
+    """FLOP of a training step, a sample."""
+    macs = TRAINING_PASSES * forward_macs(student, text_tokens, pooled_last_block=pooled_last_block)
+    if teacher is not None:
+        macs += forward_macs(teacher, text_tokens, pooled_last_block=pooled_last_block)
+    return FLOP_PER_MAC * macs
+
+
+def _blocks(tokens: int, tower: VisionSpec | TextSpec, *, pooled_last_block: bool) -> int:
+    whole = _block(tokens, tokens, tower)
+    return (
+        tower.layers * whole
+        if not pooled_last_block
+        else (tower.layers - 1) * whole + _block(1, tokens, tower)
+    )
+
+
+def _block(queries: int, tokens: int, tower: VisionSpec | TextSpec) -> int:
+    """Keys and values of all tokens; the rest of the queries alone."""
+    width = tower.width
+    attention = 2 * (tokens + queries) * width**2 + 2 * queries * tokens * width
+    return attention + 2 * queries * width * tower.hidden_width

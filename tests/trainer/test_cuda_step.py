@@ -1,0 +1,83 @@
+"""The training step on a GPU, traced where there is none.
+
+Fake tensors (torch's own) have a device and a shape but no numbers: an operation between devices raises, and so
+does reading a number of a tensor, which on a GPU would hold up the processor until the device is done.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+
+from modelchain_trainer import step as step_module
+from modelchain_trainer.data import sample
+from modelchain_trainer.distillation import build_projections
+from modelchain_trainer.losses import Features
+from modelchain_trainer.model.clip import Clip
+from modelchain_trainer.optimizer import AdamW
+from modelchain_trainer.step import StepResult, TrainStep
+from tests.trainer.test_step import BATCH, CAPTIONS, CONTEXT, IMAGE_SIZE, Rows, config, stage
+
+CUDA = torch.device("cuda", 0)
+
+
+@pytest.fixture(autouse=True)
+def without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fake tensors can't do: be pinned, and tell where the longest text ends (both of them on the CPU)."""
+
+    def cropped(tokens: Tensor, *, multiple_of: int) -> Tensor:
+        assert tokens.device.type == "cpu", "reading the length of a text on the GPU waits for it"
+        return tokens[..., :multiple_of]
+
+    monkeypatch.setattr(step_module, "crop_tokens", cropped)
+    monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: tensor)
+    # torch keeps no constants of one trace for another test.
+    monkeypatch.setattr(sample, "_statistics", sample._statistics.__wrapped__)
+
+
+def run_on_cuda(monkeypatch: pytest.MonkeyPatch, *, micro_batch_size: int | None) -> StepResult:
+    """One step with teacher, projections and clipping."""
+    with FakeTensorMode():
+        made_for = stage(micro_batch_size=micro_batch_size, gradient_clip_norm=1.0)
+        model, teacher = (Clip(config(32, size), device=CUDA) for size in (24, 16))
+        projections = build_projections(24, 16)
+        assert projections is not None
+        for name in ("image", "text"):
+            setattr(projections, name, nn.Parameter(torch.empty(16, 24, device=CUDA)))
+        named = list(model.named_parameters()) + list(projections.named_parameters())
+
+        def backward(_scalar: Tensor) -> None:
+            """Torch's engine wants a real GPU; it would leave gradients beside the parameters."""
+            for parameter in model.parameters():
+                fresh = torch.empty_like(parameter)
+                parameter.grad = fresh if parameter.grad is None else parameter.grad + fresh
+
+        monkeypatch.setattr(Tensor, "backward", backward)
+        optimizer = AdamW(named, made_for.training)
+        trained = TrainStep(model, teacher, projections, optimizer, made_for, CUDA)
+        rows = Rows(
+            torch.empty(BATCH, 3, IMAGE_SIZE, IMAGE_SIZE, dtype=torch.uint8),
+            torch.empty(CAPTIONS, BATCH, CONTEXT, dtype=torch.int64),
+        )
+        return trained.run(rows, 0)
+
+
+@pytest.mark.parametrize("micro_batch_size", [None, 5])
+def test_a_step_mixes_no_devices_and_never_waits_for_the_gpu(
+    monkeypatch: pytest.MonkeyPatch, micro_batch_size: int | None
+) -> None:
+    assert run_on_cuda(monkeypatch, micro_batch_size=micro_batch_size).figures.device == CUDA
+
+
+def test_a_step_that_waits_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = step_module.loss_and_feature_gradients
+
+    def waits(features: Features, *others: object, **named: object) -> object:
+        features.image.max().item()
+        return original(features, *others, **named)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(step_module, "loss_and_feature_gradients", waits)
+    with pytest.raises(DataDependentOutputException):
+        run_on_cuda(monkeypatch, micro_batch_size=None)
