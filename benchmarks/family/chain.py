@@ -132,7 +132,7 @@ def identity(run: Run, chain: Mapping[str, Any]) -> str:
 
 def file_stem(run: Run, chain: Mapping[str, Any]) -> str:
     """Name of the run's result, for people first: data, split, fold, seed, what, recipe, hash."""
-    what = run.model and f"{run.model}-e{run.epochs}" or f"family{run.family}"
+    what = (run.model and f"{run.model}-e{run.epochs}") or f"family{run.family}"
     name = variant(run.recipe).name
     short = identity(run, chain)[:SHOWN_HASH]
     return f"{run.dataset}-{run.split}-f{run.fold}-s{run.seed}-{what}-{name}-{short}"

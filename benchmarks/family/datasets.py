@@ -198,7 +198,7 @@ DATASETS: Mapping[str, DataSet] = {
             evaluation={
                 "name": "digits",
                 "type": "ZeroShot",
-                "classes": "zero one two three four five six seven eight nine".split(),
+                "classes": ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"],
                 "templates": ["a photo of the digit {}", "a handwritten {}"],
             },
             caption_keys=("txt", "txt2"),

@@ -299,7 +299,7 @@ class Execution:
 def _environment(device: str) -> dict[str, str]:
     """One thread a run; the repository's own code, installed or not."""
     paths = [str(ROOT), str(ROOT / "trainer"), os.environ.get("PYTHONPATH", "")]
-    threads = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     hidden = {} if device == "cuda" else {"CUDA_VISIBLE_DEVICES": ""}
     return (
         dict(os.environ)
