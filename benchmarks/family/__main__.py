@@ -1,4 +1,4 @@
-"""`python -m benchmarks.family`: prepare, list, run, report."""
+"""`python -m benchmarks.family`: prepare, list, run, select, report."""
 
 from __future__ import annotations
 
@@ -6,15 +6,20 @@ import argparse
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmarks.family import datasets, listing
 from benchmarks.family.chain import Folders
 from benchmarks.family.datasets import DATASETS, SPLITS, find_dataset, read_parts
 from benchmarks.family.errors import StudyError
-from benchmarks.family.recipes import RECIPES
-from benchmarks.family.results import RESULTS
+from benchmarks.family.recipes import RECIPES, variant
+from benchmarks.family.results import RESULTS, read_results
 from benchmarks.family.runs import WORK_LIST, add_runs, read_runs
 from modelchain.errors import ModelChainError
+
+if TYPE_CHECKING:
+    from benchmarks.family.comparison import Index
+    from benchmarks.family.report import Question
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -77,6 +82,45 @@ def _run(arguments: argparse.Namespace) -> int:
     for run, log in tally.failed:
         print(f"failed: {run.to_json()}; log: {log}", file=sys.stderr)
     return 1 if tally.failed else 0
+
+
+def _select(arguments: argparse.Namespace) -> int:
+    from benchmarks.family.report import selection
+
+    print(selection(*_question(arguments)), end="")
+    return 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from benchmarks.family.plots import write_plots
+    from benchmarks.family.report import report
+
+    text, comparisons = report(*_question(arguments))
+    if arguments.output is None:
+        print(text, end="")
+    else:
+        arguments.output.write_text(text)
+    if arguments.images is not None:
+        for path in write_plots(comparisons, arguments.images, f"family-{arguments.data}-{arguments.split}"):
+            print(path, file=sys.stderr)
+    return 0
+
+
+def _question(arguments: argparse.Namespace) -> tuple[Index, Question]:
+    from benchmarks.family.comparison import Index
+    from benchmarks.family.report import Question
+
+    dataset = find_dataset(arguments.data)
+    question = Question(
+        dataset=dataset.name,
+        split=arguments.split,
+        families=tuple(arguments.families),
+        recipes=tuple(variant(text).text for text in arguments.recipes),
+        alone=None if arguments.alone is None else variant(arguments.alone).text,
+        full=arguments.full_epochs or dataset.alone_epochs,
+        unit=arguments.unit,
+    )
+    return Index(read_results(arguments.results)), question
 
 
 def _say(line: str) -> None:
@@ -145,7 +189,38 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
     run.add_argument("--keep", action="store_true", help="keep weights that no run to come needs")
     run.set_defaults(command=_run)
+
+    select = commands.add_parser(
+        "select",
+        help="what the selection rule of docs/method.md takes, from the results on the selection split",
+    )
+    _add_question(select, split="selection")
+    select.set_defaults(command=_select)
+
+    report = commands.add_parser("report", help="tables in Markdown, and plots, from the results alone")
+    _add_question(report, split="test")
+    report.add_argument("--output", type=Path, metavar="FILE", help="default: print it")
+    report.add_argument("--images", type=Path, metavar="FOLDER", help="write plots there; default: none")
+    report.set_defaults(command=_report)
     return parser
+
+
+def _add_question(parser: argparse.ArgumentParser, *, split: str) -> None:
+    _add_results(parser)
+    parser.add_argument("--data", required=True, metavar="DATA", help=", ".join(DATASETS))
+    parser.add_argument("--split", choices=SPLITS, default=split, help="default: %(default)s")
+    parser.add_argument("--families", nargs="+", default=["3"], metavar="F", help="default: 3")
+    parser.add_argument("--recipes", nargs="+", default=[], metavar="R", help="default: all with results")
+    parser.add_argument("--alone", metavar="R", help="of the models alone; default: the best one")
+    parser.add_argument(
+        "--full-epochs", type=int, metavar="N", help="of a model alone; default: the data set's"
+    )
+    parser.add_argument(
+        "--unit",
+        choices=("seed", "pair"),
+        default="seed",
+        help="what intervals are over; default: %(default)s",
+    )
 
 
 def _add_work(parser: argparse.ArgumentParser) -> None:

@@ -209,11 +209,17 @@ class Execution:
     # ---- collect
 
     def _collect(self) -> None:
-        for active in [each for each in self._active if each.process.poll() is not None]:
+        for active in list(self._active):
+            pid, status, usage = os.wait4(
+                active.process.pid, os.WNOHANG
+            )  # tells what it and its trainers used
+            if not pid:
+                continue
+            active.process.returncode = os.waitstatus_to_exitcode(status)
             self._active.remove(active)
             seconds = time.monotonic() - active.started
             if active.process.returncode == 0:
-                self._keep(active.task, seconds)
+                self._keep(active.task, seconds, usage.ru_utime + usage.ru_stime)
                 self._tally.done += 1
             else:
                 self._tally.failed.append((active.task.run, active.log))
@@ -222,7 +228,7 @@ class Execution:
                 )
             self._release(active.task)
 
-    def _keep(self, task: Task, seconds: float) -> None:
+    def _keep(self, task: Task, seconds: float, cpu_seconds: float) -> None:
         dataset = find_dataset(task.run.dataset)
         split = dataset.parts(task.run.split, task.run.fold)
         artifacts = read_chain(open_store(task.chain.store), task.chain)
@@ -242,6 +248,7 @@ class Execution:
             chain=_read_yaml(task.file),
             stages=stages,
             wall_seconds=round(seconds, 2),
+            cpu_seconds=round(cpu_seconds, 2),
             jobs=self._options.jobs,
             versions=versions_of(artifacts),
             machine=this_machine(_device_name(self._options.device)),

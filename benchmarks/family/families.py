@@ -20,6 +20,7 @@ class Size:
     name: str
     vision: tuple[int, int]
     text: tuple[int, int]
+    wanted: bool = True  # False: only a way to a larger one
 
 
 def _sizes(*sizes: Size) -> dict[str, Size]:
@@ -35,7 +36,7 @@ SIZES: Mapping[str, Mapping[str, Size]] = {
         Size("w96", (96, 3), (48, 2)),
         Size("w112", (112, 4), (64, 2)),
         Size("w128", (128, 4), (64, 2)),
-        Size("w128-shallow", (128, 1), (64, 1)),
+        Size("w128-shallow", (128, 1), (64, 1), wanted=False),
     ),
     "fashion-mnist": _sizes(
         Size("w48", (48, 3), (48, 2)),
@@ -46,7 +47,7 @@ SIZES: Mapping[str, Mapping[str, Size]] = {
         Size("w128", (128, 5), (64, 3)),
         Size("w160", (160, 5), (80, 3)),
         Size("w192", (192, 6), (96, 3)),
-        Size("w192-shallow", (192, 1), (96, 1)),
+        Size("w192-shallow", (192, 1), (96, 1), wanted=False),
     ),
     "unifont": _sizes(
         Size("w48", (48, 3), (48, 2)),
@@ -57,7 +58,7 @@ SIZES: Mapping[str, Mapping[str, Size]] = {
         Size("w128", (128, 5), (80, 3)),
         Size("w160", (160, 5), (96, 3)),
         Size("w192", (192, 6), (96, 3)),
-        Size("w192-shallow", (192, 1), (96, 1)),
+        Size("w192-shallow", (192, 1), (96, 1), wanted=False),
     ),
 }
 

@@ -83,6 +83,7 @@ class Result(Part):
     chain: dict[str, Any]  # the document that `modelchain run` was given
     stages: tuple[StageResult, ...]
     wall_seconds: float
+    cpu_seconds: float | None = None  # of the runner and its trainers
     jobs: int  # runs side by side, so that seconds can be judged
     versions: dict[str, str]
     machine: Machine
