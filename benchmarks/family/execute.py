@@ -194,7 +194,9 @@ class Execution:
         logs = self._options.work / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         log = logs / f"{task.file.stem}.log"
-        command = [sys.executable, "-m", "modelchain", "run", task.file, "-o", "json", "--log-dir", logs]
+        # What no run of an earlier list needed is gone from the store.
+        options = ["--retrain-missing", "-o", "json", "--log-dir", logs]
+        command = [sys.executable, "-m", "modelchain", "run", task.file, *options]
         with log.open("wb") as file:
             process = subprocess.Popen(
                 command,

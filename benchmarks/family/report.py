@@ -151,10 +151,10 @@ def _summary_table(comparisons: Sequence[Comparison]) -> Iterator[str]:
     yield f"| --- | ---: |{' ---: |' * len(models)} ---: | ---: | ---: | ---: |"
     for each in comparisons:
         cells = [model.difference.shown(scale=100, sign=True) for model in each.models]
-        capped = f" (>= in {each.at_least} of {each.units})" if each.at_least else ""
+        bound, capped = (">= ", f" ({each.at_least} of {each.units} a bound)") if each.at_least else ("", "")
         yield (
             f"| `{each.setting.recipe}` | {each.pairs} | {' | '.join(cells)} | {macs(each.chain_macs)} "
-            f"| {macs(each.alone_macs)} | {each.mean_factor} | {each.factor.shown(digits=2)}x{capped} |"
+            f"| {macs(each.alone_macs)} | {each.mean_factor} | {bound}{each.factor.shown(digits=2)}{capped} |"
         )
 
 
