@@ -1,10 +1,12 @@
 """Turn scikit-learn's handwritten digits into webdataset shards with captions.
 
     python examples/prepare_digits.py --output examples/data/digits
+    python examples/prepare_digits.py --output FOLDER --folds 5         parts for cross-validation
 
 1797 pictures of digits, 8 x 8 pixels in 17 shades, written by hand; they come with scikit-learn, so nothing
 is downloaded. Here they are enlarged to 32 x 32 pixels and get two captions each. Of each digit the last thirty
-are kept apart for validation.
+are kept apart for validation; or all are dealt into stratified parts, fold-0, fold-1 ... The collection goes by
+writer, and a part takes a run of neighbours, so that hardly a hand is in two parts.
 
 Data: E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository,
 1998, https://doi.org/10.24432/C50P49, licence CC BY 4.0.
@@ -26,6 +28,7 @@ DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight"
 SIDE_GIVEN, SIDE = 8, 32  # pixels
 BRIGHTEST = 16
 VALIDATION_PER_DIGIT = 30
+FEWEST_OF_A_DIGIT = 174
 SAMPLES_PER_SHARD = 300
 
 IN_WORDS = (
@@ -52,12 +55,19 @@ def main() -> None:
         description="Turn scikit-learn's handwritten digits into webdataset shards."
     )
     parser.add_argument("--output", type=Path, required=True, help="folder for the shards")
-    output = parser.parse_args().output
+    parser.add_argument(
+        "--folds", type=int, metavar="N", help="write N parts of about one size, rather than train and val"
+    )
+    arguments = parser.parse_args()
+    if arguments.folds is not None and not 2 <= arguments.folds <= FEWEST_OF_A_DIGIT:
+        parser.error(f"--folds {arguments.folds}: write 2 to {FEWEST_OF_A_DIGIT}")
     pixels, labels = (np.asarray(part) for part in load_digits(return_X_y=True))
     images = pixels.reshape(-1, SIDE_GIVEN, SIDE_GIVEN)
-    for name, numbers in split(labels).items():
+    parts = split(labels) if arguments.folds is None else folds(labels, arguments.folds)
+    for name, numbers in parts.items():
         samples = [sample(images[number], int(labels[number]), int(number)) for number in numbers]
-        shards = write_shards(samples, output, name, SAMPLES_PER_SHARD)
+        per_shard = SAMPLES_PER_SHARD if arguments.folds is None else len(samples)
+        shards = write_shards(samples, arguments.output, name, per_shard)
         print(f"{name}: {len(samples)} samples in {len(shards)} shards, {shards[0]} to {shards[-1].name}")
 
 
@@ -68,6 +78,20 @@ def split(labels: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
     )
     everything = np.arange(len(labels))
     return {"train": np.setdiff1d(everything, validation), "val": np.sort(validation)}
+
+
+def folds(labels: NDArray[np.int64], count: int) -> dict[str, NDArray[np.int64]]:
+    """Numbers of the samples of each of `count` parts, whose sizes, in all and of each digit, differ by one at most."""
+    by_digit = np.concatenate([np.flatnonzero(labels == digit) for digit in range(10)])
+    part_of = np.empty(len(labels), np.int64)
+    begin = 0
+    for digit in range(10):
+        size = int(np.sum(labels == digit))
+        # A digit's larger parts are those that follow the larger parts of the digit before.
+        sizes = np.bincount((begin + np.arange(size)) % count, minlength=count)
+        part_of[by_digit[begin : begin + size]] = np.repeat(np.arange(count), sizes)
+        begin += size
+    return {f"fold-{part}": np.flatnonzero(part_of == part) for part in range(count)}
 
 
 def sample(image: NDArray[np.float64], digit: int, number: int) -> Files:
