@@ -25,8 +25,8 @@ def matmul_flops(device: torch.device) -> float:
 
 
 def copy_bytes_per_second(device: torch.device) -> float:
-    """Bytes read and written a second, from the device's memory to itself: 4 GiB (64 MiB on a CPU)."""
-    size = 2**32 if device.type == "cuda" else 2**26
+    """Bytes read and written a second, from the device's memory to itself: 1 GiB (64 MiB on a CPU)."""
+    size = 2**30 if device.type == "cuda" else 2**26
     source = torch.randint(256, (size,), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     return 2 * size / median_seconds(lambda _: target.copy_(source), device)

@@ -22,6 +22,7 @@ TAIL = 0.5  # standard deviation of the logarithm of a length
 SHORTEST = 3  # begin, a word, end
 BEGIN, END = 49406, 49407
 BATCHES = 4  # distinct ones, used in turn
+PICTURES = 64  # distinct ones: random numbers are slow to make, and nothing depends on how many differ
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,10 @@ def batches(setting: Setting, *, pinned: bool) -> list[Rows]:
     """`BATCHES` batches of uint8 images and whole token matrices."""
     generator = torch.Generator().manual_seed(0)
     side = setting.image_size
+    pictures = torch.randint(256, (PICTURES, 3, side, side), generator=generator, dtype=torch.uint8)
     made = []
     for _ in range(BATCHES):
-        images = torch.randint(
-            256, (setting.batch_size, 3, side, side), generator=generator, dtype=torch.uint8
-        )
+        images = pictures[torch.randint(PICTURES, (setting.batch_size,), generator=generator)]
         tokens = _tokens(
             setting.captions, setting.batch_size, setting.config().text.context_length, generator
         )

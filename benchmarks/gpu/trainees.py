@@ -8,6 +8,7 @@ Under compilation its teacher is compiled too, which its program leaves out and 
 
 from __future__ import annotations
 
+import copy
 import gc
 import math
 import sys
@@ -29,9 +30,10 @@ from modelchain.resolved import (
     ResolvedTraining,
     StageReference,
 )
+from modelchain.spec import ModelConfig
 from modelchain_trainer.distillation import build_projections
 from modelchain_trainer.model.build import build_model
-from modelchain_trainer.model.clip import crop_tokens
+from modelchain_trainer.model.clip import Clip, crop_tokens
 from modelchain_trainer.model.open_clip_config import to_open_clip
 from modelchain_trainer.optimizer import AdamW
 from modelchain_trainer.step import TrainStep
@@ -67,9 +69,9 @@ class ModelChainTrainee:
             torch.backends.cudnn.benchmark = True
         config, teacher_config = setting.config(), setting.teacher_config()
         stage = _stage(setting, micro_batch_size)
-        model = build_model(config, seed=1).to(device)
+        model = _new(config, 1).to(device)
         model.set_gradient_checkpointing(gradient_checkpointing)
-        teacher = None if teacher_config is None else build_model(teacher_config, seed=2).to(device)
+        teacher = None if teacher_config is None else _new(teacher_config, 2).to(device)
         named = list(model.named_parameters())
         projections = (
             None if teacher_config is None else build_projections(config.embed_dim, teacher_config.embed_dim)
@@ -232,6 +234,17 @@ def forget_compiled() -> None:
         torch._dynamo.reset()  # noqa: SLF001
 
 
+_built: dict[tuple[str, int], Clip] = {}
+
+
+def _new(config: ModelConfig, seed: int) -> Clip:
+    """A new model on the CPU. Drawing its numbers takes seconds, which is done once in a process."""
+    key = (config.model_dump_json(), seed)
+    if key not in _built:
+        _built[key] = build_model(config, seed=seed)
+    return copy.deepcopy(_built[key])
+
+
 def _stage(setting: Setting, micro_batch_size: int | None) -> ResolvedStage:
     teacher = setting.teacher_config()
     training = ResolvedTraining.model_validate(
@@ -272,12 +285,12 @@ def _stage(setting: Setting, micro_batch_size: int | None) -> ResolvedStage:
     )
 
 
-def _open_clip_model(config: Any, seed: int, device: torch.device) -> nn.Module:
+def _open_clip_model(config: ModelConfig, seed: int, device: torch.device) -> nn.Module:
     from open_clip.model import CLIP
 
     described: Any = to_open_clip(config)["model_cfg"]
     model = CLIP(**described, output_dict=True)
-    model.load_state_dict(build_model(config, seed=seed).state_dict(), strict=False)
+    model.load_state_dict(_new(config, seed).state_dict())
     return model.to(device)
 
 

@@ -101,8 +101,8 @@ def test_compiled_it_is_the_same_step_and_lengths_of_captions_do_not_compile_ane
             assert error < 1e-4
         assert found.loss == pytest.approx(expected.loss, rel=1e-5 if step == 0 else 1e-3)
     record_property("compilations", counters["stats"]["unique_graphs"])
-    # Student and teacher: the image once, the text for its first length, for any, and for 77, no multiple of 8.
-    assert counters["stats"]["unique_graphs"] <= 8
+    # Image and text of student and teacher; perhaps the text again for 77, which is no multiple of 8.
+    assert counters["stats"]["unique_graphs"] <= 6
     torch._dynamo.reset()
 
 

@@ -253,16 +253,21 @@ class TrainStep:
 
     def _forward(self, model: Clip) -> Callable[[Tensor, Tensor], Features]:
         encode_image, encode_text = model.encode_image, model.encode_text
-        if self._training.compile:
+        compiled = self._training.compile
+        if compiled:
             encode_image, encode_text = torch.compile(encode_image), torch.compile(encode_text)
         bf16 = self._training.precision is Precision.BF16
         dtype = model.logit_scale.dtype
 
         def forward(images_u8_m3HW: Tensor, tokens_CmT: Tensor) -> Features:
             images_m3HW = normalize(images_u8_m3HW, dtype)
+            tokens_MT = tokens_CmT.flatten(0, 1).contiguous()
+            if compiled:
+                # For every length of captions at once, instead of for the first one and then for any.
+                torch._dynamo.maybe_mark_dynamic(tokens_MT, 1)  # noqa: SLF001 - documented, whatever its name
             with torch.autocast(self._device.type, torch.bfloat16, enabled=bf16):
                 image_mE = encode_image(images_m3HW)
-                text_ME = encode_text(tokens_CmT.flatten(0, 1))
+                text_ME = encode_text(tokens_MT)
             return Features(image_mE, text_ME.unflatten(0, tokens_CmT.shape[:2]))
 
         return forward
