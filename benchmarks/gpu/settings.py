@@ -46,12 +46,12 @@ class Setting:
 
 
 GPU = (
-    Setting("oneCaption", "ViT-B-16", None, 1, 512, compile=False),
-    Setting("oneCaptionCompiled", "ViT-B-16", None, 1, 512, compile=True, seconds=75),
-    Setting("taught", "ViT-B-16", "ViT-S-16", 1, 512, compile=False),
+    Setting("oneCaptionCompiled", "ViT-B-16", None, 1, 512, compile=True, seconds=60),
     Setting("sevenCaptions", "ViT-B-16", None, 7, 128, compile=False),
-    Setting("taughtCompiled", "ViT-B-16", "ViT-S-16", 1, 512, compile=True, seconds=100),
-    Setting("sevenCaptionsCompiled", "ViT-B-16", None, 7, 128, compile=True, seconds=75),
+    Setting("sevenCaptionsCompiled", "ViT-B-16", None, 7, 128, compile=True, seconds=60),
+    Setting("taughtCompiled", "ViT-B-16", "ViT-S-16", 1, 512, compile=True, seconds=70),
+    Setting("oneCaption", "ViT-B-16", None, 1, 512, compile=False),
+    Setting("taught", "ViT-B-16", "ViT-S-16", 1, 512, compile=False),
 )
 # The same code on something that a processor core trains in moments.
 _SMALL = {"image_size": 32, "layers": 2, "batch_size": 4, "steps": 1, "seconds": 1.0}
