@@ -20,6 +20,7 @@ from pathlib import Path
 from benchmarks.family.chain import Folders, write_chain
 from benchmarks.family.datasets import Part, find_dataset, read_parts
 from benchmarks.family.errors import StudyError
+from benchmarks.family.pace import Pace, StageTime
 from benchmarks.family.results import (
     SELECTION_RULE_VERSION,
     Result,
@@ -35,7 +36,7 @@ from modelchain.artifacts import MANIFEST
 from modelchain.cost import stage_macs
 from modelchain.digest import DIGEST_VERSION
 from modelchain.report.reading import read_chain
-from modelchain.resolved import ResolvedChain
+from modelchain.resolved import ResolvedChain, ResolvedStage
 from modelchain.store import open_store
 
 ROOT = Path(__file__).parents[2]
@@ -72,11 +73,6 @@ class Task:
     def folders(self) -> list[str]:
         """Of its stages, in the store."""
         return [stage.folder for stage in self.chain.stages]
-
-    @property
-    def macs(self) -> float:
-        """What it would cost if none of its stages were there."""
-        return float(sum(stage_macs(stage) for stage in self.chain.stages))
 
 
 @dataclass
@@ -119,7 +115,7 @@ class Execution:
         self._active: list[Active] = []
         self._stopping = False
         self._began = time.monotonic()
-        self._seconds_per_mac: list[float] = []
+        self._pace = Pace()
 
     def run(self) -> Tally:
         """Train until nothing is left, the time is up, or SIGINT or SIGTERM comes."""
@@ -183,9 +179,8 @@ class Execution:
         return None
 
     def _estimate(self, task: Task) -> float:
-        """Seconds it may take, by the slowest run so far; 0 before there was one."""
-        missing = sum(stage_macs(stage) for stage in task.chain.stages if not self._is_complete(stage.folder))
-        return missing * max(self._seconds_per_mac, default=0.0)
+        missing = [stage for stage in task.chain.stages if not self._is_complete(stage.folder)]
+        return self._pace.estimate([StageTime(_kind(task, stage), stage.training.steps) for stage in missing])
 
     def _is_complete(self, folder: str) -> bool:
         return (self._folders.store / folder / MANIFEST).exists()
@@ -256,9 +251,12 @@ class Execution:
             machine=this_machine(_device_name(self._options.device)),
         )
         write_result(task.result, result)
-        own = sum(stage.macs for stage in stages if not stage.shared)
-        if own:
-            self._seconds_per_mac.append(seconds / own)
+        own = [
+            StageTime(_kind(task, resolved), done.steps, done.train_seconds)
+            for resolved, done in zip(task.chain.stages, stages, strict=True)
+            if not done.shared
+        ]
+        self._pace.learn(own, seconds)
         values = ", ".join(f"{stage.name} {100 * result.value(stage.name):.1f}%" for stage in stages)
         self._say(
             f"{task.run.dataset} {task.run.split} fold {task.run.fold} seed {task.run.seed}, {task.run.label}: "
@@ -303,6 +301,10 @@ class Execution:
             f"[{spent / 60:.1f}{left} min] {tally.done} of {tally.total} done, {len(self._active)} running, "
             f"{len(tally.failed)} failed"
         )
+
+
+def _kind(task: Task, stage: ResolvedStage) -> tuple[str, str]:
+    return task.run.dataset, stage.name
 
 
 def _environment(device: str) -> dict[str, str]:

@@ -15,9 +15,12 @@ from PIL import Image
 SCRIPT = Path(__file__).parents[2] / "examples" / "prepare_digits.py"
 
 
-def prepare(folder: Path) -> str:
+def prepare(folder: Path, *options: str) -> str:
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), "--output", str(folder)], capture_output=True, text=True, check=True
+        [sys.executable, str(SCRIPT), "--output", str(folder), *options],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return done.stdout
 
@@ -58,3 +61,18 @@ def test_digits_become_shards_with_captions_that_fit_their_class(tmp_path: Path)
     assert {
         path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in tmp_path.glob("*.tar")
     } == before
+
+
+@pytest.mark.slow
+def test_folds_are_stratified_and_hold_every_picture_once(tmp_path: Path) -> None:
+    prepare(tmp_path, "--folds", "5")
+    folds = [files_of(tmp_path, f"fold-{fold}") for fold in range(5)]
+    assert sorted(len(files) // 4 for files in folds) == [359, 359, 359, 360, 360]
+    counts = [Counter(content for name, content in files.items() if name.endswith(".cls")) for files in folds]
+    for digit in range(10):
+        of_digit = [count[str(digit).encode()] for count in counts]
+        assert max(of_digit) - min(of_digit) <= 1
+    whole = tmp_path / "whole"
+    prepare(whole)
+    everything = {**files_of(whole, "train"), **files_of(whole, "val")}
+    assert Counter(content for files in folds for content in files.values()) == Counter(everything.values())

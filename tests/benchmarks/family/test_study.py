@@ -63,7 +63,9 @@ def test_a_study_goes_from_data_to_tables_and_on_from_its_results_alone(tmp_path
         assert stage["curve"][-1]["metrics"]["digits/top1"] == stage["metrics"]["digits/top1"]
     assert not list((work / "store" / "stages").glob("*"))  # nothing grows out of any of them
 
-    next(file for file in files if "w32-e1" in file.name).unlink()  # its weights are gone, and its record is not
+    next(
+        file for file in files if "w32-e1" in file.name
+    ).unlink()  # its weights are gone, and its record is not
     said = succeed("run", *where, "--jobs", "2")
     assert "[0.0 min] 3 of 4 done" in said
     assert "4 of 4 done" in said
