@@ -81,6 +81,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, help="for all parts together")
     options = parser.parse_args()
     options.output = options.output.resolve()
+    options.output.parent.mkdir(parents=True, exist_ok=True)
     if options.kit is not None:
         options.kit = options.kit.resolve()
         if not (options.kit / "wheels").is_dir():
