@@ -170,6 +170,12 @@ class ResolvedStage(Block):
     retry: ResolvedRetry = ResolvedRetry()
     job: ResolvedJob = ResolvedJob()
 
+    @property
+    def needs(self) -> tuple[StageReference, ...]:
+        """The stages that must be complete first: the predecessor, and the teacher if it is another one."""
+        names = {other.name: other for other in (self.predecessor, self.teacher) if other is not None}
+        return tuple(names.values())
+
     def to_json(self) -> str:
         """Compact JSON for the environment of a job; read it back with `ResolvedStage.model_validate_json`."""
         return self.model_dump_json(by_alias=True, exclude_none=True)
@@ -188,11 +194,3 @@ class ResolvedChain(Block):
             if stage.name == name:
                 return stage
         raise KeyError(name)
-
-    def descendants(self, name: str) -> frozenset[str]:
-        """Names of all stages that grow, directly or not, out of `name`."""
-        found = {name}
-        for stage in self.stages:  # ascending: a predecessor always stands before
-            if stage.predecessor is not None and stage.predecessor.name in found:
-                found.add(stage.name)
-        return frozenset(found - {name})

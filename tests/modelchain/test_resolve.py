@@ -82,7 +82,7 @@ def test_defaults_are_those_of_the_documentation() -> None:
     assert (stage.expansion.width, stage.expansion.depth) == ("Exact", "Identity")
     assert (stage.retry.limit, stage.retry.backoff_seconds, stage.retry.stall_seconds) == (3, 30, 1800)
     assert (stage.job.nodes, stage.job.processes_per_node) == (1, 1)
-    assert (stage.task, stage.evaluation) == ("clip", ())
+    assert (stage.task, stage.evaluation) == ("Clip", ())
 
 
 @pytest.mark.parametrize(
@@ -133,10 +133,12 @@ def test_predecessors_follow_the_order_or_from() -> None:
     assert stages[2].predecessor.model_config_ == stages[0].model_config_
 
 
-def test_descendants_are_found_through_a_tree() -> None:
-    tree = resolved({("stages", 2, "from"): "tiny"})
-    assert tree.descendants("tiny") == {"small", "base"}
-    assert tree.descendants("small") == frozenset()
+def test_a_stage_needs_its_predecessor_and_its_teacher_each_once() -> None:
+    stages = resolved(
+        {("stages", 1, "distillation"): {"teacher": "tiny"}, ("stages", 2, "distillation"): {"teacher": "tiny"}}
+    ).stages
+    assert [[other.name for other in stage.needs] for stage in stages] == [[], ["tiny"], ["small", "tiny"]]
+    assert stages[2].teacher is not None and stages[2].teacher.digest == stages[0].digest
 
 
 def test_baseline_defaults_to_the_first_stages_epochs() -> None:
