@@ -135,7 +135,10 @@ def test_predecessors_follow_the_order_or_from() -> None:
 
 def test_a_stage_needs_its_predecessor_and_its_teacher_each_once() -> None:
     stages = resolved(
-        {("stages", 1, "distillation"): {"teacher": "tiny"}, ("stages", 2, "distillation"): {"teacher": "tiny"}}
+        {
+            ("stages", 1, "distillation"): {"teacher": "tiny"},
+            ("stages", 2, "distillation"): {"teacher": "tiny"},
+        }
     ).stages
     assert [[other.name for other in stage.needs] for stage in stages] == [[], ["tiny"], ["small", "tiny"]]
     assert stages[2].teacher is not None and stages[2].teacher.digest == stages[0].digest

@@ -288,9 +288,7 @@ def test_with_a_manifest_the_next_stage_is_looked_at_before_its_chain_is_told(
         reader.start()
         token = train(store, resolved, trained, 1)
         follow(reader, store, resolved=resolved, running={first: 1}, finished=before)
-        await until(
-            lambda: step(reader, first) == 1 and following in reader.seen(KEY).facts, "all is known"
-        )
+        await until(lambda: step(reader, first) == 1 and following in reader.seen(KEY).facts, "all is known")
         assert told.changes[KEY] > 0
         complete(store, resolved.stage(following))
         complete(store, trained)
