@@ -106,6 +106,33 @@ def test_steps_and_what_follows_from_them(
     assert second.training.checkpoint_every_steps == checkpoint
 
 
+@pytest.mark.parametrize(
+    ("decay", "carried", "trunk", "warmup"),
+    [
+        (None, False, 1248, 156),
+        (0.5, False, 780, 156),
+        (0.99, False, 16, 15),
+        (1, False, None, 156),
+        (None, True, 1248, 0),
+    ],
+)
+def test_the_default_warmup_ends_before_the_decay_and_carried_moments_need_none(
+    decay: float | None, carried: bool, trunk: int | None, warmup: int
+) -> None:
+    schedule = {"type": "WarmupStableDecay"} | ({"decayFraction": decay} if decay else {})
+    expansion = {"weights": "Trunk", "optimizerState": "Carried"} if carried else {}
+    training = resolved({("training", "schedule"): schedule, ("expansion",): expansion}).stages[1].training
+    assert training.schedule.decay_fraction == (decay or 0.2)
+    assert (training.trunk_steps, training.warmup_steps) == (trunk, warmup)
+
+
+def test_the_baseline_is_trained_as_long_as_the_first_stage_that_is_trained() -> None:
+    weights = {"uri": "s3://a/b", "sha256": "ab" * 32}
+    chain = resolved({("stages", 0, "training"): {"epochs": 0}, ("stages", 0, "fromWeights"): weights})
+    assert chain.stages[0].training.steps == 0
+    assert chain.baseline_epochs == chain.stages[1].training.epochs == 4
+
+
 def test_a_linear_schedule_is_written_out() -> None:
     stage = resolved({("distillation", "schedule"): {"type": "Linear"}}).stages[1]
     assert (stage.distillation.schedule.until, stage.distillation.schedule.end_weight) == (1.0, 0.0)
