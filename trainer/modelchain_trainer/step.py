@@ -18,6 +18,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from modelchain.errors import ExitCode, ModelChainError
 from modelchain.resolved import ResolvedStage
@@ -256,10 +257,15 @@ class TrainStep:
         if self._training.compile:
             encode_image, encode_text = torch.compile(encode_image), torch.compile(encode_text)
         bf16 = self._training.precision is Precision.BF16
+        side = model.config.vision.image_size
         dtype = model.logit_scale.dtype
 
         def forward(images_u8_m3HW: Tensor, tokens_CmT: Tensor) -> Features:
             images_m3HW = normalize(images_u8_m3HW, dtype)
+            if images_m3HW.shape[-1] != side:  # a teacher sees the student's pictures at its own size
+                images_m3HW = functional.interpolate(
+                    images_m3HW, (side, side), mode="bicubic", antialias=True
+                )
             with torch.autocast(self._device.type, torch.bfloat16, enabled=bf16):
                 image_mE = encode_image(images_m3HW)
                 text_ME = encode_text(tokens_CmT.flatten(0, 1))
