@@ -76,6 +76,10 @@ _EXPANSION: Final[_Table] = {
     "weights": "Published",
     "optimizerState": "Reset",
 }
+_EXPANSION_OF_WEIGHTS: Final[_Table] = {
+    "width": "Exact",
+    "depth": "Identity",
+}  # there is no trunk beside them
 
 
 def stage_digest(
@@ -130,11 +134,11 @@ def canonical_form(
         "training": _deciding(training, _TRAINING)
         | {"schedule": _deciding(training.schedule, _LEARNING_RATE_SCHEDULE)},
     }
-    if predecessor is not None:
-        form["predecessor"] = predecessor
     if from_weights is not None:
         form["fromWeights"] = from_weights.sha256
-    if predecessor is not None or from_weights is not None:  # nothing to grow out of otherwise
+        form["expansion"] = _deciding(expansion, _EXPANSION_OF_WEIGHTS)
+    if predecessor is not None:
+        form["predecessor"] = predecessor
         form["expansion"] = _deciding(expansion, _EXPANSION)
     if teacher is not None:  # nothing to learn from otherwise
         form["distillation"] = _deciding(distillation, _DISTILLATION) | {

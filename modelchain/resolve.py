@@ -15,6 +15,7 @@ from modelchain.artifacts import stage_folder
 from modelchain.digest import stage_digest
 from modelchain.errors import UserDataError
 from modelchain.resolved import (
+    DEFAULT_BATCH,
     DEFAULT_DECAY_FRACTION,
     MAX_STAGE_BYTES,
     ChainReference,
@@ -28,6 +29,8 @@ from modelchain.resolved import (
     ResolvedStore,
     ResolvedTraining,
     StageReference,
+    decay_steps,
+    default_baseline_epochs,
 )
 from modelchain.spec import (
     Block,
@@ -90,7 +93,7 @@ def resolve(chain: ModelChain, *, base: Path | None = None) -> ResolvedChain:
         chain=reference,
         suspend=chain.spec.suspend or False,
         store=store,
-        baseline_epochs=baseline or stages[0].training.epochs,
+        baseline_epochs=baseline or default_baseline_epochs(stages),
         stages=tuple(stages),
     )
 
@@ -167,16 +170,20 @@ def resolve_training(
     if training is None or training.epochs is None:
         raise UnresolvableError("training.epochs is missing")
     given = _given(training)
-    batch = training.global_batch_size or ResolvedTraining.model_fields["global_batch_size"].default
+    batch = training.global_batch_size or DEFAULT_BATCH
     steps_per_epoch = samples // batch
     if steps_per_epoch == 0:
         raise UnresolvableError(f"data.samples ({samples}) is less than training.globalBatchSize ({batch})")
     steps = training.epochs * steps_per_epoch
     warmup = DEFAULT_WARMUP_STEPS_IN_CHAIN if has_predecessor else DEFAULT_WARMUP_STEPS_ALONE
-    given.setdefault("warmup_steps", 0 if warm_optimizer else min(warmup, steps // 10))
+    warmup = min(warmup, steps // 10)
     if training.schedule and training.schedule.type is LearningRateScheduleType.WARMUP_STABLE_DECAY:
         fraction = training.schedule.decay_fraction or DEFAULT_DECAY_FRACTION
-        given["schedule"] = LearningRateSchedule(type=training.schedule.type, decay_fraction=fraction)
+        schedule = LearningRateSchedule(type=training.schedule.type, decay_fraction=fraction)
+        given["schedule"] = schedule
+        if trunk := steps - decay_steps(schedule, steps):
+            warmup = min(warmup, trunk - 1)  # a long decay leaves a short trunk
+    given.setdefault("warmup_steps", 0 if warm_optimizer else warmup)
     given.setdefault("checkpoint_every_steps", max(1, min(DEFAULT_CHECKPOINT_STEPS, steps // 20)))
     return ResolvedTraining.model_validate(given | {"steps_per_epoch": steps_per_epoch, "steps": steps})
 

@@ -6,6 +6,8 @@ MODELCHAIN_STAGE or from a file. Everything a stage needs to know stands in it; 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pydantic import Field
 
 from modelchain.spec import (
@@ -100,6 +102,9 @@ class ResolvedTraining(Block):
         return self.steps - decay_steps(self.schedule, self.steps) or None
 
 
+DEFAULT_BATCH: int = ResolvedTraining.model_fields["global_batch_size"].default
+
+
 def decay_steps(schedule: LearningRateSchedule, steps: int) -> int:
     """How many of a stage's last steps decay: all of them where there is no trunk."""
     if schedule.type is not LearningRateScheduleType.WARMUP_STABLE_DECAY:
@@ -170,9 +175,20 @@ class ResolvedStage(Block):
     retry: ResolvedRetry = ResolvedRetry()
     job: ResolvedJob = ResolvedJob()
 
+    @property
+    def needs(self) -> tuple[StageReference, ...]:
+        """The stages that must be complete first: the predecessor, and the teacher if it is another one."""
+        names = {other.name: other for other in (self.predecessor, self.teacher) if other is not None}
+        return tuple(names.values())
+
     def to_json(self) -> str:
         """Compact JSON for the environment of a job; read it back with `ResolvedStage.model_validate_json`."""
         return self.model_dump_json(by_alias=True, exclude_none=True)
+
+
+def default_baseline_epochs(stages: Sequence[ResolvedStage]) -> int:
+    """For how many epochs models are taken to be trained alone: as many as the first stage that is trained."""
+    return next((stage.training.epochs for stage in stages if stage.training.epochs), 0)
 
 
 class ResolvedChain(Block):
@@ -188,11 +204,3 @@ class ResolvedChain(Block):
             if stage.name == name:
                 return stage
         raise KeyError(name)
-
-    def descendants(self, name: str) -> frozenset[str]:
-        """Names of all stages that grow, directly or not, out of `name`."""
-        found = {name}
-        for stage in self.stages:  # ascending: a predecessor always stands before
-            if stage.predecessor is not None and stage.predecessor.name in found:
-                found.add(stage.name)
-        return frozenset(found - {name})

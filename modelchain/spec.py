@@ -417,8 +417,8 @@ class ExpansionSpec(Block):
     width: Annotated[
         WidthExpansion | None,
         Field(
-            description="Exact: copies that keep the function. Padded: the same function in a stream padded "
-            "with zeros, whose new units and heads start without effect. Slice: the paper's leading slice. "
+            description="Exact: copies that keep the function. Padded: the same function in a stream with "
+            "room for more, whose new units and heads start without effect. Slice: the paper's leading slice. "
             "Default: Exact."
         ),
     ] = None

@@ -184,7 +184,7 @@ class Runner:
         finished = {stage.name for stage in status.stages if stage.finished}
         known = {stage.name for stage in before.stages if stage.finished} if before is not None else set()
         for stage in self._chain.stages:
-            if stage.predecessor is not None and stage.predecessor.name in finished - known:
+            if any(other.name in finished - known for other in stage.needs):
                 self._watch.look_again(stage.name)  # its turn has come: is it trained by somebody already?
         self._watch.follow(
             {process.stage.name: process.attempt for process in self._live_processes()},

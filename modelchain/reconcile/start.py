@@ -114,10 +114,13 @@ def _suspended(look: Look, _: Branches) -> Hold | None:
 
 
 def _predecessor_incomplete(look: Look, branches: Branches) -> Hold | None:
-    predecessor = look.stage.predecessor
-    if predecessor is None or branches.looks[predecessor.name].status.finished:
-        return None
-    return Hold(StagePhase.PENDING, "PredecessorIncomplete", f"grows out of stage {predecessor.name}")
+    for other in look.stage.needs:
+        if not branches.looks[other.name].status.finished:
+            predecessor = look.stage.predecessor
+            grows = predecessor is not None and predecessor.name == other.name
+            verb = "grows out of" if grows else "learns from"
+            return Hold(StagePhase.PENDING, "PredecessorIncomplete", f"{verb} stage {other.name}")
+    return None
 
 
 def _chain_failed(look: Look, branches: Branches) -> Hold | None:
@@ -179,10 +182,10 @@ def _backing_off(look: Look, _: Branches) -> Hold | None:
 
 
 def _predecessor_ending(look: Look, branches: Branches) -> Hold | None:
-    predecessor = look.stage.predecessor
-    if predecessor is None or not job_lingers(branches.looks[predecessor.name]):
-        return None
-    return Hold(_idle_phase(look), PREDECESSOR_ENDING, f"the job of stage {predecessor.name} is ending")
+    for other in look.stage.needs:
+        if job_lingers(branches.looks[other.name]):
+            return Hold(_idle_phase(look), PREDECESSOR_ENDING, f"the job of stage {other.name} is ending")
+    return None
 
 
 def _backend_trouble(look: Look, branches: Branches) -> Hold | None:

@@ -26,14 +26,13 @@ def only_begins(
 
     A job is made after its attempt stands in the status, and attempts count on over edits: so a stage without an
     attempt has no job, whatever a list of jobs says. And a job that was seen to end never lives again: the job of a
-    predecessor, for whose end a stage waits, has to be among those `seen` (stage and attempt).
+    predecessor or teacher, for whose end a stage waits, has to be among those `seen` (stage and attempt).
     """
     begun = {action.stage for action in decision.actions if isinstance(action, StartJob)}
     if not begun or len(begun) != len(decision.actions):
         return False
-    for name in begun:
-        predecessor = chain.stage(name).predecessor
-        status = before.find_stage(predecessor.name) if predecessor is not None else None
+    for other in {other.name for name in begun for other in chain.stage(name).needs}:
+        status = before.find_stage(other)
         if status is not None and status.attempt > 0 and (status.name, status.attempt) not in seen:
             return False
     return _all_as_before(before, decision.status, begun)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from modelchain.cost import Plan, plan
 from modelchain.errors import ConfigurationError
 from modelchain.report.data import ChainArtifacts, StageArtifacts
-from modelchain.resolved import ChainReference, ResolvedChain, ResolvedStore
+from modelchain.resolved import ChainReference, ResolvedChain, ResolvedStore, default_baseline_epochs
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def plan_of(chain: ChainArtifacts) -> Plan | None:
         ResolvedChain(
             chain=ChainReference(namespace=chain.namespace, name=chain.name, uid=""),
             store=ResolvedStore(uri=chain.store_uri),
-            baseline_epochs=chain.baseline_epochs or resolved[0].training.epochs,
+            baseline_epochs=chain.baseline_epochs or default_baseline_epochs(resolved),
             stages=tuple(resolved),
         )
     )

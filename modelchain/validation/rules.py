@@ -8,6 +8,7 @@ from modelchain import catalogue
 from modelchain.errors import UserDataError
 from modelchain.growth import unbuildable, ungrowable
 from modelchain.resolve import UnresolvableError, merged, predecessor_position, resolve, resolve_model
+from modelchain.resolved import DEFAULT_BATCH, decay_steps
 from modelchain.spec import (
     ExpansionSpec,
     InitialWeights,
@@ -33,6 +34,7 @@ def check_rules(chain: ModelChain) -> list[Finding]:
     findings = [
         *_check_name(chain),
         *_check_stages(chain),
+        *_check_anything_is_trained(chain),
         *check_blocks(chain),
         *check_training(chain),
     ]
@@ -100,35 +102,30 @@ def _predecessor(stages: list[StageSpec], index: int) -> int | None:
 
 def _check_from(stages: list[StageSpec], index: int, at: FieldPath) -> Iterator[Finding]:
     wanted = stages[index].from_
-    names = [stage.name for stage in stages]
-    if wanted is None or wanted in names[:index]:
-        return
-    path, about = (*at, "from"), frozenset({"from"})
-    earlier = f"name one of the stages before it: {', '.join(names[:index])}" if index else "remove it"
-    if wanted == stages[index].name:
-        yield Finding(path, "a stage can't grow out of itself", earlier, about)
-    elif wanted in names:
-        position = names.index(wanted)
-        message = f"{quoted(wanted)} is spec.stages[{position}], which is trained later"
-        yield Finding(path, message, f"move it up, or {earlier}", about)
-    else:
-        near = nearest(wanted, names[:index])
-        remedy = f"did you mean {near[0]}?" if near else earlier
-        yield Finding(path, f"no stage is named {quoted(wanted)}", remedy, about | {STAGE_NAMES})
+    return _check_earlier(stages, index, wanted, (*at, "from"), "a stage can't grow out of itself")
 
 
 def _check_teacher(stages: list[StageSpec], index: int, at: FieldPath) -> Iterator[Finding]:
     distillation = stages[index].distillation
     wanted = distillation.teacher if distillation is not None else None
+    path = (*at, "distillation", "teacher")
+    return _check_earlier(stages, index, wanted, path, "a stage can't be its own teacher")
+
+
+def _check_earlier(
+    stages: list[StageSpec], index: int, wanted: str | None, path: FieldPath, itself: str
+) -> Iterator[Finding]:
+    """Whether `wanted`, named at `path`, is a stage before this one."""
     names = [stage.name for stage in stages]
     if wanted is None or wanted in names[:index]:
         return
-    path, about = (*at, "distillation", "teacher"), frozenset({"teacher"})
+    about = frozenset({str(path[-1])})
     earlier = f"name one of the stages before it: {', '.join(names[:index])}" if index else "remove it"
     if wanted == stages[index].name:
-        yield Finding(path, "a stage can't be its own teacher", earlier, about)
+        yield Finding(path, itself, earlier, about)
     elif wanted in names:
-        message = f"{quoted(wanted)} is spec.stages[{names.index(wanted)}], which is trained later"
+        position = names.index(wanted)
+        message = f"{quoted(wanted)} is spec.stages[{position}], which is trained later"
         yield Finding(path, message, f"move it up, or {earlier}", about)
     else:
         near = nearest(wanted, names[:index])
@@ -157,15 +154,27 @@ def _check_initial_weights(chain: ModelChain, index: int, before: int) -> Iterat
     if not trunk:
         return
     predecessor = spec.stages[before]
-    training = merged(spec.training, predecessor.training) or TrainingSpec()
-    schedule = training.schedule or LearningRateSchedule()
-    if schedule.type is not LearningRateScheduleType.WARMUP_STABLE_DECAY or training.epochs == 0:
+    if not _has_trunk(chain, predecessor):
         yield Finding(
             path("weights", InitialWeights.TRUNK),
             f"{quoted(predecessor.name)} has no trunk to start from",
-            "give it epochs and training.schedule.type: WarmupStableDecay, or write weights: Published",
-            frozenset({"weights", "schedule", "type"}),
+            "give it epochs, training.schedule.type: WarmupStableDecay and a decayFraction below 1, "
+            "or write weights: Published",
+            frozenset({"weights", "schedule", "type", "decayFraction"}),
         )
+
+
+def _has_trunk(chain: ModelChain, stage: StageSpec) -> bool:
+    """Whether a stage is trained at a constant rate before its decay. Yes where its steps are not known."""
+    training = merged(chain.spec.training, stage.training) or TrainingSpec()
+    schedule = training.schedule or LearningRateSchedule()
+    if schedule.type is not LearningRateScheduleType.WARMUP_STABLE_DECAY:
+        return False
+    data = merged(chain.spec.data, stage.data)
+    if training.epochs is None or data is None or data.samples is None:
+        return True
+    steps = training.epochs * (data.samples // (training.global_batch_size or DEFAULT_BATCH))
+    return steps > decay_steps(schedule, steps)
 
 
 def _check_held_weights(chain: ModelChain, stage: StageSpec, at: FieldPath) -> Iterator[Finding]:
@@ -177,6 +186,21 @@ def _check_held_weights(chain: ModelChain, stage: StageSpec, at: FieldPath) -> I
             f"{quoted(stage.name)} is not trained and has no weights to hold",
             "give it fromWeights, or at least 1 epoch",
             frozenset({"epochs", "fromWeights"}),
+        )
+
+
+def _check_anything_is_trained(chain: ModelChain) -> Iterator[Finding]:
+    spec = chain.spec
+    trainings = [merged(spec.training, stage.training) or TrainingSpec() for stage in spec.stages]
+    if all(training.epochs == 0 for training in trainings):
+        own = spec.training is None or spec.training.epochs != 0
+        yield Finding(
+            ("spec", "stages", len(spec.stages) - 1, "training", "epochs")
+            if own
+            else ("spec", "training", "epochs"),
+            "no stage is trained: all have 0 epochs",
+            "give at least one of them 1 epoch",
+            frozenset({"epochs"}),
         )
 
 

@@ -8,12 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from modelchain.resolve import largest_divisor, merged, resolve_job
-from modelchain.resolved import ResolvedJob, ResolvedTraining, decay_steps
-from modelchain.spec import DataSpec, LearningRateScheduleType, ModelChain, StageSpec, TrainingSpec
+from modelchain.resolved import DEFAULT_BATCH, ResolvedJob, ResolvedTraining, decay_steps
+from modelchain.spec import DataSpec, LearningRateSchedule, ModelChain, StageSpec, TrainingSpec
 from modelchain.validation.problem import Finding, quoted
 from modelchain.yaml_reader import FieldPath
-
-_DEFAULT_BATCH: int = ResolvedTraining.model_fields["global_batch_size"].default
 
 
 def check_training(chain: ModelChain) -> Iterator[Finding]:
@@ -62,7 +60,7 @@ class _Numbers:
         self._data: DataSpec = merged(spec.data, stage.data) or DataSpec()
         self._training: TrainingSpec = merged(spec.training, stage.training) or TrainingSpec()
         self._job: ResolvedJob = resolve_job(merged(spec.job, stage.job))
-        self._batch = self._training.global_batch_size or _DEFAULT_BATCH
+        self._batch = self._training.global_batch_size or DEFAULT_BATCH
 
     def check(self) -> Iterator[Finding]:
         yield from self._check_world()
@@ -112,15 +110,14 @@ class _Numbers:
 
     def _check_warmup(self, steps: int) -> Iterator[Finding]:
         warmup = self._training.warmup_steps
-        if not steps:
+        if not steps or warmup is None:
             return
-        schedule = self._training.schedule
-        if schedule is not None and schedule.type is LearningRateScheduleType.WARMUP_STABLE_DECAY:
-            steps -= decay_steps(schedule, steps)
-        if steps == 0 or (warmup is not None and warmup >= steps):
-            warmup = warmup or 0
+        trunk = steps - decay_steps(self._training.schedule or LearningRateSchedule(), steps)
+        if warmup >= (trunk or steps):
+            before = " before its decay" if trunk else ""
             message = (
-                f"a warm-up of {warmup} steps does not end within the {steps} of {quoted(self._stage.name)}"
+                f"a warm-up of {warmup} steps does not end within the {trunk or steps} of "
+                f"{quoted(self._stage.name)}{before}"
             )
             remedy = "write fewer, or remove it for the default"
             yield self._finding(

@@ -81,9 +81,7 @@ class _Stages:
             not_yet=frozenset(
                 stage.name
                 for stage in chain.stages
-                if stage.predecessor is not None
-                and stage.predecessor.name not in finished
-                and stage.name not in running
+                if stage.name not in running and any(other.name not in finished for other in stage.needs)
             ),
         )
 

@@ -87,8 +87,8 @@ class _Stage(Task):
         "look",
         "looked_at",
         "name",
+        "needs",
         "pace",
-        "predecessor",
         "wanted_since",
     )
 
@@ -98,7 +98,7 @@ class _Stage(Task):
         self.name = sys.intern(stage.name)  # thousands of chains call theirs alike
         self.folder = stage.folder
         self.digest = stage.digest
-        self.predecessor = stage.predecessor.name if stage.predecessor is not None else None
+        self.needs = tuple(sys.intern(other.name) for other in stage.needs)
         self.pace = _Pace.NEW
         self.attempt: int | None = None  # the one that runs
         self.facts: StageFacts | None = None  # None: not looked at, or finished and there
@@ -436,7 +436,7 @@ class StoreReader:
             for each in list(
                 stage.chain.stages.values()
             ):  # whose turn comes now: a fresh look before anybody asks
-                waits = each.predecessor == stage.name and each.pace in (_Pace.AT_REST, _Pace.WAITING)
+                waits = stage.name in each.needs and each.pace in (_Pace.AT_REST, _Pace.WAITING)
                 if waits and self._schedule.begin(each):
                     try:
                         await self._look(each)

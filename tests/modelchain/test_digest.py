@@ -435,9 +435,9 @@ GOLDEN: dict[str, list[str]] = {
         "436eaad4186a2023e91030b7c028b2bd3a1172f1eabab9c4aae9b771cc445b28",
     ],
     "every field": [
-        "77e7b42b544e4143babf26eaded8259f8b9d1327fc0e63f9fa4fdc2ff7d06142",
-        "58c0767c20e526155f1e33e7d8a451b105634d45e0c501fe672575b09940c2c9",
-        "4a54ca5bddde2f79821d489b212188e5da08853200a3b598ed4df8bb85c4265e",
+        "97f6e26299a20141c2c39421ce3055141f5e97b57c35e5693611cf6fad67e8be",
+        "7d9bb0b85865b8ff1cb5b977f6103d44ec141a9aca1907682bf93e25653adc91",
+        "fa6732864699f16630cb35f4e98bf8e673716b24acd0d91ef86dc019d07a87f6",
     ],
     "examples/cc3m.yaml": [
         "36f6dfb21492e5deea07f3faf1f2a3d6dda54d248777bd29f14b30cf9b46b3e4",
@@ -456,6 +456,16 @@ def test_growth_out_of_existing_weights_is_part_of_the_digest() -> None:
         for depth in ("Identity", "Interleave")
     }
     assert len(found) == 4
+
+
+def test_existing_weights_have_no_trunk_so_options_about_it_are_not_part_of_their_digest() -> None:
+    changes: dict[Path, Any] = {("stages", 0, "fromWeights"): {"uri": "s3://a", "sha256": SHA}}
+    plain, of_trunk = (
+        digests({**changes, ("expansion",): expansion})
+        for expansion in ({}, {"weights": "Trunk", "optimizerState": "Carried"})
+    )
+    assert plain[0] == of_trunk[0]
+    assert plain[1] != of_trunk[1]
 
 
 def test_a_teacher_that_is_the_predecessor_anyway_changes_nothing() -> None:

@@ -82,7 +82,7 @@ def test_defaults_are_those_of_the_documentation() -> None:
     assert (stage.expansion.width, stage.expansion.depth) == ("Exact", "Identity")
     assert (stage.retry.limit, stage.retry.backoff_seconds, stage.retry.stall_seconds) == (3, 30, 1800)
     assert (stage.job.nodes, stage.job.processes_per_node) == (1, 1)
-    assert (stage.task, stage.evaluation) == ("clip", ())
+    assert (stage.task, stage.evaluation) == ("Clip", ())
 
 
 @pytest.mark.parametrize(
@@ -104,6 +104,33 @@ def test_steps_and_what_follows_from_them(
     assert first.training.steps == first.training.steps_per_epoch * epochs
     assert (first.training.warmup_steps, second.training.warmup_steps) == (warmup_alone, warmup_in_chain)
     assert second.training.checkpoint_every_steps == checkpoint
+
+
+@pytest.mark.parametrize(
+    ("decay", "carried", "trunk", "warmup"),
+    [
+        (None, False, 1248, 156),
+        (0.5, False, 780, 156),
+        (0.99, False, 16, 15),
+        (1, False, None, 156),
+        (None, True, 1248, 0),
+    ],
+)
+def test_the_default_warmup_ends_before_the_decay_and_carried_moments_need_none(
+    decay: float | None, carried: bool, trunk: int | None, warmup: int
+) -> None:
+    schedule = {"type": "WarmupStableDecay"} | ({"decayFraction": decay} if decay else {})
+    expansion = {"weights": "Trunk", "optimizerState": "Carried"} if carried else {}
+    training = resolved({("training", "schedule"): schedule, ("expansion",): expansion}).stages[1].training
+    assert training.schedule.decay_fraction == (decay or 0.2)
+    assert (training.trunk_steps, training.warmup_steps) == (trunk, warmup)
+
+
+def test_the_baseline_is_trained_as_long_as_the_first_stage_that_is_trained() -> None:
+    weights = {"uri": "s3://a/b", "sha256": "ab" * 32}
+    chain = resolved({("stages", 0, "training"): {"epochs": 0}, ("stages", 0, "fromWeights"): weights})
+    assert chain.stages[0].training.steps == 0
+    assert chain.baseline_epochs == chain.stages[1].training.epochs == 4
 
 
 def test_a_linear_schedule_is_written_out() -> None:
@@ -133,10 +160,15 @@ def test_predecessors_follow_the_order_or_from() -> None:
     assert stages[2].predecessor.model_config_ == stages[0].model_config_
 
 
-def test_descendants_are_found_through_a_tree() -> None:
-    tree = resolved({("stages", 2, "from"): "tiny"})
-    assert tree.descendants("tiny") == {"small", "base"}
-    assert tree.descendants("small") == frozenset()
+def test_a_stage_needs_its_predecessor_and_its_teacher_each_once() -> None:
+    stages = resolved(
+        {
+            ("stages", 1, "distillation"): {"teacher": "tiny"},
+            ("stages", 2, "distillation"): {"teacher": "tiny"},
+        }
+    ).stages
+    assert [[other.name for other in stage.needs] for stage in stages] == [[], ["tiny"], ["small", "tiny"]]
+    assert stages[2].teacher is not None and stages[2].teacher.digest == stages[0].digest
 
 
 def test_baseline_defaults_to_the_first_stages_epochs() -> None:

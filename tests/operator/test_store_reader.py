@@ -97,7 +97,7 @@ def follow(
     at_rest = {
         stage.name
         for stage in resolved.stages
-        if suspended or (stage.predecessor is not None and stage.predecessor.name not in finished)
+        if suspended or any(other.name not in finished for other in stage.needs)
     }
     reader.follow(
         key,
@@ -258,8 +258,24 @@ def FolderStoreOf(store: MoodyStore) -> Store:  # noqa: N802
     return MoodyStore(store.root)
 
 
-def test_with_a_manifest_the_next_stage_is_looked_at_before_its_chain_is_told(store: MoodyStore) -> None:
+@pytest.mark.parametrize(
+    ("resolved", "first", "following"),
+    [
+        pytest.param(CHAIN, "tiny", "small", id="predecessor"),
+        pytest.param(
+            chain((("tiny", None), ("large", "tiny"), ("small", "tiny")), teachers={"small": "large"}),
+            "large",
+            "small",
+            id="teacher",
+        ),
+    ],
+)
+def test_with_a_manifest_the_next_stage_is_looked_at_before_its_chain_is_told(
+    store: MoodyStore, resolved: ResolvedChain, first: str, following: str
+) -> None:
     """So that the next job is not made on what was seen a minute ago: somebody may have trained it meanwhile."""
+    trained = resolved.stage(first)
+    before = frozenset(stage.name for stage in resolved.stages) - {first, following}
 
     async def scenario() -> None:
         told, known = Told(), []
@@ -270,15 +286,15 @@ def test_with_a_manifest_the_next_stage_is_looked_at_before_its_chain_is_told(st
 
         reader = StoreReader(told.change, on_finished=finished, threads=4, artifact_check_seconds=60.0)
         reader.start()
-        token = train(store, CHAIN, TINY, 1)
-        follow(reader, store, running={"tiny": 1})
-        await until(lambda: step(reader) == 1 and "small" in reader.seen(KEY).facts, "all is known")
+        token = train(store, resolved, trained, 1)
+        follow(reader, store, resolved=resolved, running={first: 1}, finished=before)
+        await until(lambda: step(reader, first) == 1 and following in reader.seen(KEY).facts, "all is known")
         assert told.changes[KEY] > 0
-        complete(store, SMALL)
-        complete(store, TINY)
-        advance(store, TINY, token, 16, phase="Complete")
+        complete(store, resolved.stage(following))
+        complete(store, trained)
+        advance(store, trained, token, 16, phase="Complete")
         await until(lambda: bool(known), "the manifest is told of, and not as any other change")
-        assert all(complete == {"tiny", "small"} for complete in known)
+        assert all(complete == {first, following} for complete in known)
         await reader.close()
 
     run(scenario())

@@ -3,16 +3,25 @@ import math
 import pytest
 
 from modelchain.resolved import ResolvedDistillation, ResolvedTraining
-from modelchain.spec import DistillationSchedule, DistillationScheduleType
+from modelchain.spec import (
+    DistillationSchedule,
+    DistillationScheduleType,
+    LearningRateSchedule,
+    LearningRateScheduleType,
+)
 from modelchain_trainer.schedule import distillation_weight, learning_rate
 
 
-def training(*, warmup_steps: int, steps: int) -> ResolvedTraining:
+def training(*, warmup_steps: int, steps: int, decay: float | None = None) -> ResolvedTraining:
+    """With `decay`, a WarmupStableDecay schedule."""
     return ResolvedTraining(
         epochs=1,
         learning_rate=1e-3,
         minimum_learning_rate=1e-5,
         warmup_steps=warmup_steps,
+        schedule=LearningRateSchedule()
+        if decay is None
+        else LearningRateSchedule(type=LearningRateScheduleType.WARMUP_STABLE_DECAY, decay_fraction=decay),
         checkpoint_every_steps=10,
         steps_per_epoch=steps,
         steps=steps,
@@ -42,6 +51,30 @@ def test_learning_rate_without_warmup_never_exceeds_its_peak_or_leaves_its_minim
 @pytest.mark.parametrize("steps", [1, 5])
 def test_learning_rate_of_a_stage_that_is_all_warmup(steps: int) -> None:
     assert learning_rate(training(warmup_steps=steps, steps=steps), steps - 1) == pytest.approx(1e-3)
+
+
+def test_learning_rate_is_constant_over_the_trunk_and_then_falls_along_a_line_to_its_minimum() -> None:
+    block = training(warmup_steps=2, steps=10, decay=0.4)
+    assert block.trunk_steps == 6
+    rates = [learning_rate(block, step) for step in range(10)]
+    fall = (1e-3 - 1e-5) / 4
+    assert rates == pytest.approx([0.5e-3] + [1e-3] * 5 + [1e-3 - fall * step for step in (1, 2, 3, 4)])
+    assert rates[-1] == pytest.approx(1e-5)
+
+
+def test_learning_rate_that_decays_all_the_time_falls_along_a_line_and_leaves_no_trunk() -> None:
+    block = training(warmup_steps=2, steps=6, decay=1.0)
+    assert block.trunk_steps is None
+    rates = [learning_rate(block, step) for step in range(6)]
+    fall = (1e-3 - 1e-5) / 4
+    assert rates == pytest.approx([0.5e-3, 1e-3] + [1e-3 - fall * step for step in (1, 2, 3, 4)])
+
+
+@pytest.mark.parametrize(
+    ("steps", "decay", "trunk"), [(1, 0.2, None), (2, 0.2, 1), (0, 0.2, None), (10, 0.01, 9)]
+)
+def test_at_least_the_last_step_decays(steps: int, decay: float, trunk: int | None) -> None:
+    assert training(warmup_steps=0, steps=steps, decay=decay).trunk_steps == trunk
 
 
 def test_constant_distillation_weight_stays() -> None:

@@ -44,7 +44,7 @@ from modelchain_trainer.environment import free_port
 from modelchain_trainer.model.build import build_model
 from modelchain_trainer.model.clip import Clip
 from modelchain_trainer.optimizer import AdamW
-from modelchain_trainer.step import DivergedError, TrainStep
+from modelchain_trainer.step import DivergedError, Teaching, TrainStep
 
 CPU = torch.device("cpu")
 IMAGE_SIZE, CONTEXT, CAPTIONS, BATCH = 16, 12, 2, 12
@@ -61,10 +61,10 @@ class Rows:
     tokens: Tensor
 
 
-def config(width: int, embed_dim: int) -> ModelConfig:
+def config(width: int, embed_dim: int, image_size: int = IMAGE_SIZE) -> ModelConfig:
     return ModelConfig(
         embed_dim=embed_dim,
-        vision=VisionSpec(image_size=IMAGE_SIZE, patch_size=8, width=width, layers=2, head_width=16),
+        vision=VisionSpec(image_size=image_size, patch_size=8, width=width, layers=2, head_width=16),
         text=TextSpec(context_length=CONTEXT, vocab_size=49408, width=width, layers=2, heads=2),
     )
 
@@ -117,6 +117,7 @@ def train_step(
     teacher: Clip | None = None,
     teacher_size: int = 16,
     group: Group | None = None,
+    teaching: Teaching | None = None,
 ) -> tuple[TrainStep, Clip, dict[str, torch.nn.Parameter]]:
     """A step on a new model, and all its parameters by name. `teacher_size` 0: no teacher."""
     model = build_model(config(32, 24), seed=1).to(dtype)
@@ -128,7 +129,7 @@ def train_step(
         projections.to(dtype)
         named |= {f"projections.{name}": parameter for name, parameter in projections.named_parameters()}
     optimizer = AdamW(named.items(), made_for.training)
-    return TrainStep(model, teacher, projections, optimizer, made_for, CPU, group), model, named
+    return TrainStep(model, teacher, projections, optimizer, made_for, CPU, group, teaching), model, named
 
 
 def gradients(named: dict[str, torch.nn.Parameter]) -> dict[str, Tensor]:
@@ -313,6 +314,19 @@ def test_the_teacher_runs_only_while_the_weight_is_above_zero(monkeypatch: pytes
     assert len(calls) == 2
     assert [reading.distillation_weight for reading in readings] == [1.0, 0.5, 0.0, 0.0]
     assert [reading.loss["distillation"] > 0 for reading in readings] == [True, True, False, False]
+
+
+@pytest.mark.parametrize("image_size", [IMAGE_SIZE // 2, IMAGE_SIZE * 2])
+def test_a_teacher_of_another_image_size_sees_the_same_pictures_at_its_own(image_size: int) -> None:
+    teacher = build_model(config(32, 24, image_size), seed=2)
+    trained, _, _ = train_step(stage(), teacher=teacher, teacher_size=24)
+    seen: list[Tensor] = []
+    teacher.visual.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
+    assert trained.run(batch(0), 0).read().loss["distillation"] > 0
+    expected = functional.interpolate(
+        normalize(batch(0).images, torch.float32), (image_size, image_size), mode="bicubic", antialias=True
+    )
+    assert torch.equal(torch.cat(seen), expected)
 
 
 def test_a_stage_without_predecessor_trains_on_the_task_alone() -> None:

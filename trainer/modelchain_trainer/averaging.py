@@ -14,6 +14,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from modelchain_trainer.model.build import model_from
 from modelchain_trainer.model.clip import Clip
 
 
@@ -23,8 +24,8 @@ class AveragedModel:
     def __init__(self, model: Clip, decay: float) -> None:
         self._decay = decay
         self._weights = [parameter.detach() for parameter in model.parameters()]
-        self.model = Clip(model.config).to(next(model.parameters()).device).requires_grad_(False)
-        self.model.load_state_dict(model.state_dict())
+        copy = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        self.model = model_from(copy, model.config).requires_grad_(False)
         self._averages = list(self.model.parameters())
 
     @torch.no_grad()

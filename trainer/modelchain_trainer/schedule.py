@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from modelchain.resolved import ResolvedDistillation, ResolvedTraining
-from modelchain.spec import DistillationScheduleType
+from modelchain.spec import DistillationScheduleType, LearningRateScheduleType
 
 
 def learning_rate(training: ResolvedTraining, step: int) -> float:
@@ -13,13 +13,14 @@ def learning_rate(training: ResolvedTraining, step: int) -> float:
 
     Rises linearly over the warm-up, `learning_rate` at its last step. Then it falls to
     `minimum_learning_rate` at the last step of the stage: along a half cosine, or (WarmupStableDecay,
-    arXiv 2404.06395) constant over the trunk and then along a line.
+    arXiv 2404.06395) constant over the trunk, if there is one, and then along a line.
     """
     if step < training.warmup_steps:
         return training.learning_rate * (step + 1) / training.warmup_steps
     start = training.trunk_steps or training.warmup_steps
     share = min(1.0, max(0.0, (step - start + 1) / max(1, training.steps - start)))
-    left = 1 - share if training.trunk_steps else 0.5 * (1 + math.cos(math.pi * share))
+    linear = training.schedule.type is LearningRateScheduleType.WARMUP_STABLE_DECAY
+    left = 1 - share if linear else 0.5 * (1 + math.cos(math.pi * share))
     return training.minimum_learning_rate + left * (training.learning_rate - training.minimum_learning_rate)
 
 

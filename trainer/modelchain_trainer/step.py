@@ -18,6 +18,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from modelchain.errors import ExitCode, ModelChainError
 from modelchain.resolved import ResolvedStage
@@ -257,10 +258,15 @@ class TrainStep:
         if compiled:
             encode_image, encode_text = torch.compile(encode_image), torch.compile(encode_text)
         bf16 = self._training.precision is Precision.BF16
+        side = model.config.vision.image_size
         dtype = model.logit_scale.dtype
 
         def forward(images_u8_m3HW: Tensor, tokens_CmT: Tensor) -> Features:
             images_m3HW = normalize(images_u8_m3HW, dtype)
+            if images_m3HW.shape[-1] != side:  # a teacher sees the student's pictures at its own size
+                images_m3HW = functional.interpolate(
+                    images_m3HW, (side, side), mode="bicubic", antialias=True
+                )
             tokens_MT = tokens_CmT.flatten(0, 1).contiguous()
             if compiled:
                 # For every length of captions at once, instead of for the first one and then for any.

@@ -20,13 +20,14 @@ NOW = 1_800_000_000.0
 def chain(
     stages: Sequence[tuple[str, str | None]] = (("tiny", None), ("small", "tiny"), ("base", "small")),
     *,
+    teachers: Mapping[str, str] | None = None,
     epochs: Mapping[str, int] | None = None,
     retry: Mapping[str, int] | None = None,
     job: Mapping[str, int] | None = None,
     suspend: bool = False,
 ) -> ResolvedChain:
-    """A chain of these stages (name, predecessor); other `epochs` for a stage are an edit that changes its
-    digest.
+    """A chain of these stages (name, predecessor), of which some have other `teachers` than their predecessor; other
+    `epochs` for a stage are an edit that changes its digest.
     """
     spec: dict[str, Any] = {
         "store": {"uri": "file:///store"},
@@ -50,6 +51,8 @@ def chain(
         }
         if predecessor is not None:
             stage["from"] = predecessor
+        if teachers and name in teachers:
+            stage["distillation"] = {"teacher": teachers[name]}
         spec["stages"].append(stage)
     metadata = {"name": "family", "namespace": "default", "uid": "0123-4567"}
     document = {

@@ -61,6 +61,24 @@ def test_branches_of_a_tree_run_at_once_but_each_one_job_at_a_time() -> None:
     assert tree.look(right).actions == (StartJob("leaf", 1),)
 
 
+def test_a_stage_waits_for_its_teacher_as_for_its_predecessor() -> None:
+    """`polished` grows out of the root, and learns from a sibling of its predecessor's."""
+    stages = (("root", None), ("large", "root"), ("polished", "root"))
+    tree = Play(chain(stages, teachers={"polished": "large"}))
+    assert tree.look(root=StageFacts(manifest=manifest(tree.stage("root")))).actions == (
+        StartJob("large", 1),
+    )
+    assert (tree["polished"].reason, tree["polished"].message) == (
+        "PredecessorIncomplete",
+        "learns from stage large",
+    )
+    large = job(tree.stage("large"))
+    committed = StageFacts(manifest=manifest(tree.stage("large")))
+    assert tree.look(large, large=committed).actions == ()  # the teacher's job has not gone yet
+    assert tree["polished"].reason == "PredecessorEnding"
+    assert tree.look().actions == (StartJob("polished", 1),)
+
+
 def test_one_job_at_a_time_where_only_one_may_run() -> None:
     tree = Play(chain((("root", None), ("left", "root"), ("right", "root"))))
     tree.more = {"max_parallel_jobs": 1}

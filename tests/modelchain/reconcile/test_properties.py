@@ -58,6 +58,7 @@ class World(RuleBasedStateMachine):
         self.epochs: dict[str, int] = {}
         self.suspended = False
         self.tree: list[tuple[str, str | None]] = []
+        self.teachers: dict[str, str] = {}
         self.limit: int | None = None
         self.pending: list[list[Action]] = [[], []]
         self.history: list[Seen] = []
@@ -69,12 +70,17 @@ class World(RuleBasedStateMachine):
 
     @initialize(
         parents=st.lists(st.integers(0, 10), min_size=0, max_size=3),
+        teachers=st.lists(st.none() | st.integers(0, 10), min_size=3, max_size=3),
         limit=st.sampled_from([None, 1, 2]),
         known=st.sets(st.sampled_from(NAMES)),
     )
-    def build(self, parents: list[int], limit: int | None, known: set[str]) -> None:
+    def build(
+        self, parents: list[int], teachers: list[int | None], limit: int | None, known: set[str]
+    ) -> None:
         self.tree = [("a", None)]
-        for name, parent in zip(NAMES[1:], parents, strict=False):
+        for name, parent, teacher in zip(NAMES[1:], parents, teachers, strict=False):
+            if teacher is not None:
+                self.teachers[name] = self.tree[teacher % len(self.tree)][0]
             self.tree.append((name, self.tree[parent % len(self.tree)][0]))
         self.limit = limit
         self.rebuild()
@@ -84,7 +90,9 @@ class World(RuleBasedStateMachine):
         self.remember()
 
     def rebuild(self) -> None:
-        self.chain = chain(self.tree, epochs=self.epochs, retry=RETRY, suspend=self.suspended)
+        self.chain = chain(
+            self.tree, teachers=self.teachers, epochs=self.epochs, retry=RETRY, suspend=self.suspended
+        )
 
     # ---- looking
 
@@ -248,12 +256,12 @@ class World(RuleBasedStateMachine):
         self.starts[stage.name, stage.digest, self.generation] += 1
         allowed = LIMIT + 1 + self.excuses[stage.name]
         assert self.starts[stage.name, stage.digest, self.generation] <= allowed, "retries are bounded"
-        if stage.predecessor is not None:
-            assert stage.predecessor.digest in self.manifests, "a predecessor's weights are there first"
-            lingering = [
-                job for job in self.jobs.values() if job.stage == stage.predecessor.name and job.live
-            ]
-            assert all(job.blocked_by_node for job in lingering), "a predecessor's job has ended first"
+        for other in (stage.predecessor, stage.teacher):
+            if other is None:
+                continue
+            assert other.digest in self.manifests, "a predecessor's and a teacher's weights are there first"
+            lingering = [job for job in self.jobs.values() if job.stage == other.name and job.live]
+            assert all(job.blocked_by_node for job in lingering), "their jobs have ended first"
         if self.limit is not None:
             assert sum(job.live for job in self.jobs.values()) < self.limit
         self.vanished.pop(stage.digest, None)  # forgotten by an edit there and back: it is trained anew
@@ -365,6 +373,20 @@ class World(RuleBasedStateMachine):
             if stage.digest in self.foreign and commits and stage.digest not in self.vanished:
                 self.manifests.setdefault(stage.digest, manifest(stage, chain_name="default/other"))
         self.foreign.clear()
+        self.remember()
+
+    @rule(choice=st.integers(0, 5), teacher=st.integers(0, 5) | st.none())
+    def the_teacher_is_another(self, choice: int, teacher: int | None) -> None:
+        if len(self.tree) == 1:
+            return
+        position = 1 + choice % (len(self.tree) - 1)
+        name = self.tree[position][0]
+        if teacher is None:
+            self.teachers.pop(name, None)
+        else:
+            self.teachers[name] = self.tree[teacher % position][0]
+        self.generation += 1
+        self.rebuild()
         self.remember()
 
     @rule(choice=st.integers(0, 5), epochs=st.integers(2, 4))

@@ -58,6 +58,19 @@ def test_a_predecessor_whose_job_was_not_seen_to_end_is_looked_at(play: Play) ->
     assert not begins(play, before, decision, seen=set())
 
 
+def test_a_teacher_whose_job_was_not_seen_to_end_is_looked_at() -> None:
+    stages = (("tiny", None), ("large", "tiny"), ("small", "tiny"))
+    play = Play(chain(stages, teachers={"small": "large"}))
+    done = job(play.stage("tiny"), phase=JobPhase.SUCCEEDED)
+    play.look(done, tiny=complete(play))
+    play.look(done, job(play.stage("large")))
+    before = play.status
+    decision = play.look(done, large=StageFacts(manifest=manifest(play.stage("large"))))
+    assert decision.actions == (StartJob("small", 1),)
+    assert begins(play, before, decision, seen={("tiny", 1), ("large", 1)})
+    assert not begins(play, before, decision, seen={("tiny", 1)})
+
+
 def test_a_predecessor_that_another_chain_has_trained_has_no_job_to_wait_for() -> None:
     play = Play(chain())
     play.more["backend_trouble"] = "not installed"

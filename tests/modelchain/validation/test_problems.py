@@ -453,6 +453,115 @@ MISTAKES: list[tuple[dict[Path, Any], str, str, str]] = [
         "more than 0",
     ),
     ({("distillation", "weight"): -1}, "spec.distillation.weight", "out of range", "at least 0"),
+    # the teacher
+    (
+        {("distillation", "teacher"): "tiny"},
+        "spec.distillation.teacher",
+        "the stages before the teacher could not learn from it",
+        "in the distillation of each stage",
+    ),
+    (
+        {("stages", 1, "distillation"): {"teacher": "base"}},
+        "spec.stages[1].distillation.teacher",
+        '"base" is spec.stages[2], which is trained later',
+        "move it up, or name one of the stages before it: tiny",
+    ),
+    (
+        {("stages", 1, "distillation"): {"teacher": "small"}},
+        "spec.stages[1].distillation.teacher",
+        "a stage can't be its own teacher",
+        "name one of the stages before it: tiny",
+    ),
+    (
+        {("stages", 2, "distillation"): {"teacher": "smal"}},
+        "spec.stages[2].distillation.teacher",
+        'no stage is named "smal"',
+        "did you mean small?",
+    ),
+    (
+        {("stages", 2, "distillation"): {"teacher": "giant"}},
+        "spec.stages[2].distillation.teacher",
+        'no stage is named "giant"',
+        "name one of the stages before it: tiny, small",
+    ),
+    (
+        {("distillation", "surpassWindowSteps"): 0},
+        "spec.distillation.surpassWindowSteps",
+        "out of range",
+        "at least 1",
+    ),
+    # the trunk
+    (
+        {("stages", 2, "expansion"): {"weights": "Trunk"}},
+        "spec.stages[2].expansion.weights",
+        '"small" has no trunk to start from',
+        "training.schedule.type: WarmupStableDecay",
+    ),
+    (
+        {
+            ("expansion", "weights"): "Trunk",
+            ("training", "schedule"): {"type": "WarmupStableDecay"},
+            ("stages", 0, "training"): {"epochs": 8, "schedule": {"type": "Cosine"}},
+        },
+        "spec.expansion.weights",
+        '"tiny" has no trunk to start from',
+        "or write weights: Published",
+    ),
+    (
+        {
+            ("stages", 2, "expansion"): {"weights": "Trunk"},
+            ("training", "schedule"): {"type": "WarmupStableDecay", "decayFraction": 1},
+        },
+        "spec.stages[2].expansion.weights",
+        '"small" has no trunk to start from',
+        "a decayFraction below 1",
+    ),
+    (
+        {
+            ("stages", 2, "expansion"): {"weights": "Trunk"},
+            ("training", "schedule"): {"type": "WarmupStableDecay"},
+            ("stages", 1, "training"): {"epochs": 0},
+        },
+        "spec.stages[2].expansion.weights",
+        '"small" has no trunk to start from',
+        "give it epochs",
+    ),
+    (
+        {("expansion", "optimizerState"): "Carried"},
+        "spec.expansion.optimizerState",
+        "the optimizer's state is kept with the trunk",
+        "write weights: Trunk beside it",
+    ),
+    (
+        {("training", "schedule"): {"decayFraction": 0.1}},
+        "spec.training.schedule.decayFraction",
+        "Cosine schedule has no decayFraction",
+        "WarmupStableDecay",
+    ),
+    (
+        {("training", "schedule"): {"type": "WarmupStableDecay"}, ("training", "warmupSteps"): 1300},
+        "spec.training.warmupSteps",
+        'does not end within the 1248 of "small" before its decay',
+        "write fewer",
+    ),
+    ({("training", "emaDecay"): 1}, "spec.training.emaDecay", "out of range", "less than 1"),
+    # stages that are not trained
+    (
+        {("stages", 0, "training"): {"epochs": 0}},
+        "spec.stages[0].training.epochs",
+        '"tiny" is not trained and has no weights to hold',
+        "give it fromWeights, or at least 1 epoch",
+    ),
+    (
+        {
+            ("training", "epochs"): 0,
+            ("stages", 0, "training"): {},
+            ("stages", 0, "fromWeights"): {"uri": "s3://a/b", "sha256": SHA},
+        },
+        "spec.training.epochs",
+        "no stage is trained",
+        "at least one of them 1 epoch",
+    ),
     # quantities of Kubernetes
     (
         {("job", "resources"): {"limits": {"memory": "64GB"}}},
@@ -523,6 +632,16 @@ def test_the_chain_these_mistakes_are_made_in_is_valid(tmp_path: FilePath) -> No
         {("job",): {"gpusPerNode": 0, "processesPerNode": 4}},
         {("distillation",): {"weight": 0, "schedule": {"type": "Linear", "endWeight": 1}}},
         {("suspend",): None, ("retry",): None, ("expansion", "width"): None},
+        {  # weights from elsewhere, held and polished downwards: every lever at once
+            ("stages", 0, "training"): {"epochs": 0},
+            ("stages", 0, "fromWeights"): {"uri": "s3://a/b", "sha256": SHA},
+            ("stages", 2, "distillation"): {"teacher": "tiny", "surpassWindowSteps": 10},
+            ("stages", 2, "expansion"): {"weights": "Trunk", "optimizerState": "Carried"},
+            ("training", "schedule"): {"type": "WarmupStableDecay", "decayFraction": 0.97},
+            ("training", "emaDecay"): 0.999,
+        },
+        {("training", "schedule"): {"type": "WarmupStableDecay", "decayFraction": 1}},
+        {("stages", 1, "training"): {"epochs": 0}},  # holds what it has grown
     ],
     ids=lambda _: None,
 )

@@ -96,6 +96,19 @@ def test_the_familys_members_grow_out_of_one_another() -> None:
         plan_expansion(find("ViT-BL-16"), find("ViT-L-16"))
 
 
+def origins_of(small: int, large: int, depth: DepthExpansion) -> str:
+    """Out of which block each one of the large model is made; new ones have a star."""
+    before, after = (config_of(vision=(16, layers)) for layers in (small, large))
+    found = []
+    for block in range(large):
+        source = source_of(f"visual.transformer.resblocks.{block}.ln_1.weight", before, after, depth)
+        assert source.leaf == "ln_1.weight"
+        assert source.silent == (source.new_block and depth is DepthExpansion.IDENTITY)
+        found.append(source.name.split(".")[3] + "*" * source.new_block)
+    return " ".join(found)
+
+
+@pytest.mark.parametrize("depth", [DepthExpansion.IDENTITY, DepthExpansion.INTERLEAVE])
 @pytest.mark.parametrize(
     ("small", "large", "origins"),
     [
@@ -107,16 +120,19 @@ def test_the_familys_members_grow_out_of_one_another() -> None:
         (12, 14, "0 0* 1 2 3 4 5 6 6* 7 8 9 10 11"),
     ],
 )
-def test_new_blocks_stand_behind_their_source_and_are_spread(small: int, large: int, origins: str) -> None:
-    before, after = (config_of(vision=(16, layers)) for layers in (small, large))
-    found = []
-    for block in range(large):
-        source = source_of(
-            f"visual.transformer.resblocks.{block}.ln_1.weight", before, after, DepthExpansion.IDENTITY
-        )
-        assert source.leaf == "ln_1.weight"
-        found.append(source.name.split(".")[3] + "*" * source.new_block)
-    assert " ".join(found) == origins
+def test_new_blocks_stand_behind_their_source_and_are_spread(
+    small: int, large: int, origins: str, depth: DepthExpansion
+) -> None:
+    """For a doubling as in the paper: its block l becomes blocks 2l and 2l + 1."""
+    assert origins_of(small, large, depth) == origins
+
+
+@pytest.mark.parametrize(
+    ("small", "large", "origins"),
+    [(3, 3, "0 1 2"), (3, 6, "0 1 2 0* 1* 2*"), (3, 4, "0 1 2 0*"), (2, 5, "0 1 0* 1* 0*")],
+)
+def test_stacking_repeats_the_whole_tower(small: int, large: int, origins: str) -> None:
+    assert origins_of(small, large, DepthExpansion.STACK) == origins
 
 
 def test_weights_of_another_model_are_refused() -> None:

@@ -1,7 +1,7 @@
 """Growth: a predecessor's weights become the first weights of a larger model.
 
 `plan_expansion` says what a growth keeps, and refuses what cannot grow; `expand` does it, one tensor at a
-time. `exact` and `padded` keep the function, `paper` copies leading slices as the CoM-PT paper does, `depth`
+time. `exact` keeps the function, `paper` copies leading slices as the CoM-PT paper does, `depth`
 says where new blocks stand, `resize` fits positions and patches, `moments` grows the optimizer's state. Pure
 functions of tensors: may import modelchain, torch and `model`.
 """

@@ -30,6 +30,7 @@ class Source:
     leaf: str  # the name within its block, or within its tower
     vision: bool
     new_block: bool  # a block that the small model does not have
+    silent: bool = False  # a new block that writes nothing at first
 
     @property
     def writes(self) -> bool:
@@ -51,4 +52,5 @@ def source_of(name: str, small: ModelConfig, large: ModelConfig, depth: DepthExp
     else:
         origin = number * before // after
         new_block = number > 0 and (number - 1) * before // after == origin
-    return Source(f"{match['tower']}{origin}.{match['leaf']}", match["leaf"], vision, new_block)
+    silent = new_block and depth is DepthExpansion.IDENTITY
+    return Source(f"{match['tower']}{origin}.{match['leaf']}", match["leaf"], vision, new_block, silent)

@@ -1,4 +1,4 @@
-"""Width growth that keeps the function.
+"""Width growth that keeps the function: with copies (`Exact`), or with room for what is new (`Padded`).
 
 Write D and E for the small and the large width, n = E // D, r = E - n*D, kappa = sqrt(E / (n*D)). The large
 residual stream is held at
@@ -31,6 +31,11 @@ kappa / s_j. Means are kept exactly; the variance is too large by sum(s^2) / E *
 relative error of 1e-6 to 1e-5 in place of the 3e-3 to 5e-3 of a constant tail. It cannot be removed
 altogether: the tail would have to be a tight frame of the stream, which takes r >= D - 1.
 
+`Padded` holds the stream with a single copy and a tail of all that is new, so that the old model stays as it is.
+New heads and MLP units repeat the old ones in turn too (copied fan-in), but nothing reads them (zero fan-out):
+their readers learn from the first step, and then they part from what they were copied from. It is the best of four
+growths of width in SPARKLING (arXiv 2602.02472, table 6).
+
 After Net2Net (Chen et al., 1511.05641), LEMON (2310.07999; average expansion for odd widths), HyperCloning
 (2409.12903) and MSG (2305.02869). The signed split, the differing identity blocks and the tail of ln_pre are
 ours.
@@ -46,7 +51,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from modelchain.spec import ModelConfig
+from modelchain.spec import ModelConfig, WidthExpansion
 from modelchain_trainer.expansion.depth import Source
 from modelchain_trainer.model.build import generator_for, initial_tensor
 
@@ -90,6 +95,7 @@ class Tower:
     width: int
     large_width: int
     units: Copies
+    padded: bool = False  # one copy of the stream, and a tail of all that is new
 
     @property
     def stream(self) -> Copies:
@@ -103,17 +109,20 @@ class Tower:
 
     @property
     def tail(self) -> int:
-        return self.large_width % self.width
+        """Entries of the stream that are no copies."""
+        return self.large_width - self.width if self.padded else self.large_width % self.width
 
     @property
     def kappa(self) -> float:
+        """What the stream is multiplied with, so that the tail does not lessen its variance."""
         return math.sqrt(self.large_width / (self.large_width - self.tail))
 
 
-def tower_of(small: ModelConfig, large: ModelConfig, *, vision: bool) -> Tower:
+def tower_of(small: ModelConfig, large: ModelConfig, width: WidthExpansion, *, vision: bool) -> Tower:
     """The image or the text tower's growth."""
     before, after = (small.vision, large.vision) if vision else (small.text, large.text)
-    return Tower(before.width, after.width, Copies(before.hidden_width, after.hidden_width))
+    units = Copies(before.hidden_width, after.hidden_width)
+    return Tower(before.width, after.width, units, padded=width is WidthExpansion.PADDED)
 
 
 class ExactWidth:
@@ -130,8 +139,8 @@ class ExactWidth:
         """The large model's parameter `name` from the small model's `tensor`, its `source`."""
         heads, units = self._tower.heads, self._tower.units
         generator = generator_for(f"split {name}", seed=self._seed)
-        extra_heads = _NEW_BLOCK_OFFSET if source.new_block and heads.large > heads.small else 0.0
-        extra_units = _NEW_BLOCK_OFFSET if source.new_block and units.large > units.small else 0.0
+        extra_heads = _NEW_BLOCK_OFFSET if source.silent and heads.large > heads.small else 0.0
+        extra_units = _NEW_BLOCK_OFFSET if source.silent and units.large > units.small else 0.0
         match source.leaf:
             case "attn.in_proj_weight":
                 rows = heads.repeat(tensor.unflatten(0, (3, -1)), dim=1).flatten(0, 1)
@@ -139,13 +148,13 @@ class ExactWidth:
             case "attn.in_proj_bias":
                 return heads.repeat(tensor.unflatten(0, (3, -1)), dim=1).flatten()
             case "attn.out_proj.weight":
-                return heads.split(self._write(tensor, dim=0), generator)
+                return self._fan_out(self._write(tensor, dim=0), heads, generator)
             case "mlp.c_fc.weight":
                 return self._read(name, units.repeat(tensor), generator, extra=extra_units)
             case "mlp.c_fc.bias":
                 return units.repeat(tensor)
             case "mlp.c_proj.weight":
-                return units.split(self._write(tensor, dim=0), generator)
+                return self._fan_out(self._write(tensor, dim=0), units, generator)
             case "proj" | "text_projection":
                 return self._read(name, tensor.T, generator).T.contiguous()
             case "ln_pre.weight":
@@ -168,6 +177,13 @@ class ExactWidth:
                 return tensor.clone()
         raise AssertionError(f"no rule to grow {name}")
 
+    def _fan_out(self, weight_RS: Tensor, copies: Copies, generator: torch.Generator) -> Tensor:
+        """Of heads or units: split among the copies, or all of it at the sources."""
+        if not self._tower.padded:
+            return copies.split(weight_RS, generator)
+        new = weight_RS.new_zeros(weight_RS.shape[0], copies.large - copies.small)
+        return torch.cat([weight_RS, new], dim=1)
+
     def _write(self, tensor: Tensor, dim: int) -> Tensor:
         """Into the stream: kappa * [A, ..., A, mean(A)] along `dim`."""
         if not self._tower.tail:
@@ -175,7 +191,7 @@ class ExactWidth:
         shape = list(tensor.shape)
         shape[dim] = self._tower.tail
         tail = tensor.mean(dim, keepdim=True).expand(shape)
-        copied = [tensor] * (self._tower.large_width // self._tower.width)
+        copied = [tensor] * (self._tower.stream.large // self._tower.width)
         return torch.cat([*copied, tail], dim).mul_(self._tower.kappa)
 
     def _write_before_ln_pre(self, tensor: Tensor, dim: int) -> Tensor:

@@ -9,11 +9,10 @@ from torch import Tensor
 
 from modelchain.errors import UserDataError
 from modelchain.resolved import ResolvedExpansion
-from modelchain.spec import DepthExpansion, ModelConfig, WidthExpansion
+from modelchain.spec import ModelConfig, WidthExpansion
 from modelchain_trainer.expansion.depth import source_of
 from modelchain_trainer.expansion.embedding import embedding_map
-from modelchain_trainer.expansion.exact import ExactWidth, Tower, tower_of
-from modelchain_trainer.expansion.padded import PaddedWidth
+from modelchain_trainer.expansion.exact import ExactWidth, tower_of
 from modelchain_trainer.expansion.paper import fill_leading
 from modelchain_trainer.expansion.plan import plan_expansion
 from modelchain_trainer.expansion.resize import resized
@@ -37,9 +36,12 @@ def expand(
     """
     plan_expansion(small_config, large_config, expansion)
     _check_state(small, small_config)
-    growths = {
-        vision: _growth_of_width(
-            tower_of(small_config, large_config, vision=vision), small, large_config, expansion, seed=seed
+    exact = {
+        vision: ExactWidth(
+            tower_of(small_config, large_config, expansion.width, vision=vision),
+            large_config,
+            small["visual.ln_pre.weight"],
+            seed=seed,
         )
         for vision in (True, False)
     }
@@ -48,31 +50,17 @@ def expand(
     for name, shape in parameter_shapes(large_config).items():
         source = source_of(name, small_config, large_config, expansion.depth)
         tensor = resized(small[source.name], source, large_config)
-        growth = growths[source.vision]
-        if source.new_block and source.writes and expansion.depth is DepthExpansion.IDENTITY:
+        if source.silent and source.writes:
             grown[name] = tensor.new_zeros(shape)
-        elif growth is not None:
+        elif expansion.width is not WidthExpansion.SLICE:
             if source.leaf in {"proj", "text_projection"} and large_config.embed_dim > small_config.embed_dim:
                 tensor = tensor @ projection_map.to(tensor.dtype)
-            grown[name] = growth.grow(name, tensor, source)
+            grown[name] = exact[source.vision].grow(name, tensor, source)
         else:
             fresh = initial_tensor(name, shape, large_config, seed=seed, dtype=tensor.dtype)
             grown[name] = fill_leading(fresh, tensor, source.leaf)
         assert grown[name].shape == shape, name
     return grown
-
-
-def _growth_of_width(
-    tower: Tower, small: Mapping[str, Tensor], large: ModelConfig, expansion: ResolvedExpansion, *, seed: int
-) -> ExactWidth | PaddedWidth | None:
-    """How the width of a tower grows where the function is kept; None for slices in a fresh model."""
-    match expansion.width:
-        case WidthExpansion.EXACT:
-            return ExactWidth(tower, large, small["visual.ln_pre.weight"], seed=seed)
-        case WidthExpansion.PADDED:
-            return PaddedWidth(tower, large, seed=seed)
-        case WidthExpansion.SLICE:
-            return None
 
 
 def _check_state(state: Mapping[str, Tensor], config: ModelConfig) -> None:

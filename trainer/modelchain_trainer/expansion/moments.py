@@ -4,9 +4,14 @@ A grown parameter begins with the moments that its gradients would have left beh
 there before. Where growth keeps the function with copies (`Exact`), the chain rule says what these are: a
 matrix that *reads* from copies gets, at each of them, the gradient that it had at their source; what *writes*
 c copies gets at each of them its share of the gradient, 1 / c on average. So first moments are repeated and
-divided by the number of copies along the axes that are written, second moments by its square. What is new
-(blocks that are identities, the tail of an odd width, all but the leading part under `Slice` and `Padded`)
-begins at zero: the asymmetric reset of SPARKLING (arXiv 2602.02472), which found it decisive.
+divided by the number of copies along the axes that are written, second moments by its square. Where growth
+scales the residual stream (by kappa: widths that do not divide under `Exact`, all under `Padded`), gradients of
+what writes into it shrink by that factor, those of the gammas that scale it back grow by it.
+
+What is new (blocks that are identities, the tail of an odd width, all but the leading part under `Slice` and
+`Padded`) begins at zero: the asymmetric reset of SPARKLING (arXiv 2602.02472), which found it decisive. There
+the count of steps, which is carried over too, corrects no bias: the first updates of what is new are 0.7 to 1.6
+times the learning rate.
 """
 
 from __future__ import annotations
@@ -17,13 +22,29 @@ import torch
 from torch import Tensor
 
 from modelchain.resolved import ResolvedExpansion
-from modelchain.spec import DepthExpansion, ModelConfig, WidthExpansion
+from modelchain.spec import ModelConfig, WidthExpansion
 from modelchain_trainer.expansion.depth import Source, source_of
 from modelchain_trainer.expansion.embedding import embedding_map
 from modelchain_trainer.expansion.exact import Copies, Tower, tower_of
 from modelchain_trainer.expansion.paper import fill_leading
 from modelchain_trainer.expansion.resize import resized
 from modelchain_trainer.model.build import parameter_shapes
+
+_PROJECTIONS = frozenset({"proj", "text_projection"})
+_SCALING_BACK = frozenset({"ln_1.weight", "ln_2.weight", "ln_post.weight", "ln_final.weight"})
+_INTO_STREAM = frozenset(
+    {
+        "token_embedding.weight",
+        "positional_embedding",
+        "class_embedding",
+        "conv1.weight",
+        "ln_pre.bias",
+        "attn.out_proj.weight",
+        "attn.out_proj.bias",
+        "mlp.c_proj.weight",
+        "mlp.c_proj.bias",
+    }
+)
 
 
 @torch.no_grad()
@@ -39,24 +60,38 @@ def expand_moments(
 
     `power` is 1 for averages of gradients, 2 for averages of their squares. Shares no memory with `small`.
     """
-    towers = {vision: tower_of(small_config, large_config, vision=vision) for vision in (True, False)}
+    towers = {
+        vision: tower_of(small_config, large_config, expansion.width, vision=vision)
+        for vision in (True, False)
+    }
+    turn = embedding_map(small_config.embed_dim, large_config.embed_dim)
     grown: dict[str, Tensor] = {}
     for name, shape in parameter_shapes(large_config).items():
         source = source_of(name, small_config, large_config, expansion.depth)
         tensor = resized(small[source.name], source, large_config)
-        zeros = tensor.new_zeros(shape)
-        if source.new_block and expansion.depth is DepthExpansion.IDENTITY:
-            grown[name] = zeros
-        elif expansion.width is WidthExpansion.EXACT:
-            if source.leaf in {"proj", "text_projection"}:
-                turn = embedding_map(small_config.embed_dim, large_config.embed_dim).to(tensor.dtype)
-                tensor = tensor @ turn.pow(power)
-            grown[name] = _lifted(tensor, source, towers[source.vision], power)
+        tower = towers[source.vision]
+        if source.silent:
+            grown[name] = tensor.new_zeros(shape)
+            continue
+        tensor = tensor * _scale(source, tower, expansion.width) ** power
+        if expansion.width is WidthExpansion.EXACT:
+            if source.leaf in _PROJECTIONS:
+                tensor = tensor @ turn.to(tensor.dtype).pow(power)
+            grown[name] = _lifted(tensor, source, tower, power)
         else:
-            grown[name] = fill_leading(zeros, tensor, source.leaf)
+            grown[name] = fill_leading(tensor.new_zeros(shape), tensor, source.leaf)
         if power == 2:
             grown[name].clamp_(min=0)  # resampling may go below
     return grown
+
+
+def _scale(source: Source, tower: Tower, width: WidthExpansion) -> float:
+    """What growth multiplies the gradient of a parameter with by scaling the stream."""
+    if width is WidthExpansion.SLICE:
+        return 1.0
+    if source.leaf in _SCALING_BACK:
+        return tower.kappa
+    return 1 / tower.kappa if source.leaf in _INTO_STREAM else 1.0
 
 
 def _lifted(tensor: Tensor, source: Source, tower: Tower, power: int) -> Tensor:

@@ -87,10 +87,8 @@ def _width(
     fidelity, reason = _sliced(width)
     if fidelity is Fidelity.EXACT and isinstance(small, VisionSpec):
         if width is WidthExpansion.PADDED:
-            return Change(
-                name, small.width, large.width, Fidelity.NEAR_EXACT, "ln_pre writes into the residual stream"
-            )
-        if large.width % small.width:
+            fidelity, reason = Fidelity.NEAR_EXACT, "ln_pre writes into the residual stream"
+        elif large.width % small.width:
             fidelity = Fidelity.NEAR_EXACT
             reason = (
                 f"{large.width} is no multiple of {small.width}, and ln_pre writes into the residual stream"
