@@ -188,6 +188,7 @@ def _superfluous(
         return [], "its manifest does not verify, so nothing is certain here"
     if not folder.endswith(manifest.digest[:DIGEST_LENGTH]):
         return [], "its manifest is another stage's, so nothing is certain here"
+    trunk = manifest.trunk
     listed = {f"{folder}/{entry.path}" for entry in manifest.files}
     attempts: dict[str, list[ObjectInfo]] = {}
     for info in files:
@@ -203,7 +204,13 @@ def _superfluous(
             found = [info for info in found if info.key.startswith(f"{place}/")]
         else:
             reason = "this attempt did not win"
-        gone = [info for info in found if info.key not in listed and not _is_history(info.key)]
+        gone = [
+            info
+            for info in found
+            if info.key not in listed
+            and not _is_history(info.key)
+            and not (trunk is not None and info.key.startswith(f"{folder}/{trunk}/"))
+        ]
         if gone and _youngest(found) <= too_young:
             removals.append(_removal(place, reason, gone, folder))
     return removals, ""

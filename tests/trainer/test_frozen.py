@@ -1,0 +1,89 @@
+"""Stages of no epochs: they hold weights, which can teach and be grown out of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from modelchain.commit import hash_file
+from modelchain.resolved import ResolvedStage
+from modelchain_trainer.expansion import expand
+from modelchain_trainer.position import Position
+from tests.trainer.test_trunk import lines_of, manifest_of, weights_of
+
+StageOf = Callable[..., ResolvedStage]
+Train = Callable[..., Position]
+
+
+@pytest.fixture
+def small(stage_of: StageOf, train: Train) -> ResolvedStage:
+    """A stage whose averaged weights are published."""
+    stage = stage_of("averaged", training={"emaDecay": 0.9, "learningRate": 1e-2})
+    train(stage)
+    return stage
+
+
+@pytest.fixture
+def held(small: ResolvedStage, stage_of: StageOf, train: Train) -> ResolvedStage:
+    """A stage that holds its weights."""
+    path = weights_of(small)
+    weights = {"uri": str(path.parent), "sha256": hash_file(path).sha256}
+    stage = stage_of("held", epochs=0, fromWeights=weights)
+    train(stage, "uid-2-nonce")
+    return stage
+
+
+def test_weights_from_elsewhere_are_published_as_they_are(small: ResolvedStage, held: ResolvedStage) -> None:
+    manifest = manifest_of(held)
+    assert (manifest.steps, manifest.samples, manifest.macs, manifest.trunk) == (0, 0, 0.0, None)
+    before, after = (load_file(weights_of(stage)) for stage in (small, held))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    assert [line["kind"] for line in lines_of(held)] == ["evaluation"]
+
+
+def test_what_is_measured_of_an_averaged_model_is_what_is_published(
+    small: ResolvedStage, held: ResolvedStage
+) -> None:
+    """The held weights are those that `small` has published; their figures are from an evaluation of their own."""
+    assert manifest_of(held).metrics == manifest_of(small).metrics
+    (predictions, of_held) = ((weights_of(s).parent / "predictions.json").read_text() for s in (small, held))
+    assert predictions == of_held
+
+
+def test_held_weights_teach_and_are_grown_out_of(
+    held: ResolvedStage, stage_of: StageOf, train: Train
+) -> None:
+    large = stage_of("large", width=32, predecessor=held)
+    train(large, "uid-3-nonce")
+    first, second = lines_of(large)[1:3]
+    assert first["loss"]["distillation"] < 1e-6, "it begins at its teacher's embeddings"
+    assert second["loss"]["distillation"] > 1e-6
+    assert lines_of(large)[0]["metrics"] == manifest_of(held).metrics
+
+
+def test_a_stage_may_hold_what_it_has_grown(held: ResolvedStage, stage_of: StageOf, train: Train) -> None:
+    large: Any = stage_of("grown", width=32, layers=2, epochs=0, predecessor=held)
+    train(large, "uid-3-nonce")
+    state = load_file(weights_of(held))
+    expected = expand(
+        state, held.model_config_, large.model_config_, large.expansion, seed=large.training.seed
+    )
+    found = load_file(weights_of(large))
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def test_held_weights_survive_an_attempt_killed_before_their_manifest(
+    small: ResolvedStage, stage_of: StageOf, fork_server: Any, tmp_path: Path
+) -> None:
+    path = weights_of(small)
+    weights = {"uri": str(path.parent), "sha256": hash_file(path).sha256}
+    stage = stage_of("held", epochs=0, fromWeights=weights)
+    assert fork_server.run(stage, tmp_path / "killed", failpoint="manifest") == -9
+    assert fork_server.run(stage, tmp_path / "second") == 0
+    assert manifest_of(stage).steps == 0
