@@ -7,6 +7,7 @@ import itertools
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,6 +47,29 @@ def test_a_chain_is_trained_and_a_second_run_prints_its_result_and_trains_nothin
     assert (again.code, [event["event"] for event in again.events]) == (0, ["result"])
     assert again.events[-1]["stages"] == result["stages"]
     assert [len(family.starts(stage)) for stage in ("tiny", "small")] == [1, 1]
+
+
+@pytest.mark.parametrize("output", ["lines", "json"])
+def test_a_stage_that_only_holds_weights_has_no_steps_to_divide_by(family: Bench, output: str) -> None:
+    weights = "training: {epochs: 0}, fromWeights: {uri: s3://weights, sha256: " + "ab" * 32 + "}"
+    family.edit("model: ViT-T-16", f"model: ViT-T-16, {weights}")
+    ended = family.start("-o", output).end()
+    assert ended.code == 0, ended.err
+    assert "Traceback" not in ended.err
+    if output == "json":
+        held, small = ended.events[-1]["stages"]
+        assert (held["phase"], held["step"], held["steps"]) == ("Complete", 0, 0)
+        assert small["steps"] == 16
+        assert ended.events[-1]["speedup"] > 0
+    for command in (["plan"], ["report", "--output", str(family.folder / "report")]):
+        shown = subprocess.run(
+            [sys.executable, "-m", "modelchain", *command, str(family.file)],
+            check=False,
+            capture_output=True,
+            text=True,
+            cwd=family.folder,
+        )
+        assert shown.returncode == 0, shown.stderr
 
 
 def test_stages_of_another_chain_in_the_store_are_used_and_not_trained(bench: Bench) -> None:

@@ -79,6 +79,21 @@ def test_a_stage_waits_for_its_teacher_as_for_its_predecessor() -> None:
     assert tree.look().actions == (StartJob("polished", 1),)
 
 
+def test_a_stage_that_only_holds_weights_has_no_steps_to_divide_by() -> None:
+    play = Play(chain((("held", None), ("small", "held")), epochs={"held": 0}))
+    held = play.stage("held")
+    assert held.training.steps == 0
+    assert play.look().actions == (StartJob("held", 1),)
+    play.more["macs"] = {"held": 0.0, "small": 1e12}
+    sign = progress(0, samples_per_second=5.0, eta_seconds=0.0).model_copy(update={"steps": 0})
+    play.look(job(held), held=StageFacts(progress=sign, progress_attempt=1))
+    assert play.status is not None
+    assert (play.status.stage, play.status.progress, play.status.eta) == ("held", None, None)
+    done = play.look(held=StageFacts(manifest=manifest(held)))
+    assert done.actions == (StartJob("small", 1),)
+    assert (play["held"].phase, play["held"].step, play["held"].steps) == (StagePhase.COMPLETE, 0, 0)
+
+
 def test_one_job_at_a_time_where_only_one_may_run() -> None:
     tree = Play(chain((("root", None), ("left", "root"), ("right", "root"))))
     tree.more = {"max_parallel_jobs": 1}
