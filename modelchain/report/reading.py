@@ -114,6 +114,29 @@ def read_recorded_chain(store: Store, namespace: str, name: str) -> ChainArtifac
     )
 
 
+def read_history(store: Store, folder: str, manifest: Manifest) -> Metrics:
+    """The metrics of a finished stage, over all attempts at it."""
+    _, by_attempt = _attempts(store, folder, manifest)
+    return join_attempts([_read_metrics(store, files) for files in by_attempt.values()])
+
+
+def _attempts(
+    store: Store, folder: str, manifest: Manifest | None
+) -> tuple[list[ObjectInfo], dict[str, list[ObjectInfo]]]:
+    """The files of each attempt by its token, the one that counts last; and those of the finished one."""
+    by_attempt: dict[str, list[ObjectInfo]] = {}
+    prefix = f"{folder}/attempts/"
+    for info in store.list(prefix):
+        token, _, _ = info.key.removeprefix(prefix).partition("/")
+        by_attempt.setdefault(token, []).append(info)
+    tokens = sorted(by_attempt, key=lambda token: max(info.modified for info in by_attempt[token]))
+    won = manifest.attempt if manifest is not None else None
+    if won is not None:
+        tokens = [*(token for token in tokens if token != won), won]
+    finished = by_attempt.get(won, []) if won is not None else []
+    return finished, {token: by_attempt.get(token, []) for token in tokens}
+
+
 def _folders(stages: tuple[StageArtifacts, ...]) -> set[str]:
     return {stage.recorded.folder for stage in stages}
 
@@ -159,23 +182,17 @@ def _read_stage(
     notes: list[str],
 ) -> StageArtifacts:
     manifest = _read_manifest(store, recorded, notes)
-    by_attempt: dict[str, list[ObjectInfo]] = {}
-    prefix = f"{recorded.folder}/attempts/"
-    for info in store.list(prefix):
-        token, _, _ = info.key.removeprefix(prefix).partition("/")
-        by_attempt.setdefault(token, []).append(info)
+    finished, by_attempt = _attempts(store, recorded.folder, manifest)
     if manifest is not None:
         try:
-            require_files(store, recorded.folder, manifest, by_attempt.get(manifest.attempt, ()))
+            require_files(store, recorded.folder, manifest, finished)
         except MissingArtifactsError as error:  # what was measured stays true
             notes.append(f"Stage {recorded.name}: {error}")
-    tokens = sorted(by_attempt, key=lambda token: max(info.modified for info in by_attempt[token]))
-    if manifest is not None:
-        tokens = [*(token for token in tokens if token != manifest.attempt), manifest.attempt]
+    tokens = list(by_attempt)
     if not tokens:
         return StageArtifacts(recorded, resolved, status, manifest)
     last = attempt_folder(recorded.folder, tokens[-1])
-    metrics = join_attempts([_read_metrics(store, by_attempt.get(token, [])) for token in tokens])
+    metrics = join_attempts([_read_metrics(store, files) for files in by_attempt.values()])
     if metrics.unreadable_lines:
         notes.append(f"Stage {recorded.name}: {metrics.unreadable_lines} lines of metrics can't be read.")
     if not metrics.training and not metrics.evaluations:

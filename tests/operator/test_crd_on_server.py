@@ -26,7 +26,7 @@ STATUS: dict[str, Any] = {
     "progress": "120/640",
     "eta": "2h05m",
     "top1": "93.3%",
-    "speedup": "2.09x",
+    "speedupPlanned": "2.09x",
     "stages": [
         {"name": "small", "phase": "Running", "digest": "ab" * 32, "attempt": 1, "loss": {"total": 2.5}}
     ],

@@ -133,7 +133,9 @@ def test_a_chain_that_is_being_deleted_says_so() -> None:
 
 
 def test_the_list_has_the_columns_of_kubectl_get() -> None:
-    status = with_conditions(stage="small", progress="1/3", eta="2h05m", top1="93.3%", speedup="2.09x")
+    status = with_conditions(
+        stage="small", progress="1/3", eta="2h05m", top1="93.3%", speedup_measured="2.09x"
+    )
     header, row = as_list([chain(status)], now=NOW, namespaces=True, width=None).splitlines()
     assert header.split() == [
         "NAMESPACE",
