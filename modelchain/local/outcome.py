@@ -134,7 +134,8 @@ def _message(chain: str, status: ChainStatus, code: int, stopped: Stopped, comma
     if stopped.signal is not None:
         at = next((stage for stage in status.all_stages if not stage.finished and stage.step), None)
         where = f" in stage {at.name} at step {at.step}/{at.steps}" if at is not None else ""
-        return f"stopped{where}; go on with: {command}"
+        done = f"chain {chain} is complete; comparing it was " if status.phase is ChainPhase.COMPLETE else ""
+        return f"{done}stopped{where}; go on with: {command}"
     if status.phase is ChainPhase.SUSPENDED:
         return f"chain {chain} is suspended (spec.suspend): unset it to train"
     return f"chain {chain} can't go on: {status.message}"
