@@ -165,7 +165,8 @@ _SPEC = (
         ".stages",
     ),
     Rule(
-        "self.?baseline.train.orValue([]).all(n, n == 'all' || self.stages.exists(s, s.name == n))",
+        "!has(self.baseline) || !has(self.baseline.train)"
+        " || self.baseline.train.all(n, n == 'all' || self.stages.exists(s, s.name == n))",
         "train names no stage; name stages of this chain, or [all]",
         ".baseline.train",
     ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from modelchain.acceleration import compute_to_reach, envelope
@@ -12,7 +12,7 @@ from modelchain.errors import UserDataError
 from modelchain.reconcile.observation import Unmeasurable
 from modelchain.report.metrics import EvaluationLine
 from modelchain.report.reading import read_history
-from modelchain.resolved import ResolvedChain, needed_for
+from modelchain.resolved import ResolvedChain, higher_is_better, needed_for
 from modelchain.status import Measurement, ModelMeasured
 from modelchain.store import Store
 
@@ -43,18 +43,25 @@ def measure(chain: ResolvedChain, trained: Mapping[str, Trained]) -> Measurement
         target = trained[name].manifest.metrics.get(metric)
         if target is None:
             return Unmeasurable(f"stage {name} ended without {metric}")
-        curves = [
-            curve for run in baseline.runs if run.stage == name and (curve := trained[run.run].curve(metric))
-        ]
-        if not curves:
+        runs = [trained[run.run] for run in baseline.runs if run.stage == name]
+        model = measure_model(name, target, runs, metric)
+        if model is None:
             return Unmeasurable(f"{name} was not measured by {metric} where it was trained alone")
-        higher = baseline.higher_is_better
-        reached = compute_to_reach(envelope(curves, higher_is_better=higher), target, higher_is_better=higher)
-        models.append(ModelMeasured(name=name, target=target, macs=reached.macs, reached=reached.reached))
+        models.append(model)
     macs = sum(trained[stage.name].manifest.macs for stage in needed_for(baseline.stages, chain.stages))
     if not macs > 0:
         return Unmeasurable("the chain's stages took no compute")
     return Measurement(metric=metric, chain_macs=macs, models=tuple(models))
+
+
+def measure_model(name: str, target: float, runs: Sequence[Trained], metric: str) -> ModelMeasured | None:
+    """What a model takes alone to come to `target`, over all runs of it; None if none was evaluated by the metric."""
+    curves = [curve for run in runs if (curve := run.curve(metric))]
+    if not curves:
+        return None
+    higher = higher_is_better(metric)
+    reached = compute_to_reach(envelope(curves, higher_is_better=higher), target, higher_is_better=higher)
+    return ModelMeasured(name=name, target=target, macs=reached.macs, reached=reached.reached)
 
 
 def read_measurement(store: Store, chain: ResolvedChain) -> Measurement | Unmeasurable:

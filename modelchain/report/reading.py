@@ -7,6 +7,7 @@ missing or damaged is left out and named in `notes`; only a chain of which there
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import TypeVar
 
@@ -26,7 +27,7 @@ from modelchain.artifacts import (
 )
 from modelchain.commit import DamagedManifestError, MissingArtifactsError, read_manifest, require_files
 from modelchain.errors import MissingInputError, UserDataError
-from modelchain.report.data import ChainArtifacts, StageArtifacts
+from modelchain.report.data import Baseline, ChainArtifacts, StageArtifacts
 from modelchain.report.metrics import Example, Metrics, join_attempts, parse_lines, parse_predictions
 from modelchain.resolved import ResolvedChain, ResolvedStage
 from modelchain.spec import first_problem
@@ -51,6 +52,7 @@ def read_chain(store: Store, chain: ResolvedChain, *, status: ChainStatus | None
         _read_stage(store, recorded, resolved, _status_of(status, recorded), notes)
         for recorded, resolved in zip(record_of(chain, ChainStatus(), 0).stages, chain.stages, strict=True)
     )
+    baselines = _read_baselines(store, record_of(chain, ChainStatus(), 0), stages, status, notes, chain)
     if not any(stage.started for stage in stages):
         advice = "train it with `modelchain run`, or name its store with --store"
         if record is not None and any(stage.folder not in _folders(stages) for stage in record.stages):
@@ -70,6 +72,8 @@ def read_chain(store: Store, chain: ResolvedChain, *, status: ChainStatus | None
         status=status,
         recorded_at=record.updated_at if record is not None and not told else None,
         notes=tuple(notes),
+        metric=chain.baseline.metric if chain.baseline is not None else None,
+        baselines=baselines,
     )
 
 
@@ -100,6 +104,7 @@ def read_recorded_chain(store: Store, namespace: str, name: str) -> ChainArtifac
         )
         for recorded in record.stages
     )
+    baselines = _read_baselines(store, record, stages, record.status, notes)
     if not any(stage.started for stage in stages):
         raise MissingInputError(f"chain {namespace}/{name}: none of its stages has started in {store.uri}")
     return ChainArtifacts(
@@ -111,7 +116,32 @@ def read_recorded_chain(store: Store, namespace: str, name: str) -> ChainArtifac
         status=record.status,
         recorded_at=record.updated_at,
         notes=tuple(notes),
+        metric=record.metric,
+        baselines=baselines,
     )
+
+
+def _read_baselines(
+    store: Store,
+    record: ChainRecord,
+    stages: Sequence[StageArtifacts],
+    status: ChainStatus | None,
+    notes: list[str],
+    chain: ResolvedChain | None = None,
+) -> tuple[Baseline, ...]:
+    """The models that the chain trains alone; one that is a stage of the chain is that stage."""
+    read = {stage.recorded.digest: stage for stage in stages}
+    found: list[Baseline] = []
+    for recorded in record.baselines:
+        artifacts = read.get(recorded.digest)
+        if artifacts is None:
+            resolved = (
+                chain.stage(recorded.name) if chain is not None else _resolved_stage(store, recorded, notes)
+            )
+            artifacts = _read_stage(store, recorded, resolved, _status_of(status, recorded), notes)
+            read[recorded.digest] = artifacts
+        found.append(Baseline(recorded.measures, artifacts, recorded.budget_matched))
+    return tuple(found)
 
 
 def read_history(store: Store, folder: str, manifest: Manifest) -> Metrics:
