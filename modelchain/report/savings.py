@@ -131,7 +131,7 @@ def _measured(chain: ChainArtifacts, costs: Costs, found: Measurement | None) ->
     total = _times(found.acceleration)
     return (
         *rows,
-        MeasuredRow(None, "Together", "", "", _alone(alone, reached), units.macs(found.chain_macs), total),
+        MeasuredRow(None, "Together", "–", "–", _alone(alone, reached), units.macs(found.chain_macs), total),
     )
 
 
@@ -154,7 +154,7 @@ def _planned(costs: Costs) -> tuple[PlannedRow, ...]:
     if plan is None:
         return ()
     rows = [
-        PlannedRow(i, stage.model, units.macs(stage.alone_macs), units.macs(stage.macs), "")
+        PlannedRow(i, stage.model, units.macs(stage.alone_macs), units.macs(stage.macs), "–")
         for i, stage in enumerate(plan.stages)
     ]
     total = f"{plan.speedup:.2f}×"
