@@ -115,9 +115,9 @@ def overview() -> list[Object]:
                 "GPU hours": HOURS,
             },
             "Progress is the share of the chain's compute that is done. Spent is what the chain has trained itself, "
-            "saved what its finished models alone would cost beyond that as planned, GPU hours those of the time shown. "
-            "The speed-up is measured at equal quality where the chain asks for it (spec.baseline.train); it is a lower "
-            "bound where a model alone did not get there.",
+            "saved what its finished models alone would cost beyond that as planned, GPU hours those of the time "
+            "shown. The speed-up is measured at equal quality where the chain asks for it (spec.baseline.train); it "
+            "is a lower bound where a model alone did not get there.",
             labels=["namespace", "chain", "phase"],
             hidden=["Phase"],
             gauges=["Progress"],
@@ -268,8 +268,8 @@ def costs() -> list[Object]:
                 ),
             ],
             MACS,
-            "Of the steps that a chain has trained itself, and of those of its models alone, to compare. What is trained "
-            "again after a failure counts once.",
+            "Of the steps that a chain has trained itself, and of those of its models alone, to compare. What is "
+            "trained again after a failure counts once.",
         ),
         lines(
             "Planned saving against training alone, over time",
