@@ -53,7 +53,8 @@ def resolve_baseline(
                 known = run.model_copy(update={"name": name, "index": len(stages) + len(made)})
                 trained[run.digest] = known
                 made.append(known)
-            runs.append(BaselineRun(stage=stage.name, run=known.name, budget_macs=macs))
+            if (stage.name, known.name) not in {(each.stage, each.run) for each in runs}:
+                runs.append(BaselineRun(stage=stage.name, run=known.name, budget_macs=macs))
     return ResolvedBaseline(metric=metric, runs=tuple(runs)), tuple(made)
 
 

@@ -56,7 +56,8 @@ def test_its_digest_is_that_of_a_chain_of_one_stage() -> None:
 def test_the_first_stage_is_its_own_baseline_where_it_is_trained_for_as_long() -> None:
     found = resolved(baseline(epochs=8, budgetMatched=True))
     assert found.baseline is not None
-    assert [(run.stage, run.run) for run in found.baseline.runs][:2] == [("tiny", "tiny"), ("tiny", "tiny")]
+    runs = [(run.stage, run.run) for run in found.baseline.runs]
+    assert runs[:2] == [("tiny", "tiny"), ("small", "small-alone")], "its own budget is as long: one run"
     assert "tiny-alone" not in names(found.baselines), "it is trained once"
 
 
