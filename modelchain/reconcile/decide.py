@@ -19,7 +19,7 @@ from modelchain.reconcile.observation import JobPhase, Observation
 from modelchain.reconcile.start import Starts, start_baselines, start_stages
 from modelchain.reconcile.stop import jobs_to_stop
 from modelchain.resolved import ResolvedChain, ResolvedStage
-from modelchain.status import ChainStatus, StageStatus
+from modelchain.status import ChainStatus, StageStatus, cut
 
 # What has happened to a stage: each policy brings its status further. The order is part of the meaning.
 POLICIES: tuple[Callable[[Look], StageStatus], ...] = (
@@ -62,7 +62,7 @@ def decide(chain: ResolvedChain, observed: Observation, now: float) -> Decision:
             "eta": headline.eta,
             "top1": headline.top1,
             "speedup_planned": previous.speedup_planned if planned is None else summary.times(planned),
-            "speedup_measured": str(measured.acceleration) if measured is not None else None,
+            "speedup_measured": cut(str(measured.acceleration), 16) if measured else None,
             "measurement": measured,
             "stages": tuple(look.status for look in in_order),
             "baselines": tuple(look.status for look in baselines),

@@ -54,8 +54,12 @@ def test_an_operator_whose_chain_trains_exports_all_that_is_shown(
         pause=0.5,
     )
     families = _families(operator)
-    compared = [one for name, one in of_life(whole_life(tmp_path)).items() if "measured_speedup" in name]
-    exported = labels_of([*blocked, *families, *compared])  # no chain of this test is compared
+    compared = [  # no chain of this test is
+        one
+        for name, one in of_life(whole_life(tmp_path)).items()
+        if name.startswith(("modelchain_chain_measured_", "modelchain_chain_baseline_"))
+    ]
+    exported = labels_of([*blocked, *families, *compared])
     for _, target in queries():
         check(target["expr"], exported)
     for alert in ALERTS.values():
