@@ -90,9 +90,7 @@ class _Stages:
 def _not_yet(chain: ResolvedChain, finished: frozenset[str]) -> frozenset[str]:
     """The stages that can't begin yet, by what is finished: a model is trained alone when the chain is complete."""
     waiting = {
-        stage.name
-        for stage in chain.stages
-        if any(other.name not in finished for other in stage.needs)
+        stage.name for stage in chain.stages if any(other.name not in finished for other in stage.needs)
     }
     if not all(stage.name in finished for stage in chain.stages):
         waiting |= {stage.name for stage in chain.baselines}
