@@ -53,8 +53,10 @@ SPEC_BLOCKS: Mapping[str, tuple[type[BaseModel], str]] = {
 }
 STATUS_BLOCKS: Mapping[str, tuple[type[BaseModel], str]] = {
     "status": (status.ChainStatus, ""),
-    "stages": (status.StageStatus, "an item of status.stages"),
+    "stages": (status.StageStatus, "an item of status.stages, status.baselines"),
     "lastEnded": (status.EndedAttempt, "status.stages[].lastEnded"),
+    "measurement": (status.Measurement, "status.measurement"),
+    "measurement.models": (status.ModelMeasured, "an item of status.measurement.models"),
     "conditions": (status.Condition, "an item of status.conditions"),
 }
 # Without a default in the types, as a stage would otherwise hide the chain's value; but a stage needs one.
@@ -64,6 +66,7 @@ _PATTERNS = {
     r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$": "name of an object",
     r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$": "value of a label",
     r"^[A-Za-z0-9_.-]{1,64}$": "letters, digits and _.-, at most 64",
+    r"^[a-z][-a-z0-9]*/[A-Za-z0-9@]+$": "set/metric",
     r"^[0-9a-f]{64}$": "64 hexadecimal digits",
     "^(True|False|Unknown)$": "",
 }

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from modelchain.resolved import ResolvedChain, ResolvedDistillation, ResolvedStage
+from modelchain.resolved import BaselineRun, ResolvedChain, ResolvedDistillation, ResolvedStage
 from modelchain.spec import DistillationScheduleType, ModelConfig, TextSpec, VisionSpec
 
 TRAINING_PASSES = 3  # forward; backward by the weights; backward by the activations
@@ -44,6 +44,18 @@ class StagePlan:
 
 
 @dataclass(frozen=True)
+class BaselinePlan:
+    """One model trained alone, so that the chain can be compared with it."""
+
+    name: str  # of the stage that trains it; one of the chain's own costs nothing more
+    stage: str  # the chain's stage whose model it is
+    epochs: int
+    macs: int
+    budget_macs: int | None  # budget-matched: what the chain spends up to and with its stage
+    own: bool  # a stage of the chain itself is this run
+
+
+@dataclass(frozen=True)
 class Plan:
     """What a chain costs, against training its models alone."""
 
@@ -52,6 +64,13 @@ class Plan:
     captions: tuple[int, ...]  # captions a sample, of each stage
     baseline_epochs: int
     stages: tuple[StagePlan, ...]
+    metric: str | None = None  # by which models are compared that are trained alone too
+    baselines: tuple[BaselinePlan, ...] = ()
+
+    @property
+    def baseline_macs(self) -> int:
+        """What the models trained alone cost beside the chain; each run once."""
+        return sum({run.name: run.macs for run in self.baselines if not run.own}.values())
 
     @property
     def chain_macs(self) -> int:
@@ -87,6 +106,10 @@ def plan(chain: ResolvedChain) -> Plan:
         captions=tuple(len(stage.data.caption_keys) for stage in chain.stages),
         baseline_epochs=chain.baseline_epochs,
         stages=tuple(_plan_stage(stage, chain.baseline_epochs) for stage in chain.stages),
+        metric=chain.baseline.metric if chain.baseline else None,
+        baselines=tuple(
+            _plan_baseline(run, chain) for run in (chain.baseline.runs if chain.baseline else ())
+        ),
     )
 
 
@@ -192,6 +215,18 @@ def _plan_stage(stage: ResolvedStage, baseline_epochs: int) -> StagePlan:
         teacher_samples=taught * batch,
         macs=stage_macs(stage),
         alone_macs=TRAINING_PASSES * per_sample * baseline_epochs * training.steps_per_epoch * batch,
+    )
+
+
+def _plan_baseline(run: BaselineRun, chain: ResolvedChain) -> BaselinePlan:
+    stage = chain.stage(run.run)
+    return BaselinePlan(
+        name=run.run,
+        stage=run.stage,
+        epochs=stage.training.epochs,
+        macs=stage_macs(stage),
+        budget_macs=run.budget_macs,
+        own=stage in chain.stages,
     )
 
 

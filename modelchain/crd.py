@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from modelchain import __version__
 from modelchain.crd_rules import BLOCK_RULES, CHAIN_RULES, FIELD_RULES, Rule
 from modelchain.spec import GROUP, KIND, VERSION, DataSpec, EvaluationDataSpec, JobSpec, ModelChainSpec
-from modelchain.status import ChainStatus
+from modelchain.status import ChainStatus, Measurement
 
 Json: TypeAlias = "dict[str, Json] | list[Json] | str | int | float | bool | None"
 Schema: TypeAlias = dict[str, Json]
@@ -41,6 +41,8 @@ _MEANINGLESS = (
 # Lists that are no atom: two writers may each own items of them, and no item comes twice.
 _LIST_TYPES: dict[tuple[type[BaseModel], str], Schema] = {
     (ChainStatus, "stages"): {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+    (ChainStatus, "baselines"): {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+    (Measurement, "models"): {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
     (ChainStatus, "conditions"): {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     (DataSpec, "captionKeys"): {"x-kubernetes-list-type": "set"},
     (EvaluationDataSpec, "captionKeys"): {"x-kubernetes-list-type": "set"},
@@ -123,8 +125,9 @@ COLUMNS: tuple[Schema, ...] = (
     {"name": "Progress", "type": "string", "jsonPath": ".status.progress"},
     {"name": "ETA", "type": "string", "jsonPath": ".status.eta"},
     {"name": "Top-1", "type": "string", "jsonPath": ".status.top1"},
-    {"name": "Speedup", "type": "string", "jsonPath": ".status.speedup"},
+    {"name": "Speedup", "type": "string", "jsonPath": ".status.speedupMeasured"},
     {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
+    {"name": "Planned", "type": "string", "jsonPath": ".status.speedupPlanned", "priority": _WIDE},
     {"name": "Suspend", "type": "boolean", "jsonPath": ".spec.suspend", "priority": _WIDE},
     {"name": "Message", "type": "string", "jsonPath": ".status.message", "priority": _WIDE},
 )

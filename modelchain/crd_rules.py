@@ -164,6 +164,18 @@ _SPEC = (
         "expansion: the first stage has no predecessor to grow out of; remove it, or set spec.expansion",
         ".stages",
     ),
+    Rule(
+        "!has(self.baseline) || !has(self.baseline.train)"
+        " || self.baseline.train.all(n, n == 'all' || self.stages.exists(s, s.name == n))",
+        "train names no stage; name stages of this chain, or [all]",
+        ".baseline.train",
+    ),
+    Rule(
+        "!has(self.baseline) || (has(self.baseline.train) && self.baseline.train.size() > 0)"
+        " || !(has(self.baseline.metric) || self.?baseline.budgetMatched.orValue(false))",
+        "nothing is trained alone that could be compared; write train: [all], or remove metric and budgetMatched",
+        ".baseline",
+    ),
     _missing("data.shards", "list the tars to train on"),
     _missing("data.samples", "write how many samples all shards have together"),
     _missing("training.epochs", "write how many times each sample is seen"),

@@ -12,6 +12,7 @@ from uuid import NAMESPACE_URL, uuid5
 
 from modelchain import catalogue
 from modelchain.artifacts import stage_folder
+from modelchain.baselines import resolve_baseline
 from modelchain.digest import stage_digest
 from modelchain.errors import UserDataError
 from modelchain.resolved import (
@@ -88,13 +89,24 @@ def resolve(chain: ModelChain, *, base: Path | None = None) -> ResolvedChain:
         predecessor = None if position is None else stages[position]
         teacher = _teacher(chain, index, stages) or predecessor
         stages.append(_resolve_stage(chain, index, stage, predecessor, teacher, reference, store, base))
-    baseline = chain.spec.baseline.epochs if chain.spec.baseline else None
+
+    def alone(stage: ResolvedStage, epochs: int) -> ResolvedStage:
+        spec = _alone(chain, stage, epochs)
+        return _resolve_stage(chain, stage.index, spec, None, None, reference, store, base).model_copy(
+            update={"model": stage.model}
+        )
+
+    given = chain.spec.baseline.epochs if chain.spec.baseline else None
+    epochs = given or default_baseline_epochs(stages)
+    baseline, baselines = resolve_baseline(chain.spec.baseline, stages, epochs, alone)
     return ResolvedChain(
         chain=reference,
         suspend=chain.spec.suspend or False,
         store=store,
-        baseline_epochs=baseline or default_baseline_epochs(stages),
+        baseline_epochs=epochs,
         stages=tuple(stages),
+        baselines=baselines,
+        baseline=baseline,
     )
 
 
@@ -137,6 +149,22 @@ def _teacher(chain: ModelChain, index: int, before: list[ResolvedStage]) -> Reso
             return stage
     raise UnresolvableError(
         f"spec.stages[{index}].distillation.teacher: no stage before this one is named {wanted!r}"
+    )
+
+
+def _alone(chain: ModelChain, stage: ResolvedStage, epochs: int) -> StageSpec:
+    """The stage as its model is trained alone: from its first weights, for so many epochs. A warm-up that does not end
+    within them is as long as it would be by default.
+    """
+    spec = chain.spec.stages[stage.index]
+    training = merged(chain.spec.training, spec.training) or TrainingSpec()
+    steps = epochs * stage.training.steps_per_epoch
+    rising = steps if training.schedule is None else steps - decay_steps(training.schedule, steps) or steps
+    update: dict[str, object] = {"epochs": epochs}
+    if training.warmup_steps is not None and training.warmup_steps >= rising:
+        update["warmup_steps"] = min(DEFAULT_WARMUP_STEPS_ALONE, steps // 10)
+    return spec.model_copy(
+        update={"from_": None, "distillation": None, "training": training.model_copy(update=update)}
     )
 
 

@@ -6,7 +6,7 @@ MODELCHAIN_STAGE or from a file. Everything a stage needs to know stands in it; 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from pydantic import Field
 
@@ -191,16 +191,64 @@ def default_baseline_epochs(stages: Sequence[ResolvedStage]) -> int:
     return next((stage.training.epochs for stage in stages if stage.training.epochs), 0)
 
 
+class BaselineRun(Block):
+    """One training of a model of the chain alone."""
+
+    stage: str  # the chain's stage whose model it is
+    run: str  # the stage that trains it alone: of `ResolvedChain.baselines`, or one of the chain's that is the same
+    budget_macs: int | None = (
+        None  # budget-matched: what the chain spends up to and with its stage; else None
+    )
+
+
+class ResolvedBaseline(Block):
+    """Which models are trained alone, and by which metric the chain's are compared with them."""
+
+    metric: str  # <set>/<metric>
+    runs: tuple[BaselineRun, ...]
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether a higher value of the metric is better: of all but a loss."""
+        return higher_is_better(self.metric)
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The chain's stages whose models are trained alone."""
+        return tuple(dict.fromkeys(run.stage for run in self.runs))
+
+
+def higher_is_better(metric: str) -> bool:
+    """Whether a higher value of a metric (<set>/<metric>) is better: of all but a loss."""
+    return metric.rpartition("/")[2] != "loss"
+
+
 class ResolvedChain(Block):
     chain: ChainReference
     suspend: bool = False
     store: ResolvedStore
     baseline_epochs: int
     stages: tuple[ResolvedStage, ...]
+    baselines: tuple[ResolvedStage, ...] = ()  # models trained alone, after the chain: ordinary stages
+    baseline: ResolvedBaseline | None = None  # what they are trained for; None: nothing is trained alone
+
+    @property
+    def all_stages(self) -> tuple[ResolvedStage, ...]:
+        """Everything that is trained: the chain's stages, then its baselines. Their names are distinct."""
+        return (*self.stages, *self.baselines)
 
     def stage(self, name: str) -> ResolvedStage:
-        """The stage of that name. KeyError if there is none."""
-        for stage in self.stages:
+        """The stage or baseline of that name. KeyError if there is none."""
+        for stage in self.all_stages:
             if stage.name == name:
                 return stage
         raise KeyError(name)
+
+
+def needed_for(names: Iterable[str], stages: Sequence[ResolvedStage]) -> tuple[ResolvedStage, ...]:
+    """The stages without which those of these names would not be: they, what they grow out of, their teachers."""
+    found = set(names)
+    for stage in reversed(stages):  # what a stage needs stands before it
+        if stage.name in found:
+            found |= {other.name for other in stage.needs}
+    return tuple(stage for stage in stages if stage.name in found)

@@ -22,6 +22,7 @@ API_VERSION = f"{GROUP}/{VERSION}"
 KIND = "ModelChain"
 
 MAX_STAGES = 32
+MAX_BASELINES = 32  # runs of models alone: as many stages more in a chain's status
 MAX_SHARD_PATTERNS = 256
 MAX_CAPTION_KEYS = 32
 MAX_EVALUATIONS = 16
@@ -35,6 +36,7 @@ ObjectName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-
 LabelValue = Annotated[
     str, StringConstraints(pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$", max_length=63)
 ]
+MetricName = Annotated[str, StringConstraints(pattern=r"^[a-z][-a-z0-9]*/[A-Za-z0-9@]+$", max_length=64)]
 Template = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=1, le=2**40)]
@@ -451,6 +453,28 @@ class BaselineSpec(Block):
         Field(
             description="Epochs a model of the family would take alone, for the cost comparison. "
             "Default: the first stage's."
+        ),
+    ] = None
+    train: Annotated[
+        list[StageName] | None,
+        Field(
+            max_length=MAX_STAGES,
+            description="Stages whose models are trained alone too, for those epochs, once the chain is "
+            "complete: what the chain saves at equal quality is then measured. [all] names all. Default: none.",
+        ),
+    ] = None
+    budget_matched: Annotated[
+        bool | None,
+        Field(
+            description="Train each of them once more, for as much compute as the chain spends up to and with "
+            "its stage, the learning rate decayed to that (whole epochs). Default: false."
+        ),
+    ] = None
+    metric: Annotated[
+        MetricName | None,
+        Field(
+            description="What equal quality is measured by, e.g. digits/top1; a loss is better when lower. "
+            "Default: top1 of the first ZeroShot set, else imageToText@1 of the first Retrieval set."
         ),
     ] = None
 

@@ -13,8 +13,9 @@ from typing import Annotated
 
 from pydantic import ConfigDict, Field
 
-from modelchain.resolved import ResolvedChain
-from modelchain.spec import MAX_STAGES, Block, Finite
+from modelchain.acceleration import Acceleration, Reached, acceleration
+from modelchain.resolved import ResolvedChain, ResolvedStage
+from modelchain.spec import MAX_BASELINES, MAX_STAGES, Block, Finite
 from modelchain.times import rfc3339
 
 MAX_MESSAGE = 1024
@@ -64,6 +65,7 @@ class ConditionType(StrEnum):
     FAILED = "Failed"
     STALLED = "Stalled"
     ARTIFACTS_MISSING = "ArtifactsMissing"
+    BASELINE_COMPLETE = "BaselineComplete"  # only of a chain that trains models alone
 
 
 class Condition(StatusBlock):
@@ -153,6 +155,38 @@ class StageStatus(StatusBlock):
         return self.last_ended.attempt if self.last_ended else 0
 
 
+class ModelMeasured(StatusBlock):
+    """What a model took alone to become as good as the chain's."""
+
+    name: Annotated[str, Field(max_length=30, description="The chain's stage whose model it is.")]
+    target: Annotated[Finite, Field(description="What the chain's model ended with, by the metric.")]
+    macs: Annotated[
+        Finite,
+        Field(description="Multiply-accumulates at which the model alone was as good, or all that it took."),
+    ]
+    reached: Annotated[bool, Field(description="Whether the model alone became as good.")]
+
+
+class Measurement(StatusBlock):
+    """Acceleration at equal quality: what models took alone to become as good as the chain's, over the chain."""
+
+    metric: Annotated[
+        str, Field(max_length=MAX_METRIC_NAME, description="What equal quality is measured by.")
+    ]
+    chain_macs: Annotated[
+        Finite, Field(gt=0, description="Multiply-accumulates of the stages without which they would not be.")
+    ]
+    models: Annotated[
+        tuple[ModelMeasured, ...],
+        Field(min_length=1, max_length=MAX_STAGES, description="The models that were trained alone too."),
+    ]
+
+    @property
+    def acceleration(self) -> Acceleration:
+        """Summed over the models."""
+        return acceleration([Reached(model.macs, model.reached) for model in self.models], self.chain_macs)
+
+
 class ChainStatus(StatusBlock):
     phase: Annotated[ChainPhase, Field(description="Where the chain stands.")] = ChainPhase.PENDING
     message: Annotated[Text, Field(description="Why it stands there, for people.")] = ""
@@ -168,19 +202,43 @@ class ChainStatus(StatusBlock):
         str | None,
         Field(max_length=16, description="Latest zero-shot accuracy on the first such set, e.g. 93.3%."),
     ] = None
-    speedup: Annotated[
+    speedup_planned: Annotated[
         str | None,
         Field(
             max_length=16,
-            description="Cost of training every model alone over the cost of the chain, e.g. 2.09x.",
+            description="Planned cost of training every model alone, for the baseline's epochs, over that of the "
+            "chain, e.g. 2.09x; whether the models are as good is not known.",
         ),
     ] = None
+    speedup_measured: Annotated[
+        str | None,
+        Field(
+            max_length=16,
+            description="Measured compute of the models alone to become as good as the chain's, over that of the "
+            "chain, e.g. 1.75x; with >= where a model alone did not get there.",
+        ),
+    ] = None
+    measurement: Annotated[
+        Measurement | None, Field(description="What was measured, once spec.baseline.train is done.")
+    ] = None
     stages: Annotated[tuple[StageStatus, ...], Field(max_length=MAX_STAGES, description="The stages.")] = ()
+    baselines: Annotated[
+        tuple[StageStatus, ...],
+        Field(
+            max_length=MAX_BASELINES,
+            description="The models trained alone, after the chain, as spec.baseline.train asks.",
+        ),
+    ] = ()
     conditions: Annotated[tuple[Condition, ...], Field(max_length=16, description="Conditions.")] = ()
 
+    @property
+    def all_stages(self) -> tuple[StageStatus, ...]:
+        """The chain's stages, then its baselines."""
+        return (*self.stages, *self.baselines)
+
     def find_stage(self, name: str) -> StageStatus | None:
-        """The status of the stage of that name."""
-        return next((stage for stage in self.stages if stage.name == name), None)
+        """The status of the stage or baseline of that name."""
+        return next((stage for stage in self.all_stages if stage.name == name), None)
 
     def condition(self, kind: ConditionType) -> Condition | None:
         """The condition of that type."""
@@ -203,6 +261,13 @@ class RecordedStage(StatusBlock):
     predecessor: str | None = None  # name of the stage it grows out of
 
 
+class RecordedBaseline(RecordedStage):
+    """The same of a stage that trains a model of the chain alone; it may be one of the chain's own."""
+
+    measures: str  # the chain's stage whose model it is
+    budget_matched: bool = False
+
+
 class ChainRecord(StatusBlock):
     """chains/<namespace>/<name>.json: which stage lies where, and how the chain stands."""
 
@@ -211,7 +276,9 @@ class ChainRecord(StatusBlock):
     uid: str
     updated_at: Time
     baseline_epochs: int | None = None  # epochs of a model alone, for the cost comparison
+    metric: str | None = None  # by which models are compared that were trained alone too
     stages: tuple[RecordedStage, ...]
+    baselines: tuple[RecordedBaseline, ...] = ()
     status: ChainStatus
 
 
@@ -222,29 +289,51 @@ def record_of(chain: ResolvedChain, status: ChainStatus, now: float) -> ChainRec
         uid=chain.chain.uid,
         updated_at=rfc3339(now),
         baseline_epochs=chain.baseline_epochs,
-        stages=tuple(
-            RecordedStage(
-                name=stage.name,
-                index=stage.index,
-                model=stage.model,
-                digest=stage.digest,
-                folder=stage.folder,
-                predecessor=stage.predecessor.name if stage.predecessor else None,
+        metric=chain.baseline.metric if chain.baseline else None,
+        stages=tuple(RecordedStage.model_validate(_recorded(stage)) for stage in chain.stages),
+        baselines=tuple(
+            RecordedBaseline.model_validate(
+                _recorded(chain.stage(run.run))
+                | {"measures": run.stage, "budget_matched": run.budget_macs is not None}
             )
-            for stage in chain.stages
+            for run in (chain.baseline.runs if chain.baseline else ())
         ),
         status=status,
     )
 
 
+def _recorded(stage: ResolvedStage) -> dict[str, object]:
+    return {
+        "name": stage.name,
+        "index": stage.index,
+        "model": stage.model,
+        "digest": stage.digest,
+        "folder": stage.folder,
+        "predecessor": stage.predecessor.name if stage.predecessor else None,
+    }
+
+
 def without_progress(status: ChainStatus) -> ChainStatus:
     """The status less what changes all the time: two that are equal then need no immediate write."""
     idle = {"step": None, "activity": None, "samples_per_second": None, "eta_seconds": None, "loss": {}}
-    stages = tuple(
-        stage if stage.finished else stage.model_copy(update={**idle, "checkpoint_step": None, "metrics": {}})
-        for stage in status.stages
+
+    def still(stages: tuple[StageStatus, ...]) -> tuple[StageStatus, ...]:
+        return tuple(
+            stage
+            if stage.finished
+            else stage.model_copy(update={**idle, "checkpoint_step": None, "metrics": {}})
+            for stage in stages
+        )
+
+    return status.model_copy(
+        update={
+            "stages": still(status.stages),
+            "baselines": still(status.baselines),
+            "progress": None,
+            "eta": None,
+            "top1": None,
+        }
     )
-    return status.model_copy(update={"stages": stages, "progress": None, "eta": None, "top1": None})
 
 
 def commitment(stage: StageStatus) -> tuple[object, ...]:

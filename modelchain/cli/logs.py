@@ -252,12 +252,14 @@ def _current_stage(chain: ClusterChain, attempts: Sequence[Attempt]) -> str | No
     from modelchain.status import StagePhase
 
     status = chain.status
-    running = [stage.name for stage in status.stages if stage.phase is StagePhase.RUNNING] if status else []
+    running = (
+        [stage.name for stage in status.all_stages if stage.phase is StagePhase.RUNNING] if status else []
+    )
     if running:
         return status.stage if status is not None and status.stage in running else running[0]
     if attempts:
         return attempts[-1].stage
-    started = [stage.name for stage in status.stages if stage.attempt] if status else []
+    started = [stage.name for stage in status.all_stages if stage.attempt] if status else []
     return started[-1] if started else status.stage if status else None
 
 
@@ -268,7 +270,9 @@ def _require_stage(chain: ClusterChain, name: str) -> None:
 
     spec = chain.read_spec()
     names = [stage.name for stage in spec.stages] if spec is not None else []
-    names += [stage.name for stage in chain.status.stages if stage.name not in names] if chain.status else []
+    names += (
+        [stage.name for stage in chain.status.all_stages if stage.name not in names] if chain.status else []
+    )
     if name not in names:
         near = get_close_matches(name, names, n=1)
         remedy = f"did you mean {near[0]}?" if near else f"they are {', '.join(names)}"

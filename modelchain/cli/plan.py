@@ -81,9 +81,21 @@ def as_json(plan: Plan) -> dict[str, object]:
             }
             for stage in plan.stages
         ],
-        "chain": {"macs": plan.chain_macs, "costRatio": plan.cost_ratio},
+        "chain": {"macs": plan.chain_macs, "costRatioPlanned": plan.cost_ratio},
         "largest": {"name": plan.largest.name, "macs": plan.largest.alone_macs},
-        "family": {"macs": plan.family_macs, "speedup": plan.speedup},
+        "family": {"macs": plan.family_macs, "speedupPlanned": plan.speedup},
+        "metric": plan.metric,
+        "baselines": [
+            {
+                "name": run.name,
+                "stage": run.stage,
+                "epochs": run.epochs,
+                "macs": run.macs,
+                "budgetMacs": run.budget_macs,
+                "inChain": run.own,
+            }
+            for run in plan.baselines
+        ],
     }
 
 
@@ -127,12 +139,12 @@ def as_text(plan: Plan) -> str:
         (
             f"{largest.name} alone, {epochs}",
             count(largest.alone_macs),
-            f"the chain costs {100 * plan.cost_ratio:.1f} % of it",
+            f"planned: the chain costs {100 * plan.cost_ratio:.1f} % of it",
         ),
         (
             f"the whole family alone, {epochs} each",
             count(plan.family_macs),
-            f"the chain is {plan.speedup:.2f}x cheaper",
+            f"planned: {plan.speedup:.2f}x the chain",
         ),
     )
     label = max(len(name) for name, _, _ in totals)
@@ -147,5 +159,37 @@ def as_text(plan: Plan) -> str:
             render(columns, [row(stage) for stage in plan.stages]),
             "",
             *lines,
+            *_baselines(plan),
         )
+    )
+
+
+def _baselines(plan: Plan) -> tuple[str, ...]:
+    """What is trained alone to measure what is planned here; or how to ask for it."""
+    if not plan.baselines:
+        return ("", "Planned, not measured: spec.baseline.train names models to be trained alone too.")
+    from modelchain.cli.table import Column, count, render
+
+    columns = (
+        Column("ALONE"),
+        Column("MODEL OF"),
+        Column("EPOCHS", right=True),
+        Column("MACS", right=True),
+        Column("BUDGET", right=True),
+    )
+    rows = [
+        (
+            f"{run.name} (of the chain)" if run.own else run.name,
+            run.stage,
+            str(run.epochs),
+            count(run.macs),
+            "-" if run.budget_macs is None else count(run.budget_macs),
+        )
+        for run in plan.baselines
+    ]
+    return (
+        "",
+        f"Trained alone after the chain, {count(plan.baseline_macs)} MACs more, to compare at equal {plan.metric}:",
+        "",
+        render(columns, rows),
     )

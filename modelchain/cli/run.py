@@ -24,7 +24,7 @@ Ctrl-C stops at a checkpoint, a second Ctrl-C at once. A finished stage is never
 trains anew only the stages that it changes and those that grow out of them.
 
 exit codes:
-  0         the chain is complete
+  0         the chain is complete, whatever has become of models trained alone to compare (spec.baseline.train)
   1         a stage has failed more often than retry.limit allows
   64 to 78  trying again can't help: 65 bad data or a damaged artifact, 66 a missing input or artifact, 73 the store
             can't be written, 74 the disk is full, 77 the store refuses the credentials, 78 wrong configuration, or
@@ -33,13 +33,14 @@ exit codes:
   130, 143  stopped by Ctrl-C, by SIGTERM
 
 -o json prints one object a line; "event" is one of
-  run       chain, store, logs, stages: [name, model, digest, steps, processes, microBatchSize]
+  run       chain, store, logs, stages and baselines: [name, model, digest, steps, processes, microBatchSize]
   stage     stage, phase, reason, message, attempt, failures: a stage is in another phase
   progress  stage, attempt, activity, step, steps, samplesPerSecond, etaSeconds, loss, metrics
   failure   stage, attempt, counted, exitCode, reason, message, log, tail: an attempt has ended unfinished
   note      message
-  result    chain, phase, exitCode, message, stages: [name, phase, step, steps, attempt, metrics, weightsUri],
-            costRatio, speedup: the last line
+  result    chain, phase, exitCode, message, stages and baselines: [name, phase, step, steps, attempt, metrics,
+            weightsUri], costRatioPlanned, speedupPlanned, speedupMeasured (factor, atLeast, metric, chainMacs, models:
+            [name, target, macs, reached]): the last line
 """
 
 

@@ -133,7 +133,7 @@ def as_text(chain: ClusterChain, *, width: int | None) -> str:
             duration(stage.eta_seconds) if running and stage.eta_seconds is not None else _NONE,
         )
 
-    rows = [row(stage) for stage in status.stages or named]
+    rows = [row(stage) for stage in (*(status.stages or named), *status.baselines)]
     table = _fitted(columns, rows, width, optional=("LOSS", "ATTEMPT", "SAMPLES/S"))
     notes = [_folded(note, width) for note in notes_of(chain)]
     return "\n".join([_folded(_headline(chain, status), width), "", table, *([""] if notes else []), *notes])
@@ -170,7 +170,7 @@ def as_list(
             status.progress or _NONE,
             status.eta or _NONE,
             status.top1 or _NONE,
-            status.speedup or _NONE,
+            status.speedup_measured or _NONE,
             duration(now - from_rfc3339(created)) if created else _NONE,
         )
 
@@ -188,11 +188,11 @@ def notes_of(chain: ClusterChain) -> list[str]:
     """What the table does not say: what is wrong, why stages wait, and how their last attempts ended."""
     status = chain.status
     notes = _troubles(chain)
-    for stage in status.stages if status is not None else ():
+    for stage in status.all_stages if status is not None else ():
         if stage.finished:
             continue
         text = f"stage {stage.name}: {stage.message}"
-        waits_its_turn = stage.reason == "PredecessorIncomplete"
+        waits_its_turn = stage.reason in ("PredecessorIncomplete", "ChainIncomplete")
         if stage.message and not waits_its_turn and not any(text in note for note in notes):
             notes.append(text)
         ended = stage.last_ended
@@ -245,6 +245,8 @@ def _is_trouble(condition: Condition, status: ChainStatus) -> bool:
             return not holds and bool(condition.message) and status.phase not in at_rest and not told
         case ConditionType.COMPLETE:
             return False
+        case ConditionType.BASELINE_COMPLETE:
+            return condition.reason in ("RunsFailed", "NotMeasured", "ArtifactsMissing")
         case _:  # Failed, Stalled, ArtifactsMissing
             return holds
 
@@ -257,8 +259,10 @@ def _headline(chain: ClusterChain, status: ChainStatus) -> str:
         parts.append(f"{status.eta} to go")
     if status.top1:
         parts.append(f"top-1 {status.top1}")
-    if status.speedup:
-        parts.append(f"{status.speedup} cheaper")
+    if status.speedup_measured:
+        parts.append(f"{status.speedup_measured} measured against training alone")
+    elif status.speedup_planned:
+        parts.append(f"{status.speedup_planned} planned against training alone")
     return ", ".join(parts)
 
 

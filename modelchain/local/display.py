@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol, TextIO
 
+from modelchain.acceleration import Acceleration
 from modelchain.local.events import (
     AttemptFailed,
     Event,
@@ -19,7 +20,9 @@ from modelchain.local.events import (
     StageChanged,
     to_json,
 )
+from modelchain.reconcile.start import CHAIN_INCOMPLETE
 from modelchain.reconcile.summary import duration, percent, top1_of
+from modelchain.report.units import macs
 from modelchain.resolved import ResolvedChain
 from modelchain.status import ChainStatus, StagePhase
 
@@ -98,7 +101,7 @@ class LineDisplay:
     def __init__(self, chain: ResolvedChain, out: TextIO | None = None) -> None:
         self._chain = chain
         self._out = out or sys.stdout
-        self._width = max(len(stage.name) for stage in chain.stages)
+        self._width = max(len(stage.name) for stage in chain.all_stages)
         self._last: dict[str, tuple[str, float]] = {}  # by stage: activity, and when it was last printed
 
     def tell(self, event: Event) -> None:
@@ -128,12 +131,13 @@ def lines_of(event: Event, chain: ResolvedChain, width: int) -> list[str]:
     """An event for people."""
     match event:
         case RunStarted():
+            after = f", then {names}" if (names := _alone(event)) else ""
             return [
-                f"chain {event.chain}: {len(event.stages)} stages into {event.store}",
+                f"chain {event.chain}: {len(event.stages)} stages into {event.store}{after}",
                 f"logs: {event.logs}",
             ]
         case StageChanged():
-            if event.reason == "PredecessorIncomplete" or (
+            if event.reason in ("PredecessorIncomplete", CHAIN_INCOMPLETE) or (
                 event.phase is StagePhase.RUNNING and not event.message
             ):
                 return []  # the predecessor's line, or the progress that follows, says it
@@ -188,11 +192,16 @@ def leading_metric(chain: ResolvedChain, stage: str, metrics: dict[str, float]) 
     return f"{first[0]} {first[1]:.4g}" if first else ""
 
 
+def _alone(event: RunStarted) -> str:
+    count = len(event.baselines)
+    return f"{count} model{'s' * (count != 1)} alone to compare" if count else ""
+
+
 def result_lines(event: RunEnded) -> list[str]:
-    """The end of a run: every stage, its metrics and weights, and the cost."""
-    width = max(len(stage.name) for stage in event.stages)
+    """The end of a run: every stage, its metrics and weights, and the cost: as planned, and as measured."""
+    width = max(len(stage.name) for stage in (*event.stages, *event.baselines))
     lines = ["", event.message]
-    for stage in event.stages:
+    for stage in (*event.stages, *event.baselines):
         steps = f"{stage.step or 0}/{stage.steps} steps" if stage.steps else ""
         metrics = ", ".join(f"{name} {value:.4g}" for name, value in stage.metrics.items())
         lines.append(
@@ -202,7 +211,23 @@ def result_lines(event: RunEnded) -> list[str]:
             lines.append(f"  {'':<{width}}  {stage.weights_uri}")
     if event.phase == "Complete":
         lines.append(
-            f"cost: {event.cost_ratio:.1%} of training the largest model alone; "
-            f"training every model alone would cost {event.speedup:.2f}x the chain"
+            f"planned: the chain costs {event.cost_ratio_planned:.1%} of training its largest model alone, and every "
+            f"model alone {event.speedup_planned:.2f}x the chain"
         )
+        lines.extend(_measured(event))
+    return lines
+
+
+def _measured(event: RunEnded) -> list[str]:
+    found = event.speedup_measured
+    if found is None:
+        if event.baselines:
+            return []  # the message says why
+        return ["measured: nothing yet; spec.baseline.train: [all] trains the models alone too, and compares"]
+    factor = Acceleration(found.factor, found.at_least)
+    lines = [f"measured: at equal {found.metric} the models alone take {factor} the compute of the chain"]
+    width = max(len(model.name) for model in found.models)
+    for model in found.models:
+        took = f"{'' if model.reached else '>= '}{macs(model.macs)} alone"
+        lines.append(f"  {model.name:<{width}}  {took}, to reach {model.target:.4g}")
     return lines

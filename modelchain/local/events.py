@@ -12,7 +12,7 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import ConfigDict, Field
 
 from modelchain.spec import Block, Finite
-from modelchain.status import ChainStatus, StagePhase, StageStatus
+from modelchain.status import ChainStatus, ModelMeasured, StagePhase, StageStatus
 
 
 class EventBlock(Block):
@@ -40,6 +40,7 @@ class RunStarted(EventBlock):
     store: str
     logs: str
     stages: tuple[PlannedStage, ...]
+    baselines: tuple[PlannedStage, ...] = ()  # models that are trained alone afterwards
 
 
 class StageChanged(EventBlock):
@@ -100,6 +101,16 @@ class StageResult(Block):
     weights_uri: str | None
 
 
+class SpeedupMeasured(Block):
+    """Acceleration at equal quality: the models alone, until they were as good as the chain's, over the chain."""
+
+    factor: float
+    at_least: bool  # a model alone did not get there
+    metric: str
+    chain_macs: float
+    models: tuple[ModelMeasured, ...]
+
+
 class RunEnded(EventBlock):
     """Last line: how it ended, what every stage has reached, and what it cost against training alone."""
 
@@ -109,8 +120,10 @@ class RunEnded(EventBlock):
     exit_code: int
     message: str
     stages: tuple[StageResult, ...]
-    cost_ratio: float  # the chain over its largest model alone, planned
-    speedup: float  # the family, each alone, over the chain, planned
+    baselines: tuple[StageResult, ...] = ()  # models trained alone
+    cost_ratio_planned: float  # the chain over its largest model alone
+    speedup_planned: float  # the family, each alone, over the chain
+    speedup_measured: SpeedupMeasured | None = None
 
 
 Event: TypeAlias = Annotated[
@@ -126,7 +139,7 @@ def to_json(event: Event) -> str:
 
 def changes(before: ChainStatus | None, after: ChainStatus, time: str) -> Iterator[Event]:
     """What has changed from one status to the next, stage by stage."""
-    for stage in after.stages:
+    for stage in after.all_stages:
         known = before.find_stage(stage.name) if before is not None else None
         if known is None or _place(known) != _place(stage):
             yield StageChanged(

@@ -47,11 +47,14 @@ def fit_chain(
     `micro_batch_size` says otherwise; the rest of its share is accumulated. Raises ConfigurationError where
     processes do not divide the batch.
     """
-    stages = tuple(
-        fit_stage(stage, gpus=gpus, processes=processes, micro_batch_size=micro_batch_size)
-        for stage in chain.stages
-    )
-    return chain.model_copy(update={"stages": stages})
+
+    def fitted(stages: tuple[ResolvedStage, ...]) -> tuple[ResolvedStage, ...]:
+        return tuple(
+            fit_stage(stage, gpus=gpus, processes=processes, micro_batch_size=micro_batch_size)
+            for stage in stages
+        )
+
+    return chain.model_copy(update={"stages": fitted(chain.stages), "baselines": fitted(chain.baselines)})
 
 
 def fit_stage(

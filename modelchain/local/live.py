@@ -38,7 +38,7 @@ class LiveDisplay:
     def __init__(self, chain: ResolvedChain, console: Console | None = None) -> None:
         self._chain = chain
         self._console = console or Console()
-        self._width = max(len(stage.name) for stage in chain.stages)
+        self._width = max(len(stage.name) for stage in chain.all_stages)
         self._live = Live(console=self._console, refresh_per_second=REFRESH_PER_SECOND, auto_refresh=True)
         self._started = False
 
@@ -76,7 +76,7 @@ def table_of(chain: ResolvedChain, status: ChainStatus, *, width: int) -> Group:
         table.add_column(column, no_wrap=True)
     for column in ("STEP", "SAMPLES/S", "LOSS", *terms, "TOP-1", "ETA"):
         table.add_column(column, justify="right", no_wrap=True)
-    for stage in chain.stages:
+    for stage in chain.all_stages:
         known = status.find_stage(stage.name) or StageStatus(name=stage.name)
         table.add_row(*_row(chain, known, ("total", *terms.values()), bar))
     note = Text(status.message, style="dim", overflow="ellipsis", no_wrap=True)

@@ -10,7 +10,7 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -24,11 +24,13 @@ from modelchain.local.processes import TrainerProcess
 from modelchain.local.record import hold_chain, read_status, record_object
 from modelchain.local.watch import Seen, StoreWatch
 from modelchain.reconcile.actions import Action, Decision, StartJob, StopJob
+from modelchain.reconcile.baseline import is_due
 from modelchain.reconcile.decide import decide
 from modelchain.reconcile.observation import Observation
+from modelchain.reconcile.start import CHAIN_INCOMPLETE
 from modelchain.reconcile.supersede import SUPERSEDED
 from modelchain.reconcile.suspend import SUSPENDED
-from modelchain.resolved import ResolvedChain
+from modelchain.resolved import ResolvedChain, ResolvedStage
 from modelchain.status import ChainStatus, StageStatus, without_progress
 from modelchain.store import Store
 from modelchain.times import rfc3339
@@ -37,7 +39,8 @@ LOOP_SECONDS = 0.25
 RECORD_SECONDS = 5.0  # between writes of the record, where only progress has changed
 CLOSE_SECONDS = 15.0  # for the last write of the record
 
-_ASKED_FOR = frozenset({SUSPENDED, SUPERSEDED})  # ends that nobody needs to be told of
+_NOT_YET = frozenset({"PredecessorIncomplete", CHAIN_INCOMPLETE})  # reasons of stages whose turn comes later
+_ASKED_FOR = frozenset({SUSPENDED, SUPERSEDED, CHAIN_INCOMPLETE})  # ends that nobody needs to be told of
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,8 @@ class Runner:
             interrupted=bool(self._stopped),
             retrain_missing=self._options.retrain_missing,
             macs=self._macs,
-            speedup=self._plan.speedup,
+            speedup_planned=self._plan.speedup,
+            measurement=seen.measurement,
         )
         return decide(self._chain, observed, time.time())
 
@@ -170,7 +174,7 @@ class Runner:
         if status == before:
             return
         time_text = rfc3339(time.time())
-        for stage in status.stages:
+        for stage in status.all_stages:
             known = before.find_stage(stage.name) if before is not None else None
             self._tell_failure(known, stage, time_text)
         for event in changes(before, status, time_text):
@@ -181,16 +185,22 @@ class Runner:
 
     def _follow(self, before: ChainStatus | None, status: ChainStatus) -> None:
         """Tell the watch where to look."""
-        finished = {stage.name for stage in status.stages if stage.finished}
-        known = {stage.name for stage in before.stages if stage.finished} if before is not None else set()
+        finished = {stage.name for stage in status.all_stages if stage.finished}
+        known = {stage.name for stage in before.all_stages if stage.finished} if before is not None else set()
         for stage in self._chain.stages:
             if any(other.name in finished - known for other in stage.needs):
                 self._watch.look_again(stage.name)  # its turn has come: is it trained by somebody already?
+        chain = {stage.name for stage in self._chain.stages}
+        if chain <= finished and not chain <= known:
+            for stage in self._chain.baselines:
+                self._watch.look_again(stage.name)
         self._watch.follow(
             {process.stage.name: process.attempt for process in self._live_processes()},
             finished=finished,
-            not_yet={stage.name for stage in status.stages if stage.reason == "PredecessorIncomplete"},
+            not_yet={stage.name for stage in status.all_stages if stage.reason in _NOT_YET},
         )
+        if is_due(self._chain, status):
+            self._watch.measure()
 
     def _record(self, status: ChainStatus, *, now: bool = False) -> None:
         before = self._recorded
@@ -239,24 +249,14 @@ class Runner:
         self._display.tell(Note(time=rfc3339(time.time()), message=message))
 
     def _tell_start(self) -> None:
-        stages = tuple(
-            PlannedStage(
-                name=stage.name,
-                model=stage.model,
-                digest=stage.digest,
-                steps=stage.training.steps,
-                processes=stage.job.processes_per_node,
-                micro_batch_size=stage.training.micro_batch_size,
-            )
-            for stage in self._chain.stages
-        )
         self._display.tell(
             RunStarted(
                 time=rfc3339(time.time()),
                 chain=self._name,
                 store=self._store.uri,
                 logs=str(self._options.logs),
-                stages=stages,
+                stages=_planned(self._chain.stages),
+                baselines=_planned(self._chain.baselines),
             )
         )
 
@@ -284,3 +284,17 @@ class Runner:
                 tail=() if explained else tuple(process.tail()),
             )
         )
+
+
+def _planned(stages: Sequence[ResolvedStage]) -> tuple[PlannedStage, ...]:
+    return tuple(
+        PlannedStage(
+            name=stage.name,
+            model=stage.model,
+            digest=stage.digest,
+            steps=stage.training.steps,
+            processes=stage.job.processes_per_node,
+            micro_batch_size=stage.training.micro_batch_size,
+        )
+        for stage in stages
+    )

@@ -8,9 +8,11 @@ from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
 
 from modelchain.errors import ModelChainError, UserDataError
-from modelchain.reconcile.observation import StageFacts, StoreTrouble
+from modelchain.measuring import read_measurement
+from modelchain.reconcile.observation import StageFacts, StoreTrouble, Unmeasurable
 from modelchain.resolved import ResolvedChain
-from modelchain.store import Store
+from modelchain.status import Measurement
+from modelchain.store import Store, StoreUnavailable
 from modelchain.store_look import StageLook, silence, trouble_of
 
 LOCAL_SECONDS = 0.5  # between looks at a folder
@@ -26,6 +28,7 @@ class Seen:
     facts: Mapping[str, StageFacts]
     readable_since: float  # seconds since the epoch
     progress_changed_at: Mapping[tuple[str, int], float]  # by stage and attempt, by our clock
+    measurement: Measurement | Unmeasurable | None = None  # once it was asked for and read
 
 
 @dataclass
@@ -46,9 +49,10 @@ class StoreWatch:
 
     def __init__(self, store: Store, chain: ResolvedChain) -> None:
         self._store = store
+        self._chain = chain
         self._watches = {
             stage.name: _StageWatch(StageLook(store, chain.chain, stage.folder, stage.digest))
-            for stage in chain.stages
+            for stage in chain.all_stages
         }
         self._interval = REMOTE_SECONDS if store.uri.startswith("s3://") else LOCAL_SECONDS
         self._lock = threading.Lock()
@@ -60,6 +64,8 @@ class StoreWatch:
         self._busy_since: float | None = None  # monotonic: a look is under way since
         self._was_silent = False
         self._record: tuple[str, bytes] | None = None
+        self._measuring = False
+        self._measurement: Measurement | Unmeasurable | None = None
         self._thread = threading.Thread(target=self._run, name="store", daemon=True)
 
     def look_at_all(self) -> None:
@@ -91,6 +97,12 @@ class StoreWatch:
             self._watches[stage].wanted_since = time.monotonic()
         self._wake.set()
 
+    def measure(self) -> None:
+        """Read the evaluations of the models trained alone, which are all complete; `seen` says what they show."""
+        with self._lock:
+            self._measuring = self._measurement is None
+        self._wake.set()
+
     def write(self, key: str, data: bytes) -> None:
         """Write the record when the store lets us; only the newest counts."""
         with self._lock:
@@ -114,7 +126,7 @@ class StoreWatch:
                 for name, watch in self._watches.items()
                 for attempt, at in watch.look.progress_changed_at.copy().items()
             }
-            return Seen(facts, self._readable_since, changed)
+            return Seen(facts, self._readable_since, changed, self._measurement)
 
     def _run(self) -> None:
         while True:
@@ -128,6 +140,8 @@ class StoreWatch:
                 if self._closing:
                     break
                 self._look(watch, raising=False)
+            if self._measuring and not self._closing:
+                self._measure()
             if not self._closing:
                 self._wake.wait(self._interval)
 
@@ -160,6 +174,16 @@ class StoreWatch:
                 self._readable_since = time.time()
             self._was_silent = unavailable
             watch.facts, watch.looked_at = facts, began
+
+    def _measure(self) -> None:
+        try:
+            found = read_measurement(self._store, self._chain)
+        except StoreUnavailable:
+            return  # the next round tries again
+        except ModelChainError as error:
+            found = Unmeasurable(str(error))
+        with self._lock:
+            self._measuring, self._measurement = False, found
 
     def _write_record(self) -> None:
         with self._lock:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from modelchain.reconcile.baseline import Verdict
 from modelchain.reconcile.completion import is_missing, was_missing
 from modelchain.reconcile.look import Look
 from modelchain.reconcile.observation import StoreTrouble
@@ -36,12 +37,15 @@ def conditions(
     previous: Sequence[Condition],
     looks: Sequence[Look],
     phase: ChainPhase,
+    compared: Verdict | None = None,
     *,
     generation: int | None,
     now: float,
 ) -> tuple[Condition, ...]:
-    """All conditions of a chain that was accepted. Those whose status did not change keep their time."""
-    said = (
+    """All conditions of a chain that was accepted. Those whose status did not change keep their time. `compared`: how
+    its models trained alone stand, if it asks for some.
+    """
+    said: tuple[tuple[ConditionType, bool, str, str], ...] = (
         (ConditionType.ACCEPTED, True, "Valid", ""),
         (ConditionType.PROGRESSING, *_progressing(looks, phase)),
         (ConditionType.COMPLETE, *_complete(looks, phase)),
@@ -49,6 +53,9 @@ def conditions(
         (ConditionType.STALLED, *_stalled(looks)),
         (ConditionType.ARTIFACTS_MISSING, *_artifacts_missing(looks)),
     )
+    if compared is not None:
+        entry = (ConditionType.BASELINE_COMPLETE, compared.holds, compared.reason, compared.message)
+        said = (*said, entry)
     said = tuple(_still_missing(previous, looks, entry) for entry in said)
     return tuple(_said(previous, *entry, generation=generation, now=now) for entry in said)
 

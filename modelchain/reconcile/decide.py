@@ -9,17 +9,17 @@ the actions, each after another live look that still asks for it; then look agai
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-from modelchain.reconcile import completion, progress, retry, stall, summary, supersede, suspend
+from modelchain.reconcile import baseline, completion, progress, retry, stall, summary, supersede, suspend
 from modelchain.reconcile.actions import Action, Decision, StopJob
 from modelchain.reconcile.conditions import conditions
 from modelchain.reconcile.look import Look
 from modelchain.reconcile.observation import JobPhase, Observation
-from modelchain.reconcile.start import start_stages
+from modelchain.reconcile.start import Starts, start_baselines, start_stages
 from modelchain.reconcile.stop import jobs_to_stop
 from modelchain.resolved import ResolvedChain, ResolvedStage
-from modelchain.status import ChainStatus, StageStatus
+from modelchain.status import ChainStatus, StageStatus, cut
 
 # What has happened to a stage: each policy brings its status further. The order is part of the meaning.
 POLICIES: tuple[Callable[[Look], StageStatus], ...] = (
@@ -40,31 +40,43 @@ def decide(chain: ResolvedChain, observed: Observation, now: float) -> Decision:
     previous = observed.status or ChainStatus()
     looks = {stage.name: _settled(_first_look(chain, stage, observed, now)) for stage in chain.stages}
     starts = start_stages(looks, observed)
-    looks = {name: look.with_status(starts.statuses.get(name, look.status)) for name, look in looks.items()}
-    in_order = tuple(looks[stage.name] for stage in chain.stages)
-    stops = [stop for look in in_order for stop in jobs_to_stop(look)] + _jobs_of_removed_stages(
-        chain, observed
-    )
+    in_order = _started(looks, starts)
+    alone = {stage.name: _settled(_first_look(chain, stage, observed, now)) for stage in chain.baselines}
+    alone = {name: look.with_status(baseline.give_way(look, in_order)) for name, look in alone.items()}
+    alone_starts = start_baselines(alone, looks, observed, at_once=baseline.AT_ONCE)
+    baselines = _started(alone, alone_starts)
+    stops = [stop for look in (*in_order, *baselines) for stop in jobs_to_stop(look)]
+    stops += _jobs_of_removed_stages(chain, observed)
     phase = summary.chain_phase(in_order, suspended=bool(suspend.why_suspended(chain, observed)))
     headline = summary.headline(in_order, observed)
+    compared = baseline.judge(chain, in_order, baselines, phase, observed)
+    measured = compared.measurement if compared is not None else None
+    planned = observed.speedup_planned
     status = previous.model_copy(
         update={
             "phase": phase,
-            "message": summary.chain_message(in_order, phase),
+            "message": summary.chain_message(in_order, phase, baselines),
             "observed_generation": observed.generation,
             "stage": headline.stage,
             "progress": headline.progress,
             "eta": headline.eta,
             "top1": headline.top1,
-            "speedup": previous.speedup if observed.speedup is None else summary.times(observed.speedup),
+            "speedup_planned": previous.speedup_planned if planned is None else summary.times(planned),
+            "speedup_measured": cut(str(measured.acceleration), 16) if measured else None,
+            "measurement": measured,
             "stages": tuple(look.status for look in in_order),
+            "baselines": tuple(look.status for look in baselines),
             "conditions": conditions(
-                previous.conditions, in_order, phase, generation=observed.generation, now=now
+                previous.conditions, in_order, phase, compared, generation=observed.generation, now=now
             ),
         }
     )
-    actions: tuple[Action, ...] = (*stops, *starts.actions)
-    return Decision(status=status, actions=actions, wake_at=_wake_at(in_order))
+    actions: tuple[Action, ...] = (*stops, *starts.actions, *alone_starts.actions)
+    return Decision(status=status, actions=actions, wake_at=_wake_at((*in_order, *baselines)))
+
+
+def _started(looks: Mapping[str, Look], starts: Starts) -> tuple[Look, ...]:
+    return tuple(look.with_status(starts.statuses.get(name, look.status)) for name, look in looks.items())
 
 
 def _first_look(chain: ResolvedChain, stage: ResolvedStage, observed: Observation, now: float) -> Look:
@@ -87,7 +99,7 @@ def _settled(look: Look) -> Look:
 
 
 def _jobs_of_removed_stages(chain: ResolvedChain, observed: Observation) -> list[StopJob]:
-    names = {stage.name for stage in chain.stages}
+    names = {stage.name for stage in chain.all_stages}
     return [
         StopJob(job, supersede.SUPERSEDED)
         for job in observed.jobs

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from modelchain.artifacts import Failure, Manifest, Progress
-from modelchain.status import ChainStatus
+from modelchain.status import ChainStatus, Measurement
 
 
 class JobPhase(StrEnum):
@@ -85,6 +85,13 @@ class StageFacts:
 
 
 @dataclass(frozen=True)
+class Unmeasurable:
+    """The evaluations of the models trained alone were read, and say nothing that could be compared."""
+
+    message: str
+
+
+@dataclass(frozen=True)
 class Observation:
     status: ChainStatus | None = None  # the last one written; None: never, or lost
     generation: int | None = None  # of the spec; a higher one than the status's asks a failed chain again
@@ -100,7 +107,8 @@ class Observation:
     interrupted: bool = False  # whoever runs the chain was told to stop for now; as spec.suspend
     retrain_missing: bool = False  # asked for: train again what was complete and has vanished
     macs: Mapping[str, float] = field(default_factory=dict)  # cost of each stage, for estimates
-    speedup: float | None = None  # of the family, from modelchain.cost
+    speedup_planned: float | None = None  # of the family, from modelchain.cost
+    measurement: Measurement | Unmeasurable | None = None  # of models trained alone; None: not read yet
 
     def jobs_of(self, stage: str) -> tuple[Job, ...]:
         """The jobs of a stage, oldest attempt first."""

@@ -6,8 +6,9 @@ none holds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from modelchain.reconcile.actions import Action, RemoveJob, StartJob
 from modelchain.reconcile.completion import is_missing, job_lingers, was_missing
@@ -20,6 +21,7 @@ from modelchain.reconcile.suspend import SUSPENDED
 from modelchain.status import StagePhase, StageStatus, cut
 from modelchain.times import rfc3339
 
+CHAIN_INCOMPLETE = "ChainIncomplete"  # a reason of a baseline
 PREDECESSOR_ENDING = "PredecessorEnding"  # a reason of a stage that begins as soon as a job has ended
 
 
@@ -30,6 +32,9 @@ class Hold:
     phase: StagePhase
     reason: str
     message: str
+
+
+_Check: TypeAlias = "Callable[[Look, Branches], Hold | None]"
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,7 @@ class Branches:
     observed: Observation
     failed: str | None  # a stage that has failed for good
     missing: tuple[str, ...]  # finished stages whose artifacts have vanished
+    limit: int | None  # of jobs at once; None: as many as there are branches
     started: list[str] = field(default_factory=list)  # in this pass
 
     @property
@@ -58,18 +64,32 @@ class Branches:
 
 def start_stages(looks: Mapping[str, Look], observed: Observation) -> Starts:
     """Start what can start; say of every other idle stage what it waits for."""
-    branches = Branches(
-        looks=looks,
-        observed=observed,
-        failed=next((name for name, look in looks.items() if look.status.phase is StagePhase.FAILED), None),
-        missing=tuple(name for name, look in looks.items() if is_missing(look) or was_missing(look)),
-    )
+    failed = next((name for name, look in looks.items() if look.status.phase is StagePhase.FAILED), None)
+    branches = Branches(looks, observed, failed, _missing(looks.values()), observed.max_parallel_jobs)
+    return _start(looks, branches, _CHECKS)
+
+
+def start_baselines(
+    looks: Mapping[str, Look], chain: Mapping[str, Look], observed: Observation, *, at_once: int
+) -> Starts:
+    """The same of models that are trained alone once all stages of `chain` are complete, `at_once` at a time: one that
+    has failed holds up no other.
+    """
+    branches = Branches(chain, observed, None, _missing(chain.values()), at_once)
+    return _start(looks, branches, (_chain_incomplete, *_CHECKS))
+
+
+def _missing(looks: Iterable[Look]) -> tuple[str, ...]:
+    return tuple(look.stage.name for look in looks if is_missing(look) or was_missing(look))
+
+
+def _start(looks: Mapping[str, Look], branches: Branches, checks: Sequence[_Check]) -> Starts:
     statuses: dict[str, StageStatus] = {}
     actions: list[Action] = []
     for name, look in looks.items():
         if look.status.finished or look.status.phase is StagePhase.FAILED or look.current_job is not None:
             continue
-        hold = next((hold for hold in (check(look, branches) for check in _CHECKS) if hold is not None), None)
+        hold = next((hold for hold in (check(look, branches) for check in checks) if hold is not None), None)
         if hold is not None:
             statuses[name] = look.status.model_copy(
                 update={"phase": hold.phase, "reason": hold.reason, "message": cut(hold.message)}
@@ -105,6 +125,13 @@ def _intent(status: StageStatus) -> StageStatus:
 def _idle_phase(look: Look) -> StagePhase:
     ended = look.status.last_ended
     return StagePhase.RETRYING if ended is not None and ended.counted else StagePhase.PENDING
+
+
+def _chain_incomplete(_: Look, branches: Branches) -> Hold | None:
+    waiting = [name for name, look in branches.looks.items() if not look.status.finished]
+    if not waiting:
+        return None
+    return Hold(StagePhase.PENDING, CHAIN_INCOMPLETE, f"trained alone once {', '.join(waiting)} is complete")
 
 
 def _suspended(look: Look, _: Branches) -> Hold | None:
@@ -195,13 +222,13 @@ def _backend_trouble(look: Look, branches: Branches) -> Hold | None:
 
 
 def _too_many_jobs(look: Look, branches: Branches) -> Hold | None:
-    limit = branches.observed.max_parallel_jobs
+    limit = branches.limit
     if limit is None or branches.running < limit:
         return None
     return Hold(_idle_phase(look), "ParallelLimit", f"{limit} job(s) at once; another stage's runs")
 
 
-_CHECKS: tuple[Callable[[Look, Branches], Hold | None], ...] = (
+_CHECKS: tuple[_Check, ...] = (
     _suspended,
     _chain_failed,
     _artifacts_missing,

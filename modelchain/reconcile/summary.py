@@ -60,10 +60,12 @@ def chain_phase(looks: Sequence[Look], *, suspended: bool) -> ChainPhase:
     return ChainPhase.PENDING
 
 
-def chain_message(looks: Sequence[Look], phase: ChainPhase) -> str:
+def chain_message(looks: Sequence[Look], phase: ChainPhase, baselines: Sequence[Look] = ()) -> str:
     """One sentence on the stage that matters most now."""
     if phase is ChainPhase.COMPLETE:
-        return f"all {len(looks)} stages are complete"
+        alone = [look.stage.name for look in baselines if look.status.phase is StagePhase.RUNNING]
+        after = f"; {', '.join(alone)} is trained to compare" if alone else ""
+        return f"all {len(looks)} stages are complete{after}"
     current = _current(looks)
     text = current.status.message if current is not None else ""
     return cut(f"stage {current.stage.name}: {text}") if current is not None and text else ""

@@ -39,9 +39,9 @@ def only_begins(
 
 
 def _all_as_before(before: ChainStatus, after: ChainStatus, begun: Container[str] = ()) -> bool:
-    if [stage.name for stage in before.stages] != [stage.name for stage in after.stages]:
+    if [stage.name for stage in before.all_stages] != [stage.name for stage in after.all_stages]:
         return False
-    for then, now in zip(before.stages, after.stages, strict=True):
+    for then, now in zip(before.all_stages, after.all_stages, strict=True):
         if now.name in begun:
             as_before = then.attempt == 0 and then.digest == now.digest
         else:

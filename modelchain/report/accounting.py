@@ -13,16 +13,8 @@ from dataclasses import dataclass
 
 from modelchain.cost import Plan, plan
 from modelchain.errors import ConfigurationError
-from modelchain.report.data import ChainArtifacts, StageArtifacts
+from modelchain.report.data import Baseline, ChainArtifacts, StageArtifacts
 from modelchain.resolved import ChainReference, ResolvedChain, ResolvedStore, default_baseline_epochs
-
-
-@dataclass(frozen=True)
-class Baseline:
-    """A model of the family that was trained alone."""
-
-    stage: str  # the stage of the chain with the same model
-    artifacts: StageArtifacts
 
 
 @dataclass(frozen=True)
@@ -82,8 +74,12 @@ class Costs:
         return None if not chain or alone is None else alone.macs / chain
 
     def baseline(self, stage: str) -> Baseline | None:
-        """The run of that stage's model alone."""
-        return next((baseline for baseline in self.baselines if baseline.stage == stage), None)
+        """The run of that stage's model alone, for the baseline's epochs."""
+        return next((run for run in self.runs(stage) if not run.budget_matched), None)
+
+    def runs(self, stage: str) -> tuple[Baseline, ...]:
+        """All runs of that stage's model alone."""
+        return tuple(run for run in self.baselines if run.stage == stage)
 
     def _run(self, stages: Sequence[str]) -> Alone | None:
         """What training these alone took; None if not all such runs are given and finished."""
@@ -101,7 +97,9 @@ class Costs:
 
 
 def costs(chain: ChainArtifacts, baselines: Sequence[Baseline] = ()) -> Costs:
-    """The costs of a chain. What a stage that is not complete has spent is what its metrics say."""
+    """The costs of a chain. What a stage that is not complete has spent is what its metrics say. `baselines`: models
+    trained alone in chains of their own, beside those that the chain has trained itself.
+    """
     reused = [stage for stage in chain.stages if trained_by(chain, stage) is not None]
     return Costs(
         spent_macs=sum(stage.macs or 0.0 for stage in chain.stages),
@@ -110,7 +108,7 @@ def costs(chain: ChainArtifacts, baselines: Sequence[Baseline] = ()) -> Costs:
         reused_macs=sum(stage.macs or 0.0 for stage in reused),
         plan=plan_of(chain),
         complete=chain.complete,
-        baselines=tuple(baselines),
+        baselines=(*baselines, *(run for run in chain.baselines if run.artifacts.started)),
     )
 
 

@@ -97,6 +97,15 @@ class StageArtifacts:
 
 
 @dataclass(frozen=True)
+class Baseline:
+    """A model of the family that was trained alone."""
+
+    stage: str  # the stage of the chain with the same model
+    artifacts: StageArtifacts
+    budget_matched: bool = False  # for the compute that the chain spends, rather than the baseline's epochs
+
+
+@dataclass(frozen=True)
 class ChainArtifacts:
     """What there is of a chain."""
 
@@ -108,6 +117,8 @@ class ChainArtifacts:
     status: ChainStatus | None = None
     recorded_at: str | None = None  # when that status was written
     notes: tuple[str, ...] = ()
+    metric: str | None = None  # by which models are compared that the chain has trained alone too
+    baselines: tuple[Baseline, ...] = ()  # those; one may be a stage of the chain
 
     @property
     def complete(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from modelchain.report import plots, units
 from modelchain.report.accounting import Costs
@@ -52,7 +52,9 @@ def accuracy_plot(
             f"at {measure.text(min(value for curve in (*stages, *alone) for _, value in curve.values))}. "
         )
     if alone:
-        caption += "Long dashes: the same model trained alone, from its own first step on."
+        caption += "Long dashes: the same model trained alone, from its own first step on"
+        matched = any(curve.budget_matched for curve in alone)
+        caption += "; dots: for the compute of the chain up to it." if matched else "."
     words = f"{measure.title} against compute: {ends}."
     drawing = plots.accuracy(name, measure.title, units.is_share(measure.metric), stages, alone)
     return Plot(f"{measure.title} against compute", drawing, words, caption)
@@ -148,12 +150,13 @@ def _alone(
     """A curve of each model that was trained alone, from zero; except the chain's first stage itself."""
     found: list[StageCurve] = []
     for i, stage in enumerate(chain.stages):
-        baseline = costs.baseline(stage.name)
-        if baseline is None or baseline.artifacts.recorded.digest == stage.recorded.digest:
-            continue
-        curve = _curve(baseline.artifacts, colours[i], MARKERS[i % len(MARKERS)], 0.0, False, None, measure)
-        if curve.values or curve.task:
-            found.append(curve)
+        runs = {run.artifacts.recorded.digest: run for run in reversed(costs.runs(stage.name))}
+        for digest, run in runs.items():
+            if digest == stage.recorded.digest:
+                continue
+            curve = _curve(run.artifacts, colours[i], MARKERS[i % len(MARKERS)], 0.0, False, None, measure)
+            if curve.values or curve.task:
+                found.append(replace(curve, label=stage.model, budget_matched=run.budget_matched))
     return found
 
 

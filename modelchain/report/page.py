@@ -14,11 +14,12 @@ import markupsafe
 from modelchain import __version__
 from modelchain.errors import CannotWriteError, DiskFullError
 from modelchain.report import beside, drawings, examples, headline, plots, svg, tables
-from modelchain.report.accounting import Baseline, costs
-from modelchain.report.data import ChainArtifacts
+from modelchain.report.accounting import costs
+from modelchain.report.data import Baseline, ChainArtifacts
 from modelchain.report.drawings import Plot
 from modelchain.report.measures import leading_measures
 from modelchain.report.palette import GRID, MUTED, SURFACE, TEXT, Colour, stage_colours
+from modelchain.report.savings import savings
 from modelchain.store.local_files import partial_file
 
 PAGE = "report.html"
@@ -58,6 +59,7 @@ def make_report(chain: ChainArtifacts, baselines: Sequence[Baseline], now: datet
     cost_bars = drawings.cost_plot(chain, cost, colours)
     first = measures[0] if measures else None
     alone = beside.against_alone(chain, cost, first)
+    saved = savings(chain, cost, first)
     cards = examples.example_cards(chain)
     html = _template().render(
         chain=chain,
@@ -66,11 +68,12 @@ def make_report(chain: ChainArtifacts, baselines: Sequence[Baseline], now: datet
         paper=PAPER,
         made=now.strftime("%d %B %Y, %H:%M %Z").strip(),
         colours=(*colours, TEXT, MUTED, GRID, SURFACE),
-        verdict=headline.verdict(chain, cost, alone, first),
-        tiles=headline.tiles(chain, cost, alone, first),
+        verdict=headline.verdict(chain, cost, alone, first, saved),
+        tiles=headline.tiles(chain, cost, alone, first, saved),
         measure=first,
         finals=beside.finals(chain, cost, first) if first else [],
         alone=alone,
+        saved=saved,
         accuracy=[figure for plot in accuracy if (figure := _figure(plot, colours))],
         loss=_figure(loss, colours),
         cost=_figure(cost_bars, colours),

@@ -45,6 +45,7 @@ class StageCurve:
     complete: bool = True
     grown: bool = True  # out of a predecessor
     before: float | None = None  # the predecessor's final value
+    budget_matched: bool = False  # alone, for the compute of the chain
     values: Points = ()  # evaluation; the one at x = 0 is of the model before its first step
     task: Points = ()  # terms of the loss
     distillation: Points = ()
@@ -176,7 +177,7 @@ def _accuracy(
         x, y = _columns(_thin(curve.values))
         x, y = (curve.offset + x) / divisor, factor * y
         marker = curve.marker if chained and len(x) <= MAX_MARKERS else ""
-        dashes, width = ("-", 2.0) if chained else ("--", 1.6)
+        dashes, width = ("-", 2.0) if chained else (_dashes(curve), 1.6)
         axes.plot(x, y, dashes, color=colour, linewidth=width, marker=marker, markersize=3.5)
         if curve.complete:
             axes.plot(x[-1:], y[-1:], curve.marker, color=colour, markersize=7, zorder=4)
@@ -209,7 +210,7 @@ def _loss(stages: Sequence[StageCurve], alone: Sequence[StageCurve], shape: Shap
     frame = Frame(shape, panels=2 if distilled else 1)
     for curve in alone:
         x, y = _columns(_thin(curve.task))
-        frame.axes[0].plot(x / divisor, _smooth(y), "--", color=curve.colour.light, linewidth=1.6)
+        frame.axes[0].plot(x / divisor, _smooth(y), _dashes(curve), color=curve.colour.light, linewidth=1.6)
     for curve in stages:
         for axes, points in zip(frame.axes, (curve.task, curve.distillation), strict=False):
             x, y = _columns(_thin(points))
@@ -297,12 +298,22 @@ def _alone_keys(alone: Sequence[StageCurve]) -> list[Artist]:
     return [
         _key(
             curve.colour,
-            f"{units.shorten(curve.label, MAX_LABEL)} trained alone",
-            linestyle="--",
+            _alone_label(curve),
+            linestyle=_dashes(curve),
             linewidth=1.6,
         )
         for curve in alone
     ]
+
+
+def _alone_label(curve: StageCurve) -> str:
+    how = "alone, the chain’s compute" if curve.budget_matched else "trained alone"
+    return f"{units.shorten(curve.label, MAX_LABEL)} {how}"
+
+
+def _dashes(curve: StageCurve) -> str:
+    """The line of a model trained alone."""
+    return ":" if curve.budget_matched else "--"
 
 
 def _key(colour: Colour, label: str, **style: object) -> Line2D:

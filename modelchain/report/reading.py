@@ -7,6 +7,7 @@ missing or damaged is left out and named in `notes`; only a chain of which there
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import TypeVar
 
@@ -26,7 +27,7 @@ from modelchain.artifacts import (
 )
 from modelchain.commit import DamagedManifestError, MissingArtifactsError, read_manifest, require_files
 from modelchain.errors import MissingInputError, UserDataError
-from modelchain.report.data import ChainArtifacts, StageArtifacts
+from modelchain.report.data import Baseline, ChainArtifacts, StageArtifacts
 from modelchain.report.metrics import Example, Metrics, join_attempts, parse_lines, parse_predictions
 from modelchain.resolved import ResolvedChain, ResolvedStage
 from modelchain.spec import first_problem
@@ -51,6 +52,7 @@ def read_chain(store: Store, chain: ResolvedChain, *, status: ChainStatus | None
         _read_stage(store, recorded, resolved, _status_of(status, recorded), notes)
         for recorded, resolved in zip(record_of(chain, ChainStatus(), 0).stages, chain.stages, strict=True)
     )
+    baselines = _read_baselines(store, record_of(chain, ChainStatus(), 0), stages, status, notes, chain)
     if not any(stage.started for stage in stages):
         advice = "train it with `modelchain run`, or name its store with --store"
         if record is not None and any(stage.folder not in _folders(stages) for stage in record.stages):
@@ -70,6 +72,8 @@ def read_chain(store: Store, chain: ResolvedChain, *, status: ChainStatus | None
         status=status,
         recorded_at=record.updated_at if record is not None and not told else None,
         notes=tuple(notes),
+        metric=chain.baseline.metric if chain.baseline is not None else None,
+        baselines=baselines,
     )
 
 
@@ -100,6 +104,7 @@ def read_recorded_chain(store: Store, namespace: str, name: str) -> ChainArtifac
         )
         for recorded in record.stages
     )
+    baselines = _read_baselines(store, record, stages, record.status, notes)
     if not any(stage.started for stage in stages):
         raise MissingInputError(f"chain {namespace}/{name}: none of its stages has started in {store.uri}")
     return ChainArtifacts(
@@ -111,7 +116,55 @@ def read_recorded_chain(store: Store, namespace: str, name: str) -> ChainArtifac
         status=record.status,
         recorded_at=record.updated_at,
         notes=tuple(notes),
+        metric=record.metric,
+        baselines=baselines,
     )
+
+
+def _read_baselines(
+    store: Store,
+    record: ChainRecord,
+    stages: Sequence[StageArtifacts],
+    status: ChainStatus | None,
+    notes: list[str],
+    chain: ResolvedChain | None = None,
+) -> tuple[Baseline, ...]:
+    """The models that the chain trains alone; one that is a stage of the chain is that stage."""
+    read = {stage.recorded.digest: stage for stage in stages}
+    found: list[Baseline] = []
+    for recorded in record.baselines:
+        artifacts = read.get(recorded.digest)
+        if artifacts is None:
+            resolved = (
+                chain.stage(recorded.name) if chain is not None else _resolved_stage(store, recorded, notes)
+            )
+            artifacts = _read_stage(store, recorded, resolved, _status_of(status, recorded), notes)
+            read[recorded.digest] = artifacts
+        found.append(Baseline(recorded.measures, artifacts, recorded.budget_matched))
+    return tuple(found)
+
+
+def read_history(store: Store, folder: str, manifest: Manifest) -> Metrics:
+    """The metrics of a finished stage, over all attempts at it."""
+    _, by_attempt = _attempts(store, folder, manifest)
+    return join_attempts([_read_metrics(store, files) for files in by_attempt.values()])
+
+
+def _attempts(
+    store: Store, folder: str, manifest: Manifest | None
+) -> tuple[list[ObjectInfo], dict[str, list[ObjectInfo]]]:
+    """The files of each attempt by its token, the one that counts last; and those of the finished one."""
+    by_attempt: dict[str, list[ObjectInfo]] = {}
+    prefix = f"{folder}/attempts/"
+    for info in store.list(prefix):
+        token, _, _ = info.key.removeprefix(prefix).partition("/")
+        by_attempt.setdefault(token, []).append(info)
+    tokens = sorted(by_attempt, key=lambda token: max(info.modified for info in by_attempt[token]))
+    won = manifest.attempt if manifest is not None else None
+    if won is not None:
+        tokens = [*(token for token in tokens if token != won), won]
+    finished = by_attempt.get(won, []) if won is not None else []
+    return finished, {token: by_attempt.get(token, []) for token in tokens}
 
 
 def _folders(stages: tuple[StageArtifacts, ...]) -> set[str]:
@@ -159,23 +212,17 @@ def _read_stage(
     notes: list[str],
 ) -> StageArtifacts:
     manifest = _read_manifest(store, recorded, notes)
-    by_attempt: dict[str, list[ObjectInfo]] = {}
-    prefix = f"{recorded.folder}/attempts/"
-    for info in store.list(prefix):
-        token, _, _ = info.key.removeprefix(prefix).partition("/")
-        by_attempt.setdefault(token, []).append(info)
+    finished, by_attempt = _attempts(store, recorded.folder, manifest)
     if manifest is not None:
         try:
-            require_files(store, recorded.folder, manifest, by_attempt.get(manifest.attempt, ()))
+            require_files(store, recorded.folder, manifest, finished)
         except MissingArtifactsError as error:  # what was measured stays true
             notes.append(f"Stage {recorded.name}: {error}")
-    tokens = sorted(by_attempt, key=lambda token: max(info.modified for info in by_attempt[token]))
-    if manifest is not None:
-        tokens = [*(token for token in tokens if token != manifest.attempt), manifest.attempt]
+    tokens = list(by_attempt)
     if not tokens:
         return StageArtifacts(recorded, resolved, status, manifest)
     last = attempt_folder(recorded.folder, tokens[-1])
-    metrics = join_attempts([_read_metrics(store, by_attempt.get(token, [])) for token in tokens])
+    metrics = join_attempts([_read_metrics(store, files) for files in by_attempt.values()])
     if metrics.unreadable_lines:
         notes.append(f"Stage {recorded.name}: {metrics.unreadable_lines} lines of metrics can't be read.")
     if not metrics.training and not metrics.evaluations:

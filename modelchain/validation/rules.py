@@ -20,6 +20,7 @@ from modelchain.spec import (
     StageSpec,
     TrainingSpec,
 )
+from modelchain.validation.baseline import check_baseline
 from modelchain.validation.blocks import check_blocks
 from modelchain.validation.problem import STAGE_NAMES, Finding, quoted
 from modelchain.validation.structure import nearest
@@ -37,6 +38,7 @@ def check_rules(chain: ModelChain) -> list[Finding]:
         *_check_anything_is_trained(chain),
         *check_blocks(chain),
         *check_training(chain),
+        *check_baseline(chain),
     ]
     return _once(findings) or list(_check_resolves(chain))
 

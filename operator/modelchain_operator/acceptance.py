@@ -22,9 +22,9 @@ class Accepted:
 
     chain: ResolvedChain
     store: StoreSpec
-    jobs: dict[str, JobSpec]  # by stage: the stage's block over the chain's
+    jobs: dict[str, JobSpec]  # by stage and baseline: the stage's block over the chain's
     macs: dict[str, float]
-    speedup: float
+    speedup_planned: float
 
     def backend(self, stage: str) -> JobBackend:
         """What runs the stage's jobs."""
@@ -57,10 +57,17 @@ def accept(body: Object, *, default_image: str | None) -> Accepted | Refused:
     return Accepted(
         chain=resolved,
         store=chain.spec.store,
-        jobs={stage.name: merged(chain.spec.job, stage.job) or JobSpec() for stage in chain.spec.stages},
+        jobs=_jobs(chain, resolved),
         macs={stage.name: float(stage.macs) for stage in plan.stages},
-        speedup=plan.speedup,
+        speedup_planned=plan.speedup,
     )
+
+
+def _jobs(chain: ModelChain, resolved: ResolvedChain) -> dict[str, JobSpec]:
+    """What each stage's jobs are made from; a model is trained alone as its stage is."""
+    jobs = {stage.name: merged(chain.spec.job, stage.job) or JobSpec() for stage in chain.spec.stages}
+    runs = resolved.baseline.runs if resolved.baseline is not None else ()
+    return {run.run: jobs[run.stage] for run in runs} | jobs
 
 
 class Acceptance:

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from modelchain.reconcile.baseline import MEASURED, SETTLED
 from modelchain.reconcile.supersede import SUPERSEDED
 from modelchain.reconcile.suspend import SUSPENDED
 from modelchain.status import (
@@ -40,6 +41,7 @@ def notes(before: ChainStatus | None, after: ChainStatus) -> tuple[Note, ...]:
     return (
         *_refusal(before, after),
         *_stages(before, after),
+        *_comparison(before, after),
         *_warnings(before, after),
         *_end(before, after),
     )
@@ -89,11 +91,13 @@ def _refusal(before: ChainStatus | None, after: ChainStatus) -> Iterator[Note]:
             yield Note(WARNING, "Refused", condition.message)
     elif known is None or known.status != "True":
         names = ", ".join(stage.name for stage in after.stages)
-        yield Note(NORMAL, "Accepted", f"the chain is valid: stages {names}")
+        alone = ", ".join(stage.name for stage in after.baselines)
+        then = f"; then, to compare, {alone}" if alone else ""
+        yield Note(NORMAL, "Accepted", f"the chain is valid: stages {names}{then}")
 
 
 def _stages(before: ChainStatus | None, after: ChainStatus) -> Iterator[Note]:
-    for stage in after.stages:
+    for stage in after.all_stages:
         known = before.find_stage(stage.name) if before is not None else None
         yield from _stage(known or StageStatus(name=stage.name), stage)
 
@@ -144,6 +148,16 @@ def _warnings(before: ChainStatus | None, after: ChainStatus) -> Iterator[Note]:
         and (known is None or known.reason != progressing.reason)
     ):
         yield Note(WARNING, progressing.reason, progressing.message)
+
+
+def _comparison(before: ChainStatus | None, after: ChainStatus) -> Iterator[Note]:
+    """What models trained alone have shown, or why they show nothing."""
+    condition = after.condition(ConditionType.BASELINE_COMPLETE)
+    known = before.condition(ConditionType.BASELINE_COMPLETE) if before is not None else None
+    if condition is None or condition.reason not in SETTLED or (known and known.reason == condition.reason):
+        return
+    kind = NORMAL if condition.reason == MEASURED else WARNING
+    yield Note(kind, f"Baseline{condition.reason}", condition.message)
 
 
 def _end(before: ChainStatus | None, after: ChainStatus) -> Iterator[Note]:

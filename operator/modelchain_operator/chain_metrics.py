@@ -44,7 +44,13 @@ _STOPPING = "Stopping"  # reason of a stage whose attempt is accounted for while
 _CHAIN_GAUGES = {
     "progress_ratio": "Share of the compute of all stages that is done; stages found in the store are done.",
     "spent_macs": "Multiply-accumulates of the steps that the chain has trained itself.",
-    "saved_macs": "Multiply-accumulates that training its finished models alone would have cost beyond the chain's.",
+    "planned_saved_macs": "Planned, not measured: what training its finished models alone, for the baseline's epochs, "
+    "would cost beyond the chain's multiply-accumulates.",
+    "baseline_spent_macs": "Multiply-accumulates of the steps of models that the chain has trained alone, to compare.",
+    "planned_speedup_ratio": "Planned, not measured: training every model alone, over the chain.",
+    "measured_speedup_ratio": "Measured: the models alone until they were as good as the chain's, over the chain; a "
+    "lower bound where measured_speedup_is_bound is 1.",
+    "measured_speedup_is_bound": "1 if a model alone did not become as good as the chain's, else 0.",
 }
 _STAGE_GAUGES = {
     "progress_ratio": "Steps done over all steps of a stage that trains.",
@@ -80,19 +86,19 @@ class ChainMetrics(Collector):
             self._gpus[key] = gpus.hold(_gpus_held(plan, status, gpus.held), self._clock())
         self._shown[key] = _Shown(
             phase=status.phase,
-            stages=tuple(stage.phase for stage in status.stages),
+            stages=tuple(stage.phase for stage in status.all_stages),
             attention=tuple(_attention(status)),
             # Without a plan nothing has changed since the last figures.
             figures=_chain_figures(plan, status) if plan is not None else before.figures if before else {},
             of_stages=tuple(
-                _stage_figures(stage, plan) for stage in status.stages if stage.attempt or stage.metrics
+                _stage_figures(stage, plan) for stage in status.all_stages if stage.attempt or stage.metrics
             ),
         )
 
     def settle(self, key: Key, status: ChainStatus) -> None:
         """How the chain stands at the end of a pass."""
         self.show(key, status)
-        if not any(stage.phase in _LIVE for stage in status.stages):
+        if not any(stage.phase in _LIVE for stage in status.all_stages):
             self._plans.pop(key, None)  # a resolved chain is large; the next pass brings it again
 
     def forget(self, key: Key) -> None:
@@ -157,7 +163,7 @@ class _Plan:
 
     def stage_of(self, status: StageStatus) -> ResolvedStage | None:
         """The stage that a status is about; None if it tells of what was before an edit."""
-        found = next((stage for stage in self.chain.stages if stage.name == status.name), None)
+        found = next((stage for stage in self.chain.all_stages if stage.name == status.name), None)
         return found if found is not None and found.digest == status.digest else None
 
 
@@ -188,7 +194,7 @@ def _gpus_held(plan: _Plan, status: ChainStatus, before: Mapping[_Attempt, int])
     edited meanwhile.
     """
     held: dict[_Attempt, int] = {}
-    for stage in status.stages:
+    for stage in status.all_stages:
         if stage.phase is not StagePhase.RUNNING and stage.reason != _STOPPING:
             continue
         attempt = stage.name, stage.attempt
@@ -228,7 +234,29 @@ def _chain_figures(plan: _Plan, status: ChainStatus) -> dict[str, float]:
         spent += own
         if stage.finished:
             saved += plan.alone_macs[stage.name] - own
-    return {"progress_ratio": done / sum(plan.macs.values()), "spent_macs": spent, "saved_macs": saved}
+    figures = {
+        "progress_ratio": done / sum(plan.macs.values()),
+        "spent_macs": spent,
+        "planned_saved_macs": saved,
+        "planned_speedup_ratio": sum(plan.alone_macs.values()) / sum(plan.macs.values()),
+    }
+    return figures | _comparison_figures(plan, status)
+
+
+def _comparison_figures(plan: _Plan, status: ChainStatus) -> dict[str, float]:
+    """Of models trained alone, where the chain asks for some."""
+    figures: dict[str, float] = {}
+    if status.baselines:
+        figures["baseline_spent_macs"] = sum(
+            cost.stage_macs(resolved, until_step=_steps_done(stage, resolved))
+            for stage in status.baselines
+            if (resolved := plan.stage_of(stage)) is not None and _trained_here(stage, plan.chain)
+        )
+    if status.measurement is not None:
+        found = status.measurement.acceleration
+        figures["measured_speedup_ratio"] = found.factor
+        figures["measured_speedup_is_bound"] = float(found.at_least)
+    return figures
 
 
 def _trained_here(status: StageStatus, chain: ResolvedChain) -> bool:

@@ -168,7 +168,7 @@ class Metrics:
         """The chain's status was written: count what has happened between the two."""
         self._status_writes.inc()
         self._chains.show(key, status)
-        for stage in status.stages:
+        for stage in status.all_stages:
             self._count(before.find_stage(stage.name) if before is not None else None, stage)
 
     def _count(self, before: StageStatus | None, stage: StageStatus) -> None:

@@ -111,7 +111,8 @@ def observe(
         backend_trouble=_backend_trouble(view, accepted, memory, frozenset(not_served)),
         retrain_missing=annotations.get(labels.RETRAIN_MISSING_ANNOTATION) == "true",
         macs=accepted.macs,
-        speedup=accepted.speedup,
+        speedup_planned=accepted.speedup_planned,
+        measurement=seen.measurement,
     )
 
 

@@ -243,7 +243,7 @@ class Reconciler:
         before, memory.missing_said = memory.missing_said, _missing_said(status)
         if status is None or before is None or before == memory.missing_said:
             return False
-        for stage in status.stages:
+        for stage in status.all_stages:
             if stage.finished:
                 self._stores.look_again(key, stage.name)
         return True
@@ -476,7 +476,7 @@ class Reconciler:
     async def _live_view(self, body: Object, accepted: Accepted) -> View:
         """The chain's jobs and pods, asked for now: of every kind that its stages have or had."""
         uid, namespace = body["metadata"]["uid"], body["metadata"]["namespace"]
-        wanted = {BACKENDS[accepted.backend(stage.name)].kind for stage in accepted.chain.stages}
+        wanted = {BACKENDS[accepted.backend(stage.name)].kind for stage in accepted.chain.all_stages}
         wanted |= {kind for kind in JOB_KINDS if self._cache.objects(kind, uid)}
         jobs, pods = await asyncio.gather(
             self._live_jobs([kind for kind in JOB_KINDS if kind in wanted], namespace, uid),

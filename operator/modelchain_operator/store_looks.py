@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from modelchain.reconcile.baseline import is_due
 from modelchain.resolved import ResolvedChain
 from modelchain.status import ChainStatus, StagePhase, StageStatus
 from modelchain_operator.acceptance import Accepted
@@ -27,7 +28,9 @@ class StoreLooks:
         stages = _Stages.of(accepted.chain, status)
         await self._follow(key, accepted, stages)
         seen = self._reader.seen(key)
-        needed = {stage.name for stage in accepted.chain.stages} - stages.finished - stages.not_yet
+        if is_due(accepted.chain, status):
+            seen = replace(seen, measurement=self._reader.measure(key, accepted.chain))
+        needed = {stage.name for stage in accepted.chain.all_stages} - stages.finished - stages.not_yet
         return seen if needed <= set(seen.facts) else None
 
     async def written(self, key: Key, accepted: Accepted, status: ChainStatus) -> None:
@@ -36,6 +39,8 @@ class StoreLooks:
         """
         await self._follow(key, accepted, _Stages.of(accepted.chain, status))
         self._reader.record(key, accepted.chain, status)
+        if is_due(accepted.chain, status):
+            self._reader.measure(key, accepted.chain)
 
     async def _follow(self, key: Key, accepted: Accepted, stages: _Stages) -> None:
         chain = accepted.chain
@@ -47,7 +52,7 @@ class StoreLooks:
             starting=stages.starting,
             finished=stages.finished,
             # Nothing begins in a suspended chain; when it goes on, all is looked at anew.
-            at_rest=frozenset(stage.name for stage in chain.stages) if chain.suspend else stages.not_yet,
+            at_rest=frozenset(stage.name for stage in chain.all_stages) if chain.suspend else stages.not_yet,
         )
 
     def look_again(self, key: Key, stage: str) -> None:
@@ -70,7 +75,7 @@ class _Stages:
 
     @classmethod
     def of(cls, chain: ResolvedChain, status: ChainStatus | None) -> _Stages:
-        known = status.stages if status is not None else ()
+        known = status.all_stages if status is not None else ()
         finished, running = _finished(chain, known), _running(chain, known)
         return cls(
             finished=finished,
@@ -78,17 +83,23 @@ class _Stages:
             starting=frozenset(
                 stage.name for stage in known if stage.phase in (StagePhase.PENDING, StagePhase.QUEUED)
             ),
-            not_yet=frozenset(
-                stage.name
-                for stage in chain.stages
-                if stage.name not in running and any(other.name not in finished for other in stage.needs)
-            ),
+            not_yet=_not_yet(chain, finished) - running.keys(),
         )
+
+
+def _not_yet(chain: ResolvedChain, finished: frozenset[str]) -> frozenset[str]:
+    """The stages that can't begin yet, by what is finished: a model is trained alone when the chain is complete."""
+    waiting = {
+        stage.name for stage in chain.stages if any(other.name not in finished for other in stage.needs)
+    }
+    if not all(stage.name in finished for stage in chain.stages):
+        waiting |= {stage.name for stage in chain.baselines}
+    return frozenset(waiting)
 
 
 def _finished(chain: ResolvedChain, known: Sequence[StageStatus]) -> frozenset[str]:
     """The stages that are finished as they are asked for now."""
-    digests = {stage.name: stage.digest for stage in chain.stages}
+    digests = {stage.name: stage.digest for stage in chain.all_stages}
     return frozenset(
         stage.name for stage in known if stage.finished and digests.get(stage.name) == stage.digest
     )
@@ -96,7 +107,7 @@ def _finished(chain: ResolvedChain, known: Sequence[StageStatus]) -> frozenset[s
 
 def _running(chain: ResolvedChain, known: Sequence[StageStatus]) -> dict[str, int]:
     """The attempts that are under way, by stage."""
-    names = {stage.name for stage in chain.stages}
+    names = {stage.name for stage in chain.all_stages}
     return {
         stage.name: stage.attempt
         for stage in known

@@ -18,9 +18,10 @@ from typing import NamedTuple
 
 from modelchain.errors import ModelChainError
 from modelchain.local.record import record_object
-from modelchain.reconcile.observation import StageFacts, StoreTrouble
+from modelchain.measuring import read_measurement
+from modelchain.reconcile.observation import StageFacts, StoreTrouble, Unmeasurable
 from modelchain.resolved import ChainReference, ResolvedChain, ResolvedStage
-from modelchain.status import ChainStatus, without_progress
+from modelchain.status import ChainStatus, Measurement, without_progress
 from modelchain.store import Store, StoreUnavailable
 from modelchain.store_look import StageLook, silence, trouble_of
 from modelchain_operator.queue import Key
@@ -50,6 +51,7 @@ class Seen:
     facts: Mapping[str, StageFacts]  # by stage; one that was not looked at since it had to be is missing
     readable_since: float  # seconds since the epoch: the store has answered without a gap since
     progress_changed_at: Mapping[tuple[str, int], float]  # by stage and attempt, by our clock
+    measurement: Measurement | Unmeasurable | None = None  # of models trained alone, where it was asked for
 
 
 _PRESENT = StageFacts(present=True)
@@ -135,10 +137,23 @@ class _Record(Task):
         self.refused_at = float("-inf")
 
 
+class _Comparison(Task):
+    """The evaluations of models trained alone: to be read, and what they showed."""
+
+    __slots__ = ("chain", "found", "resolved")
+
+    def __init__(self, chain: _Chain, resolved: ResolvedChain, place: Place) -> None:
+        super().__init__(place)
+        self.chain = chain
+        self.resolved = resolved
+        self.found: Measurement | Unmeasurable | None = None
+
+
 class _Chain:
     """A chain that is followed."""
 
     __slots__ = (
+        "comparison",
         "key",
         "patience",
         "readable_since",
@@ -156,6 +171,7 @@ class _Chain:
         self.source = source
         self.stages: dict[str, _Stage] = {}
         self.record: _Record | None = None
+        self.comparison: _Comparison | None = None
         self.readable_since = time.time()
         self.told_at = float("-inf")  # monotonic: when mere progress was last told
         self.patience = REFUSED_SECONDS[0]
@@ -309,6 +325,21 @@ class StoreReader:
         record.pending = record_object(chain, status, time.time())
         self._schedule.soon(record)
 
+    def measure(self, key: Key, chain: ResolvedChain) -> Measurement | Unmeasurable | None:
+        """What models trained alone show, all of which are complete; None until their evaluations were read, after
+        which something is new about the chain.
+        """
+        known = self._chains.get(key)
+        if known is None or isinstance(known.source, NoAccess):
+            return None
+        comparison = known.comparison
+        if comparison is None or comparison.resolved != chain:
+            if comparison is not None:
+                self._schedule.drop(comparison)
+            comparison = known.comparison = _Comparison(known, chain, known.source.place)
+            self._schedule.soon(comparison)
+        return comparison.found
+
     def forget(self, key: Key) -> None:
         """The chain is gone."""
         chain = self._chains.pop(key, None)
@@ -351,20 +382,21 @@ class StoreReader:
             chain.reminder.cancel()
         for stage in chain.stages.values():
             self._schedule.drop(stage)
-        if chain.record is not None:
-            self._schedule.drop(chain.record)
+        for task in (chain.record, chain.comparison):
+            if task is not None:
+                self._schedule.drop(task)
         if isinstance(chain.source, _Source):
             self._schedule.leave(chain.source.place)
 
     def _take_stages(self, chain: _Chain, resolved: ResolvedChain) -> None:
         """Bring the stages to those of the spec."""
         if [(stage.name, stage.digest) for stage in chain.stages.values()] == [
-            (stage.name, stage.digest) for stage in resolved.stages
+            (stage.name, stage.digest) for stage in resolved.all_stages
         ]:
             return
         old, chain.stages = chain.stages, {}
         place = chain.source.place if isinstance(chain.source, _Source) else _NOWHERE
-        for stage in resolved.stages:
+        for stage in resolved.all_stages:
             known = old.pop(stage.name, None)
             if known is not None and (known.digest, known.folder) == (stage.digest, stage.folder):
                 chain.stages[stage.name] = known
@@ -417,6 +449,8 @@ class StoreReader:
     async def _work(self, task: Task) -> float | None:
         if isinstance(task, _Record):
             return await self._write(task)
+        if isinstance(task, _Comparison):
+            return await self._measure(task)
         assert isinstance(task, _Stage)
         await self._look_at(task)
         if task.outdated and not task.dropped:
@@ -504,6 +538,23 @@ class StoreReader:
                     self._schedule.soon(stage, urgent=stage.pace is not _Pace.AT_REST)
             if unfinished:
                 self.on_change(chain.key)
+
+    async def _measure(self, comparison: _Comparison) -> float | None:
+        source = comparison.chain.source
+        if isinstance(source, NoAccess):
+            return None
+        try:
+            found = await self._schedule.call(
+                source.place, read_measurement, source.store, comparison.resolved
+            )
+        except StoreUnavailable:
+            return WAITING_SECONDS
+        except ModelChainError as error:
+            found = Unmeasurable(str(error))
+        if not comparison.dropped:
+            comparison.found = found
+            self.on_change(comparison.chain.key)
+        return None
 
     async def _write(self, record: _Record) -> float | None:
         source, pending = record.chain.source, record.pending

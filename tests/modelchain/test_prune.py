@@ -27,7 +27,7 @@ from modelchain.errors import ExitCode, UserDataError
 from modelchain.lease import LeaseKeeper
 from modelchain.prune import PrunePlan, plan_prune, prune
 from modelchain.spec import LearningRateSchedule, LearningRateScheduleType
-from modelchain.status import ChainRecord, ChainStatus, RecordedStage
+from modelchain.status import ChainRecord, ChainStatus, RecordedStage, record_of
 from modelchain.store import Store
 from modelchain.store.folder import FolderStore
 from tests.modelchain.documents import resolved
@@ -274,6 +274,24 @@ def test_weights_that_a_chain_starts_from_are_needed(folder_store: FolderStore) 
     uri = folder_store.uri_of(f"{folder_of('origin')}/attempts/winner-1")
     folder_store.put("chains/default/demo.json", json.dumps({"spec": {"fromWeights": {"uri": uri}}}).encode())
     assert places(plan(folder_store)) == []
+
+
+def test_models_that_a_chain_trains_alone_are_needed(folder_store: FolderStore) -> None:
+    """With their metrics, which the comparison is made from."""
+    found = resolved({("baseline",): {"train": ["small"], "epochs": 9}})
+    (alone,) = found.baselines
+    for key in (f"{alone.folder}/attempts/w-1/metrics-0000000000.jsonl", f"{alone.folder}/stage.json"):
+        folder_store.put(key, b"{}")
+    folder_store.put(
+        chain_key("default", "family"),
+        record_of(found, ChainStatus(), 0).model_dump_json(by_alias=True).encode(),
+    )
+    assert places(plan(folder_store)) == []
+    folder_store.put(
+        chain_key("default", "family"),
+        record_of(resolved(), ChainStatus(), 0).model_dump_json(by_alias=True).encode(),
+    )
+    assert places(plan(folder_store)) == [alone.folder]
 
 
 def test_a_store_that_knows_no_chain_keeps_everything_unless_told(folder_store: FolderStore) -> None:

@@ -23,6 +23,7 @@ OPERATOR = "and on (instance, job) modelchain_build_info"  # of all processes, o
 # With a space, or Grafana would take the M for mega.
 MACS, SAMPLES_PER_SECOND = "si: MACs", "si: samples/s"
 HOURS = "suffix: h"  # Grafana's own unit makes days of them
+TIMES = "suffix: x"
 RATIO, SECONDS, BYTES, COUNT = "percentunit", "s", "bytes", "none"
 REQUESTS_PER_SECOND, PER_SECOND = "reqps", "ops"
 
@@ -95,15 +96,28 @@ def overview() -> list[Object]:
                 "Phase": query(f"sum by (namespace, chain, phase) (modelchain_chain_phase{{{CHAINS}}})"),
                 "Progress": query(_of_chain("modelchain_chain_progress_ratio")),
                 "Spent": query(_of_chain("modelchain_chain_spent_macs")),
-                "Saved": query(_of_chain("modelchain_chain_saved_macs")),
+                "Saved (planned)": query(_of_chain("modelchain_chain_planned_saved_macs")),
+                "Speed-up (planned)": query(_of_chain("modelchain_chain_planned_speedup_ratio")),
+                "Lower bound": query(_of_chain("modelchain_chain_measured_speedup_is_bound")),
+                "Speed-up (measured)": query(_of_chain("modelchain_chain_measured_speedup_ratio")),
                 "GPU hours": query(
                     "sum by (namespace, chain) "
                     f"(increase(modelchain_chain_gpu_seconds_total{{{CHAINS}}}[$__range])) / 3600"
                 ),
             },
-            {"Progress": RATIO, "Spent": MACS, "Saved": MACS, "GPU hours": HOURS},
+            {
+                "Progress": RATIO,
+                "Spent": MACS,
+                "Saved (planned)": MACS,
+                "Speed-up (planned)": TIMES,
+                "Lower bound": COUNT,
+                "Speed-up (measured)": TIMES,
+                "GPU hours": HOURS,
+            },
             "Progress is the share of the chain's compute that is done. Spent is what the chain has trained itself, "
-            "saved what its finished models would have cost beyond that alone, GPU hours those of the time shown.",
+            "saved what its finished models alone would cost beyond that as planned, GPU hours those of the time "
+            "shown. The speed-up is measured at equal quality where the chain asks for it (spec.baseline.train); it "
+            "is a lower bound where a model alone did not get there.",
             labels=["namespace", "chain", "phase"],
             hidden=["Phase"],
             gauges=["Progress"],
@@ -196,28 +210,39 @@ def learning() -> list[Object]:
 
 def costs() -> list[Object]:
     complete = 'and on (namespace, chain) (modelchain_chain_phase{phase="Complete"} == 1)'
-    spent, saved = _of_chain("modelchain_chain_spent_macs"), _of_chain("modelchain_chain_saved_macs")
+    spent, saved = _of_chain("modelchain_chain_spent_macs"), _of_chain("modelchain_chain_planned_saved_macs")
+    measured = _of_chain("modelchain_chain_measured_speedup_ratio")
     return [
         stat(
             "GPU hours",
             [query(f"sum(increase(modelchain_chain_gpu_seconds_total{{{CHAINS}}}[$__range])) / 3600")],
             HOURS,
             "GPUs times running time, of the time shown. While no operator runs nobody counts.",
-            width=8,
+            width=6,
         ),
         stat(
-            "Saved against training alone",
+            "Planned saving against training alone",
             [query(f"sum({saved})")],
             MACS,
-            "What the finished models would have cost beyond the chains, by the accounting of `modelchain plan`.",
-            width=8,
+            "Planned, not measured: what the finished models alone would cost beyond the chains, as `modelchain plan` "
+            "counts.",
+            width=6,
         ),
         stat(
-            "Complete chains: times cheaper",
+            "Complete chains: planned speed-up",
             [query(f"sum(({spent} + {saved}) {complete}) / sum({spent} {complete})")],
-            "suffix: x",
-            "Every model of the complete chains alone, over what those chains have cost.",
-            width=8,
+            TIMES,
+            "Planned, not measured: every model of the complete chains alone, over what those chains have cost.",
+            width=6,
+            decimals=2,
+        ),
+        stat(
+            "Measured speed-up at equal quality",
+            [query(measured, "{{chain}}")],
+            TIMES,
+            "The models alone until they were as good as the chain's, over the chain. A lower bound where "
+            "modelchain_chain_measured_speedup_is_bound is 1.",
+            width=6,
             decimals=2,
         ),
         lines(
@@ -235,16 +260,23 @@ def costs() -> list[Object]:
         ),
         lines(
             "Compute spent",
-            [query(spent, "{{namespace}} / {{chain}}")],
+            [
+                query(spent, "{{namespace}} / {{chain}}"),
+                query(
+                    _of_chain("modelchain_chain_baseline_spent_macs"),
+                    "{{namespace}} / {{chain}}, models alone",
+                ),
+            ],
             MACS,
-            "Of the steps that a chain has trained itself. What is trained again after a failure counts once.",
+            "Of the steps that a chain has trained itself, and of those of its models alone, to compare. What is "
+            "trained again after a failure counts once.",
         ),
         lines(
-            "Compute saved against training alone",
+            "Planned saving against training alone, over time",
             [query(saved, "{{namespace}} / {{chain}}")],
             MACS,
-            "Grows when a stage is finished. A stage found in the store saves all of its training; one that is trained "
-            "for longer than it would be alone saves less than nothing.",
+            "Planned, not measured. It grows when a stage is finished. A stage found in the store saves all of its "
+            "training; one that is trained for longer than it would be alone saves less than nothing.",
             minimum=None,
         ),
     ]

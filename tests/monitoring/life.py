@@ -12,6 +12,14 @@ from modelchain.artifacts import new_attempt_token
 from modelchain.reconcile.conditions import refused
 from modelchain.reconcile.observation import Job, JobPhase, StageFacts
 from modelchain.resolved import ResolvedChain, ResolvedStage
+from modelchain.status import (
+    ChainPhase,
+    ChainStatus,
+    Measurement,
+    ModelMeasured,
+    StagePhase,
+    StageStatus,
+)
 from modelchain.store import StoreUnavailable
 from modelchain_operator.metrics import Metrics
 from modelchain_operator.queue import Key
@@ -19,6 +27,7 @@ from tests.modelchain.reconcile.chains import Play, chain, job, manifest, progre
 from tests.operator.stores import MoodyStore
 
 KEY = Key("default", "family")
+COMPARED = Key("default", "compared")
 CHAIN = {"namespace": KEY.namespace, "chain": KEY.name}
 
 
@@ -80,9 +89,36 @@ def value(metrics: Metrics, name: str, **labels: str) -> float | None:
     return None
 
 
+def see_compared(metrics: Metrics, *, reached: bool = True) -> ResolvedChain:
+    """A chain that was compared: its models alone took 2.5 times as much, or at least so much."""
+    compared = chain((("tiny", None), ("small", "tiny")), baseline={"train": ["small"], "epochs": 8})
+    alone = compared.stage("small-alone")
+    token = new_attempt_token(compared.chain.uid, 1)
+    status = ChainStatus(
+        phase=ChainPhase.COMPLETE,
+        baselines=(
+            StageStatus(
+                name=alone.name,
+                digest=alone.digest,
+                phase=StagePhase.COMPLETE,
+                weights_uri=f"file:///store/{alone.folder}/attempts/{token}",
+            ),
+        ),
+        measurement=Measurement(
+            metric="digits/top1",
+            chain_macs=100.0,
+            models=(ModelMeasured(name="small", target=0.75, macs=250.0, reached=reached),),
+        ),
+    )
+    metrics.chain_accepted(COMPARED, compared)
+    metrics.chain_seen(COMPARED, status)
+    return compared
+
+
 def whole_life(folder: Path) -> Metrics:
     """The metrics of an operator in whose life every metric has had a sample: a chain has trained, failed, finished a
-    stage and trains the next, an edit has made it invalid, and a store has not answered.
+    stage and trains the next, an edit has made it invalid, and a store has not answered; and another chain has been
+    compared with its models trained alone.
     """
     watched = WatchedChain(chain(job={"gpusPerNode": 8}))
     metrics = watched.metrics
@@ -97,6 +133,7 @@ def whole_life(folder: Path) -> Metrics:
     watched.see(after=1)
     watched.see(job(small), after=10, small=StageFacts(progress=progress(8, **figures), progress_attempt=1))
     watched.refuse("spec.stages[1].model: 'ViT-Q' is no model")
+    see_compared(metrics)
     metrics.watch_queue(lambda: 1)
     metrics.queue_lag(0.1)
     metrics.pass_ended(0.01)

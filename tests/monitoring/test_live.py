@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
@@ -9,6 +11,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.control_plane.fixtures import control_plane, namespace, pod_runner
 from tests.control_plane.pods import PodRunner
 from tests.monitoring.exported import check, labels_of
+from tests.monitoring.life import families as of_life
+from tests.monitoring.life import whole_life
 from tests.monitoring.test_alerts import ALERTS
 from tests.monitoring.test_dashboard import queries
 from tests.operator.chains import ClusterChain
@@ -31,7 +35,7 @@ LATE = {  # what a stage tells of itself only after a while
 
 
 def test_an_operator_whose_chain_trains_exports_all_that_is_shown(
-    chain: ClusterChain, operator: OperatorProcess, pod_runner: PodRunner
+    chain: ClusterChain, operator: OperatorProcess, pod_runner: PodRunner, tmp_path: Path
 ) -> None:
     spec = chain.document["spec"]
     spec["job"] |= {"gpusPerNode": GPUS, "processesPerNode": 1}
@@ -50,7 +54,12 @@ def test_an_operator_whose_chain_trains_exports_all_that_is_shown(
         pause=0.5,
     )
     families = _families(operator)
-    exported = labels_of([*blocked, *families])
+    compared = [  # no chain of this test is
+        one
+        for name, one in of_life(whole_life(tmp_path)).items()
+        if name.startswith(("modelchain_chain_measured_", "modelchain_chain_baseline_"))
+    ]
+    exported = labels_of([*blocked, *families, *compared])
     for _, target in queries():
         check(target["expr"], exported)
     for alert in ALERTS.values():

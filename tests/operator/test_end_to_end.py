@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from modelchain.commit import download_verified, verify_stage
+from modelchain.cost import stage_macs
 from tests.control_plane.pods import PodRunner
 from tests.operator.chains import ClusterChain
 from tests.operator.operator_process import OperatorProcess
@@ -50,6 +51,34 @@ def test_apply_to_weights(
         [sys.executable, "-c", _LOAD, str(tmp_path / "small")], check=True, capture_output=True, text=True
     )
     assert json.loads(loaded.stdout) == [32, 2]
+
+
+def test_models_are_trained_alone_after_the_chain_and_the_speedup_is_measured(
+    chain: ClusterChain, operator: OperatorProcess, pod_runner: PodRunner
+) -> None:
+    operator.start()
+    chain.apply(baseline={"train": ["all"], "epochs": 12})
+    chain.wait("Complete", seconds=CHAIN_SECONDS)
+    columns = chain.plane.kubectl("get", "mc", chain.name, "-n", chain.namespace).stdout.splitlines()
+    assert chain.status().get("speedupMeasured") is None, "nothing was measured yet"
+    assert chain.status()["speedupPlanned"] not in columns[1], "what is planned is no fact"
+    wide = chain.plane.kubectl("get", "mc", chain.name, "-n", chain.namespace, "-o", "wide").stdout
+    assert "PLANNED" in wide and chain.status()["speedupPlanned"] in wide
+    chain.wait("BaselineComplete", seconds=CHAIN_SECONDS)
+    status = chain.status()
+    assert status["phase"] == "Complete"
+    (alone,) = status["baselines"]
+    assert (alone["name"], alone["phase"], alone["attempt"]) == ("small-alone", "Complete", 1)
+    assert alone["startedAt"] >= max(stage["completedAt"] for stage in status["stages"]), "it came last"
+    measured = status["measurement"]
+    assert [model["name"] for model in measured["models"]] == ["tiny", "small"]
+    spent = sum(stage_macs(stage) for stage in chain.resolved().stages)
+    assert measured["chainMacs"] == pytest.approx(spent)
+    assert status["speedupMeasured"].endswith("x")
+    columns = chain.plane.kubectl("get", "mc", chain.name, "-n", chain.namespace).stdout.splitlines()
+    assert status["speedupMeasured"] in columns[1]
+    assert "BaselineMeasured" in {event["reason"] for event in chain.events()}
+    chain.wait_at_rest(5)
 
 
 _LOAD = """

@@ -13,7 +13,7 @@ from modelchain_operator.observe import status_object
 
 STATUS = ChainStatus(
     phase=ChainPhase.RUNNING,
-    speedup="2.09x",
+    speedup_planned="2.09x",
     stages=(StageStatus(name="small", activity="Training"), StageStatus(name="base", loss={"total": 1.5})),
 )
 
@@ -27,14 +27,14 @@ def test_a_status_that_is_kept_whole_is_itself() -> None:
 def test_a_status_is_without_what_was_dropped_before(caplog: pytest.LogCaptureFixture) -> None:
     kept, asked = KeptFields(), status_object(STATUS)
     stored = copy.deepcopy(asked)
-    del stored["speedup"], stored["stages"][0]["activity"]
+    del stored["speedupPlanned"], stored["stages"][0]["activity"]
     with caplog.at_level(logging.WARNING):
         kept.learn(asked, stored)
         kept.learn(asked, stored)
     assert kept.of(STATUS) == ChainStatus.model_validate(stored)
-    assert kept.of(ChainStatus(speedup="3x")) == ChainStatus()
+    assert kept.of(ChainStatus(speedup_planned="3x")) == ChainStatus()
     (told,) = caplog.messages
-    assert "drops speedup, stages[].activity of the status: upgrade it" in told
+    assert "drops speedupPlanned, stages[].activity of the status: upgrade it" in told
 
 
 def test_a_status_that_can_not_do_without_a_field_stays_as_it_is() -> None:

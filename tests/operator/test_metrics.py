@@ -46,7 +46,11 @@ def test_names_types_and_units_are_as_prometheus_asks(tmp_path: Path) -> None:
         "modelchain_chain_needs_attention",
         "modelchain_chain_progress_ratio",
         "modelchain_chain_spent_macs",
-        "modelchain_chain_saved_macs",
+        "modelchain_chain_planned_saved_macs",
+        "modelchain_chain_baseline_spent_macs",
+        "modelchain_chain_planned_speedup_ratio",
+        "modelchain_chain_measured_speedup_ratio",
+        "modelchain_chain_measured_speedup_is_bound",
         "modelchain_chain_gpu_seconds",
         "modelchain_queue_depth",
         "modelchain_stages",
@@ -212,12 +216,12 @@ def test_a_chains_progress_and_compute_follow_from_its_steps() -> None:
     assert watched.of_chain("spent_macs") == watched.of_chain("progress_ratio") == 0
     watched.see(job(tiny), tiny=StageFacts(progress=progress(8), progress_attempt=1))
     assert watched.of_chain("spent_macs") == plan["tiny"].macs / 4
-    assert watched.of_chain("saved_macs") == 0, "nothing is saved before a model is finished"
+    assert watched.of_chain("planned_saved_macs") == 0, "nothing is saved before a model is finished"
     watched.see(job(tiny, phase=JobPhase.SUCCEEDED), tiny=watched.own(tiny))
-    assert watched.of_chain("saved_macs") == 0, "the first stage is trained as it would be alone"
+    assert watched.of_chain("planned_saved_macs") == 0, "the first stage is trained as it would be alone"
     watched.see(job(small), small=watched.own(small))
     assert watched.of_chain("spent_macs") == plan["tiny"].macs + plan["small"].macs
-    assert watched.of_chain("saved_macs") == plan["small"].alone_macs - plan["small"].macs > 0
+    assert watched.of_chain("planned_saved_macs") == plan["small"].alone_macs - plan["small"].macs > 0
     done = plan["tiny"].macs + plan["small"].macs
     assert watched.of_chain("progress_ratio") == pytest.approx(done / cost.plan(watched.chain).chain_macs)
 
@@ -228,7 +232,7 @@ def test_a_stage_found_in_the_store_costs_nothing_and_saves_all_of_its_training(
     watched.see(tiny=StageFacts(manifest=manifest(tiny)))
     assert watched["tiny"].phase is StagePhase.CACHED
     assert watched.of_chain("spent_macs") == 0
-    assert watched.of_chain("saved_macs") == cost.plan(watched.chain).stages[0].alone_macs
+    assert watched.of_chain("planned_saved_macs") == cost.plan(watched.chain).stages[0].alone_macs
     assert value(watched.metrics, "modelchain_chain_stages", namespace="default", phase="Cached") == 1
 
 
@@ -241,7 +245,7 @@ def test_a_stage_that_another_chain_finished_first_is_not_spent_twice() -> None:
     watched.see(tiny=StageFacts(manifest=manifest(tiny, chain_name="default/another")))
     assert watched["tiny"].phase is StagePhase.COMPLETE, "the chain had begun it"
     assert watched.of_chain("spent_macs") == 0
-    assert watched.of_chain("saved_macs") == cost.plan(watched.chain).stages[0].alone_macs
+    assert watched.of_chain("planned_saved_macs") == cost.plan(watched.chain).stages[0].alone_macs
 
 
 def test_compute_is_right_at_the_first_look_of_another_operator() -> None:
@@ -250,7 +254,7 @@ def test_compute_is_right_at_the_first_look_of_another_operator() -> None:
     watched.see()
     watched.see(job(tiny), tiny=StageFacts(manifest=manifest(tiny)))
     watched.see(job(small), small=StageFacts(progress=progress(8), progress_attempt=1))
-    before = {name: watched.of_chain(name) for name in ("progress_ratio", "spent_macs", "saved_macs")}
+    before = {name: watched.of_chain(name) for name in ("progress_ratio", "spent_macs", "planned_saved_macs")}
     attempts = watched.of_stage("small", "attempts_total")
     watched.restart_operator()
     watched.see(job(small))

@@ -40,7 +40,7 @@ class NoCluster:
 @asynccontextmanager
 async def looking(store: MoodyStore) -> AsyncIterator[tuple[StoreLooks, Accepted]]:
     """Looks at that store and a chain in it."""
-    accepted = Accepted(CHAIN, StoreSpec(uri=store.uri), jobs={}, macs={}, speedup=1.0)
+    accepted = Accepted(CHAIN, StoreSpec(uri=store.uri), jobs={}, macs={}, speedup_planned=1.0)
     settings = read_settings(["--own-identity-store", store.uri])
     access = StoreAccess(NoCluster(), settings.own_identity_stores, wrap=lambda _: store)
     reader = StoreReader(lambda _: None, threads=4, requests_per_second=1000.0)

@@ -80,7 +80,7 @@ STATUS = ChainStatus(
     progress="420/1560",
     eta="2h05m",
     top1="28.1%",
-    speedup="2.09x",
+    speedup_measured="2.09x",
     stages=(
         StageStatus(
             name="tiny",

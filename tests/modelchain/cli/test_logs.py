@@ -73,6 +73,16 @@ def test_the_newest_attempt_of_the_running_stage_rank_0_first() -> None:
     assert names(chosen) == [("small", 3, ["s3-master-0", "s3-worker-0", "s3-worker-1"])]
 
 
+def test_a_model_that_is_trained_alone_has_logs_too() -> None:
+    done = chain(COMPLETE, stage="tiny", phase=ChainPhase.COMPLETE)
+    alone = StageStatus(name="tiny-alone", phase=StagePhase.RUNNING, attempt=1)
+    assert done.status is not None
+    status = done.status.model_copy(update={"baselines": (alone,)})
+    pods = [pod("t", "tiny", created=1), pod("a", "tiny-alone", created=2)]
+    chosen = choose(done.model_copy(update={"status": status}), attempts_of(pods))
+    assert names(chosen) == [("tiny-alone", 1, ["a"])]
+
+
 def test_attempts_are_numbers_not_words() -> None:
     pods = [pod("nine", attempt=9, created=1), pod("ten", attempt=10, created=1)]
     assert names(choose(chain(RUNNING), attempts_of(pods)))[-1][1] == 10

@@ -29,8 +29,9 @@ def test_the_papers_chain_prints_the_papers_ratios(capsys: pytest.CaptureFixture
     assert main(["plan", CC3M]) == 0
     text = capsys.readouterr().out
     assert "vit-l alone, 128 epochs" in text
-    assert "the chain costs 28.2 % of it" in text
-    assert "the chain is 5.57x cheaper" in text
+    assert "planned: the chain costs 28.2 % of it" in text
+    assert "planned: 5.57x the chain" in text
+    assert "Planned, not measured: spec.baseline.train names models to be trained alone too." in text
 
 
 def test_the_table_names_each_stage_with_its_size_and_cost(capsys: pytest.CaptureFixture[str]) -> None:
@@ -44,8 +45,8 @@ def test_the_table_names_each_stage_with_its_size_and_cost(capsys: pytest.Captur
 def test_json_has_what_scripts_need(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", CC3M, "-o", "json"]) == 0
     plan = json.loads(capsys.readouterr().out)
-    assert plan["chain"]["costRatio"] == pytest.approx(0.282, abs=5e-4)
-    assert plan["family"]["speedup"] == pytest.approx(5.57, abs=5e-3)
+    assert plan["chain"]["costRatioPlanned"] == pytest.approx(0.282, abs=5e-4)
+    assert plan["family"]["speedupPlanned"] == pytest.approx(5.57, abs=5e-3)
     assert [stage["name"] for stage in plan["stages"]] == ["vit-t", "vit-s", "vit-b", "vit-l"]
     small = plan["stages"][1]
     assert small["parameters"] == 62_355_841
@@ -57,6 +58,27 @@ def test_json_has_what_scripts_need(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(small["digest"]) == 64
     assert plan["chain"]["macs"] == sum(stage["macs"] for stage in plan["stages"])
     assert plan["largest"] == {"name": "vit-l", "macs": plan["stages"][3]["aloneMacs"]}
+
+
+def test_models_that_are_trained_alone_stand_below_with_what_they_cost(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "chain.yaml"
+    baseline = {"train": ["tiny", "base"], "epochs": 8, "budgetMatched": True}
+    path.write_text(json.dumps(document({("baseline",): baseline})))
+    main(["plan", str(path), "-o", "json"])
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["metric"] == "pets/top1"
+    by_name = {run["name"]: run for run in plan["baselines"]}
+    assert by_name["tiny"]["inChain"], "the first stage is what it is alone"
+    whole, matched = by_name["base-alone"], by_name["base-alone-matched"]
+    assert (whole["stage"], whole["epochs"], whole["macs"]) == ("base", 8, plan["stages"][2]["aloneMacs"])
+    assert matched["budgetMacs"] == plan["chain"]["macs"]
+    assert matched["macs"] == whole["macs"] * matched["epochs"] / 8
+    main(["plan", str(path)])
+    text = capsys.readouterr().out
+    assert "Trained alone after the chain" in text and "to compare at equal pets/top1" in text
+    assert "tiny (of the chain)" in text
 
 
 def test_digests_are_those_that_validate_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

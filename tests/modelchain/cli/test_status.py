@@ -133,7 +133,9 @@ def test_a_chain_that_is_being_deleted_says_so() -> None:
 
 
 def test_the_list_has_the_columns_of_kubectl_get() -> None:
-    status = with_conditions(stage="small", progress="1/3", eta="2h05m", top1="93.3%", speedup="2.09x")
+    status = with_conditions(
+        stage="small", progress="1/3", eta="2h05m", top1="93.3%", speedup_measured="2.09x"
+    )
     header, row = as_list([chain(status)], now=NOW, namespaces=True, width=None).splitlines()
     assert header.split() == [
         "NAMESPACE",
@@ -164,3 +166,28 @@ def test_a_name_and_all_namespaces_exclude_each_other(capsys: pytest.CaptureFixt
 
     assert main(["status", "family", "-A"]) == ExitCode.USAGE
     assert capsys.readouterr().err.startswith("error: family: a name and -A don't go together")
+
+
+def test_models_trained_alone_stand_below_the_stages_and_planned_is_not_measured() -> None:
+    compared = condition(
+        ConditionType.BASELINE_COMPLETE, False, "Training", "0 of 1 runs are complete; small-alone"
+    )
+    alone = SMALL.model_copy(update={"name": "small-alone"})
+    status = with_conditions(
+        compared, stages=(SMALL,), baselines=(alone,), speedupPlanned="3.10x", phase="Complete"
+    )
+    text = as_text(chain(status), width=None)
+    assert [line.split()[0] for line in text.splitlines()[3:5]] == ["small", "small-alone"]
+    assert "3.10x planned against training alone" in text
+    assert notes_of(chain(status)) == []
+    assert as_list([chain(status)], now=NOW, width=None).splitlines()[1].split()[-2] == "-"
+    measured = status.model_copy(update={"speedup_measured": ">= 2.50x"})
+    assert ">= 2.50x measured against training alone" in as_text(chain(measured), width=None)
+    assert ">= 2.50x" in as_list([chain(measured)], now=NOW, width=None)
+
+
+def test_a_model_that_could_not_be_trained_alone_is_told() -> None:
+    failed = condition(ConditionType.BASELINE_COMPLETE, False, "RunsFailed", "small-alone: out of memory")
+    assert notes_of(chain(with_conditions(failed, stages=(SMALL,)))) == [
+        "not BaselineComplete (RunsFailed): small-alone: out of memory"
+    ]

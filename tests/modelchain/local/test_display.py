@@ -68,8 +68,8 @@ def ended(phase: str = "Complete") -> RunEnded:
         exit_code=0,
         message="it is over",
         stages=(stage,),
-        cost_ratio=0.282,
-        speedup=5.57,
+        cost_ratio_planned=0.282,
+        speedup_planned=5.57,
     )
 
 

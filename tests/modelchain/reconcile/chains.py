@@ -25,6 +25,7 @@ def chain(
     retry: Mapping[str, int] | None = None,
     job: Mapping[str, int] | None = None,
     suspend: bool = False,
+    baseline: Mapping[str, Any] | None = None,
 ) -> ResolvedChain:
     """A chain of these stages (name, predecessor), of which some have other `teachers` than their predecessor; other
     `epochs` for a stage are an edit that changes its digest.
@@ -41,6 +42,8 @@ def chain(
     }
     if retry is not None:
         spec["retry"] = dict(retry)
+    if baseline is not None:
+        spec["baseline"] = dict(baseline)
     if job is not None:
         spec["job"] = dict(job)
     for name, predecessor in stages:
@@ -101,7 +104,7 @@ def job(stage: ResolvedStage, attempt: int = 1, phase: JobPhase = JobPhase.RUNNI
 
 def empty_store(resolved: ResolvedChain) -> dict[str, StageFacts]:
     """A store that was looked at and holds nothing."""
-    return {stage.name: StageFacts() for stage in resolved.stages}
+    return {stage.name: StageFacts() for stage in resolved.all_stages}
 
 
 class Play:

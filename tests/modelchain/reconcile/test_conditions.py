@@ -10,7 +10,7 @@ from tests.modelchain.reconcile.chains import NOW, Play, chain, job, manifest
 
 
 def test_every_condition_is_always_there_with_a_reason() -> None:
-    status = Play(chain()).look().status
+    status = Play(chain(baseline={"train": ["all"], "epochs": 5})).look().status
     assert [condition.type for condition in status.conditions] == list(ConditionType)
     assert all(condition.reason for condition in status.conditions)
 

@@ -269,7 +269,7 @@ def test_a_lease_of_our_own_does_not_keep_us_waiting() -> None:
 
 def test_the_speedup_reads_well_and_stays_when_it_is_not_known_again() -> None:
     play = Play(chain())
-    play.more = {"speedup": 2.0912}
-    assert play.look().status.speedup == "2.09x"
+    play.more = {"speedup_planned": 2.0912}
+    assert play.look().status.speedup_planned == "2.09x"
     play.more = {}
-    assert play.look(after=1).status.speedup == "2.09x"
+    assert play.look(after=1).status.speedup_planned == "2.09x"

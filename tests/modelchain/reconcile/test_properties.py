@@ -17,12 +17,22 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from modelchain.artifacts import Failure, Manifest
+from modelchain.measuring import Trained, measure
 from modelchain.reconcile.actions import Action, Decision, StartJob, StopJob
+from modelchain.reconcile.baseline import SETTLED, is_due
 from modelchain.reconcile.decide import decide
-from modelchain.reconcile.observation import Job, JobPhase, LeaseView, Observation, StageFacts, StoreTrouble
+from modelchain.reconcile.observation import (
+    Job,
+    JobPhase,
+    LeaseView,
+    Observation,
+    StageFacts,
+    StoreTrouble,
+    Unmeasurable,
+)
 from modelchain.reconcile.trust import only_begins, only_tells
 from modelchain.resolved import ResolvedChain
-from modelchain.status import ChainPhase, ChainStatus
+from modelchain.status import ChainPhase, ChainStatus, ConditionType, Measurement
 from tests.modelchain.reconcile.chains import NOW, chain, manifest
 
 NAMES = ("a", "b", "c", "d")
@@ -59,6 +69,7 @@ class World(RuleBasedStateMachine):
         self.suspended = False
         self.tree: list[tuple[str, str | None]] = []
         self.teachers: dict[str, str] = {}
+        self.alone: tuple[str, ...] = ()  # models that are trained alone after the chain
         self.limit: int | None = None
         self.pending: list[list[Action]] = [[], []]
         self.history: list[Seen] = []
@@ -73,10 +84,17 @@ class World(RuleBasedStateMachine):
         teachers=st.lists(st.none() | st.integers(0, 10), min_size=3, max_size=3),
         limit=st.sampled_from([None, 1, 2]),
         known=st.sets(st.sampled_from(NAMES)),
+        alone=st.sampled_from([(), ("all",), ("a",)]),
     )
     def build(
-        self, parents: list[int], teachers: list[int | None], limit: int | None, known: set[str]
+        self,
+        parents: list[int],
+        teachers: list[int | None],
+        limit: int | None,
+        known: set[str],
+        alone: tuple[str, ...],
     ) -> None:
+        self.alone = alone
         self.tree = [("a", None)]
         for name, parent, teacher in zip(NAMES[1:], parents, teachers, strict=False):
             if teacher is not None:
@@ -84,14 +102,20 @@ class World(RuleBasedStateMachine):
             self.tree.append((name, self.tree[parent % len(self.tree)][0]))
         self.limit = limit
         self.rebuild()
-        for stage in self.chain.stages:
+        for stage in self.chain.all_stages:
             if stage.name in known:
                 self.manifests[stage.digest] = manifest(stage, chain_name="default/other")
         self.remember()
 
     def rebuild(self) -> None:
+        baseline = {"train": list(self.alone), "epochs": 5, "budgetMatched": bool(self.alone)}
         self.chain = chain(
-            self.tree, teachers=self.teachers, epochs=self.epochs, retry=RETRY, suspend=self.suspended
+            self.tree,
+            teachers=self.teachers,
+            epochs=self.epochs,
+            retry=RETRY,
+            suspend=self.suspended,
+            baseline=baseline,
         )
 
     # ---- looking
@@ -99,7 +123,7 @@ class World(RuleBasedStateMachine):
     def live(self) -> Seen:
         """What a live look sees."""
         store = {}
-        for stage in self.chain.stages:
+        for stage in self.chain.all_stages:
             if self.store_down:
                 store[stage.name] = StageFacts(
                     trouble=StoreTrouble.UNAVAILABLE, message="the store does not answer"
@@ -123,8 +147,20 @@ class World(RuleBasedStateMachine):
             store=store,
             store_readable_since=self.store_readable_since,
             max_parallel_jobs=self.limit,
+            measurement=self.measured(),
         )
         return Seen(self.chain, observed)
+
+    def measured(self) -> Measurement | Unmeasurable | None:
+        """What the store's evaluations show, where they are asked for and can be read."""
+        if (
+            self.store_down
+            or not is_due(self.chain, self.status)
+            or not self.digests() <= self.manifests.keys()
+        ):
+            return None
+        trained = {stage.name: Trained(self.manifests[stage.digest]) for stage in self.chain.all_stages}
+        return measure(self.chain, trained)
 
     def remember(self) -> None:
         self.history = [*self.history[-12:], self.live()]
@@ -211,7 +247,7 @@ class World(RuleBasedStateMachine):
 
     def write(self, status: ChainStatus) -> None:
         before, self.status = self.status, status
-        for stage in self.chain.stages:
+        for stage in self.chain.all_stages:
             now = status.find_stage(stage.name)
             then = before.find_stage(stage.name) if before else None
             assert now is not None
@@ -250,9 +286,11 @@ class World(RuleBasedStateMachine):
         assert not self.suspended
         assert self.status is not None
         assert self.status.phase is not ChainPhase.FAILED, "a failed chain starts nothing"
-        assert not self.vanished.keys() & self.finished_digests & self.digests(), (
-            "nothing beside missing artifacts"
-        )
+        of_chain = {stage.digest for stage in self.chain.stages}
+        assert not self.vanished.keys() & self.finished_digests & of_chain, "nothing beside missing artifacts"
+        if stage in self.chain.baselines:
+            assert self.status.phase is ChainPhase.COMPLETE, "models are trained alone after the chain"
+            assert not any(job.live for job in self.jobs.values() if not job.blocked_by_node), "one at a time"
         self.starts[stage.name, stage.digest, self.generation] += 1
         allowed = LIMIT + 1 + self.excuses[stage.name]
         assert self.starts[stage.name, stage.digest, self.generation] <= allowed, "retries are bounded"
@@ -276,7 +314,7 @@ class World(RuleBasedStateMachine):
         )
 
     def digests(self) -> set[str]:
-        return {stage.digest for stage in self.chain.stages}
+        return {stage.digest for stage in self.chain.all_stages}
 
     # ---- the jobs
 
@@ -304,7 +342,7 @@ class World(RuleBasedStateMachine):
         job = self.pick(choice, JobPhase.RUNNING)
         if job is None or self.store_down:
             return
-        stage = next((stage for stage in self.chain.stages if stage.digest == job.digest), None)
+        stage = next((stage for stage in self.chain.all_stages if stage.digest == job.digest), None)
         if stage is not None and job.digest not in self.vanished:
             self.manifests.setdefault(job.digest, manifest(stage))
         if exits:
@@ -360,7 +398,7 @@ class World(RuleBasedStateMachine):
 
     @rule(choice=st.integers(0, 5))
     def another_chain_takes_a_stage(self, choice: int) -> None:
-        stage = self.chain.stages[choice % len(self.chain.stages)]
+        stage = self.chain.all_stages[choice % len(self.chain.all_stages)]
         if stage.digest not in self.manifests and not any(
             job.digest == stage.digest for job in self.jobs.values()
         ):
@@ -369,7 +407,7 @@ class World(RuleBasedStateMachine):
 
     @rule(commits=st.booleans())
     def another_chain_ends(self, commits: bool) -> None:
-        for stage in self.chain.stages:
+        for stage in self.chain.all_stages:
             if stage.digest in self.foreign and commits and stage.digest not in self.vanished:
                 self.manifests.setdefault(stage.digest, manifest(stage, chain_name="default/other"))
         self.foreign.clear()
@@ -406,7 +444,7 @@ class World(RuleBasedStateMachine):
 
     @rule(choice=st.integers(0, 5))
     def an_artifact_vanishes(self, choice: int) -> None:
-        stage = self.chain.stages[choice % len(self.chain.stages)]
+        stage = self.chain.all_stages[choice % len(self.chain.all_stages)]
         if stage.digest in self.finished_digests and stage.digest in self.manifests:
             self.vanished[stage.digest] = self.manifests.pop(stage.digest)
             self.remember()
@@ -435,6 +473,13 @@ class World(RuleBasedStateMachine):
         assert self.status is not None
         if self.status.phase is ChainPhase.COMPLETE:
             assert all(stage.digest in self.manifests for stage in self.chain.stages)
+            compared = self.status.condition(ConditionType.BASELINE_COMPLETE)
+            assert (compared is not None) == bool(self.alone)
+            if compared is None or compared.reason == "RunsFailed":
+                return
+            assert (compared.status, compared.reason) == ("True", "Measured")
+            assert self.digests() <= self.manifests.keys()
+            assert self.status.speedup_measured is not None
         else:
             assert self.status.phase is ChainPhase.FAILED
             assert any(
@@ -443,17 +488,12 @@ class World(RuleBasedStateMachine):
             ), "a chain only fails for a reason"
 
     def come_to_rest(self) -> None:
-        resting = (ChainPhase.COMPLETE, ChainPhase.FAILED, ChainPhase.SUSPENDED)
         self.quiet_jobs()  # those that linger exit
         for _ in range(MAX_PASSES):
             before = self.status
             self.whole_pass()
             assert self.status is not None
-            if (
-                self.status == before
-                and self.status.phase in resting
-                and not self.decided(self.live()).actions
-            ):
+            if self.status == before and self.rests() and not self.decided(self.live()).actions:
                 live = [job for job in self.jobs.values() if job.live]
                 assert all(job.phase is JobPhase.TERMINATING for job in live), "at rest nothing runs"
                 if not live:
@@ -462,10 +502,18 @@ class World(RuleBasedStateMachine):
             self.now += 10
         raise AssertionError(f"does not come to an end: {self.status}")
 
+    def rests(self) -> bool:
+        """Whether the status says that nothing more happens by itself."""
+        assert self.status is not None
+        compared = self.status.condition(ConditionType.BASELINE_COMPLETE)
+        if self.status.phase is ChainPhase.COMPLETE and compared is not None:
+            return compared.reason in (SETTLED | {"Suspended"} if self.suspended else SETTLED)
+        return self.status.phase in (ChainPhase.COMPLETE, ChainPhase.FAILED, ChainPhase.SUSPENDED)
+
     def quiet_jobs(self, *, exits: bool = True) -> None:
         """Every job takes its next step to success. One that no status asks for would go on for ever."""
         for key, job in list(self.jobs.items()):
-            stage = next((stage for stage in self.chain.stages if stage.digest == job.digest), None)
+            stage = next((stage for stage in self.chain.all_stages if stage.digest == job.digest), None)
             status = self.status.find_stage(job.stage) if self.status is not None else None
             if job.phase is JobPhase.TERMINATING:
                 del self.jobs[key]

@@ -8,7 +8,7 @@ import io
 import json
 import math
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from PIL import Image, ImageDraw
@@ -96,6 +96,9 @@ class Training:
     until: dict[str, float] = field(default_factory=dict)  # share of a stage that was done; 1 by default
     final: tuple[float, ...] = (0.868, 0.921, 0.953, 0.958, 0.964, 0.969, 0.972)
     lost: float = 0.0  # accuracy that growth loses
+    alone: float = 0.006  # by how much a model trained alone is better, for the baseline's epochs
+    poor: tuple[str, ...] = ()  # models that alone do not become as good
+    alone_matched: float = -0.012  # and for the chain's compute
     metrics: bool = True
     predictions: bool = True
     classes: tuple[str, ...] = CLASSES
@@ -115,6 +118,14 @@ def train(chain: ResolvedChain, how: Training | None = None) -> Store:
         if share > 0:
             _train_stage(store, chain, stage, how, i, start, share)
         start = how.final[i] - how.lost
+    for run in chain.baseline.runs if chain.baseline is not None else ():
+        stage = chain.stage(run.run)
+        if stage in chain.baselines and (share := how.until.get(stage.name, 1.0)) > 0:
+            place = chain.stages.index(chain.stage(run.stage))
+            better = how.alone if run.budget_macs is None else how.alone_matched
+            final = how.final[place] + (-0.04 if run.stage in how.poor else better)
+            ends = replace(how, final=(*how.final[:place], final, *how.final[place + 1 :]))
+            _train_stage(store, chain, stage, ends, place, 0.1, share)
     if how.record:
         record = record_of(chain, _status(chain, how), 1_760_000_000)
         store.put(

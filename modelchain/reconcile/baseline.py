@@ -1,0 +1,134 @@
+"""Models trained alone come after the chain, one at a time; nothing that becomes of them touches the chain's own end.
+
+What they show is measured once all of them are complete, and stays in the status for as long as it speaks of the same
+weights, the same models and the same metric.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from modelchain.reconcile.completion import is_missing
+from modelchain.reconcile.look import Look
+from modelchain.reconcile.observation import Observation, Unmeasurable
+from modelchain.reconcile.retry import end_attempt
+from modelchain.reconcile.start import CHAIN_INCOMPLETE
+from modelchain.resolved import ResolvedChain
+from modelchain.status import (
+    ChainPhase,
+    ChainStatus,
+    ConditionType,
+    Measurement,
+    StagePhase,
+    StageStatus,
+)
+
+AT_ONCE = 1  # jobs of baselines
+FAILED = "RunsFailed"  # reasons of the condition
+NOT_MEASURED = "NotMeasured"
+MEASURED = "Measured"
+MEASURING = "Measuring"
+SETTLED = frozenset({MEASURED, NOT_MEASURED, FAILED})  # nothing more happens by itself
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The condition BaselineComplete, and what was measured."""
+
+    holds: bool
+    reason: str
+    message: str
+    measurement: Measurement | None = None
+
+
+def give_way(look: Look, chain: Sequence[Look]) -> StageStatus:
+    """End the current attempt of a baseline, uncounted, if a stage of the chain has to be trained (again)."""
+    job = look.current_job
+    if all(other.status.finished for other in chain) or look.status.finished or job is None or not job.live:
+        return look.status
+    text = "the chain is to be trained first; this goes on from the latest checkpoint"
+    return end_attempt(look, CHAIN_INCOMPLETE, text, counted=False)
+
+
+def judge(
+    chain: ResolvedChain,
+    looks: Sequence[Look],
+    baselines: Sequence[Look],
+    phase: ChainPhase,
+    observed: Observation,
+) -> Verdict | None:
+    """How the comparison stands; None if the chain asks for none."""
+    if chain.baseline is None:
+        return None
+    if phase is not ChainPhase.COMPLETE:
+        return Verdict(False, CHAIN_INCOMPLETE, "models are trained alone once the chain is complete")
+    failed = [look.status for look in baselines if look.status.phase is StagePhase.FAILED]
+    open_ones = [look.status for look in baselines if not look.status.finished and look.status not in failed]
+    done = sum(look.status.finished for look in baselines)
+    if open_ones:
+        first = next((one for one in open_ones if one.phase is StagePhase.RUNNING), open_ones[0])
+        if first.reason == "Suspended":
+            return Verdict(False, "Suspended", first.message)
+        said = f": {first.message}" if first.message else ""
+        reason = "Training" if first.phase is StagePhase.RUNNING else first.reason or first.phase.value
+        return Verdict(False, reason, f"{done} of {len(baselines)} runs are complete; {first.name}{said}")
+    if failed:
+        text = "; ".join(f"{one.name}: {one.message}" for one in failed)
+        return Verdict(False, FAILED, f"{text}. The chain is complete all the same")
+    found = observed.measurement or _known(chain, looks, baselines, observed)
+    if isinstance(found, Measurement) and fits(found, chain):
+        return Verdict(True, MEASURED, told(found), found)
+    if isinstance(found, Unmeasurable):
+        return Verdict(True, NOT_MEASURED, f"all models were trained alone, but {found.message}")
+    gone = [look.stage.name for look in (*looks, *baselines) if is_missing(look)]
+    if gone:
+        return Verdict(
+            False, "ArtifactsMissing", f"nothing can be measured: {', '.join(gone)} is gone or damaged"
+        )
+    return Verdict(False, MEASURING, f"all {done} runs are complete; their evaluations are being read")
+
+
+def is_due(chain: ResolvedChain, status: ChainStatus | None) -> bool:
+    """Whether the evaluations have to be read now, by the last status."""
+    condition = status.condition(ConditionType.BASELINE_COMPLETE) if status is not None else None
+    if chain.baseline is None or condition is None or condition.reason != MEASURING or status is None:
+        return False
+    digests = {stage.name: stage.digest for stage in chain.all_stages}
+    return {stage.name: stage.digest for stage in status.all_stages if stage.finished} == digests
+
+
+def told(measurement: Measurement) -> str:
+    """What was measured, in one line."""
+    names = [model.name if model.reached else f"{model.name} (not reached)" for model in measurement.models]
+    return (
+        f"{measurement.acceleration} measured at equal {measurement.metric}: "
+        f"{', '.join(names)} alone, over the chain's compute"
+    )
+
+
+def fits(measurement: Measurement, chain: ResolvedChain) -> bool:
+    """Whether it is about what the chain asks for now. That its weights are the same, the caller knows."""
+    wanted = chain.baseline
+    return (
+        wanted is not None
+        and measurement.metric == wanted.metric
+        and tuple(model.name for model in measurement.models) == wanted.stages
+    )
+
+
+def _known(
+    chain: ResolvedChain, looks: Sequence[Look], baselines: Sequence[Look], observed: Observation
+) -> Measurement | Unmeasurable | None:
+    """What the last status says, if it speaks of the same weights."""
+    before = observed.status
+    condition = before.condition(ConditionType.BASELINE_COMPLETE) if before is not None else None
+    if before is None or condition is None or condition.status != "True":
+        return None
+    digests = {stage.name: stage.digest for stage in chain.all_stages}
+    if {stage.name: stage.digest for stage in before.all_stages if stage.finished} != digests:
+        return None
+    if condition.reason == NOT_MEASURED:
+        asked_again = any(look.asked_again for look in (*looks, *baselines))
+        return None if asked_again else Unmeasurable(condition.message.partition(", but ")[2])
+    return before.measurement
