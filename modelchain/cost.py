@@ -1,7 +1,7 @@
 """What a chain costs, in multiply-accumulates (MACs), without building a model.
 
 The accounting is that of the CoM-PT paper (arXiv 2604.12391), which it reproduces: a training step costs
-three forward passes, learning from a predecessor one forward pass of the predecessor more. The image tower
+three forward passes, learning from a teacher one forward pass of the teacher more. The image tower
 runs once a sample, the text tower once a caption. Evaluation, loss and growth are left out: they are far
 below a percent.
 
@@ -38,7 +38,7 @@ class StagePlan:
     epochs: int
     steps: int
     samples: int  # samples seen: steps x global batch
-    teacher_samples: int  # of these, with the predecessor's forward pass
+    teacher_samples: int  # of these, with the teacher's forward pass
     macs: int
     alone_macs: int  # the same model trained alone, for the baseline's epochs
 

@@ -389,10 +389,8 @@ class DistillationSpec(Block):
         Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] | None,
         Field(
             description="Weight of the squared distance between the normalised embeddings of the stage "
-            "and of its "
-            "predecessor, summed over dimensions. 0.98 is the paper's 500 on the mean at "
-            "512 dimensions. 0 turns "
-            "distillation off and saves the predecessor's forward pass. Default: 1."
+            "and of its teacher, summed over dimensions. 0.98 is the paper's 500 on the mean at "
+            "512 dimensions. 0 turns distillation off and saves the teacher's forward pass. Default: 1."
         ),
     ] = None
     schedule: Annotated[
@@ -666,7 +664,7 @@ class ModelChainSpec(Block):
     ] = None
     training: Annotated[TrainingSpec | None, Field(description="How the models are trained.")] = None
     distillation: Annotated[
-        DistillationSpec | None, Field(description="How a stage learns from its predecessor.")
+        DistillationSpec | None, Field(description="How a stage learns from its teacher.")
     ] = None
     expansion: Annotated[
         ExpansionSpec | None, Field(description="How a predecessor's weights become a stage's first weights.")

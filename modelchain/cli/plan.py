@@ -21,7 +21,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "plan",
         help=SUMMARY,
         description=f"{SUMMARY.capitalize()}. MACs are multiply-accumulates: a step costs three forward "
-        "passes, learning from a predecessor one of the predecessor's more.",
+        "passes, learning from a teacher one of the teacher's more.",
     )
     parser.add_argument(
         "chain", help="the chain's YAML file ('-' for standard input), or its name in the cluster"

@@ -70,7 +70,7 @@ def loss_plot(chain: ChainArtifacts, costs: Costs, colours: tuple[Colour, ...]) 
     if any(curve.distillation for curve in stages):
         caption += (
             " Distillation loss: the squared distance between the embeddings of a model and of its "
-            "predecessor, times its weight. The method asks that it stays below the task loss."
+            "teacher, times its weight. The method asks that it stays below the task loss."
         )
     drawing = plots.loss("loss-compute", stages, alone)
     return Plot("Loss against compute", drawing, f"Task loss against compute, last values: {ends}.", caption)

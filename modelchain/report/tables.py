@@ -61,7 +61,7 @@ class CostRow:
     stage: int | None  # None: the sum
     model: str
     planned: str
-    teacher: str  # of `planned`: the predecessor's forward passes
+    teacher: str  # of `planned`: the teacher's forward passes
     counted: str
     alone_planned: str
     alone_counted: str
