@@ -9,12 +9,14 @@ from dataclasses import dataclass, field, replace
 from pydantic import ValidationError
 
 from modelchain.reconcile.observation import Job, JobPhase, Observation
+from modelchain.resolved import ChainReference
 from modelchain.status import ChainStatus
 from modelchain_operator import labels
 from modelchain_operator.acceptance import Accepted
 from modelchain_operator.jobs import BACKENDS
 from modelchain_operator.jobs.events import Silence, silence
-from modelchain_operator.jobs.observed import JobMemory, observe_jobs, owners
+from modelchain_operator.jobs.observed import JobMemory, observe_jobs
+from modelchain_operator.jobs.trees import JobTree, job_trees
 from modelchain_operator.kinds import Kind
 from modelchain_operator.kubernetes_api import Object
 from modelchain_operator.store_reader import Seen
@@ -24,16 +26,26 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class View:
-    """A chain, its jobs and its pods, at one look."""
+    """A chain and its jobs, at one look."""
 
     body: Object
-    jobs: tuple[Object, ...]
-    pods: tuple[Object, ...]
+    trees: tuple[JobTree, ...]
 
     @property
     def generation(self) -> int:
         """Of the spec."""
         return int(self.body["metadata"].get("generation", 0))
+
+
+def view_of(body: Object, jobs: Iterable[Object], pods: Sequence[Object], memory: ChainMemory) -> View:
+    """A chain, with those of the jobs and pods that are really its own."""
+    return View(body, job_trees(reference_of(body), jobs, pods, memory.jobs.pods))
+
+
+def reference_of(body: Object) -> ChainReference:
+    """Which chain it is."""
+    metadata = body["metadata"]
+    return ChainReference(namespace=metadata["namespace"], name=metadata["name"], uid=metadata["uid"])
 
 
 @dataclass
@@ -100,7 +112,7 @@ def observe(
     view: View, accepted: Accepted, seen: Seen, memory: ChainMemory, *, not_served: Iterable[Kind], now: float
 ) -> Observation:
     """Everything that was seen, as values. `now` is in seconds since the epoch."""
-    jobs = [_with_reason(job, memory) for job in observe_jobs(view.jobs, view.pods, memory.jobs, now)]
+    jobs = [_with_reason(job, memory) for job in observe_jobs(view.trees, memory.jobs, now)]
     annotations = view.body["metadata"].get("annotations") or {}
     return Observation(
         status=status_of(view.body),
@@ -119,11 +131,13 @@ def silent_jobs(view: View, observed: Observation) -> dict[str, Silence]:
     """By name: the pending jobs whose own status does not say what they wait for."""
     pending = {job.name for job in observed.jobs if job.phase is JobPhase.PENDING}
     found: dict[str, Silence] = {}
-    for job in view.jobs:
-        metadata = job["metadata"]
-        own = [pod for pod in view.pods if metadata["uid"] in owners(pod)]
-        if metadata["name"] in pending and (silent := silence(job, own)) is not None:
-            found[metadata["name"]] = silent
+    for tree in view.trees:
+        if (
+            tree.job is not None
+            and tree.name in pending
+            and (silent := silence(tree.job, tree.pods)) is not None
+        ):
+            found[tree.name] = silent
     return found
 
 

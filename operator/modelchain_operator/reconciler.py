@@ -31,7 +31,6 @@ from modelchain_operator.cache import Cache
 from modelchain_operator.chain_events import event_of, notes
 from modelchain_operator.jobs import BACKENDS
 from modelchain_operator.jobs.events import Silence, why_it_waits
-from modelchain_operator.jobs.observed import attempts
 from modelchain_operator.kept_fields import KeptFields
 from modelchain_operator.kinds import JOB, POD, PYTORCHJOB, Kind
 from modelchain_operator.kubernetes_api import (
@@ -52,6 +51,7 @@ from modelchain_operator.observe import (
     silent_jobs,
     status_object,
     status_of,
+    view_of,
 )
 from modelchain_operator.queue import Key, KeyQueue
 from modelchain_operator.store_looks import StoreLooks
@@ -171,8 +171,7 @@ class Reconciler:
         if isinstance(judged, Refused):
             await self._refuse(key, body, judged)
             return
-        jobs = [job for kind in JOB_KINDS for job in self._cache.objects(kind, cached.uid)]
-        view = View(body, tuple(jobs), tuple(self._cache.objects(POD, cached.uid)))
+        view = self._known_view(key, body, memory)
         decision = await self._decide(key, view, judged, memory)
         if decision is None:  # the store was not looked at yet; it says when it was
             if body.get("status", {}).get("phase") in (None, *AT_REST):  # a thousand may wait for that
@@ -307,7 +306,7 @@ class Reconciler:
             return
         await self._probe_refusal(body, accepted, memory)
         looked_at = time.monotonic()
-        view = await self._live_view(body, accepted)
+        view = await self._live_view(body, accepted, memory)
         decision = await self._decide(key, view, accepted, memory)
         if decision is not None:
             await self._write_and_act(key, view, accepted, decision, memory, looked_at=looked_at)
@@ -327,7 +326,7 @@ class Reconciler:
         for action in decision.actions:
             if acted or time.monotonic() - looked_at > TRUST_SECONDS:
                 looked_at = time.monotonic()
-                view = await self._live_view(body, accepted)
+                view = await self._live_view(body, accepted, memory)
                 again = await self._decide(key, view, accepted, memory)
                 if again is None or not _asked_for(action, again):
                     break
@@ -473,11 +472,16 @@ class Reconciler:
             return None
         return body
 
-    async def _live_view(self, body: Object, accepted: Accepted) -> View:
+    def _known_view(self, key: Key, body: Object, memory: ChainMemory) -> View:
+        """The chain's jobs and pods, as they were last shown."""
+        jobs = [job for kind in JOB_KINDS for job in self._cache.objects(kind, key.namespace, memory.uid)]
+        return view_of(body, jobs, self._cache.objects(POD, key.namespace, memory.uid), memory)
+
+    async def _live_view(self, body: Object, accepted: Accepted, memory: ChainMemory) -> View:
         """The chain's jobs and pods, asked for now: of every kind that its stages have or had."""
         uid, namespace = body["metadata"]["uid"], body["metadata"]["namespace"]
         wanted = {BACKENDS[accepted.backend(stage.name)].kind for stage in accepted.chain.stages}
-        wanted |= {kind for kind in JOB_KINDS if self._cache.objects(kind, uid)}
+        wanted |= {kind for kind in JOB_KINDS if self._cache.objects(kind, namespace, uid)}
         jobs, pods = await asyncio.gather(
             self._live_jobs([kind for kind in JOB_KINDS if kind in wanted], namespace, uid),
             self._api.list_pods(namespace, uid),
@@ -486,7 +490,7 @@ class Reconciler:
             self._cache.show(kinds.of(job), job)
         for pod in pods:
             self._cache.show(POD, pod)
-        return View(body, tuple(jobs), tuple(pods))
+        return view_of(body, jobs, pods, memory)
 
     async def _live_jobs(self, wanted: list[Kind], namespace: str, uid: str) -> list[Object]:
         found: list[Object] = []
@@ -523,7 +527,12 @@ def _suffices(view: View, chain: ResolvedChain, decision: Decision, memory: Chai
     if only_tells(before, decision):
         return True
     ours = view.body["metadata"]["resourceVersion"] == memory.written_version
-    return ours and memory.refusal is None and only_begins(before, decision, chain, attempts(view.jobs))
+    return ours and memory.refusal is None and only_begins(before, decision, chain, _attempts(view))
+
+
+def _attempts(view: View) -> set[tuple[str, int]]:
+    """Stage and attempt of each job object."""
+    return {(tree.place.stage, tree.place.attempt) for tree in view.trees if tree.job is not None}
 
 
 def _begins_soon(status: ChainStatus) -> bool:

@@ -97,7 +97,7 @@ class Resync:
             for namespace in self._namespaces:
                 found += await self._api.list_labelled(kind, namespace, None)
         else:
-            for chain_uid, namespace in owners.items():
+            for namespace, chain_uid in owners:
                 found += await self._api.list_labelled(kind, namespace, chain_uid)
         shown = [self._cache.show(kind, item) for item in found]
         return {key for key in shown if key is not None}

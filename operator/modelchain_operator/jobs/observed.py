@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import ChainMap
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from modelchain.reconcile.observation import Job, JobPhase
@@ -10,12 +11,12 @@ from modelchain.status import cut
 from modelchain_operator import labels
 from modelchain_operator.jobs import pods as pod_view
 from modelchain_operator.jobs.pods import PodEnd
+from modelchain_operator.jobs.trees import JobTree, Place
 from modelchain_operator.kinds import PYTORCHJOB
 from modelchain_operator.kubernetes_api import Object
 
 FORGET_SECONDS = 900.0  # a job not seen for so long does not come back
 UNTOUCHED_SECONDS = 60.0  # a job without pods or status for so long has nobody who cares for it
-_JOB_NAME_LABELS = ("training.kubeflow.org/job-name", "batch.kubernetes.io/job-name", "job-name")
 _PLACE_LABELS = (
     "training.kubeflow.org/replica-type",
     "training.kubeflow.org/replica-index",
@@ -34,6 +35,7 @@ class JobHistory:
     places: dict[str, str] = field(default_factory=dict)  # by place in the job: the uid of its first pod
     ends: dict[str, PodEnd] = field(default_factory=dict)  # by uid: pods that failed
     taken_back: set[str] = field(default_factory=set)  # uids of pods that a queue has taken back
+    pods: dict[str, Place] = field(default_factory=dict)  # by uid: every pod that was this job's
 
 
 @dataclass
@@ -51,40 +53,30 @@ class JobMemory:
         history.last_seen = now
         return history
 
+    @property
+    def pods(self) -> Mapping[str, Place]:
+        """Every pod, by uid, that was seen to be a job's."""
+        return ChainMap(*(history.pods for history in self._by_uid.values()))
+
     def prune(self, now: float) -> None:
         """Forget the jobs that are long gone."""
         for uid in [uid for uid, one in self._by_uid.items() if now - one.last_seen > FORGET_SECONDS]:
             del self._by_uid[uid]
 
 
-def observe_jobs(
-    jobs: Sequence[Object], pods: Sequence[Object], memory: JobMemory, now: float
-) -> tuple[Job, ...]:
-    """One Job for each job object, and one for the pods whose job object is gone.
-
-    What carries our labels but is owned by something else is not ours. `now` is in seconds since the epoch.
-    """
-    seen: list[Job] = []
-    known = {job["metadata"]["uid"] for job in jobs}
-    for job in jobs:
-        if _is_ours(job):
-            uid = job["metadata"]["uid"]
-            own = [pod for pod in pods if uid in owners(pod)]
-            seen.append(_observe(job, own, memory.of(uid, now), now))
-    orphans: dict[tuple[str, int, str], list[Object]] = {}
-    for pod in pods:
-        if known.isdisjoint(owners(pod)) and (attempt := _attempt(pod)) is not None:
-            orphans.setdefault((_stage(pod), attempt, job_of(pod)), []).append(pod)
-    for (stage, attempt, name), own in orphans.items():
-        history = memory.of(f"pods of {name}", now)
-        seen.append(_without_object(name, stage, attempt, own, history, now))
+def observe_jobs(trees: Sequence[JobTree], memory: JobMemory, now: float) -> tuple[Job, ...]:
+    """One Job for each tree. `now` is in seconds since the epoch."""
+    seen = tuple(_observe_tree(tree, memory, now) for tree in trees)
     memory.prune(now)
-    return tuple(sorted(seen, key=lambda job: (job.stage, job.attempt, job.name)))
+    return seen
 
 
-def attempts(jobs: Sequence[Object]) -> set[tuple[str, int | None]]:
-    """Stage and attempt of each job object."""
-    return {(_stage(job), _attempt(job)) for job in jobs if _is_ours(job)}
+def _observe_tree(tree: JobTree, memory: JobMemory, now: float) -> Job:
+    if tree.job is None:
+        return _without_object(tree, memory.of(f"pods of {tree.name}", now), now)
+    history = memory.of(tree.job["metadata"]["uid"], now)
+    history.pods.update(dict.fromkeys(map(pod_view.uid, tree.pods), tree.place))
+    return _observe(tree.job, tree, history, now)
 
 
 def wanted_pods(job: Object) -> int:
@@ -95,12 +87,8 @@ def wanted_pods(job: Object) -> int:
     return int(spec.get("completions") or 1)
 
 
-def owners(item: Object) -> set[str]:
-    """The uids of what an object belongs to."""
-    return {str(owner.get("uid")) for owner in item["metadata"].get("ownerReferences") or []}
-
-
-def _observe(job: Object, pods: Sequence[Object], history: JobHistory, now: float) -> Job:
+def _observe(job: Object, tree: JobTree, history: JobHistory, now: float) -> Job:
+    pods: Sequence[Object] = tree.pods
     failed = _condition(job, "Failed")
     deleted = job["metadata"].get("deletionTimestamp") is not None
     over = failed or _condition(job, "Succeeded", "Complete")
@@ -134,10 +122,10 @@ def _observe(job: Object, pods: Sequence[Object], history: JobHistory, now: floa
     if phase is JobPhase.SUCCEEDED:
         code = 0
     return Job(
-        stage=_stage(job),
-        attempt=_attempt(job) or 0,
+        stage=tree.place.stage,
+        attempt=tree.place.attempt,
         digest=_digest(job),
-        name=job["metadata"]["name"],
+        name=tree.name,
         phase=phase,
         exit_code=code,
         reason=reason,
@@ -234,10 +222,10 @@ def _waits(job: Object, pods: Sequence[Object], history: JobHistory, now: float)
     return "", f"{running} of {wanted} pods run"
 
 
-def _without_object(
-    name: str, stage: str, attempt: int, pods: Sequence[Object], history: JobHistory, now: float
-) -> Job:
+def _without_object(tree: JobTree, history: JobHistory, now: float) -> Job:
     """Pods whose job is deleted. Unless they were orphaned on purpose, they go soon."""
+    pods = tree.pods
+    history.pods.update(dict.fromkeys(map(pod_view.uid, pods), tree.place))
     ends = [end for pod in pods if (end := pod_view.how_it_ended(pod)) is not None]
     cause = min(ends, key=lambda end: end.rank, default=None)
     phase, message = JobPhase.TERMINATING, "the job is deleted, its pods are not gone yet"
@@ -246,10 +234,10 @@ def _without_object(
         history.ended_at = history.ended_at or now
     ended = cause if phase is JobPhase.FAILED else None
     return Job(
-        stage=stage,
-        attempt=attempt,
+        stage=tree.place.stage,
+        attempt=tree.place.attempt,
         digest=_digest(pods[0]),
-        name=name,
+        name=tree.name,
         phase=phase,
         exit_code=ended.exit_code if ended else None,
         reason=ended.reason if ended else "",
@@ -276,34 +264,10 @@ def _condition(job: Object, *kinds: str) -> bool:
     return any(one is not None and one.get("status") == "True" for one in found)
 
 
-def _is_ours(job: Object) -> bool:
-    chain = (job["metadata"].get("labels") or {}).get(labels.CHAIN_UID)
-    return chain in owners(job) and _attempt(job) is not None
-
-
-def _stage(item: Object) -> str:
-    return (item["metadata"].get("labels") or {}).get(labels.STAGE, "")
-
-
-def _attempt(item: Object) -> int | None:
-    text = (item["metadata"].get("labels") or {}).get(labels.ATTEMPT, "")
-    return int(text) if text.isascii() and text.isdecimal() else None
-
-
 def _digest(item: Object) -> str:
     metadata = item["metadata"]
     whole = (metadata.get("annotations") or {}).get(labels.DIGEST_ANNOTATION)
     return whole or (metadata.get("labels") or {}).get(labels.DIGEST, "")
-
-
-def job_of(pod: Object) -> str:
-    """The name of the pod's job, which may be gone."""
-    owners = pod["metadata"].get("ownerReferences") or []
-    if owners:
-        return str(owners[0].get("name", ""))
-    found = pod["metadata"].get("labels") or {}
-    named = next((found[name] for name in _JOB_NAME_LABELS if name in found), None)
-    return named or pod["metadata"]["name"]
 
 
 def _place(pod: Object) -> str:

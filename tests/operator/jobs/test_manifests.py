@@ -237,7 +237,7 @@ def test_names_are_labels_with_room_for_the_pods(chain: str, stage: str, attempt
     _KEPT[:] = [asked]
     reference = asked.chain.model_copy(update={"name": chain})
     stage_of = asked.model_copy(update={"chain": reference, "name": stage})
-    for name in (names.job_name(stage_of, attempt), names.service_name(stage_of)):
+    for name in (names.job_name(stage_of.chain, stage_of.name, attempt), names.service_name(stage_of)):
         assert len(f"{name}-worker-4095") <= 63
         assert name[0].isalpha()
         assert name[-1].isalnum()
