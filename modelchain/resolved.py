@@ -129,6 +129,7 @@ class ResolvedExpansion(Block):
 class ResolvedRetry(Block):
     limit: int = 3
     backoff_seconds: int = 30
+    disruption_limit: int = 100
     stall_seconds: int = 1800
     lease_seconds: int = 30
 

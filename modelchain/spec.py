@@ -514,6 +514,13 @@ class RetrySpec(Block):
         Seconds | None,
         Field(description="Wait before the first retry; doubled each time, at most 600 s. Default: 30."),
     ] = None
+    disruption_limit: Annotated[
+        Annotated[int, Field(ge=0, le=10000)] | None,
+        Field(
+            description="Attempts in a row that may end without failing (evicted, preempted, deleted, their node "
+            "lost) and without a new checkpoint, before the stage is given up. Default: 100."
+        ),
+    ] = None
     stall_seconds: Annotated[
         Annotated[int, Field(ge=1, le=10**7)] | None,
         Field(description="A stage without progress for this long is stopped and retried. Default: 1800."),

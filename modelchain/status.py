@@ -64,6 +64,7 @@ class ConditionType(StrEnum):
     FAILED = "Failed"
     STALLED = "Stalled"
     ARTIFACTS_MISSING = "ArtifactsMissing"
+    DISRUPTED = "Disrupted"
 
 
 class Condition(StatusBlock):
@@ -92,6 +93,9 @@ class EndedAttempt(StatusBlock):
         None
     )
     counted: Annotated[bool, Field(description="Whether it counts against retry.limit.")]
+    checkpoint_step: Annotated[
+        int | None, Field(description="Step of the latest checkpoint that was seen by then.")
+    ] = None
     time: Annotated[Time, Field(description="When its end was seen, RFC 3339.")]
 
 
@@ -106,6 +110,10 @@ class StageStatus(StatusBlock):
     attempt: Annotated[int, Field(ge=0, description="Number of the last attempt; it only grows.")] = 0
     failures: Annotated[
         int, Field(ge=0, description="Attempts that failed; eviction, preemption and node loss do not count.")
+    ] = 0
+    disruptions: Annotated[
+        int,
+        Field(ge=0, description="Attempts since the last new checkpoint that ended without having failed."),
     ] = 0
     job: Annotated[
         str | None, Field(max_length=256, description="Job of the last attempt, once it was seen.")
@@ -254,6 +262,7 @@ def commitment(stage: StageStatus) -> tuple[object, ...]:
         stage.digest,
         stage.attempt,
         stage.failures,
+        stage.disruptions,
         stage.last_ended,
         stage.retry_at,
         stage.finished,

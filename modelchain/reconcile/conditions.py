@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from modelchain.reconcile.completion import is_missing, was_missing
 from modelchain.reconcile.look import Look
 from modelchain.reconcile.observation import StoreTrouble
+from modelchain.reconcile.retry import DISRUPTIONS_EXHAUSTED
 from modelchain.reconcile.stall import STALLED
 from modelchain.status import (
     MAX_CONDITION_MESSAGE,
@@ -48,6 +49,7 @@ def conditions(
         (ConditionType.FAILED, *_failed(looks, phase)),
         (ConditionType.STALLED, *_stalled(looks)),
         (ConditionType.ARTIFACTS_MISSING, *_artifacts_missing(looks)),
+        (ConditionType.DISRUPTED, *_disrupted(looks)),
     )
     said = tuple(_still_missing(previous, looks, entry) for entry in said)
     return tuple(_said(previous, *entry, generation=generation, now=now) for entry in said)
@@ -157,6 +159,16 @@ def _stalled(looks: Sequence[Look]) -> tuple[bool, str, str]:
             continue  # the next attempt has given a sign of life
         return True, "NoProgress", f"stage {status.name}, attempt {ended.attempt}: {ended.message}"
     return False, "NotStalled", ""
+
+
+def _disrupted(looks: Sequence[Look]) -> tuple[bool, str, str]:
+    """Whether a stage was given up because its attempts never last: something outside of it has to be mended."""
+    for look in looks:
+        status = look.status
+        if status.phase is StagePhase.FAILED and status.reason == DISRUPTIONS_EXHAUSTED:
+            text = f"stage {status.name}: {status.message}. Find out what ends its pods, then edit the chain"
+            return True, DISRUPTIONS_EXHAUSTED, text
+    return False, "NotDisrupted", ""
 
 
 def _still_missing(

@@ -89,6 +89,7 @@ class Observation:
     status: ChainStatus | None = None  # the last one written; None: never, or lost
     generation: int | None = None  # of the spec; a higher one than the status's asks a failed chain again
     jobs: tuple[Job, ...] = ()  # every job of this chain, of whatever stage, attempt and digest
+    made: frozenset[tuple[str, int]] = frozenset()  # stage, attempt: jobs that this very observer has made
     store: Mapping[str, StageFacts] = field(
         default_factory=dict
     )  # by stage; a stage not looked at is missing

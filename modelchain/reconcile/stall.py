@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from modelchain.reconcile.look import Look
 from modelchain.reconcile.observation import Job, JobPhase
-from modelchain.reconcile.retry import end_attempt
+from modelchain.reconcile.retry import End, end_attempt
 from modelchain.status import StageStatus
 
 STALLED = "Stalled"
@@ -19,7 +19,7 @@ def end_stalled(look: Look) -> StageStatus:
         return look.status
     seconds = look.stage.retry.stall_seconds
     text = f"no progress for {seconds} s (retry.stallSeconds): ended, to go on from the latest checkpoint"
-    return end_attempt(look, STALLED, text, counted=True)
+    return end_attempt(look, STALLED, text, End.FAILURE)
 
 
 def end_overdue(look: Look) -> StageStatus:
@@ -28,7 +28,7 @@ def end_overdue(look: Look) -> StageStatus:
     if deadline is None or look.now < deadline:
         return look.status
     text = f"the job ran longer than {look.stage.job.timeout_seconds} s (job.timeoutSeconds)"
-    return end_attempt(look, "TimedOut", text, counted=True)
+    return end_attempt(look, "TimedOut", text, End.FAILURE)
 
 
 def stall_deadline(look: Look) -> float | None:

@@ -75,6 +75,7 @@ class ChainMemory:
 
     uid: str
     jobs: JobMemory = field(default_factory=JobMemory)
+    made: set[tuple[str, int]] = field(default_factory=set)  # stage, attempt: jobs that we have made
     refusal: CreateRefusal | None = None
     told: dict[str, Told] = field(default_factory=dict)  # by name of the job
     written_at: float = float("-inf")  # monotonic seconds
@@ -118,6 +119,7 @@ def observe(
         status=status_of(view.body),
         generation=view.generation,
         jobs=_with_progress(jobs, seen),
+        made=frozenset(memory.made),
         store=seen.facts,
         store_readable_since=seen.readable_since,
         backend_trouble=_backend_trouble(view, accepted, memory, frozenset(not_served)),

@@ -354,6 +354,8 @@ class Reconciler:
                     )
                     return
                 logger.info("%s: stage %s: attempt %d starts", key, action.stage, action.attempt)
+                memory.made = {one for one in memory.made if one[0] != action.stage}
+                memory.made.add((action.stage, action.attempt))
                 for kind, item in made:
                     self._cache.show(kind, item)
             case StopJob():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from modelchain.reconcile.observation import Job, JobPhase
 from modelchain.status import cut
@@ -17,6 +18,7 @@ from modelchain_operator.kubernetes_api import Object
 
 FORGET_SECONDS = 900.0  # a job not seen for so long does not come back
 UNTOUCHED_SECONDS = 60.0  # a job without pods or status for so long has nobody who cares for it
+_OWN_CONTROLLERS = ("", "kubernetes.io/job-controller", "kubeflow.org/training-operator")
 _PLACE_LABELS = (
     "training.kubeflow.org/replica-type",
     "training.kubeflow.org/replica-index",
@@ -87,6 +89,18 @@ def wanted_pods(job: Object) -> int:
     return int(spec.get("completions") or 1)
 
 
+def runs_elsewhere(job: Object) -> bool:
+    """Whether somebody else than this cluster's own controllers runs the job: there are no pods of it here then.
+
+    So does the manager cluster of Kueue's MultiKueue. https://kueue.sigs.k8s.io/docs/concepts/multikueue/
+    """
+    return _managed_by(job) not in _OWN_CONTROLLERS
+
+
+def _managed_by(job: Object) -> str:
+    return str(_policy(job).get("managedBy") or "")
+
+
 def _observe(job: Object, tree: JobTree, history: JobHistory, now: float) -> Job:
     pods: Sequence[Object] = tree.pods
     failed = _condition(job, "Failed")
@@ -116,7 +130,7 @@ def _observe(job: Object, tree: JobTree, history: JobHistory, now: float) -> Job
             code, reason = cause.exit_code, "Disrupted" if disrupted else cause.reason
             message = (loss or _first_disruption(history)) if disrupted else cause.message
         elif failed:
-            disrupted, reason, message = _failed_without_pods(job, loss)
+            disrupted, reason, message = _failed_without_pods(job, loss, history)
     elif phase is JobPhase.PENDING and not disrupted:
         reason, message = _waits(job, pods, history, now)
     if phase is JobPhase.SUCCEEDED:
@@ -159,8 +173,14 @@ def _phase(job: Object, pods: Sequence[Object], history: JobHistory, now: float,
     if any(pod_view.phase(pod) == "Failed" for pod in pods):
         return JobPhase.TERMINATING
     if history.started_at is None:
-        up = [pod for pod in pods if pod_view.is_running(pod) or pod_view.phase(pod) == "Succeeded"]
-        if len(up) < wanted_pods(job):
+        up = sum(pod_view.is_running(pod) or pod_view.phase(pod) == "Succeeded" for pod in pods)
+        if runs_elsewhere(job):
+            up = (
+                wanted_pods(job)
+                if _condition(job, "Running")
+                else int((job.get("status") or {}).get("ready") or 0)
+            )
+        if up < wanted_pods(job):
             return JobPhase.PENDING
         history.started_at = now
     return JobPhase.RUNNING
@@ -194,15 +214,20 @@ def _first_disruption(history: JobHistory) -> str:
     return min(ends, key=lambda end: end.finished_at).message if ends else ""
 
 
-def _failed_without_pods(job: Object, loss: str) -> tuple[bool, str, str]:
-    """A job says that it failed, and no pod is left that says why: one was deleted, or lost with its node."""
+def _failed_without_pods(job: Object, loss: str, history: JobHistory) -> tuple[bool, str, str]:
+    """A job says that it failed, and no pod is left that says why. If its pods were seen, they were deleted or lost
+    with their node. Otherwise they may have been anywhere, as on a cluster that Kueue has sent them to, and the
+    trainer's failure.json is what may tell: without it, a failure it is.
+    """
     told = pod_view.condition(job, "Failed") or {}
     text = f"{job['metadata']['name']}: {told.get('message') or 'failed'}"
     if told.get("reason") == "DeadlineExceeded":
         return False, "TimedOut", cut(text)
     if told.get("reason") == "PodFailurePolicy":  # not ours: an admission policy's; it names the exit code
         return False, "TrainerFailed", cut(text)
-    return True, "Disrupted", cut(loss or f"{text} (no failed pod is left: deleted, or lost with its node)")
+    if loss or history.pods:
+        return True, "Disrupted", cut(loss or f"{text} (no pod is left: deleted, or lost with its node)")
+    return False, "JobFailed", cut(f"{text} (none of its pods was ever seen here, which could say why)")
 
 
 def _waits(job: Object, pods: Sequence[Object], history: JobHistory, now: float) -> tuple[str, str]:
@@ -210,6 +235,11 @@ def _waits(job: Object, pods: Sequence[Object], history: JobHistory, now: float)
     if reason:
         return reason, message
     wanted = wanted_pods(job)
+    if runs_elsewhere(job):
+        return (
+            "",
+            f"{job['metadata']['name']} has not started on the cluster that {_managed_by(job)} has chosen",
+        )
     if not pods and not (job.get("status") or {}) and now - history.first_seen >= UNTOUCHED_SECONDS:
         if job.get("kind") == PYTORCHJOB.kind:
             return "NoController", (
@@ -254,9 +284,12 @@ def _blocked(pods: Sequence[Object], now: float) -> str | None:
 
 
 def _suspended(job: Object) -> bool:
+    return bool(_policy(job).get("suspend"))
+
+
+def _policy(job: Object) -> Mapping[str, Any]:
     spec = job.get("spec") or {}
-    policy = spec.get("runPolicy") or {} if job.get("kind") == PYTORCHJOB.kind else spec
-    return bool(policy.get("suspend"))
+    return (spec.get("runPolicy") or {}) if job.get("kind") == PYTORCHJOB.kind else spec
 
 
 def _condition(job: Object, *kinds: str) -> bool:

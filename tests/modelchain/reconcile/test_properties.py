@@ -27,9 +27,15 @@ from tests.modelchain.reconcile.chains import NOW, chain, manifest
 
 NAMES = ("a", "b", "c", "d")
 LIMIT = 2
+DISRUPTION_LIMIT = 3
 STALL_SECONDS = 300
 MAX_PASSES = 400  # far more than any quiet world needs
-RETRY = {"limit": LIMIT, "backoffSeconds": 20, "stallSeconds": STALL_SECONDS}
+RETRY = {
+    "limit": LIMIT,
+    "disruptionLimit": DISRUPTION_LIMIT,
+    "backoffSeconds": 20,
+    "stallSeconds": STALL_SECONDS,
+}
 
 
 @dataclass(frozen=True)
@@ -224,6 +230,7 @@ class World(RuleBasedStateMachine):
                 else:  # the stage was edited: should it be edited back, only the store remembers
                     self.finished_digests.discard(then.digest)
             assert now.failures <= LIMIT + 1
+            assert now.disruptions <= DISRUPTION_LIMIT + 1
 
     def carry_out(self, action: Action) -> None:
         if isinstance(action, StartJob):
@@ -254,8 +261,8 @@ class World(RuleBasedStateMachine):
             "nothing beside missing artifacts"
         )
         self.starts[stage.name, stage.digest, self.generation] += 1
-        allowed = LIMIT + 1 + self.excuses[stage.name]
-        assert self.starts[stage.name, stage.digest, self.generation] <= allowed, "retries are bounded"
+        starts = self.starts[stage.name, stage.digest, self.generation]
+        assert starts <= LIMIT + 1 + self.excuses[stage.name], "retries are bounded"
         for other in (stage.predecessor, stage.teacher):
             if other is None:
                 continue
@@ -438,7 +445,12 @@ class World(RuleBasedStateMachine):
         else:
             assert self.status.phase is ChainPhase.FAILED
             assert any(
-                stage.last_ended is not None and (stage.failures > LIMIT or stage.last_ended.exit_code == 65)
+                stage.last_ended is not None
+                and (
+                    stage.failures > LIMIT
+                    or stage.disruptions > DISRUPTION_LIMIT
+                    or stage.last_ended.exit_code == 65
+                )
                 for stage in self.status.stages
             ), "a chain only fails for a reason"
 

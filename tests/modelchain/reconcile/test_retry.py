@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import pairwise
+
 import pytest
 
 from modelchain.artifacts import Failure
@@ -11,7 +14,8 @@ from modelchain.reconcile.observation import Job, JobPhase, StageFacts, StoreTro
 from modelchain.reconcile.retry import COMMIT_SECONDS, MAX_BACKOFF_SECONDS, backoff_seconds
 from modelchain.resolved import ResolvedRetry
 from modelchain.status import ChainPhase, ConditionType, StagePhase
-from tests.modelchain.reconcile.chains import NOW, Play, chain, job
+from modelchain.times import from_rfc3339, rfc3339
+from tests.modelchain.reconcile.chains import NOW, Play, chain, job, progress
 
 ONE = (("tiny", None),)
 
@@ -110,7 +114,7 @@ def test_a_job_that_lost_a_pod_is_ended_whole_before_the_next_attempt() -> None:
     lost = job(play.stage("tiny"), disrupted=True, message="node-3 was lost", started_at=seen.started_at)
     assert play.look(lost).actions == (StopJob(lost, "Disrupted"),)
     assert play.look(job(play.stage("tiny"), phase=JobPhase.TERMINATING)).actions == ()
-    assert play.look().actions == (StartJob("tiny", 2),)
+    assert play.look(after=1).actions == (StartJob("tiny", 2),)
 
 
 def test_a_job_that_a_queue_preempts_stays_the_same_attempt() -> None:
@@ -126,7 +130,8 @@ def test_a_job_deleted_by_hand_comes_back_under_a_new_number() -> None:
     play = Play(chain(ONE))
     running(play)
     assert play.look(job(play.stage("tiny"), phase=JobPhase.TERMINATING)).actions == ()
-    assert play.look().actions == (StartJob("tiny", 2),)
+    assert play.look().actions == ()
+    assert play.look(after=1).actions == (StartJob("tiny", 2),)
     assert play["tiny"].failures == 0
 
 
@@ -147,7 +152,88 @@ def test_failure_json_of_an_earlier_attempt_says_nothing_of_this_one() -> None:
     old = StageFacts(
         failure=Failure(exit_code=66, reason="NotFound", message="no shard 7"), failure_attempt=0
     )
-    assert play.look(tiny=old).actions == (StartJob("tiny", 2),)
+    play.look(tiny=old)
+    assert play.look(after=1).actions == (StartJob("tiny", 2),)
+
+
+def disrupted(play: Play, attempt: int) -> Job:
+    """The attempt was evicted."""
+    return failed(play, 143, attempt, disrupted=True, message="evicted")
+
+
+def vanished(play: Play, attempt: int) -> None:
+    """Its job was deleted."""
+
+
+def beaten(play: Play, attempt: int) -> Job:
+    """Somebody else was quicker to take the stage's lease."""
+    return failed(play, int(ExitCode.HELD), attempt)
+
+
+@pytest.mark.parametrize("end", [disrupted, vanished, beaten])
+def test_ends_that_are_no_failures_do_not_spin_either(end: Callable[[Play, int], Job | None]) -> None:
+    play = Play(chain(ONE, retry={"limit": 0}))
+    waits = []
+    for attempt in range(1, 13):
+        running(play, attempt)
+        seen = end(play, attempt)
+        play.look(*([seen] if seen else []))
+        due = play["tiny"].retry_at
+        assert due is not None, "every end waits"
+        waits.append(from_rfc3339(due) - play.now)
+    assert waits == sorted(waits)
+    assert waits[-1] == MAX_BACKOFF_SECONDS
+    assert all(
+        later in (2 * wait, wait, MAX_BACKOFF_SECONDS) or wait == 10 for wait, later in pairwise(waits)
+    )
+    assert play["tiny"].failures == 0
+
+
+@pytest.mark.parametrize("end", [disrupted, vanished, beaten])
+def test_disruptions_without_progress_come_to_an_end_of_their_own(
+    end: Callable[[Play, int], Job | None],
+) -> None:
+    play = Play(chain(ONE, retry={"limit": 0, "disruptionLimit": 3}))
+    for attempt in range(1, 5):
+        running(play, attempt)
+        seen = end(play, attempt)
+        play.look(*([seen] if seen else []))
+    assert play.status is not None
+    assert (play.status.phase, play["tiny"].reason) == (ChainPhase.FAILED, "DisruptionsExhausted")
+    assert play.status.is_true(ConditionType.DISRUPTED)
+    assert "retry.disruptionLimit is 3" in play.status.message
+    assert play.look(after=10_000).actions == ()
+    play.generation += 1
+    assert play.look(after=1).actions == (StartJob("tiny", 5),), "an edit asks again"
+    assert not play.status.is_true(ConditionType.DISRUPTED)
+
+
+def test_a_new_checkpoint_makes_the_budget_of_disruptions_whole_again() -> None:
+    play = Play(chain(ONE, retry={"disruptionLimit": 1}))
+    for attempt in range(1, 9):
+        seen = running(play, attempt)
+        going = progress(attempt, checkpoint_step=attempt)
+        play.look(seen, tiny=StageFacts(progress=going, progress_attempt=attempt))
+        play.look(disrupted(play, attempt), tiny=StageFacts())
+        assert (play["tiny"].disruptions, play["tiny"].phase) == (1, StagePhase.PENDING)
+        assert play["tiny"].retry_at == rfc3339(play.now + 1)
+
+
+def test_a_job_that_is_gone_before_anybody_has_seen_it_is_not_made_again_and_again() -> None:
+    play = Play(chain(ONE))
+    assert play.look().actions == (StartJob("tiny", 1),)
+    assert play.look().actions == (StartJob("tiny", 1),), "it may never have been made"
+    play.more = {"made": frozenset({("tiny", 1)})}
+    assert play.look().actions == ()
+    assert (play["tiny"].disruptions, play["tiny"].retry_at) == (1, rfc3339(play.now + 1))
+
+
+def test_failure_json_says_how_a_job_ended_whose_pods_nobody_saw() -> None:
+    play = Play(chain(ONE))
+    running(play)
+    said = Failure(exit_code=65, reason="DataError", message="shard 7 is broken")
+    play.look(failed(play, None, reason="JobFailed"), tiny=StageFacts(failure=said, failure_attempt=1))
+    assert (play["tiny"].phase, play["tiny"].reason) == (StagePhase.FAILED, "DataError")
 
 
 def test_losing_the_race_for_a_lease_does_not_count_and_is_not_repeated_at_once() -> None:

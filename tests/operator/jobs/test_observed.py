@@ -37,11 +37,11 @@ def metadata(name: str, owner: Object, **more: Any) -> Object:
     }
 
 
-OF_CHAIN = {
+OF_CHAIN: Object = {
     "apiVersion": "modelchain.dev/v1alpha1", "kind": "ModelChain", "name": CHAIN.name, "uid": CHAIN.uid,
     "controller": True,
 }  # fmt: skip
-OF_JOB = {
+OF_JOB: Object = {
     "apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "name": JOB, "uid": JOB, "controller": True,
 }  # fmt: skip
 
@@ -161,7 +161,7 @@ UNREACHABLE = pod(1, deletionTimestamp=LONG_AGO)
             [{**pod(0, "Failed"), "status": {"phase": "Failed", "reason": "Evicted",
                                            "message": 'Usage of EmptyDir volume "tmp" exceeds the limit "1Gi".'}}],
             P.FAILED, "StorageLimitExceeded", None, False, id="own-storage-limit"),
-        pytest.param(job("Failed"), [], P.FAILED, "Disrupted", None, True, id="failed-pod-gone"),
+        pytest.param(job("Failed"), [], P.FAILED, "JobFailed", None, False, id="failed-pods-never-seen"),
         pytest.param(
             job("Failed", reason="DeadlineExceeded"), [], P.FAILED, "TimedOut", None, False, id="deadline"),
         pytest.param(
@@ -192,8 +192,8 @@ def test_a_node_that_does_not_answer_holds_its_pod() -> None:
     assert look([job("Failed")], [failed(0, 1), recent]).blocked_by_node is None
 
 
-OTHER = {"namespace": "other"}
-HUGE = {"labels": {"modelchain.dev/attempt": str(2**63 - 1)}}
+OTHER: Object = {"namespace": "other"}
+HUGE: Object = {"labels": {"modelchain.dev/attempt": str(2**63 - 1)}}
 
 
 @pytest.mark.parametrize(
@@ -367,8 +367,8 @@ ENDED = [failed(0, 65, message=DATA), failed(1, 143, at=9)]
             [taken(0, "EvictionByEvictionAPI"), pod(1, deletionTimestamp=GRACE)], P.TERMINATING, "Disrupted", 143, True,
             id="evicted"),
         pytest.param(
-            indexed("FailureTarget", "Failed", reason="BackoffLimitExceeded"), [], P.FAILED, "Disrupted", None, True,
-            id="failed-pods-gone"),
+            indexed("FailureTarget", "Failed", reason="BackoffLimitExceeded"), [], P.FAILED, "JobFailed", None, False,
+            id="failed-pods-never-seen"),
         pytest.param(
             indexed("FailureTarget", "Failed", reason="PodFailurePolicy"), [], P.FAILED, "TrainerFailed", None, False,
             id="policy-of-a-stranger"),
@@ -383,6 +383,36 @@ def test_an_indexed_job_is_seen_as(
 ) -> None:
     seen = look([seen_job], pods)
     assert (seen.phase, seen.reason, seen.exit_code, seen.disrupted) == (phase, reason, code, disrupted)
+
+
+def test_a_job_whose_pods_were_seen_and_are_gone_was_disrupted() -> None:
+    memory = JobMemory()
+    look([job("Running")], BOTH, memory)
+    seen = look([job("Failed")], [], memory)
+    assert (seen.phase, seen.reason, seen.disrupted) == (P.FAILED, "Disrupted", True)
+
+
+ELSEWHERE = "kueue.x-k8s.io/multikueue"
+
+
+def sent_away(kind: Callable[..., Object], *conditions: str, ready: int = 0) -> Object:
+    """A job on Kueue's manager cluster: its pods are on another, and only its status is told."""
+    sent = kind(*conditions)
+    (sent["spec"].get("runPolicy") or sent["spec"])["managedBy"] = ELSEWHERE
+    if kind is indexed:
+        sent["status"]["ready"] = ready
+    return sent
+
+
+@pytest.mark.parametrize("kind", [job, indexed], ids=["pytorchjob", "indexed-job"])
+def test_a_job_that_runs_on_another_cluster_is_seen_by_its_status_alone(kind: Callable[..., Object]) -> None:
+    memory = JobMemory()
+    seen = look([sent_away(kind)], [], memory)
+    assert (seen.phase, ELSEWHERE in seen.message) == (P.PENDING, True)
+    seen = look([sent_away(kind, "Running", ready=2)], [], memory, NOW + 5)
+    assert (seen.phase, seen.started_at, seen.disrupted) == (P.RUNNING, NOW + 5, False)
+    seen = look([sent_away(kind, "Failed")], [], memory)
+    assert (seen.phase, seen.reason, seen.disrupted) == (P.FAILED, "JobFailed", False)
 
 
 # ---- queues
