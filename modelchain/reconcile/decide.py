@@ -64,7 +64,8 @@ def decide(chain: ResolvedChain, observed: Observation, now: float) -> Decision:
         }
     )
     actions: tuple[Action, ...] = (*stops, *starts.actions)
-    return Decision(status=status, actions=actions, wake_at=_wake_at(in_order))
+    reads = tuple(look.stage.name for look in in_order if stall.awaits_read(look) or retry.awaits_read(look))
+    return Decision(status=status, actions=actions, reads=reads, wake_at=_wake_at(in_order))
 
 
 def _first_look(chain: ResolvedChain, stage: ResolvedStage, observed: Observation, now: float) -> Look:

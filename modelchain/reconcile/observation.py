@@ -93,6 +93,9 @@ class Observation:
     store: Mapping[str, StageFacts] = field(
         default_factory=dict
     )  # by stage; a stage not looked at is missing
+    store_read_at: Mapping[str, float] = field(
+        default_factory=dict
+    )  # by stage: when the read began that showed its facts, by the observer's clock
     store_readable_since: float = 0.0  # the store has answered without a gap since, by the observer's clock
     backend_trouble: str = (
         ""  # why no job can be made now (an API that is not installed, a quota), and what to do

@@ -154,6 +154,12 @@ def commit_deadline(look: Look) -> float | None:
     return max(job.ended_at, look.observed.store_readable_since) + COMMIT_SECONDS
 
 
+def awaits_read(look: Look) -> bool:
+    """Whether only a fresh read of the store tells if a job that has succeeded has left its manifest."""
+    deadline = commit_deadline(look)
+    return look.readable and deadline is not None and look.now >= deadline and not look.read_since(deadline)
+
+
 def _failed(look: Look, job: Job) -> StageStatus:
     code, reason, text = job.exit_code, job.reason, job.message
     said = _said_failure(look) if code is None else None
@@ -195,7 +201,7 @@ def _said_failure(look: Look) -> Failure | None:
 
 def _succeeded_without_manifest(look: Look, job: Job) -> StageStatus:
     deadline = commit_deadline(look)
-    if not look.readable or deadline is None or look.now < deadline:
+    if deadline is None or look.now < deadline or not look.read_since(deadline):
         return look.status
     text = (
         f"{job.name} ended with exit code 0 but {look.stage.folder}/manifest.json is not there: "

@@ -11,11 +11,12 @@ STALLED = "Stalled"
 
 
 def end_stalled(look: Look) -> StageStatus:
-    """End the attempt if nothing of progress.json has changed for `retry.stallSeconds`, by the observer's
-    clock.
+    """End the attempt if nothing of progress.json has changed for `retry.stallSeconds`, by the observer's clock, and
+    a read of the store that began after that has shown it. An old read is no proof: with many chains the store is
+    read less often than a trainer writes.
     """
     deadline = stall_deadline(look)
-    if deadline is None or look.now < deadline:
+    if deadline is None or look.now < deadline or not look.read_since(deadline):
         return look.status
     seconds = look.stage.retry.stall_seconds
     text = f"no progress for {seconds} s (retry.stallSeconds): ended, to go on from the latest checkpoint"
@@ -29,6 +30,12 @@ def end_overdue(look: Look) -> StageStatus:
         return look.status
     text = f"the job ran longer than {look.stage.job.timeout_seconds} s (job.timeoutSeconds)"
     return end_attempt(look, "TimedOut", text, End.FAILURE)
+
+
+def awaits_read(look: Look) -> bool:
+    """Whether only a fresh read of the store tells if the attempt is hung."""
+    deadline = stall_deadline(look)
+    return deadline is not None and look.now >= deadline and not look.read_since(deadline)
 
 
 def stall_deadline(look: Look) -> float | None:

@@ -121,6 +121,7 @@ def observe(
         jobs=_with_progress(jobs, seen),
         made=frozenset(memory.made),
         store=seen.facts,
+        store_read_at=seen.read_at,
         store_readable_since=seen.readable_since,
         backend_trouble=_backend_trouble(view, accepted, memory, frozenset(not_served)),
         retrain_missing=annotations.get(labels.RETRAIN_MISSING_ANNOTATION) == "true",

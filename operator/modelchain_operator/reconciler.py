@@ -201,7 +201,10 @@ class Reconciler:
         await self._ask_why_jobs_wait(key, view, observed, memory)
         if self._look_again_at_ended(key, observed, memory):
             return None
-        return decide(accepted.chain, observed, now)
+        decision = decide(accepted.chain, observed, now)
+        for stage in decision.reads:  # there is another pass when it was read
+            self._stores.look_again(key, stage)
+        return decision
 
     async def _ask_why_jobs_wait(
         self, key: Key, view: View, observed: Observation, memory: ChainMemory

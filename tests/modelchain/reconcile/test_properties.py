@@ -127,6 +127,7 @@ class World(RuleBasedStateMachine):
             generation=self.generation,
             jobs=tuple(self.jobs.values()),
             store=store,
+            store_read_at=dict.fromkeys(store, self.now),
             store_readable_since=self.store_readable_since,
             max_parallel_jobs=self.limit,
         )

@@ -256,6 +256,18 @@ def test_success_without_a_manifest_counts_as_failure_but_not_before_the_store_h
     assert (play["tiny"].failures, play["tiny"].last_ended.reason) == (1, "ManifestMissing")
 
 
+def test_success_is_not_doubted_on_a_read_of_the_store_from_before_the_manifest_had_to_be_there() -> None:
+    play = Play(chain(ONE))
+    running(play)
+    done = job(play.stage("tiny"), phase=JobPhase.SUCCEEDED, exit_code=0, ended_at=play.now)
+    play.more = {"store_read_at": {"tiny": play.now + COMMIT_SECONDS - 1}}
+    assert play.look(done, after=3600).reads == ("tiny",)
+    assert play["tiny"].failures == 0
+    play.more = {}
+    play.look(done)
+    assert play["tiny"].failures == 1
+
+
 def test_success_is_not_doubted_while_the_store_cannot_be_read() -> None:
     play = Play(chain(ONE))
     running(play)

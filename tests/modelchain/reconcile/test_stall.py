@@ -71,6 +71,19 @@ def test_time_without_a_readable_store_does_not_count() -> None:
     assert play.look(first, after=1).actions == (StopJob(first, "Stalled"),)
 
 
+def test_no_job_is_taken_for_hung_on_a_read_of_the_store_from_before_its_time_was_up() -> None:
+    play, first = started()
+    play.more = {"store_read_at": {"tiny": NOW + 99}}
+    decision = play.look(first, after=5000)
+    assert (decision.actions, decision.reads) == ((), ("tiny",)), "the store is read first"
+    play.more = {"store_read_at": {"tiny": NOW + 5001}}
+    moving = job(play.stage("tiny"), started_at=NOW, progress_changed_at=NOW + 5001)
+    decision = play.look(moving, after=2)
+    assert (decision.actions, decision.reads) == ((), ()), "it was alive all the time"
+    play.more = {"store_read_at": {"tiny": NOW + 5101}}
+    assert play.look(moving, after=99).actions == (StopJob(moving, "Stalled"),)
+
+
 def test_a_job_over_its_time_is_ended_and_counts() -> None:
     play, _ = started(timeout=300, stall=10**6)
     busy = job(play.stage("tiny"), started_at=NOW)
