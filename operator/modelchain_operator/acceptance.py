@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from dataclasses import dataclass
 
@@ -12,6 +13,8 @@ from modelchain.resolved import ResolvedChain
 from modelchain.spec import JobBackend, JobSpec, ModelChain, StoreSpec
 from modelchain.validation import check_object
 from modelchain_operator.kubernetes_api import Object
+
+logger = logging.getLogger(__name__)
 
 REMEMBERED = 512  # chains whose acceptance is kept, of 36 KiB; that of another takes a millisecond
 
@@ -39,7 +42,20 @@ class Refused:
 
 
 def accept(body: Object, *, default_image: str | None) -> Accepted | Refused:
-    """Judge a chain as the API server sent it. `default_image` is the trainer's where the chain names none."""
+    """Judge a chain as the API server sent it. `default_image` is the trainer's where the chain names none.
+
+    Whatever a chain holds, there is an answer: a defect of ours is one too, and stays with the chain that shows it.
+    """
+    try:
+        return _accept(body, default_image)
+    except Exception as error:
+        metadata = body["metadata"]
+        logger.exception("chain %s/%s can't be judged", metadata.get("namespace"), metadata.get("name"))
+        text = f"the operator fails to read this chain ({type(error).__name__}), which is a defect of it"
+        return Refused((f"{text}; please report it with the chain and the operator's log",))
+
+
+def _accept(body: Object, default_image: str | None) -> Accepted | Refused:
     document = {name: body.get(name) for name in ("apiVersion", "kind", "metadata", "spec")}
     checked = check_object("", document)
     problems = [_text(problem.path, problem.message, problem.remedy) for problem in checked.problems]

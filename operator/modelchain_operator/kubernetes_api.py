@@ -17,6 +17,7 @@ from lightkube.core.exceptions import ConfigError
 from modelchain.errors import ConfigurationError
 from modelchain_operator import labels
 from modelchain_operator.connection import UNREACHABLE, Answer, Connection
+from modelchain_operator.json_reader import shallow
 from modelchain_operator.kinds import CHAIN, CONFIG_MAP, EVENT, POD, SECRET, Kind
 
 Object: TypeAlias = dict[str, Any]  # a Kubernetes object as the API sends it
@@ -107,8 +108,8 @@ class KubernetesApi:
     # ---- chains
 
     async def get_chain(self, namespace: str, name: str) -> Object | None:
-        """The chain as it is now; None if it is gone."""
-        return await self._find(CHAIN, namespace, name)
+        """The chain as it is now, no deeper than can be handled; None if it is gone."""
+        return shallow(await self._find(CHAIN, namespace, name))
 
     async def list_versions(self, kind: Kind, namespace: str | None) -> list[ObjectVersion]:
         """Which objects there are (jobs and pods: of chains), in which state, and nothing else of them. Raises
@@ -142,7 +143,7 @@ class KubernetesApi:
         answer = await self._send("PUT", path, what, body=body)
         if answer is None:
             raise Conflict(f"{what}: it is gone", status=404, reason="NotFound")
-        return answer
+        return shallow(answer)
 
     # ---- jobs and pods
 

@@ -95,3 +95,37 @@ def test_a_generation_is_judged_once() -> None:
     assert acceptance.judge(edited) is not first
     acceptance.forget(BODY)
     assert acceptance.judge(BODY) is not first
+
+
+def nested(levels: int) -> Object:
+    value: Object = {}
+    for _ in range(levels):
+        value = {"a": value}
+    return value
+
+
+@pytest.mark.parametrize("levels", [70, 900, 5000])
+def test_a_chain_nested_too_deeply_is_refused_by_the_field_that_is(levels: int) -> None:
+    refused = accept(body(job={"podTemplate": {"spec": nested(levels)}}), default_image=None)
+    assert isinstance(refused, Refused)
+    assert "spec.job.podTemplate.spec" in refused.problems[0]
+    assert "nested more than 64 deep" in refused.problems[0]
+
+
+def test_a_chain_with_half_a_character_is_refused() -> None:
+    refused = accept(body(image="registry.example/\ud800"), default_image=None)
+    assert isinstance(refused, Refused)
+    assert "JSON" in refused.problems[0]
+
+
+def test_a_chain_that_shows_a_defect_of_the_operator_is_refused_and_not_raised(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(*_: object) -> None:
+        raise IndexError
+
+    monkeypatch.setattr("modelchain_operator.acceptance.resolve", broken)
+    refused = accept(body(), default_image=None)
+    assert isinstance(refused, Refused)
+    assert "IndexError" in refused.problems[0]
+    assert "report it" in refused.problems[0]
