@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Container, Iterable, Iterator, Set
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -157,10 +157,13 @@ class Cache:
         ]
         return stale, gone
 
-    def uids(self, kind: Kind) -> set[str]:
-        """The jobs or pods known now: to be taken before a listing begins, for `drop_absent`."""
+    def uids(self, kind: Kind) -> dict[str, str]:
+        """The jobs or pods known now, and their namespaces: to be taken before a listing begins, for `drop_absent`."""
         return {
-            uid for belongings in self._belongings.values() for of, uid in belongings.objects if of == kind
+            uid: owner.namespace
+            for owner, belongings in self._belongings.items()
+            for of, uid in belongings.objects
+            if of == kind
         }
 
     def stale_owners(self, kind: Kind, listed: Iterable[ObjectVersion]) -> set[tuple[str, str]]:
@@ -169,7 +172,7 @@ class Cache:
             (one.namespace, one.chain_uid) for one in listed if one.chain_uid and self._is_stale(kind, one)
         }
 
-    def drop_absent(self, kind: Kind, listed: Set[str], before: Set[str]) -> set[Key]:
+    def drop_absent(self, kind: Kind, listed: Set[str], before: Container[str]) -> set[Key]:
         """Forget the jobs or pods that a listing does not show; those that are not in `before` came while it was under
         way, and stay. Returns the chains for which that is news.
         """

@@ -131,6 +131,14 @@ class KubernetesApi:
                 )
         return found
 
+    async def try_watch(self, kind: Kind, namespace: str | None) -> None:
+        """Ask whether a kind may be watched there. Raises Forbidden if not, NotServed; takes a second."""
+        nothing = {"fieldSelector": "metadata.name=-"}
+        query = {**nothing, "watch": "true", "timeoutSeconds": "1"}
+        what = f"watch {kind.plural}" + (f" in {namespace}" if namespace else "")
+        if not await self._send("GET", _path(kind, namespace), what, query=query, read=False):
+            raise await self._absent(kind, what, namespace)
+
     async def write_status(self, chain: Object, status: Object) -> Object:
         """Replace the chain's status, if nothing of the chain was changed since it was read.
 
@@ -265,8 +273,9 @@ class KubernetesApi:
         body: Object | None = None,
         query: Mapping[str, str] | None = None,
         accept: str = "application/json",
+        read: bool = True,
     ) -> Object | None:
-        """One request; None for 404."""
+        """One request; None for 404. Without `read`, the answer is only looked at for its status."""
         content = None if body is None else json.dumps(body, separators=(",", ":")).encode()
         headers = {"Accept": accept}
         if content is not None:
@@ -281,7 +290,7 @@ class KubernetesApi:
             return None
         if answer.status >= 400:
             raise _error(what, answer)
-        return answer.json()
+        return answer.json() if read else {"status": answer.status}
 
 
 def _path(kind: Kind, namespace: str | None, name: str | None = None, subresource: str | None = None) -> str:
