@@ -455,6 +455,23 @@ class BaselineSpec(Block):
     ] = None
 
 
+class SchedulingPolicySpec(Block):
+    """As runPolicy.schedulingPolicy of a PyTorchJob: for clusters whose training operator schedules in gangs."""
+
+    queue: Annotated[ShortText | None, Field(description="Queue of the PodGroup (Volcano).")] = None
+    priority_class: Annotated[
+        ObjectName | None, Field(description="PriorityClass of the PodGroup (Volcano).")
+    ] = None
+    min_available: Annotated[
+        Annotated[int, Field(ge=1, le=4096)] | None,
+        Field(description="Pods that are scheduled together or not at all. Default: all of the job."),
+    ] = None
+    schedule_timeout_seconds: Annotated[
+        Annotated[int, Field(ge=1, le=10**7)] | None,
+        Field(description="How long the gang may wait to be scheduled (scheduler-plugins)."),
+    ] = None
+
+
 class JobSpec(Block):
     backend: Annotated[
         JobBackend | None,
@@ -489,8 +506,22 @@ class JobSpec(Block):
         ObjectName | None, Field(description="Kueue LocalQueue: written as label kueue.x-k8s.io/queue-name.")
     ] = None
     priority_class_name: Annotated[ObjectName | None, Field(description="PriorityClass of the pods.")] = None
+    scheduling_policy: Annotated[
+        SchedulingPolicySpec | None,
+        Field(
+            description="Gang scheduling of a PyTorchJob: pods start together or not at all. The training operator has "
+            "to be told which scheduler does it (--gang-scheduler-name)."
+        ),
+    ] = None
     service_account_name: Annotated[
         ObjectName | None, Field(description="ServiceAccount of the pods (IRSA, workload identity).")
+    ] = None
+    start_deadline_seconds: Annotated[
+        Annotated[int, Field(ge=1, le=10**7)] | None,
+        Field(
+            description="A job whose pods do not all run this long after it was made, or its queue let it go, is ended. "
+            "That counts as failed only if all of its pods had a node. Default: none."
+        ),
     ] = None
     timeout_seconds: Annotated[
         Seconds | None,

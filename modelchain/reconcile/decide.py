@@ -31,6 +31,7 @@ POLICIES: tuple[Callable[[Look], StageStatus], ...] = (
     suspend.end_suspended,
     stall.end_stalled,
     stall.end_overdue,
+    stall.end_unstarted,
     summary.show_job,
 )
 
@@ -109,6 +110,7 @@ def _wake_at(looks: tuple[Look, ...]) -> float | None:
                 retry.commit_deadline(look),
                 stall.stall_deadline(look),
                 stall.time_limit(look),
+                stall.start_deadline(look),
             )
             if time is not None
         )

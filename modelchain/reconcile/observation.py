@@ -40,6 +40,10 @@ class Job:
     reason: str = ""  # CamelCase, from the trainer or the backend
     message: str = ""
     disrupted: bool = False  # evicted, preempted, its node or a pod lost: not the stage's fault
+    unscheduled: bool = (
+        False  # some of its pods have, or at its end had, no node yet: the others waited in vain
+    )
+    pending_since: float | None = None  # it could have started since, by the observer's clock
     blocked_by_node: str | None = None  # an unreachable node that still holds a pod of it
     started_at: float | None = None  # all its processes run since, by the observer's clock
     ended_at: float | None = None  # it was seen ended at, by the observer's clock

@@ -171,6 +171,9 @@ def _failed(look: Look, job: Job) -> StageStatus:
         text = text or "somebody else trains this stage"
         return end_attempt(look, "LeaseHeld", text, End.DISRUPTION, exit_code=code, at_least=HELD_SECONDS)
     text = text or f"{job.name} ended with exit code {code if code is not None else 'unknown'}"
+    if job.unscheduled and (code is None or not is_permanent(code)):
+        waited = f"not all pods of {job.name} had a node before its first one ended: {text}"
+        return end_attempt(look, "Unschedulable", waited, End.DISRUPTION, exit_code=code)
     return end_attempt(look, reason or "TrainerFailed", text, End.FAILURE, exit_code=code)
 
 

@@ -1,4 +1,4 @@
-"""A job without a sign of life, or over its time, is ended and counts as failed."""
+"""A job that does not start, gives no sign of life or is over its time is ended."""
 
 from __future__ import annotations
 
@@ -36,6 +36,29 @@ def awaits_read(look: Look) -> bool:
     """Whether only a fresh read of the store tells if the attempt is hung."""
     deadline = stall_deadline(look)
     return deadline is not None and look.now >= deadline and not look.read_since(deadline)
+
+
+def end_unstarted(look: Look) -> StageStatus:
+    """End the attempt if its job has not started within `job.startDeadlineSeconds`: the pods that did start hold their
+    nodes for nothing. Where some had no node yet, that is the cluster's fault and not the stage's.
+    """
+    deadline, job = start_deadline(look), look.current_job
+    if deadline is None or job is None or look.now < deadline:
+        return look.status
+    text = (
+        f"not all of its pods ran within {look.stage.job.start_deadline_seconds} s (job.startDeadlineSeconds)"
+    )
+    waited = f": {job.reason + ': ' if job.reason else ''}{job.message}" if job.message else ""
+    end = End.DISRUPTION if job.unscheduled else End.FAILURE
+    return end_attempt(look, "StartDeadlineExceeded", text + waited, end)
+
+
+def start_deadline(look: Look) -> float | None:
+    """When a job that has not started is ended; None without a limit."""
+    job, limit = look.current_job, look.stage.job.start_deadline_seconds
+    if look.status.finished or job is None or job.phase is not JobPhase.PENDING:
+        return None
+    return None if limit is None or job.pending_since is None else job.pending_since + limit
 
 
 def stall_deadline(look: Look) -> float | None:

@@ -117,6 +117,15 @@ def _cluster_problems(chain: ModelChain, default_image: str | None) -> list[str]
             )
         )
     for index, stage in enumerate(spec.stages):
+        job = merged(spec.job, stage.job) or JobSpec()
+        if job.backend is JobBackend.JOB and job.scheduling_policy is not None:
+            problems.append(
+                _text(
+                    f"spec.stages[{index}].job.schedulingPolicy",
+                    "an Indexed Job has no gang scheduling of its own",
+                    "remove it, or use backend: PyTorchJob; Kueue (job.queueName) admits both kinds whole",
+                )
+            )
         if not (stage.image or spec.image or default_image):
             problems.append(
                 _text(

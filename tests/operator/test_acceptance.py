@@ -97,6 +97,13 @@ def test_a_generation_is_judged_once() -> None:
     assert acceptance.judge(BODY) is not first
 
 
+def test_gang_scheduling_is_for_the_kind_of_job_that_has_it() -> None:
+    refused = accept(body(job={"schedulingPolicy": {"queue": "teams"}}), default_image=None)
+    assert isinstance(refused, Refused)
+    (problem,) = refused.problems
+    assert problem.startswith("spec.stages[1].job.schedulingPolicy: ")
+
+
 def nested(levels: int) -> Object:
     value: Object = {}
     for _ in range(levels):

@@ -34,6 +34,8 @@ class JobHistory:
     last_seen: float
     started_at: float | None = None
     ended_at: float | None = None
+    pending_since: float | None = None  # it could have started since: a queue lets it
+    scheduled: set[str] = field(default_factory=set)  # places in the job whose pod had a node
     places: dict[str, str] = field(default_factory=dict)  # by place in the job: the uid of its first pod
     ends: dict[str, PodEnd] = field(default_factory=dict)  # by uid: pods that failed
     taken_back: set[str] = field(default_factory=set)  # uids of pods that a queue has taken back
@@ -109,12 +111,14 @@ def _observe(job: Object, tree: JobTree, history: JobHistory, now: float) -> Job
     if _suspended(job) and not over:  # its pods are deleted together, and made anew together when it goes on
         history.taken_back |= {pod_view.uid(pod) for pod in pods}
         history.places.clear()
+        history.scheduled.clear()
         history.ends.clear()
-        history.started_at = None
+        history.started_at = history.pending_since = None
     there, pods = pods, [pod for pod in pods if pod_view.uid(pod) not in history.taken_back]
     for pod in pods:
         if (end := pod_view.how_it_ended(pod)) is not None:
             history.ends[pod_view.uid(pod)] = end
+    history.scheduled |= {_place(pod) for pod in pods if pod_view.has_node(pod)}
     alive = any(not pod_view.has_ended(pod) for pod in there)
     phase = _phase(job, pods, history, now, alive=alive)
     quiet = (
@@ -145,6 +149,12 @@ def _observe(job: Object, tree: JobTree, history: JobHistory, now: float) -> Job
         reason=reason,
         message=message,
         disrupted=disrupted,
+        # Told only of a job that was seen to wait: of pods that came and went unseen nothing is known.
+        unscheduled=history.pending_since is not None
+        and history.started_at is None
+        and len(history.scheduled) < wanted_pods(job)
+        and not runs_elsewhere(job),
+        pending_since=history.pending_since,
         blocked_by_node=_blocked(there, now),
         started_at=history.started_at,
         ended_at=history.ended_at,
@@ -181,6 +191,7 @@ def _phase(job: Object, pods: Sequence[Object], history: JobHistory, now: float,
                 else int((job.get("status") or {}).get("ready") or 0)
             )
         if up < wanted_pods(job):
+            history.pending_since = history.pending_since or now
             return JobPhase.PENDING
         history.started_at = now
     return JobPhase.RUNNING

@@ -228,6 +228,20 @@ def test_a_job_that_is_gone_before_anybody_has_seen_it_is_not_made_again_and_aga
     assert (play["tiny"].disruptions, play["tiny"].retry_at) == (1, rfc3339(play.now + 1))
 
 
+@pytest.mark.parametrize(("code", "counts"), [(1, False), (None, False), (65, True)])
+def test_an_end_before_all_pods_had_a_node_is_no_failure_unless_trying_again_cannot_help(
+    code: int | None,
+    counts: bool,
+) -> None:
+    play = Play(chain(ONE, retry={"limit": 0}))
+    running(play)
+    play.look(failed(play, code, unscheduled=True, message="the others did not come"))
+    assert (play["tiny"].failures, play["tiny"].disruptions) == ((1, 0) if counts else (0, 1))
+    ended = play["tiny"].last_ended
+    assert ended is not None
+    assert "the others did not come" in ended.message
+
+
 def test_failure_json_says_how_a_job_ended_whose_pods_nobody_saw() -> None:
     play = Play(chain(ONE))
     running(play)

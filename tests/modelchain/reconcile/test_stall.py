@@ -92,6 +92,23 @@ def test_a_job_over_its_time_is_ended_and_counts() -> None:
     assert play["tiny"].failures == 1
 
 
+@pytest.mark.parametrize("unscheduled", [True, False])
+def test_a_job_that_does_not_start_in_time_is_ended_and_counts_only_if_it_had_its_nodes(
+    unscheduled: bool,
+) -> None:
+    play = Play(chain(ONE, job={"startDeadlineSeconds": 300}))
+    play.look()
+    waiting = job(
+        play.stage("tiny"), phase=JobPhase.PENDING, pending_since=NOW, unscheduled=unscheduled,
+        reason="ImagePullBackOff", message="no such image",
+    )  # fmt: skip
+    decision = play.look(waiting, after=299)
+    assert (decision.actions, decision.wake_at) == ((), NOW + 300)
+    assert play.look(waiting, after=1).actions == (StopJob(waiting, "StartDeadlineExceeded"),)
+    assert (play["tiny"].failures, play["tiny"].disruptions) == ((0, 1) if unscheduled else (1, 0))
+    assert "ImagePullBackOff: no such image" in (play["tiny"].last_ended or waiting).message
+
+
 def test_a_stop_that_was_lost_is_asked_for_again() -> None:
     play, first = started()
     play.look(first, after=100)

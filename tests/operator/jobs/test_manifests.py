@@ -128,6 +128,13 @@ def test_a_pytorchjob_of_two_nodes() -> None:
     }
 
 
+def test_a_gang_is_asked_for_in_the_training_operators_words() -> None:
+    gang = {"queue": "teams", "priorityClass": "high", "minAvailable": 2, "scheduleTimeoutSeconds": 600}
+    stages = [{"name": "s", "model": "ViT-S-16", "job": {"schedulingPolicy": gang}}]
+    (manifest,) = BACKENDS[JobBackend.PYTORCH_JOB].build(request(stages=stages))
+    assert manifest["spec"]["runPolicy"]["schedulingPolicy"] == gang
+
+
 def secret(name: str, *, optional: bool = False) -> Object:
     reference: Object = {"name": "s3", "key": name} | ({"optional": True} if optional else {})
     return {"name": name, "valueFrom": {"secretKeyRef": reference}}

@@ -392,6 +392,34 @@ def test_a_job_whose_pods_were_seen_and_are_gone_was_disrupted() -> None:
     assert (seen.phase, seen.reason, seen.disrupted) == (P.FAILED, "Disrupted", True)
 
 
+UNSCHEDULED = pod(1, "Pending", status=condition("PodScheduled", "False", "Unschedulable"))
+del UNSCHEDULED["spec"]["nodeName"]
+LONELY = failed(0, 1, message=LOST)
+
+
+def test_a_gang_of_which_a_part_never_had_a_node_has_not_failed() -> None:
+    memory = JobMemory()
+    seen = look([job("Running")], [pod(0), UNSCHEDULED], memory)
+    assert (seen.phase, seen.unscheduled, seen.pending_since) == (P.PENDING, True, NOW)
+    seen = look([job("Failed")], [LONELY], memory, NOW + 900)  # the other is cleaned up
+    assert (seen.phase, seen.reason, seen.unscheduled) == (P.FAILED, "LostPeerError", True)
+
+
+def test_nothing_is_said_of_nodes_where_the_waiting_was_not_seen_or_is_over() -> None:
+    assert not look([job("Failed")], [LONELY], JobMemory()).unscheduled
+    memory = JobMemory()
+    look([job("Running")], [pod(0), UNSCHEDULED], memory)
+    look([job("Running")], BOTH, memory)
+    assert not look([job("Failed")], [LONELY], memory).unscheduled
+
+
+def test_what_a_queue_takes_back_waits_anew() -> None:
+    memory = JobMemory()
+    look([job("Running")], [pod(0), UNSCHEDULED], memory)
+    assert look([job(suspend=True)], [], memory).pending_since is None
+    assert look([job()], [], memory, NOW + 50).pending_since == NOW + 50
+
+
 ELSEWHERE = "kueue.x-k8s.io/multikueue"
 
 
