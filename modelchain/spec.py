@@ -519,8 +519,8 @@ class JobSpec(Block):
     start_deadline_seconds: Annotated[
         Annotated[int, Field(ge=1, le=10**7)] | None,
         Field(
-            description="A job whose pods do not all run this long after it was made, or its queue let it go, is ended. "
-            "That counts as failed only if all of its pods had a node. Default: none."
+            description="A job whose pods do not all run this long after it was made, or its queue let it go, is "
+            "ended: as failed only if all of its pods had a node. Default: none."
         ),
     ] = None
     timeout_seconds: Annotated[

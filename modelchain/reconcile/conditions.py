@@ -52,7 +52,9 @@ def conditions(
         (ConditionType.DISRUPTED, *_disrupted(looks)),
     )
     said = tuple(_still_missing(previous, looks, entry) for entry in said)
-    return tuple(_said(previous, *entry, generation=generation, now=now) for entry in said)
+    ours = tuple(_said(previous, *entry, generation=generation, now=now) for entry in said)
+    # What another version has said is for it to take back.
+    return (*ours, *(condition for condition in previous if condition.type not in tuple(ConditionType)))
 
 
 def refused(
@@ -65,7 +67,7 @@ def refused(
     status = previous or ChainStatus()
     text = " | ".join(problems)
     runs = any(stage.phase in (StagePhase.RUNNING, StagePhase.QUEUED) for stage in status.stages)
-    kept = [condition for condition in status.conditions if condition.type is not ConditionType.ACCEPTED]
+    kept = [condition for condition in status.conditions if condition.type != ConditionType.ACCEPTED]
     said = _said(
         status.conditions, ConditionType.ACCEPTED, False, "Invalid", text, generation=generation, now=now
     )
@@ -176,7 +178,7 @@ def _still_missing(
 ) -> tuple[ConditionType, bool, str, str]:
     """What was missing stays so until the store shows otherwise: not to have looked is no good news."""
     kind, holds, _, _ = entry
-    before = next((condition for condition in previous if condition.type is kind), None)
+    before = next((condition for condition in previous if condition.type == kind), None)
     if kind is not ConditionType.ARTIFACTS_MISSING or holds or before is None or before.status != "True":
         return entry
     return (kind, True, before.reason, before.message) if any(map(was_missing, looks)) else entry

@@ -87,7 +87,7 @@ class ChainMemory:
 
 
 def status_of(body: Object) -> ChainStatus | None:
-    """The chain's last status; None if there is none, or one that can't be read."""
+    """The chain's last status, as far as it can be read; None if there is none."""
     status = body.get("status")
     if not status:
         return None

@@ -517,7 +517,7 @@ class Reconciler:
 def _missing_said(status: ChainStatus | None) -> tuple[str, str] | None:
     """What a status says of missing artifacts, and since when; None if nothing."""
     for condition in status.conditions if status is not None else ():
-        if condition.type is ConditionType.ARTIFACTS_MISSING:
+        if condition.type == ConditionType.ARTIFACTS_MISSING:
             return condition.status, condition.last_transition_time
     return None
 
