@@ -46,7 +46,7 @@ def conditions(
         (ConditionType.ACCEPTED, True, "Valid", ""),
         (ConditionType.PROGRESSING, *_progressing(looks, phase)),
         (ConditionType.COMPLETE, *_complete(looks, phase)),
-        (ConditionType.FAILED, *_failed(looks, phase)),
+        (ConditionType.FAILED, *_failed(looks)),
         (ConditionType.STALLED, *_stalled(looks)),
         (ConditionType.ARTIFACTS_MISSING, *_artifacts_missing(looks)),
         (ConditionType.DISRUPTED, *_disrupted(looks)),
@@ -126,7 +126,9 @@ def _progressing(looks: Sequence[Look], phase: ChainPhase) -> tuple[bool, str, s
     waiting = [
         look.status
         for look in looks
-        if not look.status.finished and look.status.reason != "PredecessorIncomplete"
+        if not look.status.finished
+        and look.status.phase is not StagePhase.FAILED
+        and look.status.reason not in ("PredecessorIncomplete", "PredecessorFailed")
     ]
     first = next((status for status in waiting if status.reason not in _BLOCKED), None)
     if first is not None:
@@ -144,10 +146,11 @@ def _complete(looks: Sequence[Look], phase: ChainPhase) -> tuple[bool, str, str]
     return False, "StagesIncomplete", f"{done} of {len(looks)} stages are complete"
 
 
-def _failed(looks: Sequence[Look], phase: ChainPhase) -> tuple[bool, str, str]:
-    if phase is not ChainPhase.FAILED:
+def _failed(looks: Sequence[Look]) -> tuple[bool, str, str]:
+    """Whether a stage has failed for good; others may go on (Progressing)."""
+    failed = next((look.status for look in looks if look.status.phase is StagePhase.FAILED), None)
+    if failed is None:
         return False, "NotFailed", ""
-    failed = next(look.status for look in looks if look.status.phase is StagePhase.FAILED)
     return True, failed.reason, f"stage {failed.name}: {failed.message}"
 
 

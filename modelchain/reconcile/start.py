@@ -15,7 +15,7 @@ from modelchain.reconcile.lease import foreign_lease
 from modelchain.reconcile.look import Look
 from modelchain.reconcile.observation import Observation
 from modelchain.reconcile.retry import retry_due
-from modelchain.reconcile.summary import unreachable
+from modelchain.reconcile.summary import failed_ancestor, unreachable
 from modelchain.reconcile.suspend import SUSPENDED
 from modelchain.status import StagePhase, StageStatus, cut
 from modelchain.times import rfc3339
@@ -46,7 +46,6 @@ class Branches:
 
     looks: Mapping[str, Look]
     observed: Observation
-    failed: str | None  # a stage that has failed for good
     missing: tuple[str, ...]  # finished stages whose artifacts have vanished
     started: list[str] = field(default_factory=list)  # in this pass
 
@@ -61,7 +60,6 @@ def start_stages(looks: Mapping[str, Look], observed: Observation) -> Starts:
     branches = Branches(
         looks=looks,
         observed=observed,
-        failed=next((name for name, look in looks.items() if look.status.phase is StagePhase.FAILED), None),
         missing=tuple(name for name, look in looks.items() if is_missing(look) or was_missing(look)),
     )
     statuses: dict[str, StageStatus] = {}
@@ -123,10 +121,12 @@ def _predecessor_incomplete(look: Look, branches: Branches) -> Hold | None:
     return None
 
 
-def _chain_failed(look: Look, branches: Branches) -> Hold | None:
-    if branches.failed is None:
+def _predecessor_failed(look: Look, branches: Branches) -> Hold | None:
+    """A failure ends the stages that grow out of it; other branches of the tree go on."""
+    failed = failed_ancestor(look, branches.looks)
+    if failed is None:
         return None
-    return Hold(_idle_phase(look), "ChainFailed", f"not started: stage {branches.failed} has failed")
+    return Hold(_idle_phase(look), "PredecessorFailed", f"it needs stage {failed}, which has failed")
 
 
 def _artifacts_missing(look: Look, branches: Branches) -> Hold | None:
@@ -203,7 +203,7 @@ def _too_many_jobs(look: Look, branches: Branches) -> Hold | None:
 
 _CHECKS: tuple[Callable[[Look, Branches], Hold | None], ...] = (
     _suspended,
-    _chain_failed,
+    _predecessor_failed,
     _artifacts_missing,
     _predecessor_incomplete,
     _last_job_ending,

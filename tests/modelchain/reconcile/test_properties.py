@@ -22,7 +22,7 @@ from modelchain.reconcile.decide import decide
 from modelchain.reconcile.observation import Job, JobPhase, LeaseView, Observation, StageFacts, StoreTrouble
 from modelchain.reconcile.trust import only_begins, only_tells
 from modelchain.resolved import ResolvedChain
-from modelchain.status import ChainPhase, ChainStatus
+from modelchain.status import ChainPhase, ChainStatus, StagePhase
 from tests.modelchain.reconcile.chains import NOW, chain, manifest
 
 NAMES = ("a", "b", "c", "d")
@@ -258,6 +258,10 @@ class World(RuleBasedStateMachine):
         assert not self.suspended
         assert self.status is not None
         assert self.status.phase is not ChainPhase.FAILED, "a failed chain starts nothing"
+        failed = [one.name for one in self.status.stages if one.phase is StagePhase.FAILED]
+        assert not any(stage.name in self.chain.descendants(name) for name in failed), (
+            "nor does a failed branch"
+        )
         assert not self.vanished.keys() & self.finished_digests & self.digests(), (
             "nothing beside missing artifacts"
         )
@@ -445,6 +449,9 @@ class World(RuleBasedStateMachine):
             assert all(stage.digest in self.manifests for stage in self.chain.stages)
         else:
             assert self.status.phase is ChainPhase.FAILED
+            failed = {one.name for one in self.status.stages if one.phase is StagePhase.FAILED}
+            over = failed.union(*map(self.chain.descendants, failed))
+            assert all(one.finished or one.name in over for one in self.status.stages), "other branches go on"
             assert any(
                 stage.last_ended is not None
                 and (

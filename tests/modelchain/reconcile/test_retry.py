@@ -15,7 +15,7 @@ from modelchain.reconcile.retry import COMMIT_SECONDS, MAX_BACKOFF_SECONDS, back
 from modelchain.resolved import ResolvedRetry
 from modelchain.status import ChainPhase, ConditionType, StagePhase
 from modelchain.times import from_rfc3339, rfc3339
-from tests.modelchain.reconcile.chains import NOW, Play, chain, job, progress
+from tests.modelchain.reconcile.chains import NOW, Play, chain, job, manifest, progress
 
 ONE = (("tiny", None),)
 
@@ -59,8 +59,7 @@ def test_a_failure_is_counted_once_however_often_it_is_seen() -> None:
 
 
 def test_fails_the_chain_when_retries_are_used_up_and_starts_nothing_more() -> None:
-    play = Play(chain((("tiny", None), ("other", None)), retry={"limit": 2, "backoffSeconds": 0}))
-    play.more = {"max_parallel_jobs": 1}
+    play = Play(chain((("tiny", None), ("small", "tiny")), retry={"limit": 2, "backoffSeconds": 0}))
     for attempt in (1, 2, 3):
         running(play, attempt)
         play.look(failed(play, attempt=attempt, message="no luck"))
@@ -70,7 +69,28 @@ def test_fails_the_chain_when_retries_are_used_up_and_starts_nothing_more() -> N
     assert condition is not None
     assert (condition.reason, "no luck" in condition.message) == ("RetriesExhausted", True)
     assert play.look(after=10_000).actions == ()
-    assert play["other"].reason == "ChainFailed"
+    assert play["small"].reason == "PredecessorFailed"
+
+
+def test_a_branch_that_fails_ends_itself_and_no_other() -> None:
+    tree = (("root", None), ("left", "root"), ("right", "root"), ("leaf", "left"))
+    play = Play(chain(tree))
+    play.look(root=StageFacts(manifest=manifest(play.stage("root"))))
+    left, right = job(play.stage("left")), job(play.stage("right"))
+    play.look(left, right)
+    play.look(job(play.stage("left"), phase=JobPhase.FAILED, exit_code=65, message="no luck"), right)
+    assert play.status is not None
+    assert play.status.phase is ChainPhase.RUNNING
+    assert play.status.is_true(ConditionType.FAILED)
+    assert play.status.is_true(ConditionType.PROGRESSING)
+    assert (play.status.stage, "no luck" in play.status.message) == ("right", True)
+    assert play["leaf"].reason == "PredecessorFailed"
+    play.look(job(play.stage("right"), disrupted=True, phase=JobPhase.FAILED))
+    decision = play.look(after=1)
+    assert decision.actions == (StartJob("right", 2),), "an evicted sibling is tried again"
+    play.look(right=StageFacts(manifest=manifest(play.stage("right"))))
+    assert play.status.phase is ChainPhase.FAILED
+    assert not play.status.is_true(ConditionType.PROGRESSING)
 
 
 def test_a_limit_of_zero_allows_no_retry() -> None:
