@@ -101,9 +101,9 @@ class Observation:
         default_factory=dict
     )  # by stage: when the read began that showed its facts, by the observer's clock
     store_readable_since: float = 0.0  # the store has answered without a gap since, by the observer's clock
-    backend_trouble: str = (
-        ""  # why no job can be made now (an API that is not installed, a quota), and what to do
-    )
+    backend_trouble: Mapping[str, str] = field(
+        default_factory=dict
+    )  # by stage: why no job of it can be made now (an API that is not installed, a quota), and what to do
     max_parallel_jobs: int | None = None  # of this chain; None: as many as it has branches
     interrupted: bool = False  # whoever runs the chain was told to stop for now; as spec.suspend
     retrain_missing: bool = False  # asked for: train again what was complete and has vanished

@@ -189,9 +189,8 @@ def _predecessor_ending(look: Look, branches: Branches) -> Hold | None:
 
 
 def _backend_trouble(look: Look, branches: Branches) -> Hold | None:
-    if not branches.observed.backend_trouble:
-        return None
-    return Hold(_idle_phase(look), "BackendUnavailable", branches.observed.backend_trouble)
+    trouble = branches.observed.backend_trouble.get(look.stage.name)
+    return Hold(_idle_phase(look), "BackendUnavailable", trouble) if trouble else None
 
 
 def _too_many_jobs(look: Look, branches: Branches) -> Hold | None:

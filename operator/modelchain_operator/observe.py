@@ -50,10 +50,9 @@ def reference_of(body: Object) -> ChainReference:
 
 @dataclass
 class CreateRefusal:
-    """The API server refused a job (a quota, an admission rule). It is asked again from time to time."""
+    """The API server refused a stage's job (a quota, an admission rule). It is asked again from time to time."""
 
     generation: int
-    stage: str
     attempt: int
     message: str
     ask_at: float  # monotonic seconds
@@ -76,7 +75,7 @@ class ChainMemory:
     uid: str
     jobs: JobMemory = field(default_factory=JobMemory)
     made: set[tuple[str, int]] = field(default_factory=set)  # stage, attempt: jobs that we have made
-    refusal: CreateRefusal | None = None
+    refusals: dict[str, CreateRefusal] = field(default_factory=dict)  # by stage
     told: dict[str, Told] = field(default_factory=dict)  # by name of the job
     written_at: float = float("-inf")  # monotonic seconds
     written_version: str = ""  # of the chain, after our last write
@@ -159,11 +158,17 @@ def _with_progress(jobs: Sequence[Job], seen: Seen) -> tuple[Job, ...]:
     )
 
 
-def _backend_trouble(view: View, accepted: Accepted, memory: ChainMemory, not_served: frozenset[Kind]) -> str:
-    """Why no job of this chain can be made now."""
+def _backend_trouble(
+    view: View, accepted: Accepted, memory: ChainMemory, not_served: frozenset[Kind]
+) -> dict[str, str]:
+    """By stage: why no job of it can be made now."""
+    found = {
+        stage: refusal.message
+        for stage, refusal in memory.refusals.items()
+        if refusal.generation == view.generation
+    }
     for stage in accepted.chain.stages:
         backend = BACKENDS[accepted.backend(stage.name)]
         if backend.kind in not_served:
-            return backend.install_hint
-    refusal = memory.refusal
-    return refusal.message if refusal is not None and refusal.generation == view.generation else ""
+            found[stage.name] = backend.install_hint
+    return found

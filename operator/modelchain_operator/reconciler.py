@@ -178,7 +178,7 @@ class Reconciler:
                 self._acceptance.forget(body)
             return
         self._metrics.chain_accepted(key, judged.chain)
-        ask_again = memory.refusal is not None and time.monotonic() >= memory.refusal.ask_at
+        ask_again = any(time.monotonic() >= refusal.ask_at for refusal in memory.refusals.values())
         if not ask_again and not self._is_due(key, body, decision, memory):
             self._settle(key, body, decision)
             return
@@ -307,7 +307,7 @@ class Reconciler:
         if isinstance(accepted, Refused):
             self._queue.add(key)
             return
-        await self._probe_refusal(body, accepted, memory)
+        await self._probe_refusals(body, accepted, memory)
         looked_at = time.monotonic()
         view = await self._live_view(body, accepted, memory)
         decision = await self._decide(key, view, accepted, memory)
@@ -348,9 +348,8 @@ class Reconciler:
                     made = await self._actor.start(accepted, action)
                 except JobRefused as error:
                     logger.warning("%s: stage %s: %s", key, action.stage, error)
-                    memory.refusal = CreateRefusal(
+                    memory.refusals[action.stage] = CreateRefusal(
                         generation=view.generation,
-                        stage=action.stage,
                         attempt=action.attempt,
                         message=str(error),
                         ask_at=time.monotonic() + ASK_AGAIN_SECONDS,
@@ -366,25 +365,23 @@ class Reconciler:
             case RemoveJob():
                 await self._actor.remove(action, view)
 
-    async def _probe_refusal(self, body: Object, accepted: Accepted, memory: ChainMemory) -> None:
-        """Whether a job that was refused would be let in now: asked without making it, so that a chain that
-        can't go on writes nothing.
+    async def _probe_refusals(self, body: Object, accepted: Accepted, memory: ChainMemory) -> None:
+        """Whether jobs that were refused would be let in now: asked without making them, so that a chain that can't go
+        on writes nothing.
         """
-        refusal = memory.refusal
-        if refusal is None:
-            return
-        if refusal.generation != int(body["metadata"].get("generation", 0)):
-            memory.refusal = None
-            return
-        if time.monotonic() < refusal.ask_at:
-            return
-        try:
-            await self._actor.start(accepted, StartJob(refusal.stage, refusal.attempt), dry_run=True)
-        except JobRefused as error:
-            refusal.message = str(error)
-            refusal.ask_at = time.monotonic() + ASK_AGAIN_SECONDS
-        else:
-            memory.refusal = None
+        for stage, refusal in list(memory.refusals.items()):
+            if refusal.generation != _generation(body) or stage not in accepted.jobs:
+                del memory.refusals[stage]
+                continue
+            if time.monotonic() < refusal.ask_at:
+                continue
+            try:
+                await self._actor.start(accepted, StartJob(stage, refusal.attempt), dry_run=True)
+            except JobRefused as error:
+                refusal.message = str(error)
+                refusal.ask_at = time.monotonic() + ASK_AGAIN_SECONDS
+            else:
+                del memory.refusals[stage]
 
     async def _refuse(self, key: Key, body: Object, judged: Refused) -> None:
         """Say what is wrong with the chain, once. Its jobs go on."""
@@ -458,8 +455,8 @@ class Reconciler:
         memory = self._memories.get(key)
         if decision.wake_at is not None:
             self._queue.add_after(key, max(0.05, decision.wake_at - time.time()))
-        if memory is not None and memory.refusal is not None:
-            self._queue.add_after(key, max(0.05, memory.refusal.ask_at - time.monotonic()))
+        for refusal in memory.refusals.values() if memory is not None else ():
+            self._queue.add_after(key, max(0.05, refusal.ask_at - time.monotonic()))
         if decision.status.phase in AT_REST:
             self._acceptance.forget(body)
 
@@ -532,7 +529,7 @@ def _suffices(view: View, chain: ResolvedChain, decision: Decision, memory: Chai
     if only_tells(before, decision):
         return True
     ours = view.body["metadata"]["resourceVersion"] == memory.written_version
-    return ours and memory.refusal is None and only_begins(before, decision, chain, _attempts(view))
+    return ours and not memory.refusals and only_begins(before, decision, chain, _attempts(view))
 
 
 def _attempts(view: View) -> set[tuple[str, int]]:
