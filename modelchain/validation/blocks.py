@@ -29,6 +29,13 @@ _RESOURCE_FIELDS = ("requests", "limits", "claims")
 _AFFINITY_FIELDS = ("nodeAffinity", "podAffinity", "podAntiAffinity")
 _POD_TEMPLATE_FIELDS = ("metadata", "spec")
 _NAMED_LISTS = ("containers", "initContainers", "volumes")  # of a pod; merged by name over the generated ones
+# Lists of a container, merged by that field over ours.
+_KEYED_LISTS = {
+    "env": ("name", str),
+    "ports": ("containerPort", int),
+    "volumeMounts": ("mountPath", str),
+    "volumeDevices": ("devicePath", str),
+}
 MAX_POD_TEMPLATE = (
     65536  # bytes of JSON; a job holds it once for each kind of replica, beside the stage itself
 )
@@ -248,6 +255,28 @@ def _check_pod_template(template: Mapping[str, object], at: FieldPath) -> Iterat
                 yield _finding(
                     (*at, "spec", name, index), "has no name to merge it by", remedy, "podTemplate"
                 )
+            elif name != "volumes":
+                yield from _check_container(item, (*at, "spec", name, index))
+
+
+def _check_container(container: Mapping[str, object], at: FieldPath) -> Iterator[Finding]:
+    """What of it is read or merged here; the rest the API server holds against its types."""
+    for name, (key, kind) in _KEYED_LISTS.items():
+        items = container.get(name)
+        if items is not None and not isinstance(items, list):
+            message = f"is {quoted(items)}, a list is needed"
+            yield _finding((*at, name), message, f"write it as a list, each item with {key}", "podTemplate")
+            continue
+        for index, item in enumerate(items or ()):
+            if not (isinstance(item, dict) and isinstance(item.get(key), kind)):
+                yield _finding((*at, name, index), f"has no {key}", "give it one", "podTemplate")
+    resources = container.get("resources")
+    parts = resources if isinstance(resources, dict) else {}
+    if not isinstance(resources, dict | None) or not all(
+        isinstance(parts.get(name, {}), dict | None) for name in ("requests", "limits")
+    ):
+        message = "is no mapping of requests and limits"
+        yield _finding((*at, "resources"), message, "write e.g. {requests: {cpu: 8}}", "podTemplate")
 
 
 def _check_own_fields(spec: Mapping[str, object], at: FieldPath) -> Iterator[Finding]:
@@ -271,6 +300,9 @@ def _check_own_fields(spec: Mapping[str, object], at: FieldPath) -> Iterator[Fin
 def _check_metadata(metadata: Mapping[str, object], at: FieldPath) -> Iterator[Finding]:
     yield from _check_known(metadata, ("labels", "annotations"), at)
     for name, entries in metadata.items():
+        if not isinstance(entries, dict | None):
+            message = f"is {quoted(entries)}, a mapping is needed"
+            yield _finding((*at, name), message, "write fields under it, indented", "podTemplate")
         for key, value in entries.items() if isinstance(entries, dict) else ():
             if str(key).startswith("modelchain.dev/"):
                 message = "the operator knows its pods by the names that begin with modelchain.dev/"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from modelchain import cost
@@ -12,6 +13,7 @@ from modelchain.resolve import merged, resolve
 from modelchain.resolved import ResolvedChain
 from modelchain.spec import JobBackend, JobSpec, ModelChain, StoreSpec
 from modelchain.validation import check_object
+from modelchain_operator.jobs import BACKENDS, JobDefaults, JobRequest
 from modelchain_operator.kubernetes_api import Object
 
 logger = logging.getLogger(__name__)
@@ -70,13 +72,38 @@ def _accept(body: Object, default_image: str | None) -> Accepted | Refused:
         plan = cost.plan(resolved)
     except ModelChainError as error:
         return Refused((str(error),))
-    return Accepted(
+    accepted = Accepted(
         chain=resolved,
         store=chain.spec.store,
         jobs={stage.name: merged(chain.spec.job, stage.job) or JobSpec() for stage in chain.spec.stages},
         macs={stage.name: float(stage.macs) for stage in plan.stages},
         speedup=plan.speedup,
     )
+    problems = list(_unbuildable(accepted, default_image))
+    return Refused(tuple(problems)) if problems else accepted
+
+
+def _unbuildable(accepted: Accepted, default_image: str | None) -> Iterator[str]:
+    """Stages of whose pod template no job can be made: it is Kubernetes' own type, and anything may stand in it."""
+    for index, stage in enumerate(accepted.chain.stages):
+        if accepted.jobs[stage.name].pod_template is None:
+            continue
+        request = JobRequest(
+            stage=stage,
+            spec=accepted.jobs[stage.name],
+            store=accepted.store,
+            attempt=1,
+            defaults=JobDefaults(image=default_image),
+        )
+        try:
+            BACKENDS[accepted.backend(stage.name)].build(request)
+        except Exception as error:  # noqa: BLE001  whatever it was, the template is what it comes of
+            what = f"{type(error).__name__}: {error}"
+            yield _text(
+                f"spec.stages[{index}].job.podTemplate (or spec.job.podTemplate)",
+                f"it does not fit a pod ({what})",
+                "compare it with kubectl explain pod.spec",
+            )
 
 
 class Acceptance:

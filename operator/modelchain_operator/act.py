@@ -47,7 +47,13 @@ class Actor:
             defaults=self._defaults,
         )
         made: list[tuple[Kind, Object]] = []
-        for manifest in BACKENDS[accepted.backend(action.stage)].build(request):
+        try:
+            manifests = BACKENDS[accepted.backend(action.stage)].build(request)
+        except Exception as error:
+            logger.exception("the job of %s can't be built", request.name)
+            text = f"no job can be made of spec.job ({type(error).__name__}: {error}); mend it"
+            raise JobRefused(text) from None
+        for manifest in manifests:
             kind = kinds.of(manifest)
             try:
                 made.append((kind, await self._api.create(kind, manifest, dry_run=dry_run)))

@@ -136,3 +136,29 @@ def test_a_chain_that_shows_a_defect_of_the_operator_is_refused_and_not_raised(
     assert isinstance(refused, Refused)
     assert "IndexError" in refused.problems[0]
     assert "report it" in refused.problems[0]
+
+
+TRAINER = "spec.job.podTemplate.spec.containers[0]"
+
+
+@pytest.mark.parametrize(
+    ("template", "where"),
+    [
+        ({"metadata": {"labels": "x"}}, "spec.job.podTemplate.metadata.labels"),
+        ({"spec": {"containers": [{"name": "pytorch", "env": [{"value": "1"}]}]}}, f"{TRAINER}.env[0]"),
+        ({"spec": {"containers": [{"name": "pytorch", "env": "A=1"}]}}, f"{TRAINER}.env"),
+        ({"spec": {"containers": [{"name": "pytorch", "env": ["A=1"]}]}}, f"{TRAINER}.env[0]"),
+        ({"spec": {"containers": [{"name": "pytorch", "ports": [{"name": "a"}]}]}}, f"{TRAINER}.ports[0]"),
+        ({"spec": {"containers": [{"name": "pytorch", "volumeMounts": [{}]}]}}, f"{TRAINER}.volumeMounts[0]"),
+        ({"spec": {"containers": [{"name": "pytorch", "resources": "x"}]}}, f"{TRAINER}.resources"),
+        ({"spec": {"containers": [{"name": "pytorch", "resources": {"limits": 1}}]}}, f"{TRAINER}.resources"),
+        ({"spec": {"initContainers": [{"name": "a", "env": [1]}]}}, "initContainers[0].env[0]"),
+        ({"spec": {"containers": None}}, "podTemplate"),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_a_pod_template_is_said_where_it_is_and_not_met_when_the_job_is_made(
+    template: Object, where: str
+) -> None:
+    refused = accept(body(job={"podTemplate": template}), default_image=None)
+    assert isinstance(refused, Refused), refused
+    assert any(where in problem for problem in refused.problems), refused.problems
