@@ -62,15 +62,29 @@ def refused(
 ) -> ChainStatus:
     """The status of a chain that can't be resolved: condition Accepted is False and names every problem.
 
-    What runs goes on running: a bad edit must not cost the work of a good one.
+    Its phase stays as long as something runs; nothing else makes progress then.
     """
     status = previous or ChainStatus()
     text = " | ".join(problems)
     runs = any(stage.phase in (StagePhase.RUNNING, StagePhase.QUEUED) for stage in status.stages)
-    kept = [condition for condition in status.conditions if condition.type != ConditionType.ACCEPTED]
     said = _said(
         status.conditions, ConditionType.ACCEPTED, False, "Invalid", text, generation=generation, now=now
     )
+    kept = [
+        _said(
+            status.conditions,
+            one.type,
+            False,
+            "Invalid",
+            "the chain is refused",
+            generation=generation,
+            now=now,
+        )
+        if one.type == ConditionType.PROGRESSING and not runs
+        else one
+        for one in status.conditions
+        if one.type != ConditionType.ACCEPTED
+    ]
     return status.model_copy(
         update={
             "phase": status.phase if runs else ChainPhase.REFUSED,
@@ -82,7 +96,7 @@ def refused(
 
 def _said(
     previous: Sequence[Condition],
-    kind: ConditionType,
+    kind: str,
     holds: bool,
     reason: str,
     message: str,

@@ -105,6 +105,7 @@ class Observation:
         default_factory=dict
     )  # by stage: why no job of it can be made now (an API that is not installed, a quota), and what to do
     max_parallel_jobs: int | None = None  # of this chain; None: as many as it has branches
+    refused: bool = False  # the spec as it is written now can't be trained: nothing may start
     interrupted: bool = False  # whoever runs the chain was told to stop for now; as spec.suspend
     retrain_missing: bool = False  # asked for: train again what was complete and has vanished
     macs: Mapping[str, float] = field(default_factory=dict)  # cost of each stage, for estimates

@@ -111,6 +111,13 @@ def _suspended(look: Look, _: Branches) -> Hold | None:
     return Hold(StagePhase.SUSPENDED, SUSPENDED, look.suspended)
 
 
+def _refused(look: Look, branches: Branches) -> Hold | None:
+    if not branches.observed.refused:
+        return None
+    text = "not started: the chain is refused as it is written now (condition Accepted)"
+    return Hold(_idle_phase(look), "SpecRefused", text)
+
+
 def _predecessor_incomplete(look: Look, branches: Branches) -> Hold | None:
     for other in look.stage.needs:
         if not branches.looks[other.name].status.finished:
@@ -202,6 +209,7 @@ def _too_many_jobs(look: Look, branches: Branches) -> Hold | None:
 
 _CHECKS: tuple[Callable[[Look, Branches], Hold | None], ...] = (
     _suspended,
+    _refused,
     _predecessor_failed,
     _artifacts_missing,
     _predecessor_incomplete,

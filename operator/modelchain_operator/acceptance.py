@@ -29,7 +29,10 @@ class Accepted:
     store: StoreSpec
     jobs: dict[str, JobSpec]  # by stage: the stage's block over the chain's
     macs: dict[str, float]
-    speedup: float
+    speedup: float | None
+    problems: tuple[
+        str, ...
+    ] = ()  # why it is refused as it is written now: then this is what runs all the same
 
     def backend(self, stage: str) -> JobBackend:
         """What runs the stage's jobs."""

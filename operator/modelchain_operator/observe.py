@@ -76,6 +76,8 @@ class ChainMemory:
     jobs: JobMemory = field(default_factory=JobMemory)
     made: set[tuple[str, int]] = field(default_factory=set)  # stage, attempt: jobs that we have made
     refusals: dict[str, CreateRefusal] = field(default_factory=dict)  # by stage
+    # Of a generation that is refused: what of the chain runs all the same.
+    going_on: tuple[int, Accepted | None] | None = None
     told: dict[str, Told] = field(default_factory=dict)  # by name of the job
     written_at: float = float("-inf")  # monotonic seconds
     written_version: str = ""  # of the chain, after our last write

@@ -14,12 +14,12 @@ import logging
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from modelchain.reconcile.actions import Action, Decision, RemoveJob, StartJob, StopJob
-from modelchain.reconcile.conditions import refused
 from modelchain.reconcile.decide import decide
 from modelchain.reconcile.observation import Observation
+from modelchain.reconcile.refused import decide_refused, under_way
 from modelchain.reconcile.start import PREDECESSOR_ENDING
 from modelchain.reconcile.trust import only_begins, only_tells
 from modelchain.resolved import ResolvedChain
@@ -31,6 +31,7 @@ from modelchain_operator.cache import Cache
 from modelchain_operator.chain_events import event_of, notes
 from modelchain_operator.jobs import BACKENDS
 from modelchain_operator.jobs.events import Silence, why_it_waits
+from modelchain_operator.jobs.trees import job_trees
 from modelchain_operator.kept_fields import KeptFields
 from modelchain_operator.kinds import JOB, POD, PYTORCHJOB, Kind
 from modelchain_operator.kubernetes_api import (
@@ -48,12 +49,14 @@ from modelchain_operator.observe import (
     Told,
     View,
     observe,
+    reference_of,
     silent_jobs,
     status_object,
     status_of,
     view_of,
 )
 from modelchain_operator.queue import Key, KeyQueue
+from modelchain_operator.recovered import recovered
 from modelchain_operator.store_looks import StoreLooks
 
 logger = logging.getLogger(__name__)
@@ -167,7 +170,7 @@ class Reconciler:
         if body["metadata"].get("deletionTimestamp") is not None:
             self._stores.forget(key)
             return
-        judged = self._acceptance.judge(body)
+        judged = await self._judge(body, memory)
         if isinstance(judged, Refused):
             await self._refuse(key, body, judged)
             return
@@ -177,7 +180,8 @@ class Reconciler:
             if body.get("status", {}).get("phase") in (None, *AT_REST):  # a thousand may wait for that
                 self._acceptance.forget(body)
             return
-        self._metrics.chain_accepted(key, judged.chain)
+        if not judged.problems:
+            self._metrics.chain_accepted(key, judged.chain)
         ask_again = any(time.monotonic() >= refusal.ask_at for refusal in memory.refusals.values())
         if not ask_again and not self._is_due(key, body, decision, memory):
             self._settle(key, body, decision)
@@ -187,6 +191,21 @@ class Reconciler:
             await self._carry_out(key, memory)
 
     # ---- decide
+
+    async def _judge(self, body: Object, memory: ChainMemory) -> Accepted | Refused:
+        """Whether the chain can be trained as it is written; if not, what of it runs all the same."""
+        judged = self._acceptance.judge(body)
+        open_stages = under_way(status_of(body)) if isinstance(judged, Refused) else ()
+        if isinstance(judged, Accepted) or not open_stages:
+            memory.going_on = None
+            return judged
+        generation = _generation(body)
+        if memory.going_on is None or memory.going_on[0] != generation:
+            jobs = await self._live_jobs([*JOB_KINDS], body["metadata"]["namespace"], memory.uid)
+            trees = job_trees(reference_of(body), jobs, ())
+            memory.going_on = generation, recovered(body, trees, open_stages)
+        running = memory.going_on[1]
+        return judged if running is None else replace(running, problems=judged.problems)
 
     async def _decide(self, key: Key, view: View, accepted: Accepted, memory: ChainMemory) -> Decision | None:
         """What to do about it; None if the store has to be looked at first, after which there is another pass."""
@@ -201,7 +220,12 @@ class Reconciler:
         await self._ask_why_jobs_wait(key, view, observed, memory)
         if self._look_again_at_ended(key, observed, memory):
             return None
-        decision = decide(accepted.chain, observed, now)
+        if accepted.problems:
+            decision = decide_refused(
+                accepted.chain, observed, accepted.problems, generation=view.generation, now=now
+            )
+        else:
+            decision = decide(accepted.chain, observed, now)
         for stage in decision.reads:  # there is another pass when it was read
             self._stores.look_again(key, stage)
         return decision
@@ -303,7 +327,7 @@ class Reconciler:
         body = await self._live_chain(key)
         if body is None:
             return
-        accepted = self._acceptance.judge(body)
+        accepted = await self._judge(body, memory)
         if isinstance(accepted, Refused):
             self._queue.add(key)
             return
@@ -384,10 +408,10 @@ class Reconciler:
                 del memory.refusals[stage]
 
     async def _refuse(self, key: Key, body: Object, judged: Refused) -> None:
-        """Say what is wrong with the chain, once. Its jobs go on."""
+        """Say what is wrong with the chain, once. Nothing of it runs."""
         self._stores.forget(key)
         before = status_of(body)
-        after = refused(before, judged.problems, generation=_generation(body), now=time.time())
+        after = _refused_status(body, judged)
         if before == self._kept.of(after):
             self._metrics.chain_seen(key, after)
             return
@@ -396,7 +420,7 @@ class Reconciler:
             self._queue.add(key)
             return
         before = status_of(live)
-        after = refused(before, judged.problems, generation=_generation(live), now=time.time())
+        after = _refused_status(live, judged)
         if before != self._kept.of(after):
             await self._publish(key, live, before, after)
 
@@ -411,7 +435,8 @@ class Reconciler:
         memory.ending_since = None
         memory.written_version = written["metadata"]["resourceVersion"]
         memory.missing_said = _missing_said(status)
-        await self._stores.written(key, accepted, status)
+        if not accepted.problems:  # the record is of the whole chain
+            await self._stores.written(key, accepted, status)
         return written
 
     async def _publish(
@@ -530,6 +555,12 @@ def _suffices(view: View, chain: ResolvedChain, decision: Decision, memory: Chai
         return True
     ours = view.body["metadata"]["resourceVersion"] == memory.written_version
     return ours and not memory.refusals and only_begins(before, decision, chain, _attempts(view))
+
+
+def _refused_status(body: Object, judged: Refused) -> ChainStatus:
+    observed = Observation(status=status_of(body))
+    now = time.time()
+    return decide_refused(None, observed, judged.problems, generation=_generation(body), now=now).status
 
 
 def _attempts(view: View) -> set[tuple[str, int]]:

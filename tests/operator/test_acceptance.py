@@ -57,6 +57,7 @@ def test_a_valid_chain_is_resolved_with_the_jobs_of_its_stages() -> None:
     assert judged.jobs["b"].nodes == 2
     assert judged.jobs["s"].nodes is None
     assert set(judged.macs) == {"s", "b"}
+    assert judged.speedup is not None
     assert judged.speedup > 0
 
 
