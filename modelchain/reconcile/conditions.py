@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from modelchain.reconcile.completion import is_missing, was_missing
 from modelchain.reconcile.look import Look
-from modelchain.reconcile.observation import StoreTrouble
+from modelchain.reconcile.observation import JobPhase, StoreTrouble
 from modelchain.reconcile.retry import DISRUPTIONS_EXHAUSTED
 from modelchain.reconcile.stall import STALLED
 from modelchain.status import (
@@ -138,19 +138,28 @@ def _progressing(looks: Sequence[Look], phase: ChainPhase) -> tuple[bool, str, s
     if missing[0]:
         return False, missing[1], missing[2]
     waiting = [
-        look.status
+        look
         for look in looks
         if not look.status.finished
         and look.status.phase is not StagePhase.FAILED
         and look.status.reason not in ("PredecessorIncomplete", "PredecessorFailed")
     ]
-    first = next((status for status in waiting if status.reason not in _BLOCKED), None)
+    first = next((look.status for look in waiting if not _is_blocked(look)), None)
     if first is not None:
         return True, first.reason or first.phase.value, f"stage {first.name}: {first.message}"
-    blocked = waiting[0] if waiting else None
+    blocked = waiting[0].status if waiting else None
     if blocked is None:
         return False, "Unknown", ""
     return False, blocked.reason, f"stage {blocked.name}: {blocked.message}"
+
+
+def _is_blocked(look: Look) -> bool:
+    """Whether the stage waits for something that does not come by itself: what a pending job gives as its reason is
+    such a thing too (an image that can't be pulled, no node that fits, a quota).
+    """
+    job = look.current_job
+    pending = job is not None and job.phase is JobPhase.PENDING and bool(job.reason)
+    return pending or look.status.reason in _BLOCKED
 
 
 def _complete(looks: Sequence[Look], phase: ChainPhase) -> tuple[bool, str, str]:

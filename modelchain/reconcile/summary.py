@@ -9,7 +9,7 @@ from modelchain.reconcile.look import Look
 from modelchain.reconcile.observation import Job, JobPhase, Observation
 from modelchain.resolved import ResolvedStage
 from modelchain.spec import EvaluationSpec, EvaluationType
-from modelchain.status import ChainPhase, StagePhase, StageStatus, cut
+from modelchain.status import MAX_REASON, ChainPhase, StagePhase, StageStatus, cut
 
 _OF_JOB = {
     JobPhase.PENDING: (StagePhase.PENDING, "JobPending"),
@@ -39,6 +39,8 @@ def show_job(look: Look) -> StageStatus:
     phase, reason = _OF_JOB[job.phase]
     if job.blocked_by_node:
         reason = "NodeUnreachable"
+    elif job.phase is JobPhase.PENDING and job.reason:  # why it does not start
+        reason = cut(job.reason, MAX_REASON)
     return look.status.model_copy(
         update={"phase": phase, "reason": reason, "message": cut(_job_message(look, job))}
     )
