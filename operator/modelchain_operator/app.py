@@ -45,6 +45,7 @@ async def run(settings: Settings) -> int:
         settings.allowed_endpoints,
         connections=settings.store_threads,
         wrap=metrics.measured,
+        api_server=api.config.cluster.server,
     )
     reader = StoreReader(
         queue.add,

@@ -163,3 +163,32 @@ def test_a_mistake_in_a_pod_template_is_said_where_it_is_and_not_met_when_the_jo
     refused = accept(body(job={"podTemplate": template}), default_image=None)
     assert isinstance(refused, Refused), refused
     assert any(where in problem for problem in refused.problems), refused.problems
+
+
+@pytest.mark.parametrize("endpoint", ["http://user:password@minio:9000", "https://key@minio", "http://a b"])
+def test_an_endpoint_holds_no_keys_and_no_blanks_and_the_refusal_does_not_repeat_them(endpoint: str) -> None:
+    refused = accept(body(store={**BODY["spec"]["store"], "endpointUrl": endpoint}), default_image=None)
+    assert isinstance(refused, Refused)
+    (problem,) = refused.problems
+    assert problem.startswith("spec.store.endpointUrl: ")
+    assert "password" not in problem.replace("a user or a password", "")
+
+
+@pytest.mark.parametrize(
+    "image", ["a b", "Trainer:1", "trainer:", "trainer@sha256:12", "https://r.example/t", " t"]
+)
+def test_what_no_registry_can_have_is_no_image(image: str) -> None:
+    refused = accept(body(image=image), default_image=None)
+    assert isinstance(refused, Refused)
+    assert refused.problems[0].startswith("spec.image: ")
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        "trainer", "trainer:1.0_a", "team/trainer", "localhost:5000/a/b--c__d:x", f"ghcr.io/a/b@sha256:{'0' * 64}",
+        f"registry.example.com:443/a.b/c:v1@sha256:{'a' * 64}", "[fd00::1]:5000/a/b",
+    ],
+)  # fmt: skip
+def test_an_image_is_whatever_a_registry_may_have(image: str) -> None:
+    assert isinstance(accept(body(image=image), default_image=None), Accepted)
