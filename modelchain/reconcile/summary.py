@@ -66,11 +66,15 @@ def chain_phase(looks: Sequence[Look], *, suspended: bool) -> ChainPhase:
 
 def failed_ancestor(look: Look, looks: Mapping[str, Look]) -> str | None:
     """A stage that this one grows out of or learns from, directly or not, and that has failed for good."""
-    for other in look.stage.needs:
-        if looks[other.name].status.phase is StagePhase.FAILED:
-            return other.name
-        if (failed := failed_ancestor(looks[other.name], looks)) is not None:
-            return failed
+    waiting = [other.name for other in look.stage.needs]
+    known = set(waiting)  # ways of needing a stage are many where each has a teacher beside its predecessor
+    while waiting:
+        other = looks[waiting.pop()]
+        if other.status.phase is StagePhase.FAILED:
+            return other.stage.name
+        further = [one.name for one in other.stage.needs if one.name not in known]
+        known.update(further)
+        waiting += further
     return None
 
 

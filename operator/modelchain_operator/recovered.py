@@ -27,7 +27,8 @@ def recovered(body: Object, trees: Iterable[JobTree], open_stages: Iterable[Stag
     for tree in trees:
         stage = stage_of(tree.job) if tree.job is not None else None
         if stage is not None and wanted.get((tree.place.stage, tree.place.attempt)) == stage.digest:
-            stages.append(stage.model_copy(update={"predecessor": None}))  # it has grown out of it already
+            alone = {"predecessor": None, "teacher": None}  # those are complete: it has begun
+            stages.append(stage.model_copy(update=alone))
     if not stages:
         return None
     spec = body.get("spec")

@@ -29,7 +29,7 @@ def play() -> Play:
 def running(play: Play, *, suspend: bool = False) -> ResolvedChain:
     """What runs, as the job of it says."""
     (name,) = [stage.name for stage in under_way(play.status)]
-    stage = play.stage(name).model_copy(update={"predecessor": None})
+    stage = play.stage(name).model_copy(update={"predecessor": None, "teacher": None})
     return play.chain.model_copy(update={"stages": (stage,), "suspend": suspend})
 
 
