@@ -44,6 +44,7 @@ SPEC_BLOCKS: Mapping[str, tuple[type[BaseModel], str]] = {
     "expansion": (spec.ExpansionSpec, "spec.expansion, spec.stages[].expansion"),
     "baseline": (spec.BaselineSpec, "spec.baseline"),
     "job": (spec.JobSpec, "spec.job, spec.stages[].job"),
+    "job.schedulingPolicy": (spec.SchedulingPolicySpec, "gang scheduling of a PyTorchJob"),
     "retry": (spec.RetrySpec, "spec.retry, spec.stages[].retry"),
     "stages": (spec.StageSpec, "an item of spec.stages"),
     "modelConfig": (spec.ModelConfig, "spec.stages[].modelConfig"),

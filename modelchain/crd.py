@@ -121,6 +121,11 @@ _KUBERNETES_TYPES: dict[tuple[type[BaseModel], str], Schema] = {
 _WIDE = 1  # priority of columns that only `-o wide` shows
 COLUMNS: tuple[Schema, ...] = (
     {"name": "Phase", "type": "string", "jsonPath": ".status.phase"},
+    {
+        "name": "Reason",
+        "type": "string",
+        "jsonPath": '.status.conditions[?(@.type=="Progressing")].reason',
+    },
     {"name": "Stage", "type": "string", "jsonPath": ".status.stage"},
     {"name": "Progress", "type": "string", "jsonPath": ".status.progress"},
     {"name": "ETA", "type": "string", "jsonPath": ".status.eta"},

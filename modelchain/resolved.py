@@ -129,6 +129,7 @@ class ResolvedExpansion(Block):
 class ResolvedRetry(Block):
     limit: int = 3
     backoff_seconds: int = 30
+    disruption_limit: int = 100
     stall_seconds: int = 1800
     lease_seconds: int = 30
 
@@ -139,6 +140,7 @@ class ResolvedJob(Block):
     nodes: int = 1
     processes_per_node: int = 1
     gpus_per_node: int = 1
+    start_deadline_seconds: int | None = None
     timeout_seconds: int | None = None
     termination_grace_period_seconds: int = 120
 

@@ -477,6 +477,23 @@ class BaselineSpec(Block):
     ] = None
 
 
+class SchedulingPolicySpec(Block):
+    """As runPolicy.schedulingPolicy of a PyTorchJob: for clusters whose training operator schedules in gangs."""
+
+    queue: Annotated[ShortText | None, Field(description="Queue of the PodGroup (Volcano).")] = None
+    priority_class: Annotated[
+        ObjectName | None, Field(description="PriorityClass of the PodGroup (Volcano).")
+    ] = None
+    min_available: Annotated[
+        Annotated[int, Field(ge=1, le=4096)] | None,
+        Field(description="Pods that are scheduled together or not at all. Default: all of the job."),
+    ] = None
+    schedule_timeout_seconds: Annotated[
+        Annotated[int, Field(ge=1, le=10**7)] | None,
+        Field(description="How long the gang may wait to be scheduled (scheduler-plugins)."),
+    ] = None
+
+
 class JobSpec(Block):
     backend: Annotated[
         JobBackend | None,
@@ -511,8 +528,22 @@ class JobSpec(Block):
         ObjectName | None, Field(description="Kueue LocalQueue: written as label kueue.x-k8s.io/queue-name.")
     ] = None
     priority_class_name: Annotated[ObjectName | None, Field(description="PriorityClass of the pods.")] = None
+    scheduling_policy: Annotated[
+        SchedulingPolicySpec | None,
+        Field(
+            description="Gang scheduling of a PyTorchJob: pods start together or not at all. The training operator has "
+            "to be told which scheduler does it (--gang-scheduler-name)."
+        ),
+    ] = None
     service_account_name: Annotated[
         ObjectName | None, Field(description="ServiceAccount of the pods (IRSA, workload identity).")
+    ] = None
+    start_deadline_seconds: Annotated[
+        Annotated[int, Field(ge=1, le=10**7)] | None,
+        Field(
+            description="A job whose pods do not all run this long after it was made, or its queue let it go, is "
+            "ended: as failed only if all of its pods had a node. Default: none."
+        ),
     ] = None
     timeout_seconds: Annotated[
         Seconds | None,
@@ -535,6 +566,13 @@ class RetrySpec(Block):
     backoff_seconds: Annotated[
         Seconds | None,
         Field(description="Wait before the first retry; doubled each time, at most 600 s. Default: 30."),
+    ] = None
+    disruption_limit: Annotated[
+        Annotated[int, Field(ge=0, le=10000)] | None,
+        Field(
+            description="Attempts in a row that may end without failing (evicted, preempted, deleted, their node "
+            "lost) and without a new checkpoint, before the stage is given up. Default: 100."
+        ),
     ] = None
     stall_seconds: Annotated[
         Annotated[int, Field(ge=1, le=10**7)] | None,

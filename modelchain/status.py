@@ -9,15 +9,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field
+from pydantic import (
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 
+from modelchain import status_salvage
 from modelchain.acceleration import Acceleration, Reached, acceleration
 from modelchain.resolved import ResolvedChain, ResolvedStage
 from modelchain.spec import MAX_BASELINES, MAX_STAGES, Block, Finite
 from modelchain.times import rfc3339
 
+WHOLE = {
+    "whole": True
+}  # as the context of reading: a status that this version does not understand is an error
 MAX_MESSAGE = 1024
 MAX_CONDITION_MESSAGE = 8192  # a refused chain names everything that is wrong with it; the API allows 32768
 MAX_REASON = 64
@@ -65,13 +76,21 @@ class ConditionType(StrEnum):
     FAILED = "Failed"
     STALLED = "Stalled"
     ARTIFACTS_MISSING = "ArtifactsMissing"
+    DISRUPTED = "Disrupted"
     BASELINE_COMPLETE = "BaselineComplete"  # only of a chain that trains models alone
 
 
 class Condition(StatusBlock):
     """As metav1.Condition: `last_transition_time` changes only when `status` does."""
 
-    type: Annotated[ConditionType, Field(description="What is said.")]
+    type: Annotated[
+        str,
+        Field(
+            pattern="^[A-Z][A-Za-z]*$",
+            max_length=MAX_REASON,
+            description="What is said; those of this version are listed on this page.",
+        ),
+    ]
     status: Annotated[str, Field(pattern="^(True|False|Unknown)$", description="True, False or Unknown.")]
     reason: Annotated[Reason, Field(description="Why, in one CamelCase word.")]
     message: Annotated[
@@ -94,6 +113,9 @@ class EndedAttempt(StatusBlock):
         None
     )
     counted: Annotated[bool, Field(description="Whether it counts against retry.limit.")]
+    checkpoint_step: Annotated[
+        int | None, Field(description="Step of the latest checkpoint that was seen by then.")
+    ] = None
     time: Annotated[Time, Field(description="When its end was seen, RFC 3339.")]
 
 
@@ -108,6 +130,10 @@ class StageStatus(StatusBlock):
     attempt: Annotated[int, Field(ge=0, description="Number of the last attempt; it only grows.")] = 0
     failures: Annotated[
         int, Field(ge=0, description="Attempts that failed; eviction, preemption and node loss do not count.")
+    ] = 0
+    disruptions: Annotated[
+        int,
+        Field(ge=0, description="Attempts since the last new checkpoint that ended without having failed."),
     ] = 0
     job: Annotated[
         str | None, Field(max_length=256, description="Job of the last attempt, once it was seen.")
@@ -188,6 +214,26 @@ class Measurement(StatusBlock):
 
 
 class ChainStatus(StatusBlock):
+    """Reading one never fails because another version wrote it: what this version does not understand is left out
+    (unless it is read with WHOLE as context).
+    """
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _salvage(
+        cls, value: Any, handler: ModelWrapValidatorHandler[ChainStatus], info: ValidationInfo
+    ) -> ChainStatus:
+        if info.context is WHOLE:
+            return handler(value)
+        for _ in range(status_salvage.ROUNDS):
+            try:
+                return handler(value)
+            except ValidationError as error:
+                if not isinstance(value, Mapping):
+                    raise
+                value = status_salvage.without_unreadable(value, error.errors())
+        return handler(value)
+
     phase: Annotated[ChainPhase, Field(description="Where the chain stands.")] = ChainPhase.PENDING
     message: Annotated[Text, Field(description="Why it stands there, for people.")] = ""
     observed_generation: Annotated[
@@ -343,6 +389,7 @@ def commitment(stage: StageStatus) -> tuple[object, ...]:
         stage.digest,
         stage.attempt,
         stage.failures,
+        stage.disruptions,
         stage.last_ended,
         stage.retry_at,
         stage.finished,

@@ -222,7 +222,7 @@ def _troubles(chain: ClusterChain) -> list[str]:
     for condition in status.conditions:
         if _is_trouble(condition, status):
             texts = condition.message.split(" | ") if condition.reason == "Invalid" else [condition.message]
-            name = condition.type.value if condition.status == "True" else f"not {condition.type.value}"
+            name = condition.type if condition.status == "True" else f"not {condition.type}"
             notes += [f"{name} ({condition.reason}): {text}" for text in texts]
     if not status.conditions and status.message and status.phase is not ChainPhase.COMPLETE:
         notes.append(status.message)
@@ -239,7 +239,7 @@ def _is_trouble(condition: Condition, status: ChainStatus) -> bool:
         case ConditionType.PROGRESSING:  # where it does not move because of something, not because it is done
             at_rest = (ChainPhase.COMPLETE, ChainPhase.FAILED, ChainPhase.REFUSED)
             told = any(
-                other.type is ConditionType.ARTIFACTS_MISSING and other.status == "True"
+                other.type == ConditionType.ARTIFACTS_MISSING and other.status == "True"
                 for other in status.conditions
             )
             return not holds and bool(condition.message) and status.phase not in at_rest and not told

@@ -131,6 +131,7 @@ class Runner:
                 for process in self._processes
             ),
             store=seen.facts,
+            store_read_at=seen.read_at,
             store_readable_since=seen.readable_since,
             max_parallel_jobs=1,
             interrupted=bool(self._stopped),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from modelchain.errors import ModelChainError, UserDataError
 from modelchain.measuring import read_measurement
@@ -29,6 +29,7 @@ class Seen:
     readable_since: float  # seconds since the epoch
     progress_changed_at: Mapping[tuple[str, int], float]  # by stage and attempt, by our clock
     measurement: Measurement | Unmeasurable | None = None  # once it was asked for and read
+    read_at: Mapping[str, float] = field(default_factory=dict)  # by stage: when the read of its facts began
 
 
 @dataclass
@@ -38,6 +39,7 @@ class _StageWatch:
     look: StageLook
     facts: StageFacts | None = None
     looked_at: float = 0.0  # monotonic: when that look began
+    read_at: float = 0.0  # seconds since the epoch: likewise
     wanted_since: float = 0.0  # monotonic: an older look is not good enough
     attempt: int | None = None  # the one that runs
 
@@ -126,7 +128,8 @@ class StoreWatch:
                 for name, watch in self._watches.items()
                 for attempt, at in watch.look.progress_changed_at.copy().items()
             }
-            return Seen(facts, self._readable_since, changed, self._measurement)
+            read_at = {name: watch.read_at for name, watch in self._watches.items()}
+            return Seen(facts, self._readable_since, changed, self._measurement, read_at)
 
     def _run(self) -> None:
         while True:
@@ -153,7 +156,7 @@ class StoreWatch:
         return name not in self._finished
 
     def _look(self, watch: _StageWatch, *, raising: bool) -> None:
-        began = time.monotonic()
+        began, read_at = time.monotonic(), time.time()
         with self._lock:
             self._busy_since = began
             watch.look.follow(watch.attempt)
@@ -173,7 +176,7 @@ class StoreWatch:
             if not unavailable and self._was_silent:
                 self._readable_since = time.time()
             self._was_silent = unavailable
-            watch.facts, watch.looked_at = facts, began
+            watch.facts, watch.looked_at, watch.read_at = facts, began, read_at
 
     def _measure(self) -> None:
         try:

@@ -41,6 +41,7 @@ Action: TypeAlias = StartJob | StopJob | RemoveJob
 class Decision:
     status: ChainStatus  # what to write, if it differs from what was read
     actions: tuple[Action, ...] = ()
+    reads: tuple[str, ...] = ()  # stages of which the store has to be read again before more can be said
     wake_at: float | None = (
         None  # something is due then, though nothing may change before (seconds since the epoch)
     )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from modelchain.reconcile.completion import is_missing
 from modelchain.reconcile.look import Look
 from modelchain.reconcile.observation import Observation, Unmeasurable
-from modelchain.reconcile.retry import end_attempt
+from modelchain.reconcile.retry import End, end_attempt
 from modelchain.reconcile.start import CHAIN_INCOMPLETE
 from modelchain.resolved import ResolvedChain
 from modelchain.status import (
@@ -48,7 +48,7 @@ def give_way(look: Look, chain: Sequence[Look]) -> StageStatus:
     if all(other.status.finished for other in chain) or look.status.finished or job is None or not job.live:
         return look.status
     text = "the chain is to be trained first; this goes on from the latest checkpoint"
-    return end_attempt(look, CHAIN_INCOMPLETE, text, counted=False)
+    return end_attempt(look, CHAIN_INCOMPLETE, text, end=End.REQUESTED)
 
 
 def judge(

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from modelchain.reconcile.baseline import Verdict
 from modelchain.reconcile.completion import is_missing, was_missing
 from modelchain.reconcile.look import Look
-from modelchain.reconcile.observation import StoreTrouble
+from modelchain.reconcile.observation import JobPhase, StoreTrouble
+from modelchain.reconcile.retry import DISRUPTIONS_EXHAUSTED
 from modelchain.reconcile.stall import STALLED
 from modelchain.status import (
     MAX_CONDITION_MESSAGE,
@@ -49,15 +50,18 @@ def conditions(
         (ConditionType.ACCEPTED, True, "Valid", ""),
         (ConditionType.PROGRESSING, *_progressing(looks, phase)),
         (ConditionType.COMPLETE, *_complete(looks, phase)),
-        (ConditionType.FAILED, *_failed(looks, phase)),
+        (ConditionType.FAILED, *_failed(looks)),
         (ConditionType.STALLED, *_stalled(looks)),
         (ConditionType.ARTIFACTS_MISSING, *_artifacts_missing(looks)),
+        (ConditionType.DISRUPTED, *_disrupted(looks)),
     )
     if compared is not None:
         entry = (ConditionType.BASELINE_COMPLETE, compared.holds, compared.reason, compared.message)
         said = (*said, entry)
     said = tuple(_still_missing(previous, looks, entry) for entry in said)
-    return tuple(_said(previous, *entry, generation=generation, now=now) for entry in said)
+    ours = tuple(_said(previous, *entry, generation=generation, now=now) for entry in said)
+    # What another version has said is for it to take back.
+    return (*ours, *(condition for condition in previous if condition.type not in tuple(ConditionType)))
 
 
 def refused(
@@ -65,15 +69,29 @@ def refused(
 ) -> ChainStatus:
     """The status of a chain that can't be resolved: condition Accepted is False and names every problem.
 
-    What runs goes on running: a bad edit must not cost the work of a good one.
+    Its phase stays as long as something runs; nothing else makes progress then.
     """
     status = previous or ChainStatus()
     text = " | ".join(problems)
     runs = any(stage.phase in (StagePhase.RUNNING, StagePhase.QUEUED) for stage in status.stages)
-    kept = [condition for condition in status.conditions if condition.type is not ConditionType.ACCEPTED]
     said = _said(
         status.conditions, ConditionType.ACCEPTED, False, "Invalid", text, generation=generation, now=now
     )
+    kept = [
+        _said(
+            status.conditions,
+            one.type,
+            False,
+            "Invalid",
+            "the chain is refused",
+            generation=generation,
+            now=now,
+        )
+        if one.type == ConditionType.PROGRESSING and not runs
+        else one
+        for one in status.conditions
+        if one.type != ConditionType.ACCEPTED
+    ]
     return status.model_copy(
         update={
             "phase": status.phase if runs else ChainPhase.REFUSED,
@@ -85,7 +103,7 @@ def refused(
 
 def _said(
     previous: Sequence[Condition],
-    kind: ConditionType,
+    kind: str,
     holds: bool,
     reason: str,
     message: str,
@@ -127,17 +145,28 @@ def _progressing(looks: Sequence[Look], phase: ChainPhase) -> tuple[bool, str, s
     if missing[0]:
         return False, missing[1], missing[2]
     waiting = [
-        look.status
+        look
         for look in looks
-        if not look.status.finished and look.status.reason != "PredecessorIncomplete"
+        if not look.status.finished
+        and look.status.phase is not StagePhase.FAILED
+        and look.status.reason not in ("PredecessorIncomplete", "PredecessorFailed")
     ]
-    first = next((status for status in waiting if status.reason not in _BLOCKED), None)
+    first = next((look.status for look in waiting if not _is_blocked(look)), None)
     if first is not None:
         return True, first.reason or first.phase.value, f"stage {first.name}: {first.message}"
-    blocked = waiting[0] if waiting else None
+    blocked = waiting[0].status if waiting else None
     if blocked is None:
         return False, "Unknown", ""
     return False, blocked.reason, f"stage {blocked.name}: {blocked.message}"
+
+
+def _is_blocked(look: Look) -> bool:
+    """Whether the stage waits for something that does not come by itself: what a pending job gives as its reason is
+    such a thing too (an image that can't be pulled, no node that fits, a quota).
+    """
+    job = look.current_job
+    pending = job is not None and job.phase is JobPhase.PENDING and bool(job.reason)
+    return pending or look.status.reason in _BLOCKED
 
 
 def _complete(looks: Sequence[Look], phase: ChainPhase) -> tuple[bool, str, str]:
@@ -147,10 +176,11 @@ def _complete(looks: Sequence[Look], phase: ChainPhase) -> tuple[bool, str, str]
     return False, "StagesIncomplete", f"{done} of {len(looks)} stages are complete"
 
 
-def _failed(looks: Sequence[Look], phase: ChainPhase) -> tuple[bool, str, str]:
-    if phase is not ChainPhase.FAILED:
+def _failed(looks: Sequence[Look]) -> tuple[bool, str, str]:
+    """Whether a stage has failed for good; others may go on (Progressing)."""
+    failed = next((look.status for look in looks if look.status.phase is StagePhase.FAILED), None)
+    if failed is None:
         return False, "NotFailed", ""
-    failed = next(look.status for look in looks if look.status.phase is StagePhase.FAILED)
     return True, failed.reason, f"stage {failed.name}: {failed.message}"
 
 
@@ -166,12 +196,22 @@ def _stalled(looks: Sequence[Look]) -> tuple[bool, str, str]:
     return False, "NotStalled", ""
 
 
+def _disrupted(looks: Sequence[Look]) -> tuple[bool, str, str]:
+    """Whether a stage was given up because its attempts never last: something outside of it has to be mended."""
+    for look in looks:
+        status = look.status
+        if status.phase is StagePhase.FAILED and status.reason == DISRUPTIONS_EXHAUSTED:
+            text = f"stage {status.name}: {status.message}. Find out what ends its pods, then edit the chain"
+            return True, DISRUPTIONS_EXHAUSTED, text
+    return False, "NotDisrupted", ""
+
+
 def _still_missing(
     previous: Sequence[Condition], looks: Sequence[Look], entry: tuple[ConditionType, bool, str, str]
 ) -> tuple[ConditionType, bool, str, str]:
     """What was missing stays so until the store shows otherwise: not to have looked is no good news."""
     kind, holds, _, _ = entry
-    before = next((condition for condition in previous if condition.type is kind), None)
+    before = next((condition for condition in previous if condition.type == kind), None)
     if kind is not ConditionType.ARTIFACTS_MISSING or holds or before is None or before.status != "True":
         return entry
     return (kind, True, before.reason, before.message) if any(map(was_missing, looks)) else entry

@@ -31,6 +31,7 @@ POLICIES: tuple[Callable[[Look], StageStatus], ...] = (
     suspend.end_suspended,
     stall.end_stalled,
     stall.end_overdue,
+    stall.end_unstarted,
     summary.show_job,
 )
 
@@ -72,7 +73,9 @@ def decide(chain: ResolvedChain, observed: Observation, now: float) -> Decision:
         }
     )
     actions: tuple[Action, ...] = (*stops, *starts.actions, *alone_starts.actions)
-    return Decision(status=status, actions=actions, wake_at=_wake_at((*in_order, *baselines)))
+    every = (*in_order, *baselines)
+    reads = tuple(look.stage.name for look in every if stall.awaits_read(look) or retry.awaits_read(look))
+    return Decision(status=status, actions=actions, reads=reads, wake_at=_wake_at(every))
 
 
 def _started(looks: Mapping[str, Look], starts: Starts) -> tuple[Look, ...]:
@@ -120,6 +123,7 @@ def _wake_at(looks: tuple[Look, ...]) -> float | None:
                 retry.commit_deadline(look),
                 stall.stall_deadline(look),
                 stall.time_limit(look),
+                stall.start_deadline(look),
             )
             if time is not None
         )

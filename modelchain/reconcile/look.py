@@ -30,6 +30,12 @@ class Look:
         """Whether the store answered for this stage."""
         return self.facts is not None and self.facts.trouble is None
 
+    def read_since(self, time: float) -> bool:
+        """Whether the facts are from a read of the store that began at that time or later: what they lack was not
+        there then. In a store that is read rarely, older facts say nothing about what has come since.
+        """
+        return self.readable and self.observed.store_read_at.get(self.stage.name, float("-inf")) >= time
+
     @property
     def current_job(self) -> Job | None:
         """The job of the attempt whose end is still open."""

@@ -40,6 +40,10 @@ class Job:
     reason: str = ""  # CamelCase, from the trainer or the backend
     message: str = ""
     disrupted: bool = False  # evicted, preempted, its node or a pod lost: not the stage's fault
+    unscheduled: bool = (
+        False  # some of its pods have, or at its end had, no node yet: the others waited in vain
+    )
+    pending_since: float | None = None  # it could have started since, by the observer's clock
     blocked_by_node: str | None = None  # an unreachable node that still holds a pod of it
     started_at: float | None = None  # all its processes run since, by the observer's clock
     ended_at: float | None = None  # it was seen ended at, by the observer's clock
@@ -96,14 +100,19 @@ class Observation:
     status: ChainStatus | None = None  # the last one written; None: never, or lost
     generation: int | None = None  # of the spec; a higher one than the status's asks a failed chain again
     jobs: tuple[Job, ...] = ()  # every job of this chain, of whatever stage, attempt and digest
+    made: frozenset[tuple[str, int]] = frozenset()  # stage, attempt: jobs that this very observer has made
     store: Mapping[str, StageFacts] = field(
         default_factory=dict
     )  # by stage; a stage not looked at is missing
+    store_read_at: Mapping[str, float] = field(
+        default_factory=dict
+    )  # by stage: when the read began that showed its facts, by the observer's clock
     store_readable_since: float = 0.0  # the store has answered without a gap since, by the observer's clock
-    backend_trouble: str = (
-        ""  # why no job can be made now (an API that is not installed, a quota), and what to do
-    )
+    backend_trouble: Mapping[str, str] = field(
+        default_factory=dict
+    )  # by stage: why no job of it can be made now (an API that is not installed, a quota), and what to do
     max_parallel_jobs: int | None = None  # of this chain; None: as many as it has branches
+    refused: bool = False  # the spec as it is written now can't be trained: nothing may start
     interrupted: bool = False  # whoever runs the chain was told to stop for now; as spec.suspend
     retrain_missing: bool = False  # asked for: train again what was complete and has vanished
     macs: Mapping[str, float] = field(default_factory=dict)  # cost of each stage, for estimates

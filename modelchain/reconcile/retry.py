@@ -1,13 +1,17 @@
 """How an attempt ended, whether that counts, and when the next may start.
 
 An attempt that failed is tried again whole, from its latest checkpoint, up to `retry.limit` times, with a
-back-off that doubles. Eviction, preemption, node loss, a job deleted by hand and a lost race for the lease
-do not count. Exit codes 64..78 are permanent. Each attempt is accounted for once: `StageStatus.last_ended`
-names the last one that was.
+back-off that doubles. Eviction, preemption, node loss, a job deleted by hand and a lost race for the lease are
+no failures; they have a back-off and a budget of their own, `retry.disruptionLimit`, which is whole again with each
+new checkpoint: whatever ends attempts, it neither makes them spin nor goes on for ever. Exit codes 64..78 are
+permanent. Each attempt is accounted for once: `StageStatus.last_ended` names the last one that was.
 """
 
 from __future__ import annotations
 
+from enum import Enum
+
+from modelchain.artifacts import Failure
 from modelchain.errors import ExitCode, is_permanent
 from modelchain.reconcile.look import Look
 from modelchain.reconcile.observation import Job, JobPhase, StoreTrouble
@@ -16,8 +20,19 @@ from modelchain.status import EndedAttempt, StagePhase, StageStatus, cut
 from modelchain.times import from_rfc3339, rfc3339
 
 MAX_BACKOFF_SECONDS = 600
+FIRST_DISRUPTION_SECONDS = 1  # before another try after a disruption; doubled with each that follows
 HELD_SECONDS = 10  # before another try, after somebody else was quicker to take the stage's lease
 COMMIT_SECONDS = 60.0  # a job may have succeeded this long before its manifest must be seen
+
+DISRUPTIONS_EXHAUSTED = "DisruptionsExhausted"
+
+
+class End(Enum):
+    """What the end of an attempt counts as."""
+
+    FAILURE = "failure"  # against retry.limit
+    DISRUPTION = "disruption"  # against retry.disruptionLimit
+    REQUESTED = "requested"  # a person asked for it: against nothing
 
 
 def ask_again(look: Look) -> StageStatus:
@@ -29,9 +44,16 @@ def ask_again(look: Look) -> StageStatus:
         return status
     if status.phase is StagePhase.FAILED:
         return status.model_copy(
-            update={"phase": StagePhase.PENDING, "reason": "", "message": "", "failures": 0, "retry_at": None}
+            update={
+                "phase": StagePhase.PENDING,
+                "reason": "",
+                "message": "",
+                "failures": 0,
+                "disruptions": 0,
+                "retry_at": None,
+            }
         )
-    return status.model_copy(update={"retry_at": None}) if status.retry_at else status
+    return status.model_copy(update={"retry_at": None, "disruptions": 0})
 
 
 def settle(look: Look) -> StageStatus:
@@ -41,9 +63,9 @@ def settle(look: Look) -> StageStatus:
         return status
     job = look.current_job
     if job is None:
-        # Without a job ever seen, the attempt was intended but may never have been made: it is made under
-        # its number.
-        return status if status.job is None else _vanished(look)
+        # Without a job ever seen or made, the attempt was intended and nothing more: its job is made under its number.
+        known = status.job is not None or (status.name, status.attempt) in look.observed.made
+        return _vanished(look) if known else status
     if job.phase is JobPhase.FAILED:
         # It may have failed right after it completed the stage: what the store says comes first.
         unknown = look.facts is None or look.facts.trouble is StoreTrouble.UNAVAILABLE
@@ -56,46 +78,65 @@ def settle(look: Look) -> StageStatus:
 
 
 def end_attempt(
-    look: Look, reason: str, message: str, *, counted: bool, exit_code: int | None = None, wait: float = 0.0
+    look: Look, reason: str, message: str, end: End, *, exit_code: int | None = None, at_least: float = 0.0
 ) -> StageStatus:
-    """The status once the current attempt has been accounted for. `wait` seconds pass before the next, or
-    the back-off.
+    """The status once the current attempt has been accounted for. The next one waits for the back-off, and
+    `at_least` that many seconds.
     """
     status, retry = look.status, look.stage.retry
-    failures = status.failures + counted
+    before = (status.last_ended.checkpoint_step if status.last_ended is not None else None) or 0
+    checkpoint = max(status.checkpoint_step or 0, before)
+    failures = status.failures + (end is End.FAILURE)
+    disruptions = (0 if checkpoint > before else status.disruptions) + (end is End.DISRUPTION)
     ended = EndedAttempt(
         attempt=status.attempt,
         reason=cut(reason, 64),
         message=cut(message),
         exit_code=exit_code,
-        counted=counted,
+        counted=end is End.FAILURE,
+        checkpoint_step=checkpoint or None,
         time=rfc3339(look.now),
     )
     update: dict[str, object] = {
         "last_ended": ended,
         "failures": failures,
+        "disruptions": disruptions,
         "job": None,
         "activity": None,
         "samples_per_second": None,
         "eta_seconds": None,
     }
-    if counted and exit_code is not None and is_permanent(exit_code):
+    if end is End.FAILURE and exit_code is not None and is_permanent(exit_code):
         return _give_up(status, update, ended.reason, f"attempt {ended.attempt}: {ended.message}")
     if failures > retry.limit:
         text = (
             f"attempt {ended.attempt} was failure {failures}, retry.limit is {retry.limit}: {ended.message}"
         )
         return _give_up(status, update, "RetriesExhausted", text)
-    wait = backoff_seconds(retry, failures) if counted else wait
+    if disruptions > retry.disruption_limit:
+        text = (
+            f"attempt {ended.attempt} was disruption {disruptions} since the last new checkpoint, "
+            f"retry.disruptionLimit is {retry.disruption_limit}: {ended.reason}: {ended.message}"
+        )
+        return _give_up(status, update, DISRUPTIONS_EXHAUSTED, text)
+    wait = 0.0
+    if end is not End.REQUESTED:
+        wait = max(at_least, _wait_after(retry, end, failures, disruptions))
     return status.model_copy(update={**update, "retry_at": rfc3339(look.now + wait) if wait > 0 else None})
+
+
+def _wait_after(retry: ResolvedRetry, end: End, failures: int, disruptions: int) -> int:
+    return backoff_seconds(retry, failures) if end is End.FAILURE else disruption_seconds(disruptions)
 
 
 def backoff_seconds(retry: ResolvedRetry, failures: int) -> int:
     """The wait after that many failures: `retry.backoffSeconds`, doubled each time, at most 600 s."""
-    if failures < 1:
-        return 0
-    doublings = min(failures - 1, 32)  # 2**32 seconds are over the bound from one second on
-    return min(MAX_BACKOFF_SECONDS, retry.backoff_seconds * 2**doublings)
+    return _doubled(retry.backoff_seconds, failures)
+
+
+def disruption_seconds(disruptions: int) -> int:
+    """The wait after that many disruptions in a row: a second, doubled each time, at most 600 s."""
+    return _doubled(FIRST_DISRUPTION_SECONDS, disruptions)
 
 
 def retry_due(status: StageStatus) -> float | None:
@@ -113,21 +154,32 @@ def commit_deadline(look: Look) -> float | None:
     return max(job.ended_at, look.observed.store_readable_since) + COMMIT_SECONDS
 
 
+def awaits_read(look: Look) -> bool:
+    """Whether only a fresh read of the store tells if a job that has succeeded has left its manifest."""
+    deadline = commit_deadline(look)
+    return look.readable and deadline is not None and look.now >= deadline and not look.read_since(deadline)
+
+
 def _failed(look: Look, job: Job) -> StageStatus:
-    code = job.exit_code
-    if job.disrupted:
+    code, reason, text = job.exit_code, job.reason, job.message
+    said = _said_failure(look) if code is None else None
+    if said is not None and (is_permanent(said.exit_code) or not job.disrupted):
+        code, reason, text = said.exit_code, said.reason, said.message  # no pod was left that told
+    elif job.disrupted:
         return _disrupted(look, job, exit_code=code)
     if code == ExitCode.HELD:
-        text = job.message or "somebody else trains this stage"
-        return end_attempt(look, "LeaseHeld", text, counted=False, exit_code=code, wait=HELD_SECONDS)
-    reason = job.reason or "TrainerFailed"
-    text = job.message or f"{job.name} ended with exit code {code if code is not None else 'unknown'}"
-    return end_attempt(look, reason, text, counted=True, exit_code=code)
+        text = text or "somebody else trains this stage"
+        return end_attempt(look, "LeaseHeld", text, End.DISRUPTION, exit_code=code, at_least=HELD_SECONDS)
+    text = text or f"{job.name} ended with exit code {code if code is not None else 'unknown'}"
+    if job.unscheduled and (code is None or not is_permanent(code)):
+        waited = f"not all pods of {job.name} had a node before its first one ended: {text}"
+        return end_attempt(look, "Unschedulable", waited, End.DISRUPTION, exit_code=code)
+    return end_attempt(look, reason or "TrainerFailed", text, End.FAILURE, exit_code=code)
 
 
 def _disrupted(look: Look, job: Job, *, exit_code: int | None = None) -> StageStatus:
     text = job.message or "a pod was evicted, preempted or lost"
-    return end_attempt(look, "Disrupted", text, counted=False, exit_code=exit_code)
+    return end_attempt(look, "Disrupted", text, End.DISRUPTION, exit_code=exit_code)
 
 
 def _vanished(look: Look) -> StageStatus:
@@ -135,24 +187,39 @@ def _vanished(look: Look) -> StageStatus:
     status, facts = look.status, look.facts
     if facts is None or facts.trouble is not None:
         return status  # its end may be written down where nobody can read it now; there is no hurry
-    failure = facts.failure if facts.failure_attempt == status.attempt else None
+    failure = _said_failure(look)
     if failure is not None and is_permanent(failure.exit_code):
-        return end_attempt(look, failure.reason, failure.message, counted=True, exit_code=failure.exit_code)
-    text = f"job {status.job} is gone: deleted, or lost with its node or its runner"
-    return end_attempt(look, "JobVanished", text, counted=False)
+        return end_attempt(look, failure.reason, failure.message, End.FAILURE, exit_code=failure.exit_code)
+    text = f"job {status.job or 'just made'} is gone: deleted, or lost with its node or its runner"
+    return end_attempt(look, "JobVanished", text, End.DISRUPTION)
+
+
+def _said_failure(look: Look) -> Failure | None:
+    """What the current attempt itself wrote about its end, into the store."""
+    facts = look.facts
+    if facts is None or facts.trouble is not None or facts.failure_attempt != look.status.attempt:
+        return None
+    return facts.failure
 
 
 def _succeeded_without_manifest(look: Look, job: Job) -> StageStatus:
     deadline = commit_deadline(look)
-    if not look.readable or deadline is None or look.now < deadline:
+    if deadline is None or look.now < deadline or not look.read_since(deadline):
         return look.status
     text = (
         f"{job.name} ended with exit code 0 but {look.stage.folder}/manifest.json is not there: "
         "is the job's command the trainer, and its store the chain's?"
     )
-    return end_attempt(look, "ManifestMissing", text, counted=True, exit_code=0)
+    return end_attempt(look, "ManifestMissing", text, End.FAILURE, exit_code=0)
 
 
 def _give_up(status: StageStatus, update: dict[str, object], reason: str, message: str) -> StageStatus:
     final = {"phase": StagePhase.FAILED, "reason": reason, "message": cut(message), "retry_at": None}
     return status.model_copy(update={**update, **final})
+
+
+def _doubled(seconds: int, times: int) -> int:
+    if times < 1:
+        return 0
+    doublings = min(times - 1, 32)  # 2**32 seconds are over the bound from one second on
+    return min(MAX_BACKOFF_SECONDS, seconds * 2**doublings)

@@ -1,25 +1,26 @@
-"""A job without a sign of life, or over its time, is ended and counts as failed."""
+"""A job that does not start, gives no sign of life or is over its time is ended."""
 
 from __future__ import annotations
 
 from modelchain.reconcile.look import Look
 from modelchain.reconcile.observation import Job, JobPhase
-from modelchain.reconcile.retry import end_attempt
+from modelchain.reconcile.retry import End, end_attempt
 from modelchain.status import StageStatus
 
 STALLED = "Stalled"
 
 
 def end_stalled(look: Look) -> StageStatus:
-    """End the attempt if nothing of progress.json has changed for `retry.stallSeconds`, by the observer's
-    clock.
+    """End the attempt if nothing of progress.json has changed for `retry.stallSeconds`, by the observer's clock, and
+    a read of the store that began after that has shown it. An old read is no proof: with many chains the store is
+    read less often than a trainer writes.
     """
     deadline = stall_deadline(look)
-    if deadline is None or look.now < deadline:
+    if deadline is None or look.now < deadline or not look.read_since(deadline):
         return look.status
     seconds = look.stage.retry.stall_seconds
     text = f"no progress for {seconds} s (retry.stallSeconds): ended, to go on from the latest checkpoint"
-    return end_attempt(look, STALLED, text, counted=True)
+    return end_attempt(look, STALLED, text, End.FAILURE)
 
 
 def end_overdue(look: Look) -> StageStatus:
@@ -28,7 +29,36 @@ def end_overdue(look: Look) -> StageStatus:
     if deadline is None or look.now < deadline:
         return look.status
     text = f"the job ran longer than {look.stage.job.timeout_seconds} s (job.timeoutSeconds)"
-    return end_attempt(look, "TimedOut", text, counted=True)
+    return end_attempt(look, "TimedOut", text, End.FAILURE)
+
+
+def awaits_read(look: Look) -> bool:
+    """Whether only a fresh read of the store tells if the attempt is hung."""
+    deadline = stall_deadline(look)
+    return deadline is not None and look.now >= deadline and not look.read_since(deadline)
+
+
+def end_unstarted(look: Look) -> StageStatus:
+    """End the attempt if its job has not started within `job.startDeadlineSeconds`: the pods that did start hold their
+    nodes for nothing. Where some had no node yet, that is the cluster's fault and not the stage's.
+    """
+    deadline, job = start_deadline(look), look.current_job
+    if deadline is None or job is None or look.now < deadline:
+        return look.status
+    text = (
+        f"not all of its pods ran within {look.stage.job.start_deadline_seconds} s (job.startDeadlineSeconds)"
+    )
+    waited = f": {job.reason + ': ' if job.reason else ''}{job.message}" if job.message else ""
+    end = End.DISRUPTION if job.unscheduled else End.FAILURE
+    return end_attempt(look, "StartDeadlineExceeded", text + waited, end)
+
+
+def start_deadline(look: Look) -> float | None:
+    """When a job that has not started is ended; None without a limit."""
+    job, limit = look.current_job, look.stage.job.start_deadline_seconds
+    if look.status.finished or job is None or job.phase is not JobPhase.PENDING:
+        return None
+    return None if limit is None or job.pending_since is None else job.pending_since + limit
 
 
 def stall_deadline(look: Look) -> float | None:

@@ -16,7 +16,7 @@ from modelchain.reconcile.lease import foreign_lease
 from modelchain.reconcile.look import Look
 from modelchain.reconcile.observation import Observation
 from modelchain.reconcile.retry import retry_due
-from modelchain.reconcile.summary import unreachable
+from modelchain.reconcile.summary import failed_ancestor, unreachable
 from modelchain.reconcile.suspend import SUSPENDED
 from modelchain.status import StagePhase, StageStatus, cut
 from modelchain.times import rfc3339
@@ -51,7 +51,6 @@ class Branches:
 
     looks: Mapping[str, Look]
     observed: Observation
-    failed: str | None  # a stage that has failed for good
     missing: tuple[str, ...]  # finished stages whose artifacts have vanished
     limit: int | None  # of jobs at once; None: as many as there are branches
     started: list[str] = field(default_factory=list)  # in this pass
@@ -64,8 +63,7 @@ class Branches:
 
 def start_stages(looks: Mapping[str, Look], observed: Observation) -> Starts:
     """Start what can start; say of every other idle stage what it waits for."""
-    failed = next((name for name, look in looks.items() if look.status.phase is StagePhase.FAILED), None)
-    branches = Branches(looks, observed, failed, _missing(looks.values()), observed.max_parallel_jobs)
+    branches = Branches(looks, observed, _missing(looks.values()), observed.max_parallel_jobs)
     return _start(looks, branches, _CHECKS)
 
 
@@ -75,7 +73,7 @@ def start_baselines(
     """The same of models that are trained alone once all stages of `chain` are complete, `at_once` at a time: one that
     has failed holds up no other.
     """
-    branches = Branches(chain, observed, None, _missing(chain.values()), at_once)
+    branches = Branches(chain, observed, _missing(chain.values()), at_once)
     return _start(looks, branches, (_chain_incomplete, *_CHECKS))
 
 
@@ -140,6 +138,13 @@ def _suspended(look: Look, _: Branches) -> Hold | None:
     return Hold(StagePhase.SUSPENDED, SUSPENDED, look.suspended)
 
 
+def _refused(look: Look, branches: Branches) -> Hold | None:
+    if not branches.observed.refused:
+        return None
+    text = "not started: the chain is refused as it is written now (condition Accepted)"
+    return Hold(_idle_phase(look), "SpecRefused", text)
+
+
 def _predecessor_incomplete(look: Look, branches: Branches) -> Hold | None:
     for other in look.stage.needs:
         if not branches.looks[other.name].status.finished:
@@ -150,10 +155,12 @@ def _predecessor_incomplete(look: Look, branches: Branches) -> Hold | None:
     return None
 
 
-def _chain_failed(look: Look, branches: Branches) -> Hold | None:
-    if branches.failed is None:
+def _predecessor_failed(look: Look, branches: Branches) -> Hold | None:
+    """A failure ends the stages that grow out of it; other branches of the tree go on."""
+    failed = failed_ancestor(look, branches.looks)
+    if failed is None:
         return None
-    return Hold(_idle_phase(look), "ChainFailed", f"not started: stage {branches.failed} has failed")
+    return Hold(_idle_phase(look), "PredecessorFailed", f"it needs stage {failed}, which has failed")
 
 
 def _artifacts_missing(look: Look, branches: Branches) -> Hold | None:
@@ -216,9 +223,8 @@ def _predecessor_ending(look: Look, branches: Branches) -> Hold | None:
 
 
 def _backend_trouble(look: Look, branches: Branches) -> Hold | None:
-    if not branches.observed.backend_trouble:
-        return None
-    return Hold(_idle_phase(look), "BackendUnavailable", branches.observed.backend_trouble)
+    trouble = branches.observed.backend_trouble.get(look.stage.name)
+    return Hold(_idle_phase(look), "BackendUnavailable", trouble) if trouble else None
 
 
 def _too_many_jobs(look: Look, branches: Branches) -> Hold | None:
@@ -230,7 +236,8 @@ def _too_many_jobs(look: Look, branches: Branches) -> Hold | None:
 
 _CHECKS: tuple[_Check, ...] = (
     _suspended,
-    _chain_failed,
+    _refused,
+    _predecessor_failed,
     _artifacts_missing,
     _predecessor_incomplete,
     _last_job_ending,

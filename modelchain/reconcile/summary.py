@@ -9,7 +9,7 @@ from modelchain.reconcile.look import Look
 from modelchain.reconcile.observation import Job, JobPhase, Observation
 from modelchain.resolved import ResolvedStage
 from modelchain.spec import EvaluationSpec, EvaluationType
-from modelchain.status import ChainPhase, StagePhase, StageStatus, cut
+from modelchain.status import MAX_REASON, ChainPhase, StagePhase, StageStatus, cut
 
 _OF_JOB = {
     JobPhase.PENDING: (StagePhase.PENDING, "JobPending"),
@@ -39,6 +39,8 @@ def show_job(look: Look) -> StageStatus:
     phase, reason = _OF_JOB[job.phase]
     if job.blocked_by_node:
         reason = "NodeUnreachable"
+    elif job.phase is JobPhase.PENDING and job.reason:  # why it does not start
+        reason = cut(job.reason, MAX_REASON)
     return look.status.model_copy(
         update={"phase": phase, "reason": reason, "message": cut(_job_message(look, job))}
     )
@@ -47,9 +49,11 @@ def show_job(look: Look) -> StageStatus:
 def chain_phase(looks: Sequence[Look], *, suspended: bool) -> ChainPhase:
     """Where the chain stands, from where its stages stand."""
     phases = {look.status.phase for look in looks}
-    if all(look.status.finished for look in looks):
+    by_name = {look.stage.name: look for look in looks}
+    unfinished = [look for look in looks if not look.status.finished]
+    if not unfinished:
         return ChainPhase.COMPLETE
-    if StagePhase.FAILED in phases:
+    if all(look.status.phase is StagePhase.FAILED or failed_ancestor(look, by_name) for look in unfinished):
         return ChainPhase.FAILED
     if suspended:
         return ChainPhase.SUSPENDED
@@ -60,20 +64,34 @@ def chain_phase(looks: Sequence[Look], *, suspended: bool) -> ChainPhase:
     return ChainPhase.PENDING
 
 
+def failed_ancestor(look: Look, looks: Mapping[str, Look]) -> str | None:
+    """A stage that this one grows out of or learns from, directly or not, and that has failed for good."""
+    waiting = [other.name for other in look.stage.needs]
+    known = set(waiting)  # ways of needing a stage are many where each has a teacher beside its predecessor
+    while waiting:
+        other = looks[waiting.pop()]
+        if other.status.phase is StagePhase.FAILED:
+            return other.stage.name
+        further = [one.name for one in other.stage.needs if one.name not in known]
+        known.update(further)
+        waiting += further
+    return None
+
+
 def chain_message(looks: Sequence[Look], phase: ChainPhase, baselines: Sequence[Look] = ()) -> str:
     """One sentence on the stage that matters most now."""
     if phase is ChainPhase.COMPLETE:
         alone = [look.stage.name for look in baselines if look.status.phase is StagePhase.RUNNING]
         after = f"; {', '.join(alone)} is trained to compare" if alone else ""
         return f"all {len(looks)} stages are complete{after}"
-    current = _current(looks)
+    current = _current(looks, StagePhase.FAILED, StagePhase.RUNNING)
     text = current.status.message if current is not None else ""
     return cut(f"stage {current.stage.name}: {text}") if current is not None and text else ""
 
 
 def headline(looks: Sequence[Look], observed: Observation) -> Headline:
     """The stage that is worked on (the last one when all are done), how far it is, and how good."""
-    current = _current(looks) or looks[-1]
+    current = _current(looks, StagePhase.RUNNING, StagePhase.FAILED) or looks[-1]
     status = current.status
     progress = f"{status.step}/{status.steps}" if status.step is not None and status.steps else None
     running = status.phase is StagePhase.RUNNING
@@ -136,10 +154,10 @@ def _job_message(look: Look, job: Job) -> str:
     return look.facts.message if look.facts is not None and look.facts.trouble is not None else ""
 
 
-def _current(looks: Sequence[Look]) -> Look | None:
-    """The failed stage, else a running one, else the first that is not finished."""
+def _current(looks: Sequence[Look], *phases: StagePhase) -> Look | None:
+    """The first stage in one of these phases, else the first that is not finished."""
     open_stages = [look for look in looks if not look.status.finished]
-    for wanted in (StagePhase.FAILED, StagePhase.RUNNING):
+    for wanted in phases:
         found = next((look for look in open_stages if look.status.phase is wanted), None)
         if found is not None:
             return found

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from modelchain.reconcile.look import Look
 from modelchain.reconcile.observation import Observation
-from modelchain.reconcile.retry import end_attempt
+from modelchain.reconcile.retry import End, end_attempt
 from modelchain.resolved import ResolvedChain
 from modelchain.status import StagePhase, StageStatus
 
@@ -27,4 +27,4 @@ def end_suspended(look: Look) -> StageStatus:
     job = look.current_job
     if job is None or not job.live:
         return look.status
-    return end_attempt(look, SUSPENDED, look.suspended, counted=False)
+    return end_attempt(look, SUSPENDED, look.suspended, End.REQUESTED)

@@ -25,10 +25,22 @@ from modelchain.yaml_reader import FieldPath
 
 # https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/quantity/
 _QUANTITY = re.compile(r"[+-]?([0-9]+|[0-9]+\.[0-9]*|\.[0-9]+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?[0-9]+)?")
+# https://github.com/distribution/reference: a host or not, a path in lower case, a tag, a digest
+_IMAGE = re.compile(
+    r"([A-Za-z0-9.\-]+(:[0-9]+)?/|\[[0-9a-fA-F:]+\](:[0-9]+)?/)?[a-z0-9]+([._\-]+[a-z0-9]+)*(/[a-z0-9]+([._\-]+[a-z0-9]+)*)*"
+    r"(:[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127})?(@[A-Za-z0-9_+.\-]+:[0-9a-fA-F]{32,})?"
+)
 _RESOURCE_FIELDS = ("requests", "limits", "claims")
 _AFFINITY_FIELDS = ("nodeAffinity", "podAffinity", "podAntiAffinity")
 _POD_TEMPLATE_FIELDS = ("metadata", "spec")
 _NAMED_LISTS = ("containers", "initContainers", "volumes")  # of a pod; merged by name over the generated ones
+# Lists of a container, merged by that field over ours.
+_KEYED_LISTS = {
+    "env": ("name", str),
+    "ports": ("containerPort", int),
+    "volumeMounts": ("mountPath", str),
+    "volumeDevices": ("devicePath", str),
+}
 MAX_POD_TEMPLATE = (
     65536  # bytes of JSON; a job holds it once for each kind of replica, beside the stage itself
 )
@@ -43,6 +55,7 @@ def check_blocks(chain: ModelChain) -> Iterator[Finding]:
     spec, root = chain.spec, ("spec",)
     yield from _check_uri(spec.store.uri, ("spec", "store", "uri"))
     yield from _check_endpoint(spec.store.endpoint_url, ("spec", "store", "endpointUrl"))
+    yield from _check_image(spec.image, ("spec", "image"))
     for at, holder in (
         (root, spec),
         *((("spec", "stages", i), stage) for i, stage in enumerate(spec.stages)),
@@ -58,6 +71,7 @@ def check_blocks(chain: ModelChain) -> Iterator[Finding]:
         if holder.job is not None:
             yield from _check_job(holder.job, (*at, "job"))
     for index, stage in enumerate(spec.stages):
+        yield from _check_image(stage.image, ("spec", "stages", index, "image"))
         if stage.from_weights is not None:
             yield from _check_uri(stage.from_weights.uri, ("spec", "stages", index, "fromWeights", "uri"))
 
@@ -84,9 +98,27 @@ def _check_uri(uri: str, path: FieldPath) -> Iterator[Finding]:
 
 
 def _check_endpoint(url: str | None, path: FieldPath) -> Iterator[Finding]:
-    if url is not None and not re.match(r"https?://[^/]", url):
+    if url is None:
+        return
+    if not re.match(r"https?://[^/]", url):
         message = f"{quoted(url)} is no address of a server"
         yield _finding(path, message, "start it with http:// or https://, e.g. http://minio:9000")
+    elif (
+        "@" in url.partition("://")[2].partition("/")[0]
+    ):  # not quoted: it would be shown to more people still
+        message = "the address holds a user or a password, which everybody who may read the chain can read"
+        remedy = (
+            "remove it and name a Secret with the keys under store.secretName (on a laptop: AWS_* variables)"
+        )
+        yield _finding(path, message, remedy)
+    elif re.search(r"\s", url):
+        yield _finding(path, f"{quoted(url)} holds a blank", "remove it")
+
+
+def _check_image(image: str | None, path: FieldPath) -> Iterator[Finding]:
+    if image is not None and not _IMAGE.fullmatch(image):
+        message = f"{quoted(image)} is no reference of an image"
+        yield _finding(path, message, "write e.g. registry.example.com/team/trainer:1.0, without blanks")
 
 
 def _check_data(data: DataSpec, at: FieldPath) -> Iterator[Finding]:
@@ -248,6 +280,28 @@ def _check_pod_template(template: Mapping[str, object], at: FieldPath) -> Iterat
                 yield _finding(
                     (*at, "spec", name, index), "has no name to merge it by", remedy, "podTemplate"
                 )
+            elif name != "volumes":
+                yield from _check_container(item, (*at, "spec", name, index))
+
+
+def _check_container(container: Mapping[str, object], at: FieldPath) -> Iterator[Finding]:
+    """What of it is read or merged here; the rest the API server holds against its types."""
+    for name, (key, kind) in _KEYED_LISTS.items():
+        items = container.get(name)
+        if items is not None and not isinstance(items, list):
+            message = f"is {quoted(items)}, a list is needed"
+            yield _finding((*at, name), message, f"write it as a list, each item with {key}", "podTemplate")
+            continue
+        for index, item in enumerate(items or ()):
+            if not (isinstance(item, dict) and isinstance(item.get(key), kind)):
+                yield _finding((*at, name, index), f"has no {key}", "give it one", "podTemplate")
+    resources = container.get("resources")
+    parts = resources if isinstance(resources, dict) else {}
+    if not isinstance(resources, dict | None) or not all(
+        isinstance(parts.get(name, {}), dict | None) for name in ("requests", "limits")
+    ):
+        message = "is no mapping of requests and limits"
+        yield _finding((*at, "resources"), message, "write e.g. {requests: {cpu: 8}}", "podTemplate")
 
 
 def _check_own_fields(spec: Mapping[str, object], at: FieldPath) -> Iterator[Finding]:
@@ -271,6 +325,9 @@ def _check_own_fields(spec: Mapping[str, object], at: FieldPath) -> Iterator[Fin
 def _check_metadata(metadata: Mapping[str, object], at: FieldPath) -> Iterator[Finding]:
     yield from _check_known(metadata, ("labels", "annotations"), at)
     for name, entries in metadata.items():
+        if not isinstance(entries, dict | None):
+            message = f"is {quoted(entries)}, a mapping is needed"
+            yield _finding((*at, name), message, "write fields under it, indented", "podTemplate")
         for key, value in entries.items() if isinstance(entries, dict) else ():
             if str(key).startswith("modelchain.dev/"):
                 message = "the operator knows its pods by the names that begin with modelchain.dev/"

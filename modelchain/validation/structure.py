@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, get_args
 from pydantic import BaseModel, ValidationError
 
 from modelchain.spec import API_VERSION, KIND, ModelChain, ModelChainSpec, StageSpec
+from modelchain.validation.nesting import too_deep
 from modelchain.validation.problem import STAGE_NAMES, Finding, dotted, quoted
 from modelchain.yaml_reader import FieldPath, JsonValue
 
@@ -44,6 +45,9 @@ def parse(value: dict[str, JsonValue], unreadable: Collection[FieldPath] = ()) -
 
     A null is a field that is not set; for values at `unreadable` there is a finding already.
     """
+    deep = too_deep(value)
+    if deep is not None:  # before anything recurses into it
+        return Parsed(None, (deep,))
     document = _without_nulls(value)
     findings: list[Finding] = []
     for _round in range(3):  # taking a wrong value out can leave a block that lacks something
@@ -336,7 +340,9 @@ def _example(value: object) -> str:
 
 
 def _description(path: FieldPath) -> str:
-    """What to write, from the field's own description."""
+    """What to write, from the field's own description; of the document as a whole there is none."""
+    if not path:
+        return "write it as text in UTF-8"
     model = _model_at(path[:-1])
     info = _fields(model).get(str(path[-1])) if model is not None else None
     first = (info.description if info is not None else None) or ""

@@ -9,6 +9,10 @@ from collections.abc import Sequence
 from modelchain.errors import ExitCode, ModelChainError
 from modelchain_operator.settings import read_settings
 
+# kopf reads what it watches with Python's json, which counts how deep a value is nested against this limit. The API
+# server takes objects 10,000 deep; without room for that, one such chain ends the watch of all chains.
+RECURSION_LIMIT = 12_000
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the operator; the exit code is the error's, where there is one."""
@@ -17,6 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Here, so that --help and a wrong flag answer at once.
         from modelchain_operator import app, logs, memory
 
+        sys.setrecursionlimit(RECURSION_LIMIT)
         memory.share_heaps()
         memory.collect_rarely()
         logs.configure(settings.log_format, settings.log_level)

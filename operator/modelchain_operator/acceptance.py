@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from modelchain import cost
@@ -11,7 +13,10 @@ from modelchain.resolve import merged, resolve
 from modelchain.resolved import ResolvedChain
 from modelchain.spec import JobBackend, JobSpec, ModelChain, StoreSpec
 from modelchain.validation import check_object
+from modelchain_operator.jobs import BACKENDS, JobDefaults, JobRequest
 from modelchain_operator.kubernetes_api import Object
+
+logger = logging.getLogger(__name__)
 
 REMEMBERED = 512  # chains whose acceptance is kept, of 36 KiB; that of another takes a millisecond
 
@@ -24,7 +29,10 @@ class Accepted:
     store: StoreSpec
     jobs: dict[str, JobSpec]  # by stage and baseline: the stage's block over the chain's
     macs: dict[str, float]
-    speedup_planned: float
+    speedup_planned: float | None
+    problems: tuple[
+        str, ...
+    ] = ()  # why it is refused as it is written now: then this is what runs all the same
 
     def backend(self, stage: str) -> JobBackend:
         """What runs the stage's jobs."""
@@ -39,7 +47,20 @@ class Refused:
 
 
 def accept(body: Object, *, default_image: str | None) -> Accepted | Refused:
-    """Judge a chain as the API server sent it. `default_image` is the trainer's where the chain names none."""
+    """Judge a chain as the API server sent it. `default_image` is the trainer's where the chain names none.
+
+    Whatever a chain holds, there is an answer: a defect of ours is one too, and stays with the chain that shows it.
+    """
+    try:
+        return _accept(body, default_image)
+    except Exception as error:
+        metadata = body["metadata"]
+        logger.exception("chain %s/%s can't be judged", metadata.get("namespace"), metadata.get("name"))
+        text = f"the operator fails to read this chain ({type(error).__name__}), which is a defect of it"
+        return Refused((f"{text}; please report it with the chain and the operator's log",))
+
+
+def _accept(body: Object, default_image: str | None) -> Accepted | Refused:
     document = {name: body.get(name) for name in ("apiVersion", "kind", "metadata", "spec")}
     checked = check_object("", document)
     problems = [_text(problem.path, problem.message, problem.remedy) for problem in checked.problems]
@@ -54,13 +75,38 @@ def accept(body: Object, *, default_image: str | None) -> Accepted | Refused:
         plan = cost.plan(resolved)
     except ModelChainError as error:
         return Refused((str(error),))
-    return Accepted(
+    accepted = Accepted(
         chain=resolved,
         store=chain.spec.store,
         jobs=_jobs(chain, resolved),
         macs={stage.name: float(stage.macs) for stage in plan.stages},
         speedup_planned=plan.speedup,
     )
+    problems = list(_unbuildable(accepted, default_image))
+    return Refused(tuple(problems)) if problems else accepted
+
+
+def _unbuildable(accepted: Accepted, default_image: str | None) -> Iterator[str]:
+    """Stages of whose pod template no job can be made: it is Kubernetes' own type, and anything may stand in it."""
+    for index, stage in enumerate(accepted.chain.stages):
+        if accepted.jobs[stage.name].pod_template is None:
+            continue
+        request = JobRequest(
+            stage=stage,
+            spec=accepted.jobs[stage.name],
+            store=accepted.store,
+            attempt=1,
+            defaults=JobDefaults(image=default_image),
+        )
+        try:
+            BACKENDS[accepted.backend(stage.name)].build(request)
+        except Exception as error:  # noqa: BLE001  whatever it was, the template is what it comes of
+            what = f"{type(error).__name__}: {error}"
+            yield _text(
+                f"spec.stages[{index}].job.podTemplate (or spec.job.podTemplate)",
+                f"it does not fit a pod ({what})",
+                "compare it with kubectl explain pod.spec",
+            )
 
 
 def _jobs(chain: ModelChain, resolved: ResolvedChain) -> dict[str, JobSpec]:
@@ -108,6 +154,15 @@ def _cluster_problems(chain: ModelChain, default_image: str | None) -> list[str]
             )
         )
     for index, stage in enumerate(spec.stages):
+        job = merged(spec.job, stage.job) or JobSpec()
+        if job.backend is JobBackend.JOB and job.scheduling_policy is not None:
+            problems.append(
+                _text(
+                    f"spec.stages[{index}].job.schedulingPolicy",
+                    "an Indexed Job has no gang scheduling of its own",
+                    "remove it, or use backend: PyTorchJob; Kueue (job.queueName) admits both kinds whole",
+                )
+            )
         if not (stage.image or spec.image or default_image):
             problems.append(
                 _text(

@@ -8,7 +8,7 @@ from modelchain.reconcile.actions import RemoveJob, StartJob, StopJob
 from modelchain_operator import kinds, labels
 from modelchain_operator.acceptance import Accepted
 from modelchain_operator.jobs import BACKENDS, JobDefaults, JobRequest
-from modelchain_operator.jobs.observed import job_of
+from modelchain_operator.jobs.trees import controller_of
 from modelchain_operator.kinds import POD, Kind
 from modelchain_operator.kubernetes_api import ApiError, Conflict, Invalid, KubernetesApi, Object
 from modelchain_operator.observe import View
@@ -47,7 +47,13 @@ class Actor:
             defaults=self._defaults,
         )
         made: list[tuple[Kind, Object]] = []
-        for manifest in BACKENDS[accepted.backend(action.stage)].build(request):
+        try:
+            manifests = BACKENDS[accepted.backend(action.stage)].build(request)
+        except Exception as error:
+            logger.exception("the job of %s can't be built", request.name)
+            text = f"no job can be made of spec.job ({type(error).__name__}: {error}); mend it"
+            raise JobRefused(text) from None
+        for manifest in manifests:
             kind = kinds.of(manifest)
             try:
                 made.append((kind, await self._api.create(kind, manifest, dry_run=dry_run)))
@@ -86,11 +92,11 @@ class Actor:
         if there is None:
             raise Conflict(f"{kind.kind} {wanted['name']} came and went", status=409)
         metadata = there["metadata"]
-        owners = {owner.get("uid") for owner in metadata.get("ownerReferences") or []}
+        owner = controller_of(there)
         same = (metadata.get("annotations") or {}).get(labels.DIGEST_ANNOTATION) == wanted["annotations"][
             labels.DIGEST_ANNOTATION
         ]
-        if {owner["uid"] for owner in wanted["ownerReferences"]} <= owners and same:
+        if owner is not None and owner == controller_of(manifest) and same:
             return
         name = f"{wanted['namespace']}/{wanted['name']}"
         raise JobRefused(
@@ -101,7 +107,10 @@ class Actor:
 
 def _objects(name: str, view: View) -> list[tuple[Kind, Object]]:
     """The job of that name; its pods, if the job itself is gone."""
-    jobs = [(kinds.of(job), job) for job in view.jobs if job["metadata"]["name"] == name]
-    if jobs:
-        return jobs
-    return [(POD, pod) for pod in view.pods if job_of(pod) == name]
+    found: list[tuple[Kind, Object]] = []
+    for tree in view.trees:
+        if tree.name == name and tree.job is not None:
+            found.append((kinds.of(tree.job), tree.job))
+        elif tree.name == name:
+            found += [(POD, pod) for pod in tree.pods]
+    return found

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Container, Iterable, Iterator, Set
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from modelchain_operator import labels
 from modelchain_operator.kinds import CHAIN, Kind
@@ -35,20 +35,31 @@ class CachedChain:
         return json.loads(zlib.decompress(self.packed))
 
 
+class _Owner(NamedTuple):
+    """A chain as the labels of its jobs and pods name it."""
+
+    namespace: str
+    uid: str
+
+
 @dataclass
 class _Belongings:
-    """The jobs and pods of one chain."""
+    """The jobs and pods that name one chain, in one namespace."""
 
     objects: dict[tuple[Kind, str], Object] = field(default_factory=dict)  # by kind and uid
 
 
 class Cache:
-    """Chains by name, jobs and pods by the uid of their chain. Used in one event loop."""
+    """Chains by name, jobs and pods by the namespace and chain that their labels name. Used in one event loop.
+
+    A label is no proof: which of them are a chain's, `jobs.trees` says. But what stands in another namespace never
+    is, so it lies apart and wakes nobody.
+    """
 
     def __init__(self) -> None:
         self._chains: dict[Key, CachedChain] = {}
-        self._keys: dict[str, Key] = {}  # by uid
-        self._belongings: dict[str, _Belongings] = {}  # by uid of the chain
+        self._keys: dict[_Owner, Key] = {}
+        self._belongings: dict[_Owner, _Belongings] = {}
 
     # ---- reading
 
@@ -62,9 +73,9 @@ class Cache:
         """The chain of that name."""
         return self._chains.get(key)
 
-    def objects(self, kind: Kind, chain_uid: str) -> list[Object]:
-        """Jobs or pods of a chain."""
-        belongings = self._belongings.get(chain_uid)
+    def objects(self, kind: Kind, namespace: str, chain_uid: str) -> list[Object]:
+        """Jobs or pods in that namespace that name the chain."""
+        belongings = self._belongings.get(_Owner(namespace, chain_uid))
         if belongings is None:
             return []
         return [item for (of, _), item in belongings.objects.items() if of == kind]
@@ -83,10 +94,10 @@ class Cache:
         if known is not None and known.uid == uid and not is_newer(version, known.resource_version):
             return None
         if known is not None and known.uid != uid:
-            self._keys.pop(known.uid, None)
+            self._keys.pop(_Owner(key.namespace, known.uid), None)
         packed = zlib.compress(json.dumps(slim(CHAIN, body), separators=(",", ":")).encode(), 1)
         self._chains[key] = CachedChain(uid=uid, resource_version=version, packed=packed)
-        self._keys[uid] = key
+        self._keys[_Owner(key.namespace, uid)] = key
         return key
 
     def drop_chain(self, key: Key, uid: str | None = None) -> bool:
@@ -95,8 +106,9 @@ class Cache:
         if known is None or (uid is not None and known.uid != uid):
             return False
         del self._chains[key]
-        self._keys.pop(known.uid, None)
-        self._belongings.pop(known.uid, None)
+        owner = _Owner(key.namespace, known.uid)
+        self._keys.pop(owner, None)
+        self._belongings.pop(owner, None)
         return True
 
     def show(self, kind: Kind, item: Object, *, deleted: bool = False) -> Key | None:
@@ -105,18 +117,19 @@ class Cache:
         chain_uid = (metadata.get("labels") or {}).get(labels.CHAIN_UID)
         if not chain_uid:
             return None
-        belongings = self._belongings.setdefault(chain_uid, _Belongings())
+        owner = _Owner(metadata["namespace"], chain_uid)
+        belongings = self._belongings.setdefault(owner, _Belongings())
         place = (kind, metadata["uid"])
         known = belongings.objects.get(place)
         if deleted:
             belongings.objects.pop(place, None)
-            return self._keys.get(chain_uid) if known is not None else None
+            return self._keys.get(owner) if known is not None else None
         if known is not None and not is_newer(
             metadata["resourceVersion"], known["metadata"]["resourceVersion"]
         ):
             return None
         belongings.objects[place] = slim(kind, item)
-        return self._keys.get(chain_uid)
+        return self._keys.get(owner)
 
     # ---- what listings show
 
@@ -144,24 +157,27 @@ class Cache:
         ]
         return stale, gone
 
-    def uids(self, kind: Kind) -> set[str]:
-        """The jobs or pods known now: to be taken before a listing begins, for `drop_absent`."""
+    def uids(self, kind: Kind) -> dict[str, str]:
+        """The jobs or pods known now, and their namespaces: to be taken before a listing begins, for `drop_absent`."""
         return {
-            uid for belongings in self._belongings.values() for of, uid in belongings.objects if of == kind
+            uid: owner.namespace
+            for owner, belongings in self._belongings.items()
+            for of, uid in belongings.objects
+            if of == kind
         }
 
-    def stale_owners(self, kind: Kind, listed: Iterable[ObjectVersion]) -> dict[str, str]:
-        """The chains of which a listing shows jobs or pods that are not known here, or older: their namespaces, by
-        uid.
-        """
-        return {one.chain_uid: one.namespace for one in listed if one.chain_uid and self._is_stale(kind, one)}
+    def stale_owners(self, kind: Kind, listed: Iterable[ObjectVersion]) -> set[tuple[str, str]]:
+        """The chains (namespace, uid) of which a listing shows jobs or pods that are not known here, or older."""
+        return {
+            (one.namespace, one.chain_uid) for one in listed if one.chain_uid and self._is_stale(kind, one)
+        }
 
-    def drop_absent(self, kind: Kind, listed: Set[str], before: Set[str]) -> set[Key]:
+    def drop_absent(self, kind: Kind, listed: Set[str], before: Container[str]) -> set[Key]:
         """Forget the jobs or pods that a listing does not show; those that are not in `before` came while it was under
         way, and stay. Returns the chains for which that is news.
         """
         changed: set[Key] = set()
-        for chain_uid, belongings in list(self._belongings.items()):
+        for owner, belongings in list(self._belongings.items()):
             gone = [
                 place
                 for place in belongings.objects
@@ -169,14 +185,14 @@ class Cache:
             ]
             for place in gone:
                 del belongings.objects[place]
-            if gone and chain_uid in self._keys:
-                changed.add(self._keys[chain_uid])
+            if gone and owner in self._keys:
+                changed.add(self._keys[owner])
             if not belongings.objects:
-                del self._belongings[chain_uid]
+                del self._belongings[owner]
         return changed
 
     def _is_stale(self, kind: Kind, one: ObjectVersion) -> bool:
-        belongings = self._belongings.get(one.chain_uid)
+        belongings = self._belongings.get(_Owner(one.namespace, one.chain_uid))
         known = belongings.objects.get((kind, one.uid)) if belongings is not None else None
         return known is None or is_newer(one.resource_version, known["metadata"]["resourceVersion"])
 

@@ -34,7 +34,23 @@ STAGE_LABELS = (*CHAIN_LABELS, "stage")
 
 # Reasons of Progressing=False that last until a person does something. (A queue lets a job go by itself, and so does
 # another chain that trains the same stage.)
-_BLOCKED = frozenset({"BackendUnavailable", "NodeUnreachable", *(trouble.value for trouble in StoreTrouble)})
+_BLOCKED = frozenset(
+    {
+        "BackendUnavailable",
+        "NodeUnreachable",
+        *(trouble.value for trouble in StoreTrouble),
+        # What the pods of a job wait for.
+        "ErrImagePull",
+        "ImagePullBackOff",
+        "ErrImageNeverPull",
+        "InvalidImageName",
+        "CreateContainerConfigError",
+        "FailedCreate",
+        "FailedMount",
+        "NoController",
+        "Unschedulable",
+    }
+)
 _ALARMING = (ConditionType.FAILED, ConditionType.STALLED, ConditionType.ARTIFACTS_MISSING)
 _REFUSED = "Refused"  # Accepted=False
 ATTENTION = frozenset({_REFUSED, *(kind.value for kind in _ALARMING), *_BLOCKED})

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +19,7 @@ from lightkube.config.client_adapter import verify_cluster
 from lightkube.config.kubeconfig import SingleConfig
 
 from modelchain import __version__
+from modelchain_operator import json_reader
 from modelchain_operator.login import as_kubectl_verifies, read_token
 
 TIMEOUT_SECONDS = 20.0
@@ -36,7 +36,7 @@ class Answer:
 
     def json(self) -> Any:
         """The content as a value. Raises ValueError."""
-        return json.loads(self.content)
+        return json_reader.loads(self.content)
 
 
 class Connection:

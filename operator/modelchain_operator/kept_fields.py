@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 from pydantic import ValidationError
 
-from modelchain.status import ChainStatus
+from modelchain.status import WHOLE, ChainStatus
 from modelchain_operator.kubernetes_api import Object
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class KeptFields:
         for path in self._dropped:
             _remove(written, path)
         try:
-            return ChainStatus.model_validate(written)
+            return ChainStatus.model_validate(written, context=WHOLE)
         except ValidationError:  # it can't do without what is dropped
             return status
 

@@ -17,6 +17,7 @@ from lightkube.core.exceptions import ConfigError
 from modelchain.errors import ConfigurationError
 from modelchain_operator import labels
 from modelchain_operator.connection import UNREACHABLE, Answer, Connection
+from modelchain_operator.json_reader import shallow
 from modelchain_operator.kinds import CHAIN, CONFIG_MAP, EVENT, POD, SECRET, Kind
 
 Object: TypeAlias = dict[str, Any]  # a Kubernetes object as the API sends it
@@ -107,8 +108,8 @@ class KubernetesApi:
     # ---- chains
 
     async def get_chain(self, namespace: str, name: str) -> Object | None:
-        """The chain as it is now; None if it is gone."""
-        return await self._find(CHAIN, namespace, name)
+        """The chain as it is now, no deeper than can be handled; None if it is gone."""
+        return shallow(await self._find(CHAIN, namespace, name))
 
     async def list_versions(self, kind: Kind, namespace: str | None) -> list[ObjectVersion]:
         """Which objects there are (jobs and pods: of chains), in which state, and nothing else of them. Raises
@@ -130,6 +131,14 @@ class KubernetesApi:
                 )
         return found
 
+    async def try_watch(self, kind: Kind, namespace: str | None) -> None:
+        """Ask whether a kind may be watched there. Raises Forbidden if not, NotServed; takes a second."""
+        nothing = {"fieldSelector": "metadata.name=-"}
+        query = {**nothing, "watch": "true", "timeoutSeconds": "1"}
+        what = f"watch {kind.plural}" + (f" in {namespace}" if namespace else "")
+        if not await self._send("GET", _path(kind, namespace), what, query=query, read=False):
+            raise await self._absent(kind, what, namespace)
+
     async def write_status(self, chain: Object, status: Object) -> Object:
         """Replace the chain's status, if nothing of the chain was changed since it was read.
 
@@ -142,7 +151,7 @@ class KubernetesApi:
         answer = await self._send("PUT", path, what, body=body)
         if answer is None:
             raise Conflict(f"{what}: it is gone", status=404, reason="NotFound")
-        return answer
+        return shallow(answer)
 
     # ---- jobs and pods
 
@@ -264,8 +273,9 @@ class KubernetesApi:
         body: Object | None = None,
         query: Mapping[str, str] | None = None,
         accept: str = "application/json",
+        read: bool = True,
     ) -> Object | None:
-        """One request; None for 404."""
+        """One request; None for 404. Without `read`, the answer is only looked at for its status."""
         content = None if body is None else json.dumps(body, separators=(",", ":")).encode()
         headers = {"Accept": accept}
         if content is not None:
@@ -280,7 +290,7 @@ class KubernetesApi:
             return None
         if answer.status >= 400:
             raise _error(what, answer)
-        return answer.json()
+        return answer.json() if read else {"status": answer.status}
 
 
 def _path(kind: Kind, namespace: str | None, name: str | None = None, subresource: str | None = None) -> str:

@@ -9,12 +9,14 @@ from dataclasses import dataclass, field, replace
 from pydantic import ValidationError
 
 from modelchain.reconcile.observation import Job, JobPhase, Observation
+from modelchain.resolved import ChainReference
 from modelchain.status import ChainStatus
 from modelchain_operator import labels
 from modelchain_operator.acceptance import Accepted
 from modelchain_operator.jobs import BACKENDS
 from modelchain_operator.jobs.events import Silence, silence
-from modelchain_operator.jobs.observed import JobMemory, observe_jobs, owners
+from modelchain_operator.jobs.observed import JobMemory, observe_jobs
+from modelchain_operator.jobs.trees import JobTree, job_trees
 from modelchain_operator.kinds import Kind
 from modelchain_operator.kubernetes_api import Object
 from modelchain_operator.store_reader import Seen
@@ -24,11 +26,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class View:
-    """A chain, its jobs and its pods, at one look."""
+    """A chain and its jobs, at one look."""
 
     body: Object
-    jobs: tuple[Object, ...]
-    pods: tuple[Object, ...]
+    trees: tuple[JobTree, ...]
 
     @property
     def generation(self) -> int:
@@ -36,12 +37,22 @@ class View:
         return int(self.body["metadata"].get("generation", 0))
 
 
+def view_of(body: Object, jobs: Iterable[Object], pods: Sequence[Object], memory: ChainMemory) -> View:
+    """A chain, with those of the jobs and pods that are really its own."""
+    return View(body, job_trees(reference_of(body), jobs, pods, memory.jobs.pods))
+
+
+def reference_of(body: Object) -> ChainReference:
+    """Which chain it is."""
+    metadata = body["metadata"]
+    return ChainReference(namespace=metadata["namespace"], name=metadata["name"], uid=metadata["uid"])
+
+
 @dataclass
 class CreateRefusal:
-    """The API server refused a job (a quota, an admission rule). It is asked again from time to time."""
+    """The API server refused a stage's job (a quota, an admission rule). It is asked again from time to time."""
 
     generation: int
-    stage: str
     attempt: int
     message: str
     ask_at: float  # monotonic seconds
@@ -63,7 +74,10 @@ class ChainMemory:
 
     uid: str
     jobs: JobMemory = field(default_factory=JobMemory)
-    refusal: CreateRefusal | None = None
+    made: set[tuple[str, int]] = field(default_factory=set)  # stage, attempt: jobs that we have made
+    refusals: dict[str, CreateRefusal] = field(default_factory=dict)  # by stage
+    # Of a generation that is refused: what of the chain runs all the same.
+    going_on: tuple[int, Accepted | None] | None = None
     told: dict[str, Told] = field(default_factory=dict)  # by name of the job
     written_at: float = float("-inf")  # monotonic seconds
     written_version: str = ""  # of the chain, after our last write
@@ -74,7 +88,7 @@ class ChainMemory:
 
 
 def status_of(body: Object) -> ChainStatus | None:
-    """The chain's last status; None if there is none, or one that can't be read."""
+    """The chain's last status, as far as it can be read; None if there is none."""
     status = body.get("status")
     if not status:
         return None
@@ -100,13 +114,15 @@ def observe(
     view: View, accepted: Accepted, seen: Seen, memory: ChainMemory, *, not_served: Iterable[Kind], now: float
 ) -> Observation:
     """Everything that was seen, as values. `now` is in seconds since the epoch."""
-    jobs = [_with_reason(job, memory) for job in observe_jobs(view.jobs, view.pods, memory.jobs, now)]
+    jobs = [_with_reason(job, memory) for job in observe_jobs(view.trees, memory.jobs, now)]
     annotations = view.body["metadata"].get("annotations") or {}
     return Observation(
         status=status_of(view.body),
         generation=view.generation,
         jobs=_with_progress(jobs, seen),
+        made=frozenset(memory.made),
         store=seen.facts,
+        store_read_at=seen.read_at,
         store_readable_since=seen.readable_since,
         backend_trouble=_backend_trouble(view, accepted, memory, frozenset(not_served)),
         retrain_missing=annotations.get(labels.RETRAIN_MISSING_ANNOTATION) == "true",
@@ -120,11 +136,13 @@ def silent_jobs(view: View, observed: Observation) -> dict[str, Silence]:
     """By name: the pending jobs whose own status does not say what they wait for."""
     pending = {job.name for job in observed.jobs if job.phase is JobPhase.PENDING}
     found: dict[str, Silence] = {}
-    for job in view.jobs:
-        metadata = job["metadata"]
-        own = [pod for pod in view.pods if metadata["uid"] in owners(pod)]
-        if metadata["name"] in pending and (silent := silence(job, own)) is not None:
-            found[metadata["name"]] = silent
+    for tree in view.trees:
+        if (
+            tree.job is not None
+            and tree.name in pending
+            and (silent := silence(tree.job, tree.pods)) is not None
+        ):
+            found[tree.name] = silent
     return found
 
 
@@ -143,11 +161,17 @@ def _with_progress(jobs: Sequence[Job], seen: Seen) -> tuple[Job, ...]:
     )
 
 
-def _backend_trouble(view: View, accepted: Accepted, memory: ChainMemory, not_served: frozenset[Kind]) -> str:
-    """Why no job of this chain can be made now."""
+def _backend_trouble(
+    view: View, accepted: Accepted, memory: ChainMemory, not_served: frozenset[Kind]
+) -> dict[str, str]:
+    """By stage: why no job of it can be made now."""
+    found = {
+        stage: refusal.message
+        for stage, refusal in memory.refusals.items()
+        if refusal.generation == view.generation
+    }
     for stage in accepted.chain.stages:
         backend = BACKENDS[accepted.backend(stage.name)]
         if backend.kind in not_served:
-            return backend.install_hint
-    refusal = memory.refusal
-    return refusal.message if refusal is not None and refusal.generation == view.generation else ""
+            found[stage.name] = backend.install_hint
+    return found

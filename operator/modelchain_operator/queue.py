@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 BESIDE_URGENT = 2  # passes that are not urgent, while one is under way that is
+COMPACT_FROM = 64  # entries of the heap beyond which those that count for nothing are taken out
 PATIENCE_SECONDS = 30.0  # for which a key that is not urgent lets others go first
 
 
@@ -74,6 +75,7 @@ class KeyQueue:
             return
         self._due[key] = due
         heapq.heappush(self._heap, (due, next(self._count), key))
+        self._compact()
         if self._waiting:
             self._set_timer()
 
@@ -115,6 +117,14 @@ class KeyQueue:
             _wake(self._waiting.popleft())
         if self._timer is not None:
             self._timer.cancel()
+
+    def _compact(self) -> None:
+        """Leave out what is not wanted any more, once it is the larger part: an entry that is due in a day would lie
+        there for a day, and each pass may leave one.
+        """
+        if len(self._heap) > 2 * len(self._due) + COMPACT_FROM:
+            self._heap = [entry for entry in self._heap if self._due.get(entry[2]) == entry[0]]
+            heapq.heapify(self._heap)
 
     # ---- turns
 

@@ -14,12 +14,12 @@ import logging
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from modelchain.reconcile.actions import Action, Decision, RemoveJob, StartJob, StopJob
-from modelchain.reconcile.conditions import refused
 from modelchain.reconcile.decide import decide
 from modelchain.reconcile.observation import Observation
+from modelchain.reconcile.refused import decide_refused, under_way
 from modelchain.reconcile.start import PREDECESSOR_ENDING
 from modelchain.reconcile.trust import only_begins, only_tells
 from modelchain.resolved import ResolvedChain
@@ -31,7 +31,7 @@ from modelchain_operator.cache import Cache
 from modelchain_operator.chain_events import event_of, notes
 from modelchain_operator.jobs import BACKENDS
 from modelchain_operator.jobs.events import Silence, why_it_waits
-from modelchain_operator.jobs.observed import attempts
+from modelchain_operator.jobs.trees import job_trees
 from modelchain_operator.kept_fields import KeptFields
 from modelchain_operator.kinds import JOB, POD, PYTORCHJOB, Kind
 from modelchain_operator.kubernetes_api import (
@@ -49,11 +49,14 @@ from modelchain_operator.observe import (
     Told,
     View,
     observe,
+    reference_of,
     silent_jobs,
     status_object,
     status_of,
+    view_of,
 )
 from modelchain_operator.queue import Key, KeyQueue
+from modelchain_operator.recovered import recovered
 from modelchain_operator.store_looks import StoreLooks
 
 logger = logging.getLogger(__name__)
@@ -167,19 +170,19 @@ class Reconciler:
         if body["metadata"].get("deletionTimestamp") is not None:
             self._stores.forget(key)
             return
-        judged = self._acceptance.judge(body)
+        judged = await self._judge(body, memory)
         if isinstance(judged, Refused):
             await self._refuse(key, body, judged)
             return
-        jobs = [job for kind in JOB_KINDS for job in self._cache.objects(kind, cached.uid)]
-        view = View(body, tuple(jobs), tuple(self._cache.objects(POD, cached.uid)))
+        view = self._known_view(key, body, memory)
         decision = await self._decide(key, view, judged, memory)
         if decision is None:  # the store was not looked at yet; it says when it was
             if body.get("status", {}).get("phase") in (None, *AT_REST):  # a thousand may wait for that
                 self._acceptance.forget(body)
             return
-        self._metrics.chain_accepted(key, judged.chain)
-        ask_again = memory.refusal is not None and time.monotonic() >= memory.refusal.ask_at
+        if not judged.problems:
+            self._metrics.chain_accepted(key, judged.chain)
+        ask_again = any(time.monotonic() >= refusal.ask_at for refusal in memory.refusals.values())
         if not ask_again and not self._is_due(key, body, decision, memory):
             self._settle(key, body, decision)
             return
@@ -188,6 +191,21 @@ class Reconciler:
             await self._carry_out(key, memory)
 
     # ---- decide
+
+    async def _judge(self, body: Object, memory: ChainMemory) -> Accepted | Refused:
+        """Whether the chain can be trained as it is written; if not, what of it runs all the same."""
+        judged = self._acceptance.judge(body)
+        open_stages = under_way(status_of(body)) if isinstance(judged, Refused) else ()
+        if isinstance(judged, Accepted) or not open_stages:
+            memory.going_on = None
+            return judged
+        generation = _generation(body)
+        if memory.going_on is None or memory.going_on[0] != generation:
+            jobs = await self._live_jobs([*JOB_KINDS], body["metadata"]["namespace"], memory.uid)
+            trees = job_trees(reference_of(body), jobs, ())
+            memory.going_on = generation, recovered(body, trees, open_stages)
+        running = memory.going_on[1]
+        return judged if running is None else replace(running, problems=judged.problems)
 
     async def _decide(self, key: Key, view: View, accepted: Accepted, memory: ChainMemory) -> Decision | None:
         """What to do about it; None if the store has to be looked at first, after which there is another pass."""
@@ -202,7 +220,15 @@ class Reconciler:
         await self._ask_why_jobs_wait(key, view, observed, memory)
         if self._look_again_at_ended(key, observed, memory):
             return None
-        return decide(accepted.chain, observed, now)
+        if accepted.problems:
+            decision = decide_refused(
+                accepted.chain, observed, accepted.problems, generation=view.generation, now=now
+            )
+        else:
+            decision = decide(accepted.chain, observed, now)
+        for stage in decision.reads:  # there is another pass when it was read
+            self._stores.look_again(key, stage)
+        return decision
 
     async def _ask_why_jobs_wait(
         self, key: Key, view: View, observed: Observation, memory: ChainMemory
@@ -301,13 +327,13 @@ class Reconciler:
         body = await self._live_chain(key)
         if body is None:
             return
-        accepted = self._acceptance.judge(body)
+        accepted = await self._judge(body, memory)
         if isinstance(accepted, Refused):
             self._queue.add(key)
             return
-        await self._probe_refusal(body, accepted, memory)
+        await self._probe_refusals(body, accepted, memory)
         looked_at = time.monotonic()
-        view = await self._live_view(body, accepted)
+        view = await self._live_view(body, accepted, memory)
         decision = await self._decide(key, view, accepted, memory)
         if decision is not None:
             await self._write_and_act(key, view, accepted, decision, memory, looked_at=looked_at)
@@ -327,7 +353,7 @@ class Reconciler:
         for action in decision.actions:
             if acted or time.monotonic() - looked_at > TRUST_SECONDS:
                 looked_at = time.monotonic()
-                view = await self._live_view(body, accepted)
+                view = await self._live_view(body, accepted, memory)
                 again = await self._decide(key, view, accepted, memory)
                 if again is None or not _asked_for(action, again):
                     break
@@ -346,15 +372,16 @@ class Reconciler:
                     made = await self._actor.start(accepted, action)
                 except JobRefused as error:
                     logger.warning("%s: stage %s: %s", key, action.stage, error)
-                    memory.refusal = CreateRefusal(
+                    memory.refusals[action.stage] = CreateRefusal(
                         generation=view.generation,
-                        stage=action.stage,
                         attempt=action.attempt,
                         message=str(error),
                         ask_at=time.monotonic() + ASK_AGAIN_SECONDS,
                     )
                     return
                 logger.info("%s: stage %s: attempt %d starts", key, action.stage, action.attempt)
+                memory.made = {one for one in memory.made if one[0] != action.stage}
+                memory.made.add((action.stage, action.attempt))
                 for kind, item in made:
                     self._cache.show(kind, item)
             case StopJob():
@@ -362,31 +389,29 @@ class Reconciler:
             case RemoveJob():
                 await self._actor.remove(action, view)
 
-    async def _probe_refusal(self, body: Object, accepted: Accepted, memory: ChainMemory) -> None:
-        """Whether a job that was refused would be let in now: asked without making it, so that a chain that
-        can't go on writes nothing.
+    async def _probe_refusals(self, body: Object, accepted: Accepted, memory: ChainMemory) -> None:
+        """Whether jobs that were refused would be let in now: asked without making them, so that a chain that can't go
+        on writes nothing.
         """
-        refusal = memory.refusal
-        if refusal is None:
-            return
-        if refusal.generation != int(body["metadata"].get("generation", 0)):
-            memory.refusal = None
-            return
-        if time.monotonic() < refusal.ask_at:
-            return
-        try:
-            await self._actor.start(accepted, StartJob(refusal.stage, refusal.attempt), dry_run=True)
-        except JobRefused as error:
-            refusal.message = str(error)
-            refusal.ask_at = time.monotonic() + ASK_AGAIN_SECONDS
-        else:
-            memory.refusal = None
+        for stage, refusal in list(memory.refusals.items()):
+            if refusal.generation != _generation(body) or stage not in accepted.jobs:
+                del memory.refusals[stage]
+                continue
+            if time.monotonic() < refusal.ask_at:
+                continue
+            try:
+                await self._actor.start(accepted, StartJob(stage, refusal.attempt), dry_run=True)
+            except JobRefused as error:
+                refusal.message = str(error)
+                refusal.ask_at = time.monotonic() + ASK_AGAIN_SECONDS
+            else:
+                del memory.refusals[stage]
 
     async def _refuse(self, key: Key, body: Object, judged: Refused) -> None:
-        """Say what is wrong with the chain, once. Its jobs go on."""
+        """Say what is wrong with the chain, once. Nothing of it runs."""
         self._stores.forget(key)
         before = status_of(body)
-        after = refused(before, judged.problems, generation=_generation(body), now=time.time())
+        after = _refused_status(body, judged)
         if before == self._kept.of(after):
             self._metrics.chain_seen(key, after)
             return
@@ -395,7 +420,7 @@ class Reconciler:
             self._queue.add(key)
             return
         before = status_of(live)
-        after = refused(before, judged.problems, generation=_generation(live), now=time.time())
+        after = _refused_status(live, judged)
         if before != self._kept.of(after):
             await self._publish(key, live, before, after)
 
@@ -410,7 +435,8 @@ class Reconciler:
         memory.ending_since = None
         memory.written_version = written["metadata"]["resourceVersion"]
         memory.missing_said = _missing_said(status)
-        await self._stores.written(key, accepted, status)
+        if not accepted.problems:  # the record is of the whole chain
+            await self._stores.written(key, accepted, status)
         return written
 
     async def _publish(
@@ -454,8 +480,8 @@ class Reconciler:
         memory = self._memories.get(key)
         if decision.wake_at is not None:
             self._queue.add_after(key, max(0.05, decision.wake_at - time.time()))
-        if memory is not None and memory.refusal is not None:
-            self._queue.add_after(key, max(0.05, memory.refusal.ask_at - time.monotonic()))
+        for refusal in memory.refusals.values() if memory is not None else ():
+            self._queue.add_after(key, max(0.05, refusal.ask_at - time.monotonic()))
         if decision.status.phase in AT_REST:
             self._acceptance.forget(body)
 
@@ -473,11 +499,16 @@ class Reconciler:
             return None
         return body
 
-    async def _live_view(self, body: Object, accepted: Accepted) -> View:
+    def _known_view(self, key: Key, body: Object, memory: ChainMemory) -> View:
+        """The chain's jobs and pods, as they were last shown."""
+        jobs = [job for kind in JOB_KINDS for job in self._cache.objects(kind, key.namespace, memory.uid)]
+        return view_of(body, jobs, self._cache.objects(POD, key.namespace, memory.uid), memory)
+
+    async def _live_view(self, body: Object, accepted: Accepted, memory: ChainMemory) -> View:
         """The chain's jobs and pods, asked for now: of every kind that its stages have or had."""
         uid, namespace = body["metadata"]["uid"], body["metadata"]["namespace"]
         wanted = {BACKENDS[accepted.backend(stage.name)].kind for stage in accepted.chain.all_stages}
-        wanted |= {kind for kind in JOB_KINDS if self._cache.objects(kind, uid)}
+        wanted |= {kind for kind in JOB_KINDS if self._cache.objects(kind, namespace, uid)}
         jobs, pods = await asyncio.gather(
             self._live_jobs([kind for kind in JOB_KINDS if kind in wanted], namespace, uid),
             self._api.list_pods(namespace, uid),
@@ -486,7 +517,7 @@ class Reconciler:
             self._cache.show(kinds.of(job), job)
         for pod in pods:
             self._cache.show(POD, pod)
-        return View(body, tuple(jobs), tuple(pods))
+        return view_of(body, jobs, pods, memory)
 
     async def _live_jobs(self, wanted: list[Kind], namespace: str, uid: str) -> list[Object]:
         found: list[Object] = []
@@ -508,7 +539,7 @@ class Reconciler:
 def _missing_said(status: ChainStatus | None) -> tuple[str, str] | None:
     """What a status says of missing artifacts, and since when; None if nothing."""
     for condition in status.conditions if status is not None else ():
-        if condition.type is ConditionType.ARTIFACTS_MISSING:
+        if condition.type == ConditionType.ARTIFACTS_MISSING:
             return condition.status, condition.last_transition_time
     return None
 
@@ -523,7 +554,18 @@ def _suffices(view: View, chain: ResolvedChain, decision: Decision, memory: Chai
     if only_tells(before, decision):
         return True
     ours = view.body["metadata"]["resourceVersion"] == memory.written_version
-    return ours and memory.refusal is None and only_begins(before, decision, chain, attempts(view.jobs))
+    return ours and not memory.refusals and only_begins(before, decision, chain, _attempts(view))
+
+
+def _refused_status(body: Object, judged: Refused) -> ChainStatus:
+    observed = Observation(status=status_of(body))
+    now = time.time()
+    return decide_refused(None, observed, judged.problems, generation=_generation(body), now=now).status
+
+
+def _attempts(view: View) -> set[tuple[str, int]]:
+    """Stage and attempt of each job object."""
+    return {(tree.place.stage, tree.place.attempt) for tree in view.trees if tree.job is not None}
 
 
 def _begins_soon(status: ChainStatus) -> bool:

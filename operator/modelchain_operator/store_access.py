@@ -62,6 +62,10 @@ _METADATA_ADDRESSES = frozenset(
 )
 
 
+# IPv4-compatible, and NAT64 with an IPv4 address in the last 32 bits (RFC 6052, RFC 8215).
+_IPV4_BELOW = tuple(ipaddress.ip_network(text) for text in ("::/96", "64:ff9b::/96", "64:ff9b:1::/48"))
+
+
 class KubernetesApi(Protocol):
     """What is asked of the Kubernetes API."""
 
@@ -113,19 +117,26 @@ class StoreAccess:
         connections: int = 8,
         wrap: Callable[[Store], Store] = lambda store: store,
         resolve_host: Callable[[str], list[str]] | None = None,
+        api_server: str = "",
     ) -> None:
         """`clients`: at most so many S3 clients are kept; `connections`: of each of them. `wrap` goes around every
-        store (metrics). `resolve_host` gives the addresses of a host, by default the system's resolver.
+        store (metrics). `resolve_host` gives the addresses of a host, by default the system's resolver. `api_server` is
+        the URL of the Kubernetes API, which trusts this process and is no store.
         """
         self._api = api
         self._own = tuple(own_identity_stores)
-        self._allowed = tuple(_pattern(text) for text in allowed_endpoints)
+        allowed = tuple(allowed_endpoints)
+        self._allowed = tuple(_pattern(text) for text in allowed)
+        self._named = tuple(
+            _pattern(text) for text in allowed if text != "*"
+        )  # what the administrator has named
+        self._api_server = _host_and_port(api_server) if api_server else None
         self._wrap = wrap
         self._resolve_host = resolve_host or _addresses
         self._known: OrderedDict[tuple[str, str], _Known] = OrderedDict()
         self._locks: dict[tuple[str, str], asyncio.Lock] = {}
         self._certificates = _Certificates()
-        self._hosts: OrderedDict[str, tuple[float, bool]] = OrderedDict()  # checked at, is a metadata address
+        self._hosts: OrderedDict[str, tuple[float, list[str]]] = OrderedDict()  # checked at, addresses
         self._clients = SharedClients(
             capacity=clients, timeouts=TIMEOUTS, connections=connections, check_endpoint=self._check_url
         )
@@ -243,30 +254,48 @@ class StoreAccess:
         return any(path == root or root in path.parents for root in roots)
 
     def _check_url(self, url: str) -> None:
-        """Raises Forbidden if the URL leads to addresses that only this machine's own agents may ask.
+        """Raises Forbidden if the URL leads to what trusts whoever can reach it from this machine: cloud metadata and
+        link-local addresses, this machine itself (unless the administrator has named that endpoint), the API server.
 
         Asked before every request too: a name may lead elsewhere than it did. (Between here and the connection it
         may still change; a NetworkPolicy is what closes that.)
         """
-        host = (urlsplit(url).hostname or "").lower().rstrip(".")
-        checked = self._hosts.get(host)
-        if checked is None or time.monotonic() - checked[0] > DOUBT_SECONDS:
-            checked = self._hosts[host] = (time.monotonic(), self._is_metadata(host))
-            while len(self._hosts) > STORES:
-                self._hosts.popitem(last=False)
-        if checked[1]:
+        host, port = _host_and_port(url)
+        addresses = self._addresses_of(host)
+        if host in _METADATA_NAMES or any(map(_is_link_local, addresses)):
             raise Forbidden(
                 f"{_shown(url)}: link-local and cloud metadata addresses are not asked; name an S3 endpoint"
             )
+        if _is_api_name(host) or self._leads_to_api_server(host, port, addresses):
+            raise Forbidden(f"{_shown(url)}: the Kubernetes API server is no store; name an S3 endpoint")
+        named = any(pattern.fullmatch(_origin(url)) for pattern in self._named)
+        if any(map(_is_loopback, addresses)) and not named:
+            raise Forbidden(
+                f"{_shown(url)}: this is the operator's own machine, which is only asked where the administrator names "
+                "it (--allowed-endpoint); name an S3 endpoint that pods reach too"
+            )
 
-    def _is_metadata(self, host: str) -> bool:
-        if host in _METADATA_NAMES:
-            return True
+    def _addresses_of(self, host: str) -> list[str]:
+        known = self._hosts.get(host)
+        if known is None or time.monotonic() - known[0] > DOUBT_SECONDS:
+            known = self._hosts[host] = (time.monotonic(), self._resolved(host))
+            while len(self._hosts) > STORES:
+                self._hosts.popitem(last=False)
+        return known[1]
+
+    def _resolved(self, host: str) -> list[str]:
+        if _is_address(host):
+            return [host]
         try:
-            addresses = [host] if _is_address(host) else self._resolve_host(host)
+            return self._resolve_host(host)
         except OSError:
-            return False  # it has no address now: the request itself will find that out
-        return any(_is_link_local(address) for address in addresses)
+            return []  # it has no address now: the request itself will find that out
+
+    def _leads_to_api_server(self, host: str, port: int, addresses: list[str]) -> bool:
+        if self._api_server is None or port != self._api_server[1]:
+            return False
+        own = self._api_server[0]
+        return host == own or not set(addresses).isdisjoint(self._addresses_of(own))
 
     async def _credentials(self, namespace: str, spec: StoreSpec) -> Credentials | None:
         if not spec.secret_name or not spec.uri.startswith("s3://"):
@@ -390,10 +419,33 @@ def _is_address(host: str) -> bool:
 
 
 def _is_link_local(text: str) -> bool:
+    return any(one.is_link_local or one in _METADATA_ADDRESSES for one in _all_addresses(text))
+
+
+def _is_loopback(text: str) -> bool:
+    """Whether it is this machine: 0.0.0.0 and :: lead there too."""
+    return any(one.is_loopback or one.is_unspecified for one in _all_addresses(text))
+
+
+def _all_addresses(text: str) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
+    """The address, and an IPv4 address that a gateway (NAT64, 6to4, Teredo) or the kernel makes of it."""
     address = ipaddress.ip_address(text.partition("%")[0])
-    mapped = getattr(address, "ipv4_mapped", None)
-    address = mapped if mapped is not None else address
-    return address.is_link_local or address in _METADATA_ADDRESSES
+    if isinstance(address, ipaddress.IPv4Address):
+        return [address]
+    low = ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF)
+    embedded = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
+    if any(address in network for network in _IPV4_BELOW):
+        embedded.append(low)
+    return [address, *(one for one in embedded if one is not None)]
+
+
+def _is_api_name(host: str) -> bool:
+    return host in ("kubernetes", "kubernetes.default") or host.startswith("kubernetes.default.svc")
+
+
+def _host_and_port(url: str) -> tuple[str, int]:
+    parts = urlsplit(url)
+    return (parts.hostname or "").lower().rstrip("."), parts.port or (443 if parts.scheme == "https" else 80)
 
 
 def _addresses(host: str) -> list[str]:

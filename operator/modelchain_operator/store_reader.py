@@ -12,7 +12,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Mapping, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import NamedTuple
 
@@ -52,6 +52,7 @@ class Seen:
     readable_since: float  # seconds since the epoch: the store has answered without a gap since
     progress_changed_at: Mapping[tuple[str, int], float]  # by stage and attempt, by our clock
     measurement: Measurement | Unmeasurable | None = None  # of models trained alone, where it was asked for
+    read_at: Mapping[str, float] = field(default_factory=dict)  # by stage: when the read of its facts began
 
 
 _PRESENT = StageFacts(present=True)
@@ -91,6 +92,7 @@ class _Stage(Task):
         "name",
         "needs",
         "pace",
+        "read_at",
         "wanted_since",
     )
 
@@ -105,6 +107,7 @@ class _Stage(Task):
         self.attempt: int | None = None  # the one that runs
         self.facts: StageFacts | None = None  # None: not looked at, or finished and there
         self.looked_at = float("-inf")  # monotonic: when the look began that showed the facts
+        self.read_at = float("-inf")  # seconds since the epoch: likewise
         self.wanted_since = 0.0  # monotonic: an older look is not good enough
         self.interval = WAITING_SECONDS
         self.look: StageLook | None = None
@@ -303,7 +306,8 @@ class StoreReader:
                 if stage.pace is not _Pace.FINISHED
                 for facts in [known.get(stage.name)]
             }
-        return Seen(known, max(chain.readable_since, place.readable_since), changed)
+        read_at = {stage.name: stage.read_at for stage in chain.stages.values()}
+        return Seen(known, max(chain.readable_since, place.readable_since), changed, read_at=read_at)
 
     def record(self, key: Key, chain: ResolvedChain, status: ChainStatus) -> None:
         """The chain's status has changed: write its record (for people, and for `modelchain report`) when the
@@ -491,7 +495,7 @@ class StoreReader:
         look.follow(stage.attempt)
         before = stage.facts
         whole = stage.outdated or before is None or before.trouble is not None
-        began = self._clock()
+        began, read_at = self._clock(), time.time()
         try:
             facts = await self._schedule.call(place, lambda: look.look(whole=whole))
         except ModelChainError as error:
@@ -511,7 +515,7 @@ class StoreReader:
             stage.chain.readable_since = time.time()
         if look.progress_changed_at:
             stage.changed_at.update(look.progress_changed_at)
-        stage.looked_at = began
+        stage.looked_at, stage.read_at = began, read_at
         # Of a finished stage, all that matters is that it is there.
         stage.facts = None if stage.pace is _Pace.FINISHED and facts.manifest is not None else facts
 

@@ -14,8 +14,9 @@ import logging
 import random
 import time
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TypeVar
 
 from modelchain.errors import ModelChainError
@@ -81,9 +82,39 @@ class Place:
         self.under_way: dict[int, float] = {}  # since, monotonic
 
     @property
+    def failing(self) -> bool:
+        """Whether the last it was asked went without an answer."""
+        return bool(self.failures) or self.silent
+
+    @property
     def dependable(self) -> bool:
         """Whether it may be asked several things at once."""
         return self.proven and not self.silent
+
+
+@dataclass
+class _Load:
+    """What is under way at all places: counted once, then kept, or thousands of places would each count them all."""
+
+    busy: int = 0  # tasks
+    doubtful: int = 0  # places with a task that are not known to answer
+    failing: int = 0  # those of them that did not answer
+
+    @classmethod
+    def of(cls, places: Iterable[Place]) -> _Load:
+        load = cls()
+        for place in places:
+            if place.under_way:
+                load.busy += len(place.under_way) - 1
+                load.add(place)
+        return load
+
+    def add(self, place: Place) -> None:
+        """A task begins there; one that is not dependable has no other."""
+        self.busy += 1
+        if not place.dependable:
+            self.doubtful += 1
+            self.failing += place.failing
 
 
 class StoreSchedule:
@@ -230,14 +261,17 @@ class StoreSchedule:
         self._collect_due(now)
         self._notice_silence(now)
         wait = min(1.0, self._heap[0][0] - now) if self._heap else 1.0
+        load = _Load.of(self._places.values())
         progress = True
-        while progress:
+        while progress and load.busy < self._threads:
             progress = False
             for name in list(self._places):  # in turn: one that was served goes to the end
-                place = self._places.get(name)
-                if place is None or not (place.urgent or place.routine):
+                if load.busy >= self._threads:
+                    break
+                place = self._places[name]
+                if not (place.urgent or place.routine):
                     continue
-                if not self._has_room(place, now):
+                if not self._has_room(place, load, now):
                     if place.probe_at > now:
                         wait = min(wait, place.probe_at - now)
                     continue
@@ -249,6 +283,7 @@ class StoreSchedule:
                 self._places.move_to_end(name)
                 progress = True
                 if not task.dropped:
+                    load.add(place)
                     self._begin_work(task, now)
         return max(0.005, wait)
 
@@ -262,17 +297,14 @@ class StoreSchedule:
             self._heap = [entry for entry in self._heap if entry[2].due == entry[0]]
             heapq.heapify(self._heap)
 
-    def _has_room(self, place: Place, now: float) -> bool:
-        if sum(len(each.under_way) for each in self._places.values()) >= self._threads:
-            return False
+    def _has_room(self, place: Place, load: _Load, now: float) -> bool:
         if place.dependable:
             return len(place.under_way) < max(1, self._threads * 3 // 4)
         if place.under_way or now < place.probe_at:
             return False
-        doubtful = [each for each in self._places.values() if each.under_way and not each.dependable]
-        if place.failures or place.silent:
-            return sum(1 for each in doubtful if each.failures or each.silent) < max(1, self._threads // 4)
-        return len(doubtful) < max(1, self._threads // 2)
+        if place.failing:
+            return load.failing < max(1, self._threads // 4)
+        return load.doubtful < max(1, self._threads // 2)
 
     def _begin_work(self, task: Task, now: float) -> None:
         task.busy = True

@@ -88,4 +88,5 @@ class _ReleasedOperator(OperatorProcess):
             *("env", "-i", *(f"{name}={value}" for name, value in variables.items())),
             *(sys.executable, "-m", "modelchain_operator"),
             *(f"--kubeconfig={kubeconfig}", "--http-host=127.0.0.1", "--http-port=0"),
+            "--allowed-endpoint=http://127.0.0.1:*",  # the tests' stores are on this machine
         ]

@@ -54,7 +54,7 @@ def live(team: Team, backend: str) -> None:
 
     # A job of somebody else's stands in its way.
     (stage,) = chain.resolved().stages
-    name = job_name(stage, 1)
+    name = job_name(stage.chain, stage.name, 1)
     chain.plane.apply(foreign_job(backend, name, chain.namespace))
     chain.apply(suspend=False)
     wait_until(

@@ -27,7 +27,7 @@ in {pods}. In another terminal:
 
   export KUBECONFIG={kubeconfig}
   export AWS_ACCESS_KEY_ID={access_key} AWS_SECRET_ACCESS_KEY={secret_key}
-  .venv/bin/python -m modelchain_operator --http-port 0 --default-image modelchain-trainer:dev
+  .venv/bin/python -m modelchain_operator --http-port 0 --default-image modelchain-trainer:dev --allowed-endpoint "http://127.0.0.1:*"
 
 In a third one, with the same exports, train the quickstart chain, whose data are in the store already:
 

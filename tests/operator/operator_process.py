@@ -30,6 +30,7 @@ class OperatorProcess:
             "--http-port=0",
             "--default-image=modelchain-trainer:test",
             "--progress-seconds=1",
+            "--allowed-endpoint=http://127.0.0.1:*",  # the tests' stores are on this machine
             *arguments,
         ]
         self._process: subprocess.Popen[bytes] | None = None

@@ -57,6 +57,7 @@ def test_a_valid_chain_is_resolved_with_the_jobs_of_its_stages() -> None:
     assert judged.jobs["b"].nodes == 2
     assert judged.jobs["s"].nodes is None
     assert set(judged.macs) == {"s", "b"}
+    assert judged.speedup_planned is not None
     assert judged.speedup_planned > 0
 
 
@@ -95,3 +96,99 @@ def test_a_generation_is_judged_once() -> None:
     assert acceptance.judge(edited) is not first
     acceptance.forget(BODY)
     assert acceptance.judge(BODY) is not first
+
+
+def test_gang_scheduling_is_for_the_kind_of_job_that_has_it() -> None:
+    refused = accept(body(job={"schedulingPolicy": {"queue": "teams"}}), default_image=None)
+    assert isinstance(refused, Refused)
+    (problem,) = refused.problems
+    assert problem.startswith("spec.stages[1].job.schedulingPolicy: ")
+
+
+def nested(levels: int) -> Object:
+    value: Object = {}
+    for _ in range(levels):
+        value = {"a": value}
+    return value
+
+
+@pytest.mark.parametrize("levels", [70, 900, 5000])
+def test_a_chain_nested_too_deeply_is_refused_by_the_field_that_is(levels: int) -> None:
+    refused = accept(body(job={"podTemplate": {"spec": nested(levels)}}), default_image=None)
+    assert isinstance(refused, Refused)
+    assert "spec.job.podTemplate.spec" in refused.problems[0]
+    assert "nested more than 64 deep" in refused.problems[0]
+
+
+def test_a_chain_with_half_a_character_is_refused() -> None:
+    refused = accept(body(image="registry.example/\ud800"), default_image=None)
+    assert isinstance(refused, Refused)
+    assert "JSON" in refused.problems[0]
+
+
+def test_a_chain_that_shows_a_defect_of_the_operator_is_refused_and_not_raised(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(*_: object) -> None:
+        raise IndexError
+
+    monkeypatch.setattr("modelchain_operator.acceptance.resolve", broken)
+    refused = accept(body(), default_image=None)
+    assert isinstance(refused, Refused)
+    assert "IndexError" in refused.problems[0]
+    assert "report it" in refused.problems[0]
+
+
+TRAINER = "spec.job.podTemplate.spec.containers[0]"
+
+
+@pytest.mark.parametrize(
+    ("template", "where"),
+    [
+        ({"metadata": {"labels": "x"}}, "spec.job.podTemplate.metadata.labels"),
+        ({"spec": {"containers": [{"name": "pytorch", "env": [{"value": "1"}]}]}}, f"{TRAINER}.env[0]"),
+        ({"spec": {"containers": [{"name": "pytorch", "env": "A=1"}]}}, f"{TRAINER}.env"),
+        ({"spec": {"containers": [{"name": "pytorch", "env": ["A=1"]}]}}, f"{TRAINER}.env[0]"),
+        ({"spec": {"containers": [{"name": "pytorch", "ports": [{"name": "a"}]}]}}, f"{TRAINER}.ports[0]"),
+        ({"spec": {"containers": [{"name": "pytorch", "volumeMounts": [{}]}]}}, f"{TRAINER}.volumeMounts[0]"),
+        ({"spec": {"containers": [{"name": "pytorch", "resources": "x"}]}}, f"{TRAINER}.resources"),
+        ({"spec": {"containers": [{"name": "pytorch", "resources": {"limits": 1}}]}}, f"{TRAINER}.resources"),
+        ({"spec": {"initContainers": [{"name": "a", "env": [1]}]}}, "initContainers[0].env[0]"),
+        ({"spec": {"containers": None}}, "podTemplate"),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_a_pod_template_is_said_where_it_is_and_not_met_when_the_job_is_made(
+    template: Object, where: str
+) -> None:
+    refused = accept(body(job={"podTemplate": template}), default_image=None)
+    assert isinstance(refused, Refused), refused
+    assert any(where in problem for problem in refused.problems), refused.problems
+
+
+@pytest.mark.parametrize("endpoint", ["http://user:password@minio:9000", "https://key@minio", "http://a b"])
+def test_an_endpoint_holds_no_keys_and_no_blanks_and_the_refusal_does_not_repeat_them(endpoint: str) -> None:
+    refused = accept(body(store={**BODY["spec"]["store"], "endpointUrl": endpoint}), default_image=None)
+    assert isinstance(refused, Refused)
+    (problem,) = refused.problems
+    assert problem.startswith("spec.store.endpointUrl: ")
+    assert "password" not in problem.replace("a user or a password", "")
+
+
+@pytest.mark.parametrize(
+    "image", ["a b", "Trainer:1", "trainer:", "trainer@sha256:12", "https://r.example/t", " t"]
+)
+def test_what_no_registry_can_have_is_no_image(image: str) -> None:
+    refused = accept(body(image=image), default_image=None)
+    assert isinstance(refused, Refused)
+    assert refused.problems[0].startswith("spec.image: ")
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        "trainer", "trainer:1.0_a", "team/trainer", "localhost:5000/a/b--c__d:x", f"ghcr.io/a/b@sha256:{'0' * 64}",
+        f"registry.example.com:443/a.b/c:v1@sha256:{'a' * 64}", "[fd00::1]:5000/a/b",
+    ],
+)  # fmt: skip
+def test_an_image_is_whatever_a_registry_may_have(image: str) -> None:
+    assert isinstance(accept(body(image=image), default_image=None), Accepted)

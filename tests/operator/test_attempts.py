@@ -56,6 +56,36 @@ def test_what_is_wrong_for_good_stops_with_the_trainers_words_and_an_edit_trains
     assert chain.stage("small")["phase"] == "Complete"
 
 
+def test_what_runs_of_a_chain_that_is_refused_now_is_looked_after_by_an_operator_that_never_knew_better(
+    chain: ClusterChain, operator: OperatorProcess, pod_runner: PodRunner
+) -> None:
+    only_stage(chain)
+    pod_runner.hold("*", "checkpoint-committed:1")
+    operator.start()
+    chain.apply()
+    wait_until(lambda: len(chain.pods()) == 1, "its pod is made", seconds=60, pause=0.2)
+    pod_runner.wait_for_held(chain.pods()[0]["metadata"]["name"])
+    operator.kill()
+    right = chain.document["spec"]["stages"]
+    chain.apply(stages=[{"name": "tiny", "model": "no-such-model"}])
+    operator.start()
+    wait_until(
+        lambda: chain.condition("Accepted").get("status") == "False", "it is refused", seconds=60, pause=0.3
+    )
+    assert (chain.status()["phase"], chain.stage("tiny")["phase"]) == ("Running", "Running")
+    assert len(chain.pods()) == 1
+
+    pod_runner.release()
+    chain.apply(suspend=True)
+    wait_until(lambda: not chain.pods(), "it is suspended", seconds=60, pause=0.3)
+    wait_until(lambda: chain.status()["phase"] == "Refused", "nothing is said to run", seconds=30, pause=0.3)
+    assert chain.stage("tiny")["lastEnded"]["reason"] == "Suspended"
+
+    chain.apply(suspend=False, stages=right)
+    chain.wait("Complete", seconds=CHAIN_SECONDS)
+    assert chain.stage("tiny")["failures"] == 0
+
+
 def test_a_stage_that_hangs_is_replaced(
     chain: ClusterChain, operator: OperatorProcess, pod_runner: PodRunner
 ) -> None:

@@ -60,7 +60,7 @@ def test_the_names_of_their_jobs_have_room() -> None:
     found = chain(((long, None),), baseline={"train": ["all"], "epochs": 8, "budgetMatched": True})
     assert found.baselines
     for stage in found.baselines:
-        assert len(job_name(stage, 12)) <= MAX_JOB_NAME
+        assert len(job_name(stage.chain, stage.name, 12)) <= MAX_JOB_NAME
 
 
 def finished(*names: str) -> ChainStatus:

@@ -86,13 +86,13 @@ def test_jobs_belong_to_the_chain_whose_label_they_carry() -> None:
     assert cache.show(PYTORCHJOB, job(2)) == KEY
     assert cache.show(PYTORCHJOB, job(2)) is None
     assert cache.show(PYTORCHJOB, job(9, chain_uid="other")) is None
-    (kept,) = cache.objects(PYTORCHJOB, "u1")
+    (kept,) = cache.objects(PYTORCHJOB, "team", "u1")
     assert kept["spec"] == {
         "runPolicy": {"suspend": True},
         "pytorchReplicaSpecs": {"Master": {"replicas": 1}},
     }
     assert cache.show(PYTORCHJOB, job(3), deleted=True) == KEY
-    assert cache.objects(PYTORCHJOB, "u1") == []
+    assert cache.objects(PYTORCHJOB, "team", "u1") == []
 
 
 def test_objects_without_our_label_are_not_kept() -> None:
@@ -126,7 +126,7 @@ def test_a_listing_takes_away_jobs_whose_deletion_was_missed() -> None:
     before = cache.uids(PYTORCHJOB)
     cache.show(PYTORCHJOB, job(3, uid="late"))
     assert cache.drop_absent(PYTORCHJOB, {"kept"}, before) == {KEY}
-    assert {item["metadata"]["uid"] for item in cache.objects(PYTORCHJOB, "u1")} == {"kept", "late"}
+    assert {item["metadata"]["uid"] for item in cache.objects(PYTORCHJOB, "team", "u1")} == {"kept", "late"}
     assert cache.drop_absent(PYTORCHJOB, {"kept", "late"}, before) == set()
 
 
@@ -138,11 +138,26 @@ def test_a_listing_shows_whose_jobs_have_changed() -> None:
         ObjectVersion("team", "same", "known", "3", chain_uid="u1"),
         ObjectVersion("team", "labelled", "foreign", "9"),
     ]
-    assert cache.stale_owners(PYTORCHJOB, listed) == {}
+    assert cache.stale_owners(PYTORCHJOB, listed) == set()
     newer = ObjectVersion("team", "changed", "known", "4", chain_uid="u1")
     of_another = ObjectVersion("other", "made", "new", "2", chain_uid="u2")
-    assert cache.stale_owners(PYTORCHJOB, [*listed, newer, of_another]) == {"u1": "team", "u2": "other"}
-    assert cache.stale_owners(POD, listed) == {"u1": "team"}, "a pod is no job"
+    assert cache.stale_owners(PYTORCHJOB, [*listed, newer, of_another]) == {("team", "u1"), ("other", "u2")}
+    assert cache.stale_owners(POD, listed) == {("team", "u1")}, "a pod is no job"
+
+
+def test_what_names_a_chain_from_another_namespace_neither_wakes_nor_hides_it() -> None:
+    cache = Cache()
+    cache.show_chain(chain(1))
+    foreign = job(9, uid="foreign")
+    foreign["metadata"]["namespace"] = "other"
+    assert cache.show(PYTORCHJOB, foreign) is None
+    assert cache.objects(PYTORCHJOB, "team", "u1") == []
+    listed = [
+        ObjectVersion("team", "own", "own", "3", chain_uid="u1"),
+        ObjectVersion("other", "foreign", "foreign", "10", chain_uid="u1"),
+    ]
+    assert ("team", "u1") in cache.stale_owners(PYTORCHJOB, listed), "its own are read again all the same"
+    assert cache.show(PYTORCHJOB, foreign, deleted=True) is None
 
 
 @pytest.mark.parametrize(

@@ -295,7 +295,7 @@ def test_a_status_that_no_release_wrote_is_refused(cluster: Cluster) -> None:
 def test_the_columns_say_how_a_chain_stands(cluster: Cluster) -> None:
     cluster.create()
     head, row = cluster("get", "mc").splitlines()
-    assert head.split() == ["NAME", "PHASE", "STAGE", "PROGRESS", "ETA", "TOP-1", "SPEEDUP", "AGE"]
+    assert head.split() == ["NAME", "PHASE", "REASON", "STAGE", "PROGRESS", "ETA", "TOP-1", "SPEEDUP", "AGE"]
     cluster.write_status("family", STATUS)
     _, row = cluster("get", "mc").splitlines()
     assert row.split()[:7] == ["family", "Running", "small", "120/640", "2h05m", "93.3%", ">=1.75x"]

@@ -40,7 +40,17 @@ def test_apply_to_weights(
         "Complete",
     }
     columns = chain.plane.kubectl("get", "mc", chain.name, "-n", chain.namespace).stdout.splitlines()
-    assert columns[0].split() == ["NAME", "PHASE", "STAGE", "PROGRESS", "ETA", "TOP-1", "SPEEDUP", "AGE"]
+    assert columns[0].split() == [
+        "NAME",
+        "PHASE",
+        "REASON",
+        "STAGE",
+        "PROGRESS",
+        "ETA",
+        "TOP-1",
+        "SPEEDUP",
+        "AGE",
+    ]
     chain.wait_at_rest(5)
     for stage in chain.resolved().stages:
         manifest = verify_stage(chain.store, stage.folder, stage.digest)

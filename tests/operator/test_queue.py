@@ -216,6 +216,26 @@ def test_a_forgotten_key_has_no_turn() -> None:
     asyncio.run(scenario())
 
 
+def test_turns_that_are_due_far_away_and_not_wanted_any_more_take_no_memory() -> None:
+    async def scenario() -> None:
+        clock = Clock()
+        queue = KeyQueue(clock)
+        for _ in range(
+            10_000
+        ):  # each pass leaves a wish for the far future, and something wakes the chain before
+            queue.add_after(A, 86_400)
+            queue.add(A)
+            assert await taken(queue) == A
+            queue.done(A)
+            clock.now += 1
+        queue.add_after(B, 10)
+        assert len(queue._heap) < 200
+        clock.now += 10
+        assert await taken(queue) == B
+
+    asyncio.run(scenario())
+
+
 def test_closing_ends_all_who_wait() -> None:
     async def scenario() -> None:
         queue = KeyQueue()

@@ -99,6 +99,10 @@ def resolved(store: StoreSpec, namespace: str = "default") -> ResolvedChain:
     return CHAIN.model_copy(update={"store": access, "chain": reference})
 
 
+# What the tests' S3 server needs, which is on this machine.
+HERE = ("--allowed-endpoint", "http://127.0.0.1:*", "--allowed-endpoint", "https://*:*")
+
+
 def accessing(cluster: Cluster, *flags: str, **options: Any) -> StoreAccess:
     settings = read_settings(list(flags), {})
     options.setdefault("resolve_host", lambda _: ["10.0.0.1"])
@@ -231,6 +235,10 @@ def test_folders_are_read_only_where_listed_and_not_through_links_out_of_there(
         "http://100.100.100.200",
         "http://metadata.google.internal",
         "http://METADATA.google.internal.",
+        "http://[64:ff9b::169.254.169.254]",
+        "http://[64:ff9b:1::169.254.169.254]",
+        "http://[2002:a9fe:a9fe::1]",
+        "http://[::169.254.169.254]",
     ],
 )
 def test_cloud_metadata_is_never_asked(cluster: Cluster, endpoint: str) -> None:
@@ -243,6 +251,43 @@ def test_other_ways_to_write_such_an_address_are_known_to_the_resolver(
 ) -> None:
     said = refusal(cluster, spec(endpoint_url=endpoint, secret_name="keys"), resolve_host=None)
     assert "metadata" in said
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "http://127.0.0.1:9000", "http://127.1.2.3", "http://[::1]:9000", "http://0.0.0.0", "http://[::]",
+        "http://[::ffff:127.0.0.1]", "http://[64:ff9b::7f00:1]", "http://[2002:7f00:1::1]",
+    ],
+)  # fmt: skip
+def test_the_operators_own_machine_is_asked_only_where_the_administrator_names_it(
+    cluster: Cluster, endpoint: str
+) -> None:
+    store = spec(endpoint_url=endpoint, secret_name="keys")
+    assert "own machine" in refusal(cluster, store)
+    assert "own machine" in refusal(cluster, store, "--allowed-endpoint", "*")
+
+    async def scenario() -> None:
+        assert isinstance(await opened(accessing(cluster, "--allowed-endpoint", endpoint), store), Store)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "https://kubernetes.default.svc", "https://kubernetes", "https://kubernetes.default.svc.cluster.local:443",
+        "https://10.96.0.1", "https://api.example:443", "https://alias.example",
+    ],
+)  # fmt: skip
+def test_the_api_server_is_never_asked_as_a_store(cluster: Cluster, endpoint: str) -> None:
+    said = refusal(
+        cluster,
+        spec(endpoint_url=endpoint, secret_name="keys"),
+        resolve_host=lambda _: ["10.96.0.1"],
+        api_server="https://api.example",
+    )
+    assert "API server is no store" in said
 
 
 def test_a_name_that_leads_to_metadata_is_not_asked_and_not_later_either(
@@ -369,7 +414,7 @@ def test_certificates_of_a_config_map_are_used_and_never_a_path_of_the_chain(
 
     async def scenario() -> None:
         monkeypatch.setattr(SharedClients, "get", spy)
-        access = accessing(cluster, resolve_host=lambda _: ["127.0.0.1"])
+        access = accessing(cluster, *HERE, resolve_host=lambda _: ["127.0.0.1"])
         for fields in ({"ca_bundle_config_map": "ca"}, {}):
             store = await opened(
                 access, spec(secret_name="keys", endpoint_url="https://localhost:9", **fields)
@@ -414,7 +459,7 @@ def test_no_secret_shows_in_a_log_a_message_a_repr_or_a_traceback(
     shown: list[str] = []
 
     async def scenario() -> None:
-        access = accessing(cluster, resolve_host=lambda _: ["127.0.0.1"])
+        access = accessing(cluster, *HERE, resolve_host=lambda _: ["127.0.0.1"])
         for endpoint in (seaweedfs.endpoint_url, "http://127.0.0.1:9", "https://127.0.0.1:9"):
             store = await opened(access, spec(secret_name="keys", endpoint_url=endpoint))
             assert isinstance(store, Store)
@@ -437,7 +482,7 @@ def test_each_chain_reads_with_its_own_rights(cluster: Cluster, seaweedfs: Seawe
     cluster.secret({"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": "wrong"}, name="wrong")
 
     async def scenario() -> None:
-        access = accessing(cluster, resolve_host=lambda _: ["127.0.0.1"])
+        access = accessing(cluster, *HERE, resolve_host=lambda _: ["127.0.0.1"])
         place = {"uri": f"s3://{BUCKET}/access", "endpoint_url": seaweedfs.endpoint_url}
         right = await opened(access, spec(secret_name="right", **place))
         wrong = await opened(access, spec(secret_name="wrong", **place))
@@ -456,7 +501,7 @@ def test_a_thousand_stores_with_one_key_each_make_few_clients(cluster: Cluster, 
     """Same key and endpoint: one client. Different keys: as many as fit, and no more are kept."""
 
     async def scenario() -> None:
-        access = accessing(cluster, clients=3, resolve_host=lambda _: ["127.0.0.1"])
+        access = accessing(cluster, *HERE, clients=3, resolve_host=lambda _: ["127.0.0.1"])
         keys = {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY}
         for number in range(1000):
             namespace = f"team-{number}"

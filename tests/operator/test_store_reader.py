@@ -253,6 +253,29 @@ def test_a_look_that_began_before_it_was_asked_for_does_not_count(store: MoodySt
     run(scenario())
 
 
+def test_what_is_seen_says_when_the_look_began_and_a_look_that_is_asked_for_is_told(
+    store: MoodyStore,
+) -> None:
+    """A stage that hangs shows nothing new, but that a fresh look has shown it: the verdict waits for that."""
+
+    async def scenario() -> None:
+        told = Told()
+        async with reading(told) as reader:
+            store.answers.clear()
+            follow(reader, store)
+            await until(lambda: store.under_way > 0, "a look is under way")
+            began = time.time()
+            store.answers.set()
+            await until(lambda: fact(reader, "tiny") is not None, "it was looked at")
+            assert reader.seen(KEY).read_at["tiny"] <= began
+            before, asked_at = told.changes[KEY], time.time()
+            reader.look_again(KEY, "tiny")
+            await until(lambda: told.changes[KEY] > before, "it was told, though nothing has changed")
+            await until(lambda: reader.seen(KEY).read_at["tiny"] >= asked_at, "the look was a fresh one")
+
+    run(scenario())
+
+
 def FolderStoreOf(store: MoodyStore) -> Store:  # noqa: N802
     """The same folder, which always answers."""
     return MoodyStore(store.root)

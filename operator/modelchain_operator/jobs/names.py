@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 
-from modelchain.resolved import ResolvedStage
+from modelchain.resolved import ChainReference, ResolvedStage
 
 MAX_JOB_NAME = 50  # <job>-worker-4095 is a pod's name and a host name: at most 63
 HASH_LENGTH = 8
@@ -13,14 +13,14 @@ FIRST_PORT = 20000
 PORTS = 10000
 
 
-def job_name(stage: ResolvedStage, attempt: int) -> str:
+def job_name(chain: ChainReference, stage: str, attempt: int) -> str:
     """A DNS-1035 label of at most 50 characters: the chain, cut; the stage; a hash of the attempt."""
-    return _name(stage, _hash(stage.chain.uid, stage.name, str(attempt)))
+    return _name(chain, stage, _hash(chain.uid, stage, str(attempt)))
 
 
 def service_name(stage: ResolvedStage) -> str:
     """Of the Service that all attempts of one stage share, so that attempts leave none behind."""
-    return _name(stage, _hash(stage.chain.uid, stage.name, stage.digest, "service"))
+    return _name(stage.chain, stage.name, _hash(stage.chain.uid, stage.name, stage.digest, "service"))
 
 
 def port(stage: ResolvedStage, attempt: int) -> int:
@@ -28,12 +28,12 @@ def port(stage: ResolvedStage, attempt: int) -> int:
     return FIRST_PORT + int(_hash(stage.chain.uid, stage.name, str(attempt)), 16) % PORTS
 
 
-def _name(stage: ResolvedStage, suffix: str) -> str:
-    room = MAX_JOB_NAME - len(stage.name) - len(suffix) - 2
-    chain = re.sub(r"[^a-z0-9]+", "-", stage.chain.name.lower()).strip("-")
-    if not chain[:1].isalpha():
-        chain = f"c-{chain}"
-    return f"{chain[:room].rstrip('-')}-{stage.name}-{suffix}"
+def _name(chain: ChainReference, stage: str, suffix: str) -> str:
+    room = MAX_JOB_NAME - len(stage) - len(suffix) - 2
+    prefix = re.sub(r"[^a-z0-9]+", "-", chain.name.lower()).strip("-")
+    if not prefix[:1].isalpha():
+        prefix = f"c-{prefix}"
+    return f"{prefix[:room].rstrip('-')}-{stage}-{suffix}"
 
 
 def _hash(*parts: str) -> str:

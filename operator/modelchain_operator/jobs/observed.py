@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import ChainMap
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from modelchain.reconcile.observation import Job, JobPhase
 from modelchain.status import cut
 from modelchain_operator import labels
 from modelchain_operator.jobs import pods as pod_view
 from modelchain_operator.jobs.pods import PodEnd
+from modelchain_operator.jobs.trees import JobTree, Place
 from modelchain_operator.kinds import PYTORCHJOB
 from modelchain_operator.kubernetes_api import Object
 
 FORGET_SECONDS = 900.0  # a job not seen for so long does not come back
 UNTOUCHED_SECONDS = 60.0  # a job without pods or status for so long has nobody who cares for it
-_JOB_NAME_LABELS = ("training.kubeflow.org/job-name", "batch.kubernetes.io/job-name", "job-name")
+_OWN_CONTROLLERS = ("", "kubernetes.io/job-controller", "kubeflow.org/training-operator")
 _PLACE_LABELS = (
     "training.kubeflow.org/replica-type",
     "training.kubeflow.org/replica-index",
@@ -31,9 +34,12 @@ class JobHistory:
     last_seen: float
     started_at: float | None = None
     ended_at: float | None = None
+    pending_since: float | None = None  # it could have started since: a queue lets it
+    scheduled: set[str] = field(default_factory=set)  # places in the job whose pod had a node
     places: dict[str, str] = field(default_factory=dict)  # by place in the job: the uid of its first pod
     ends: dict[str, PodEnd] = field(default_factory=dict)  # by uid: pods that failed
     taken_back: set[str] = field(default_factory=set)  # uids of pods that a queue has taken back
+    pods: dict[str, Place] = field(default_factory=dict)  # by uid: every pod that was this job's
 
 
 @dataclass
@@ -51,40 +57,30 @@ class JobMemory:
         history.last_seen = now
         return history
 
+    @property
+    def pods(self) -> Mapping[str, Place]:
+        """Every pod, by uid, that was seen to be a job's."""
+        return ChainMap(*(history.pods for history in self._by_uid.values()))
+
     def prune(self, now: float) -> None:
         """Forget the jobs that are long gone."""
         for uid in [uid for uid, one in self._by_uid.items() if now - one.last_seen > FORGET_SECONDS]:
             del self._by_uid[uid]
 
 
-def observe_jobs(
-    jobs: Sequence[Object], pods: Sequence[Object], memory: JobMemory, now: float
-) -> tuple[Job, ...]:
-    """One Job for each job object, and one for the pods whose job object is gone.
-
-    What carries our labels but is owned by something else is not ours. `now` is in seconds since the epoch.
-    """
-    seen: list[Job] = []
-    known = {job["metadata"]["uid"] for job in jobs}
-    for job in jobs:
-        if _is_ours(job):
-            uid = job["metadata"]["uid"]
-            own = [pod for pod in pods if uid in owners(pod)]
-            seen.append(_observe(job, own, memory.of(uid, now), now))
-    orphans: dict[tuple[str, int, str], list[Object]] = {}
-    for pod in pods:
-        if known.isdisjoint(owners(pod)) and (attempt := _attempt(pod)) is not None:
-            orphans.setdefault((_stage(pod), attempt, job_of(pod)), []).append(pod)
-    for (stage, attempt, name), own in orphans.items():
-        history = memory.of(f"pods of {name}", now)
-        seen.append(_without_object(name, stage, attempt, own, history, now))
+def observe_jobs(trees: Sequence[JobTree], memory: JobMemory, now: float) -> tuple[Job, ...]:
+    """One Job for each tree. `now` is in seconds since the epoch."""
+    seen = tuple(_observe_tree(tree, memory, now) for tree in trees)
     memory.prune(now)
-    return tuple(sorted(seen, key=lambda job: (job.stage, job.attempt, job.name)))
+    return seen
 
 
-def attempts(jobs: Sequence[Object]) -> set[tuple[str, int | None]]:
-    """Stage and attempt of each job object."""
-    return {(_stage(job), _attempt(job)) for job in jobs if _is_ours(job)}
+def _observe_tree(tree: JobTree, memory: JobMemory, now: float) -> Job:
+    if tree.job is None:
+        return _without_object(tree, memory.of(f"pods of {tree.name}", now), now)
+    history = memory.of(tree.job["metadata"]["uid"], now)
+    history.pods.update(dict.fromkeys(map(pod_view.uid, tree.pods), tree.place))
+    return _observe(tree.job, tree, history, now)
 
 
 def wanted_pods(job: Object) -> int:
@@ -95,24 +91,34 @@ def wanted_pods(job: Object) -> int:
     return int(spec.get("completions") or 1)
 
 
-def owners(item: Object) -> set[str]:
-    """The uids of what an object belongs to."""
-    return {str(owner.get("uid")) for owner in item["metadata"].get("ownerReferences") or []}
+def runs_elsewhere(job: Object) -> bool:
+    """Whether somebody else than this cluster's own controllers runs the job: there are no pods of it here then.
+
+    So does the manager cluster of Kueue's MultiKueue. https://kueue.sigs.k8s.io/docs/concepts/multikueue/
+    """
+    return _managed_by(job) not in _OWN_CONTROLLERS
 
 
-def _observe(job: Object, pods: Sequence[Object], history: JobHistory, now: float) -> Job:
+def _managed_by(job: Object) -> str:
+    return str(_policy(job).get("managedBy") or "")
+
+
+def _observe(job: Object, tree: JobTree, history: JobHistory, now: float) -> Job:
+    pods: Sequence[Object] = tree.pods
     failed = _condition(job, "Failed")
     deleted = job["metadata"].get("deletionTimestamp") is not None
     over = failed or _condition(job, "Succeeded", "Complete")
     if _suspended(job) and not over:  # its pods are deleted together, and made anew together when it goes on
         history.taken_back |= {pod_view.uid(pod) for pod in pods}
         history.places.clear()
+        history.scheduled.clear()
         history.ends.clear()
-        history.started_at = None
+        history.started_at = history.pending_since = None
     there, pods = pods, [pod for pod in pods if pod_view.uid(pod) not in history.taken_back]
     for pod in pods:
         if (end := pod_view.how_it_ended(pod)) is not None:
             history.ends[pod_view.uid(pod)] = end
+    history.scheduled |= {_place(pod) for pod in pods if pod_view.has_node(pod)}
     alive = any(not pod_view.has_ended(pod) for pod in there)
     phase = _phase(job, pods, history, now, alive=alive)
     quiet = (
@@ -128,21 +134,27 @@ def _observe(job: Object, pods: Sequence[Object], history: JobHistory, now: floa
             code, reason = cause.exit_code, "Disrupted" if disrupted else cause.reason
             message = (loss or _first_disruption(history)) if disrupted else cause.message
         elif failed:
-            disrupted, reason, message = _failed_without_pods(job, loss)
+            disrupted, reason, message = _failed_without_pods(job, loss, history)
     elif phase is JobPhase.PENDING and not disrupted:
         reason, message = _waits(job, pods, history, now)
     if phase is JobPhase.SUCCEEDED:
         code = 0
     return Job(
-        stage=_stage(job),
-        attempt=_attempt(job) or 0,
+        stage=tree.place.stage,
+        attempt=tree.place.attempt,
         digest=_digest(job),
-        name=job["metadata"]["name"],
+        name=tree.name,
         phase=phase,
         exit_code=code,
         reason=reason,
         message=message,
         disrupted=disrupted,
+        # Told only of a job that was seen to wait: of pods that came and went unseen nothing is known.
+        unscheduled=history.pending_since is not None
+        and history.started_at is None
+        and len(history.scheduled) < wanted_pods(job)
+        and not runs_elsewhere(job),
+        pending_since=history.pending_since,
         blocked_by_node=_blocked(there, now),
         started_at=history.started_at,
         ended_at=history.ended_at,
@@ -171,8 +183,15 @@ def _phase(job: Object, pods: Sequence[Object], history: JobHistory, now: float,
     if any(pod_view.phase(pod) == "Failed" for pod in pods):
         return JobPhase.TERMINATING
     if history.started_at is None:
-        up = [pod for pod in pods if pod_view.is_running(pod) or pod_view.phase(pod) == "Succeeded"]
-        if len(up) < wanted_pods(job):
+        up = sum(pod_view.is_running(pod) or pod_view.phase(pod) == "Succeeded" for pod in pods)
+        if runs_elsewhere(job):
+            up = (
+                wanted_pods(job)
+                if _condition(job, "Running")
+                else int((job.get("status") or {}).get("ready") or 0)
+            )
+        if up < wanted_pods(job):
+            history.pending_since = history.pending_since or now
             return JobPhase.PENDING
         history.started_at = now
     return JobPhase.RUNNING
@@ -206,15 +225,20 @@ def _first_disruption(history: JobHistory) -> str:
     return min(ends, key=lambda end: end.finished_at).message if ends else ""
 
 
-def _failed_without_pods(job: Object, loss: str) -> tuple[bool, str, str]:
-    """A job says that it failed, and no pod is left that says why: one was deleted, or lost with its node."""
+def _failed_without_pods(job: Object, loss: str, history: JobHistory) -> tuple[bool, str, str]:
+    """A job says that it failed, and no pod is left that says why. If its pods were seen, they were deleted or lost
+    with their node. Otherwise they may have been anywhere, as on a cluster that Kueue has sent them to, and the
+    trainer's failure.json is what may tell: without it, a failure it is.
+    """
     told = pod_view.condition(job, "Failed") or {}
     text = f"{job['metadata']['name']}: {told.get('message') or 'failed'}"
     if told.get("reason") == "DeadlineExceeded":
         return False, "TimedOut", cut(text)
     if told.get("reason") == "PodFailurePolicy":  # not ours: an admission policy's; it names the exit code
         return False, "TrainerFailed", cut(text)
-    return True, "Disrupted", cut(loss or f"{text} (no failed pod is left: deleted, or lost with its node)")
+    if loss or history.pods:
+        return True, "Disrupted", cut(loss or f"{text} (no pod is left: deleted, or lost with its node)")
+    return False, "JobFailed", cut(f"{text} (none of its pods was ever seen here, which could say why)")
 
 
 def _waits(job: Object, pods: Sequence[Object], history: JobHistory, now: float) -> tuple[str, str]:
@@ -222,6 +246,11 @@ def _waits(job: Object, pods: Sequence[Object], history: JobHistory, now: float)
     if reason:
         return reason, message
     wanted = wanted_pods(job)
+    if runs_elsewhere(job):
+        return (
+            "",
+            f"{job['metadata']['name']} has not started on the cluster that {_managed_by(job)} has chosen",
+        )
     if not pods and not (job.get("status") or {}) and now - history.first_seen >= UNTOUCHED_SECONDS:
         if job.get("kind") == PYTORCHJOB.kind:
             return "NoController", (
@@ -234,10 +263,10 @@ def _waits(job: Object, pods: Sequence[Object], history: JobHistory, now: float)
     return "", f"{running} of {wanted} pods run"
 
 
-def _without_object(
-    name: str, stage: str, attempt: int, pods: Sequence[Object], history: JobHistory, now: float
-) -> Job:
+def _without_object(tree: JobTree, history: JobHistory, now: float) -> Job:
     """Pods whose job is deleted. Unless they were orphaned on purpose, they go soon."""
+    pods = tree.pods
+    history.pods.update(dict.fromkeys(map(pod_view.uid, pods), tree.place))
     ends = [end for pod in pods if (end := pod_view.how_it_ended(pod)) is not None]
     cause = min(ends, key=lambda end: end.rank, default=None)
     phase, message = JobPhase.TERMINATING, "the job is deleted, its pods are not gone yet"
@@ -246,10 +275,10 @@ def _without_object(
         history.ended_at = history.ended_at or now
     ended = cause if phase is JobPhase.FAILED else None
     return Job(
-        stage=stage,
-        attempt=attempt,
+        stage=tree.place.stage,
+        attempt=tree.place.attempt,
         digest=_digest(pods[0]),
-        name=name,
+        name=tree.name,
         phase=phase,
         exit_code=ended.exit_code if ended else None,
         reason=ended.reason if ended else "",
@@ -266,9 +295,12 @@ def _blocked(pods: Sequence[Object], now: float) -> str | None:
 
 
 def _suspended(job: Object) -> bool:
+    return bool(_policy(job).get("suspend"))
+
+
+def _policy(job: Object) -> Mapping[str, Any]:
     spec = job.get("spec") or {}
-    policy = spec.get("runPolicy") or {} if job.get("kind") == PYTORCHJOB.kind else spec
-    return bool(policy.get("suspend"))
+    return (spec.get("runPolicy") or {}) if job.get("kind") == PYTORCHJOB.kind else spec
 
 
 def _condition(job: Object, *kinds: str) -> bool:
@@ -276,34 +308,10 @@ def _condition(job: Object, *kinds: str) -> bool:
     return any(one is not None and one.get("status") == "True" for one in found)
 
 
-def _is_ours(job: Object) -> bool:
-    chain = (job["metadata"].get("labels") or {}).get(labels.CHAIN_UID)
-    return chain in owners(job) and _attempt(job) is not None
-
-
-def _stage(item: Object) -> str:
-    return (item["metadata"].get("labels") or {}).get(labels.STAGE, "")
-
-
-def _attempt(item: Object) -> int | None:
-    text = (item["metadata"].get("labels") or {}).get(labels.ATTEMPT, "")
-    return int(text) if text.isascii() and text.isdecimal() else None
-
-
 def _digest(item: Object) -> str:
     metadata = item["metadata"]
     whole = (metadata.get("annotations") or {}).get(labels.DIGEST_ANNOTATION)
     return whole or (metadata.get("labels") or {}).get(labels.DIGEST, "")
-
-
-def job_of(pod: Object) -> str:
-    """The name of the pod's job, which may be gone."""
-    owners = pod["metadata"].get("ownerReferences") or []
-    if owners:
-        return str(owners[0].get("name", ""))
-    found = pod["metadata"].get("labels") or {}
-    named = next((found[name] for name in _JOB_NAME_LABELS if name in found), None)
-    return named or pod["metadata"]["name"]
 
 
 def _place(pod: Object) -> str:

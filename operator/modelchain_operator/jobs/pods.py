@@ -85,6 +85,11 @@ def has_ended(pod: Object) -> bool:
     return phase(pod) in ("Succeeded", "Failed")
 
 
+def has_node(pod: Object) -> bool:
+    """Whether it was scheduled."""
+    return bool((pod.get("spec") or {}).get("nodeName"))
+
+
 def is_running(pod: Object) -> bool:
     """Whether its trainer runs."""
     if phase(pod) != "Running":

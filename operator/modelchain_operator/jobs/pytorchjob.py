@@ -42,10 +42,17 @@ def build_pytorchjob(request: JobRequest) -> Object:
         "metadata": job_metadata(request),
         "spec": {
             "nprocPerNode": str(job.processes_per_node),
-            "runPolicy": {"cleanPodPolicy": "Running"},  # workers must not outlive the master
+            "runPolicy": _run_policy(request),
             "pytorchReplicaSpecs": replicas,
         },
     }
+
+
+def _run_policy(request: JobRequest) -> Object:
+    policy: Object = {"cleanPodPolicy": "Running"}  # workers must not outlive the master
+    if gang := request.spec.scheduling_policy:
+        policy["schedulingPolicy"] = gang.model_dump(by_alias=True, exclude_none=True)
+    return policy
 
 
 def _replicas(request: JobRequest, count: int) -> Object:

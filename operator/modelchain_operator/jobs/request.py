@@ -37,7 +37,7 @@ class JobRequest:
     @property
     def name(self) -> str:
         """Of the job."""
-        return names.job_name(self.stage, self.attempt)
+        return names.job_name(self.stage.chain, self.stage.name, self.attempt)
 
 
 class Backend(Protocol):

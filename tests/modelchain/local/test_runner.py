@@ -60,7 +60,7 @@ def test_a_stage_that_only_holds_weights_has_no_steps_to_divide_by(family: Bench
         held, small = ended.events[-1]["stages"]
         assert (held["phase"], held["step"], held["steps"]) == ("Complete", 0, 0)
         assert small["steps"] == 16
-        assert ended.events[-1]["speedup"] > 0
+        assert ended.events[-1]["speedupPlanned"] > 0
     for command in (["plan"], ["report", "--output", str(family.folder / "report")]):
         shown = subprocess.run(
             [sys.executable, "-m", "modelchain", *command, str(family.file)],

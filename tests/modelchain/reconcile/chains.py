@@ -124,8 +124,13 @@ class Play:
         """
         self.now += after
         self.store = {**self.store, **facts}
+        read_at = {"store_read_at": dict.fromkeys(self.store, self.now)}
         seen = Observation(
-            status=self.status, generation=self.generation, jobs=jobs, store=self.store, **self.more
+            status=self.status,
+            generation=self.generation,
+            jobs=jobs,
+            store=self.store,
+            **{**read_at, **self.more},
         )
         decision = decide(self.chain, seen, self.now)
         assert decide(self.chain, seen, self.now) == decision, "decide must be a function of what it is given"

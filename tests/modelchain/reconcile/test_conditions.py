@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from modelchain.reconcile.conditions import refused
 from modelchain.reconcile.observation import JobPhase, StageFacts
 from modelchain.status import ChainPhase, ChainStatus, ConditionType
@@ -68,3 +70,18 @@ def test_a_chain_can_be_refused_before_anything_else_is_known() -> None:
     assert isinstance(status, ChainStatus)
     assert status.message == "refused: spec.stages: missing"
     assert status.phase is ChainPhase.REFUSED
+
+
+@pytest.mark.parametrize("reason", ["ImagePullBackOff", "Unschedulable", "FailedCreate", "FailedMount"])
+def test_what_a_pending_job_waits_for_is_the_reason_of_stage_and_chain(reason: str) -> None:
+    play = Play(chain((("tiny", None),)))
+    play.look()
+    waiting = job(play.stage("tiny"), phase=JobPhase.PENDING, reason=reason, message="why, and what to do")
+    play.look(waiting)
+    assert play.status is not None
+    progressing = play.status.condition(ConditionType.PROGRESSING)
+    assert progressing is not None
+    assert (play["tiny"].reason, progressing.reason, progressing.status) == (reason, reason, "False")
+    assert "what to do" in progressing.message
+    play.look(job(play.stage("tiny"), phase=JobPhase.PENDING))
+    assert (play["tiny"].reason, play.status.is_true(ConditionType.PROGRESSING)) == ("JobPending", True)

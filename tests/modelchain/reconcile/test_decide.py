@@ -181,11 +181,22 @@ def test_jobs_of_a_stage_that_was_removed_are_ended() -> None:
 
 def test_a_backend_that_is_not_installed_is_said_and_waited_for() -> None:
     play = Play(chain())
-    play.more = {"backend_trouble": "kubeflow.org/v1 is not installed: install the training operator"}
+    play.more = {
+        "backend_trouble": {"tiny": "kubeflow.org/v1 is not installed: install the training operator"}
+    }
     assert play.look().actions == ()
     assert "install the training operator" in play["tiny"].message
     play.more = {}
     assert play.look().actions == (StartJob("tiny", 1),)
+
+
+def test_what_holds_up_one_stage_holds_up_no_other() -> None:
+    """A finished stage was a PyTorchJob, which is not installed any more; a sibling's job is refused by a quota."""
+    play = Play(chain((("tiny", None), ("small", "tiny"), ("base", "tiny"))))
+    play.more = {"backend_trouble": {"tiny": "not installed", "small": "exceeded quota"}}
+    decision = play.look(tiny=StageFacts(manifest=manifest(play.stage("tiny"))))
+    assert decision.actions == (StartJob("base", 1),)
+    assert (play["small"].reason, play["small"].message) == ("BackendUnavailable", "exceeded quota")
 
 
 def test_progress_changes_no_more_than_progress() -> None:

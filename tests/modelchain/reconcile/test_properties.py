@@ -9,6 +9,7 @@ between any two of these.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import pytest
@@ -32,14 +33,20 @@ from modelchain.reconcile.observation import (
 )
 from modelchain.reconcile.trust import only_begins, only_tells
 from modelchain.resolved import ResolvedChain
-from modelchain.status import ChainPhase, ChainStatus, ConditionType, Measurement
+from modelchain.status import ChainPhase, ChainStatus, ConditionType, Measurement, StagePhase
 from tests.modelchain.reconcile.chains import NOW, chain, manifest
 
 NAMES = ("a", "b", "c", "d")
 LIMIT = 2
+DISRUPTION_LIMIT = 3
 STALL_SECONDS = 300
 MAX_PASSES = 400  # far more than any quiet world needs
-RETRY = {"limit": LIMIT, "backoffSeconds": 20, "stallSeconds": STALL_SECONDS}
+RETRY = {
+    "limit": LIMIT,
+    "disruptionLimit": DISRUPTION_LIMIT,
+    "backoffSeconds": 20,
+    "stallSeconds": STALL_SECONDS,
+}
 
 
 @dataclass(frozen=True)
@@ -145,6 +152,7 @@ class World(RuleBasedStateMachine):
             generation=self.generation,
             jobs=tuple(self.jobs.values()),
             store=store,
+            store_read_at=dict.fromkeys(store, self.now),
             store_readable_since=self.store_readable_since,
             max_parallel_jobs=self.limit,
             measurement=self.measured(),
@@ -260,6 +268,7 @@ class World(RuleBasedStateMachine):
                 else:  # the stage was edited: should it be edited back, only the store remembers
                     self.finished_digests.discard(then.digest)
             assert now.failures <= LIMIT + 1
+            assert now.disruptions <= DISRUPTION_LIMIT + 1
 
     def carry_out(self, action: Action) -> None:
         if isinstance(action, StartJob):
@@ -286,14 +295,16 @@ class World(RuleBasedStateMachine):
         assert not self.suspended
         assert self.status is not None
         assert self.status.phase is not ChainPhase.FAILED, "a failed chain starts nothing"
+        failed = [one.name for one in self.status.stages if one.phase is StagePhase.FAILED]
+        assert stage.name not in self.needing(failed), "nor does a failed branch"
         of_chain = {stage.digest for stage in self.chain.stages}
         assert not self.vanished.keys() & self.finished_digests & of_chain, "nothing beside missing artifacts"
         if stage in self.chain.baselines:
             assert self.status.phase is ChainPhase.COMPLETE, "models are trained alone after the chain"
             assert not any(job.live for job in self.jobs.values() if not job.blocked_by_node), "one at a time"
         self.starts[stage.name, stage.digest, self.generation] += 1
-        allowed = LIMIT + 1 + self.excuses[stage.name]
-        assert self.starts[stage.name, stage.digest, self.generation] <= allowed, "retries are bounded"
+        starts = self.starts[stage.name, stage.digest, self.generation]
+        assert starts <= LIMIT + 1 + self.excuses[stage.name], "retries are bounded"
         for other in (stage.predecessor, stage.teacher):
             if other is None:
                 continue
@@ -312,6 +323,14 @@ class World(RuleBasedStateMachine):
             name=f"job-{action.stage}-{action.attempt}",
             phase=JobPhase.PENDING,
         )
+
+    def needing(self, names: Iterable[str]) -> set[str]:
+        """The stages that need one of these, directly or not."""
+        found = set(names)
+        for stage in self.chain.stages:  # ascending: what a stage needs stands before it
+            if any(other.name in found for other in stage.needs):
+                found.add(stage.name)
+        return found - set(names)
 
     def digests(self) -> set[str]:
         return {stage.digest for stage in self.chain.all_stages}
@@ -482,8 +501,16 @@ class World(RuleBasedStateMachine):
             assert self.status.speedup_measured is not None
         else:
             assert self.status.phase is ChainPhase.FAILED
+            failed = {one.name for one in self.status.stages if one.phase is StagePhase.FAILED}
+            over = failed | self.needing(failed)
+            assert all(one.finished or one.name in over for one in self.status.stages), "other branches go on"
             assert any(
-                stage.last_ended is not None and (stage.failures > LIMIT or stage.last_ended.exit_code == 65)
+                stage.last_ended is not None
+                and (
+                    stage.failures > LIMIT
+                    or stage.disruptions > DISRUPTION_LIMIT
+                    or stage.last_ended.exit_code == 65
+                )
                 for stage in self.status.stages
             ), "a chain only fails for a reason"
 

@@ -71,12 +71,42 @@ def test_time_without_a_readable_store_does_not_count() -> None:
     assert play.look(first, after=1).actions == (StopJob(first, "Stalled"),)
 
 
+def test_no_job_is_taken_for_hung_on_a_read_of_the_store_from_before_its_time_was_up() -> None:
+    play, first = started()
+    play.more = {"store_read_at": {"tiny": NOW + 99}}
+    decision = play.look(first, after=5000)
+    assert (decision.actions, decision.reads) == ((), ("tiny",)), "the store is read first"
+    play.more = {"store_read_at": {"tiny": NOW + 5001}}
+    moving = job(play.stage("tiny"), started_at=NOW, progress_changed_at=NOW + 5001)
+    decision = play.look(moving, after=2)
+    assert (decision.actions, decision.reads) == ((), ()), "it was alive all the time"
+    play.more = {"store_read_at": {"tiny": NOW + 5101}}
+    assert play.look(moving, after=99).actions == (StopJob(moving, "Stalled"),)
+
+
 def test_a_job_over_its_time_is_ended_and_counts() -> None:
     play, _ = started(timeout=300, stall=10**6)
     busy = job(play.stage("tiny"), started_at=NOW)
     assert play.look(busy, after=299).actions == ()
     assert play.look(busy, after=1).actions == (StopJob(busy, "TimedOut"),)
     assert play["tiny"].failures == 1
+
+
+@pytest.mark.parametrize("unscheduled", [True, False])
+def test_a_job_that_does_not_start_in_time_is_ended_and_counts_only_if_it_had_its_nodes(
+    unscheduled: bool,
+) -> None:
+    play = Play(chain(ONE, job={"startDeadlineSeconds": 300}))
+    play.look()
+    waiting = job(
+        play.stage("tiny"), phase=JobPhase.PENDING, pending_since=NOW, unscheduled=unscheduled,
+        reason="ImagePullBackOff", message="no such image",
+    )  # fmt: skip
+    decision = play.look(waiting, after=299)
+    assert (decision.actions, decision.wake_at) == ((), NOW + 300)
+    assert play.look(waiting, after=1).actions == (StopJob(waiting, "StartDeadlineExceeded"),)
+    assert (play["tiny"].failures, play["tiny"].disruptions) == ((0, 1) if unscheduled else (1, 0))
+    assert "ImagePullBackOff: no such image" in (play["tiny"].last_ended or waiting).message
 
 
 def test_a_stop_that_was_lost_is_asked_for_again() -> None:

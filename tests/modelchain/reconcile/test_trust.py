@@ -73,7 +73,7 @@ def test_a_teacher_whose_job_was_not_seen_to_end_is_looked_at() -> None:
 
 def test_a_predecessor_that_another_chain_has_trained_has_no_job_to_wait_for() -> None:
     play = Play(chain())
-    play.more["backend_trouble"] = "not installed"
+    play.more["backend_trouble"] = dict.fromkeys(("tiny", "small", "base"), "not installed")
     play.look(tiny=complete(play))
     before = play.status
     play.more.clear()

@@ -128,6 +128,13 @@ def test_a_pytorchjob_of_two_nodes() -> None:
     }
 
 
+def test_a_gang_is_asked_for_in_the_training_operators_words() -> None:
+    gang = {"queue": "teams", "priorityClass": "high", "minAvailable": 2, "scheduleTimeoutSeconds": 600}
+    stages = [{"name": "s", "model": "ViT-S-16", "job": {"schedulingPolicy": gang}}]
+    (manifest,) = BACKENDS[JobBackend.PYTORCH_JOB].build(request(stages=stages))
+    assert manifest["spec"]["runPolicy"]["schedulingPolicy"] == gang
+
+
 def secret(name: str, *, optional: bool = False) -> Object:
     reference: Object = {"name": "s3", "key": name} | ({"optional": True} if optional else {})
     return {"name": name, "valueFrom": {"secretKeyRef": reference}}
@@ -237,7 +244,7 @@ def test_names_are_labels_with_room_for_the_pods(chain: str, stage: str, attempt
     _KEPT[:] = [asked]
     reference = asked.chain.model_copy(update={"name": chain})
     stage_of = asked.model_copy(update={"chain": reference, "name": stage})
-    for name in (names.job_name(stage_of, attempt), names.service_name(stage_of)):
+    for name in (names.job_name(stage_of.chain, stage_of.name, attempt), names.service_name(stage_of)):
         assert len(f"{name}-worker-4095") <= 63
         assert name[0].isalpha()
         assert name[-1].isalnum()

@@ -8,31 +8,49 @@ import pytest
 
 from modelchain.artifacts import Failure
 from modelchain.reconcile.observation import Job, JobPhase
+from modelchain.resolved import ChainReference
+from modelchain_operator.jobs import names
 from modelchain_operator.jobs.observed import JobMemory, observe_jobs
+from modelchain_operator.jobs.trees import job_trees
 from modelchain_operator.kubernetes_api import Object
 
 NOW = 1_800_000_000.0
-CHAIN = "chain-1"
+CHAIN = ChainReference(namespace="team", name="family", uid="chain-1")
+JOB = names.job_name(CHAIN, "s", 3)
 LONG_AGO = "2026-01-01T00:00:00Z"
 
 
-def metadata(name: str, owner: str, **more: Any) -> Object:
-    labels = {"modelchain.dev/chain-uid": CHAIN, "modelchain.dev/stage": "s", "modelchain.dev/attempt": "3"}
+def metadata(name: str, owner: Object, **more: Any) -> Object:
+    labels = {
+        "modelchain.dev/chain-uid": CHAIN.uid,
+        "modelchain.dev/stage": "s",
+        "modelchain.dev/attempt": "3",
+    }
     return {
         "name": name,
+        "namespace": CHAIN.namespace,
         "uid": name,
         "labels": labels | more.pop("labels", {}),
         "annotations": {"modelchain.dev/stage-digest": "d" * 64},
-        "ownerReferences": [{"uid": owner, "name": owner}],
+        "ownerReferences": [owner],
         **more,
     }
+
+
+OF_CHAIN: Object = {
+    "apiVersion": "modelchain.dev/v1alpha1", "kind": "ModelChain", "name": CHAIN.name, "uid": CHAIN.uid,
+    "controller": True,
+}  # fmt: skip
+OF_JOB: Object = {
+    "apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "name": JOB, "uid": JOB, "controller": True,
+}  # fmt: skip
 
 
 def job(*conditions: str, suspend: bool = False, reason: str = "", **more: Any) -> Object:
     told = [{"type": kind, "status": "True", "reason": reason, "message": "told"} for kind in conditions]
     return {
         "kind": "PyTorchJob",
-        "metadata": metadata("job", more.pop("owner", CHAIN), **more),
+        "metadata": metadata(more.pop("name", JOB), more.pop("owner", OF_CHAIN), **more),
         "spec": {
             "runPolicy": {"suspend": suspend},
             "pytorchReplicaSpecs": {"Master": {"replicas": 1}, "Worker": {"replicas": 1}},
@@ -47,10 +65,10 @@ def pod(place: int, phase: str = "Running", *, state: Object | None = None, **mo
         "phase": phase,
         "containerStatuses": [{"name": "pytorch", "state": state or states.get(phase, {})}],
     } | more.pop("status", {})
-    labels = {"training.kubeflow.org/replica-index": str(place)}
-    name = more.pop("name", f"job-{place}")
+    labels = {"training.kubeflow.org/replica-index": str(place)} | more.pop("labels", {})
+    name = more.pop("name", f"{JOB}-{place}")
     return {
-        "metadata": metadata(name, more.pop("owner", "job"), labels=labels, **more),
+        "metadata": metadata(name, more.pop("owner", OF_JOB), labels=labels, **more),
         "spec": {"nodeName": "node-a"},
         "status": status,
     }
@@ -80,11 +98,18 @@ def condition(kind: str, status: str, reason: str) -> Object:
     return {"conditions": [{"type": kind, "status": status, "reason": reason, "message": "why"}]}
 
 
+def observe(
+    jobs: Sequence[Object], pods: Sequence[Object], memory: JobMemory | None = None, now: float = NOW
+) -> tuple[Job, ...]:
+    memory = memory or JobMemory()
+    return observe_jobs(job_trees(CHAIN, jobs, pods, memory.pods), memory, now)
+
+
 def look(
     jobs: Sequence[Object], pods: Sequence[Object], memory: JobMemory | None = None, now: float = NOW
 ) -> Job:
-    (seen,) = observe_jobs(jobs, pods, memory or JobMemory(), now)
-    assert (seen.stage, seen.attempt, seen.digest, seen.name) == ("s", 3, "d" * 64, "job")
+    (seen,) = observe(jobs, pods, memory, now)
+    assert (seen.stage, seen.attempt, seen.digest, seen.name) == ("s", 3, "d" * 64, JOB)
     return seen
 
 
@@ -136,7 +161,7 @@ UNREACHABLE = pod(1, deletionTimestamp=LONG_AGO)
             [{**pod(0, "Failed"), "status": {"phase": "Failed", "reason": "Evicted",
                                            "message": 'Usage of EmptyDir volume "tmp" exceeds the limit "1Gi".'}}],
             P.FAILED, "StorageLimitExceeded", None, False, id="own-storage-limit"),
-        pytest.param(job("Failed"), [], P.FAILED, "Disrupted", None, True, id="failed-pod-gone"),
+        pytest.param(job("Failed"), [], P.FAILED, "JobFailed", None, False, id="failed-pods-never-seen"),
         pytest.param(
             job("Failed", reason="DeadlineExceeded"), [], P.FAILED, "TimedOut", None, False, id="deadline"),
         pytest.param(
@@ -167,8 +192,42 @@ def test_a_node_that_does_not_answer_holds_its_pod() -> None:
     assert look([job("Failed")], [failed(0, 1), recent]).blocked_by_node is None
 
 
-def test_what_is_not_owned_by_the_chain_is_not_its_job() -> None:
-    assert observe_jobs([job(owner="somebody")], BOTH, JobMemory(), NOW) == ()
+OTHER: Object = {"namespace": "other"}
+HUGE: Object = {"labels": {"modelchain.dev/attempt": str(2**63 - 1)}}
+
+
+@pytest.mark.parametrize(
+    ("jobs", "pods"),
+    [
+        pytest.param([job(owner=OF_CHAIN | {"uid": "somebody"})], BOTH, id="another-owner"),
+        pytest.param([job(owner=OF_CHAIN | {"controller": False})], BOTH, id="owner-is-no-controller"),
+        pytest.param([job(owner=OF_CHAIN | {"kind": "ConfigMap"})], BOTH, id="controller-of-another-kind"),
+        pytest.param([job(name="my-job")], [], id="not-our-name"),
+        pytest.param([job(**HUGE)], [], id="attempt-no-counter-can-hold"),
+        pytest.param([job(labels={"modelchain.dev/attempt": "4"})], [], id="name-of-another-attempt"),
+        pytest.param([job(**OTHER)], [], id="job-of-another-namespace"),
+        pytest.param([], [pod(0, **OTHER)], id="pod-of-another-namespace"),
+        pytest.param([], [pod(0, **OTHER, labels={"modelchain.dev/attempt": "0"})], id="attempt-zero"),
+        pytest.param([], [pod(0, **HUGE)], id="pod-with-a-huge-attempt"),
+        pytest.param(
+            [], [pod(0, ownerReferences=[])], id="pod-of-nobody, as kubectl debug --copy-to makes one"
+        ),
+        pytest.param([], [pod(0, owner=OF_JOB | {"name": "mine"})], id="pod-of-a-job-not-named-by-us"),
+        pytest.param([], [pod(0, owner=OF_JOB | {"kind": "ReplicaSet"})], id="pod-of-another-kind"),
+    ],
+)
+def test_labels_alone_make_nothing_the_chains(jobs: list[Object], pods: list[Object]) -> None:
+    lone = [one for one in pods if one not in BOTH]
+    assert observe(jobs, lone) == ()
+    (own,) = observe(
+        [job("Running"), *(one for one in jobs if one["metadata"]["name"] != JOB)], [*BOTH, *lone]
+    )
+    assert (own.name, own.phase, own.disrupted) == (JOB, P.RUNNING, False)
+
+
+def test_a_pod_that_looks_like_a_success_of_the_running_job_is_not_its_pod() -> None:
+    forged = pod(0, "Succeeded", name="forged", ownerReferences=[])
+    assert look([job("Running")], [*BOTH, forged]).phase is P.RUNNING
 
 
 def test_a_pod_made_anew_or_gone_disrupts_its_job() -> None:
@@ -208,7 +267,7 @@ def test_a_trainer_that_could_not_say_why_is_quoted_from_its_log() -> None:
     log = "Traceback (most recent call last):\n  ...\nModuleNotFoundError: No module named 'torch'\n\n"
     seen = look([job("Failed")], [failed(0, 1, message=log)])
     assert seen.message == (
-        "job-0 ended with exit code 1; its last words: ModuleNotFoundError: No module named 'torch'"
+        f"{JOB}-0 ended with exit code 1; its last words: ModuleNotFoundError: No module named 'torch'"
     )
 
 
@@ -308,8 +367,8 @@ ENDED = [failed(0, 65, message=DATA), failed(1, 143, at=9)]
             [taken(0, "EvictionByEvictionAPI"), pod(1, deletionTimestamp=GRACE)], P.TERMINATING, "Disrupted", 143, True,
             id="evicted"),
         pytest.param(
-            indexed("FailureTarget", "Failed", reason="BackoffLimitExceeded"), [], P.FAILED, "Disrupted", None, True,
-            id="failed-pods-gone"),
+            indexed("FailureTarget", "Failed", reason="BackoffLimitExceeded"), [], P.FAILED, "JobFailed", None, False,
+            id="failed-pods-never-seen"),
         pytest.param(
             indexed("FailureTarget", "Failed", reason="PodFailurePolicy"), [], P.FAILED, "TrainerFailed", None, False,
             id="policy-of-a-stranger"),
@@ -324,6 +383,64 @@ def test_an_indexed_job_is_seen_as(
 ) -> None:
     seen = look([seen_job], pods)
     assert (seen.phase, seen.reason, seen.exit_code, seen.disrupted) == (phase, reason, code, disrupted)
+
+
+def test_a_job_whose_pods_were_seen_and_are_gone_was_disrupted() -> None:
+    memory = JobMemory()
+    look([job("Running")], BOTH, memory)
+    seen = look([job("Failed")], [], memory)
+    assert (seen.phase, seen.reason, seen.disrupted) == (P.FAILED, "Disrupted", True)
+
+
+UNSCHEDULED = pod(1, "Pending", status=condition("PodScheduled", "False", "Unschedulable"))
+del UNSCHEDULED["spec"]["nodeName"]
+LONELY = failed(0, 1, message=LOST)
+
+
+def test_a_gang_of_which_a_part_never_had_a_node_has_not_failed() -> None:
+    memory = JobMemory()
+    seen = look([job("Running")], [pod(0), UNSCHEDULED], memory)
+    assert (seen.phase, seen.unscheduled, seen.pending_since) == (P.PENDING, True, NOW)
+    seen = look([job("Failed")], [LONELY], memory, NOW + 900)  # the other is cleaned up
+    assert (seen.phase, seen.reason, seen.unscheduled) == (P.FAILED, "LostPeerError", True)
+
+
+def test_nothing_is_said_of_nodes_where_the_waiting_was_not_seen_or_is_over() -> None:
+    assert not look([job("Failed")], [LONELY], JobMemory()).unscheduled
+    memory = JobMemory()
+    look([job("Running")], [pod(0), UNSCHEDULED], memory)
+    look([job("Running")], BOTH, memory)
+    assert not look([job("Failed")], [LONELY], memory).unscheduled
+
+
+def test_what_a_queue_takes_back_waits_anew() -> None:
+    memory = JobMemory()
+    look([job("Running")], [pod(0), UNSCHEDULED], memory)
+    assert look([job(suspend=True)], [], memory).pending_since is None
+    assert look([job()], [], memory, NOW + 50).pending_since == NOW + 50
+
+
+ELSEWHERE = "kueue.x-k8s.io/multikueue"
+
+
+def sent_away(kind: Callable[..., Object], *conditions: str, ready: int = 0) -> Object:
+    """A job on Kueue's manager cluster: its pods are on another, and only its status is told."""
+    sent = kind(*conditions)
+    (sent["spec"].get("runPolicy") or sent["spec"])["managedBy"] = ELSEWHERE
+    if kind is indexed:
+        sent["status"]["ready"] = ready
+    return sent
+
+
+@pytest.mark.parametrize("kind", [job, indexed], ids=["pytorchjob", "indexed-job"])
+def test_a_job_that_runs_on_another_cluster_is_seen_by_its_status_alone(kind: Callable[..., Object]) -> None:
+    memory = JobMemory()
+    seen = look([sent_away(kind)], [], memory)
+    assert (seen.phase, ELSEWHERE in seen.message) == (P.PENDING, True)
+    seen = look([sent_away(kind, "Running", ready=2)], [], memory, NOW + 5)
+    assert (seen.phase, seen.started_at, seen.disrupted) == (P.RUNNING, NOW + 5, False)
+    seen = look([sent_away(kind, "Failed")], [], memory)
+    assert (seen.phase, seen.reason, seen.disrupted) == (P.FAILED, "JobFailed", False)
 
 
 # ---- queues
@@ -355,7 +472,7 @@ def test_a_job_deleted_by_its_ttl_is_over_once_its_pods_are() -> None:
     assert look([indexed("Complete")], done, memory).phase is P.SUCCEEDED
     assert look([indexed("Complete", deletionTimestamp=LONG_AGO)], done, memory).phase is P.TERMINATING
     assert look([], done, memory).phase is P.SUCCEEDED
-    assert observe_jobs([], [], memory, NOW) == ()
+    assert observe([], [], memory) == ()
 
 
 @pytest.mark.parametrize(
@@ -373,9 +490,10 @@ def test_a_job_deleted_by_its_ttl_is_over_once_its_pods_are() -> None:
 def test_orphaned_pods_are_a_job_until_they_end(
     pods: list[Object], phase: JobPhase, reason: str, disrupted: bool
 ) -> None:
+    memory = JobMemory()
+    assert look([job("Running")], [pod(0), pod(1)], memory).phase is P.RUNNING
     orphans = copy.deepcopy(pods)
     for one in orphans:
         del one["metadata"]["ownerReferences"]
-        one["metadata"]["labels"]["batch.kubernetes.io/job-name"] = "job"
-    seen = look([], orphans)
+    seen = look([], orphans, memory)
     assert (seen.phase, seen.reason, seen.disrupted) == (phase, reason, disrupted)

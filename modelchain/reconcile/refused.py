@@ -1,0 +1,82 @@
+"""A chain that can't be trained as it is written now: nothing of it starts, and what runs stays under control.
+
+A bad edit must not cost the work of a good one, nor leave it alone: a job that hangs is ended, one that ends is
+accounted for, and spec.suspend is heard even beside a field that is wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from modelchain.reconcile.actions import Decision, StartJob
+from modelchain.reconcile.conditions import refused
+from modelchain.reconcile.decide import decide
+from modelchain.reconcile.observation import Observation
+from modelchain.resolved import ResolvedChain
+from modelchain.status import ChainStatus, Condition, ConditionType, StagePhase, StageStatus, cut
+
+# What is said about what runs; of the chain as a whole (Complete, ArtifactsMissing), the last word stays.
+_OF_STAGES = (
+    ConditionType.PROGRESSING,
+    ConditionType.FAILED,
+    ConditionType.STALLED,
+    ConditionType.DISRUPTED,
+)
+_JOB_GONE = "its job is gone; the chain is refused as it is written now, so no other is made"
+
+
+def under_way(status: ChainStatus | None) -> tuple[StageStatus, ...]:
+    """The stages with an attempt whose end is open."""
+    return tuple(
+        stage
+        for stage in (status.stages if status is not None else ())
+        if not stage.finished and stage.phase is not StagePhase.FAILED and stage.attempt > stage.settled
+    )
+
+
+def decide_refused(
+    running: ResolvedChain | None,
+    observed: Observation,
+    problems: Sequence[str],
+    *,
+    generation: int | None,
+    now: float,
+) -> Decision:
+    """As `decide`. `running`: the stages that run, as they were when their jobs were made; None if there are none."""
+    previous = observed.status or ChainStatus()
+    if running is None:
+        stages = tuple(map(_without_job, previous.stages))
+        left = previous.model_copy(update={"stages": stages})
+        return Decision(refused(left, problems, generation=generation, now=now))
+    decision = decide(running, replace(observed, generation=None, refused=True), now)
+    current = {stage.name: stage for stage in decision.status.stages}
+    stages = tuple(current.get(stage.name) or _without_job(stage) for stage in previous.stages)
+    conditions = _merged(previous.conditions, decision.status)
+    going_on = previous.model_copy(
+        update={"phase": decision.status.phase, "stages": stages, "conditions": conditions}
+    )
+    actions = tuple(
+        action
+        for action in decision.actions
+        if not isinstance(action, StartJob) and action.job.stage in current
+    )
+    return replace(
+        decision, status=refused(going_on, problems, generation=generation, now=now), actions=actions
+    )
+
+
+def _without_job(stage: StageStatus) -> StageStatus:
+    if stage.finished or stage.phase is StagePhase.FAILED:
+        return stage
+    phase, message = StagePhase.PENDING, cut(_JOB_GONE if stage.attempt > stage.settled else stage.message)
+    return stage.model_copy(update={"phase": phase, "reason": "SpecRefused", "message": message})
+
+
+def _merged(previous: Sequence[Condition], status: ChainStatus) -> tuple[Condition, ...]:
+    said: Mapping[str, Condition] = {one.type: one for one in status.conditions if one.type in _OF_STAGES}
+    known = {one.type for one in previous}
+    return (
+        *(said.get(one.type, one) for one in previous),
+        *(one for kind, one in said.items() if kind not in known),
+    )
