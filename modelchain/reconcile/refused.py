@@ -30,7 +30,7 @@ def under_way(status: ChainStatus | None) -> tuple[StageStatus, ...]:
     """The stages with an attempt whose end is open."""
     return tuple(
         stage
-        for stage in (status.stages if status is not None else ())
+        for stage in (status.all_stages if status is not None else ())
         if not stage.finished and stage.phase is not StagePhase.FAILED and stage.attempt > stage.settled
     )
 
@@ -46,15 +46,13 @@ def decide_refused(
     """As `decide`. `running`: the stages that run, as they were when their jobs were made; None if there are none."""
     previous = observed.status or ChainStatus()
     if running is None:
-        stages = tuple(map(_without_job, previous.stages))
-        left = previous.model_copy(update={"stages": stages})
+        left = previous.model_copy(update=_stages(previous, {}))
         return Decision(refused(left, problems, generation=generation, now=now))
     decision = decide(running, replace(observed, generation=None, refused=True), now)
     current = {stage.name: stage for stage in decision.status.stages}
-    stages = tuple(current.get(stage.name) or _without_job(stage) for stage in previous.stages)
     conditions = _merged(previous.conditions, decision.status)
     going_on = previous.model_copy(
-        update={"phase": decision.status.phase, "stages": stages, "conditions": conditions}
+        update={"phase": decision.status.phase, "conditions": conditions, **_stages(previous, current)}
     )
     actions = tuple(
         action
@@ -64,6 +62,14 @@ def decide_refused(
     return replace(
         decision, status=refused(going_on, problems, generation=generation, now=now), actions=actions
     )
+
+
+def _stages(previous: ChainStatus, current: Mapping[str, StageStatus]) -> dict[str, tuple[StageStatus, ...]]:
+    """All stages and baselines, those that run as they are now."""
+    return {
+        name: tuple(current.get(stage.name) or _without_job(stage) for stage in stages)
+        for name, stages in (("stages", previous.stages), ("baselines", previous.baselines))
+    }
 
 
 def _without_job(stage: StageStatus) -> StageStatus:

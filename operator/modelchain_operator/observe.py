@@ -170,7 +170,7 @@ def _backend_trouble(
         for stage, refusal in memory.refusals.items()
         if refusal.generation == view.generation
     }
-    for stage in accepted.chain.stages:
+    for stage in accepted.chain.all_stages:
         backend = BACKENDS[accepted.backend(stage.name)]
         if backend.kind in not_served:
             found[stage.name] = backend.install_hint

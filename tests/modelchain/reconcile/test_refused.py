@@ -110,3 +110,19 @@ def test_a_job_fails_for_good_as_ever(play: Play) -> None:
     _, status = look(play, running(play), ended)
     assert (play["small"].phase, play["small"].reason) == (StagePhase.FAILED, "DataError")
     assert status.is_true(ConditionType.FAILED)
+
+
+def test_a_model_that_is_trained_alone_stays_under_control_too() -> None:
+    play = Play(chain(TREE[:2], baseline={"train": ["small"], "epochs": 8}))
+    tiny, small = (StageFacts(manifest=manifest(play.stage(name))) for name in ("tiny", "small"))
+    play.look(tiny=tiny, small=small)
+    alone = play.chain.baselines[0]
+    play.look(job(alone))
+    (open_stage,) = under_way(play.status)
+    assert open_stage.name == alone.name
+    going_on = play.chain.model_copy(
+        update={"stages": (alone,), "baselines": (), "baseline": None, "suspend": True}
+    )
+    decision, status = look(play, going_on, job(alone))
+    assert decision.actions == (StopJob(job(alone), "Suspended"),)
+    assert [stage.name for stage in status.baselines] == [alone.name]
