@@ -151,7 +151,8 @@ def test_status_shows_each_stage_with_its_figures(plane: ControlPlane) -> None:
     assert (done.code, done.err) == (0, "")
     headline, empty, *table = done.out.splitlines()
     assert headline == (
-        "default/family: Running, stage small at 420/1560, 2h05m to go, top-1 28.1%, 2.09x cheaper"
+        "default/family: Running, stage small at 420/1560, 2h05m to go, top-1 28.1%, "
+        "2.09x measured against training alone"
     )
     assert empty == ""
     assert [line.split() for line in table] == [
