@@ -45,10 +45,9 @@ def first_weights(attempt: Attempt, teacher: Clip | None) -> tuple[Clip, Moments
         logger.info("growing %s out of %s", stage.name, stage.predecessor.name)
         if stage.expansion.weights is InitialWeights.TRUNK:
             return _grown_trunk(attempt, stage.predecessor)
-        same = teacher is not None and stage.teacher == stage.predecessor
-        return _expanded(
-            stage, teacher if teacher and same else published_model(attempt, stage.predecessor)
-        ), None
+        if teacher is None or stage.teacher != stage.predecessor:
+            teacher = published_model(attempt, stage.predecessor)
+        return _expanded(stage, teacher), None
     if stage.from_weights is not None:
         return _expanded(stage, _foreign_model(attempt, stage.from_weights)), None
     return build_model(stage.model_config_, seed=stage.training.seed), None
