@@ -10,7 +10,7 @@ a text has as many tokens as the program hands to the tower, and a last block th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 from modelchain.cost import TRAINING_PASSES
 from modelchain.spec import ModelConfig, TextSpec, VisionSpec
@@ -25,23 +25,23 @@ def peak_flops(gpu: str) -> float | None:
     return next((peak for name, peak in PEAK_FLOPS.items() if name in gpu), None)
 
 
-def forward_macs(config: ModelConfig, text_tokens: Sequence[int], *, pooled_last_block: bool) -> int:
-    """MACs of a forward pass over an image and texts of so many tokens each."""
+def forward_macs(config: ModelConfig, texts: Mapping[int, float], *, pooled_last_block: bool) -> float:
+    """MACs of a forward pass over an image and its texts: how many of each length in tokens."""
     vision, text = config.vision, config.text
     patches = (vision.image_size // vision.patch_size) ** 2
     image = patches * 3 * vision.patch_size**2 * vision.width + vision.width * config.embed_dim
     image += _blocks(patches + 1, vision, pooled_last_block=pooled_last_block)
-    texts = sum(_blocks(tokens, text, pooled_last_block=pooled_last_block) for tokens in text_tokens)
-    return image + texts + len(text_tokens) * text.width * config.embed_dim
+    per_text = {n: _blocks(n, text, pooled_last_block=pooled_last_block) for n in texts}
+    return image + sum(many * (per_text[n] + text.width * config.embed_dim) for n, many in texts.items())
 
 
 def step_flops(
-    student: ModelConfig, teacher: ModelConfig | None, text_tokens: Sequence[int], *, pooled_last_block: bool
-) -> int:
+    student: ModelConfig, teacher: ModelConfig | None, texts: Mapping[int, float], *, pooled_last_block: bool
+) -> float:
     """FLOP of a training step, a sample."""
-    macs = TRAINING_PASSES * forward_macs(student, text_tokens, pooled_last_block=pooled_last_block)
+    macs = TRAINING_PASSES * forward_macs(student, texts, pooled_last_block=pooled_last_block)
     if teacher is not None:
-        macs += forward_macs(teacher, text_tokens, pooled_last_block=pooled_last_block)
+        macs += forward_macs(teacher, texts, pooled_last_block=pooled_last_block)
     return FLOP_PER_MAC * macs
 
 

@@ -46,9 +46,9 @@ class Setting:
 
 
 GPU = (
+    Setting("sevenCaptionsCompiled", "ViT-B-16", None, 7, 128, compile=True, seconds=60),
     Setting("oneCaptionCompiled", "ViT-B-16", None, 1, 512, compile=True, seconds=60),
     Setting("sevenCaptions", "ViT-B-16", None, 7, 128, compile=False),
-    Setting("sevenCaptionsCompiled", "ViT-B-16", None, 7, 128, compile=True, seconds=60),
     Setting("taughtCompiled", "ViT-B-16", "ViT-S-16", 1, 512, compile=True, seconds=70),
     Setting("oneCaption", "ViT-B-16", None, 1, 512, compile=False),
     Setting("taught", "ViT-B-16", "ViT-S-16", 1, 512, compile=False),

@@ -12,6 +12,7 @@ import copy
 import gc
 import math
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any, Protocol
@@ -33,7 +34,7 @@ from modelchain.resolved import (
 from modelchain.spec import ModelConfig
 from modelchain_trainer.distillation import build_projections
 from modelchain_trainer.model.build import build_model
-from modelchain_trainer.model.clip import Clip, crop_tokens
+from modelchain_trainer.model.clip import Clip
 from modelchain_trainer.model.open_clip_config import to_open_clip
 from modelchain_trainer.optimizer import AdamW
 from modelchain_trainer.step import TrainStep
@@ -82,13 +83,19 @@ class ModelChainTrainee:
         self._step = TrainStep(model, teacher, projections, AdamW(named, stage.training), stage, device)
         self._batches = batches(setting, pinned=device.type == "cuda")
         self._done = 0
-        multiple = 8 if device.type == "cuda" else 1
-        lengths = [crop_tokens(batch.tokens, multiple_of=multiple).shape[-1] for batch in self._batches]
-        self.captions = described(self._batches) | {"tokensComputed": lengths}
-        self.flops_per_sample = sum(
-            step_flops(config, teacher_config, [length] * setting.captions, pooled_last_block=True)
-            for length in lengths
-        ) / len(lengths)
+        texts = self._texts_computed()
+        tokens = sum(length * many for length, many in texts.items())
+        self.captions = described(self._batches) | {"tokensComputed": tokens / sum(texts.values())}
+        self.flops_per_sample = step_flops(config, teacher_config, texts, pooled_last_block=True)
+
+    def _texts_computed(self) -> dict[int, float]:
+        """Texts a sample by the tokens that the tower computes of each, over all batches."""
+        texts: Counter[int] = Counter()
+        for batch in self._batches:
+            for _, captions in self._step.micro_batches(batch):
+                texts.update({bucket.shape[1]: bucket.shape[0] for bucket in captions.buckets})
+        samples = sum(batch.images.shape[0] for batch in self._batches)
+        return {length: many / samples for length, many in texts.items()}
 
     def run(self, steps: int) -> float:
         """Steps that read nothing back before the last one."""
@@ -143,8 +150,8 @@ class OpenClipTrainee:
         self.captions = described(rows)
         self._several = setting.captions > 1
         self._loader = _Loader([_as_open_clip_loads(batch, device) for batch in rows], several=self._several)
-        context = [config.text.context_length] * setting.captions
-        self.flops_per_sample = float(step_flops(config, teacher_config, context, pooled_last_block=False))
+        context = {config.text.context_length: float(setting.captions)}
+        self.flops_per_sample = step_flops(config, teacher_config, context, pooled_last_block=False)
 
     def run(self, steps: int) -> float:
         """As many batches as an epoch of its program would have."""

@@ -110,7 +110,7 @@ def test_flops_are_those_that_torch_counts() -> None:
     ):
         model.encode_image(images)
         model.encode_text(tokens)
-    macs = forward_macs(config, [20] * 5, pooled_last_block=True)
+    macs = forward_macs(config, {20: 5}, pooled_last_block=True)
     assert 2 * 2 * macs == pytest.approx(counter.get_total_flops(), rel=1e-9)
 
 
@@ -134,7 +134,7 @@ def test_flops_of_open_clip_are_those_that_torch_counts() -> None:
         FlopCounterMode(display=False) as counter,
     ):
         model(images, tokens)
-    macs = forward_macs(config, [77], pooled_last_block=False)
+    macs = forward_macs(config, {77: 1}, pooled_last_block=False)
     assert 2 * 2 * macs == pytest.approx(counter.get_total_flops(), rel=1e-9)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from modelchain_trainer import step as step_module
+from modelchain_trainer.captions import Captions
 from modelchain_trainer.data import sample
 from modelchain_trainer.distillation import build_projections
 from modelchain_trainer.losses import Features
@@ -27,11 +28,14 @@ CUDA = torch.device("cuda", 0)
 def without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """What fake tensors can't do: be pinned, and tell where the longest text ends (both of them on the CPU)."""
 
-    def cropped(tokens: Tensor, *, multiple_of: int) -> Tensor:
-        assert tokens.device.type == "cpu", "reading the length of a text on the GPU waits for it"
-        return tokens[..., :multiple_of]
+    def halves(tokens_CmT: Tensor, *, multiple_of: int, bucket_cost: int) -> Captions:
+        assert tokens_CmT.device.type == "cpu", "reading the length of a text on the GPU waits for it"
+        shorter_nT, longer_nT = tokens_CmT.flatten(0, 1).split(tokens_CmT.shape[1] * (CAPTIONS - 1))
+        place_M = torch.empty(tokens_CmT.shape[0] * tokens_CmT.shape[1], dtype=torch.int64)
+        shape = (tokens_CmT.shape[0], tokens_CmT.shape[1])
+        return Captions((shorter_nT[:, :multiple_of], longer_nT), place_M, shape)
 
-    monkeypatch.setattr(step_module, "crop_tokens", cropped)
+    monkeypatch.setattr(step_module, "bucketed", halves)
     monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: tensor)
     # torch keeps no constants of one trace for another test.
     monkeypatch.setattr(sample, "_statistics", sample._statistics.__wrapped__)

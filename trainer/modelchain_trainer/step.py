@@ -1,9 +1,9 @@
 """One optimizer step: features, the loss of the global batch, its gradient, the update.
 
 A rank's rows may be split into micro-batches that fit into memory. The contrastive loss needs the features of
-all rows at once, so they are computed first without a graph; then each micro-batch runs again with one and
-takes up its rows' gradient (GradCache, arXiv 2101.06983). The result is the gradient of the whole batch. With
-one micro-batch the first forward pass has the graph, and nothing runs twice.
+all rows at once, so they are computed first, without a graph but for the last micro-batch; then each takes up its
+rows' gradient, the last at once and the others after another forward pass (GradCache, arXiv 2101.06983). The result
+is the gradient of the whole batch. With one micro-batch nothing runs twice.
 
 Shapes: b rows of this rank, m rows of a micro-batch, C captions, E embedding of the student, F of the
 teacher, T tokens.
@@ -24,15 +24,19 @@ from modelchain.errors import ExitCode, ModelChainError
 from modelchain.resolved import ResolvedStage
 from modelchain.spec import Precision
 from modelchain_trainer.averaging import AveragedModel
+from modelchain_trainer.captions import Captions, bucketed
 from modelchain_trainer.collectives import GradientSum, Group
 from modelchain_trainer.data.sample import normalize
 from modelchain_trainer.distillation import Projections
 from modelchain_trainer.losses import Features, contrastive_loss, loss_and_feature_gradients
-from modelchain_trainer.model.clip import Clip, crop_tokens
+from modelchain_trainer.model.clip import Clip
 from modelchain_trainer.optimizer import AdamW
 from modelchain_trainer.schedule import distillation_weight, learning_rate
 
 MAXIMUM_LOG_SCALE = math.log(100)
+# A bucket of captions more must save so many tokens: about what its own kernels' launches cost.
+CPU_BUCKET_COST, GPU_BUCKET_COST = 32, 4096
+GPU_TOKENS_MULTIPLE = 8  # few lengths are few kernels to compile or pick
 
 
 class DivergedError(ModelChainError):
@@ -153,18 +157,14 @@ class TrainStep:
         teacher_forward = self._teacher_forward if weight > 0 and not self._surpassed else None
         if teacher_forward is None:
             weight = 0.0
-        micro_batches = self._micro_batches(batch)
+        micro_batches = self.micro_batches(batch)
         self._gradients.zero()
 
         with torch.no_grad():
             teacher = None if teacher_forward is None else _join([teacher_forward(*m) for m in micro_batches])
-        if len(micro_batches) == 1:
-            with_graph = self._student_forward(*micro_batches[0])
-            features = Features(with_graph.image.detach(), with_graph.text.detach())
-        else:
-            with_graph = None
-            with torch.no_grad():
-                features = _join([self._student_forward(*m) for m in micro_batches])
+            parts = [self._student_forward(*m) for m in micro_batches[:-1]]
+        with_graph = self._student_forward(*micro_batches[-1])
+        features = _join([*parts, Features(with_graph.image.detach(), with_graph.text.detach())])
 
         result = loss_and_feature_gradients(
             features,
@@ -178,18 +178,18 @@ class TrainStep:
         losses_sum = self._group.start_sum(losses)
         outside_autograd = self._add_gradients(result.log_scale_gradient, result.projection_gradients)
 
-        start = 0
-        for number, micro_batch in enumerate(micro_batches):
-            end = start + micro_batch[0].shape[0]
-            features_m = self._student_forward(*micro_batch) if with_graph is None else with_graph
-            if number == len(micro_batches) - 1:
+        end = features.image.shape[0]
+        for number in reversed(range(len(micro_batches))):
+            features_m = self._student_forward(*micro_batches[number]) if with_graph is None else with_graph
+            start = end - features_m.image.shape[0]
+            if number == 0:
                 self._gradients.arm(outside_autograd)
             # A scalar with these gradients: given gradients, `torch.autograd.backward` imports sympy (seconds).
             image = features_m.image * result.feature_gradients.image[start:end]
             text = features_m.text * result.feature_gradients.text[:, start:end]
             (image.sum() + text.sum()).backward()
             with_graph = features_m = image = text = None  # frees the graph before the next one is built
-            start = end
+            end = start
         self._gradients.finish()
         if losses_sum is not None:
             losses_sum.wait()
@@ -252,7 +252,7 @@ class TrainStep:
             self._surpassed = bool(self._margin < 0)
             self._margin.zero_()
 
-    def _forward(self, model: Clip) -> Callable[[Tensor, Tensor], Features]:
+    def _forward(self, model: Clip) -> Callable[[Tensor, Captions], Features]:
         encode_image, encode_text = model.encode_image, model.encode_text
         compiled = self._training.compile
         if compiled:
@@ -261,36 +261,44 @@ class TrainStep:
         side = model.config.vision.image_size
         dtype = model.logit_scale.dtype
 
-        def forward(images_u8_m3HW: Tensor, tokens_CmT: Tensor) -> Features:
+        def encode_bucket(tokens_nT: Tensor) -> Tensor:
+            if compiled:
+                # Once for all buckets, instead of for the first one and then for any.
+                for dimension in (0, 1):
+                    torch._dynamo.maybe_mark_dynamic(tokens_nT, dimension)  # noqa: SLF001 - documented, whatever its name
+            return encode_text(tokens_nT)
+
+        def forward(images_u8_m3HW: Tensor, captions: Captions) -> Features:
             images_m3HW = normalize(images_u8_m3HW, dtype)
             if images_m3HW.shape[-1] != side:  # a teacher sees the student's pictures at its own size
                 images_m3HW = functional.interpolate(
                     images_m3HW, (side, side), mode="bicubic", antialias=True
                 )
-            tokens_MT = tokens_CmT.flatten(0, 1).contiguous()
-            if compiled:
-                # For every length of captions at once, instead of for the first one and then for any.
-                torch._dynamo.maybe_mark_dynamic(tokens_MT, 1)  # noqa: SLF001 - documented, whatever its name
             with torch.autocast(self._device.type, torch.bfloat16, enabled=bf16):
                 image_mE = encode_image(images_m3HW)
-                text_ME = encode_text(tokens_MT)
-            return Features(image_mE, text_ME.unflatten(0, tokens_CmT.shape[:2]))
+                text_CmE = captions.encode(encode_bucket)
+            return Features(image_mE, text_CmE)
 
         return forward
 
-    def _micro_batches(self, batch: StepBatch) -> list[tuple[Tensor, Tensor]]:
+    def micro_batches(self, batch: StepBatch) -> list[tuple[Tensor, Captions]]:
+        """The rank's rows in parts that fit into memory, on the device: uint8 [m, 3, H, W] and m samples' captions."""
         on_gpu = self._device.type == "cuda"
-        # On the CPU still, so that nothing waits for the device; few lengths are few kernels to compile or
-        # pick.
-        tokens_CbT = crop_tokens(batch.tokens, multiple_of=8 if on_gpu else 1)
         images_b3HW = batch.images
-        if on_gpu:
-            images_b3HW, tokens_CbT = (
-                (tensor if tensor.is_pinned() else tensor.pin_memory()).to(self._device, non_blocking=True)
-                for tensor in (images_b3HW, tokens_CbT)
-            )
+        if on_gpu and not images_b3HW.is_pinned():
+            images_b3HW = images_b3HW.pin_memory()
         size = self._training.micro_batch_size or images_b3HW.shape[0]
-        return list(zip(images_b3HW.split(size), tokens_CbT.split(size, dim=1), strict=True))
+        # Captions are measured on the CPU, so that nothing waits for the device.
+        captions = [
+            bucketed(
+                tokens_CmT,
+                multiple_of=GPU_TOKENS_MULTIPLE if on_gpu else 1,
+                bucket_cost=GPU_BUCKET_COST if on_gpu else CPU_BUCKET_COST,
+            ).to(self._device)
+            for tokens_CmT in batch.tokens.split(size, dim=1)
+        ]
+        images = images_b3HW.to(self._device, non_blocking=True).split(size)
+        return list(zip(images, captions, strict=True))
 
     def _add_gradients(
         self, log_scale_gradient: Tensor, projection_gradients: tuple[Tensor, Tensor] | None

@@ -9,8 +9,9 @@ et al., arXiv 2103.00020), so a state dict fits both. What differs is only how t
   size);
 - the last block computes only the token that is pooled: the others' outputs are read by nobody. That is
   exact, and saves most of one block of each tower, forwards and backwards;
-- texts may be cut after the longest caption (`crop_tokens`): the tower is causal and pools at the end-of-text
-  token, so no position behind it can reach the embedding;
+- texts may be cut after the longest caption (`crop_tokens`; in training each bucket of texts of like length, see
+  captions.py): the tower is causal and pools at the end-of-text token, so no position behind it can reach the
+  embedding;
 - under autocast the residual stream stays fp32 in both towers, which takes fewer casts than a bf16 stream and
   rounds less; embeddings are normalised in fp32 at least.
 
@@ -223,8 +224,11 @@ class Attention(nn.Module):
     def forward(self, x_BTD: Tensor, causal: bool) -> Tensor:
         B, T, D = x_BTD.shape
         qkv_BTF = F.linear(x_BTD, self.in_proj_weight, self.in_proj_bias)
-        q_BHTK, k_BHTK, v_BHTK = qkv_BTF.view(B, T, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-        y_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, is_causal=causal)
+        # Unbound where they stand, so that the backward pass puts their gradients there in one copy.
+        q_BTHK, k_BTHK, v_BTHK = qkv_BTF.view(B, T, 3, self.heads, -1).unbind(2)
+        y_BHTK = F.scaled_dot_product_attention(
+            q_BTHK.transpose(1, 2), k_BTHK.transpose(1, 2), v_BTHK.transpose(1, 2), is_causal=causal
+        )
         return self.out_proj(y_BHTK.transpose(1, 2).reshape(B, T, D))
 
     def pooled(self, query_BD: Tensor, x_BTD: Tensor, visible_BT: Tensor | None) -> Tensor:
@@ -234,9 +238,11 @@ class Attention(nn.Module):
         q_bias, kv_bias = self.in_proj_bias.split([D, 2 * D])
         q_BH1K = F.linear(query_BD, q_weight, q_bias).view(B, self.heads, 1, -1)
         kv_BTF = F.linear(x_BTD, kv_weight, kv_bias)
-        k_BHTK, v_BHTK = kv_BTF.view(B, T, 2, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        k_BTHK, v_BTHK = kv_BTF.view(B, T, 2, self.heads, -1).unbind(2)
         mask = None if visible_BT is None else visible_BT[:, None, None, :]
-        y_BH1K = F.scaled_dot_product_attention(q_BH1K, k_BHTK, v_BHTK, attn_mask=mask)
+        y_BH1K = F.scaled_dot_product_attention(
+            q_BH1K, k_BTHK.transpose(1, 2), v_BTHK.transpose(1, 2), attn_mask=mask
+        )
         return self.out_proj(y_BH1K.reshape(B, D))
 
 
