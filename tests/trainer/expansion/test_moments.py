@@ -10,7 +10,7 @@ from torch import Tensor
 from modelchain.resolved import ResolvedExpansion
 from modelchain.spec import DepthExpansion, ModelConfig, WidthExpansion
 from modelchain_trainer.expansion import expand_moments
-from modelchain_trainer.expansion.exact import Copies
+from modelchain_trainer.expansion.spaces import Copies
 from modelchain_trainer.model import Clip
 from modelchain_trainer.model.build import parameter_shapes
 from tests.trainer.expansion.growth import EXACT, PAPER, Grown, config_of, grow

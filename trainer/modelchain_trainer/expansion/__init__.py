@@ -1,9 +1,9 @@
 """Growth: a predecessor's weights become the first weights of a larger model.
 
 `plan_expansion` says what a growth keeps, and refuses what cannot grow; `expand` does it, one tensor at a
-time. `exact` keeps the function, `paper` copies leading slices as the CoM-PT paper does, `depth`
-says where new blocks stand, `resize` fits positions and patches, `moments` grows the optimizer's state. Pure
-functions of tensors: may import modelchain, torch and `model`.
+time, by what its family's layout says of its axes. `spaces` keeps the function, `paper` copies leading slices as the
+CoM-PT paper does, `depth` says where new blocks stand, `resize` fits positions and patches, `moments` grows the
+optimizer's state. Pure functions of tensors: may import modelchain, torch and `model`.
 """
 
 from modelchain_trainer.expansion.embedding import embedding_map

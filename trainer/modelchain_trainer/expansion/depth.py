@@ -13,13 +13,10 @@ second (as in LEMON, arXiv 2310.07999, and bert2BERT's successors). Otherwise th
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
-from modelchain.spec import DepthExpansion, ModelConfig
-
-_BLOCK = re.compile(r"(?P<tower>(visual\.)?transformer\.resblocks\.)(?P<number>\d+)\.(?P<leaf>.+)")
-_WRITERS = frozenset({"attn.out_proj.weight", "attn.out_proj.bias", "mlp.c_proj.weight", "mlp.c_proj.bias"})
+from modelchain.spec import DepthExpansion
+from modelchain_trainer.model.layout import Layout
 
 
 @dataclass(frozen=True)
@@ -27,30 +24,20 @@ class Source:
     """Which parameter of the small model a parameter of the large one is made from."""
 
     name: str
-    leaf: str  # the name within its block, or within its tower
-    vision: bool
     new_block: bool  # a block that the small model does not have
     silent: bool = False  # a new block that writes nothing at first
 
-    @property
-    def writes(self) -> bool:
-        """Whether it is what its block adds to the residual stream."""
-        return self.leaf in _WRITERS
 
-
-def source_of(name: str, small: ModelConfig, large: ModelConfig, depth: DepthExpansion) -> Source:
+def source_of(name: str, small: Layout, large: Layout, depth: DepthExpansion) -> Source:
     """The source of the large model's parameter `name`."""
-    vision = name.startswith("visual.")
-    match = _BLOCK.fullmatch(name)
-    if match is None:
-        return Source(name, name.removeprefix("visual."), vision, new_block=False)
-    before = (small.vision if vision else small.text).layers
-    after = (large.vision if vision else large.text).layers
-    number = int(match["number"])
+    block = large.parameters[name].block
+    if block is None:
+        return Source(name, new_block=False)
+    before, after = small.depths[block.tower], large.depths[block.tower]
     if depth is DepthExpansion.STACK:
-        origin, new_block = number % before, number >= before
+        origin, new_block = block.number % before, block.number >= before
     else:
-        origin = number * before // after
-        new_block = number > 0 and (number - 1) * before // after == origin
+        origin = block.number * before // after
+        new_block = block.number > 0 and (block.number - 1) * before // after == origin
     silent = new_block and depth is DepthExpansion.IDENTITY
-    return Source(f"{match['tower']}{origin}.{match['leaf']}", match["leaf"], vision, new_block, silent)
+    return Source(f"{block.tower}{origin}.{block.leaf}", new_block, silent)

@@ -1,4 +1,4 @@
-"""The whole growth, tensor by tensor."""
+"""The whole growth, tensor by tensor, for every family of models: by the spaces of each parameter's axes."""
 
 from __future__ import annotations
 
@@ -9,21 +9,34 @@ from torch import Tensor
 
 from modelchain.errors import UserDataError
 from modelchain.resolved import ResolvedExpansion
-from modelchain.spec import ModelConfig, WidthExpansion
-from modelchain_trainer.expansion.depth import source_of
-from modelchain_trainer.expansion.embedding import embedding_map
-from modelchain_trainer.expansion.exact import ExactWidth, tower_of
+from modelchain.spec import WidthExpansion
+from modelchain_trainer.expansion.depth import Source, source_of
 from modelchain_trainer.expansion.paper import fill_leading
 from modelchain_trainer.expansion.plan import plan_expansion
 from modelchain_trainer.expansion.resize import resized
-from modelchain_trainer.model.build import initial_tensor, parameter_shapes
+from modelchain_trainer.expansion.spaces import (
+    BeforeNorm,
+    Copied,
+    Copies,
+    Fixed,
+    Reading,
+    SpaceGrowth,
+    Stream,
+    TiedReading,
+    Turned,
+)
+from modelchain_trainer.model.build import generator_for, initial_tensor, parameter_shapes
+from modelchain_trainer.model.families import AnyConfig, layout_of
+from modelchain_trainer.model.layout import Kind, Layout, Parameter, Side, Space
+
+_NEW_BLOCK_OFFSET = 0.25
 
 
 @torch.no_grad()
 def expand(
     small: Mapping[str, Tensor],
-    small_config: ModelConfig,
-    large_config: ModelConfig,
+    small_config: AnyConfig,
+    large_config: AnyConfig,
     expansion: ResolvedExpansion,
     *,
     seed: int,
@@ -36,34 +49,95 @@ def expand(
     """
     plan_expansion(small_config, large_config, expansion)
     _check_state(small, small_config)
-    exact = {
-        vision: ExactWidth(
-            tower_of(small_config, large_config, expansion.width, vision=vision),
-            large_config,
-            small["visual.ln_pre.weight"],
-            seed=seed,
-        )
-        for vision in (True, False)
-    }
-    projection_map = embedding_map(small_config.embed_dim, large_config.embed_dim)
-    grown = {}
+    before, after = layout_of(small_config), layout_of(large_config)
+    growths = space_growths(before, after, expansion.width, small)
+    grown: dict[str, Tensor] = {}
     for name, shape in parameter_shapes(large_config).items():
-        source = source_of(name, small_config, large_config, expansion.depth)
-        tensor = resized(small[source.name], source, large_config)
-        if source.silent and source.writes:
+        source = source_of(name, before, after, expansion.depth)
+        parameter = after.parameters[name]
+        tensor = resized(small[source.name], parameter, before, after)
+        if source.silent and parameter.writes:
             grown[name] = tensor.new_zeros(shape)
-        elif expansion.width is not WidthExpansion.SLICE:
-            if source.leaf in {"proj", "text_projection"} and large_config.embed_dim > small_config.embed_dim:
-                tensor = tensor @ projection_map.to(tensor.dtype)
-            grown[name] = exact[source.vision].grow(name, tensor, source)
-        else:
+        elif expansion.width is WidthExpansion.SLICE:
             fresh = initial_tensor(name, shape, large_config, seed=seed, dtype=tensor.dtype)
-            grown[name] = fill_leading(fresh, tensor, source.leaf)
+            grown[name] = fill_leading(fresh, tensor, parameter)
+        else:
+            reading = Reading(
+                generator_for(f"split {name}", seed=seed),
+                lambda part, name=name, dtype=tensor.dtype: initial_tensor(
+                    name, part, large_config, seed=seed, dtype=dtype
+                ),
+                extra=_extra(source, parameter, before, after),
+            )
+            grown[name] = _grow(tensor, parameter, growths, reading)
         assert grown[name].shape == shape, name
     return grown
 
 
-def _check_state(state: Mapping[str, Tensor], config: ModelConfig) -> None:
+def space_growths(
+    small: Layout, large: Layout, width: WidthExpansion, state: Mapping[str, Tensor] | None = None
+) -> Mapping[str, SpaceGrowth]:
+    """How each space of the large model comes out of that of the small one, whose weights are `state`."""
+    padded = width is WidthExpansion.PADDED
+    spaces = {axis.space for parameter in large.parameters.values() for axis in parameter.axes}
+
+    def stream(name: str) -> Stream:
+        return Stream(small.sizes[name], large.sizes[name], padded)
+
+    def growth(space: Space) -> SpaceGrowth:
+        before, after = small.sizes[space.name], large.sizes[space.name]
+        match space.kind:
+            case Kind.STREAM:
+                return stream(space.name)
+            case Kind.BEFORE_NORM:
+                gain = torch.ones(before) if state is None else state[space.gain]
+                return BeforeNorm(stream(space.stream), gain)
+            case Kind.TIED_READING:
+                return TiedReading(stream(space.stream))
+            case Kind.COPIES:
+                return Copied(Copies(before, after), padded)
+            case Kind.EMBEDDING:
+                return Turned(before, after)
+            case Kind.FIXED | Kind.GRID | Kind.PATCH:  # the latter two are resized beforehand
+                return Fixed()
+
+    return {space.name: growth(space) for space in spaces}
+
+
+def _grow(
+    tensor: Tensor, parameter: Parameter, growths: Mapping[str, SpaceGrowth], reading: Reading
+) -> Tensor:
+    """What is produced first, then what is consumed: new rows are split like old ones. Always a new tensor."""
+    grown = tensor
+    for dim, axis in enumerate(parameter.axes):
+        if axis.side is Side.OUT:
+            growth = growths[axis.space.name]
+            if axis.parts == 1:
+                grown = growth.write(grown, dim)
+            else:
+                parts = grown.unflatten(dim, (axis.parts, -1))
+                grown = growth.write(parts, dim + 1).flatten(dim, dim + 1)
+    for dim, axis in enumerate(parameter.axes):
+        growth = growths[axis.space.name]
+        if axis.side in (Side.GAIN, Side.SHIFT):
+            grown = growth.normalise(grown, axis.side, reading.generator)
+        elif axis.side is Side.IN and axis.space.kind is not Kind.FIXED:
+            rows = grown.movedim(dim, -1)
+            read = growth.read(rows.flatten(0, -2), reading)
+            grown = read.unflatten(0, rows.shape[:-1]).movedim(-1, dim).contiguous()
+    return tensor.clone() if grown is tensor else grown
+
+
+def _extra(source: Source, parameter: Parameter, small: Layout, large: Layout) -> float:
+    """In a block that writes nothing yet, what is new computes something else from the start."""
+    grows = any(
+        axis.side is Side.OUT and small.sizes[axis.space.name] < large.sizes[axis.space.name]
+        for axis in parameter.axes
+    )
+    return _NEW_BLOCK_OFFSET if source.silent and grows else 0.0
+
+
+def _check_state(state: Mapping[str, Tensor], config: AnyConfig) -> None:
     expected = parameter_shapes(config)
     if state.keys() != expected.keys():
         different = sorted(state.keys() ^ expected.keys())

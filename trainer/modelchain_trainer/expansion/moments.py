@@ -16,42 +16,29 @@ times the learning rate.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from modelchain.resolved import ResolvedExpansion
-from modelchain.spec import ModelConfig, WidthExpansion
-from modelchain_trainer.expansion.depth import Source, source_of
-from modelchain_trainer.expansion.embedding import embedding_map
-from modelchain_trainer.expansion.exact import Copies, Tower, tower_of
+from modelchain.spec import WidthExpansion
+from modelchain_trainer.expansion.depth import source_of
+from modelchain_trainer.expansion.expand import space_growths
 from modelchain_trainer.expansion.paper import fill_leading
 from modelchain_trainer.expansion.resize import resized
+from modelchain_trainer.expansion.spaces import SpaceGrowth
 from modelchain_trainer.model.build import parameter_shapes
-
-_PROJECTIONS = frozenset({"proj", "text_projection"})
-_SCALING_BACK = frozenset({"ln_1.weight", "ln_2.weight", "ln_post.weight", "ln_final.weight"})
-_INTO_STREAM = frozenset(
-    {
-        "token_embedding.weight",
-        "positional_embedding",
-        "class_embedding",
-        "conv1.weight",
-        "ln_pre.bias",
-        "attn.out_proj.weight",
-        "attn.out_proj.bias",
-        "mlp.c_proj.weight",
-        "mlp.c_proj.bias",
-    }
-)
+from modelchain_trainer.model.families import AnyConfig, layout_of
+from modelchain_trainer.model.layout import Parameter
 
 
 @torch.no_grad()
 def expand_moments(
     small: Mapping[str, Tensor],
-    small_config: ModelConfig,
-    large_config: ModelConfig,
+    small_config: AnyConfig,
+    large_config: AnyConfig,
     expansion: ResolvedExpansion,
     *,
     power: int,
@@ -60,76 +47,40 @@ def expand_moments(
 
     `power` is 1 for averages of gradients, 2 for averages of their squares. Shares no memory with `small`.
     """
-    towers = {
-        vision: tower_of(small_config, large_config, expansion.width, vision=vision)
-        for vision in (True, False)
-    }
-    turn = embedding_map(small_config.embed_dim, large_config.embed_dim)
+    before, after = layout_of(small_config), layout_of(large_config)
+    growths = space_growths(before, after, expansion.width)
     grown: dict[str, Tensor] = {}
     for name, shape in parameter_shapes(large_config).items():
-        source = source_of(name, small_config, large_config, expansion.depth)
-        tensor = resized(small[source.name], source, large_config)
-        tower = towers[source.vision]
+        source = source_of(name, before, after, expansion.depth)
+        parameter = after.parameters[name]
+        tensor = resized(small[source.name], parameter, before, after)
         if source.silent:
             grown[name] = tensor.new_zeros(shape)
             continue
-        tensor = tensor * _scale(source, tower, expansion.width) ** power
+        tensor = tensor * _scale(parameter, growths, expansion.width) ** power
         if expansion.width is WidthExpansion.EXACT:
-            if source.leaf in _PROJECTIONS:
-                tensor = tensor @ turn.to(tensor.dtype).pow(power)
-            grown[name] = _lifted(tensor, source, tower, power)
+            grown[name] = _lifted(tensor, parameter, growths, power)
         else:
-            grown[name] = fill_leading(tensor.new_zeros(shape), tensor, source.leaf)
+            grown[name] = fill_leading(tensor.new_zeros(shape), tensor, parameter)
         if power == 2:
             grown[name].clamp_(min=0)  # resampling may go below
     return grown
 
 
-def _scale(source: Source, tower: Tower, width: WidthExpansion) -> float:
-    """What growth multiplies the gradient of a parameter with by scaling the stream."""
+def _scale(parameter: Parameter, growths: Mapping[str, SpaceGrowth], width: WidthExpansion) -> float:
+    """What growth multiplies the gradient of a parameter with by scaling its spaces."""
     if width is WidthExpansion.SLICE:
         return 1.0
-    if source.leaf in _SCALING_BACK:
-        return tower.kappa
-    return 1 / tower.kappa if source.leaf in _INTO_STREAM else 1.0
+    return math.prod(growths[axis.space.name].scale(axis.side) for axis in parameter.axes)
 
 
-def _lifted(tensor: Tensor, source: Source, tower: Tower, power: int) -> Tensor:
+def _lifted(tensor: Tensor, parameter: Parameter, growths: Mapping[str, SpaceGrowth], power: int) -> Tensor:
     """Repeated along every axis that has copies, and divided along those that are written."""
-    heads, units = tower.heads, tower.units
-    match source.leaf:
-        case "attn.in_proj_weight":
-            rows = _written(tensor.unflatten(0, (3, -1)), heads, 1, power).flatten(0, 1)
-            return _stream(rows, tower, 1)
-        case "attn.in_proj_bias":
-            return _written(tensor.unflatten(0, (3, -1)), heads, 1, power).flatten()
-        case "attn.out_proj.weight":
-            return heads.repeat(_stream(tensor, tower, 0, power), dim=1)
-        case "mlp.c_fc.weight":
-            return _stream(_written(tensor, units, 0, power), tower, 1)
-        case "mlp.c_fc.bias":
-            return _written(tensor, units, 0, power)
-        case "mlp.c_proj.weight":
-            return units.repeat(_stream(tensor, tower, 0, power), dim=1)
-        case "proj" | "text_projection":
-            return _stream(tensor, tower, 0)
-        case "token_embedding.weight" | "positional_embedding":
-            return _stream(tensor, tower, 1, power)
-        case "logit_scale":
-            return tensor.clone()
-    return _stream(tensor, tower, 0, power)  # norms, biases, patches, the class token
-
-
-def _written(tensor: Tensor, copies: Copies, dim: int, power: int) -> Tensor:
-    shape = [1] * tensor.ndim
-    shape[dim] = -1
-    count = torch.bincount(torch.arange(copies.large) % copies.small, minlength=copies.small)
-    return copies.repeat(tensor / count.to(tensor.dtype).view(shape) ** power, dim)
-
-
-def _stream(tensor: Tensor, tower: Tower, dim: int, power: int = 0) -> Tensor:
-    """Along the residual stream, with zeros for its tail; `power` 0 where it is read."""
-    copied = _written(tensor, tower.stream, dim, power) if power else tower.stream.repeat(tensor, dim)
-    shape = list(copied.shape)
-    shape[dim] = tower.tail
-    return torch.cat([copied, copied.new_zeros(shape)], dim)
+    for dim, axis in enumerate(parameter.axes):
+        growth = growths[axis.space.name]
+        if axis.parts == 1:
+            tensor = growth.moment(tensor, dim, axis.side, power)
+        else:
+            parts = tensor.unflatten(dim, (axis.parts, -1))
+            tensor = growth.moment(parts, dim + 1, axis.side, power).flatten(dim, dim + 1)
+    return tensor

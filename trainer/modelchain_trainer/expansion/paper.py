@@ -13,11 +13,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from modelchain_trainer.model.layout import Parameter
 
-def fill_leading(fresh: Tensor, small: Tensor, leaf: str) -> Tensor:
+
+def fill_leading(fresh: Tensor, small: Tensor, parameter: Parameter) -> Tensor:
     """`fresh`, a tensor of the large model, with `small` written into its leading part. In place."""
-    parts = 3 if leaf.startswith("attn.in_proj_") else 1
-    target = fresh.unflatten(0, (parts, -1)) if parts > 1 else fresh
-    source = small.unflatten(0, (parts, -1)) if parts > 1 else small
+    target, source = fresh, small
+    for dim, axis in reversed(list(enumerate(parameter.axes))):
+        if axis.parts > 1:
+            target, source = (tensor.unflatten(dim, (axis.parts, -1)) for tensor in (target, source))
     target[tuple(slice(size) for size in source.shape)] = source
     return fresh

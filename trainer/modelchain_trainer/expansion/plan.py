@@ -9,8 +9,10 @@ from enum import StrEnum
 from modelchain.errors import ConfigurationError
 from modelchain.growth import ungrowable
 from modelchain.resolved import ResolvedExpansion
-from modelchain.spec import DepthExpansion, ModelConfig, TextSpec, VisionSpec, WidthExpansion
+from modelchain.spec import DepthExpansion, WidthExpansion
 from modelchain_trainer.model.clip import check_buildable
+from modelchain_trainer.model.families import AnyConfig, layout_of
+from modelchain_trainer.model.layout import Dimension, Kind
 
 
 class Fidelity(StrEnum):
@@ -53,7 +55,7 @@ class ExpansionPlan:
 
 
 def plan_expansion(
-    small: ModelConfig, large: ModelConfig, expansion: ResolvedExpansion | None = None
+    small: AnyConfig, large: AnyConfig, expansion: ResolvedExpansion | None = None
 ) -> ExpansionPlan:
     """What grows from `small` to `large`, and how exactly under `expansion` (default: Exact, Identity).
 
@@ -66,61 +68,40 @@ def plan_expansion(
     check_buildable(large)
     for part, message, remedy in ungrowable(small, large):
         raise ConfigurationError(f"{'.'.join(part)}: {message}; {remedy}")
-    width, depth = chosen.width, chosen.depth
-    candidates = (
-        _image_size(small.vision, large.vision),
-        _patch_size(small.vision, large.vision),
-        _width("vision.width", small.vision, large.vision, width),
-        _depth("vision.layers", small.vision, large.vision, depth),
-        _units("vision MLP units", small.vision, large.vision, width),
-        _width("text.width", small.text, large.text, width),
-        _depth("text.layers", small.text, large.text, depth),
-        _units("text MLP units", small.text, large.text, width),
-        Change("embedDim", small.embed_dim, large.embed_dim, *_sliced(width)),
+    before, after = layout_of(small), layout_of(large)
+    normed = frozenset(
+        axis.space.stream
+        for parameter in after.parameters.values()
+        for axis in parameter.axes
+        if axis.space.kind is Kind.BEFORE_NORM
     )
-    return ExpansionPlan(tuple(change for change in candidates if change.before != change.after))
+    return ExpansionPlan(
+        tuple(
+            Change(new.name, old.size, new.size, *_fidelity(old, new, chosen, normed))
+            for old, new in zip(before.dimensions, after.dimensions, strict=True)
+            if old.size != new.size
+        )
+    )
 
 
-def _width(
-    name: str, small: VisionSpec | TextSpec, large: VisionSpec | TextSpec, width: WidthExpansion
-) -> Change:
-    fidelity, reason = _sliced(width)
-    if fidelity is Fidelity.EXACT and isinstance(small, VisionSpec):
-        if width is WidthExpansion.PADDED:
-            fidelity, reason = Fidelity.NEAR_EXACT, "ln_pre writes into the residual stream"
-        elif large.width % small.width:
-            fidelity = Fidelity.NEAR_EXACT
-            reason = (
-                f"{large.width} is no multiple of {small.width}, and ln_pre writes into the residual stream"
-            )
-    return Change(name, small.width, large.width, fidelity, reason)
-
-
-def _units(
-    name: str, small: VisionSpec | TextSpec, large: VisionSpec | TextSpec, width: WidthExpansion
-) -> Change:
-    return Change(name, small.hidden_width, large.hidden_width, *_sliced(width))
-
-
-def _depth(
-    name: str, small: VisionSpec | TextSpec, large: VisionSpec | TextSpec, depth: DepthExpansion
-) -> Change:
-    if depth is not DepthExpansion.IDENTITY:
-        return Change(name, small.layers, large.layers, Fidelity.INEXACT, "copies of blocks")
-    return Change(name, small.layers, large.layers, Fidelity.EXACT)
-
-
-def _image_size(small: VisionSpec, large: VisionSpec) -> Change:
-    reason = "positional embeddings are interpolated"
-    return Change("vision.imageSize", small.image_size, large.image_size, Fidelity.NEAR_EXACT, reason)
-
-
-def _patch_size(small: VisionSpec, large: VisionSpec) -> Change:
-    reason = "patch filters are resampled"
-    return Change("vision.patchSize", small.patch_size, large.patch_size, Fidelity.NEAR_EXACT, reason)
-
-
-def _sliced(width: WidthExpansion) -> tuple[Fidelity, str]:
-    if width is WidthExpansion.SLICE:
+def _fidelity(
+    old: Dimension, new: Dimension, expansion: ResolvedExpansion, normed: frozenset[str]
+) -> tuple[Fidelity, str]:
+    """How exact a change of one dimension is, and why it is no more; `normed` are streams that a norm writes."""
+    if new.space is None:
+        if expansion.depth is DepthExpansion.IDENTITY:
+            return Fidelity.EXACT, ""
+        return Fidelity.INEXACT, "copies of blocks"
+    if new.space.kind is Kind.GRID:
+        return Fidelity.NEAR_EXACT, "positional embeddings are interpolated"
+    if new.space.kind is Kind.PATCH:
+        return Fidelity.NEAR_EXACT, "patch filters are resampled"
+    if expansion.width is WidthExpansion.SLICE:
         return Fidelity.INEXACT, "leading slices in a fresh model"
+    if new.space.name in normed:
+        if expansion.width is WidthExpansion.PADDED:
+            return Fidelity.NEAR_EXACT, "ln_pre writes into the residual stream"
+        if new.size % old.size:
+            reason = f"{new.size} is no multiple of {old.size}, and ln_pre writes into the residual stream"
+            return Fidelity.NEAR_EXACT, reason
     return Fidelity.EXACT, ""

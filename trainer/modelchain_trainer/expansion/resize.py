@@ -18,17 +18,18 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from modelchain.spec import ModelConfig
-from modelchain_trainer.expansion.depth import Source
-from modelchain_trainer.model.clip import grid_side
+from modelchain_trainer.model.layout import Kind, Layout, Parameter
 
 
-def resized(tensor: Tensor, source: Source, large: ModelConfig) -> Tensor:
+def resized(tensor: Tensor, parameter: Parameter, small: Layout, large: Layout) -> Tensor:
     """A small model's tensor at the large model's image and patch size."""
-    if source.vision and source.leaf == "positional_embedding":
-        return resize_positions(tensor, grid_side(large.vision))
-    if source.leaf == "conv1.weight":
-        return resample_filters(tensor, large.vision.patch_size)
+    grid, patch = parameter.axis(Kind.GRID), parameter.axis(Kind.PATCH)
+    if grid is not None:
+        space = parameter.axes[grid].space.name
+        if small.sizes[space] != large.sizes[space]:
+            return resize_positions(tensor, math.isqrt(large.sizes[space] - 1))
+    if patch is not None:
+        return resample_filters(tensor, large.sizes[parameter.axes[patch].space.name])
     return tensor
 
 
