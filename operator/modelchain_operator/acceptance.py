@@ -11,9 +11,9 @@ from modelchain import cost
 from modelchain.errors import ModelChainError
 from modelchain.resolve import merged, resolve
 from modelchain.resolved import ResolvedChain
-from modelchain.spec import JobBackend, JobSpec, ModelChain, StoreSpec
+from modelchain.spec import JobSpec, ModelChain, StoreSpec
 from modelchain.validation import check_object
-from modelchain_operator.jobs import BACKENDS, JobDefaults, JobRequest
+from modelchain_operator.jobs import Backend, JobDefaults, JobRequest, backend_for
 from modelchain_operator.kubernetes_api import Object
 
 logger = logging.getLogger(__name__)
@@ -34,9 +34,9 @@ class Accepted:
         str, ...
     ] = ()  # why it is refused as it is written now: then this is what runs all the same
 
-    def backend(self, stage: str) -> JobBackend:
+    def backend(self, stage: str) -> Backend:
         """What runs the stage's jobs."""
-        return self.jobs[stage].backend or JobBackend.PYTORCH_JOB
+        return backend_for(self.jobs[stage])
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def _unbuildable(accepted: Accepted, default_image: str | None) -> Iterator[str]
             defaults=JobDefaults(image=default_image),
         )
         try:
-            BACKENDS[accepted.backend(stage.name)].build(request)
+            accepted.backend(stage.name).build(request)
         except Exception as error:  # noqa: BLE001  whatever it was, the template is what it comes of
             what = f"{type(error).__name__}: {error}"
             yield _text(
@@ -155,14 +155,10 @@ def _cluster_problems(chain: ModelChain, default_image: str | None) -> list[str]
         )
     for index, stage in enumerate(spec.stages):
         job = merged(spec.job, stage.job) or JobSpec()
-        if job.backend is JobBackend.JOB and job.scheduling_policy is not None:
-            problems.append(
-                _text(
-                    f"spec.stages[{index}].job.schedulingPolicy",
-                    "an Indexed Job has no gang scheduling of its own",
-                    "remove it, or use backend: PyTorchJob; Kueue (job.queueName) admits both kinds whole",
-                )
-            )
+        problems += [
+            _text(f"spec.stages[{index}].job.{one.field}", one.message, one.remedy)
+            for one in backend_for(job).unsupported(job)
+        ]
         if not (stage.image or spec.image or default_image):
             problems.append(
                 _text(

@@ -7,7 +7,7 @@ import logging
 from modelchain.reconcile.actions import RemoveJob, StartJob, StopJob
 from modelchain_operator import kinds, labels
 from modelchain_operator.acceptance import Accepted
-from modelchain_operator.jobs import BACKENDS, JobDefaults, JobRequest
+from modelchain_operator.jobs import JobDefaults, JobRequest
 from modelchain_operator.jobs.trees import controller_of
 from modelchain_operator.kinds import POD, Kind
 from modelchain_operator.kubernetes_api import ApiError, Conflict, Invalid, KubernetesApi, Object
@@ -48,7 +48,7 @@ class Actor:
         )
         made: list[tuple[Kind, Object]] = []
         try:
-            manifests = BACKENDS[accepted.backend(action.stage)].build(request)
+            manifests = accepted.backend(action.stage).build(request)
         except Exception as error:
             logger.exception("the job of %s can't be built", request.name)
             text = f"no job can be made of spec.job ({type(error).__name__}: {error}); mend it"

@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from modelchain_operator import labels
-from modelchain_operator.kinds import CHAIN, Kind
+from modelchain_operator.jobs.pods import slim_pod_spec
+from modelchain_operator.jobs.registry import slim_spec
+from modelchain_operator.kinds import CHAIN, POD, Kind
 from modelchain_operator.kubernetes_api import Object, ObjectVersion
 from modelchain_operator.queue import Key
 
@@ -224,23 +226,11 @@ def slim(kind: Kind, item: Object) -> Object:
         slimmed["status"] = item["status"]
     spec = item.get("spec")
     if isinstance(spec, dict):
-        slimmed["spec"] = spec if kind == CHAIN else _slim_spec(spec)
+        slimmed["spec"] = _slim_spec(kind, spec)
     return slimmed
 
 
-def _slim_spec(spec: dict[str, Any]) -> dict[str, Any]:
-    """Of a job: how many pods, and whether it is suspended. Of a pod: its node and its deadlines."""
-    slimmed = {
-        name: value
-        for name, value in spec.items()
-        if name
-        not in ("template", "pytorchReplicaSpecs", "containers", "initContainers", "volumes", "affinity")
-    }
-    replicas = spec.get("pytorchReplicaSpecs")
-    if isinstance(replicas, dict):
-        slimmed["pytorchReplicaSpecs"] = {
-            role: {"replicas": one.get("replicas", 1)}
-            for role, one in replicas.items()
-            if isinstance(one, dict)
-        }
-    return slimmed
+def _slim_spec(kind: Kind, spec: dict[str, Any]) -> dict[str, Any]:
+    if kind == CHAIN:
+        return spec
+    return slim_pod_spec(spec) if kind == POD else slim_spec(kind, spec)

@@ -17,6 +17,11 @@ class Kind:
     kind: str
     plural: str  # in paths
 
+    @property
+    def group(self) -> str:
+        """Of the API; of the core group, empty."""
+        return self.api_version.rpartition("/")[0]
+
 
 CHAIN = Kind(API_VERSION, KIND, "modelchains")
 PYTORCHJOB = Kind("kubeflow.org/v1", "PyTorchJob", "pytorchjobs")

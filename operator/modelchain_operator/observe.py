@@ -13,9 +13,10 @@ from modelchain.resolved import ChainReference
 from modelchain.status import ChainStatus
 from modelchain_operator import labels
 from modelchain_operator.acceptance import Accepted
-from modelchain_operator.jobs import BACKENDS
+from modelchain_operator.jobs import kinds_of
 from modelchain_operator.jobs.events import Silence, silence
-from modelchain_operator.jobs.observed import JobMemory, observe_jobs
+from modelchain_operator.jobs.history import JobMemory
+from modelchain_operator.jobs.observed import observe_jobs
 from modelchain_operator.jobs.trees import JobTree, job_trees
 from modelchain_operator.kinds import Kind
 from modelchain_operator.kubernetes_api import Object
@@ -171,7 +172,7 @@ def _backend_trouble(
         if refusal.generation == view.generation
     }
     for stage in accepted.chain.all_stages:
-        backend = BACKENDS[accepted.backend(stage.name)]
-        if backend.kind in not_served:
+        backend = accepted.backend(stage.name)
+        if not_served.intersection(kinds_of(backend)):
             found[stage.name] = backend.install_hint
     return found

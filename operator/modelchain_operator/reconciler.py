@@ -29,11 +29,11 @@ from modelchain_operator.acceptance import Acceptance, Accepted, Refused
 from modelchain_operator.act import Actor, JobRefused
 from modelchain_operator.cache import Cache
 from modelchain_operator.chain_events import event_of, notes
-from modelchain_operator.jobs import BACKENDS
+from modelchain_operator.jobs import JOB_KINDS, kinds_of
 from modelchain_operator.jobs.events import Silence, why_it_waits
 from modelchain_operator.jobs.trees import job_trees
 from modelchain_operator.kept_fields import KeptFields
-from modelchain_operator.kinds import JOB, POD, PYTORCHJOB, Kind
+from modelchain_operator.kinds import POD, Kind
 from modelchain_operator.kubernetes_api import (
     ApiError,
     Conflict,
@@ -61,7 +61,6 @@ from modelchain_operator.store_looks import StoreLooks
 
 logger = logging.getLogger(__name__)
 
-JOB_KINDS = (PYTORCHJOB, JOB)
 AT_REST = (ChainPhase.COMPLETE, ChainPhase.FAILED, ChainPhase.SUSPENDED)  # a pass is rare then
 ASK_AGAIN_SECONDS = 30.0  # after the API server has refused a job
 POD_PATIENCE_SECONDS = 15.0  # for pods to be made and set up, before it is asked why they are not
@@ -507,7 +506,9 @@ class Reconciler:
     async def _live_view(self, body: Object, accepted: Accepted, memory: ChainMemory) -> View:
         """The chain's jobs and pods, asked for now: of every kind that its stages have or had."""
         uid, namespace = body["metadata"]["uid"], body["metadata"]["namespace"]
-        wanted = {BACKENDS[accepted.backend(stage.name)].kind for stage in accepted.chain.all_stages}
+        wanted = {
+            kind for stage in accepted.chain.all_stages for kind in kinds_of(accepted.backend(stage.name))
+        }
         wanted |= {kind for kind in JOB_KINDS if self._cache.objects(kind, namespace, uid)}
         jobs, pods = await asyncio.gather(
             self._live_jobs([kind for kind in JOB_KINDS if kind in wanted], namespace, uid),

@@ -12,6 +12,7 @@ from modelchain.resolved import STAGE_ENVIRONMENT_VARIABLE, ResolvedChain, Resol
 from modelchain.spec import JobSpec, StoreSpec
 from modelchain.status import StageStatus
 from modelchain_operator.acceptance import Accepted
+from modelchain_operator.jobs import backend_of
 from modelchain_operator.jobs.trees import JobTree
 from modelchain_operator.kubernetes_api import Object
 
@@ -52,7 +53,7 @@ def recovered(body: Object, trees: Iterable[JobTree], open_stages: Iterable[Stag
 
 def stage_of(job: Object) -> ResolvedStage | None:
     """The stage that a job's pods are told to train; None if it does not say so."""
-    for container in _containers(job.get("spec")):
+    for container in _containers(job):
         for variable in container.get("env") or ():
             if variable.get("name") == STAGE_ENVIRONMENT_VARIABLE:
                 try:
@@ -62,11 +63,9 @@ def stage_of(job: Object) -> ResolvedStage | None:
     return None
 
 
-def _containers(spec: Any) -> Iterator[dict[str, Any]]:
-    spec = spec or {}
-    replicas = (spec.get("pytorchReplicaSpecs") or {}).values()
-    for template in (spec.get("template"), *(one.get("template") for one in replicas)):
-        pod = (template or {}).get("spec") or {}
+def _containers(job: Object) -> Iterator[dict[str, Any]]:
+    for template in backend_of(job).pod_templates(job):
+        pod = template.get("spec") or {}
         yield from (one for one in pod.get("containers") or () if one.get("name") == CONTAINER)
 
 

@@ -11,7 +11,8 @@ from typing import TypeVar
 
 from modelchain_operator import memory
 from modelchain_operator.cache import Cache
-from modelchain_operator.kinds import CHAIN, JOB, POD, PYTORCHJOB, Kind
+from modelchain_operator.jobs import JOB_KINDS
+from modelchain_operator.kinds import CHAIN, POD, Kind
 from modelchain_operator.kubernetes_api import (
     ApiError,
     Forbidden,
@@ -75,7 +76,7 @@ class Resync:
         """One whole listing. What is refused is left out and said once: a namespace, a kind, a chain that can't be read
         holds up no other. Raises ApiError where the API server can't be asked at all.
         """
-        for kind in (PYTORCHJOB, JOB, POD):
+        for kind in (*JOB_KINDS, POD):
             for key in await self._list_belongings(kind):
                 self._queue.add(key)
         await self._list_chains()

@@ -19,8 +19,9 @@ import kopf
 
 from modelchain_operator import labels
 from modelchain_operator.cache import Cache
+from modelchain_operator.jobs import JOB_KINDS
 from modelchain_operator.jobs.pods import has_ended
-from modelchain_operator.kinds import CHAIN, JOB, POD, PYTORCHJOB, Kind
+from modelchain_operator.kinds import CHAIN, POD, Kind
 from modelchain_operator.kubernetes_api import ApiError, Forbidden, KubernetesApi, NotServed
 from modelchain_operator.login import connection_info
 from modelchain_operator.queue import Key, KeyQueue
@@ -54,7 +55,7 @@ class Watches:
         stop = asyncio.Event()
         tasks = [
             asyncio.create_task(self._keep_watching(kind, stop), name=f"watch-{kind.plural}")
-            for kind in (CHAIN, PYTORCHJOB, JOB, POD)
+            for kind in (CHAIN, *JOB_KINDS, POD)
         ]
         try:
             await asyncio.gather(*tasks)

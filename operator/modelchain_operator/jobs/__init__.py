@@ -1,21 +1,20 @@
 """Jobs on a cluster: manifests of the kinds of job that can train a stage, and what is to be seen of them.
 
 Values in, values out: nothing here asks the API server. May import modelchain and the operator's kinds, labels
-and Object.
+and Object. `backend` is the seam that a kind of job fills, `registry` knows them all.
 """
 
-from __future__ import annotations
+from modelchain_operator.jobs.backend import Backend, kinds_of
+from modelchain_operator.jobs.registry import BACKENDS, JOB_KINDS, backend_for, backend_of
+from modelchain_operator.jobs.request import JobDefaults, JobRequest
 
-from collections.abc import Mapping
-from types import MappingProxyType
-
-from modelchain.spec import JobBackend
-from modelchain_operator.jobs.indexed_job import IndexedJobBackend
-from modelchain_operator.jobs.pytorchjob import PyTorchJobBackend
-from modelchain_operator.jobs.request import Backend, JobDefaults, JobRequest
-
-__all__ = ["BACKENDS", "Backend", "JobDefaults", "JobRequest"]
-
-BACKENDS: Mapping[JobBackend, Backend] = MappingProxyType(
-    {JobBackend.PYTORCH_JOB: PyTorchJobBackend(), JobBackend.JOB: IndexedJobBackend()}
-)
+__all__ = [
+    "BACKENDS",
+    "JOB_KINDS",
+    "Backend",
+    "JobDefaults",
+    "JobRequest",
+    "backend_for",
+    "backend_of",
+    "kinds_of",
+]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from modelchain.status import cut
 from modelchain_operator.jobs import pods as pod_view
-from modelchain_operator.jobs.observed import runs_elsewhere, wanted_pods
+from modelchain_operator.jobs.registry import backend_of
 from modelchain_operator.kubernetes_api import Object
 
 ASKED_PODS = 3  # all pods of a job are made alike: the first that wait tell what holds up the others
@@ -40,9 +40,10 @@ class Silence:
 
 def silence(job: Object, pods: Sequence[Object]) -> Silence | None:
     """Of a job with these pods; None if its status and theirs tell all there is to tell."""
-    if job["metadata"].get("deletionTimestamp") is not None or runs_elsewhere(job):
+    state = backend_of(job).read(job)
+    if job["metadata"].get("deletionTimestamp") is not None or state.managed_by:
         return None
-    if len(pods) < wanted_pods(job):
+    if len(pods) < state.wanted_pods:
         return Silence(lacks_pods=True, uids=(job["metadata"]["uid"],))
     waiting = sorted((pod for pod in pods if pod_view.is_being_set_up(pod)), key=pod_view.name)
     if not waiting:

@@ -5,14 +5,21 @@ https://kubernetes.io/docs/concepts/workloads/controllers/job/#completion-mode
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
+from modelchain.spec import JobSpec
 from modelchain_operator import labels
 from modelchain_operator.jobs import names
+from modelchain_operator.jobs.backend import JobFailure, JobState, Owner, Unsupported
+from modelchain_operator.jobs.conditions import condition, is_true
 from modelchain_operator.jobs.pod_template import build_pod_template
 from modelchain_operator.jobs.request import JobRequest, job_metadata, owned_metadata
 from modelchain_operator.kinds import JOB, SERVICE
 from modelchain_operator.kubernetes_api import Object
 
-INDEX_ANNOTATION = "batch.kubernetes.io/job-completion-index"
+OWN_CONTROLLER = "kubernetes.io/job-controller"  # runs the jobs that name it, or nobody, in spec.managedBy
+INDEX_ANNOTATION = "batch.kubernetes.io/job-completion-index"  # a label too
 
 
 class IndexedJobBackend:
@@ -20,12 +27,57 @@ class IndexedJobBackend:
 
     name = "Job"
     kind = JOB
+    intermediate = ()
     install_hint = "the API server does not serve batch/v1: is this a Kubernetes cluster?"
+    controller_hint = "is kube-controller-manager running?"
+
+    def unsupported(self, spec: JobSpec) -> Iterable[Unsupported]:
+        """Gangs."""
+        if spec.scheduling_policy is not None:
+            yield Unsupported(
+                "schedulingPolicy",
+                "an Indexed Job has no gang scheduling of its own",
+                "remove it, or use backend: PyTorchJob; Kueue (job.queueName) admits both kinds whole",
+            )
 
     def build(self, request: JobRequest) -> tuple[Object, ...]:
         """The Service, if there is one, and the job."""
         job = build_indexed_job(request)
         return (build_service(request), job) if request.stage.job.nodes > 1 else (job,)
+
+    def read(self, job: Object) -> JobState:
+        """By the conditions of the job controller."""
+        spec = job.get("spec") or {}
+        manager = str(spec.get("managedBy") or "")
+        failed = condition(job, "Failed") or {}
+        return JobState(
+            wanted_pods=int(spec.get("completions") or 1),
+            suspended=bool(spec.get("suspend")),
+            succeeded=is_true(job, "Complete"),
+            failure=JobFailure(str(failed.get("reason") or ""), str(failed.get("message") or ""))
+            if is_true(job, "Failed")
+            else None,
+            ending=is_true(job, "SuccessCriteriaMet", "FailureTarget"),
+            managed_by="" if manager == OWN_CONTROLLER else manager,
+            ready_pods=int((job.get("status") or {}).get("ready") or 0),
+            untouched=not job.get("status"),
+        )
+
+    def pod_templates(self, job: Object) -> Iterable[Object]:
+        """One, for all pods."""
+        return ((job.get("spec") or {}).get("template") or {},)
+
+    def slim(self, spec: dict[str, Any]) -> dict[str, Any]:
+        """All but the template."""
+        return {name: value for name, value in spec.items() if name != "template"}
+
+    def position(self, pod: Object) -> str:
+        """The index."""
+        return str((pod["metadata"].get("labels") or {}).get(INDEX_ANNOTATION, ""))
+
+    def is_pod_owner(self, owner: Owner, job_name: str) -> bool:
+        """The job itself."""
+        return owner.is_a(JOB) and owner.name == job_name
 
 
 def build_indexed_job(request: JobRequest) -> Object:

@@ -14,6 +14,7 @@ from modelchain.cluster_labels import CONTAINER
 from modelchain.errors import is_permanent
 from modelchain.status import cut
 from modelchain.times import from_rfc3339
+from modelchain_operator.jobs.conditions import condition
 from modelchain_operator.kubernetes_api import Object
 
 UNREACHABLE_SECONDS = 60.0  # a pod outlives its grace period so long only where no kubelet answers
@@ -28,6 +29,7 @@ _DISRUPTED = re.compile(
 # Of a container's end: the node was restarted, and knows no more how it was.
 _FORGOTTEN = frozenset({(137, "ContainerStatusUnknown"), (255, "Unknown")})
 _OWN_LIMIT = re.compile(r"exceeds the (total )?limit|exceeded its local ephemeral storage limit")
+_UNREAD = frozenset({"containers", "initContainers", "volumes", "affinity"})
 _STARTING = frozenset({"", "ContainerCreating", "PodInitializing"})
 _WAITING_REMEDIES = {
     "ErrImagePull": "check spec.image, and imagePullSecrets in spec.job.podTemplate",
@@ -88,6 +90,11 @@ def has_ended(pod: Object) -> bool:
 def has_node(pod: Object) -> bool:
     """Whether it was scheduled."""
     return bool((pod.get("spec") or {}).get("nodeName"))
+
+
+def slim_pod_spec(spec: dict[str, Any]) -> dict[str, Any]:
+    """A pod's spec, less what nobody here reads."""
+    return {name: value for name, value in spec.items() if name not in _UNREAD}
 
 
 def is_running(pod: Object) -> bool:
@@ -176,12 +183,6 @@ def waits_for(pods: Iterable[Object]) -> tuple[str, str]:
                 remedy = _WAITING_REMEDIES.get(reason)
                 return reason, cut(f"{text}; {remedy}" if remedy else text)
     return "", ""
-
-
-def condition(item: Object, kind: str) -> Mapping[str, Any] | None:
-    """The condition of that type. Their order says nothing."""
-    found = (item.get("status") or {}).get("conditions") or []
-    return next((one for one in found if one.get("type") == kind), None)
 
 
 def _why(pod: Object, ended: Mapping[str, Any], status: Mapping[str, Any]) -> tuple[str, str]:

@@ -5,12 +5,20 @@ https://www.kubeflow.org/docs/components/trainer/legacy-v1/user-guides/pytorch/
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
+from modelchain.spec import JobSpec
 from modelchain_operator.jobs import names
+from modelchain_operator.jobs.backend import JobFailure, JobState, Owner, Unsupported
+from modelchain_operator.jobs.conditions import condition, is_true
 from modelchain_operator.jobs.pod_template import build_pod_template
 from modelchain_operator.jobs.request import JobRequest, job_metadata
 from modelchain_operator.kinds import PYTORCHJOB
 from modelchain_operator.kubernetes_api import Object
 
+OWN_CONTROLLER = "kubeflow.org/training-operator"  # runs the jobs that name it, or nobody, in spec.managedBy
+POSITION_LABELS = ("training.kubeflow.org/replica-type", "training.kubeflow.org/replica-index")
 PORT_NAME = "pytorchjob-port"  # the training operator looks for it by this name
 
 
@@ -19,15 +27,59 @@ class PyTorchJobBackend:
 
     name = "PyTorchJob"
     kind = PYTORCHJOB
+    intermediate = ()
     install_hint = (
         "the cluster has no PyTorchJob (kubeflow.org/v1): install the Kubeflow training operator (kubectl apply "
         '--server-side -k "github.com/kubeflow/training-operator.git/manifests/overlays/standalone?ref=v1.9.3"), '
         "or set spec.job.backend: Job"
     )
+    controller_hint = "is the Kubeflow training operator running?"
+
+    def unsupported(self, spec: JobSpec) -> Iterable[Unsupported]:  # noqa: ARG002
+        """Nothing."""
+        return ()
 
     def build(self, request: JobRequest) -> tuple[Object, ...]:
         """One object."""
         return (build_pytorchjob(request),)
+
+    def read(self, job: Object) -> JobState:
+        """By the conditions of the training operator."""
+        spec = job.get("spec") or {}
+        policy = spec.get("runPolicy") or {}
+        manager = str(policy.get("managedBy") or "")
+        wanted = sum(int(one.get("replicas", 1)) for one in _replica_specs(spec))
+        failed = condition(job, "Failed") or {}
+        return JobState(
+            wanted_pods=wanted,
+            suspended=bool(policy.get("suspend")),
+            succeeded=is_true(job, "Succeeded"),
+            failure=JobFailure(str(failed.get("reason") or ""), str(failed.get("message") or ""))
+            if is_true(job, "Failed")
+            else None,
+            managed_by="" if manager == OWN_CONTROLLER else manager,
+            ready_pods=wanted if is_true(job, "Running") else 0,
+            untouched=not job.get("status"),
+        )
+
+    def pod_templates(self, job: Object) -> Iterable[Object]:
+        """Of the master and of the workers."""
+        return [one.get("template") or {} for one in _replica_specs(job.get("spec") or {})]
+
+    def slim(self, spec: dict[str, Any]) -> dict[str, Any]:
+        """How many pods, and who runs them."""
+        replicas = spec.get("pytorchReplicaSpecs") or {}
+        counts = {role: {"replicas": one.get("replicas", 1)} for role, one in replicas.items()}
+        return {**spec, "pytorchReplicaSpecs": counts}
+
+    def position(self, pod: Object) -> str:
+        """Role and index."""
+        labels = pod["metadata"].get("labels") or {}
+        return "-".join(str(labels[name]) for name in POSITION_LABELS if name in labels)
+
+    def is_pod_owner(self, owner: Owner, job_name: str) -> bool:
+        """The job itself."""
+        return owner.is_a(PYTORCHJOB) and owner.name == job_name
 
 
 def build_pytorchjob(request: JobRequest) -> Object:
@@ -62,3 +114,7 @@ def _replicas(request: JobRequest, count: int) -> Object:
         "restartPolicy": "Never",
         "template": build_pod_template(request, ports=[port]),
     }
+
+
+def _replica_specs(spec: dict[str, Any]) -> Iterable[Object]:
+    return (spec.get("pytorchReplicaSpecs") or {}).values()

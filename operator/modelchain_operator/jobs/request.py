@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from modelchain.resolved import ResolvedStage
 from modelchain.spec import API_VERSION, KIND, JobSpec, StoreSpec
 from modelchain_operator import labels
 from modelchain_operator.jobs import names
-from modelchain_operator.kinds import Kind
 from modelchain_operator.kubernetes_api import Object
 
 DIGEST_LABEL_LENGTH = 16
@@ -38,18 +37,6 @@ class JobRequest:
     def name(self) -> str:
         """Of the job."""
         return names.job_name(self.stage.chain, self.stage.name, self.attempt)
-
-
-class Backend(Protocol):
-    """A kind of job that trains a stage."""
-
-    name: str
-    kind: Kind
-    install_hint: str  # what to do where the API server does not know the kind
-
-    def build(self, request: JobRequest) -> tuple[Object, ...]:
-        """The manifests, in the order in which they must be made: the job is the last."""
-        ...
 
 
 def job_metadata(request: JobRequest) -> Object:

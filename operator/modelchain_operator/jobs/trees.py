@@ -2,7 +2,8 @@
 
 Anybody who may create a pod may put any label on it, in any namespace; `kubectl debug --copy-to --keep-labels` copies
 ours. So a job counts if it stands in the chain's namespace, the chain is its controller, and it has the very name that
-we would have given to that attempt of that stage. A pod counts if such a job is its controller.
+we would have given to that attempt of that stage. A pod counts if such a job is its controller, or the controller of
+what controls it: some kinds of jobs make other objects, and those make the pods.
 https://kubernetes.io/docs/concepts/overview/working-with-objects/owners-dependents/
 """
 
@@ -16,11 +17,12 @@ from modelchain.resolved import ChainReference
 from modelchain.spec import GROUP, KIND
 from modelchain_operator import labels
 from modelchain_operator.jobs import names
-from modelchain_operator.kinds import JOB, PYTORCHJOB
+from modelchain_operator.jobs.backend import Owner
+from modelchain_operator.jobs.registry import BACKENDS, backend_of, is_job
 from modelchain_operator.kubernetes_api import Object
 
 MAX_ATTEMPT = 10**6  # at one attempt in ten minutes, 19 years; the status has a 64-bit counter
-_JOB_KINDS = {kind.kind: kind.api_version.partition("/")[0] for kind in (PYTORCHJOB, JOB)}
+_LONGEST_LINE = 4  # of owners, from a pod to its job
 
 
 class Place(NamedTuple):
@@ -29,15 +31,6 @@ class Place(NamedTuple):
     stage: str
     attempt: int
     name: str
-
-
-class Owner(NamedTuple):
-    """The one object that manages another."""
-
-    group: str
-    kind: str
-    name: str
-    uid: str
 
 
 @dataclass(frozen=True)
@@ -62,29 +55,38 @@ def job_trees(
 ) -> tuple[JobTree, ...]:
     """The attempts of a chain that these objects show, among what may be anybody's.
 
+    `jobs`: of every kind of `JOB_KINDS`, those between a job and its pods among them.
     `former`: pods, by uid, that were a job's once. Whoever deletes the job and leaves its pods
     (`kubectl delete --cascade=orphan`) takes the owner from them.
     """
-    trees: list[JobTree] = []
-    by_owner: dict[str, list[Object]] = {}
-    for pod in pods:
-        owner = controller_of(pod)
-        if owner is not None and _is_in(chain, pod):
-            by_owner.setdefault(owner.uid, []).append(pod)
+    places: dict[str, Place] = {}  # by uid of the job
+    own_jobs: dict[str, Object] = {}
+    owners: dict[str, Owner] = {}  # by uid of what stands between a job and its pods
     for job in jobs:
-        place = _place_of_job(chain, job)
-        uid = job["metadata"]["uid"]
-        own = by_owner.pop(uid, [])
-        if place is not None:
-            trees.append(JobTree(place, job, tuple(own)))
+        uid, owner = job["metadata"]["uid"], controller_of(job)
+        if (place := _place_of_job(chain, job)) is not None:
+            places[uid], own_jobs[uid] = place, job
+        elif owner is not None and _is_in(chain, job):
+            owners[uid] = owner
+    uids = {place: uid for uid, place in places.items()}
+    own_pods: dict[str, list[Object]] = {uid: [] for uid in own_jobs}
     left: dict[Place, list[Object]] = {}
-    for pod in (pod for own in by_owner.values() for pod in own):
-        if (place := _place_of_lone_pod(chain, pod)) is not None:
-            left.setdefault(place, []).append(pod)
     for pod in pods:
         place = (former or {}).get(pod["metadata"]["uid"])
-        if place is not None and controller_of(pod) is None:
-            left.setdefault(place, []).append(pod)
+        owner = _highest_owner(pod, owners)
+        if owner is None:
+            if place is not None:
+                left.setdefault(place, []).append(pod)
+        elif owner.uid in own_pods:
+            if _is_in(chain, pod):
+                own_pods[owner.uid].append(pod)
+        elif (place := _place_by_owner(chain, pod, owner)) is not None:
+            uid = uids.get(place)
+            if uid is not None and not owner.is_a(backend_of(own_jobs[uid]).kind):
+                own_pods[uid].append(pod)  # the job's own uid is not in sight from there
+            else:
+                left.setdefault(place, []).append(pod)
+    trees = [JobTree(places[uid], job, tuple(own_pods[uid])) for uid, job in own_jobs.items()]
     trees += [JobTree(place, None, tuple(own)) for place, own in left.items()]
     return tuple(sorted(trees, key=lambda tree: tree.place))
 
@@ -93,25 +95,35 @@ def controller_of(item: Object) -> Owner | None:
     """What manages an object; None if nothing does."""
     for owner in item["metadata"].get("ownerReferences") or []:
         if owner.get("controller") is True:
-            group = str(owner.get("apiVersion", "")).partition("/")[0]
+            group = str(owner.get("apiVersion", "")).rpartition("/")[0]
             return Owner(group, str(owner.get("kind", "")), str(owner.get("name", "")), str(owner.get("uid")))
     return None
 
 
+def _highest_owner(pod: Object, owners: Mapping[str, Owner]) -> Owner | None:
+    """Who controls a pod, or what controls it, as far up as is seen."""
+    owner = controller_of(pod)
+    for _ in range(_LONGEST_LINE):
+        if owner is None or owner.uid not in owners:
+            break
+        owner = owners[owner.uid]
+    return owner
+
+
 def _place_of_job(chain: ChainReference, job: Object) -> Place | None:
     owner = controller_of(job)
-    if owner is None or (owner.group, owner.kind, owner.uid) != (GROUP, KIND, chain.uid):
+    if not is_job(job) or owner is None or (owner.group, owner.kind, owner.uid) != (GROUP, KIND, chain.uid):
         return None
     place = _labelled_place(chain, job)
     return place if place is not None and job["metadata"]["name"] == place.name else None
 
 
-def _place_of_lone_pod(chain: ChainReference, pod: Object) -> Place | None:
-    """Of a pod whose job is not there: the name of the job has to be one that only we give."""
-    owner, place = controller_of(pod), _labelled_place(chain, pod)
-    if owner is None or place is None or _JOB_KINDS.get(owner.kind) != owner.group:
+def _place_by_owner(chain: ChainReference, pod: Object, owner: Owner) -> Place | None:
+    """Of a pod whose job is not seen to own it: the name of the owner has to be one that only our jobs give."""
+    place = _labelled_place(chain, pod)
+    if place is None or not any(one.is_pod_owner(owner, place.name) for one in BACKENDS.values()):
         return None
-    return place if owner.name == place.name else None
+    return place
 
 
 def _labelled_place(chain: ChainReference, item: Object) -> Place | None:

@@ -171,7 +171,8 @@ def job(*, pods: int, deleted: bool = False) -> Object:
     metadata = {"name": JOB, "uid": "job"} | (
         {"deletionTimestamp": "2026-11-24T09:00:00Z"} if deleted else {}
     )
-    return {"kind": "Job", "metadata": metadata, "spec": {"completions": pods}}
+    spec = {"completions": pods}
+    return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": spec}
 
 
 def pod(number: int, phase: str = "Pending", node: str | None = "a", **status: object) -> Object:

@@ -10,7 +10,8 @@ from modelchain.artifacts import Failure
 from modelchain.reconcile.observation import Job, JobPhase
 from modelchain.resolved import ChainReference
 from modelchain_operator.jobs import names
-from modelchain_operator.jobs.observed import JobMemory, observe_jobs
+from modelchain_operator.jobs.history import JobMemory
+from modelchain_operator.jobs.observed import observe_jobs
 from modelchain_operator.jobs.trees import job_trees
 from modelchain_operator.kubernetes_api import Object
 
@@ -49,6 +50,7 @@ OF_JOB: Object = {
 def job(*conditions: str, suspend: bool = False, reason: str = "", **more: Any) -> Object:
     told = [{"type": kind, "status": "True", "reason": reason, "message": "told"} for kind in conditions]
     return {
+        "apiVersion": "kubeflow.org/v1",
         "kind": "PyTorchJob",
         "metadata": metadata(more.pop("name", JOB), more.pop("owner", OF_CHAIN), **more),
         "spec": {
@@ -337,7 +339,8 @@ def test_a_lost_node_holds_the_job_until_its_pod_is_gone() -> None:
 
 def indexed(*conditions: str, reason: str = "", suspend: bool = False, **more: Any) -> Object:
     like = job(*conditions, reason=reason, **more)
-    return like | {"kind": "Job", "spec": {"completions": 2, "parallelism": 2, "suspend": suspend}}
+    spec = {"completions": 2, "parallelism": 2, "suspend": suspend}
+    return like | {"apiVersion": "batch/v1", "kind": "Job", "spec": spec}
 
 
 ENDING = [failed(0, 65, message=DATA), pod(1, deletionTimestamp=GRACE)]

@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 from modelchain_operator.acceptance import Accepted, accept
-from modelchain_operator.jobs import BACKENDS, JobDefaults, JobRequest
+from modelchain_operator.jobs import JobDefaults, JobRequest
 
 FOLDER = Path(__file__).parent
 CHAINS = sorted(FOLDER.glob("*.chain.yaml"))
@@ -30,7 +30,7 @@ def manifests(chain: Path) -> str:
     assert isinstance(accepted, Accepted), accepted
     stage = accepted.chain.stages[0]
     request = JobRequest(stage, accepted.jobs[stage.name], accepted.store, attempt=1, defaults=JobDefaults())
-    made = BACKENDS[accepted.backend(stage.name)].build(request)
+    made = accepted.backend(stage.name).build(request)
     return yaml.dump_all(made, Dumper=_Dumper, sort_keys=False, width=100_000)
 
 

@@ -1,0 +1,115 @@
+"""The seam to kinds of jobs: a backend builds the job of an attempt, and reads it back.
+
+Whatever is peculiar to a kind stands in its backend: the shape of its spec and status, who makes its pods, and what to
+do where nobody does. Everything else sees `JobState`. To add a kind: one file here, its entry in `registry`, its test,
+and the operator's rights on it in the chart.
+
+The same cut as Kueue's GenericJob: https://pkg.go.dev/sigs.k8s.io/kueue/pkg/controller/jobframework#GenericJob
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+from modelchain.spec import JobSpec
+from modelchain_operator.jobs.request import JobRequest
+from modelchain_operator.kinds import Kind
+from modelchain_operator.kubernetes_api import Object
+
+
+class Owner(NamedTuple):
+    """The one object that manages another."""
+
+    group: str
+    kind: str
+    name: str
+    uid: str
+
+    def is_a(self, kind: Kind) -> bool:
+        """Whether it is of that kind, of whatever version."""
+        return (self.group, self.kind) == (kind.group, kind.kind)
+
+
+@dataclass(frozen=True)
+class JobFailure:
+    """What a job's own status says of its failure."""
+
+    reason: str  # CamelCase
+    message: str
+
+
+@dataclass(frozen=True)
+class JobState:
+    """What a job's object says of itself, in terms that all kinds share. Its pods say the rest."""
+
+    wanted_pods: int
+    suspended: bool = False  # a queue holds it: its pods are deleted together, and made anew together
+    succeeded: bool = False  # its controller has declared it so
+    failure: JobFailure | None = None  # its controller has declared it failed
+    ending: bool = False  # its controller has decided how it ends, and ends its pods
+    # Who runs it in place of this cluster's own controllers, whose pods are not seen here; empty: nobody. So does the
+    # manager cluster of MultiKueue: https://kueue.sigs.k8s.io/docs/concepts/multikueue/
+    managed_by: str = ""
+    ready_pods: int = 0  # as the job counts them; only asked where `managed_by` says that no pod is seen
+    untouched: bool = False  # no controller has written to its status yet
+
+    @property
+    def finished(self) -> bool:
+        """Whether its controller has declared how it ended."""
+        return self.succeeded or self.failure is not None
+
+
+@dataclass(frozen=True)
+class Unsupported:
+    """A field of `spec.job` that a kind of job can't carry out."""
+
+    field: str  # as written
+    message: str
+    remedy: str
+
+
+class Backend(Protocol):
+    """A kind of job that trains a stage."""
+
+    name: str  # as spec.job.backend has it
+    kind: Kind  # of the job
+    # What stands between the job and its pods, top down: a TrainJob makes a JobSet, which makes Jobs. Watched and
+    # listed as the job is, by the chain's label.
+    intermediate: tuple[Kind, ...]
+    install_hint: str  # what to do where the API server does not know one of these kinds
+    controller_hint: str  # what to look at where nobody makes pods for a job
+
+    def unsupported(self, spec: JobSpec) -> Iterable[Unsupported]:
+        """What a chain asks for that this kind of job can't do."""
+        ...
+
+    def build(self, request: JobRequest) -> tuple[Object, ...]:
+        """The manifests, in the order in which they must be made: the job is the last."""
+        ...
+
+    def read(self, job: Object) -> JobState:
+        """How a job fares by its own account. It may be slim (`slim`)."""
+        ...
+
+    def pod_templates(self, job: Object) -> Iterable[Object]:
+        """The templates of its pods. Not of a slim job."""
+        ...
+
+    def slim(self, spec: dict[str, Any]) -> dict[str, Any]:
+        """A job's spec, less what `read` does not need: hundreds of them are kept in memory."""
+        ...
+
+    def position(self, pod: Object) -> str:
+        """Where a pod stands in its job: one made anew has the position of the one that it follows. Empty: unknown."""
+        ...
+
+    def is_pod_owner(self, owner: Owner, job_name: str) -> bool:
+        """Whether an owner of pods, of which only this reference is seen, can only be of the job of that name."""
+        ...
+
+
+def kinds_of(backend: Backend) -> tuple[Kind, ...]:
+    """The job's, and what stands between it and its pods."""
+    return (backend.kind, *backend.intermediate)

@@ -1,0 +1,48 @@
+"""The kinds of jobs that can train a stage. What the operator watches, lists and may do follows from here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from modelchain.spec import JobBackend, JobSpec
+from modelchain_operator.jobs.backend import Backend, kinds_of
+from modelchain_operator.jobs.indexed_job import IndexedJobBackend
+from modelchain_operator.jobs.pytorchjob import PyTorchJobBackend
+from modelchain_operator.kinds import Kind
+from modelchain_operator.kubernetes_api import Object
+
+BACKENDS: Mapping[JobBackend, Backend] = MappingProxyType(
+    {JobBackend.PYTORCH_JOB: PyTorchJobBackend(), JobBackend.JOB: IndexedJobBackend()}
+)
+
+# Each once: a Job may be a stage's, or stand between another kind and its pods.
+JOB_KINDS: tuple[Kind, ...] = tuple(
+    dict.fromkeys(kind for backend in BACKENDS.values() for kind in kinds_of(backend))
+)
+
+_BY_KIND = {(backend.kind.group, backend.kind.kind): backend for backend in BACKENDS.values()}
+
+
+def backend_for(spec: JobSpec) -> Backend:
+    """What makes the jobs of a stage with this block."""
+    return BACKENDS[spec.backend or JobBackend.PYTORCH_JOB]
+
+
+def backend_of(job: Object) -> Backend:
+    """Whose job it is, by its kind. KeyError if it is of none."""
+    group, _, _ = str(job.get("apiVersion", "")).rpartition("/")
+    return _BY_KIND[group, job["kind"]]
+
+
+def is_job(item: Object) -> bool:
+    """Whether an object is of a kind that trains stages."""
+    group, _, _ = str(item.get("apiVersion", "")).rpartition("/")
+    return (group, item.get("kind")) in _BY_KIND
+
+
+def slim_spec(kind: Kind, spec: dict[str, Any]) -> dict[str, Any]:
+    """What is kept of the spec of a job, or of what stands between it and its pods, where only owners count."""
+    backend = _BY_KIND.get((kind.group, kind.kind))
+    return backend.slim(spec) if backend is not None else {}
