@@ -52,7 +52,7 @@ def test_a_valid_chain_is_resolved_with_the_jobs_of_its_stages() -> None:
     assert isinstance(judged, Accepted)
     assert judged.chain.chain.uid == BODY["metadata"]["uid"]
     assert judged.backend("s").name == JobBackend.PYTORCH_JOB
-    assert judged.backend("b") is JobBackend.JOB
+    assert judged.backend("b").name == JobBackend.JOB
     assert judged.jobs["b"].gpus_per_node == 2
     assert judged.jobs["b"].nodes == 2
     assert judged.jobs["s"].nodes is None

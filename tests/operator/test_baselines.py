@@ -50,7 +50,7 @@ def test_a_models_job_alone_is_as_its_stages() -> None:
     judged = accept(body, default_image=None)
     assert isinstance(judged, Accepted)
     assert set(judged.jobs) == {"s", "b", "s-alone", "b-alone"}
-    assert judged.backend("b-alone") is JobBackend.JOB
+    assert judged.backend("b-alone").name == JobBackend.JOB
     assert (judged.jobs["b-alone"].nodes, judged.chain.stage("b-alone").job.nodes) == (2, 2)
     assert set(judged.macs) == {"s", "b"}, "estimates are of the chain"
 
