@@ -41,7 +41,7 @@ def main() -> None:
     device = torch.device(options.device)
     record = Record(options.record, options.seconds)
     names = (
-        ("oneCaption", "oneCaptionCompiled", "sevenCaptions") if device.type == "cuda" else ("oneCaption",)
+        ("oneCaptionCompiled", "oneCaption", "sevenCaptions") if device.type == "cuda" else ("oneCaption",)
     )
     for name in names:
         setting = settings.find(device.type, name)

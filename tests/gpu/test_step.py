@@ -101,8 +101,8 @@ def test_compiled_it_is_the_same_step_and_lengths_of_captions_do_not_compile_ane
             assert error < 1e-4
         assert found.loss == pytest.approx(expected.loss, rel=1e-5 if step == 0 else 1e-3)
     record_property("compilations", counters["stats"]["unique_graphs"])
-    # Image and text of student and teacher; perhaps the text again for 77, which is no multiple of 8.
-    assert counters["stats"]["unique_graphs"] <= 6
+    # Of student and teacher each: an image block, a text block, the last one of each tower; perhaps texts of 77 again.
+    assert counters["stats"]["unique_graphs"] <= 12
     torch._dynamo.reset()
 
 

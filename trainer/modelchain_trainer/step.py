@@ -253,20 +253,11 @@ class TrainStep:
             self._margin.zero_()
 
     def _forward(self, model: Clip) -> Callable[[Tensor, Captions], Features]:
-        encode_image, encode_text = model.encode_image, model.encode_text
-        compiled = self._training.compile
-        if compiled:
-            encode_image, encode_text = torch.compile(encode_image), torch.compile(encode_text)
+        if self._training.compile:
+            model.compile_blocks()
         bf16 = self._training.precision is Precision.BF16
         side = model.config.vision.image_size
         dtype = model.logit_scale.dtype
-
-        def encode_bucket(tokens_nT: Tensor) -> Tensor:
-            if compiled:
-                # Once for all buckets, instead of for the first one and then for any.
-                for dimension in (0, 1):
-                    torch._dynamo.maybe_mark_dynamic(tokens_nT, dimension)  # noqa: SLF001 - documented, whatever its name
-            return encode_text(tokens_nT)
 
         def forward(images_u8_m3HW: Tensor, captions: Captions) -> Features:
             images_m3HW = normalize(images_u8_m3HW, dtype)
@@ -275,8 +266,8 @@ class TrainStep:
                     images_m3HW, (side, side), mode="bicubic", antialias=True
                 )
             with torch.autocast(self._device.type, torch.bfloat16, enabled=bf16):
-                image_mE = encode_image(images_m3HW)
-                text_CmE = captions.encode(encode_bucket)
+                image_mE = model.encode_image(images_m3HW)
+                text_CmE = captions.encode(model.encode_text)
             return Features(image_mE, text_CmE)
 
         return forward

@@ -33,6 +33,7 @@ from modelchain.growth import unbuildable
 from modelchain.spec import ModelConfig, VisionSpec
 
 CHANNELS = 3
+MOST_COMPILATIONS = 32  # of one block's code; torch's default is 8
 
 
 class Clip(nn.Module):
@@ -64,6 +65,17 @@ class Clip(nn.Module):
         time."""
         self.visual.transformer.gradient_checkpointing = enabled
         self.transformer.gradient_checkpointing = enabled
+
+    def compile_blocks(self) -> None:
+        """Compile the blocks of both towers, each by itself.
+
+        All blocks of a tower run one compiled code, so that it takes seconds however many there are; whole towers
+        take minutes. Texts come in many lengths and numbers, which is one code too.
+        """
+        # Training with and without a graph, teaching and evaluating are codes of their own of one block.
+        torch._dynamo.config.recompile_limit = MOST_COMPILATIONS  # noqa: SLF001 - documented, whatever its name
+        self.visual.transformer.compile_blocks(dynamic=None)
+        self.transformer.compile_blocks(dynamic=True)
 
     def encode_image(self, images_BCHW: Tensor, normalize: bool = True) -> Tensor:
         """Embeddings [B, E] of normalised float images [B, 3, S, S]; of unit length if `normalize`."""
@@ -173,6 +185,13 @@ class Transformer(nn.Module):
         for block in blocks:
             x_BTD = self._run(block, x_BTD, self.causal)
         return self._run(last.pooled, x_BTD, pooled_B)
+
+    def compile_blocks(self, *, dynamic: bool | None) -> None:
+        """See `Clip.compile_blocks`."""
+        *blocks, last = cast("list[Block]", list(self.resblocks))
+        for block in blocks:
+            block.compile(dynamic=dynamic)
+        last.pooled = torch.compile(last.pooled, dynamic=dynamic)
 
     def _run(self, part: Callable[..., Tensor], *arguments: object) -> Tensor:
         if self.gradient_checkpointing and torch.is_grad_enabled():
