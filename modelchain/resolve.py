@@ -102,6 +102,7 @@ def resolve(chain: ModelChain, *, base: Path | None = None) -> ResolvedChain:
     return ResolvedChain(
         chain=reference,
         suspend=chain.spec.suspend or False,
+        max_parallel_stages=chain.spec.max_parallel_stages,
         store=store,
         baseline_epochs=epochs,
         stages=tuple(stages),

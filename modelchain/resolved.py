@@ -228,6 +228,7 @@ def higher_is_better(metric: str) -> bool:
 class ResolvedChain(Block):
     chain: ChainReference
     suspend: bool = False
+    max_parallel_stages: int | None = None  # None: as many as there are branches
     store: ResolvedStore
     baseline_epochs: int
     stages: tuple[ResolvedStage, ...]

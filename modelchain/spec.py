@@ -36,6 +36,10 @@ ObjectName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-
 LabelValue = Annotated[
     str, StringConstraints(pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$", max_length=63)
 ]
+AnnotationValue = Annotated[str, StringConstraints(max_length=4096)]
+ControllerName = Annotated[
+    str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[-A-Za-z0-9._/]+$", max_length=63)
+]
 MetricName = Annotated[str, StringConstraints(pattern=r"^[a-z][-a-z0-9]*/[A-Za-z0-9@]+$", max_length=64)]
 Template = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -527,6 +531,32 @@ class JobSpec(Block):
     queue_name: Annotated[
         ObjectName | None, Field(description="Kueue LocalQueue: written as label kueue.x-k8s.io/queue-name.")
     ] = None
+    labels: Annotated[
+        dict[str, LabelValue] | None,
+        Field(
+            max_length=32,
+            description="Labels of the job object, beside ours; not of its pods (podTemplate). Kueue reads its "
+            "WorkloadPriorityClass there: kueue.x-k8s.io/priority-class.",
+        ),
+    ] = None
+    annotations: Annotated[
+        dict[str, AnnotationValue] | None,
+        Field(max_length=32, description="Annotations of the job object, beside ours; not of its pods."),
+    ] = None
+    managed_by: Annotated[
+        ControllerName | None,
+        Field(
+            description="Controller that runs the job in place of the cluster's own, e.g. "
+            "kueue.x-k8s.io/multikueue. Default: the cluster's own."
+        ),
+    ] = None
+    ttl_seconds_after_finished: Annotated[
+        Annotated[int, Field(ge=60, le=2**31 - 1)] | None,
+        Field(
+            description="Delete the job, and its pods and logs with it, this long after it ended; at least 60, in "
+            "which the operator learns how it ended. Default: it stays until its chain or the next attempt."
+        ),
+    ] = None
     priority_class_name: Annotated[ObjectName | None, Field(description="PriorityClass of the pods.")] = None
     scheduling_policy: Annotated[
         SchedulingPolicySpec | None,
@@ -713,6 +743,12 @@ class ModelChainSpec(Block):
     suspend: Annotated[
         bool | None,
         Field(description="Stop the running stage at a checkpoint and start no other. Default: false."),
+    ] = None
+    max_parallel_stages: Annotated[
+        Annotated[int, Field(ge=1, le=MAX_STAGES)] | None,
+        Field(
+            description="Stages that train at the same time, where the chain has branches. Default: all that can."
+        ),
     ] = None
     stages: Annotated[
         list[StageSpec], Field(min_length=1, max_length=MAX_STAGES, description="The models, smallest first.")

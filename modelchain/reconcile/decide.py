@@ -40,7 +40,8 @@ def decide(chain: ResolvedChain, observed: Observation, now: float) -> Decision:
     """What to write and what to do, given everything seen. `now` is in seconds since the epoch."""
     previous = observed.status or ChainStatus()
     looks = {stage.name: _settled(_first_look(chain, stage, observed, now)) for stage in chain.stages}
-    starts = start_stages(looks, observed)
+    limits = [limit for limit in (observed.max_parallel_jobs, chain.max_parallel_stages) if limit is not None]
+    starts = start_stages(looks, observed, at_once=min(limits, default=None))
     in_order = _started(looks, starts)
     alone = {stage.name: _settled(_first_look(chain, stage, observed, now)) for stage in chain.baselines}
     alone = {name: look.with_status(baseline.give_way(look, in_order)) for name, look in alone.items()}

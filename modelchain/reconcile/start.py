@@ -61,9 +61,9 @@ class Branches:
         return sum(job.live for job in self.observed.jobs) + len(self.started)
 
 
-def start_stages(looks: Mapping[str, Look], observed: Observation) -> Starts:
-    """Start what can start; say of every other idle stage what it waits for."""
-    branches = Branches(looks, observed, _missing(looks.values()), observed.max_parallel_jobs)
+def start_stages(looks: Mapping[str, Look], observed: Observation, *, at_once: int | None = None) -> Starts:
+    """Start what can start, `at_once` jobs at a time; say of every other idle stage what it waits for."""
+    branches = Branches(looks, observed, _missing(looks.values()), at_once)
     return _start(looks, branches, _CHECKS)
 
 

@@ -19,6 +19,7 @@ from modelchain.spec import (
     ModelChain,
     TrainingSpec,
 )
+from modelchain.validation.job_metadata import check_job_metadata
 from modelchain.validation.problem import Finding, quoted
 from modelchain.validation.structure import nearest
 from modelchain.yaml_reader import FieldPath
@@ -241,6 +242,7 @@ def _check_job(job: JobSpec, at: FieldPath) -> Iterator[Finding]:
         )
         remedy = f"write at most {job.gpus_per_node}, or gpusPerNode: 0 to train on the CPU"
         yield _finding((*at, "processesPerNode"), message, remedy, "gpusPerNode")
+    yield from check_job_metadata(job, at)
     yield from _check_resources(job, (*at, "resources"))
     for index, toleration in enumerate(job.tolerations or ()):
         yield from _check_known(toleration, _TOLERATION_FIELDS, (*at, "tolerations", index))

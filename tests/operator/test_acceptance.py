@@ -105,6 +105,16 @@ def test_gang_scheduling_is_for_the_kind_of_job_that_has_it() -> None:
     assert problem.startswith("spec.stages[1].job.schedulingPolicy: ")
 
 
+def test_a_pytorchjob_is_given_to_nobody_that_its_schema_does_not_name() -> None:
+    refused = accept(body(job={"managedBy": "example.com/runner"}), default_image=None)
+    assert isinstance(refused, Refused)
+    (problem,) = refused.problems
+    assert problem.startswith("spec.stages[0].job.managedBy: "), "the second stage is a Job, which may be"
+    assert isinstance(
+        accept(body(job={"managedBy": "kueue.x-k8s.io/multikueue"}), default_image=None), Accepted
+    )
+
+
 def nested(levels: int) -> Object:
     value: Object = {}
     for _ in range(levels):

@@ -14,7 +14,7 @@ from modelchain_operator.jobs import names
 from modelchain_operator.jobs.backend import JobFailure, JobState, Owner, Unsupported
 from modelchain_operator.jobs.conditions import condition, is_true
 from modelchain_operator.jobs.pod_template import build_pod_template
-from modelchain_operator.jobs.request import JobRequest, job_metadata, owned_metadata
+from modelchain_operator.jobs.request import JobRequest, job_metadata, life_cycle, owned_metadata
 from modelchain_operator.kinds import JOB, SERVICE
 from modelchain_operator.kubernetes_api import Object
 
@@ -87,17 +87,18 @@ def build_indexed_job(request: JobRequest) -> Object:
     template["spec"]["restartPolicy"] = "Never"
     if nodes > 1:
         template["spec"]["subdomain"] = names.service_name(request.stage)
+    spec: Object = {
+        "completionMode": "Indexed",
+        "completions": nodes,
+        "parallelism": nodes,
+        "backoffLimit": 0,
+        "template": template,
+    }
     return {
         "apiVersion": JOB.api_version,
         "kind": JOB.kind,
         "metadata": job_metadata(request),
-        "spec": {
-            "completionMode": "Indexed",
-            "completions": nodes,
-            "parallelism": nodes,
-            "backoffLimit": 0,
-            "template": template,
-        },
+        "spec": spec | life_cycle(request),
     }
 
 

@@ -13,11 +13,13 @@ from modelchain_operator.jobs import names
 from modelchain_operator.jobs.backend import JobFailure, JobState, Owner, Unsupported
 from modelchain_operator.jobs.conditions import condition, is_true
 from modelchain_operator.jobs.pod_template import build_pod_template
-from modelchain_operator.jobs.request import JobRequest, job_metadata
+from modelchain_operator.jobs.request import JobRequest, job_metadata, life_cycle
 from modelchain_operator.kinds import PYTORCHJOB
 from modelchain_operator.kubernetes_api import Object
 
 OWN_CONTROLLER = "kubeflow.org/training-operator"  # runs the jobs that name it, or nobody, in spec.managedBy
+MULTIKUEUE = "kueue.x-k8s.io/multikueue"
+CONTROLLERS = (OWN_CONTROLLER, MULTIKUEUE)
 POSITION_LABELS = ("training.kubeflow.org/replica-type", "training.kubeflow.org/replica-index")
 PORT_NAME = "pytorchjob-port"  # the training operator looks for it by this name
 
@@ -35,9 +37,14 @@ class PyTorchJobBackend:
     )
     controller_hint = "is the Kubeflow training operator running?"
 
-    def unsupported(self, spec: JobSpec) -> Iterable[Unsupported]:  # noqa: ARG002
-        """Nothing."""
-        return ()
+    def unsupported(self, spec: JobSpec) -> Iterable[Unsupported]:
+        """Controllers that its schema does not name."""
+        if spec.managed_by not in (None, *CONTROLLERS):
+            yield Unsupported(
+                "managedBy",
+                f"a PyTorchJob can't be given to {spec.managed_by}",
+                f"write {MULTIKUEUE}, or use backend: Job",
+            )
 
     def build(self, request: JobRequest) -> tuple[Object, ...]:
         """One object."""
@@ -101,7 +108,10 @@ def build_pytorchjob(request: JobRequest) -> Object:
 
 
 def _run_policy(request: JobRequest) -> Object:
-    policy: Object = {"cleanPodPolicy": "Running"}  # workers must not outlive the master
+    policy: Object = {
+        "cleanPodPolicy": "Running",
+        **life_cycle(request),
+    }  # workers must not outlive the master
     if gang := request.spec.scheduling_policy:
         policy["schedulingPolicy"] = gang.model_dump(by_alias=True, exclude_none=True)
     return policy

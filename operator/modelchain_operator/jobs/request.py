@@ -42,7 +42,8 @@ class JobRequest:
 def job_metadata(request: JobRequest) -> Object:
     """Name, labels, annotations and owner of the job: with the chain goes the job."""
     metadata = owned_metadata(request, request.name)
-    metadata["labels"] = own_labels(request)
+    metadata["labels"] = {**(request.spec.labels or {}), **own_labels(request)}
+    metadata["annotations"] = {**(request.spec.annotations or {}), **own_annotations(request)}
     if request.spec.queue_name:
         metadata["labels"][QUEUE_LABEL] = request.spec.queue_name
     return metadata
@@ -87,3 +88,10 @@ def own_annotations(request: JobRequest) -> dict[str, Any]:
         labels.DIGEST_ANNOTATION: request.stage.digest,
         labels.CHAIN_ANNOTATION: request.stage.chain.full_name,
     }
+
+
+def life_cycle(request: JobRequest) -> Object:
+    """Fields that a Job and the run policy of a PyTorchJob have under the same names."""
+    spec = request.spec
+    fields = {"managedBy": spec.managed_by, "ttlSecondsAfterFinished": spec.ttl_seconds_after_finished}
+    return {name: value for name, value in fields.items() if value is not None}

@@ -94,9 +94,13 @@ def test_a_stage_that_only_holds_weights_has_no_steps_to_divide_by() -> None:
     assert (play["held"].phase, play["held"].step, play["held"].steps) == (StagePhase.COMPLETE, 0, 0)
 
 
-def test_one_job_at_a_time_where_only_one_may_run() -> None:
-    tree = Play(chain((("root", None), ("left", "root"), ("right", "root"))))
-    tree.more = {"max_parallel_jobs": 1}
+@pytest.mark.parametrize(
+    ("asked", "observer"), [(None, 1), (1, None), (1, 5), (5, 1)], ids=["runner", "chain", "both", "both-2"]
+)
+def test_one_job_at_a_time_where_only_one_may_run(asked: int | None, observer: int | None) -> None:
+    branches = chain((("root", None), ("left", "root"), ("right", "root")))
+    tree = Play(branches.model_copy(update={"max_parallel_stages": asked}))
+    tree.more = {"max_parallel_jobs": observer}
     assert tree.look(root=StageFacts(manifest=manifest(tree.stage("root")))).actions == (StartJob("left", 1),)
     assert tree.look(job(tree.stage("left"))).actions == ()
     assert tree["right"].reason == "ParallelLimit"

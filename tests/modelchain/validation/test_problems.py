@@ -123,6 +123,30 @@ MISTAKES: list[tuple[dict[Path, Any], str, str, str]] = [
         "no field",
         "did you mean key?",
     ),
+    (
+        {("job", "labels"): {"modelchain.dev/stage": "b"}},
+        "spec.job.labels.modelchain.dev/stage",
+        "knows its jobs by",
+        "choose another name",
+    ),
+    (
+        {("job", "labels"): {"kueue.x-k8s.io/queue-name": "research"}},
+        "spec.job.labels.kueue.x-k8s.io/queue-name",
+        "set by the operator",
+        "write the queue under job.queueName",
+    ),
+    (
+        {("job", "annotations"): {"Example.com/team": "a"}},
+        "spec.job.annotations.Example.com/team",
+        "no name that Kubernetes allows",
+        "example.com/name",
+    ),
+    (
+        {("stages", 0, "job"): {"annotations": {"a b": "c"}}},
+        "spec.stages[0].job.annotations.a b",
+        "no name that Kubernetes allows",
+        "63 characters",
+    ),
     ({("job", "resources"): {"limit": {}}}, "spec.job.resources.limit", "no field", "did you mean limits?"),
     # types, units, ranges
     ({("training", "epochs"): 1.5}, "spec.training.epochs", "1.5, a whole number", "write 1 or 2"),

@@ -135,6 +135,31 @@ def test_a_gang_is_asked_for_in_the_training_operators_words() -> None:
     assert manifest["spec"]["runPolicy"]["schedulingPolicy"] == gang
 
 
+LIFE_CYCLE = {"managedBy": "kueue.x-k8s.io/multikueue", "ttlSecondsAfterFinished": 3600}
+
+
+@pytest.mark.parametrize("backend", BACKENDS, ids=str)
+def test_the_job_itself_carries_what_queues_and_reapers_read(backend: JobBackend) -> None:
+    job = {
+        "backend": backend.value,
+        "queueName": "research",
+        "labels": {"kueue.x-k8s.io/priority-class": "high"},
+        "annotations": {"example.com/cost-centre": "vision team, 42"},
+        **LIFE_CYCLE,
+    }
+    asked = request(job=job)
+    plain = request(job={"backend": backend.value, "queueName": "research"})
+    (manifest,), (before,) = (BACKENDS[backend].build(one) for one in (asked, plain))
+    metadata, own = manifest["metadata"], before["metadata"]
+    assert metadata["labels"] == own["labels"] | job["labels"]
+    assert metadata["annotations"] == own["annotations"] | job["annotations"]
+    policy = manifest["spec"].get("runPolicy", manifest["spec"])
+    assert {name: policy[name] for name in LIFE_CYCLE} == LIFE_CYCLE
+    assert not LIFE_CYCLE.keys() & before["spec"].get("runPolicy", before["spec"]).keys()
+    for template in BACKENDS[backend].pod_templates(manifest):
+        assert "kueue.x-k8s.io/priority-class" not in template["metadata"]["labels"]
+
+
 def secret(name: str, *, optional: bool = False) -> Object:
     reference: Object = {"name": "s3", "key": name} | ({"optional": True} if optional else {})
     return {"name": name, "valueFrom": {"secretKeyRef": reference}}
