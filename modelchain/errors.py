@@ -31,9 +31,21 @@ def is_permanent(code: int) -> bool:
 
 
 class ModelChainError(Exception):
-    """Something a person can mend. The message is one line: what is wrong, where, what to do."""
+    """Something a person can fix. The message is one line: what is wrong, where, what to do.
+
+    `quoted` is what a server has said about it. `str` shows it to whoever asked that server; `public` leaves it out,
+    for others: what a server says may have been meant for the one who asked alone.
+    """
 
     exit_code: ExitCode = ExitCode.FAILURE
+
+    def __init__(self, message: str = "", *, quoted: str = "") -> None:
+        super().__init__(message)
+        self.public = message
+        self.quoted = quoted
+
+    def __str__(self) -> str:
+        return f"{self.public}: {self.quoted}" if self.quoted else self.public
 
 
 class UsageError(ModelChainError):

@@ -193,6 +193,8 @@ class LeaseKeeper:
             action()
         except ModelChainError as error:
             log.warning("can't %s the lease, going on without: %s", what, error)
+        except Exception:  # the thread lives on: the next renewal may work
+            log.exception("can't %s the lease, going on without", what)
 
     def _renew(self) -> None:
         try:

@@ -16,6 +16,8 @@ from modelchain.times import rfc3339
 
 _EXIT_CODES_OF_TROUBLE = {
     StoreTrouble.FORBIDDEN.value: ExitCode.NO_PERMISSION,
+    StoreTrouble.MISCONFIGURED.value: ExitCode.CONFIG,
+    StoreTrouble.UNREADABLE.value: ExitCode.SOFTWARE,
     StoreTrouble.DAMAGED.value: ExitCode.DATA,
 }
 

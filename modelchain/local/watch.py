@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Mapping, Set
@@ -14,6 +15,8 @@ from modelchain.resolved import ResolvedChain
 from modelchain.status import Measurement
 from modelchain.store import Store, StoreUnavailable
 from modelchain.store_look import StageLook, silence, trouble_of
+
+log = logging.getLogger(__name__)
 
 LOCAL_SECONDS = 0.5  # between looks at a folder
 REMOTE_SECONDS = 2.0  # and at a store that charges for each request
@@ -68,6 +71,7 @@ class StoreWatch:
         self._record: tuple[str, bytes] | None = None
         self._measuring = False
         self._measurement: Measurement | Unmeasurable | None = None
+        self._error: Exception | None = None  # ended the thread
         self._thread = threading.Thread(target=self._run, name="store", daemon=True)
 
     def look_at_all(self) -> None:
@@ -112,8 +116,10 @@ class StoreWatch:
         self._wake.set()
 
     def seen(self) -> Seen:
-        """What is known now."""
+        """What is known now. Raises what has ended the thread that looks: nothing more will be known then."""
         with self._lock:
+            if self._error is not None:
+                raise self._error
             silent = self._busy_since is not None and time.monotonic() - self._busy_since > SILENT_SECONDS
             self._was_silent = self._was_silent or silent
             facts = {
@@ -132,6 +138,13 @@ class StoreWatch:
             return Seen(facts, self._readable_since, changed, self._measurement, read_at)
 
     def _run(self) -> None:
+        try:
+            self._look_until_closed()
+        except Exception as error:  # noqa: BLE001 - raised by `seen`, in the thread of the runner
+            with self._lock:
+                self._error = error
+
+    def _look_until_closed(self) -> None:
         while True:
             self._wake.clear()
             self._write_record()
@@ -164,10 +177,12 @@ class StoreWatch:
         whole = facts is None or facts.trouble is not None or watch.looked_at < watch.wanted_since
         try:
             facts = watch.look.look(whole=whole)
-        except ModelChainError as error:
+        except Exception as error:
             if raising and not isinstance(error, UserDataError):
                 raise
-            facts = trouble_of(error, self._store)
+            if not isinstance(error, ModelChainError):
+                log.exception("%s: reading it has failed", self._store.uri)
+            facts = trouble_of(error, self._store, quoting=True)
         finally:
             with self._lock:
                 self._busy_since = None
@@ -185,6 +200,9 @@ class StoreWatch:
             return  # the next round tries again
         except ModelChainError as error:
             found = Unmeasurable(str(error))
+        except Exception as error:
+            log.exception("the evaluations of the models trained alone can't be read")
+            found = Unmeasurable(f"reading their evaluations has failed: unforeseen {type(error).__name__}")
         with self._lock:
             self._measuring, self._measurement = False, found
 

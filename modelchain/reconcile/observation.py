@@ -60,6 +60,8 @@ class Job:
 class StoreTrouble(StrEnum):
     UNAVAILABLE = "StoreUnavailable"  # time may mend it
     FORBIDDEN = "StoreForbidden"  # somebody must mend the rights; nothing is known about what exists
+    MISCONFIGURED = "StoreMisconfigured"  # no store answers there, or not as it must: time will not mend that
+    UNREADABLE = "StoreUnreadable"  # reading it failed in a way that nobody foresaw: a defect
     DAMAGED = "ArtifactDamaged"  # something lies there that can't be what it says it is
 
 

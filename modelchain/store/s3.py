@@ -36,10 +36,11 @@ from modelchain.store.base import (
     StoreUnavailable,
     check_key,
 )
+from modelchain.store.s3_answers import NotS3Error
 from modelchain.store.s3_clients import SharedClients
 from modelchain.store.s3_connection import Busy, Connection
 from modelchain.store.s3_errors import is_missing, status_of, was_repeated
-from modelchain.store.s3_read import THREADS, Replaced, download, fetch
+from modelchain.store.s3_read import THREADS, Replaced, content_etag, download, fetch, stand_in_etag
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -106,7 +107,9 @@ class S3Store(Store):
                     self.uri_of(key), client
                 )  # HEAD does not say which is missing
                 return None
-            return ObjectInfo(key, found["ContentLength"], found["ETag"], found["LastModified"].timestamp())
+            modified = found["LastModified"].timestamp()
+            size = found["ContentLength"]
+            return ObjectInfo(key, size, found.get("ETag") or stand_in_etag(size, modified), modified)
 
         return self._connection.call(self.uri_of(key), ask)
 
@@ -129,8 +132,8 @@ class S3Store(Store):
         if not (if_absent or if_match is not None):
             return self._put(key, data)
         if self._access.allow_unconditional_writes and not self.check_conditional_writes():
-            found = self.head(key)
-            etag = None if found is None else found.etag
+            found = self.find(key)
+            etag = None if found is None else found[1]
             if (if_absent and etag is not None) or (if_match is not None and etag != if_match):
                 raise self._conflict(key)
             return self._put(key, data)
@@ -197,12 +200,16 @@ class S3Store(Store):
         return self._connection.call(self.uri_of(prefix), abort)
 
     def _info(self, found: ObjectTypeDef) -> ObjectInfo:
-        assert "Key" in found
-        assert "Size" in found
-        assert "ETag" in found
-        assert "LastModified" in found
-        key = found["Key"].removeprefix(self._prefix)
-        return ObjectInfo(key, found["Size"], found["ETag"], found["LastModified"].timestamp())
+        if "Key" not in found or "Size" not in found or "LastModified" not in found:
+            raise NotS3Error(
+                "the endpoint lists objects without their name, size or time: this is no S3 server"
+            )
+        key, size, modified = (
+            found["Key"].removeprefix(self._prefix),
+            found["Size"],
+            found["LastModified"].timestamp(),
+        )
+        return ObjectInfo(key, size, found.get("ETag") or stand_in_etag(size, modified), modified)
 
     def _key(self, key: str) -> str:
         return self._prefix + check_key(key, self.uri)
@@ -226,7 +233,7 @@ class S3Store(Store):
         def send(client: S3Client) -> str:
             nonlocal uncertain, busy
             try:
-                return client.put_object(**request)["ETag"]
+                return client.put_object(**request).get("ETag") or content_etag(data)
             except BotoCoreError:
                 uncertain = True
                 raise

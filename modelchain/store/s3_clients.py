@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -24,7 +25,8 @@ from botocore.loaders import create_loader
 
 from modelchain.errors import ConfigurationError
 from modelchain.resolved import ResolvedStore
-from modelchain.store.base import Credentials
+from modelchain.store.base import Credentials, Forbidden
+from modelchain.store.s3_answers import check_answers
 from modelchain.store.s3_errors import without_credentials
 
 if TYPE_CHECKING:
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 ChecksumSetting = Literal["when_supported", "when_required"]
 
 CONNECTIONS = 32
+_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+_KEY = re.compile(r"[\x21-\x7e]*")
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,8 @@ def make_client(
     connections: int = CONNECTIONS,
     use_environment: bool = True,
 ) -> S3Client:
-    """A client of the store at `endpoint` (None: AWS). Raises ConfigurationError."""
+    """A client of the store at `endpoint` (None: AWS). Raises ConfigurationError, and Forbidden for malformed keys."""
+    _check_keys(access.uri, credentials, use_environment=use_environment)
     bundle = access.ca_bundle
     if bundle is not None and not Path(bundle).is_file():
         raise ConfigurationError(
@@ -144,7 +149,7 @@ def make_client(
         ignore_configured_endpoint_urls=None if use_environment else True,  # pyright: ignore[reportCallIssue]
     )
     try:
-        return session.client(
+        client = session.client(
             "s3",
             endpoint_url=endpoint,
             region_name=access.region or session.region_name or "us-east-1",
@@ -159,6 +164,26 @@ def make_client(
         raise ConfigurationError(
             f"{access.uri}: endpoint {shown!r} is not a URL such as http://minio:9000"
         ) from error
+    check_answers(client)
+    return client
+
+
+def _check_keys(uri: str, credentials: Credentials | None, *, use_environment: bool) -> None:
+    """Raises Forbidden where a key holds what no key has: `echo KEY | base64` leaves a line break at its end."""
+    keys: dict[str, str | None] = {}
+    if credentials is not None:
+        values = (credentials.access_key_id, credentials.secret_access_key, credentials.session_token)
+        keys = dict(zip(_KEYS, values, strict=True))
+    elif use_environment:
+        keys = {name: os.environ.get(name) for name in _KEYS}
+    for name, value in keys.items():
+        if value is not None and not _KEY.fullmatch(value):
+            what = (
+                "ends with a line break"
+                if value.rstrip("\r\n") != value
+                else "holds a blank or a character no key has"
+            )
+            raise Forbidden(f"{uri}: {name} {what}; write it again without")
 
 
 def _check_before_sending(client: S3Client, check: Callable[[str], None]) -> None:

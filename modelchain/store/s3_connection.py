@@ -11,8 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from boto3.session import Session
-from botocore.exceptions import BotoCoreError, ClientError
-from urllib3.exceptions import HTTPError
+from botocore.exceptions import ClientError
 
 from modelchain.errors import ModelChainError
 from modelchain.resolved import ResolvedStore
@@ -75,15 +74,10 @@ class Connection:
             except Busy:
                 time.sleep(random.uniform(0.01, 0.2))  # noqa: S311
                 continue
-            except ClientError as error:
-                self._answered = self._answered or 0 < status_of(error) < 500
-                problem: ModelChainError = explain(error, uri, self.bucket, self.endpoint)
-                cause: Exception = error
-            except BotoCoreError as error:
-                problem, cause = explain(error, uri, self.bucket, self.endpoint), error
-            except (HTTPError, ConnectionError, TimeoutError) as error:  # a body that breaks off
-                problem = StoreUnavailable(f"{uri}: the connection broke off; try again")
-                cause = error
+            except Exception as error:
+                problem, cause = self._explain(error, uri), error
+                if problem is None:
+                    raise
             else:
                 self._answered = True
                 return result
@@ -100,6 +94,11 @@ class Connection:
             log.info("%s; trying again in %.1f s", problem, wait)
             time.sleep(wait * random.uniform(0.7, 1.0))  # noqa: S311
             wait = min(wait * 2, 5.0)
+
+    def _explain(self, error: Exception, uri: str) -> ModelChainError | None:
+        if isinstance(error, ClientError):
+            self._answered = self._answered or 0 < status_of(error) < 500
+        return explain(error, uri, self.bucket, self.endpoint)
 
     def require_bucket(self, uri: str, client: S3Client) -> None:
         """Raises MissingBucket if the bucket does not exist; asks once."""

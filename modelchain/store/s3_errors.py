@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import ssl
+from http.client import HTTPException
 from urllib.parse import urlsplit
 
 from botocore import exceptions as boto
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.parsers import ResponseParserError
+from urllib3.exceptions import HTTPError
 
 from modelchain.errors import ConfigurationError, DiskFullError, ModelChainError
 from modelchain.store.base import (
@@ -16,12 +21,15 @@ from modelchain.store.base import (
     StoreError,
     StoreUnavailable,
 )
+from modelchain.store.s3_answers import NotS3Error
+from modelchain.store.tls_errors import explain_tls, tls_error
 
 GIVE_CREDENTIALS = (
     "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_PROFILE); in a cluster, store.secretName "
     "or a service account with rights to the bucket"
 )
 
+_CODE = re.compile(r"[A-Za-z0-9._-]{1,64}")  # no server's prose passes for a code
 _MISSING = {"NoSuchKey", "404", "NotFound", "NoSuchUpload"}
 _CONFLICT = {"PreconditionFailed", "412"}
 _BAD_CREDENTIALS = {
@@ -57,6 +65,16 @@ _CREDENTIAL_ERRORS = (
     boto.TokenRetrievalError,
     boto.NoAuthTokenError,
 )
+_BROKEN_BODY = (
+    boto.IncompleteReadError,
+    boto.ResponseStreamingError,
+    boto.ChecksumError,
+    boto.FlexibleChecksumError,
+    HTTPError,
+    ConnectionError,
+    TimeoutError,
+)
+_CONNECTION = (boto.ConnectionError, boto.HTTPClientError, ssl.SSLError)
 _MALFORMED = (
     boto.ParamValidationError,
     boto.InvalidEndpointDiscoveryConfigurationError,
@@ -68,27 +86,57 @@ _MALFORMED = (
 )
 
 
-def explain(
-    error: BotoCoreError | ClientError, uri: str, bucket: str, endpoint: str | None
-) -> ModelChainError:
-    """The error to show for `error`, which happened to the object at `uri`."""
+def explain(error: Exception, uri: str, bucket: str, endpoint: str | None) -> ModelChainError | None:
+    """The error to show for `error`, which happened on the way to the object at `uri`; None: it is none of S3's.
+
+    Every exception of botocore, urllib3 and ssl has its meaning here, and nowhere else.
+    """
+    at = f" at {without_credentials(endpoint)}" if endpoint else ""
+    if isinstance(error, NotS3Error):
+        return NotS3Error(f"{uri}: {error.public}", quoted=error.quoted)
+    if isinstance(error, ModelChainError):
+        return error
     if isinstance(error, ClientError):
         return _explain_answer(error, uri, bucket, endpoint)
-    at = f" at {without_credentials(endpoint)}" if endpoint else ""
+    if (tls := tls_error(error)) is not None:
+        wrong = explain_tls(tls, endpoint)
+        if wrong is not None:
+            return ConfigurationError(f"{uri}: {wrong[0]}", quoted=wrong[1])
     if isinstance(error, _CREDENTIAL_ERRORS):
         return Forbidden(f"{uri}: no usable credentials found; {GIVE_CREDENTIALS}")
-    if isinstance(error, boto.SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
-        return ConfigurationError(
-            f"{uri}: the server's certificate{at} is not trusted; give its authority as the store's CA bundle"
-        )
     if isinstance(error, _MALFORMED):
         return ConfigurationError(f"{uri}: the store's address can't be used: {_one_line(error)}")
-    return StoreUnavailable(f"{uri}: the store{at} does not answer ({_kind(error)}); is it running?")
+    inner = error.kwargs.get("error") if isinstance(error, boto.HTTPClientError) else None
+    if isinstance(inner, ValueError) and not isinstance(inner, HTTPError):
+        return ConfigurationError(
+            f"{uri}: the key or the address holds a character that no request may have; write it again without"
+        )
+    if isinstance(inner, Exception) and not isinstance(inner, OSError | HTTPError | HTTPException):
+        error = inner  # not of the network: urllib3 could make nothing of the answer
+    if isinstance(error, _BROKEN_BODY):
+        return StoreUnavailable(f"{uri}: the connection{at} broke off; try again")
+    if isinstance(error, _CONNECTION):
+        return StoreUnavailable(f"{uri}: the store{at} does not answer ({_kind(error)}); is it running?")
+    if isinstance(
+        error,
+        BotoCoreError
+        | ResponseParserError
+        | ArithmeticError
+        | LookupError
+        | ValueError
+        | TypeError
+        | RecursionError,
+    ):
+        return NotS3Error(
+            f"{uri}: the answer of the store{at} can't be understood ({type(error).__name__}): is it an S3 server?"
+        )
+    return None
 
 
 def code_of(error: ClientError) -> str:
     """The error's code; for an answer without a body (HEAD) its HTTP status as text."""
-    return str(error.response.get("Error", {}).get("Code", ""))
+    code = str(error.response.get("Error", {}).get("Code", ""))
+    return code if _CODE.fullmatch(code) else ""
 
 
 def status_of(error: ClientError) -> int:
@@ -142,10 +190,10 @@ def _explain_answer(error: ClientError, uri: str, bucket: str, endpoint: str | N
             "(without s3:ListBucket, a missing object looks like this too)"
         )
     message = " ".join(str(error.response.get("Error", {}).get("Message", "")).split())
-    return StoreError(f"{uri}: the store answers {code or status}: {message[:200]}")
+    return StoreError(f"{uri}: the store answers {code or status}", quoted=message[:200])
 
 
-def _kind(error: BotoCoreError) -> str:
+def _kind(error: Exception) -> str:
     if isinstance(error, boto.ReadTimeoutError | boto.ConnectTimeoutError):
         return "no answer in time"
     if isinstance(error, boto.EndpointConnectionError):
@@ -153,5 +201,5 @@ def _kind(error: BotoCoreError) -> str:
     return type(error).__name__
 
 
-def _one_line(error: BotoCoreError) -> str:
+def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES = 1 << 20
 THREADS = 8
+_STAND_IN = "no-etag-"
 
 
 class Replaced(Exception):  # noqa: N818
@@ -39,11 +40,15 @@ def fetch(
 
     def read(client: S3Client) -> None:
         nonlocal seen
+        if (
+            seen is None
+        ):  # nothing would tell the rest of this object from that of another: once more from the start
+            data.clear()
         request: GetObjectRequestTypeDef = {"Bucket": connection.bucket, "Key": name}
         first = start + len(data)
         if first > 0 or length is not None:
             request["Range"] = f"bytes={first}-" if length is None else f"bytes={first}-{start + length - 1}"
-        if seen is not None:
+        if seen is not None and not is_stand_in(seen):
             request["IfMatch"] = seen
         try:
             answer = client.get_object(**request)
@@ -55,7 +60,7 @@ def fetch(
             raise
         if first > 0 and "ContentRange" not in answer:
             raise StoreError(f"{uri}: the store ignores ranged reads: it can't be used")
-        seen = answer["ETag"]
+        seen = answer.get("ETag") or etag
         with closing(answer["Body"]) as body:
             while chunk := body.read(CHUNK_BYTES):
                 data.extend(chunk)
@@ -69,7 +74,23 @@ def fetch(
             data.clear()  # replaced while we read: begin again with what is there now
             seen = None
         else:
-            return bytes(data if length is None else data[:length]), seen or ""
+            found = bytes(data if length is None else data[:length])
+            return found, seen or (content_etag(found) if length is None else "")
+
+
+def content_etag(data: bytes) -> str:
+    """The etag of an object that came without one (S3 does not require it): as S3 makes it of small objects."""
+    return f'"{hashlib.md5(data, usedforsecurity=False).hexdigest()}"'
+
+
+def stand_in_etag(size: int, modified: float) -> str:
+    """What tells versions of an object apart where a listing or a HEAD comes without an ETag."""
+    return f"{_STAND_IN}{size}-{modified:.3f}"
+
+
+def is_stand_in(etag: str) -> bool:
+    """Whether the server does not know this etag."""
+    return etag.startswith(_STAND_IN)
 
 
 def download(

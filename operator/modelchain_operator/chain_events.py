@@ -144,7 +144,14 @@ def _warnings(before: ChainStatus | None, after: ChainStatus) -> Iterator[Note]:
     if (
         progressing is not None
         and progressing.reason
-        in ("BackendUnavailable", "NodeUnreachable", "StoreForbidden", "ArtifactDamaged")
+        in (
+            "BackendUnavailable",
+            "NodeUnreachable",
+            "StoreForbidden",
+            "StoreMisconfigured",
+            "StoreUnreadable",
+            "ArtifactDamaged",
+        )
         and (known is None or known.reason != progressing.reason)
     ):
         yield Note(WARNING, progressing.reason, progressing.message)

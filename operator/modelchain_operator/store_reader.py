@@ -498,9 +498,13 @@ class StoreReader:
         began, read_at = self._clock(), time.time()
         try:
             facts = await self._schedule.call(place, lambda: look.look(whole=whole))
-        except ModelChainError as error:
-            facts = trouble_of(error, store)
-            if facts.trouble is StoreTrouble.FORBIDDEN and not stage.dropped:
+        except Exception as error:
+            facts = trouble_of(error, store, quoting=False)
+            if facts.trouble is StoreTrouble.UNREADABLE:
+                logger.exception(
+                    "chain %s, stage %s: reading the store has failed", stage.chain.key, stage.name
+                )
+            if facts.trouble in (StoreTrouble.FORBIDDEN, StoreTrouble.MISCONFIGURED) and not stage.dropped:
                 self._remind(stage.chain)
                 if self.on_refused is not None:
                     self.on_refused(store)
@@ -554,7 +558,10 @@ class StoreReader:
         except StoreUnavailable:
             return WAITING_SECONDS
         except ModelChainError as error:
-            found = Unmeasurable(str(error))
+            found = Unmeasurable(error.public)
+        except Exception as error:
+            logger.exception("chain %s: the evaluations can't be read", comparison.chain.key)
+            found = Unmeasurable(f"reading their evaluations has failed: unforeseen {type(error).__name__}")
         if not comparison.dropped:
             comparison.found = found
             self.on_change(comparison.chain.key)

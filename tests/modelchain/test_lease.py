@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -301,6 +302,24 @@ class TestAKeeper:
                 seaweedfs.start()
             sequence = read(s3_store).sequence
             wait_until(lambda: read(s3_store).sequence > sequence, "it is renewed", seconds=60)
+            assert not held.lost
+
+    def test_a_renewal_that_fails_in_a_way_nobody_foresaw_is_not_the_last(
+        self, folder_store: FolderStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        put, failed = folder_store.put, threading.Event()
+
+        def fail_once(*arguments: Any, **conditions: Any) -> str:
+            if not failed.is_set():
+                failed.set()
+                raise KeyError("ETag")
+            return put(*arguments, **conditions)
+
+        with keeper(folder_store, duration=1) as held:
+            sequence = read(folder_store).sequence
+            monkeypatch.setattr(folder_store, "put", fail_once)
+            wait_until(failed.is_set, "a renewal has failed", seconds=SECONDS)
+            wait_until(lambda: read(folder_store).sequence > sequence, "it is renewed", seconds=SECONDS)
             assert not held.lost
 
     def test_release_does_not_wait_for_a_store_that_is_away(

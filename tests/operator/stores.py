@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from modelchain.artifacts import LEASE, MANIFEST, PROGRESS, Lease, attempt_folder, new_attempt_token
-from modelchain.errors import ModelChainError
 from modelchain.resolved import ResolvedChain, ResolvedStage
 from modelchain.store import ObjectInfo, Store, StoreUnavailable
 from modelchain.store.folder import FolderStore
@@ -25,7 +24,7 @@ class MoodyStore(FolderStore):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self.trouble: ModelChainError | None = None
+        self.trouble: Exception | None = None
         self.answers = threading.Event()
         self.answers.set()
         self.hangs_seconds = WAIT_SECONDS  # after that, what does not answer is given up

@@ -17,15 +17,17 @@ import pytest
 
 from modelchain.artifacts import FAILURE, LEASE, MANIFEST, Failure, attempt_folder, chain_key
 from modelchain.errors import CannotWriteError
-from modelchain.reconcile.observation import StageFacts, StoreTrouble
-from modelchain.resolved import ResolvedChain
-from modelchain.status import ChainPhase, ChainRecord, ChainStatus, StagePhase, StageStatus
-from modelchain.store import Forbidden, Store, StoreUnavailable
+from modelchain.reconcile.decide import decide
+from modelchain.reconcile.observation import Observation, StageFacts, StoreTrouble
+from modelchain.resolved import ResolvedChain, ResolvedStore
+from modelchain.status import ChainPhase, ChainRecord, ChainStatus, ConditionType, StagePhase, StageStatus
+from modelchain.store import Credentials, Forbidden, Store, StoreUnavailable, open_store
 from modelchain_operator import store_reader, store_schedule
 from modelchain_operator.queue import Key
 from modelchain_operator.store_access import NoAccess
 from modelchain_operator.store_reader import StoreReader
 from tests.modelchain.reconcile.chains import chain
+from tests.modelchain.store.odd_server import Respond, page, redirect, serve
 from tests.operator.stores import MoodyStore, advance, complete, hold_lease, run, train, until
 from tests.seaweedfs import SeaweedFS
 
@@ -784,10 +786,43 @@ def test_an_outage_of_a_real_store_delays_and_nothing_else(seaweedfs: SeaweedFS,
 
 
 def short_of_patience(store: Store) -> Store:
-    from modelchain.resolved import ResolvedStore
     from modelchain.store import open_store
     from modelchain.store.s3 import S3Store
 
     assert isinstance(store, S3Store)
     access: ResolvedStore = store._access
     return open_store(access, patience_seconds=0.0)
+
+
+@pytest.mark.parametrize("respond", [redirect(301), page], ids=["redirect", "page"])
+def test_an_endpoint_that_is_no_store_is_told_without_its_words(respond: Respond) -> None:
+    async def scenario(endpoint: str) -> None:
+        access = ResolvedStore(uri="s3://bucket/chains", endpoint_url=endpoint)
+        store = open_store(access, patience_seconds=0.0, credentials=Credentials("key", "secret"))
+        async with reading() as reader:
+            follow(reader, store)
+            await until(lambda: trouble(reader) is StoreTrouble.MISCONFIGURED, "it is told")
+            facts = fact(reader, "tiny")
+            assert facts is not None
+            assert "the endpoint" in facts.message
+            assert "elsewhere.example" not in facts.message
+        decision = decide(CHAIN, Observation(store=dict.fromkeys(("tiny", "small"), facts)), time.time())
+        assert decision.status.stages[0].reason == "StoreMisconfigured"
+        progressing = decision.status.condition(ConditionType.PROGRESSING)
+        assert progressing is not None
+        assert (progressing.status, progressing.reason) == ("False", "StoreMisconfigured")
+
+    with serve(respond) as endpoint:
+        run(scenario(endpoint))
+
+
+def test_an_error_that_nobody_foresaw_is_told_too(store: MoodyStore) -> None:
+    async def scenario() -> None:
+        async with reading() as reader:
+            store.trouble = KeyError("ETag")
+            follow(reader, store)
+            await until(lambda: trouble(reader) is StoreTrouble.UNREADABLE, "it is told")
+            store.trouble = None
+            await until(lambda: trouble(reader) is None, "it is read again")
+
+    run(scenario())

@@ -145,14 +145,17 @@ def test_progress_goes_on_after_an_outage_of_the_store(telemetry: Telemetry, sto
     _wait_for(lambda: _has_progress(store, 2))
 
 
-def test_a_full_disk_reaches_the_training(telemetry: Telemetry, store: _Outage) -> None:
-    store.error = DiskFullError("/store: no space left")
+@pytest.mark.parametrize("error", [DiskFullError("/store: no space left"), KeyError("ETag")])
+def test_what_time_does_not_mend_reaches_the_training(
+    telemetry: Telemetry, store: _Outage, error: Exception
+) -> None:
+    store.error = error
     telemetry.start()
 
     def failed() -> bool:
         try:
             telemetry.check()
-        except DiskFullError:
+        except type(error):
             return True
         return False
 

@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
 from modelchain.artifacts import PROGRESS, Progress
-from modelchain.errors import ModelChainError
 from modelchain.store import Store, StoreUnavailable
 from modelchain_trainer.metrics_log import EvaluationLine, MetricsLog, TrainLine, encode_files
 
@@ -76,7 +75,7 @@ class Telemetry:
         self._written_sequence = -1
         self._log = MetricsLog()
         self._rate = StepRate()
-        self._error: ModelChainError | None = None
+        self._error: Exception | None = None
         self._silenced = False  # the store is away, and that has been said
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="telemetry", daemon=True)
@@ -87,7 +86,7 @@ class Telemetry:
             self._thread.start()
 
     def check(self) -> None:
-        """Raises what keeps the thread from writing, if time will not mend it (forbidden, disk full)."""
+        """Raises what keeps the thread from writing, if time will not mend it (forbidden, disk full, unforeseen)."""
         if self._error is not None:
             raise self._error
 
@@ -212,7 +211,7 @@ class Telemetry:
                     "%s; the training goes on, and progress is written once the store is back", error
                 )
             self._silenced = True
-        except ModelChainError as error:
+        except Exception as error:  # noqa: BLE001 - raised in the training's thread, by `check`
             self._error = self._error or error
         else:
             self._silenced = False

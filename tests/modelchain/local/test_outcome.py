@@ -48,6 +48,9 @@ def test_a_permanent_code_is_passed_on_and_spent_retries_are_1(code: int, expect
 def test_what_only_a_person_can_mend_ends_the_run() -> None:
     assert exit_code(after(tiny=StageFacts(trouble=StoreTrouble.FORBIDDEN)), NOBODY) == 77
     assert exit_code(after(tiny=StageFacts(trouble=StoreTrouble.DAMAGED)), NOBODY) == 65
+    assert exit_code(after(tiny=StageFacts(trouble=StoreTrouble.MISCONFIGURED)), NOBODY) == 78
+    assert exit_code(after(tiny=StageFacts(trouble=StoreTrouble.UNREADABLE)), NOBODY) == 70
+    assert exit_code(after(tiny=StageFacts(trouble=StoreTrouble.UNAVAILABLE)), NOBODY) is None
 
 
 def test_being_stopped_shows_in_the_code() -> None:

@@ -27,7 +27,7 @@ class MoodyStore(FolderStore):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self.trouble: ModelChainError | None = None
+        self.trouble: Exception | None = None
         self.answers = threading.Event()
         self.answers.set()
 
@@ -199,3 +199,40 @@ def test_the_first_look_raises_what_a_person_must_mend(store: MoodyStore) -> Non
     store.trouble = Forbidden("s3://x: refused")
     with pytest.raises(Forbidden):
         StoreWatch(store, CHAIN).look_at_all()
+
+
+def test_an_error_that_nobody_foresaw_is_told_and_the_store_is_read_on(
+    store: MoodyStore, watch: StoreWatch
+) -> None:
+    wait_until(lambda: "tiny" in watch.seen().facts, "the store is read")
+    store.trouble = KeyError("ETag")
+    watch.look_again("tiny")
+    wait_until(
+        lambda: known_trouble(watch) is StoreTrouble.UNREADABLE, "reading it has failed, and that is known"
+    )
+    assert "unforeseen KeyError" in watch.seen().facts["tiny"].message
+    store.trouble = None
+    wait_until(lambda: known_trouble(watch) is None, "it is read again")
+
+
+def test_whatever_ends_the_thread_reaches_the_runner(
+    store: MoodyStore, watch: StoreWatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise RecursionError("too deep")
+
+    monkeypatch.setattr(watch, "_write_record", fail)
+
+    def has_told() -> bool:
+        try:
+            watch.seen()
+        except RecursionError:
+            return True
+        return False
+
+    wait_until(has_told, "the end of the thread is told")
+
+
+def known_trouble(watch: StoreWatch) -> StoreTrouble | None:
+    facts = watch.seen().facts.get("tiny")
+    return facts.trouble if facts is not None else None

@@ -17,7 +17,8 @@ import pytest
 from botocore import exceptions as boto
 from botocore.awsrequest import AWSResponse
 from botocore.compat import HTTPHeaders
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import ClientError
+from botocore.parsers import ResponseParserError
 
 from modelchain.errors import ConfigurationError, DiskFullError, ModelChainError
 from modelchain.resolved import ResolvedStore
@@ -33,6 +34,7 @@ from modelchain.store import (
     s3,
 )
 from modelchain.store.s3 import S3Store
+from modelchain.store.s3_answers import NotS3Error
 from modelchain.store.s3_errors import explain
 from tests.modelchain.store.wire import Wire
 from tests.seaweedfs import BUCKET, READER_ACCESS_KEY, READER_SECRET_KEY, SECRET_KEY, SeaweedFS
@@ -561,23 +563,25 @@ def client_error(status: int, code: str, message: str = "") -> ClientError:
         (client_error(501, "NotImplemented", "not\nhere"), StoreError, "answers NotImplemented: not here"),
         (boto.NoCredentialsError(), Forbidden, "no usable credentials"),
         (
-            boto.SSLError(endpoint_url="https://x", error=OSError("[SSL: CERTIFICATE_VERIFY_FAILED]")),
-            ConfigurationError,
-            "certificate at https://host is not trusted",
-        ),
-        (
             boto.SSLError(endpoint_url="https://x", error=OSError("EOF occurred")),
             StoreUnavailable,
             "does not answer",
         ),
         (boto.EndpointConnectionError(endpoint_url="https://x"), StoreUnavailable, "can't connect"),
+        (boto.ConnectionClosedError(endpoint_url="https://x"), StoreUnavailable, "does not answer"),
+        (boto.IncompleteReadError(actual_bytes=1, expected_bytes=2), StoreUnavailable, "broke off"),
+        (boto.PaginationError(message="the same token twice"), NotS3Error, "is it an S3 server"),
+        (ResponseParserError("no XML"), NotS3Error, "is it an S3 server"),
+        (KeyError("ETag"), NotS3Error, "is it an S3 server"),
+        (RecursionError("too deep"), NotS3Error, "is it an S3 server"),
         (boto.ReadTimeoutError(endpoint_url="https://x"), StoreUnavailable, "no answer in time"),
     ],
 )
 def test_each_error_has_its_kind_and_one_line(
-    error: BotoCoreError | ClientError, kind: type[ModelChainError], says: str
+    error: Exception, kind: type[ModelChainError], says: str
 ) -> None:
     shown = explain(error, "s3://bucket/key", "bucket", "https://me:hidden@host")
+    assert shown is not None
     assert type(shown) is kind
     message = str(shown)
     assert message.startswith("s3://bucket/key: ")
