@@ -100,7 +100,7 @@ def _quality(comparisons: Sequence[Comparison], styles: Mapping[str, Style]) -> 
         panel.set_visible(False)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(
-        handles, labels, loc="outside lower center", ncols=min(3, len(labels)), fontsize=8, frameon=False
+        handles, labels, loc="outside lower center", ncols=min(2, len(labels)), fontsize=8, frameon=False
     )
     return figure
 
@@ -141,9 +141,9 @@ def _factors(
     panel.axhline(1, color=MUTED.light, linewidth=1, linestyle=":")
     panel.set_xticks(range(len(families)), [f"{name} models" for name in families])
     panel.set_ylim(bottom=0)
-    panel.set_ylabel("times less compute at equal quality (hollow: at least)", fontsize=8, color=TEXT.light)
+    panel.set_ylabel("times less compute (hollow: at least)", fontsize=8, color=TEXT.light)
     _dress(panel)
-    figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    figure.legend(loc="outside lower center", ncols=1, fontsize=8, frameon=False)
     return figure
 
 
