@@ -45,7 +45,9 @@ _LIST_TYPES: dict[tuple[type[BaseModel], str], Schema] = {
     (Measurement, "models"): {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
     (ChainStatus, "conditions"): {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     (DataSpec, "captionKeys"): {"x-kubernetes-list-type": "set"},
+    (DataSpec, "imageKeys"): {"x-kubernetes-list-type": "set"},
     (EvaluationDataSpec, "captionKeys"): {"x-kubernetes-list-type": "set"},
+    (EvaluationDataSpec, "imageKeys"): {"x-kubernetes-list-type": "set"},
 }
 
 _FREE: Schema = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}

@@ -47,6 +47,7 @@ _LEARNING_RATE_SCHEDULE: Final[_Table] = {"type": "Cosine", "decayFraction": _RE
 _DATA: Final[_Table] = {  # shards are added apart
     "samples": _REQUIRED,
     "captionKeys": ["txt"],
+    "imageKeys": None,
     "blockMebibytes": 4,
     "windowBlocks": 128,
     "randomCropScale": [0.9, 1.0],

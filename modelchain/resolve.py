@@ -81,6 +81,8 @@ def resolve(chain: ModelChain, *, base: Path | None = None) -> ResolvedChain:
     Raises UserDataError (UnresolvableError, UnknownModelError, ShardPatternError) for the first thing that is
     wrong.
     """
+    if base is not None:
+        _check_name(base)
     reference = chain_reference(chain.metadata)
     store = resolve_store(chain.spec.store, base)
     stages: list[ResolvedStage] = []
@@ -345,6 +347,14 @@ def _given(block: Block | None, only: set[str] | None = None) -> dict[str, objec
         return {}
     fields = only if only is not None else set(type(block).model_fields)
     return {name: value for name in fields if (value := getattr(block, name, None)) is not None}
+
+
+def _check_name(folder: Path) -> None:
+    """Raises UnresolvableError for a folder whose name can't be written: a resolved stage travels as JSON."""
+    name = str(folder)
+    written = name.encode("utf-8", "backslashreplace").decode()
+    if written != name:
+        raise UnresolvableError(f"{written}: the folder's name is not UTF-8; rename it, e.g. with convmv")
 
 
 def _located(location: str, base: Path | None) -> str:

@@ -65,6 +65,7 @@ class ResolvedData(Block):
     shards: tuple[str, ...]  # patterns, as written; expand with modelchain.shards.expand
     samples: int
     caption_keys: tuple[str, ...] = ("txt",)
+    image_keys: tuple[str, ...] | None = None  # None: the trainer's own list of image formats
     block_mebibytes: int = 4
     window_blocks: int = 128
     random_crop_scale: tuple[float, float] = (0.9, 1.0)

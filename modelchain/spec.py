@@ -43,6 +43,10 @@ ControllerName = Annotated[
 MetricName = Annotated[str, StringConstraints(pattern=r"^[a-z][-a-z0-9]*/[A-Za-z0-9@]+$", max_length=64)]
 Template = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+FileKey = Annotated[  # an extension, or a field of JSON files: `txt`, `json:caption`
+    str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}(:[A-Za-z0-9_.-]{1,64})?$")
+]
+Extension = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 Count = Annotated[int, Field(ge=1, le=2**40)]
 SmallCount = Annotated[int, Field(ge=1, le=65536)]
 Seconds = Annotated[int, Field(ge=0, le=10**8)]
@@ -169,13 +173,21 @@ class DataSpec(Block):
         Count | None, Field(description="Samples in all shards together; one epoch sees each once.")
     ] = None
     caption_keys: Annotated[
-        list[Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]] | None,
+        list[FileKey] | None,
         Field(
             min_length=1,
             max_length=MAX_CAPTION_KEYS,
-            description="Extensions of a sample's caption files. Each is a contrastive term of its "
-            "own; terms are "
-            "averaged. Default: [txt].",
+            description="Extensions of a sample's caption files, or fields of its JSON file (json:caption). "
+            "Each is a contrastive term of its own; terms are averaged. Default: [txt].",
+        ),
+    ] = None
+    image_keys: Annotated[
+        list[Extension] | None,
+        Field(
+            min_length=1,
+            max_length=MAX_CAPTION_KEYS,
+            description="Extensions of image files; the first that a sample has is its image. Default: jpg, png, "
+            "jpeg, webp and others.",
         ),
     ] = None
     block_mebibytes: Annotated[
@@ -213,18 +225,26 @@ class EvaluationDataSpec(Block):
         Count | None, Field(description="Use only the first this many samples. Default: all.")
     ] = None
     caption_keys: Annotated[
-        list[Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]] | None,
+        list[FileKey] | None,
         Field(
             min_length=1,
             max_length=MAX_CAPTION_KEYS,
             description="Retrieval: captions to retrieve by. Default: data.captionKeys.",
         ),
     ] = None
-    class_key: Annotated[
-        str | None,
+    image_keys: Annotated[
+        list[Extension] | None,
         Field(
-            pattern=r"^[A-Za-z0-9_.-]{1,64}$",
-            description="ZeroShot: extension of the file with the class number. Default: cls.",
+            min_length=1,
+            max_length=MAX_CAPTION_KEYS,
+            description="Extensions of image files, as in data.imageKeys. Default: jpg, png, jpeg, webp and others.",
+        ),
+    ] = None
+    class_key: Annotated[
+        FileKey | None,
+        Field(
+            description="ZeroShot: extension of the file with the class number, or a field of a JSON file "
+            "(json:label). Default: cls.",
         ),
     ] = None
 

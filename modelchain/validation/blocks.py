@@ -126,7 +126,9 @@ def _check_data(data: DataSpec, at: FieldPath) -> Iterator[Finding]:
     if data.shards is not None:
         yield from _check_shards(data.shards, (*at, "shards"))
     if data.caption_keys is not None:
-        yield from _check_distinct(data.caption_keys, (*at, "captionKeys"), "caption")
+        yield from _check_caption_keys(data.caption_keys, (*at, "captionKeys"))
+    if data.image_keys is not None:
+        yield from _check_distinct(data.image_keys, (*at, "imageKeys"), "extension")
     if data.random_crop_scale is not None:
         low, high = data.random_crop_scale
         if low > high:
@@ -152,6 +154,14 @@ def _check_shards(patterns: list[str], at: FieldPath) -> Iterator[Finding]:
     if duplicate is not None:
         message = f"shard {quoted(duplicate)} occurs twice, so its samples would be seen twice an epoch"
         yield _finding(at, message, "list it once", "shards")
+
+
+def _check_caption_keys(keys: list[str], at: FieldPath) -> Iterator[Finding]:
+    yield from _check_distinct(keys, at, "caption")
+    for index, key in enumerate(keys):
+        if key.lower().rpartition(".")[2] == "json":
+            message = f"{quoted(key)} is a file of JSON, whose text would be learnt as it stands"
+            yield _finding((*at, index), message, f"name the field that holds the caption: {key}:caption")
 
 
 def _check_distinct(names: list[str], at: FieldPath, what: str) -> Iterator[Finding]:
@@ -210,7 +220,7 @@ def _check_retrieval(evaluation: EvaluationSpec, at: FieldPath) -> Iterator[Find
             message = f"{part[-1]} is for ZeroShot sets, this one is Retrieval"
             yield _finding((*at, *part), message, "remove it, or write type: ZeroShot", "evaluation.type")
     if evaluation.data.caption_keys is not None:
-        yield from _check_distinct(evaluation.data.caption_keys, (*at, "data", "captionKeys"), "caption")
+        yield from _check_caption_keys(evaluation.data.caption_keys, (*at, "data", "captionKeys"))
 
 
 def _check_learning_rate_schedule(training: TrainingSpec, at: FieldPath) -> Iterator[Finding]:

@@ -203,8 +203,9 @@ _PATTERNS = {
     "name": "use lower-case letters, digits and dashes, a letter first, at most 30 characters",
     "from": "write the name of a stage above this one",
     "sha256": "write 64 lower-case hexadecimal digits, as sha256sum prints them",
-    "captionKeys": "write a file extension such as txt or caption.txt, without a leading path",
-    "classKey": "write a file extension such as cls",
+    "captionKeys": "write a file extension such as txt or caption.txt, or a field of a JSON file such as json:caption",
+    "imageKeys": "write a file extension such as jpg or input.jpg, without a leading path",
+    "classKey": "write a file extension such as cls, or a field of a JSON file such as json:label",
     **dict.fromkeys(
         ("secretName", "caBundleConfigMap", "queueName", "priorityClassName", "serviceAccountName"),
         "write the name of a Kubernetes object: lower-case letters, digits, dashes and dots",

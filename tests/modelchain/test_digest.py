@@ -93,6 +93,8 @@ DECIDING: list[tuple[Path, Any, int]] = [
     (("data", "samples"), 100001, 0),
     (("data", "captionKeys"), ["txt"], 0),
     (("data", "captionKeys"), ["long.txt", "txt"], 0),
+    (("data", "captionKeys"), ["json:caption"], 0),
+    (("data", "imageKeys"), ["input.jpg"], 0),
     (("data", "blockMebibytes"), 8, 0),
     (("data", "windowBlocks"), 8, 0),
     (("data", "randomCropScale"), [0.5, 1.0], 0),

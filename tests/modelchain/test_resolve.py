@@ -213,6 +213,14 @@ def test_relative_paths_stay_or_are_placed_below_base() -> None:
     assert [one.digest for one in placed.stages] == [one.digest for one in as_written.stages]
 
 
+def test_a_folder_whose_name_can_not_be_written_is_refused_in_words_that_can() -> None:
+    with pytest.raises(
+        UnresolvableError, match=r"chains-caf\\udce9: the folder's name is not UTF-8"
+    ) as raised:
+        resolve(chain(), base=FilePath("/data/chains-caf\udce9"))
+    str(raised.value).encode()
+
+
 def test_a_stage_comes_back_whole_from_the_environment() -> None:
     for stage in resolved({("stages", 0, "fromWeights"): {"uri": "w", "sha256": "ab" * 32}}).stages:
         assert ResolvedStage.model_validate_json(stage.to_json()) == stage

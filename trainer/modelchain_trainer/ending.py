@@ -56,8 +56,10 @@ class RankReport(Block):
 
 
 def one_line(text: str) -> str:
-    """`text` without line breaks, and no longer than a message may be."""
-    joined = " ".join(text.split())
+    """`text` without line breaks, and no longer than a message may be. Names of files that are not UTF-8 come with
+    halves of surrogate pairs, which neither JSON nor a terminal takes: those stand as \\udcNN.
+    """
+    joined = " ".join(text.encode("utf-8", "backslashreplace").decode().split())
     return joined if len(joined) <= MAX_MESSAGE_CHARACTERS else joined[: MAX_MESSAGE_CHARACTERS - 1] + "…"
 
 

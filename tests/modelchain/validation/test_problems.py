@@ -190,6 +190,8 @@ MISTAKES: list[tuple[dict[Path, Any], str, str, str]] = [
         '"a b" is not allowed',
         "file extension",
     ),
+    ({("data", "captionKeys"): ["json:"]}, "spec.data.captionKeys[0]", "is not allowed", "json:caption"),
+    ({("data", "imageKeys"): ["json:url"]}, "spec.data.imageKeys[0]", "is not allowed", "input.jpg"),
     ({("data", "captionKeys"): [1]}, "spec.data.captionKeys[0]", "is 1, a text", 'put it in quotes: "1"'),
     ({("data", "randomCropScale"): [1]}, "spec.data.randomCropScale", "has 1 entries", "at least 2 entries"),
     ({("job", "nodeSelector"): {"gpu": True}}, "spec.job.nodeSelector.gpu", "is true, a text", '"true"'),
@@ -363,6 +365,14 @@ MISTAKES: list[tuple[dict[Path, Any], str, str, str]] = [
     ),
     ({("data", "shards"): ["gs://b/a.tar"]}, "spec.data.shards[0]", "gs:// can't be read", "s3://bucket"),
     ({("data", "captionKeys"): ["txt", "txt"]}, "spec.data.captionKeys[1]", "listed twice", "one of the two"),
+    ({("data", "captionKeys"): ["json"]}, "spec.data.captionKeys[0]", "would be learnt", "json:caption"),
+    (
+        {("evaluation", 0, "data", "captionKeys"): ["txt", "a.JSON"]},
+        "spec.evaluation[0].data.captionKeys[1]",
+        "is a file of JSON",
+        "a.JSON:caption",
+    ),
+    ({("data", "imageKeys"): ["jpg", "jpg"]}, "spec.data.imageKeys[1]", "listed twice", "one of the two"),
     (
         {("data", "randomCropScale"): [1, 0.5]},
         "spec.data.randomCropScale",

@@ -85,11 +85,22 @@ def test_pictures_of_all_modes_become_rgb(format_: str, mode: str) -> None:
         noise(64, quality="JPEG")[:-500],
         noise(64, quality="WEBP")[:200],
         png(1)[:20] + b"\xff\xff" + png(1)[22:],
-        encoded(picture(4, 4), "BMP"),
-        encoded(picture(4, 4), "GIF"),
+        encoded(picture(40, 40), "BMP")[:300],
+        encoded(picture(40, 40), "GIF")[:300],
         b"<svg xmlns='http://www.w3.org/2000/svg'/>",
     ],
-    ids=["empty", "text", "png head", "png cut", "jpeg cut", "webp cut", "png changed", "bmp", "gif", "svg"],
+    ids=[
+        "empty",
+        "text",
+        "png head",
+        "png cut",
+        "jpeg cut",
+        "webp cut",
+        "png changed",
+        "bmp cut",
+        "gif cut",
+        "svg",
+    ],
 )
 def test_what_is_no_picture_is_corrupt(data: bytes) -> None:
     with pytest.raises(CorruptSampleError) as raised:

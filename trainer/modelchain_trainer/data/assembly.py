@@ -24,11 +24,11 @@ from modelchain_trainer.data.sample import (
     CROP_NUMBERS,
     CorruptSampleError,
     crop_and_resize,
-    decode_caption,
     decode_image,
     enough_pixels,
     random_crop,
 )
+from modelchain_trainer.data.text_keys import text_of
 from modelchain_trainer.data.tokenizer import Tokenizer
 
 # Tried in the window, and as many again in the whole data set, each with a request of its own.
@@ -96,8 +96,7 @@ class Assembler:
         image = self._small_images.get(sample)
         data = segment.image(sample) if image is None else b""
         captions = [
-            decode_caption(segment.text(sample, column), name)
-            for column, name in enumerate(self._index.text_keys)
+            text_of(segment.text(sample, column), name) for column, name in enumerate(self._index.text_keys)
         ]
         if image is None:
             image = decode_image(data, enough=self._enough)

@@ -26,10 +26,10 @@ from modelchain_trainer.data.sample import (
     Cause,
     CorruptSampleError,
     Pixels,
-    decode_caption,
     decode_image,
     evaluation_transform,
 )
+from modelchain_trainer.data.text_keys import text_of
 
 DEFAULT_CLASS_KEY = "cls"
 
@@ -83,7 +83,13 @@ class EvaluationReader:
         self._image_size, self._workers = image_size, max(workers, 1)
         self._patience = patience or Patience()
         self._index = index_samples(
-            spec.data.shards, keys, access, index_store, on_progress, patience=self._patience
+            spec.data.shards,
+            keys,
+            access,
+            index_store,
+            on_progress,
+            image_keys=spec.data.image_keys,
+            patience=self._patience,
         )
         self._first_samples = frozenset(self._index.first_samples.tolist())
         self._length = spec.data.samples or len(self._index)
@@ -180,7 +186,8 @@ class EvaluationReader:
 def _label(segment: Segment, sample: int) -> int:
     key = segment.index.text_keys[0]
     try:
-        text = segment.text(sample, 0).strip()
+        file = segment.text(sample, 0)
+        text = text_of(file, key).encode() if ":" in key else file.strip()
     except CorruptSampleError as error:
         raise CorruptSampleError(Cause.MISSING_LABEL, str(error)) from error
     if not text.isdigit() or len(text) > _LONGEST_LABEL:
@@ -190,4 +197,4 @@ def _label(segment: Segment, sample: int) -> int:
 
 def _captions(segment: Segment, sample: int) -> list[str]:
     keys = segment.index.text_keys
-    return [decode_caption(segment.text(sample, column), key) for column, key in enumerate(keys)]
+    return [text_of(segment.text(sample, column), key) for column, key in enumerate(keys)]

@@ -13,6 +13,7 @@ from modelchain_trainer.data.order import SampleOrder, Window
 from modelchain_trainer.data.patience import Patience
 from modelchain_trainer.data.sample import Cause, CorruptSampleError
 from modelchain_trainer.data.tar import RECORD, is_header
+from modelchain_trainer.data.text_keys import extension_of
 
 _MOST_THREADS = 8
 
@@ -30,7 +31,10 @@ class Segment:
         """The image file of a sample. Raises CorruptSampleError where there is none."""
         offset = int(self.index.image_offsets[sample])
         if offset < 0:
-            raise CorruptSampleError(Cause.MISSING_IMAGE, "has no image")
+            others = (
+                f"; files of other extensions in the shards: {self.index.unused}" if self.index.unused else ""
+            )
+            raise CorruptSampleError(Cause.MISSING_IMAGE, f"has no image{others}")
         return self._body(sample, offset, int(self.index.image_sizes[sample]))
 
     def text(self, sample: int, column: int) -> bytes:
@@ -39,7 +43,9 @@ class Segment:
         """
         offset = int(self.index.text_offsets[sample, column])
         if offset < 0:
-            raise CorruptSampleError(Cause.MISSING_CAPTION, f"has no .{self.index.text_keys[column]}")
+            raise CorruptSampleError(
+                Cause.MISSING_CAPTION, f"has no .{extension_of(self.index.text_keys[column])}"
+            )
         return self._body(sample, offset, int(self.index.text_sizes[sample, column]))
 
     def _body(self, sample: int, offset: int, size: int) -> bytes:

@@ -12,10 +12,7 @@ Shape suffixes: B images, 3 colours, H x W pixels.
 
 from __future__ import annotations
 
-import io
 import math
-import struct
-import zlib
 from collections.abc import Sequence
 from enum import StrEnum
 from functools import cache
@@ -25,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from modelchain_trainer.data.formats import open_picture, to_rgb
 from modelchain_trainer.model.open_clip_config import MEAN, STANDARD_DEVIATION
 
 CROP_RATIO = (3 / 4, 4 / 3)
@@ -33,19 +31,7 @@ CROP_NUMBERS = 4 * CROP_TRIES  # uniform random numbers that `random_crop` uses
 
 MAX_PIXELS = 89_478_485  # a quarter of a gibibyte in RGB; more is taken for a decompression bomb
 
-_FORMATS = ("JPEG", "PNG", "WEBP")
-# What Pillow raises for damaged files, besides OSError.
-_DAMAGED = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    LookupError,
-    ArithmeticError,
-    TypeError,
-    struct.error,
-    zlib.error,
-)
+_THIN = 16  # times as long as wide: from there on, evaluation resizes only what its crop will show
 
 Pixels = NDArray[np.uint8]
 
@@ -70,13 +56,13 @@ class CorruptSampleError(Exception):
 
 
 def decode_image(data: bytes, *, enough: int | None = None) -> Image.Image:
-    """A JPEG, PNG or WebP as RGB. Raises CorruptSampleError for anything else, damaged or cut short.
+    """A picture of any format that Pillow reads, as RGB. Raises CorruptSampleError for what is none, or damaged.
 
     A JPEG whose shorter side stays at least `enough` pixels may be decoded at a half, a quarter or an eighth
     of its size, which takes a fraction of the time.
     """
     try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        with open_picture(data) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise CorruptSampleError(
@@ -84,13 +70,15 @@ def decode_image(data: bytes, *, enough: int | None = None) -> Image.Image:
                 )
             if enough is not None:
                 image.draft(image.mode, (enough, enough))
-            return image.convert("RGB")
+            return to_rgb(image)
+    except (CorruptSampleError, MemoryError):
+        raise
     except Image.DecompressionBombError as error:
         raise CorruptSampleError(Cause.BAD_IMAGE, f"more than {MAX_PIXELS} pixels") from error
-    except _DAMAGED as error:
-        reason = (
-            "no JPEG, PNG or WebP" if isinstance(error, Image.UnidentifiedImageError) else _one_line(error)
-        )
+    except Exception as error:
+        # Foreign bytes make Pillow's readers raise whatever they like, besides OSError.
+        unknown = isinstance(error, Image.UnidentifiedImageError)
+        reason = "of no format that Pillow reads" if unknown else _one_line(error)
         raise CorruptSampleError(Cause.BAD_IMAGE, f"not a readable image: {reason}") from error
 
 
@@ -157,12 +145,23 @@ def evaluation_transform(image: Image.Image, size: int) -> Pixels:
     if shorter != size:
         resized = int(size * longer / shorter)
         new_size = (size, resized) if width <= height else (resized, size)
+        if resized > _THIN * size:
+            return np.asarray(_central_square(image, size, resized))
         image = image.resize(new_size, Image.Resampling.BICUBIC)
         width, height = new_size
     left, top = round((width - size) / 2), round((height - size) / 2)
     if (width, height) != (size, size):
         image = image.crop((left, top, left + size, top + size))
     return np.asarray(image)
+
+
+def _central_square(image: Image.Image, size: int, resized: int) -> Image.Image:
+    """The centre of the picture resized to `size` x `resized`, which may be too large for any memory."""
+    width, height = image.size
+    begin = round((resized - size) / 2) * max(width, height) / resized
+    end = begin + size * max(width, height) / resized
+    box = (0, begin, width, end) if width <= height else (begin, 0, end, height)
+    return image.resize((size, size), Image.Resampling.BICUBIC, box=box)
 
 
 def normalize(images_B3HW: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -2,7 +2,8 @@
 
 A sample is a run of consecutive members with the same key; the key is the path up to the first dot of the
 file's name, the rest is the extension, in lower case (webdataset's rule). Files that begin with a dot or have
-none are no samples.
+none are no samples. Where the files of one key lie apart, each run of them is a sample of its own; the index says
+so, and whoever uses those files refuses the shard.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import binascii
 import hashlib
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,13 +25,21 @@ from modelchain.store import NotFound, ObjectInfo, Store
 from modelchain_trainer.data.patience import Patience
 from modelchain_trainer.data.tar import Member, scan
 
-VERSION = 1
+VERSION = 2
 INDEX_FOLDER = "indexes"
 MAX_SAMPLE_BYTES = 2**31 - 1
 
 _COLUMNS = ("starts", "lengths", "members", "extension", "offsets", "sizes")
 
 Int64 = NDArray[np.int64]
+
+
+class Apart(NamedTuple):
+    """Two runs of members that seem to be parts of one sample: one key, no extension in common."""
+
+    key: str
+    first: int  # numbers of the two samples in the shard
+    second: int
 
 
 @dataclass(frozen=True)
@@ -45,6 +55,7 @@ class ShardIndex:
     extension: Int64  # [m] number of each member's extension
     offsets: Int64  # [m] of each member's body, from its sample's start
     sizes: Int64  # [m] of each member's body
+    apart: tuple[Apart, ...] = ()
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -61,6 +72,7 @@ class ShardIndex:
                 "samples": len(self),
                 "extensions": self.extensions,
                 "columns": columns,
+                "apart": self.apart,
             }
         ).encode()
 
@@ -72,7 +84,10 @@ class ShardIndex:
             if document["version"] != VERSION or document["bytes"] != size:
                 raise ValueError("another version, or of another shard")
             columns = {name: _unpack(document["columns"][name]) for name in _COLUMNS}
-            index = cls(extensions=tuple(str(name) for name in document["extensions"]), **columns)
+            apart = tuple(Apart(str(key), int(one), int(two)) for key, one, two in document["apart"])
+            index = cls(
+                extensions=tuple(str(name) for name in document["extensions"]), **columns, apart=apart
+            )
         except (KeyError, TypeError, zlib.error, binascii.Error) as error:
             raise ValueError(f"damaged index: {error}") from error
         if not index._fits(size):
@@ -93,6 +108,8 @@ class ShardIndex:
             return False
         ends = self.starts + self.lengths
         bodies_fit = self.offsets + self.sizes <= np.repeat(self.lengths, self.members)
+        if not all(0 <= first < second < n for _, first, second in self.apart):
+            return False
         return bool((self.starts[1:] >= ends[:-1]).all() and ends[-1] <= size and bodies_fit.all())
 
 
@@ -136,6 +153,7 @@ def build(members: Iterator[Member], uri: str) -> ShardIndex:
     sizes: list[int] = []
     current: str | None = None
     seen: set[int] = set()
+    runs: list[tuple[str, set[int]]] = []  # each sample's key and the extensions it has
     for member in members:
         split = split_name(member.name)
         if split is None:
@@ -144,7 +162,8 @@ def build(members: Iterator[Member], uri: str) -> ShardIndex:
         number = numbers.setdefault(suffix, len(numbers))
         if key != current:
             current = key
-            seen.clear()
+            seen = set()
+            runs.append((key, seen))
             starts.append(member.start)
             ends.append(member.start)
             counts.append(0)
@@ -173,7 +192,19 @@ def build(members: Iterator[Member], uri: str) -> ShardIndex:
         extension=np.array(extension, np.int64),
         offsets=np.array(offsets, np.int64),
         sizes=np.array(sizes, np.int64),
+        apart=_find_apart(runs),
     )
+
+
+def _find_apart(runs: Sequence[tuple[str, set[int]]]) -> tuple[Apart, ...]:
+    """Runs of one key that complete each other. Those that share an extension are samples of the same name."""
+    found: list[Apart] = []
+    earlier: dict[str, tuple[int, set[int]]] = {}
+    for number, (key, extensions) in enumerate(runs):
+        first = earlier.setdefault(key, (number, extensions))
+        if first[0] != number and first[1].isdisjoint(extensions):
+            found.append(Apart(key, first[0], number))
+    return tuple(found)
 
 
 def split_name(path: str) -> tuple[str, str] | None:

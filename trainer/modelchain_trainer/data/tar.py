@@ -31,7 +31,7 @@ ReadRange = Callable[[int, int], bytes]
 class Member(NamedTuple):
     """A regular file in the archive; all in bytes from the archive's beginning."""
 
-    name: str
+    name: str  # bytes that are not UTF-8 stand as \xNN, so that it can be written wherever text can
     start: int  # of its first header, a PAX or long-name header included
     offset: int  # of its body
     size: int  # of its body
@@ -164,7 +164,12 @@ def _short_name(header: bytes) -> str:
 
 
 def _text(field: bytes) -> str:
-    return field.partition(b"\0")[0].decode("utf-8", "surrogateescape")
+    return _decoded(field.partition(b"\0")[0])
+
+
+def _decoded(name: bytes) -> str:
+    """A name that JSON, logs and terminals take, whatever its bytes are."""
+    return name.decode("utf-8", "backslashreplace")
 
 
 def _pax_records(body: bytes, position: int, uri: str) -> dict[str, str]:
@@ -176,7 +181,7 @@ def _pax_records(body: bytes, position: int, uri: str) -> dict[str, str]:
         keyword, equals, value = body[len(digits) + 1 : length].partition(b"=")
         if not len(digits) < length <= len(body) or not equals or not value.endswith(b"\n"):
             raise _damaged(uri, position)
-        records[keyword.decode("utf-8", "replace")] = value[:-1].decode("utf-8", "surrogateescape")
+        records[_decoded(keyword)] = _decoded(value[:-1])
         body = body[length:]
     return records
 
