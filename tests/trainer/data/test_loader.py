@@ -19,6 +19,7 @@ from modelchain_trainer.data.index import DatasetIndex
 from modelchain_trainer.data.loader import Batch, TrainingLoader
 from modelchain_trainer.data.order import SampleOrder, cut_blocks
 from modelchain_trainer.data.patience import Patience
+from modelchain_trainer.data.reader import segment_bytes
 from modelchain_trainer.data.tokenizer import Tokenizer
 from tests.seaweedfs import SeaweedFS
 from tests.trainer.data.shards import (
@@ -334,21 +335,35 @@ def test_a_shard_that_vanishes_is_named(tmp_path: Path, tokenizer: Tokenizer) ->
 def test_closing_ends_all_threads(clean: Data, tokenizer: Tokenizer) -> None:
     shards, index = clean
     before = set(threading.enumerate())
-    # The windows of the first batch are read; the store is away when those of later ones are.
-    stuck = flaky(index, lambda read: StoreUnavailable("away") if read > 20 else None)
-    loader = TrainingLoader(
-        stuck,
-        stage_of(shards, SAMPLES, batch=12, steps=10**6),
-        rank=0,
-        world_size=1,
-        first_step=0,
-        tokenizer=tokenizer,
+    order = SampleOrder(cut_blocks(index, 4 << 20), seed=0, global_batch_size=12, window_blocks=128)
+    needed = {
+        (index.shard_of(first).key, int(index.starts[first]), segment_bytes(index, first, last))
+        for part in order.slices(0, range(order.lanes))
+        for first, last in part.window.segments
+    }
+    waiting = threading.Event()
+
+    class Away(FolderStore):
+        """Gives the windows of the first batch, and nothing else: readers wait for the rest."""
+
+        def get_range(self, key: str, start: int, length: int) -> bytes:
+            if (key, start, length) in needed:
+                return super().get_range(key, start, length)
+            waiting.set()
+            raise StoreUnavailable("away")
+
+    store = Away(Path(index.shards[0].uri).parent)
+    stuck = dataclasses.replace(
+        index, shards=tuple(dataclasses.replace(shard, store=store) for shard in index.shards)
     )
+    stage = stage_of(shards, SAMPLES, batch=12, steps=10**6)
+    loader = TrainingLoader(stuck, stage, rank=0, world_size=1, first_step=0, tokenizer=tokenizer)
     next(loader)
+    assert waiting.wait(60)
     loader.close()
     for thread in threading.enumerate():
         if thread.name.startswith(("modelchain-read", "modelchain-decode")):
-            thread.join(10)
+            thread.join(60)
     assert set(threading.enumerate()) <= before
 
 
