@@ -17,6 +17,7 @@ from pathlib import Path
 TOOLS = Path(__file__).parent / "tools"
 KUBERNETES_VERSION = "v1.36.3"
 TRAINING_OPERATOR_MODULE = "github.com/kubeflow/training-operator"
+KUEUE_MODULE = "sigs.k8s.io/kueue"
 PROMETHEUS_OPERATOR_MODULE = "github.com/prometheus-operator/prometheus-operator"
 
 _MAJOR, _MINOR, _ = KUBERNETES_VERSION.removeprefix("v").split(".")
@@ -59,6 +60,8 @@ CONTROL_PLANE = (
     ),
     Program("training-operator", "training_operator", f"{TRAINING_OPERATOR_MODULE}/cmd/training-operator.v1"),
 )
+# Beside the control plane, for the tests of queues.
+KUEUE = Program("kueue", "kueue", f"{KUEUE_MODULE}/cmd/kueue")
 CHART_TOOLS = (
     Program("helm", "chart", "helm.sh/helm/v3/cmd/helm", _HELM_FLAGS),
     Program("kubeconform", "chart", "github.com/yannh/kubeconform/cmd/kubeconform"),
@@ -67,7 +70,7 @@ CHART_TOOLS = (
 PROMTOOL = Program(
     "promtool", "promtool", "github.com/prometheus/prometheus/cmd/promtool", tags="remove_all_sd"
 )
-PROGRAMS = {program.name: program for program in (*CONTROL_PLANE, *CHART_TOOLS, PROMTOOL)}
+PROGRAMS = {program.name: program for program in (*CONTROL_PLANE, KUEUE, *CHART_TOOLS, PROMTOOL)}
 
 
 def path(name: str) -> str:
@@ -89,6 +92,11 @@ def path(name: str) -> str:
 def training_operator_crds() -> Path:
     """The folder of the training operator's CRDs, for `kubectl apply -k`."""
     return _folder_of_module("training_operator", TRAINING_OPERATOR_MODULE, "manifests/base/crds")
+
+
+def kueue_manifests() -> Path:
+    """The folder of Kueue's manifests: its `default` is for `kubectl apply -k`."""
+    return _folder_of_module("kueue", KUEUE_MODULE, "config")
 
 
 def prometheus_operator_crds() -> Path:
@@ -125,7 +133,8 @@ def _build(program: Program, target: Path) -> None:
         str(partial),
         program.package,
     ]
-    environment = {**os.environ, "GOFLAGS": "-buildvcs=false -mod=mod", "CGO_ENABLED": "0"}
+    flags = f"{os.environ.get('GOFLAGS', '')} -buildvcs=false -mod=mod".strip()
+    environment = {**os.environ, "GOFLAGS": flags, "CGO_ENABLED": "0"}
     subprocess.run(command, cwd=TOOLS / program.module, env=environment, check=True)
     partial.rename(target)
 

@@ -8,7 +8,6 @@ import fcntl
 import json
 import os
 import secrets
-import shutil
 import signal
 import socket
 import ssl
@@ -19,6 +18,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from tests.control_plane import binaries
+from tests.control_plane.certificates import (
+    FILES,
+    certificate_secret,
+    make_certificates,
+    openssl,
+    service_on_this_machine,
+)
 
 READY_SECONDS = 120.0
 CONTROLLERS = (
@@ -190,26 +196,13 @@ class ControlPlane:
     def install_kubeflow(self) -> None:
         """The kinds of the training operator, its webhook, and the operator itself as a process."""
         self.install_training_crds()
-        pair = self._webhook_certificate()
+        self._ensure_webhook_certificate()
+        ca = (WEBHOOK_CERTIFICATES / "ca.crt").read_bytes()
         self.apply(
             {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": KUBEFLOW}},
-            {
-                "apiVersion": "v1",
-                "kind": "Secret",
-                "metadata": {"name": WEBHOOK_SECRET, "namespace": KUBEFLOW},
-                "data": {name: base64.b64encode(content).decode() for name, content in pair.items()},
-            },
-            {
-                "apiVersion": "v1",
-                "kind": "Service",
-                "metadata": {"name": "training-operator", "namespace": KUBEFLOW},
-                "spec": {
-                    "type": "ExternalName",
-                    "externalName": "localhost",
-                    "ports": [{"port": self.webhook_port}],
-                },
-            },
-            _webhook_configuration(pair["ca.crt"], self.webhook_port),
+            certificate_secret(WEBHOOK_SECRET, KUBEFLOW, WEBHOOK_CERTIFICATES),
+            service_on_this_machine("training-operator", KUBEFLOW, self.webhook_port),
+            _webhook_configuration(ca, self.webhook_port),
         )
         self.start_training_operator()
 
@@ -225,7 +218,7 @@ class ControlPlane:
         answer = self.kubectl("create", "--dry-run=server", "-f", "-", text=json.dumps(probe), check=False)
         return "must be 1" in answer.stderr and "denied the request" in answer.stderr
 
-    def _webhook_certificate(self) -> dict[str, bytes]:
+    def _ensure_webhook_certificate(self) -> None:
         """The webhook's certificates: made once for this machine, since the operator reads them from a fixed folder.
 
         Its certificate rotation accepts a Secret that holds a valid pair, and leaves it alone.
@@ -233,10 +226,13 @@ class ControlPlane:
         WEBHOOK_CERTIFICATES.mkdir(parents=True, exist_ok=True)
         with (WEBHOOK_CERTIFICATES.parent / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            names = ("ca.crt", "ca.key", "tls.crt", "tls.key")
-            if not all((WEBHOOK_CERTIFICATES / name).exists() for name in names):
-                _make_certificates(WEBHOOK_CERTIFICATES, f"training-operator.{KUBEFLOW}.svc")
-            return {name: (WEBHOOK_CERTIFICATES / name).read_bytes() for name in names}
+            if not all((WEBHOOK_CERTIFICATES / name).exists() for name in FILES):
+                make_certificates(
+                    WEBHOOK_CERTIFICATES,
+                    f"training-operator.{KUBEFLOW}.svc",
+                    organization="training-operator",
+                    authority="training-operator-ca",
+                )
 
     def _exists(self, kind: str, name: str, namespace: str) -> bool:
         return self.kubectl("get", kind, name, "-n", namespace, check=False).returncode == 0
@@ -254,8 +250,8 @@ class ControlPlane:
 
     def _write_keys(self) -> None:
         key, public = self.folder / "sa.key", self.folder / "sa.pub"
-        _openssl("genrsa", "-out", str(key), "2048")
-        _openssl("rsa", "-in", str(key), "-pubout", "-out", str(public))
+        openssl("genrsa", "-out", str(key), "2048")
+        openssl("rsa", "-in", str(key), "-pubout", "-out", str(public))
         (self.folder / "tokens.csv").write_text(f'{self.token},admin,admin,"system:masters"\n')
 
     def _write_kubeconfig(self, path: Path, token: str) -> None:
@@ -375,31 +371,6 @@ def _webhook_configuration(ca: bytes, port: int) -> dict[str, object]:
             }
         ],
     }
-
-
-def _make_certificates(folder: Path, host: str) -> None:
-    """A certificate authority and the webhook's pair, as the operator's cert-rotator would make them: it takes keys
-    of the traditional form only, and an authority whose name is among its DNS names.
-    """
-    (folder / "tls.ext").write_text(
-        f"extendedKeyUsage=serverAuth\nkeyUsage=digitalSignature,keyEncipherment\nsubjectAltName=DNS:{host}\n"
-    )
-    days, authority = ("-days", "3650"), "training-operator-ca"
-    with contextlib.chdir(folder):
-        for name in ("ca", "tls"):
-            _openssl("genrsa", "-traditional", "-out", f"{name}.key", "2048")
-        name = ("-subj", f"/O=training-operator/CN={authority}", "-addext", f"subjectAltName=DNS:{authority}")
-        _openssl("req", "-x509", "-new", "-key", "ca.key", *days, *name, "-out", "ca.crt")
-        _openssl("req", "-new", "-key", "tls.key", "-subj", f"/CN={host}", "-out", "tls.csr")
-        signing = ("-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial")
-        _openssl("x509", "-req", "-in", "tls.csr", *signing, *days, "-out", "tls.crt", "-extfile", "tls.ext")
-
-
-def _openssl(*arguments: str) -> None:
-    command = [shutil.which("openssl") or "openssl", *arguments]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"openssl {arguments[0]}: {done.stderr.strip()}")
 
 
 def _die_with_parent() -> None:
