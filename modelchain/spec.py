@@ -125,6 +125,11 @@ class JobBackend(StrEnum):
     JOB = "Job"
 
 
+class QueuePolicy(StrEnum):
+    REQUIRED = "Required"
+    IF_PRESENT = "IfPresent"
+
+
 class StoreSpec(Block):
     uri: Annotated[
         Uri,
@@ -550,6 +555,14 @@ class JobSpec(Block):
     affinity: Annotated[dict[str, Any] | None, Field(description="Affinity of the pods.")] = None
     queue_name: Annotated[
         ObjectName | None, Field(description="Kueue LocalQueue: written as label kueue.x-k8s.io/queue-name.")
+    ] = None
+    queue_policy: Annotated[
+        QueuePolicy | None,
+        Field(
+            description="Where Kueue would not hold the job in queueName (it is not installed, the LocalQueue does not "
+            "exist, it does not manage this kind of job). Required: no job is made, and the chain says why. IfPresent: "
+            "the job runs without a queue. Default: Required."
+        ),
     ] = None
     labels: Annotated[
         dict[str, LabelValue] | None,

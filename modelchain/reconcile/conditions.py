@@ -161,12 +161,12 @@ def _progressing(looks: Sequence[Look], phase: ChainPhase) -> tuple[bool, str, s
 
 
 def _is_blocked(look: Look) -> bool:
-    """Whether the stage waits for something that does not come by itself: what a pending job gives as its reason is
-    such a thing too (an image that can't be pulled, no node that fits, a quota).
+    """Whether the stage waits for something that does not come by itself: what a job that does not run gives as its
+    reason is such a thing too (an image that can't be pulled, no node that fits, a quota, a queue that is stopped).
     """
     job = look.current_job
-    pending = job is not None and job.phase is JobPhase.PENDING and bool(job.reason)
-    return pending or look.status.reason in _BLOCKED
+    waits = job is not None and job.phase in (JobPhase.PENDING, JobPhase.QUEUED) and bool(job.reason)
+    return waits or look.status.reason in _BLOCKED
 
 
 def _complete(looks: Sequence[Look], phase: ChainPhase) -> tuple[bool, str, str]:

@@ -39,7 +39,7 @@ def show_job(look: Look) -> StageStatus:
     phase, reason = _OF_JOB[job.phase]
     if job.blocked_by_node:
         reason = "NodeUnreachable"
-    elif job.phase is JobPhase.PENDING and job.reason:  # why it does not start
+    elif job.phase in (JobPhase.PENDING, JobPhase.QUEUED) and job.reason:  # why it does not start
         reason = cut(job.reason, MAX_REASON)
     return look.status.model_copy(
         update={"phase": phase, "reason": reason, "message": cut(_job_message(look, job))}

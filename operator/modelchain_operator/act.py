@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from modelchain.reconcile.actions import RemoveJob, StartJob, StopJob
 from modelchain_operator import kinds, labels
@@ -12,6 +14,7 @@ from modelchain_operator.jobs.trees import controller_of
 from modelchain_operator.kinds import POD, Kind
 from modelchain_operator.kubernetes_api import ApiError, Conflict, Invalid, KubernetesApi, Object
 from modelchain_operator.observe import View
+from modelchain_operator.queue_preflight import QueueUnavailable, prepare_for_queue
 
 logger = logging.getLogger(__name__)
 
@@ -53,18 +56,16 @@ class Actor:
             logger.exception("the job of %s can't be built", request.name)
             text = f"no job can be made of spec.job ({type(error).__name__}: {error}); mend it"
             raise JobRefused(text) from None
-        for manifest in manifests:
+        *others, job = manifests
+        with _refusals():
+            job = await prepare_for_queue(self._api, request, kinds.of(job), job)
+        for manifest in (*others, job):
             kind = kinds.of(manifest)
             try:
-                made.append((kind, await self._api.create(kind, manifest, dry_run=dry_run)))
+                with _refusals():
+                    made.append((kind, await self._api.create(kind, manifest, dry_run=dry_run)))
             except Conflict:
                 await self._require_own(kind, manifest)
-            except Invalid as error:
-                raise JobRefused(f"{error}; mend spec.job of the chain") from None
-            except ApiError as error:
-                if error.status != FORBIDDEN and WEBHOOK_AWAY not in str(error):
-                    raise
-                raise JobRefused(str(error)) from None
         return made
 
     async def stop(self, action: StopJob, view: View) -> None:
@@ -103,6 +104,21 @@ class Actor:
             f"{kind.kind} {name} exists already and is not this stage's: delete it "
             f"(kubectl -n {wanted['namespace']} delete {kind.plural} {wanted['name']})"
         )
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Raises as JobRefused what says that the job is not let in. Conflict, and what says nothing of the job, pass."""
+    try:
+        yield
+    except QueueUnavailable as error:
+        raise JobRefused(str(error)) from None
+    except Invalid as error:
+        raise JobRefused(f"{error}; mend spec.job of the chain") from None
+    except ApiError as error:
+        if isinstance(error, Conflict) or (error.status != FORBIDDEN and WEBHOOK_AWAY not in str(error)):
+            raise
+        raise JobRefused(str(error)) from None
 
 
 def _objects(name: str, view: View) -> list[tuple[Kind, Object]]:

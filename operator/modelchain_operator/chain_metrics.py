@@ -26,6 +26,7 @@ from modelchain.reconcile.observation import StoreTrouble
 from modelchain.resolved import ResolvedChain, ResolvedStage
 from modelchain.status import ChainPhase, ChainStatus, ConditionType, StagePhase, StageStatus
 from modelchain_operator.queue import Key
+from modelchain_operator.queueing import LASTING_REASONS
 
 MAX_LOSS_TERMS = 8  # of one stage
 
@@ -49,6 +50,7 @@ _BLOCKED = frozenset(
         "FailedMount",
         "NoController",
         "Unschedulable",
+        *LASTING_REASONS,  # what Kueue says of a job that no time lets go
     }
 )
 _ALARMING = (ConditionType.FAILED, ConditionType.STALLED, ConditionType.ARTIFACTS_MISSING)

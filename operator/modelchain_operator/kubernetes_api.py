@@ -166,6 +166,13 @@ class KubernetesApi:
             item.setdefault("kind", kind.kind)
         return found
 
+    async def list_selected(self, kind: Kind, namespace: str, selector: str = "") -> list[Object]:
+        """Objects in a namespace with these labels (all: empty). Raises NotServed, Forbidden."""
+        found: list[Object] = []
+        async for page in self._pages(kind, namespace, {"labelSelector": selector} if selector else {}):
+            found.extend(page)
+        return found
+
     async def list_pods(self, namespace: str | None, chain_uid: str | None) -> list[Object]:
         """Pods of a chain's jobs."""
         return await self.list_labelled(POD, namespace, chain_uid)

@@ -11,11 +11,17 @@ __all__ = [
     "CHAIN_UID",
     "DIGEST",
     "DIGEST_ANNOTATION",
+    "QUEUE",
+    "QUEUE_PRIORITY",
     "RETRAIN_MISSING_ANNOTATION",
     "STAGE",
 ]
 
 DIGEST = "modelchain.dev/digest"  # first 16 hexadecimal digits of the stage's digest
+
+# Kueue's, on a job. https://kueue.sigs.k8s.io/docs/reference/labels-and-annotations/
+QUEUE = "kueue.x-k8s.io/queue-name"
+QUEUE_PRIORITY = "kueue.x-k8s.io/priority-class"
 
 DIGEST_ANNOTATION = "modelchain.dev/stage-digest"  # all 64
 CHAIN_ANNOTATION = "modelchain.dev/chain"  # namespace/name

@@ -20,6 +20,7 @@ from modelchain_operator.jobs.observed import observe_jobs
 from modelchain_operator.jobs.trees import JobTree, job_trees
 from modelchain_operator.kinds import Kind
 from modelchain_operator.kubernetes_api import Object
+from modelchain_operator.queue_waits import Inquiry
 from modelchain_operator.store_reader import Seen
 
 logger = logging.getLogger(__name__)
@@ -80,6 +81,7 @@ class ChainMemory:
     # Of a generation that is refused: what of the chain runs all the same.
     going_on: tuple[int, Accepted | None] | None = None
     told: dict[str, Told] = field(default_factory=dict)  # by name of the job
+    queued: dict[str, Inquiry] = field(default_factory=dict)  # by name of the job
     written_at: float = float("-inf")  # monotonic seconds
     written_version: str = ""  # of the chain, after our last write
     ending_since: float | None = None  # monotonic seconds; a stage is complete, which waits to be told
@@ -133,6 +135,12 @@ def observe(
     )
 
 
+def queued_jobs(view: View, observed: Observation) -> list[Object]:
+    """The jobs that somebody has suspended, as a queue does."""
+    names = {job.name for job in observed.jobs if job.phase is JobPhase.QUEUED}
+    return [tree.job for tree in view.trees if tree.job is not None and tree.name in names]
+
+
 def silent_jobs(view: View, observed: Observation) -> dict[str, Silence]:
     """By name: the pending jobs whose own status does not say what they wait for."""
     pending = {job.name for job in observed.jobs if job.phase is JobPhase.PENDING}
@@ -148,7 +156,9 @@ def silent_jobs(view: View, observed: Observation) -> dict[str, Silence]:
 
 
 def _with_reason(job: Job, memory: ChainMemory) -> Job:
-    """Says why a pending job does not start, where an event has told it."""
+    """Says why a job does not start, where Kueue or an event has told it."""
+    if job.phase is JobPhase.QUEUED and (inquiry := memory.queued.get(job.name)) is not None:
+        return replace(job, reason=inquiry.wait.reason, message=inquiry.wait.message)
     told = memory.told.get(job.name)
     if told is None or not told.message or job.phase is not JobPhase.PENDING or job.reason:
         return job

@@ -49,6 +49,7 @@ from modelchain_operator.observe import (
     Told,
     View,
     observe,
+    queued_jobs,
     reference_of,
     silent_jobs,
     status_object,
@@ -56,6 +57,7 @@ from modelchain_operator.observe import (
     view_of,
 )
 from modelchain_operator.queue import Key, KeyQueue
+from modelchain_operator.queue_waits import ask_why_queued
 from modelchain_operator.recovered import recovered
 from modelchain_operator.store_looks import StoreLooks
 
@@ -217,6 +219,7 @@ class Reconciler:
             return None
         observed = observe(view, accepted, seen, memory, not_served=self.not_served, now=now)
         await self._ask_why_jobs_wait(key, view, observed, memory)
+        await self._ask_why_jobs_are_queued(key, view, observed, memory)
         if self._look_again_at_ended(key, observed, memory):
             return None
         if accepted.problems:
@@ -251,6 +254,16 @@ class Reconciler:
                     told.reason, told.message = said
                     self._queue.add(key)
             self._queue.add_after(key, told.ask_at - now)
+
+    async def _ask_why_jobs_are_queued(
+        self, key: Key, view: View, observed: Observation, memory: ChainMemory
+    ) -> None:
+        """What Kueue says is for the next pass, as with Events."""
+        now = time.monotonic()
+        if await ask_why_queued(self._api, queued_jobs(view, observed), memory.queued, now):
+            self._queue.add(key)
+        for inquiry in memory.queued.values():
+            self._queue.add_after(key, inquiry.ask_at - now)
 
     async def _ask_events(self, key: Key, silence: Silence) -> tuple[str, str]:
         """Reason and message; both empty if nothing is told, or may be read."""

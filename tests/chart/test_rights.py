@@ -15,7 +15,9 @@ from tests.chart.audit import AuditLog, Right, granted
 from tests.chart.helm import only
 from tests.chart.releases import Release
 from tests.chart.teams import Operators, Team
+from tests.control_plane.kueue import install_kinds
 from tests.operator.chains import ClusterChain
+from tests.operator.kueue.queues import Queues
 from tests.processes import wait_until
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900), pytest.mark.xdist_group("control-plane")]
@@ -32,6 +34,7 @@ def test_each_right_is_used_and_none_is_missing(
     for backend in PLURALS:
         live(team, backend)
     ask_for_a_certificate(team, audit_log, release)
+    wait_in_a_queue(team, audit_log, release)
     asked = list(audit_log.asked_by("modelchain", release.namespace))
     assert not [one for one in asked if not one.allowed]
     role = only(
@@ -118,6 +121,36 @@ def ask_for_a_certificate(team: Team, audit_log: AuditLog, release: Release) -> 
         pause=0.5,
     )
     chain.plane.kubectl("delete", "modelchain", chain.name, "-n", chain.namespace)
+
+
+def wait_in_a_queue(team: Team, audit_log: AuditLog, release: Release) -> None:
+    """A chain whose job is held in a queue of Kueue's kinds; nobody is there who would let it go."""
+    chain = team.another_chain("queued")
+    install_kinds(chain.plane)
+    queues = Queues(chain.plane, chain.namespace)
+    queues.quota("1")
+    priority = queues.priority("high", 1000)
+    queue = {
+        "queueName": "research",
+        "queuePolicy": "IfPresent",
+        "labels": {"kueue.x-k8s.io/priority-class": priority},
+    }
+    chain.document["spec"]["job"] |= {**queue, "backend": "Job"}
+    chain.apply()
+    wait_until(lambda: len(chain.jobs("jobs")) == 1, "its job is made", seconds=60, pause=0.3)
+    name = chain.jobs("jobs")[0]["metadata"]["name"]
+    chain.plane.kubectl(
+        "patch", "job", name, "-n", chain.namespace, "--type=merge", "-p", '{"spec": {"suspend": true}}'
+    )
+    wanted = Right("kueue.x-k8s.io", "workloads", "list")
+    wait_until(
+        lambda: wanted in {one.right for one in audit_log.asked_by("modelchain", release.namespace)},
+        "it is asked why the job waits",
+        seconds=60,
+        pause=0.5,
+    )
+    chain.plane.kubectl("delete", "modelchain", chain.name, "-n", chain.namespace)
+    queues.remove()
 
 
 POD_TEMPLATE = {

@@ -27,9 +27,8 @@ FRAMEWORKS = (
     "trainer.kubeflow.org/trainjob",
     "kubeflow.org/pytorchjob",
 )
-_WANTED = frozenset(
-    {"CustomResourceDefinition", "MutatingWebhookConfiguration", "ValidatingWebhookConfiguration"}
-)
+CRDS = frozenset({"CustomResourceDefinition"})
+WEBHOOKS = frozenset({"MutatingWebhookConfiguration", "ValidatingWebhookConfiguration"})
 
 Object = dict[str, Any]
 
@@ -94,7 +93,7 @@ class Kueue:
             {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}},
             certificate_secret(WEBHOOK_SECRET, NAMESPACE, self._certificates),
             service_on_this_machine(WEBHOOK_SERVICE, NAMESPACE, self._webhook_port),
-            *self._manifests(),
+            *(self._on_our_port(one) for one in _manifests(CRDS | WEBHOOKS)),
         )
         self.start()
 
@@ -127,16 +126,6 @@ class Kueue:
         except OSError:
             return False
 
-    def _manifests(self) -> list[Object]:
-        """Kueue's own, as `kubectl apply -k` would apply them, less what deploys it as pods."""
-        folder = binaries.kueue_manifests() / "default"
-        built = subprocess.run(
-            [binaries.kubectl(), "kustomize", str(folder)], check=True, capture_output=True, text=True
-        )
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        documents = yaml.load_all(built.stdout, Loader=loader)
-        return [self._on_our_port(one) for one in documents if one["kind"] in _WANTED]
-
     def _on_our_port(self, manifest: Mapping[str, Any]) -> Object:
         """The same, with webhooks that are asked at the port of our process."""
         own: Object = copy.deepcopy(dict(manifest))
@@ -147,3 +136,25 @@ class Kueue:
         for configuration in configurations:
             configuration["service"]["port"] = self._webhook_port
         return own
+
+
+def install_kinds(plane: ControlPlane) -> None:
+    """The kinds of Kueue, with nobody who looks after them."""
+    plane.apply(*_manifests(CRDS))
+    for kind in ("localqueues", "workloads.kueue.x-k8s.io"):
+        wait_until(
+            lambda kind=kind: plane.kubectl("get", kind, "-A", check=False).returncode == 0,
+            f"the API server serves {kind}",
+            seconds=READY_SECONDS,
+            pause=0.2,
+        )
+
+
+def _manifests(kinds: frozenset[str]) -> list[Object]:
+    """Those of these kinds among Kueue's own, as `kubectl apply -k` would apply them."""
+    folder = binaries.kueue_manifests() / "default"
+    built = subprocess.run(
+        [binaries.kubectl(), "kustomize", str(folder)], check=True, capture_output=True, text=True
+    )
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return [one for one in yaml.load_all(built.stdout, Loader=loader) if one["kind"] in kinds]

@@ -79,6 +79,10 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 - apiGroups: [""]
   resources: [events]
   verbs: [list, create]
+# Whether Kueue would hold a job, and why one that it holds waits.
+- apiGroups: [kueue.x-k8s.io]
+  resources: [localqueues, workloads]
+  verbs: [list]
 # Keys and certificate of a chain's store.
 - apiGroups: [""]
   resources: [secrets, configmaps]

@@ -89,6 +89,10 @@ class Backend(Protocol):
         """The manifests, in the order in which they must be made: the job is the last."""
         ...
 
+    def suspended(self, job: Object) -> Object:
+        """What `build` has made as the job, to be made suspended: a queue lets it go."""
+        ...
+
     def read(self, job: Object) -> JobState:
         """How a job fares by its own account. It may be slim (`slim`)."""
         ...

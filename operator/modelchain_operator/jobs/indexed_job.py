@@ -45,6 +45,10 @@ class IndexedJobBackend:
         job = build_indexed_job(request)
         return (build_service(request), job) if request.stage.job.nodes > 1 else (job,)
 
+    def suspended(self, job: Object) -> Object:
+        """By its spec."""
+        return {**job, "spec": {**job["spec"], "suspend": True}}
+
     def read(self, job: Object) -> JobState:
         """By the conditions of the job controller."""
         spec = job.get("spec") or {}

@@ -50,6 +50,11 @@ class PyTorchJobBackend:
         """One object."""
         return (build_pytorchjob(request),)
 
+    def suspended(self, job: Object) -> Object:
+        """By its run policy."""
+        spec = job["spec"]
+        return {**job, "spec": {**spec, "runPolicy": {**spec["runPolicy"], "suspend": True}}}
+
     def read(self, job: Object) -> JobState:
         """By the conditions of the training operator."""
         spec = job.get("spec") or {}

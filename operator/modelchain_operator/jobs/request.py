@@ -12,7 +12,6 @@ from modelchain_operator.jobs import names
 from modelchain_operator.kubernetes_api import Object
 
 DIGEST_LABEL_LENGTH = 16
-QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ def job_metadata(request: JobRequest) -> Object:
     metadata["labels"] = {**(request.spec.labels or {}), **own_labels(request)}
     metadata["annotations"] = {**(request.spec.annotations or {}), **own_annotations(request)}
     if request.spec.queue_name:
-        metadata["labels"][QUEUE_LABEL] = request.spec.queue_name
+        metadata["labels"][labels.QUEUE] = request.spec.queue_name
     return metadata
 
 

@@ -1,0 +1,54 @@
+"""Tests with the real Kueue: a control plane of their own, since its webhooks stand before every job and pod."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.control_plane.fixtures import install_modelchain
+from tests.control_plane.kueue import Kueue
+from tests.control_plane.plane import ControlPlane
+from tests.operator.kueue.queues import Queues
+
+
+@pytest.fixture(scope="session")
+def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    """In the place of the control plane of the other tests: the training operator is in it too."""
+    plane = ControlPlane(tmp_path_factory.mktemp("kueue-plane"))
+    try:
+        plane.start()
+        install_modelchain(plane)
+        yield plane
+    finally:
+        plane.stop()
+
+
+@pytest.fixture(scope="session")
+def installed_kueue(control_plane: ControlPlane) -> Iterator[Kueue]:
+    """The Kueue of all tests here."""
+    kueue = Kueue(control_plane)
+    try:
+        kueue.install()
+        yield kueue
+    finally:
+        kueue.kill()
+
+
+@pytest.fixture
+def kueue(installed_kueue: Kueue) -> Iterator[Kueue]:
+    """Kueue as it is usually configured; what a test makes of it lasts until its end."""
+    if not installed_kueue.is_running:
+        installed_kueue.start()
+    yield installed_kueue
+    if installed_kueue.is_changed:
+        installed_kueue.kill()
+        installed_kueue.configure()
+
+
+@pytest.fixture
+def queues(kueue: Kueue, namespace: str) -> Iterator[Queues]:
+    """Quotas and queues of the test's namespace."""
+    own = Queues(kueue.plane, namespace)
+    yield own
+    own.remove()

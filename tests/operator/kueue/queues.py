@@ -1,0 +1,112 @@
+"""What an administrator of Kueue makes: quotas, queues, priorities. And others who use them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from tests.control_plane.plane import ControlPlane
+
+Object = dict[str, Any]
+
+API_VERSION = "kueue.x-k8s.io/v1beta2"
+
+
+class Queues:
+    """Of one namespace. Cluster-scoped objects carry its name, so that tests do not meet."""
+
+    def __init__(self, plane: ControlPlane, namespace: str) -> None:
+        self.plane, self.namespace = plane, namespace
+        self._cluster_scoped: list[tuple[str, str]] = []
+
+    def quota(self, cpu: str, *, queue: str = "research", **spec: Any) -> None:
+        """A LocalQueue that admits as long as the requests of its jobs do not exceed `cpu`.
+
+        `spec`: further fields of the ClusterQueue, such as `preemption` or `cohortName`.
+        """
+        flavor, cluster_queue = self.name("flavor"), self.name(queue)
+        group = {
+            "coveredResources": ["cpu"],
+            "flavors": [{"name": flavor, "resources": [{"name": "cpu", "nominalQuota": cpu}]}],
+        }
+        self._apply("ResourceFlavor", flavor, {})
+        self._apply(
+            "ClusterQueue",
+            cluster_queue,
+            {"namespaceSelector": {}, "resourceGroups": [group], **spec},
+        )
+        self.local_queue(queue, cluster_queue)
+
+    def local_queue(self, name: str, cluster_queue: str) -> None:
+        """A queue of the namespace."""
+        metadata = {"name": name, "namespace": self.namespace}
+        self.plane.apply(
+            {
+                "apiVersion": API_VERSION,
+                "kind": "LocalQueue",
+                "metadata": metadata,
+                "spec": {"clusterQueue": cluster_queue},
+            }
+        )
+
+    def priority(self, name: str, value: int) -> str:
+        """A WorkloadPriorityClass. Returns its name."""
+        whole = self.name(name)
+        document = {"apiVersion": API_VERSION, "kind": "WorkloadPriorityClass", "metadata": {"name": whole}}
+        self.plane.apply({**document, "value": value})
+        self._cluster_scoped.append(("workloadpriorityclass", whole))
+        return whole
+
+    def occupy(self, name: str, cpu: str, *, queue: str = "research", **labels: str) -> None:
+        """Somebody else's job of one pod, which runs until it is deleted."""
+        container = {
+            "name": "main",
+            "image": "shell",
+            "command": ["sh", "-c", "trap 'exit 0' TERM; while true; do sleep 0.1; done"],
+            "resources": {"requests": {"cpu": cpu}},
+        }
+        pod = {"containers": [container], "restartPolicy": "Never", "terminationGracePeriodSeconds": 1}
+        metadata = {
+            "name": name,
+            "namespace": self.namespace,
+            "labels": {"kueue.x-k8s.io/queue-name": queue, **labels},
+        }
+        spec = {"template": {"spec": pod}, "suspend": True, "backoffLimit": 0}
+        self.plane.apply({"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": spec})
+
+    def vacate(self, name: str) -> None:
+        """End what `occupy` has begun."""
+        self.plane.kubectl("delete", "job", name, "-n", self.namespace, "--wait=false")
+
+    def job(self, name: str) -> Object:
+        """A Job as it is now."""
+        return json.loads(self.plane.kubectl("get", "job", name, "-n", self.namespace, "-o", "json").stdout)
+
+    def is_running(self, name: str) -> bool:
+        """Whether the pod of such a job runs."""
+        return self.job(name).get("status", {}).get("ready", 0) > 0
+
+    def workload_of(self, job: Object) -> Object:
+        """Kueue's Workload of a job; empty if there is none."""
+        selector = f"kueue.x-k8s.io/job-uid={job['metadata']['uid']}"
+        arguments = ("get", "workloads.kueue.x-k8s.io", "-n", self.namespace, "-l", selector, "-o", "json")
+        return next(iter(json.loads(self.plane.kubectl(*arguments).stdout)["items"]), {})
+
+    def patch_workload(self, workload: Object, spec: Object) -> None:
+        """As `kubectl patch` of its spec."""
+        name, text = workload["metadata"]["name"], json.dumps({"spec": spec})
+        arguments = ("patch", "workloads.kueue.x-k8s.io", name, "-n", self.namespace)
+        self.plane.kubectl(*arguments, "--type=merge", "-p", text)
+
+    def remove(self) -> None:
+        """What is not in the namespace."""
+        for kind, name in reversed(self._cluster_scoped):
+            self.plane.kubectl("delete", kind, name, "--wait=false", "--ignore-not-found", check=False)
+
+    def name(self, short: str) -> str:
+        """Of something that is in no namespace."""
+        return f"{self.namespace}-{short}"
+
+    def _apply(self, kind: str, name: str, spec: Object) -> None:
+        self.plane.apply({"apiVersion": API_VERSION, "kind": kind, "metadata": {"name": name}, "spec": spec})
+        self._cluster_scoped.append((kind.lower(), name))
