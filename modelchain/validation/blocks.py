@@ -77,6 +77,10 @@ def check_blocks(chain: ModelChain) -> Iterator[Finding]:
             yield from _check_uri(stage.from_weights.uri, ("spec", "stages", index, "fromWeights", "uri"))
 
 
+# ~, ~user, $NAME, ${NAME}, also behind a scheme; a ~ or $ within a name is a name.
+_OF_A_SHELL = re.compile(r"(?:file:/{0,3})?~(?:/|[A-Za-z_][\w-]*/|$)|.*\$(?:[A-Za-z_]|\{)")
+
+
 def _finding(path: FieldPath, message: str, remedy: str, *about: str) -> Finding:
     names = {part for part in path[-2:] if isinstance(part, str)}
     return Finding(path, message, remedy, frozenset(names | set(about)))
@@ -84,6 +88,10 @@ def _finding(path: FieldPath, message: str, remedy: str, *about: str) -> Finding
 
 def _check_uri(uri: str, path: FieldPath) -> Iterator[Finding]:
     scheme, separator, rest = uri.partition("://")
+    if _OF_A_SHELL.match(uri):
+        message = f"{quoted(uri)}: ~ and variables are only known to a shell"
+        yield _finding(path, message, "write the path itself, or one relative to this file")
+        return
     if not separator:
         if re.match(r"(s3|file):", uri):
             yield _finding(path, f"{quoted(uri)} lacks slashes", "write s3://bucket/prefix or file:///folder")

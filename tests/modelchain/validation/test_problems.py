@@ -387,6 +387,17 @@ MISTAKES: list[tuple[dict[Path, Any], str, str, str]] = [
     ),
     ({("store", "uri"): "s3://"}, "spec.store.uri", "names no bucket", "s3://bucket/prefix"),
     ({("store", "uri"): "s3:bucket"}, "spec.store.uri", "lacks slashes", "s3://bucket/prefix"),
+    ({("store", "uri"): "~/runs"}, "spec.store.uri", "only known to a shell", "write the path itself"),
+    ({("store", "uri"): "~me/runs"}, "spec.store.uri", "only known to a shell", "write the path itself"),
+    ({("store", "uri"): "file://~/runs"}, "spec.store.uri", "only known to a shell", "write the path itself"),
+    ({("store", "uri"): "$HOME/runs"}, "spec.store.uri", "only known to a shell", "write the path itself"),
+    ({("store", "uri"): "s3://${BUCKET}/runs"}, "spec.store.uri", "only known to a shell", "the path itself"),
+    (
+        {("data", "shards"): ["~/data/a.tar"]},
+        "spec.data.shards[0]",
+        "only known to a shell",
+        "the path itself",
+    ),
     ({("store", "uri"): "file://runs"}, "spec.store.uri", "no absolute path", "file:///runs"),
     # numbers that must fit each other
     (
