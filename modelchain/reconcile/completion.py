@@ -44,10 +44,12 @@ def was_missing(look: Look) -> bool:
 
 
 def job_lingers(look: Look) -> bool:
-    """Whether a job of the finished stage still ends. One on an unreachable node is not waited for: it has
-    nothing to do any more, and the node may never come back.
+    """Whether a job of the finished stage, or a pod of it, still ends. One on an unreachable node is not waited
+    for: it has nothing to do any more, and the node may never come back.
     """
-    return look.status.finished and any(job.live and not job.blocked_by_node for job in look.jobs)
+    return look.status.finished and any(
+        (job.live or job.holds_pods) and not job.blocked_by_node for job in look.jobs
+    )
 
 
 def linger_deadline(look: Look) -> float:

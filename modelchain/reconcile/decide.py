@@ -15,7 +15,7 @@ from modelchain.reconcile import baseline, completion, progress, retry, stall, s
 from modelchain.reconcile.actions import Action, Decision, StopJob
 from modelchain.reconcile.conditions import conditions
 from modelchain.reconcile.look import Look
-from modelchain.reconcile.observation import JobPhase, Observation
+from modelchain.reconcile.observation import Observation
 from modelchain.reconcile.start import Starts, start_baselines, start_stages
 from modelchain.reconcile.stop import jobs_to_stop
 from modelchain.resolved import ResolvedChain, ResolvedStage
@@ -107,7 +107,7 @@ def _jobs_of_removed_stages(chain: ResolvedChain, observed: Observation) -> list
     return [
         StopJob(job, supersede.SUPERSEDED)
         for job in observed.jobs
-        if job.stage not in names and job.live and job.phase is not JobPhase.TERMINATING
+        if job.stage not in names and job.stoppable
     ]
 
 

@@ -45,6 +45,7 @@ class Job:
     )
     pending_since: float | None = None  # it could have started since, by the observer's clock
     blocked_by_node: str | None = None  # an unreachable node that still holds a pod of it
+    holds_pods: bool = False  # its trainer has ended in pods of which other containers run on
     started_at: float | None = None  # all its processes run since, by the observer's clock
     ended_at: float | None = None  # it was seen ended at, by the observer's clock
     progress_changed_at: float | None = (
@@ -55,6 +56,11 @@ class Job:
     def live(self) -> bool:
         """Whether a process of it may live."""
         return self.phase not in (JobPhase.SUCCEEDED, JobPhase.FAILED)
+
+    @property
+    def stoppable(self) -> bool:
+        """Whether something of it runs that nobody has asked to end."""
+        return self.phase is not JobPhase.TERMINATING and (self.live or self.holds_pods)
 
 
 class StoreTrouble(StrEnum):

@@ -1,11 +1,11 @@
-"""Which live jobs must end: all but the one whose attempt is open."""
+"""Which jobs must end: all that live, or whose pods do, but for the one whose attempt is open."""
 
 from __future__ import annotations
 
 from modelchain.reconcile.actions import StopJob
 from modelchain.reconcile.completion import linger_deadline
 from modelchain.reconcile.look import Look
-from modelchain.reconcile.observation import Job, JobPhase
+from modelchain.reconcile.observation import Job
 from modelchain.reconcile.supersede import SUPERSEDED
 
 
@@ -14,7 +14,7 @@ def jobs_to_stop(look: Look) -> list[StopJob]:
     stops = []
     for job in look.jobs:
         reason = _why(look, job)
-        if reason and job.live and job.phase is not JobPhase.TERMINATING:
+        if reason and job.stoppable:
             stops.append(StopJob(job, reason))
     return stops
 

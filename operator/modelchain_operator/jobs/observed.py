@@ -94,6 +94,7 @@ class _Sight:
             and not self.state.managed_by,
             pending_since=history.pending_since,
             blocked_by_node=_blocked(self.all_pods, self.now),
+            holds_pods=any(pod_view.has_ended(pod) and not pod_view.is_over(pod) for pod in self.all_pods),
             started_at=history.started_at,
             ended_at=history.ended_at,
         )
@@ -108,15 +109,15 @@ class _Sight:
             if alive:
                 return JobPhase.TERMINATING
             history.ended_at = history.ended_at or self.now
-            failed = any(pod_view.phase(pod) == "Failed" for pod in self.pods)
-            if state.finished:
+            failed = any(map(pod_view.has_failed, self.pods))
+            if state.finished and not self.all_succeeded():
                 failed = state.failure is not None
             return JobPhase.FAILED if failed else JobPhase.SUCCEEDED
         if state.ending:
             return JobPhase.TERMINATING
         if state.suspended:
             return JobPhase.QUEUED
-        if any(pod_view.phase(pod) == "Failed" for pod in self.pods):
+        if any(map(pod_view.has_failed, self.pods)):
             return JobPhase.TERMINATING
         if history.started_at is None:
             if self.pods_up() < state.wanted_pods:
@@ -128,7 +129,12 @@ class _Sight:
     def pods_up(self) -> int:
         if self.state.managed_by:
             return self.state.ready_pods
-        return sum(pod_view.is_running(pod) or pod_view.phase(pod) == "Succeeded" for pod in self.pods)
+        return sum(pod_view.is_running(pod) or pod_view.has_succeeded(pod) for pod in self.pods)
+
+    def all_succeeded(self) -> bool:
+        """Whether every trainer has: a pod that failed afterwards, by another container, takes nothing back."""
+        done = sum(map(pod_view.has_succeeded, self.pods))
+        return done > 0 and done >= self.state.wanted_pods
 
     def end(self, phase: JobPhase) -> _End:
         history, failure = self.history, self.state.failure

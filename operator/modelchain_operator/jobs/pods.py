@@ -83,8 +83,26 @@ def phase(pod: Object) -> str:
 
 
 def has_ended(pod: Object) -> bool:
+    """Whether its trainer has ended. Pods of ours are never restarted; other containers of it (a service mesh's proxy,
+    a log shipper) may run on for ever, and then the pod says Running.
+    """
+    return is_over(pod) or _trainer_end(pod) is not None
+
+
+def is_over(pod: Object) -> bool:
     """Whether nothing of it lives any more."""
     return phase(pod) in ("Succeeded", "Failed")
+
+
+def has_succeeded(pod: Object) -> bool:
+    """Whether its trainer has ended with success, whatever became of other containers."""
+    end = _trainer_end(pod)
+    return phase(pod) == "Succeeded" if end is None else end.get("exitCode") == 0
+
+
+def has_failed(pod: Object) -> bool:
+    """Whether its trainer has ended otherwise, or never began."""
+    return has_ended(pod) and not has_succeeded(pod)
 
 
 def has_node(pod: Object) -> bool:
@@ -125,7 +143,7 @@ def is_being_deleted(pod: Object) -> bool:
 def unreachable_node(pod: Object, now: float) -> str | None:
     """The node that should have ended this pod long ago; None if there is none."""
     gone_by = pod["metadata"].get("deletionTimestamp")  # grace period included
-    if gone_by is None or has_ended(pod) or now < from_rfc3339(gone_by) + UNREACHABLE_SECONDS:
+    if gone_by is None or is_over(pod) or now < from_rfc3339(gone_by) + UNREACHABLE_SECONDS:
         return None
     return (pod.get("spec") or {}).get("nodeName") or None
 
@@ -149,7 +167,7 @@ def disruption(pod: Object) -> str:
 
 def how_it_ended(pod: Object) -> PodEnd | None:
     """Why a pod failed; None if it has not, or not yet."""
-    if phase(pod) != "Failed":
+    if not has_failed(pod):
         return None
     status = pod.get("status") or {}
     ended = _terminated(pod)
@@ -219,6 +237,13 @@ def _failure(ended: Mapping[str, Any]) -> Failure | None:
         return Failure.model_validate_json(ended.get("message") or "")
     except ValidationError:
         return None
+
+
+def _trainer_end(pod: Object) -> Mapping[str, Any] | None:
+    """How the trainer's own container ended; None if it has not."""
+    statuses = _statuses(pod, "containerStatuses")
+    trainer = next((one for one in statuses if one.get("name") == CONTAINER), {})
+    return (trainer.get("state") or {}).get("terminated")
 
 
 def _terminated(pod: Object) -> Mapping[str, Any]:

@@ -126,3 +126,23 @@ def test_a_trainer_that_does_not_go_after_its_commit_is_ended_and_not_waited_for
     assert play.look(lingering, after=LINGER_SECONDS).actions == (StopJob(lingering, "StageComplete"),)
     on_lost_node = job(play.stage("tiny"), phase=JobPhase.TERMINATING, blocked_by_node="node-7")
     assert play.look(on_lost_node).actions == (StartJob("small", 1),)
+
+
+def test_pods_that_outlive_the_trainer_of_a_finished_stage_are_ended_before_the_next_begins() -> None:
+    play = Play(chain((("tiny", None), ("small", "tiny"))))
+    play.look()
+    play.look(job(play.stage("tiny")))
+    ended = job(play.stage("tiny"), phase=JobPhase.SUCCEEDED, ended_at=play.now, holds_pods=True)
+    assert play.look(ended, tiny=complete(play)).actions == ()
+    assert play["small"].reason == "PredecessorEnding"
+    assert play.look(ended, after=LINGER_SECONDS).actions == (StopJob(ended, "StageComplete"),)
+    assert play.look(after=1).actions == (StartJob("small", 1),)
+
+
+def test_pods_that_outlive_a_trainer_that_has_failed_are_ended_at_once() -> None:
+    play = Play(chain((("tiny", None),)))
+    play.look()
+    play.look(job(play.stage("tiny")))
+    ended = job(play.stage("tiny"), phase=JobPhase.FAILED, exit_code=65, holds_pods=True, ended_at=play.now)
+    assert play.look(ended).actions == (StopJob(ended, play["tiny"].reason),)
+    assert play["tiny"].phase is StagePhase.FAILED

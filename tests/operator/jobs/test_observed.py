@@ -334,6 +334,55 @@ def test_a_lost_node_holds_the_job_until_its_pod_is_gone() -> None:
     assert (seen.phase, seen.reason, seen.blocked_by_node) == (P.FAILED, "Disrupted", None)
 
 
+# ---- other containers of a pod: a service mesh's proxy, a log shipper
+
+
+def with_proxy(place: int, phase: str, trainer: Object, proxy: Object) -> Object:
+    one = pod(place, phase, state=trainer)
+    one["status"]["containerStatuses"].append({"name": "proxy", "state": proxy})
+    return one
+
+
+def ended(code: int, message: str = "") -> Object:
+    return {"terminated": {"exitCode": code, "reason": "Error", "message": message, "finishedAt": LONG_AGO}}
+
+
+RUNS: Object = {"running": {}}
+
+
+def test_the_end_of_the_trainer_is_the_end_of_the_attempt_though_its_pods_run_on() -> None:
+    memory = JobMemory()
+    assert (
+        look([job("Running")], [with_proxy(n, "Running", RUNS, RUNS) for n in (0, 1)], memory).phase
+        is P.RUNNING
+    )
+    one_left = [with_proxy(0, "Running", ended(65, DATA), RUNS), with_proxy(1, "Running", RUNS, RUNS)]
+    assert look([job("Running")], one_left, memory).phase is P.TERMINATING
+    both = [with_proxy(0, "Running", ended(65, DATA), RUNS), with_proxy(1, "Running", ended(1, LOST), RUNS)]
+    seen = look([job("Running")], both, memory)
+    assert (seen.phase, seen.exit_code, seen.reason, seen.message) == (
+        P.FAILED,
+        65,
+        "UserDataError",
+        "shard broken",
+    )
+    assert seen.holds_pods
+
+
+def test_a_trainer_that_is_done_is_done_whatever_other_containers_do() -> None:
+    run_on = [with_proxy(n, "Running", ended(0), RUNS) for n in (0, 1)]
+    seen = look([job("Running")], run_on)
+    assert (seen.phase, seen.exit_code, seen.holds_pods) == (P.SUCCEEDED, 0, True)
+    crashed = [with_proxy(n, "Failed", ended(0), ended(1)) for n in (0, 1)]
+    seen = look([job("Failed")], crashed)
+    assert (seen.phase, seen.exit_code, seen.holds_pods) == (P.SUCCEEDED, 0, False)
+
+
+def test_another_container_that_ends_first_ends_nothing() -> None:
+    pods = [with_proxy(n, "Running", RUNS, ended(1)) for n in (0, 1)]
+    assert look([job("Running")], pods).phase is P.RUNNING
+
+
 # ---- an Indexed Job
 
 
