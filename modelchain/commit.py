@@ -27,7 +27,7 @@ from modelchain.artifacts import (
 )
 from modelchain.errors import ConfigurationError, MissingInputError, UserDataError
 from modelchain.spec import first_problem
-from modelchain.store import ConflictError, MissingBucket, NotFound, ObjectInfo, Store
+from modelchain.store import ConflictError, MissingBucket, NotFound, ObjectInfo, Store, StoreError
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +38,10 @@ class DamagedManifestError(UserDataError):
 
 class MissingArtifactsError(UserDataError):
     """A manifest whose files are gone, or not in the size they had."""
+
+
+class VanishedUploadError(StoreError):
+    """A file of an attempt was deleted before the attempt could commit; another attempt writes it again."""
 
 
 def require_conditional_writes(store: Store, *, accept_risk: bool) -> None:
@@ -91,6 +95,18 @@ def require_files(
 
     `files`: a listing of the winning attempt, where there is one already.
     """
+    problem = _missing_file(store, folder, manifest, files)
+    if problem is not None:
+        raise MissingArtifactsError(
+            f"{problem}, though the manifest of stage {manifest.stage} lists it; restore it. Only where that can't be "
+            f"done, delete the folder {folder}, with all that is left in it, to train the stage again"
+        )
+
+
+def _missing_file(
+    store: Store, folder: str, manifest: Manifest, files: Iterable[ObjectInfo] | None
+) -> str | None:
+    """The first file of the manifest that is not there in its size, and what is wrong with it."""
     if files is None:
         files = store.list(f"{attempt_folder(folder, manifest.attempt)}/")
     sizes = {info.key: info.size for info in files}
@@ -102,20 +118,23 @@ def require_files(
             size = None if info is None else info.size
         if size != entry.bytes:
             found = "is missing" if size is None else f"has {size} bytes instead of {entry.bytes}"
-            raise MissingArtifactsError(
-                f"{store.uri_of(key)}: {found}, though the manifest of stage {manifest.stage} lists it; "
-                f"restore it, or delete the folder {folder} to train the stage again"
-            )
+            return f"{store.uri_of(key)}: {found}"
+    return None
 
 
 def commit_stage(store: Store, folder: str, manifest: Manifest) -> Manifest:
     """Make the stage complete with `manifest`, unless another attempt was faster. Returns the manifest that
     stands.
 
-    The caller has won if that one names its own attempt. Raises MissingArtifactsError, and writes nothing,
-    if a file of the manifest is not there in its size.
+    The caller has won if that one names its own attempt. Raises VanishedUploadError, and writes nothing, if a
+    file of the manifest is not there in its size.
     """
-    require_files(store, folder, manifest)
+    problem = _missing_file(store, folder, manifest, None)
+    if problem is not None:
+        raise VanishedUploadError(
+            f"{problem}, though this attempt has just written it: let nothing delete under the store while a stage is "
+            "trained. The training is not lost: the next attempt goes on from the latest checkpoint"
+        )
     key = f"{folder}/{MANIFEST}"
     data = manifest.model_dump_json(by_alias=True, indent=2).encode()
     while True:

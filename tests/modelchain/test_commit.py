@@ -19,6 +19,7 @@ from modelchain.artifacts import (
 from modelchain.commit import (
     DamagedManifestError,
     MissingArtifactsError,
+    VanishedUploadError,
     checkpoints,
     commit_stage,
     download_verified,
@@ -28,7 +29,7 @@ from modelchain.commit import (
     require_conditional_writes,
     verify_stage,
 )
-from modelchain.errors import ConfigurationError, ExitCode, MissingInputError, UserDataError
+from modelchain.errors import ConfigurationError, ExitCode, MissingInputError, UserDataError, is_permanent
 from modelchain.resolved import ResolvedStore
 from modelchain.store import Forbidden, MissingBucket, Store, open_store
 from modelchain.store.folder import FolderStore
@@ -108,11 +109,13 @@ class TestAStage:
         manifest = finished(folder_store, "a-1", data=b"weights")
         key = f"{FOLDER}/{manifest.weights}"
         folder_store.put(key, b"weigh")
-        with pytest.raises(MissingArtifactsError, match=r"safetensors: has 5 bytes instead of 7"):
+        with pytest.raises(VanishedUploadError, match=r"safetensors: has 5 bytes instead of 7"):
             commit_stage(folder_store, FOLDER, manifest)
         folder_store.delete([key])
-        with pytest.raises(MissingArtifactsError, match=r"safetensors: is missing"):
+        with pytest.raises(VanishedUploadError, match=r"safetensors: is missing") as caught:
             commit_stage(folder_store, FOLDER, manifest)
+        assert not is_permanent(caught.value.exit_code), "the next attempt goes on from the latest checkpoint"
+        assert "delete the folder" not in str(caught.value)
         assert folder_store.head(f"{FOLDER}/{MANIFEST}") is None
 
     def test_a_file_that_went_missing_is_told_and_not_taken_for_not_trained(self, any_store: Store) -> None:

@@ -1,8 +1,10 @@
 """Attempts that are killed, stopped or cut off: whoever goes on ends with the same bits, and commits once."""
 
 import json
+import os
 import re
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from modelchain.commit import list_checkpoints, verify_stage
 from modelchain.errors import ExitCode
 from modelchain.resolved import ResolvedStage
 from modelchain.store.folder import FolderStore
+from tests.processes import wait_until
 
 StageOf = Callable[..., ResolvedStage]
 Result = tuple[str, list[dict[str, Any]]]
@@ -21,6 +24,7 @@ Result = tuple[str, list[dict[str, Any]]]
 CLOCKS = {"time", "wallTime", "samplesPerSecond", "dataWaitFraction"}
 KILLED, TERMINATED = -9, int(ExitCode.TERMINATED)
 
+linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 pair = pytest.mark.xdist_group("resume-2")  # they share the run of two ranks that nobody disturbs
 
 
@@ -176,6 +180,21 @@ def test_a_damaged_checkpoint_costs_steps_but_no_bits(
     assert rank.wait() == 0
     assert "passed over" in rank.log.read_text()
     assert re.search("going on from step (4|8)", rank.log.read_text())
+    expect(stage)
+
+
+@linux
+def test_metrics_that_a_purge_takes_while_the_stage_trains_are_written_again(
+    stage: ResolvedStage, fork_server: Any, tmp_path: Path, expect: Callable[..., None]
+) -> None:
+    (rank,) = fork_server.start(stage, tmp_path / "run", failpoint="upload-file:1:STOP")
+    stat = Path(f"/proc/{rank.pid}/stat")
+    wait_until(lambda: stat.read_text().rpartition(") ")[2].startswith("T"), "it stops", seconds=120)
+    oldest = min((Path(stage.store.uri) / stage.folder).glob("attempts/*/metrics-*.jsonl"))
+    oldest.unlink()
+    os.kill(rank.pid, signal.SIGCONT)
+    assert rank.wait() == 0
+    assert "was deleted while the stage was trained" in rank.log.read_text()
     expect(stage)
 
 

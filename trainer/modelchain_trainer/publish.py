@@ -10,7 +10,7 @@ import hashlib
 import logging
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -98,10 +98,24 @@ def _upload(attempt: Attempt, folder: Path) -> tuple[FileEntry, ...]:
         attempt.telemetry.advance()
         reach("upload-file")
     attempt.patience.attempt(attempt.telemetry.flush)
-    for name, data in attempt.telemetry.files().items():
+    measured = attempt.telemetry.files()
+    attempt.patience.attempt(lambda: _write_missing(attempt, measured))
+    for name, data in measured.items():
         sha256 = hashlib.sha256(data).hexdigest()
         entries.append(FileEntry(path=f"{base}/{name}", bytes=len(data), sha256=sha256))
     return tuple(entries)
+
+
+def _write_missing(attempt: Attempt, files: Mapping[str, bytes]) -> None:
+    """Write again what a purge or a bucket's lifecycle rule has taken of the metrics since they were written."""
+    there = {info.key: info.size for info in attempt.store.list(f"{attempt.folder}/")}
+    for name, data in files.items():
+        key = f"{attempt.folder}/{name}"
+        if there.get(key) != len(data):
+            logger.warning(
+                "%s was deleted while the stage was trained; written again", attempt.store.uri_of(key)
+            )
+            attempt.store.put(key, data)
 
 
 def _manifest(
