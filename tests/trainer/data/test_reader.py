@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from modelchain.errors import MissingInputError, UserDataError
 from modelchain_trainer.data.index import DatasetIndex
 from modelchain_trainer.data.order import SampleOrder, cut_blocks
 from modelchain_trainer.data.patience import Patience
-from modelchain_trainer.data.reader import WindowReader, read_segment, segment_bytes
+from modelchain_trainer.data.reader import WindowReader, read_ahead_bytes, read_segment, segment_bytes
 from modelchain_trainer.data.sample import Cause, CorruptSampleError
 from tests.tar_files import write_tar
 from tests.trainer.data.shards import CountingStore, index_of, noise, png, write_shards
@@ -79,6 +80,40 @@ def test_memory_is_bounded_and_what_is_needed_comes_anyway(
             for part in order.slices(step, range(order.lanes)):
                 assert reader.segments(part.window)
             assert reader._held_bytes <= most
+        reader.close()
+
+
+def test_a_rank_of_one_lane_keeps_all_connections_busy(
+    counted: tuple[DatasetIndex, CountingStore],
+) -> None:
+    index, store = counted
+    block = 1 << 14  # one sample
+    order = SampleOrder(cut_blocks(index, block), seed=0, global_batch_size=16, window_blocks=4)
+    under_way = threading.Semaphore(0)
+    answer = threading.Event()
+
+    class Slow(CountingStore):
+        def get_range(self, key: str, start: int, length: int) -> bytes:
+            under_way.release()
+            answer.wait(60)
+            return super().get_range(key, start, length)
+
+    slow = Slow(store.root)
+    shards = tuple(dataclasses.replace(shard, store=slow) for shard in index.shards)
+    reader = WindowReader(
+        dataclasses.replace(index, shards=shards),
+        order,
+        [0],
+        first_step=0,
+        end_step=order.steps_per_epoch,
+        budget=read_ahead_bytes(1, block),
+        patience=Patience(0),
+    )
+    reader.advance(0)
+    try:
+        assert all(under_way.acquire(timeout=30) for _ in range(8))
+    finally:
+        answer.set()
         reader.close()
 
 

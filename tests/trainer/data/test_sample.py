@@ -244,6 +244,18 @@ def test_training_resizes_a_crop_as_torchvision_does() -> None:
             assert abs(difference).max() <= 1, (width, height)
 
 
+@pytest.mark.parametrize(("width", "height"), [*SIZES, (1, 40), (40, 1), (1, 1), (224, 224), (225, 224)])
+@pytest.mark.parametrize("size", [8, 24, 33, 224])
+def test_a_resize_in_place_is_that_of_interpolate(width: int, height: int, size: int) -> None:
+    image = picture(width, height)
+    left, top, right, bottom = box = random_crop(width, height, (0.5, 1.0), numbers(size))
+    crop_HW3 = np.array(image)[top:bottom, left:right]
+    expected_13HW = torch.nn.functional.interpolate(
+        torch.from_numpy(crop_HW3).permute(2, 0, 1)[None], (size, size), mode="bicubic", antialias=True
+    )
+    assert np.array_equal(crop_and_resize(image, box, size), expected_13HW[0].permute(1, 2, 0).numpy())
+
+
 @pytest.mark.parametrize(("side", "quality"), [(230, 90), (512, 75), (512, 90), (1500, 90)])
 def test_a_jpeg_decoded_at_a_part_of_its_size_keeps_its_pixels(side: int, quality: int) -> None:
     size, scale = 224, (0.9, 1.0)

@@ -23,7 +23,7 @@ from modelchain_trainer.data.reader import Segment, read_segment
 from modelchain_trainer.data.sample import (
     CROP_NUMBERS,
     CorruptSampleError,
-    crop_and_resize,
+    crop_and_resize_into,
     decode_image,
     enough_pixels,
     random_crop,
@@ -87,7 +87,7 @@ class Assembler:
                 sample, image, captions = self._substitute(part.window, read, epoch, place + row, corrupt[-1])
                 numbers = uniforms(key(Purpose.CROP, self._seed, epoch, sample), CROP_NUMBERS).tolist()
             box = random_crop(image.width, image.height, self._crop_scale, numbers)
-            images_BHW3[row] = crop_and_resize(image, box, self._image_size)
+            crop_and_resize_into(image, box, images_BHW3[row])
             for column, caption in enumerate(captions):
                 self._tokenizer.encode_into(caption, tokens_CBT[column, row])
         return corrupt

@@ -34,6 +34,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
         return Image.fromarray(((deep_HW + 128) // 257).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
         raise ValueError(f"pixels of mode {image.mode} have no scale; convert them to 8 or 16 bits")
+    if image.mode == "RGB":
+        image.load()  # converting would copy it
+        return image
     return image.convert("RGB")
 
 

@@ -22,7 +22,7 @@ from modelchain_trainer.data.corruption import Corrupt, CorruptionCounter
 from modelchain_trainer.data.index import DatasetIndex
 from modelchain_trainer.data.order import SampleOrder, Slice, cut_blocks
 from modelchain_trainer.data.patience import Patience
-from modelchain_trainer.data.reader import WindowReader
+from modelchain_trainer.data.reader import WindowReader, read_ahead_bytes
 from modelchain_trainer.data.tokenizer import Tokenizer
 
 _CHUNK = 32  # samples of one task
@@ -98,7 +98,7 @@ class TrainingLoader:
             self._lanes,
             first_step=first_step,
             end_step=training.steps,
-            budget=2 * blocks_open * block_bytes,
+            budget=read_ahead_bytes(blocks_open, block_bytes),
             patience=self._patience,
         )
         self._assembler = Assembler(

@@ -15,7 +15,7 @@ from modelchain_trainer.data.sample import Cause, CorruptSampleError
 from modelchain_trainer.data.tar import RECORD, is_header
 from modelchain_trainer.data.text_keys import extension_of
 
-_MOST_THREADS = 8
+_THREADS = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +56,14 @@ class Segment:
 def segment_bytes(index: DatasetIndex, first: int, last: int) -> int:
     """Bytes of the samples [first, last) of one shard, with what lies between them."""
     return int(index.starts[last - 1]) + int(index.lengths[last - 1]) - int(index.starts[first])
+
+
+def read_ahead_bytes(blocks_open: int, block_bytes: int) -> int:
+    """Memory for a rank whose windows hold so many blocks at a time: as much again is read ahead of them, and at
+    least what keeps all connections busy. One of 64 ranks has two blocks open, and S3 takes as long to begin an
+    answer as to send a block.
+    """
+    return (blocks_open + max(blocks_open, 2 * _THREADS)) * block_bytes
 
 
 def read_segment(index: DatasetIndex, first: int, last: int, patience: Patience) -> Segment:
@@ -104,9 +112,7 @@ class WindowReader:
         self._held: dict[Window, list[Future[Segment]]] = {}
         self._held_bytes = 0
         self._next = {lane: self._first_window(lane, first_step) for lane in lanes}
-        self._pool = ThreadPoolExecutor(
-            min(_MOST_THREADS, len(lanes) + 1), thread_name_prefix="modelchain-read"
-        )
+        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="modelchain-read")
 
     def advance(self, step: int) -> None:
         """Ask for what `step` needs, then for what later ones need; let go of what none needs any more."""

@@ -128,14 +128,27 @@ def enough_pixels(size: int, crop_scale: tuple[float, float]) -> int:
 
 def crop_and_resize(image: Image.Image, box: tuple[int, int, int, int], size: int) -> Pixels:
     """The part of an RGB image in `box`, as size x size pixels: [H, W, 3]."""
+    pixels_HW3 = np.empty((size, size, 3), np.uint8)
+    crop_and_resize_into(image, box, pixels_HW3)
+    return pixels_HW3
+
+
+def crop_and_resize_into(image: Image.Image, box: tuple[int, int, int, int], out_HW3: Pixels) -> None:
+    """Fill a square of pixels with the part of an RGB image in `box`."""
     left, top, right, bottom = box
+    size = len(out_HW3)
     pixels_HW3 = np.array(image)[top:bottom, left:right]  # the filter must not see pixels outside the crop
     if pixels_HW3.shape[:2] == (size, size):
-        return pixels_HW3
-    resized_13HW = torch.nn.functional.interpolate(
-        torch.from_numpy(pixels_HW3).permute(2, 0, 1)[None], (size, size), mode="bicubic", antialias=True
+        out_HW3[:] = pixels_HW3
+        return
+    # What F.interpolate(mode="bicubic", antialias=True) calls. Writing to where the pixels belong, colours last as they
+    # come, takes a quarter of the time: by itself it makes planes of colours, which are put together again.
+    torch.ops.aten._upsample_bicubic2d_aa.out(  # noqa: SLF001
+        torch.from_numpy(pixels_HW3).permute(2, 0, 1)[None],
+        [size, size],
+        align_corners=False,
+        out=torch.from_numpy(out_HW3).permute(2, 0, 1)[None],
     )
-    return resized_13HW[0].permute(1, 2, 0).numpy()
 
 
 def evaluation_transform(image: Image.Image, size: int) -> Pixels:
