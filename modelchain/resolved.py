@@ -92,6 +92,7 @@ class ResolvedTraining(Block):
     keep_checkpoints: int = 2
     log_every_steps: int = 10
     gradient_checkpointing: bool = False
+    shard_optimizer: bool | None = None  # None: by size
     compile: bool = False
     data_workers: int = 4
     steps_per_epoch: int  # samples // global_batch_size: the incomplete last batch of an epoch is left out

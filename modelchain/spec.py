@@ -392,6 +392,14 @@ class TrainingSpec(Block):
         bool | None,
         Field(description="Recompute activations in the backward pass to save memory. Default: false."),
     ] = None
+    shard_optimizer: Annotated[
+        bool | None,
+        Field(
+            description="Keep the optimizer's moments of each parameter on one GPU only (ZeRO stage 1): the same "
+            "weights, less memory, more to send. Default: where they would take more than an eighth of a GPU's "
+            "memory."
+        ),
+    ] = None
     compile: Annotated[bool | None, Field(description="Use torch.compile. Default: false.")] = None
     data_workers: Annotated[
         Annotated[int, Field(ge=0, le=256)] | None,

@@ -212,11 +212,41 @@ def test_a_full_disk_is_named_and_an_attempt_with_room_goes_on(
 
 @pair
 def test_two_processes_do_what_one_does(reference: Callable[[int], Result]) -> None:
-    for one, two in zip(reference(1)[1], reference(2)[1], strict=True):
-        assert one["step"] == two["step"]
-        if one["kind"] == "train":
-            assert two["loss"] == pytest.approx(one["loss"], rel=1e-4, abs=1e-6)
-            assert two["gradientNorm"] == pytest.approx(one["gradientNorm"], rel=1e-3)
+    _are_alike(reference(1), reference(2))
+
+
+def _are_alike(one: Result, other: Result) -> None:
+    """The same steps, with the same figures to rounding."""
+    for mine, theirs in zip(one[1], other[1], strict=True):
+        assert mine["step"] == theirs["step"]
+        if mine["kind"] == "train":
+            assert theirs["loss"] == pytest.approx(mine["loss"], rel=1e-4, abs=1e-6)
+            assert theirs["gradientNorm"] == pytest.approx(mine["gradientNorm"], rel=1e-3)
+
+
+def _sharded(stage: ResolvedStage) -> ResolvedStage:
+    """The same weights: `shardOptimizer` is no part of a digest."""
+    return stage.model_copy(update={"training": stage.training.model_copy(update={"shard_optimizer": True})})
+
+
+@pair
+def test_ranks_that_share_the_optimizer_end_with_the_bits_of_those_that_do_not(
+    stage: ResolvedStage, fork_server: Any, tmp_path: Path, expect: Callable[..., None]
+) -> None:
+    ranks = fork_server.start(_sharded(stage), tmp_path / "stopped", ranks=2, failpoint="step:5:TERM")
+    assert [rank.wait() for rank in ranks] == [TERMINATED, TERMINATED]
+    assert fork_server.run(_sharded(stage), tmp_path / "second", ranks=2) == 0
+    expect(stage, ranks=2)
+
+
+@pair
+def test_what_two_ranks_with_parts_of_the_optimizer_saved_one_goes_on_from(
+    stage: ResolvedStage, fork_server: Any, tmp_path: Path, reference: Callable[[int], Result]
+) -> None:
+    first, second = fork_server.start(_sharded(stage), tmp_path / "killed", ranks=2, failpoint="step:6")
+    assert (first.wait(), second.wait()) == (KILLED, ExitCode.FAILURE)
+    assert fork_server.run(stage, tmp_path / "second") == 0
+    _are_alike(reference(1), _result(stage))
 
 
 @pair

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
+from modelchain.memory import kept_bytes
 from modelchain.resolved import (
     ChainReference,
     ResolvedData,
@@ -118,6 +119,7 @@ def train_step(
     teacher_size: int = 16,
     group: Group | None = None,
     teaching: Teaching | None = None,
+    sharded: bool = False,
 ) -> tuple[TrainStep, Clip, dict[str, torch.nn.Parameter]]:
     """A step on a new model, and all its parameters by name. `teacher_size` 0: no teacher."""
     model = build_model(config(32, 24), seed=1).to(dtype)
@@ -128,7 +130,7 @@ def train_step(
     if projections is not None:
         projections.to(dtype)
         named |= {f"projections.{name}": parameter for name, parameter in projections.named_parameters()}
-    optimizer = AdamW(named.items(), made_for.training)
+    optimizer = AdamW(named.items(), made_for.training, group, sharded=sharded)
     return TrainStep(model, teacher, projections, optimizer, made_for, CPU, group, teaching), model, named
 
 
@@ -258,6 +260,47 @@ def test_two_processes_end_with_the_same_weights_bit_for_bit(two_processes: Path
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
+def shards_bit_for_bit(group: Group) -> list[str]:
+    """What of a sharded optimizer is not as without sharding: weights, the state, or what goes on from it."""
+    made_for = stage(gradient_clip_norm=1.0, ema_decay=0.9)
+    plain, _, named = train_step(made_for, group=group)
+    sharded, sharded_model, sharded_named = train_step(made_for, group=group, sharded=True)
+    rows = [batch(step, group.rank, group.world_size) for step in range(4)]
+
+    def differ(others: dict[str, torch.nn.Parameter]) -> bool:
+        return not all(torch.equal(parameter, others[name]) for name, parameter in named.items())
+
+    for step in (0, 1):
+        plain.run(rows[step], step)
+        sharded.run(rows[step], step)
+    wrong = ["weights"] if differ(sharded_named) else []
+    expected, state = plain.state_dict(), sharded.state_dict()
+    moments = sum(".mean." in name for name in state)
+    if group.rank == 0:
+        same = state.keys() == expected.keys() and all(torch.equal(state[n], expected[n]) for n in state)
+        wrong += [] if same else ["state"]
+    elif moments:
+        wrong.append("moments of others")
+    again, again_model, again_named = train_step(made_for, group=group, sharded=True)
+    again_model.load_state_dict(sharded_model.state_dict())
+    again.load_from_first(state if group.rank == 0 else None)
+    for step in (2, 3):
+        again.run(rows[step], step)
+        plain.run(rows[step], step)
+    return wrong + (["resumed"] if differ(again_named) else [])
+
+
+def kept_and_calculated(group: Group) -> list[int]:
+    """Bytes of weights, gradients, moments and averages on this rank, and what `modelchain.memory` says."""
+    made_for = stage(shard_optimizer=True, ema_decay=0.9)
+    trained, model, named = train_step(made_for, teacher_size=0, group=group, sharded=True)
+    trained.run(batch(0, group.rank, group.world_size), 0)
+    tensors = [*model.parameters(), *gradients(named).values(), *trained.published.parameters()]
+    tensors += [t for name, t in trained.optimizer.own_state().items() if name != "steps"]
+    kept = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return [kept, kept_bytes(made_for, ranks=group.world_size, gpu_bytes=1)]
+
+
 def resumes_bit_for_bit(group: Group) -> bool:
     """Whether the steps after a resume read, and leave weights, as those that were never interrupted."""
     straight, model, named = train_step(stage(), group=group)
@@ -280,6 +323,23 @@ def resumes_bit_for_bit(group: Group) -> bool:
 @pair
 def test_two_processes_resume_bit_for_bit(two_processes: Path) -> None:
     assert [(two_processes / f"resumed-{rank}").read_text() for rank in range(2)] == ["True", "True"]
+
+
+@pytest.mark.slow
+@pair
+def test_a_sharded_optimizer_trains_the_same_weights_and_has_the_same_state(two_processes: Path) -> None:
+    assert [(two_processes / f"sharded-{rank}").read_text() for rank in range(2)] == ["", ""]
+
+
+@pytest.mark.slow
+@pair
+def test_no_rank_keeps_more_than_is_calculated(two_processes: Path) -> None:
+    texts = [(two_processes / f"kept-{rank}").read_text() for rank in range(2)]
+    (largest, calculated), (least, _) = sorted(
+        ([int(number) for number in text.split()] for text in texts), reverse=True
+    )
+    assert 0.95 * calculated < largest <= calculated
+    assert least < 0.7 * calculated  # one parameter is most of this model, and one rank has its moments
 
 
 @pytest.mark.slow
@@ -405,6 +465,8 @@ def main(rank: int, world_size: int, port: str, folder: Path) -> None:
     torch.distributed.init_process_group("gloo", rank=rank, world_size=world_size)
     for case in TWO_PROCESS_CASES:
         train_and_record(folder, case, Group.current())
+    (folder / f"sharded-{rank}").write_text(",".join(shards_bit_for_bit(Group.current())))
+    (folder / f"kept-{rank}").write_text(" ".join(map(str, kept_and_calculated(Group.current()))))
     (folder / f"resumed-{rank}").write_text(str(resumes_bit_for_bit(Group.current())))
     if rank == 0:
         (folder / "imported").write_text(

@@ -9,8 +9,6 @@ of the learning rate (Morales-Brotons et al., arXiv 2411.18704).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
@@ -38,9 +36,3 @@ class AveragedModel:
     def state_dict(self) -> dict[str, Tensor]:
         """The averages by parameter. Shares memory with this."""
         return {f"average.{name}": parameter.data for name, parameter in self.model.named_parameters()}
-
-    @torch.no_grad()
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what `state_dict` gave, bit for bit. Raises KeyError where a parameter is missing."""
-        for name, parameter in self.model.named_parameters():
-            parameter.copy_(state[f"average.{name}"])

@@ -55,10 +55,10 @@ class Group:
             work.wait()
         return x
 
-    def broadcast(self, x: Tensor) -> Tensor:
-        """`x`, replaced by rank 0's."""
+    def broadcast(self, x: Tensor, *, source: int = 0) -> Tensor:
+        """`x`, replaced by that of rank `source`."""
         if not self.alone:
-            dist.broadcast(x, src=0)
+            dist.broadcast(x, src=source)
         return x
 
 

@@ -201,21 +201,30 @@ class TrainingLoop:
     def _is_evaluated(self, step: int) -> bool:
         return step in self._attempt.telemetry.evaluated_steps()
 
-    def _save(self, result: StepResult | None) -> None:
-        """Begin a checkpoint, unless one is still being written: a slow store holds nothing up."""
+    def _save(self, result: StepResult | None, *, due: bool = True) -> None:
+        """Begin a checkpoint, unless one is still being written: a slow store holds nothing up.
+
+        Of a sharded optimizer all ranks have a part: then all call it, and rank 0 decides.
+        """
         attempt, trainee = self._attempt, self._trainee
         trunk = trainee.step == self._training.trunk_steps
         last = trainee.step == self._training.steps
-        if not attempt.ranks.first:
-            return
-        if self._writer.busy and not (last or trunk):
+        due = due and attempt.ranks.first
+        if due and self._writer.busy and not (last or trunk):
             logger.info("no checkpoint at step %d: the one before is still being written", trainee.step)
+            due = False
+        if trainee.train_step.sharded:
+            due = bool(attempt.ranks.agree(int(due)))
+        if not due:
             return
         if result is not None:
             result.read()  # raises DivergedError: no checkpoint of a model that is lost
+        rest = trainee.train_step.state_dict()
+        if not attempt.ranks.first:
+            return
         attempt.telemetry.begin_segment(trainee.step)
-        model, rest = trainee.model.state_dict(), trainee.train_step.state_dict()
-        self._writer.start(take_snapshot(trainee.state(), model, rest), required=trunk)
+        snapshot = take_snapshot(trainee.state(), trainee.model.state_dict(), rest)
+        self._writer.start(snapshot, required=trunk)
 
     def _committed(self, step: int) -> None:
         self._attempt.telemetry.checkpoint(step)
@@ -224,11 +233,16 @@ class TrainingLoop:
     def _leave(self) -> None:
         """Save what would be lost, and let the other ranks wait for it if all of us have agreed to stop."""
         attempt, trainee = self._attempt, self._trainee
+        due = False
         if attempt.ranks.first:
             attempt.telemetry.phase("Checkpointing")
             self._writer.wait()
-            if trainee.step not in (0, attempt.position.checkpoint_step):
-                self._save(None)
+            due = trainee.step not in (0, attempt.position.checkpoint_step)
+        if not trainee.train_step.sharded or self._agreed:
+            self._save(None, due=due)
+        elif due:
+            logger.warning("no checkpoint at step %d: this rank has a part of the state only", trainee.step)
+        if attempt.ranks.first:
             self._writer.wait()
         if self._agreed:
             saved = attempt.ranks.share("stopped", lambda: str(attempt.position.checkpoint_step or ""))

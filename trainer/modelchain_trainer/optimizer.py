@@ -3,60 +3,81 @@
 Not torch.optim.AdamW: its base class imports torch._dynamo when it is made, which costs seconds at the start
 of every stage. The kernels are the same (`torch.optim.adamw.adamw`), the state is a flat dict of named
 tensors.
+
+Sharded (ZeRO stage 1, arXiv 1910.02054) each parameter has its moments on one rank alone, which updates it and gives
+it to the others. Nothing else changes: an update reads one element's own numbers, so weights are those of the
+unsharded optimizer bit for bit, and the state has the same form on any number of ranks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from modelchain.resolved import ResolvedTraining
+from modelchain_trainer.collectives import BUCKET_BYTES, Group
+
+STEPS = "steps"
 
 
 @dataclass(frozen=True)
-class _Group:
+class _ParameterGroup:
+    """Parameters of one weight decay whose moments are on this rank."""
+
     weight_decay: float
-    names: list[str]
-    parameters: list[nn.Parameter]
-    mean: list[Tensor]  # exponential moving average of the gradient
-    square: list[Tensor]  # and of its square
-    steps: list[Tensor]  # steps taken; one number for all, but the kernel wants one each
+    names: list[str] = field(default_factory=list)
+    parameters: list[nn.Parameter] = field(default_factory=list)
+    mean: list[Tensor] = field(default_factory=list)  # exponential moving average of the gradient
+    square: list[Tensor] = field(default_factory=list)  # and of its square
+    steps: list[Tensor] = field(
+        default_factory=list
+    )  # steps taken; one number for all, but the kernel wants one each
 
 
 class AdamW:
     """Decoupled weight decay (arXiv 1711.05101), on tensors of at least two dimensions only."""
 
     def __init__(
-        self, named_parameters: Iterable[tuple[str, nn.Parameter]], training: ResolvedTraining
+        self,
+        named_parameters: Iterable[tuple[str, nn.Parameter]],
+        training: ResolvedTraining,
+        group: Group | None = None,
+        *,
+        sharded: bool = False,
     ) -> None:
+        """All ranks of `group` pass the same parameters in the same order."""
         self._training = training
-        named = list(named_parameters)
-        self._groups: list[_Group] = []
-        for decays in (True, False):
-            members = [(name, parameter) for name, parameter in named if (parameter.ndim >= 2) == decays]
-            if not members:
+        self._ranks = group or Group()
+        self.sharded = sharded and not self._ranks.alone
+        # Those that decay first: the order in which gradients are summed.
+        self._named = sorted(named_parameters, key=lambda item: item[1].ndim < 2)
+        sizes = [parameter.numel() for _, parameter in self._named]
+        owners = (
+            shard_owners(sizes, self._ranks.world_size) if self.sharded else [self._ranks.rank] * len(sizes)
+        )
+        self._owners = owners
+        self._groups = [_ParameterGroup(training.weight_decay), _ParameterGroup(0.0)]
+        for (name, parameter), owner in zip(self._named, owners, strict=True):
+            if owner != self._ranks.rank:
                 continue
-            names, parameters = zip(*members, strict=True)
-            device = parameters[0].device
-            self._groups.append(
-                _Group(
-                    weight_decay=training.weight_decay if decays else 0.0,
-                    names=list(names),
-                    parameters=list(parameters),
-                    mean=[torch.zeros_like(parameter) for parameter in parameters],
-                    square=[torch.zeros_like(parameter) for parameter in parameters],
-                    steps=list(torch.zeros(len(parameters), device=device).unbind()),
-                )
-            )
+            group_ = self._groups[parameter.ndim < 2]
+            group_.names.append(name)
+            group_.parameters.append(parameter)
+            group_.mean.append(torch.zeros_like(parameter))
+            group_.square.append(torch.zeros_like(parameter))
+        self._groups = [each for each in self._groups if each.names]
+        for each in self._groups:
+            device = each.parameters[0].device
+            each.steps.extend(torch.zeros(len(each.parameters), device=device).unbind())
 
     @property
     def parameters(self) -> list[nn.Parameter]:
         """All parameters, those that decay first."""
-        return [parameter for group in self._groups for parameter in group.parameters]
+        return [parameter for _, parameter in self._named]
 
     @torch.no_grad()
     def step(
@@ -88,9 +109,55 @@ class AdamW:
                 eps=self._training.epsilon,
             )
 
+        if self.sharded:
+            self._spread()
+
     def state_dict(self) -> dict[str, Tensor]:
-        """Moments by parameter (`mean.<name>`, `square.<name>`) and `steps`. Shares memory with this."""
-        state = {"steps": self._groups[0].steps[0]}
+        """Moments by parameter (`mean.<name>`, `square.<name>`) and `steps`.
+
+        Shares memory with this, but where it is sharded: then every rank must call it, and rank 0 gets everything, on
+        the CPU, and the others nothing.
+        """
+        own = self.own_state()
+        if not self.sharded:
+            return own
+        state: dict[str, Tensor] = {}
+        for name, owner, like in self._layout():
+            tensor = own[name] if owner == self._ranks.rank else torch.empty_like(like)
+            self._ranks.broadcast(tensor, source=owner)
+            if self._ranks.rank == 0:
+                state[name] = tensor.cpu()
+        return state
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what `state_dict` gave, bit for bit. Raises KeyError where a parameter is missing."""
+        for name, tensor in self.own_state().items():
+            tensor.copy_(state[name])
+        self._equal_steps()
+
+    @torch.no_grad()
+    def load_from_first(self, state: Mapping[str, Tensor] | None) -> None:
+        """Take over rank 0's `state` on every rank, one tensor at a time; the others pass None.
+
+        Moments that it lacks stay zero: those of parameters that are new.
+        """
+        own = self.own_state()
+        for name, owner, like in self._layout():
+            tensor = torch.zeros_like(like)
+            if state is not None and name in state:
+                tensor.copy_(state[name])
+            self._ranks.broadcast(tensor)
+            if name in own and owner == self._ranks.rank:
+                own[name].copy_(tensor)
+            if name == STEPS:
+                for group in self._groups:
+                    group.steps[0].copy_(tensor)
+        self._equal_steps()
+
+    def own_state(self) -> dict[str, Tensor]:
+        """What is on this rank, sharing its memory."""
+        state = {STEPS: self._groups[0].steps[0]} if self._groups else {}
         for group in self._groups:
             state |= {f"mean.{name}": tensor for name, tensor in zip(group.names, group.mean, strict=True)}
             state |= {
@@ -98,13 +165,53 @@ class AdamW:
             }
         return state
 
-    @torch.no_grad()
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what `state_dict` gave, bit for bit. Raises KeyError where a parameter is missing."""
+    def _layout(self) -> Iterator[tuple[str, int, Tensor]]:
+        """Everything that a whole state has: its name, the rank that has it, and a tensor of its form."""
+        first = self._named[0][1]
+        yield STEPS, self._owners[0], torch.zeros((), device=first.device)
+        for kind in ("mean", "square"):
+            for (name, parameter), owner in zip(self._named, self._owners, strict=True):
+                yield f"{kind}.{name}", owner, parameter.detach()
+
+    def _equal_steps(self) -> None:
         for group in self._groups:
-            for name, mean, square, steps in zip(
-                group.names, group.mean, group.square, group.steps, strict=True
-            ):
-                mean.copy_(state[f"mean.{name}"])
-                square.copy_(state[f"square.{name}"])
-                steps.copy_(state["steps"])
+            for steps in group.steps:
+                steps.copy_(self._groups[0].steps[0])
+
+    def _spread(self) -> None:
+        """Give every rank the parameters that it does not update, in flat tensors of one owner."""
+        for owner in range(self._ranks.world_size):
+            mine = [p for (_, p), o in zip(self._named, self._owners, strict=True) if o == owner]
+            for bucket in _buckets(mine):
+                flat = torch.cat([parameter.detach().flatten() for parameter in bucket])
+                self._ranks.broadcast(flat, source=owner)
+                if owner != self._ranks.rank:
+                    parts = flat.split([parameter.numel() for parameter in bucket])
+                    for parameter, part in zip(bucket, parts, strict=True):
+                        parameter.copy_(part.view_as(parameter))
+
+
+def shard_owners(sizes: Sequence[int], ranks: int) -> list[int]:
+    """The rank that has the moments of each parameter: the largest first, each to whoever has least."""
+    load = [0] * ranks
+    owners = [0] * len(sizes)
+    for index in sorted(range(len(sizes)), key=lambda index: (-sizes[index], index)):
+        owner = load.index(min(load))
+        owners[index] = owner
+        load[owner] += sizes[index]
+    return owners
+
+
+def _buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    """Parts of at most `BUCKET_BYTES`, a larger parameter alone."""
+    bucket: list[nn.Parameter] = []
+    filled = 0
+    for parameter in parameters:
+        size = parameter.numel() * parameter.element_size()
+        if bucket and filled + size > BUCKET_BYTES:
+            yield bucket
+            bucket, filled = [], 0
+        bucket.append(parameter)
+        filled += size
+    if bucket:
+        yield bucket

@@ -34,6 +34,7 @@ from modelchain_trainer.optimizer import AdamW
 from modelchain_trainer.schedule import distillation_weight, learning_rate
 
 MAXIMUM_LOG_SCALE = math.log(100)
+OPTIMIZER = "optimizer."  # before the names of its tensors in a state
 # A bucket of captions more must save so many tokens: about what its own kernels' launches cost.
 CPU_BUCKET_COST, GPU_BUCKET_COST = 32, 4096
 GPU_TOKENS_MULTIPLE = 8  # few lengths are few kernels to compile or pick
@@ -133,7 +134,7 @@ class TrainStep:
         self._average = None if decay is None else AveragedModel(model, decay)
         self._teacher_log_scale = None if teacher is None else teacher.logit_scale.detach()
         self._projections = projections
-        self._optimizer = optimizer
+        self.optimizer = optimizer
         self._stage = stage
         self._training = stage.training
         self._device = device
@@ -207,32 +208,47 @@ class TrainStep:
         return Teaching(self.teacher_steps, float(self._margin), self._surpassed)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What a checkpoint needs besides the model: moments and projections. Shares memory with this."""
-        state = {f"optimizer.{name}": tensor for name, tensor in self._optimizer.state_dict().items()}
-        if self._projections is not None:
-            state |= {
-                f"projections.{name}": tensor.data for name, tensor in self._projections.named_parameters()
-            }
-        if self._average is not None:
-            state |= self._average.state_dict()
-        return state
+        """What a checkpoint needs besides the model: moments, projections and averaged weights.
+
+        Shares memory with this, but for sharded moments, for which every rank must call it and rank 0 gets them all.
+        """
+        return {
+            f"{OPTIMIZER}{name}": tensor for name, tensor in self.optimizer.state_dict().items()
+        } | self._replicated_state()
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take over what `state_dict` gave, bit for bit. Raises KeyError where something is missing."""
-        self.load_moments(state)
-        if self._average is not None:
-            self._average.load_state_dict(state)
-        if self._projections is not None:
-            for name, parameter in self._projections.named_parameters():
-                parameter.copy_(state[f"projections.{name}"])
+        self.optimizer.load_state_dict(_of_optimizer(state))
+        for name, tensor in self._replicated_state().items():
+            tensor.copy_(state[name])
 
-    def load_moments(self, state: Mapping[str, Tensor]) -> None:
-        """Take over the optimizer's part of what `state_dict` gave, and nothing else."""
-        prefix = "optimizer."
-        self._optimizer.load_state_dict(
-            {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-        )
+    @torch.no_grad()
+    def load_from_first(self, state: Mapping[str, Tensor] | None) -> None:
+        """Take over rank 0's `state` on every rank, bit for bit; the others pass None."""
+        self.optimizer.load_from_first(None if state is None else _of_optimizer(state))
+        for name, tensor in self._replicated_state().items():
+            if state is not None:
+                tensor.copy_(state[name])
+            self._group.broadcast(tensor)
+
+    def load_moments_from_first(self, state: Mapping[str, Tensor] | None) -> None:
+        """Take over the optimizer's part of rank 0's `state` on every rank; what it lacks begins at zero."""
+        self.optimizer.load_from_first(None if state is None else _of_optimizer(state))
+
+    @property
+    def sharded(self) -> bool:
+        """Whether no rank has all of the state: all must take part where it is asked for."""
+        return self.optimizer.sharded
+
+    def _replicated_state(self) -> dict[str, Tensor]:
+        """What every rank has besides model and moments, sharing memory."""
+        state: dict[str, Tensor] = {}
+        if self._projections is not None:
+            state |= {f"projections.{name}": p.data for name, p in self._projections.named_parameters()}
+        if self._average is not None:
+            state |= self._average.state_dict()
+        return state
 
     def _teacher_loss(self, teacher: Features | None) -> Tensor:
         """This rank's share of the teacher's task loss on the batch, where somebody wants to know it; else 0."""
@@ -308,12 +324,12 @@ class TrainStep:
 
     @torch.no_grad()
     def _update(self, step: int, rate: float, weight: float, losses: Tensor) -> StepResult:
-        gradients = [p.grad for p in self._optimizer.parameters if p.grad is not None]
+        gradients = [p.grad for p in self.optimizer.parameters if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
         total = losses.sum()
         not_finite = ~(norm.isfinite() & total.isfinite())
         clip = self._training.gradient_clip_norm
-        self._optimizer.step(
+        self.optimizer.step(
             rate,
             divisor=None if clip is None else (norm / clip).clamp(min=1).float(),
             skip=not_finite.float(),
@@ -343,6 +359,10 @@ def freeze(teacher: Clip, precision: Precision) -> None:
     for name, parameter in teacher.named_parameters():
         if parameter.ndim >= 2 and "embedding" not in name:
             parameter.data = parameter.data.to(torch.bfloat16)
+
+
+def _of_optimizer(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(OPTIMIZER): state[name] for name in state if name.startswith(OPTIMIZER)}
 
 
 def _join(features: list[Features]) -> Features:

@@ -6,6 +6,7 @@ Rank 0 alone reads weights from stores, and gives them to the others.
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from modelchain.artifacts import attempt_folder
+from modelchain.memory import shards_moments
 from modelchain.resolved import ResolvedStage
 from modelchain.spec import OptimizerState
 from modelchain.times import rfc3339
@@ -98,10 +100,11 @@ def prepare(attempt: Attempt) -> Trainee:
 
     train_step = _train_step(attempt, model, teacher, state)
     if resumed:
-        _resume(attempt, train_step, restored)
+        train_step.load_from_first(None if restored is None else restored.optimizer)
     elif stage.expansion.optimizer_state is OptimizerState.CARRIED and stage.predecessor is not None:
-        _carry(attempt, train_step, moments)
+        train_step.load_moments_from_first(moments)
     if restored is not None:
+        restore_random(restored.random)
         attempt.telemetry.resume(MetricsLog(_history(attempt, restored), state.step), state.step)
     attempt.position.step = state.step
     attempt.position.checkpoint_step = state.step if resumed else None
@@ -138,7 +141,10 @@ def _train_step(attempt: Attempt, model: Clip, teacher: Clip | None, state: Trai
         parameters += [
             (f"projections.{name}", parameter) for name, parameter in projections.named_parameters()
         ]
-    optimizer = AdamW(parameters, stage.training)
+    count, on_gpu = sum(parameter.numel() for _, parameter in parameters), attempt.device.type == "cuda"
+    memory = torch.cuda.get_device_properties(attempt.device).total_memory if on_gpu else sys.maxsize
+    sharded = shards_moments(stage.training, count, memory)
+    optimizer = AdamW(parameters, stage.training, attempt.ranks.group, sharded=sharded)
     teaching = Teaching(state.teacher_steps, state.teacher_margin, state.teacher_surpassed)
     return TrainStep(
         model, teacher, projections, optimizer, stage, attempt.device, attempt.ranks.group, teaching
@@ -153,26 +159,6 @@ def _projections(stage: ResolvedStage) -> Projections | None:
     if stage.teacher is None:
         return None
     return build_projections(stage.model_config_.embed_dim, stage.teacher.model_config_.embed_dim)
-
-
-def _resume(attempt: Attempt, train_step: TrainStep, restored: Restored | None) -> None:
-    if restored is not None:
-        train_step.load_state_dict(restored.optimizer)
-        restore_random(restored.random)
-    state = train_step.state_dict()  # shares its memory
-    _broadcast(state.values(), attempt.ranks.group)
-    train_step.load_state_dict(state)  # the optimizer keeps the count of steps once a parameter, this once
-
-
-def _carry(attempt: Attempt, train_step: TrainStep, moments: dict[str, Tensor] | None) -> None:
-    """Give every rank the moments that rank 0 has grown; projections are new and begin at zero."""
-    state = {
-        name: tensor for name, tensor in train_step.state_dict().items() if name.startswith("optimizer.")
-    }
-    if moments is not None:
-        state |= {name: tensor.to(attempt.device) for name, tensor in moments.items()}
-    _broadcast(state.values(), attempt.ranks.group)
-    train_step.load_moments(state)
 
 
 def _broadcast(tensors: Iterable[Tensor], group: Group) -> None:
