@@ -275,6 +275,14 @@ class ChainStatus(StatusBlock):
             description="The models trained alone, after the chain, as spec.baseline.train asks.",
         ),
     ] = ()
+    retrained: Annotated[
+        str | None,
+        Field(
+            max_length=MAX_MESSAGE,
+            description="Value of the annotation modelchain.dev/retrain-missing that was last acted on; each is good "
+            "for once.",
+        ),
+    ] = None
     conditions: Annotated[tuple[Condition, ...], Field(max_length=16, description="Conditions.")] = ()
 
     @property

@@ -135,7 +135,7 @@ class Runner:
             store_readable_since=seen.readable_since,
             max_parallel_jobs=1,
             interrupted=bool(self._stopped),
-            retrain_missing=self._options.retrain_missing,
+            retrain_missing=f"run {self._generation}" if self._options.retrain_missing else "",
             macs=self._macs,
             speedup_planned=self._plan.speedup,
             measurement=seen.measurement,

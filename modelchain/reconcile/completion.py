@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from modelchain.artifacts import Manifest, attempt_folder
 from modelchain.reconcile.look import Look
 from modelchain.reconcile.observation import StoreTrouble
@@ -16,7 +18,7 @@ def recognise(look: Look) -> StageStatus:
     """Record a verified manifest; forget a vanished one only if that was asked for."""
     status = look.status
     if status.finished:
-        if not (is_missing(look) and look.observed.retrain_missing):
+        if not (is_missing(look) and look.observed.retrains_missing):
             return status
         text = "its artifacts have vanished, and training them again was asked for"
         return anew(look, "ArtifactsMissing", text)
@@ -34,6 +36,17 @@ def is_missing(look: Look) -> bool:
     if look.facts.trouble is StoreTrouble.DAMAGED:
         return True
     return look.facts.trouble is None and look.facts.manifest is None and not look.facts.present
+
+
+def retrained(before: Iterable[Look], after: Iterable[Look]) -> bool:
+    """Whether what was missing has begun anew in this decision, and all that could be missing was looked for: what is
+    found missing later was not meant by whoever asked.
+    """
+    finished = [look for look in before if look.status.finished]
+    reset = {look.stage.name for look in after if not look.status.finished}
+    return any(look.stage.name in reset for look in finished) and all(
+        look.readable or is_missing(look) for look in finished
+    )
 
 
 def was_missing(look: Look) -> bool:

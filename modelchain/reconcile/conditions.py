@@ -228,8 +228,8 @@ def _artifacts_missing(looks: Sequence[Look]) -> tuple[bool, str, str]:
         f"{look.stage.name} ({look.stage.store.uri_of(look.stage.folder)})" for look in missing
     )
     text = f"complete once, now gone or damaged: {folders}{': ' + damaged if damaged else ''}"
-    return (
-        True,
-        "ArtifactsMissing",
-        f"{text}. Nothing is trained again unless asked for: restore them, or ask to retrain",
-    )
+    remedy = "Nothing is trained again unless asked for: restore them, or ask to retrain"
+    observed = missing[0].observed
+    if observed.retrain_missing and not observed.retrains_missing:
+        remedy += f' (anew: what "{cut(observed.retrain_missing, 64)}" asked for was done)'
+    return True, "ArtifactsMissing", f"{text}. {remedy}"

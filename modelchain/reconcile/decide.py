@@ -39,11 +39,12 @@ POLICIES: tuple[Callable[[Look], StageStatus], ...] = (
 def decide(chain: ResolvedChain, observed: Observation, now: float) -> Decision:
     """What to write and what to do, given everything seen. `now` is in seconds since the epoch."""
     previous = observed.status or ChainStatus()
-    looks = {stage.name: _settled(_first_look(chain, stage, observed, now)) for stage in chain.stages}
+    first_looks = {stage.name: _first_look(chain, stage, observed, now) for stage in chain.all_stages}
+    looks = {stage.name: _settled(first_looks[stage.name]) for stage in chain.stages}
     limits = [limit for limit in (observed.max_parallel_jobs, chain.max_parallel_stages) if limit is not None]
     starts = start_stages(looks, observed, at_once=min(limits, default=None))
     in_order = _started(looks, starts)
-    alone = {stage.name: _settled(_first_look(chain, stage, observed, now)) for stage in chain.baselines}
+    alone = {stage.name: _settled(first_looks[stage.name]) for stage in chain.baselines}
     alone = {name: look.with_status(baseline.give_way(look, in_order)) for name, look in alone.items()}
     alone_starts = start_baselines(alone, looks, observed, at_once=baseline.AT_ONCE)
     baselines = _started(alone, alone_starts)
@@ -54,6 +55,9 @@ def decide(chain: ResolvedChain, observed: Observation, now: float) -> Decision:
     compared = baseline.judge(chain, in_order, baselines, phase, observed)
     measured = compared.measurement if compared is not None else None
     planned = observed.speedup_planned
+    retrained = observed.retrains_missing and completion.retrained(
+        first_looks.values(), (*in_order, *baselines)
+    )
     status = previous.model_copy(
         update={
             "phase": phase,
@@ -66,6 +70,7 @@ def decide(chain: ResolvedChain, observed: Observation, now: float) -> Decision:
             "speedup_planned": previous.speedup_planned if planned is None else summary.times(planned),
             "speedup_measured": cut(str(measured.acceleration), 16) if measured else None,
             "measurement": measured,
+            "retrained": cut(observed.retrain_missing) if retrained else previous.retrained,
             "stages": tuple(look.status for look in in_order),
             "baselines": tuple(look.status for look in baselines),
             "conditions": conditions(

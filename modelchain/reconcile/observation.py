@@ -122,10 +122,17 @@ class Observation:
     max_parallel_jobs: int | None = None  # of this chain; None: as many as it has branches
     refused: bool = False  # the spec as it is written now can't be trained: nothing may start
     interrupted: bool = False  # whoever runs the chain was told to stop for now; as spec.suspend
-    retrain_missing: bool = False  # asked for: train again what was complete and has vanished
+    # Asked for: train again what was complete and has vanished. Any text, which is good for once; empty: not asked.
+    retrain_missing: str = ""
     macs: Mapping[str, float] = field(default_factory=dict)  # cost of each stage, for estimates
     speedup_planned: float | None = None  # of the family, from modelchain.cost
     measurement: Measurement | Unmeasurable | None = None  # of models trained alone; None: not read yet
+
+    @property
+    def retrains_missing(self) -> bool:
+        """Whether that was asked for in words that have not been acted on yet."""
+        acted_on = self.status.retrained if self.status is not None else None
+        return bool(self.retrain_missing) and self.retrain_missing != acted_on
 
     def jobs_of(self, stage: str) -> tuple[Job, ...]:
         """The jobs of a stage, oldest attempt first."""

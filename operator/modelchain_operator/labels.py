@@ -26,5 +26,5 @@ QUEUE_PRIORITY = "kueue.x-k8s.io/priority-class"
 DIGEST_ANNOTATION = "modelchain.dev/stage-digest"  # all 64
 CHAIN_ANNOTATION = "modelchain.dev/chain"  # namespace/name
 
-# On a chain: "true" allows to train anew what was complete and has vanished from the store.
+# On a chain: any text, each good for once, allows to train anew what was complete and has vanished from the store.
 RETRAIN_MISSING_ANNOTATION = "modelchain.dev/retrain-missing"

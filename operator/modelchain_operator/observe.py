@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from modelchain.reconcile.observation import Job, JobPhase, Observation
 from modelchain.resolved import ChainReference
-from modelchain.status import ChainStatus
+from modelchain.status import ChainStatus, cut
 from modelchain_operator import labels
 from modelchain_operator.acceptance import Accepted
 from modelchain_operator.jobs import kinds_of
@@ -128,7 +128,7 @@ def observe(
         store_read_at=seen.read_at,
         store_readable_since=seen.readable_since,
         backend_trouble=_backend_trouble(view, accepted, memory, frozenset(not_served)),
-        retrain_missing=annotations.get(labels.RETRAIN_MISSING_ANNOTATION) == "true",
+        retrain_missing=cut(annotations.get(labels.RETRAIN_MISSING_ANNOTATION) or ""),
         macs=accepted.macs,
         speedup_planned=accepted.speedup_planned,
         measurement=seen.measurement,

@@ -233,7 +233,7 @@ def test_artifacts_that_vanish_before_they_were_read_are_named_and_do_not_touch_
     assert not play.status.is_true(ConditionType.ARTIFACTS_MISSING)
     assert (condition(play).status, condition(play).reason) == ("False", "ArtifactsMissing")
     assert "small-alone" in condition(play).message
-    play.more = {"retrain_missing": True}
+    play.more = {"retrain_missing": "today"}
     assert play.look().actions == (StartJob("small-alone", 2),)
 
 

@@ -95,14 +95,45 @@ def test_a_finished_chain_whose_artifact_vanishes_stays_finished() -> None:
 def test_a_vanished_artifact_is_trained_again_when_asked_under_a_new_number() -> None:
     play = Play(chain(ONE))
     trained(play)
-    play.more = {"retrain_missing": True}
+    play.more = {"retrain_missing": "today"}
     assert play.look(tiny=StageFacts()).actions == (StartJob("tiny", 2),)
+
+
+def test_to_ask_for_vanished_artifacts_once_is_not_to_ask_for_ever() -> None:
+    play = Play(chain(ONE))
+    trained(play)
+    play.more = {"retrain_missing": "today"}
+    play.look(tiny=StageFacts())
+    play.look(job(play.stage("tiny"), attempt=2))
+    play.look(tiny=complete(play))
+    assert play.look(tiny=StageFacts()).actions == (), "a later loss is not what was asked for"
+    assert play.status is not None
+    missing = play.status.condition(ConditionType.ARTIFACTS_MISSING)
+    assert missing is not None
+    assert missing.status == "True"
+    assert '"today"' in missing.message
+    play.more = {"retrain_missing": "tomorrow"}
+    assert play.look().actions == (StartJob("tiny", 3),)
+
+
+def test_to_ask_for_vanished_artifacts_lasts_until_all_were_looked_for() -> None:
+    play = Play(chain((("tiny", None), ("small", "tiny"))))
+    for name in ("tiny", "small"):
+        play.look()
+        play.look(job(play.stage(name)))
+        play.look(**{name: StageFacts(manifest=manifest(play.stage(name)))})
+    play.more = {"retrain_missing": "today"}
+    play.look(tiny=StageFacts(), small=StageFacts(trouble=StoreTrouble.UNAVAILABLE))
+    assert not play["tiny"].finished
+    assert play["small"].finished
+    play.look(small=StageFacts())
+    assert not play["small"].finished, "it was gone too when that was asked for"
 
 
 def test_what_cannot_be_read_is_not_missing() -> None:
     play = Play(chain(ONE))
     trained(play)
-    play.more = {"retrain_missing": True}
+    play.more = {"retrain_missing": "today"}
     for trouble in (StoreTrouble.FORBIDDEN, StoreTrouble.UNAVAILABLE):
         assert play.look(tiny=StageFacts(trouble=trouble)).actions == ()
         assert play.status is not None
