@@ -58,6 +58,7 @@ STATUS_BLOCKS: Mapping[str, tuple[type[BaseModel], str]] = {
     "lastEnded": (status.EndedAttempt, "status.stages[].lastEnded"),
     "measurement": (status.Measurement, "status.measurement"),
     "measurement.models": (status.ModelMeasured, "an item of status.measurement.models"),
+    "formerStages": (status.FormerStage, "an item of status.formerStages"),
     "conditions": (status.Condition, "an item of status.conditions"),
 }
 # Without a default in the types, as a stage would otherwise hide the chain's value; but a stage needs one.

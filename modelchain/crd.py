@@ -42,6 +42,7 @@ _MEANINGLESS = (
 _LIST_TYPES: dict[tuple[type[BaseModel], str], Schema] = {
     (ChainStatus, "stages"): {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
     (ChainStatus, "baselines"): {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+    (ChainStatus, "formerStages"): {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
     (Measurement, "models"): {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
     (ChainStatus, "conditions"): {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     (DataSpec, "captionKeys"): {"x-kubernetes-list-type": "set"},

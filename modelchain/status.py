@@ -32,6 +32,7 @@ WHOLE = {
 MAX_MESSAGE = 1024
 MAX_CONDITION_MESSAGE = 8192  # a refused chain names everything that is wrong with it; the API allows 32768
 MAX_REASON = 64
+MAX_FORMER_STAGES = 64
 MAX_METRICS = 48
 MAX_METRIC_NAME = 128
 
@@ -213,6 +214,13 @@ class Measurement(StatusBlock):
         return acceleration([Reached(model.macs, model.reached) for model in self.models], self.chain_macs)
 
 
+class FormerStage(StatusBlock):
+    """A stage that was removed from the chain. A job's name follows from stage and attempt, and never comes twice."""
+
+    name: Annotated[str, Field(max_length=30, description="Name of the stage.")]
+    attempt: Annotated[int, Field(ge=1, description="Number of its last attempt.")]
+
+
 class ChainStatus(StatusBlock):
     """Reading one never fails because another version wrote it: what this version does not understand is left out
     (unless it is read with WHOLE as context).
@@ -273,6 +281,13 @@ class ChainStatus(StatusBlock):
         Field(
             max_length=MAX_BASELINES,
             description="The models trained alone, after the chain, as spec.baseline.train asks.",
+        ),
+    ] = ()
+    former_stages: Annotated[
+        tuple[FormerStage, ...],
+        Field(
+            max_length=MAX_FORMER_STAGES,
+            description="Stages that were removed from the chain, should one be added again.",
         ),
     ] = ()
     retrained: Annotated[

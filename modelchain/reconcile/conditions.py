@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from modelchain.reconcile.baseline import Verdict
 from modelchain.reconcile.completion import is_missing, was_missing
+from modelchain.reconcile.ending import DELETION_STUCK, NODE_UNREACHABLE, blocked_text, is_blocked
 from modelchain.reconcile.look import Look
 from modelchain.reconcile.observation import JobPhase, StoreTrouble
 from modelchain.reconcile.retry import DISRUPTIONS_EXHAUSTED
@@ -25,8 +26,9 @@ from modelchain.times import rfc3339
 _BLOCKED = frozenset(
     {
         "BackendUnavailable",
+        DELETION_STUCK,
         "LeaseHeld",
-        "NodeUnreachable",
+        NODE_UNREACHABLE,
         "NotObserved",
         "Queued",
         *(trouble.value for trouble in StoreTrouble),
@@ -131,7 +133,9 @@ def _progressing(looks: Sequence[Look], phase: ChainPhase) -> tuple[bool, str, s
     if phase is ChainPhase.FAILED:
         return False, "Failed", ""
     if phase is ChainPhase.SUSPENDED:
-        return False, "Suspended", looks[0].suspended
+        live = [(job, look.now) for look in looks for job in look.jobs if job.live]
+        held = [blocked_text(job) for job, now in live if is_blocked(job, now)]
+        return False, "Suspended", "; ".join([looks[0].suspended, *held[:1]])
     running = [
         look.stage.name
         for look in looks

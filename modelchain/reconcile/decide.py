@@ -11,9 +11,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from modelchain.reconcile import baseline, completion, progress, retry, stall, summary, supersede, suspend
+from modelchain.reconcile import (
+    baseline,
+    completion,
+    former,
+    progress,
+    retry,
+    stall,
+    summary,
+    supersede,
+    suspend,
+)
 from modelchain.reconcile.actions import Action, Decision, StopJob
 from modelchain.reconcile.conditions import conditions
+from modelchain.reconcile.ending import stuck_at
 from modelchain.reconcile.look import Look
 from modelchain.reconcile.observation import Observation
 from modelchain.reconcile.start import Starts, start_baselines, start_stages
@@ -42,14 +53,15 @@ def decide(chain: ResolvedChain, observed: Observation, now: float) -> Decision:
     first_looks = {stage.name: _first_look(chain, stage, observed, now) for stage in chain.all_stages}
     looks = {stage.name: _settled(first_looks[stage.name]) for stage in chain.stages}
     limits = [limit for limit in (observed.max_parallel_jobs, chain.max_parallel_stages) if limit is not None]
-    starts = start_stages(looks, observed, at_once=min(limits, default=None))
+    superseded = former.superseded_jobs(chain, observed)
+    starts = start_stages(looks, observed, at_once=min(limits, default=None), superseded=superseded)
     in_order = _started(looks, starts)
     alone = {stage.name: _settled(first_looks[stage.name]) for stage in chain.baselines}
     alone = {name: look.with_status(baseline.give_way(look, in_order)) for name, look in alone.items()}
-    alone_starts = start_baselines(alone, looks, observed, at_once=baseline.AT_ONCE)
+    alone_starts = start_baselines(alone, looks, observed, at_once=baseline.AT_ONCE, superseded=superseded)
     baselines = _started(alone, alone_starts)
     stops = [stop for look in (*in_order, *baselines) for stop in jobs_to_stop(look)]
-    stops += _jobs_of_removed_stages(chain, observed)
+    stops += [StopJob(job, supersede.SUPERSEDED) for job in former.to_stop(chain, observed)]
     phase = summary.chain_phase(in_order, suspended=bool(suspend.why_suspended(chain, observed)))
     headline = summary.headline(in_order, observed)
     compared = baseline.judge(chain, in_order, baselines, phase, observed)
@@ -61,7 +73,9 @@ def decide(chain: ResolvedChain, observed: Observation, now: float) -> Decision:
     status = previous.model_copy(
         update={
             "phase": phase,
-            "message": summary.chain_message(in_order, phase, baselines),
+            "message": summary.chain_message(
+                in_order, phase, baselines, remains=former.blocked_remains(chain, observed, now)
+            ),
             "observed_generation": observed.generation,
             "stage": headline.stage,
             "progress": headline.progress,
@@ -70,6 +84,7 @@ def decide(chain: ResolvedChain, observed: Observation, now: float) -> Decision:
             "speedup_planned": previous.speedup_planned if planned is None else summary.times(planned),
             "speedup_measured": cut(str(measured.acceleration), 16) if measured else None,
             "measurement": measured,
+            "former_stages": former.former_stages(chain, observed),
             "retrained": cut(observed.retrain_missing) if retrained else previous.retrained,
             "stages": tuple(look.status for look in in_order),
             "baselines": tuple(look.status for look in baselines),
@@ -92,7 +107,7 @@ def _first_look(chain: ResolvedChain, stage: ResolvedStage, observed: Observatio
     known = observed.status.find_stage(stage.name) if observed.status is not None else None
     return Look(
         stage=stage,
-        status=known or StageStatus(name=stage.name, digest=stage.digest, steps=stage.training.steps),
+        status=known or former.first_status(stage, observed.status or ChainStatus(), now),
         jobs=observed.jobs_of(stage.name),
         facts=observed.store.get(stage.name),
         observed=observed,
@@ -107,18 +122,9 @@ def _settled(look: Look) -> Look:
     return look
 
 
-def _jobs_of_removed_stages(chain: ResolvedChain, observed: Observation) -> list[StopJob]:
-    names = {stage.name for stage in chain.all_stages}
-    return [
-        StopJob(job, supersede.SUPERSEDED)
-        for job in observed.jobs
-        if job.stage not in names and job.stoppable
-    ]
-
-
 def _wake_at(looks: tuple[Look, ...]) -> float | None:
     """The next time at which something is due by the clock alone."""
-    due: list[float] = []
+    due: list[float] = [at for job in looks[0].observed.jobs if (at := stuck_at(job)) is not None]
     for look in looks:
         if completion.job_lingers(look):
             due.append(completion.linger_deadline(look))

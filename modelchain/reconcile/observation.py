@@ -46,6 +46,8 @@ class Job:
     pending_since: float | None = None  # it could have started since, by the observer's clock
     blocked_by_node: str | None = None  # an unreachable node that still holds a pod of it
     holds_pods: bool = False  # its trainer has ended in pods of which other containers run on
+    deleted_at: float | None = None  # somebody has asked for its end; grace periods end then
+    held_by: str = ""  # what a job that is being deleted waits for, for people
     started_at: float | None = None  # all its processes run since, by the observer's clock
     ended_at: float | None = None  # it was seen ended at, by the observer's clock
     progress_changed_at: float | None = (

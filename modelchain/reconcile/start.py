@@ -12,11 +12,12 @@ from typing import TypeAlias
 
 from modelchain.reconcile.actions import Action, RemoveJob, StartJob
 from modelchain.reconcile.completion import is_missing, job_lingers, was_missing
+from modelchain.reconcile.ending import blocked_text, is_blocked, why_blocked
 from modelchain.reconcile.lease import foreign_lease
 from modelchain.reconcile.look import Look
-from modelchain.reconcile.observation import Observation
+from modelchain.reconcile.observation import Job, Observation
 from modelchain.reconcile.retry import retry_due
-from modelchain.reconcile.summary import failed_ancestor, unreachable
+from modelchain.reconcile.summary import failed_ancestor
 from modelchain.reconcile.suspend import SUSPENDED
 from modelchain.status import StagePhase, StageStatus, cut
 from modelchain.times import rfc3339
@@ -53,6 +54,7 @@ class Branches:
     observed: Observation
     missing: tuple[str, ...]  # finished stages whose artifacts have vanished
     limit: int | None  # of jobs at once; None: as many as there are branches
+    superseded: tuple[Job, ...]  # of stages that were removed, renamed or edited, and that may live
     started: list[str] = field(default_factory=list)  # in this pass
 
     @property
@@ -61,19 +63,30 @@ class Branches:
         return sum(job.live for job in self.observed.jobs) + len(self.started)
 
 
-def start_stages(looks: Mapping[str, Look], observed: Observation, *, at_once: int | None = None) -> Starts:
+def start_stages(
+    looks: Mapping[str, Look],
+    observed: Observation,
+    *,
+    at_once: int | None = None,
+    superseded: tuple[Job, ...] = (),
+) -> Starts:
     """Start what can start, `at_once` jobs at a time; say of every other idle stage what it waits for."""
-    branches = Branches(looks, observed, _missing(looks.values()), at_once)
+    branches = Branches(looks, observed, _missing(looks.values()), at_once, superseded)
     return _start(looks, branches, _CHECKS)
 
 
 def start_baselines(
-    looks: Mapping[str, Look], chain: Mapping[str, Look], observed: Observation, *, at_once: int
+    looks: Mapping[str, Look],
+    chain: Mapping[str, Look],
+    observed: Observation,
+    *,
+    at_once: int,
+    superseded: tuple[Job, ...] = (),
 ) -> Starts:
     """The same of models that are trained alone once all stages of `chain` are complete, `at_once` at a time: one that
     has failed holds up no other.
     """
-    branches = Branches(chain, observed, _missing(chain.values()), at_once)
+    branches = Branches(chain, observed, _missing(chain.values()), at_once, superseded)
     return _start(looks, branches, (_chain_incomplete, *_CHECKS))
 
 
@@ -135,7 +148,9 @@ def _chain_incomplete(_: Look, branches: Branches) -> Hold | None:
 def _suspended(look: Look, _: Branches) -> Hold | None:
     if not look.suspended:
         return None
-    return Hold(StagePhase.SUSPENDED, SUSPENDED, look.suspended)
+    blocked = next((job for job in look.jobs if job.live and is_blocked(job, look.now)), None)
+    text = look.suspended if blocked is None else f"{look.suspended}; {blocked_text(blocked)}"
+    return Hold(StagePhase.SUSPENDED, SUSPENDED, text)
 
 
 def _refused(look: Look, branches: Branches) -> Hold | None:
@@ -174,9 +189,9 @@ def _last_job_ending(look: Look, _: Branches) -> Hold | None:
     live = [job for job in look.jobs if job.live]
     if not live:
         return None
-    blocked = next((job for job in live if job.blocked_by_node), None)
+    blocked = next((job for job in live if is_blocked(job, look.now)), None)
     if blocked is not None:
-        return Hold(_idle_phase(look), "NodeUnreachable", unreachable(blocked))
+        return Hold(_idle_phase(look), why_blocked(blocked, look.now), blocked_text(blocked))
     ended = look.status.last_ended
     why = f" ({ended.reason})" if ended is not None else ""
     return Hold(
@@ -184,6 +199,16 @@ def _last_job_ending(look: Look, _: Branches) -> Hold | None:
         "Stopping",
         f"{live[0].name} is ending{why}; the next attempt starts when it is gone",
     )
+
+
+def _same_weights_elsewhere(look: Look, branches: Branches) -> Hold | None:
+    job = next((job for job in branches.superseded if job.digest == look.stage.digest), None)
+    if job is None:
+        return None
+    if is_blocked(job, look.now):
+        return Hold(_idle_phase(look), why_blocked(job, look.now), blocked_text(job))
+    text = f"{job.name} trains the very same weights as stage {job.stage}; this one starts when it is gone"
+    return Hold(_idle_phase(look), "Stopping", text)
 
 
 def _store_unknown(look: Look, _: Branches) -> Hold | None:
@@ -241,6 +266,7 @@ _CHECKS: tuple[_Check, ...] = (
     _artifacts_missing,
     _predecessor_incomplete,
     _last_job_ending,
+    _same_weights_elsewhere,
     _store_unknown,
     _held_by_another,
     _backing_off,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from modelchain.reconcile.ending import blocked_text, is_blocked, why_blocked
 from modelchain.reconcile.look import Look
 from modelchain.reconcile.observation import Job, JobPhase, Observation
 from modelchain.resolved import ResolvedStage
@@ -37,8 +38,8 @@ def show_job(look: Look) -> StageStatus:
     if look.status.finished or look.status.phase is StagePhase.FAILED or job is None:
         return look.status
     phase, reason = _OF_JOB[job.phase]
-    if job.blocked_by_node:
-        reason = "NodeUnreachable"
+    if blocked := why_blocked(job, look.now):
+        reason = blocked
     elif job.phase in (JobPhase.PENDING, JobPhase.QUEUED) and job.reason:  # why it does not start
         reason = cut(job.reason, MAX_REASON)
     return look.status.model_copy(
@@ -78,15 +79,21 @@ def failed_ancestor(look: Look, looks: Mapping[str, Look]) -> str | None:
     return None
 
 
-def chain_message(looks: Sequence[Look], phase: ChainPhase, baselines: Sequence[Look] = ()) -> str:
-    """One sentence on the stage that matters most now."""
+def chain_message(
+    looks: Sequence[Look], phase: ChainPhase, baselines: Sequence[Look] = (), *, remains: str = ""
+) -> str:
+    """One sentence on the stage that matters most now, and one on what `remains` of removed stages."""
+    return cut("; ".join(part for part in (_stage_message(looks, phase, baselines), remains) if part))
+
+
+def _stage_message(looks: Sequence[Look], phase: ChainPhase, baselines: Sequence[Look]) -> str:
     if phase is ChainPhase.COMPLETE:
         alone = [look.stage.name for look in baselines if look.status.phase is StagePhase.RUNNING]
         after = f"; {', '.join(alone)} is trained to compare" if alone else ""
         return f"all {len(looks)} stages are complete{after}"
     current = _current(looks, StagePhase.FAILED, StagePhase.RUNNING)
     text = current.status.message if current is not None else ""
-    return cut(f"stage {current.stage.name}: {text}") if current is not None and text else ""
+    return f"stage {current.stage.name}: {text}" if current is not None and text else ""
 
 
 def headline(looks: Sequence[Look], observed: Observation) -> Headline:
@@ -134,17 +141,9 @@ def duration(seconds: float) -> str:
     return f"{days}d{hours % 24:02d}h"
 
 
-def unreachable(job: Job) -> str:
-    """What to do about a node that no longer answers and still holds a pod of the job."""
-    return (
-        f"node {job.blocked_by_node} does not answer and still holds a pod of {job.name}: bring it back, or "
-        "delete the node object (or force-delete the pod) once its machine is certainly off"
-    )
-
-
 def _job_message(look: Look, job: Job) -> str:
-    if job.blocked_by_node:
-        return unreachable(job)
+    if is_blocked(job, look.now):
+        return blocked_text(job)
     if job.phase is JobPhase.TERMINATING:
         return f"{job.name} is being ended"
     if job.phase is JobPhase.QUEUED:

@@ -25,7 +25,7 @@ def carry_over(look: Look) -> StageStatus:
             update={
                 "attempt": newest.attempt,
                 "job": None,
-                "last_ended": _ended(newest.attempt, SUPERSEDED, _EDITED, look.now),
+                "last_ended": ended(newest.attempt, SUPERSEDED, _EDITED, look.now),
             }
         )
     if newest.attempt > status.attempt or (status.job is None and newest.attempt > status.settled):
@@ -46,9 +46,10 @@ def anew(look: Look, reason: str, message: str) -> StageStatus:
         digest=stage.digest,
         attempt=attempt,
         steps=stage.training.steps,
-        last_ended=_ended(attempt, reason, message, look.now) if attempt else None,
+        last_ended=ended(attempt, reason, message, look.now) if attempt else None,
     )
 
 
-def _ended(attempt: int, reason: str, message: str, now: float) -> EndedAttempt:
+def ended(attempt: int, reason: str, message: str, now: float) -> EndedAttempt:
+    """How an attempt ended that an edit has put an end to."""
     return EndedAttempt(attempt=attempt, reason=reason, message=message, counted=False, time=rfc3339(now))

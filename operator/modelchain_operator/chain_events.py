@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from modelchain.reconcile.baseline import MEASURED, SETTLED
+from modelchain.reconcile.ending import DELETION_STUCK, NODE_UNREACHABLE
 from modelchain.reconcile.supersede import SUPERSEDED
 from modelchain.reconcile.suspend import SUSPENDED
 from modelchain.status import (
@@ -146,7 +147,8 @@ def _warnings(before: ChainStatus | None, after: ChainStatus) -> Iterator[Note]:
         and progressing.reason
         in (
             "BackendUnavailable",
-            "NodeUnreachable",
+            DELETION_STUCK,
+            NODE_UNREACHABLE,
             "StoreForbidden",
             "StoreMisconfigured",
             "StoreUnreadable",

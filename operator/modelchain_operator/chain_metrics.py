@@ -22,6 +22,7 @@ from prometheus_client.registry import Collector
 
 from modelchain import cost
 from modelchain.artifacts import attempt_prefix
+from modelchain.reconcile.ending import DELETION_STUCK, NODE_UNREACHABLE
 from modelchain.reconcile.observation import StoreTrouble
 from modelchain.resolved import ResolvedChain, ResolvedStage
 from modelchain.status import ChainPhase, ChainStatus, ConditionType, StagePhase, StageStatus
@@ -38,7 +39,8 @@ STAGE_LABELS = (*CHAIN_LABELS, "stage")
 _BLOCKED = frozenset(
     {
         "BackendUnavailable",
-        "NodeUnreachable",
+        DELETION_STUCK,
+        NODE_UNREACHABLE,
         *(trouble.value for trouble in StoreTrouble),
         # What the pods of a job wait for.
         "ErrImagePull",

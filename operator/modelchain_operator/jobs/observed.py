@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from modelchain.reconcile.observation import Job, JobPhase
 from modelchain.status import cut
+from modelchain.times import from_rfc3339
 from modelchain_operator import labels
 from modelchain_operator.jobs import pods as pod_view
 from modelchain_operator.jobs.backend import Backend, JobFailure, JobState
@@ -95,6 +96,8 @@ class _Sight:
             pending_since=history.pending_since,
             blocked_by_node=_blocked(self.all_pods, self.now),
             holds_pods=any(pod_view.has_ended(pod) and not pod_view.is_over(pod) for pod in self.all_pods),
+            deleted_at=_deleted_at(self.object, *self.all_pods),
+            held_by=_held_by(self.object, self.all_pods),
             started_at=history.started_at,
             ended_at=history.ended_at,
         )
@@ -240,6 +243,8 @@ def _without_object(tree: JobTree, history: JobHistory, now: float) -> Job:
         message=ended.message if ended else message,
         disrupted=ended is not None and ended.disrupted and ended.rank[0] > 0,
         blocked_by_node=_blocked(pods, now),
+        deleted_at=_deleted_at(*pods),
+        held_by=_held_by(None, pods),
         ended_at=history.ended_at,
     )
 
@@ -247,6 +252,23 @@ def _without_object(tree: JobTree, history: JobHistory, now: float) -> Job:
 def _blocked(pods: Sequence[Object], now: float) -> str | None:
     nodes = (pod_view.unreachable_node(pod, now) for pod in pods)
     return next((node for node in nodes if node is not None), None)
+
+
+def _deleted_at(*items: Object) -> float | None:
+    """When all that was deleted of these should be gone, seconds since the epoch; None if none was."""
+    times = [item["metadata"].get("deletionTimestamp") for item in items]
+    return max((from_rfc3339(time) for time in times if time is not None), default=None)
+
+
+def _held_by(job: Object | None, pods: Sequence[Object]) -> str:
+    """What a job that is being deleted waits for."""
+    alive = [pod_view.name(pod) for pod in pods if not pod_view.has_ended(pod)]
+    if alive:
+        return f"pod {alive[0]}" + (f" (and {len(alive) - 1} more)" if len(alive) > 1 else "")
+    finalizers = [
+        name for item in (job, *pods) if item is not None for name in item["metadata"].get("finalizers") or ()
+    ]
+    return f"finalizer {finalizers[0]}" if finalizers else ""
 
 
 def _digest(item: Object) -> str:

@@ -121,7 +121,8 @@ def test_to_ask_for_vanished_artifacts_lasts_until_all_were_looked_for() -> None
     for name in ("tiny", "small"):
         play.look()
         play.look(job(play.stage(name)))
-        play.look(**{name: StageFacts(manifest=manifest(play.stage(name)))})
+        play.store[name] = complete(play, name)
+    play.look()
     play.more = {"retrain_missing": "today"}
     play.look(tiny=StageFacts(), small=StageFacts(trouble=StoreTrouble.UNAVAILABLE))
     assert not play["tiny"].finished

@@ -188,6 +188,18 @@ def test_pods_outlive_their_job() -> None:
     assert look([], BOTH).phase is P.TERMINATING
 
 
+def test_a_job_that_is_being_deleted_says_what_it_waits_for() -> None:
+    deleted = job(deletionTimestamp=LONG_AGO, finalizers=["example.com/hold"])
+    held = look([deleted], [])
+    assert (held.phase, held.held_by) == (P.TERMINATING, "finalizer example.com/hold")
+    assert held.deleted_at is not None
+    later = "2026-01-01T00:02:00Z"
+    waits = look([deleted], [pod(0, deletionTimestamp=later), pod(1)])
+    assert waits.held_by == f"pod {JOB}-0 (and 1 more)"
+    assert waits.deleted_at == held.deleted_at + 120, "its pods have their grace period"
+    assert look([job()], BOTH).deleted_at is None
+
+
 def test_a_node_that_does_not_answer_holds_its_pod() -> None:
     assert look([job("Failed")], [failed(0, 1), UNREACHABLE]).blocked_by_node == "node-a"
     recent = pod(1, deletionTimestamp="2099-01-01T00:00:00Z")
