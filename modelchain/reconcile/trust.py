@@ -31,6 +31,9 @@ def only_begins(
     begun = {action.stage for action in decision.actions if isinstance(action, StartJob)}
     if not begun or len(begun) != len(decision.actions):
         return False
+    alone = {stage.name for stage in chain.baselines}
+    if chain.max_parallel_stages is not None or begun & alone:
+        return False  # how many run at once takes all jobs to know
     if before.former_stages:
         return False  # one that was removed may have a job that trains the very same weights
     for other in {other.name for name in begun for other in chain.stage(name).needs}:

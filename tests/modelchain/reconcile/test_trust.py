@@ -51,6 +51,37 @@ def test_the_next_stage_begins_when_its_predecessor_is_complete(play: Play) -> N
     assert begins(play, before, decision)
 
 
+def test_how_many_run_at_once_is_counted_on_a_fresh_look(play: Play) -> None:
+    play.chain = play.chain.model_copy(update={"max_parallel_stages": 1})
+    before = play.status
+    decision = play.look(job(play.stage("tiny"), phase=JobPhase.SUCCEEDED), tiny=complete(play))
+    assert decision.actions == (StartJob("small", 1),)
+    assert not begins(play, before, decision)
+
+
+def test_a_model_is_trained_alone_after_a_fresh_look() -> None:
+    play = Play(chain((("tiny", None),), baseline={"train": ["tiny"], "epochs": 5}))
+    play.look()
+    play.look(job(play.stage("tiny")))
+    before = play.status
+    decision = play.look(tiny=complete(play))
+    assert decision.actions == (StartJob("tiny-alone", 1),)
+    assert not begins(play, before, decision), "the job of the chain may live where no list shows it"
+
+
+def test_a_stage_that_was_renamed_begins_after_a_fresh_look() -> None:
+    play = Play(chain((("tiny", None),)))
+    play.look()
+    play.look(job(play.stage("tiny")))
+    play.chain, play.generation = chain((("small", None),)), 2
+    play.store = {"small": StageFacts()}
+    play.look(job(chain((("tiny", None),)).stages[0], phase=JobPhase.TERMINATING))
+    before = play.status
+    decision = play.look()
+    assert decision.actions == (StartJob("small", 1),)
+    assert not begins(play, before, decision)
+
+
 def test_a_predecessor_whose_job_was_not_seen_to_end_is_looked_at(play: Play) -> None:
     before = play.status
     decision = play.look(tiny=complete(play))
