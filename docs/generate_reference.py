@@ -24,6 +24,7 @@ from pydantic.fields import FieldInfo
 
 from modelchain import digest, spec, status
 from modelchain.cli import build_parser
+from modelchain.tasks import classification, clip, towers
 from modelchain_operator import settings
 
 DOCS = Path(__file__).parent
@@ -48,8 +49,9 @@ SPEC_BLOCKS: Mapping[str, tuple[type[BaseModel], str]] = {
     "retry": (spec.RetrySpec, "spec.retry, spec.stages[].retry"),
     "stages": (spec.StageSpec, "an item of spec.stages"),
     "modelConfig": (spec.ModelConfig, "spec.stages[].modelConfig"),
-    "modelConfig.vision": (spec.VisionSpec, "spec.stages[].modelConfig.vision"),
+    "modelConfig.vision": (spec.VisionSpec, "the vision of spec.stages[].modelConfig and classifierConfig"),
     "modelConfig.text": (spec.TextSpec, "spec.stages[].modelConfig.text"),
+    "classifierConfig": (spec.ClassifierConfig, "spec.stages[].classifierConfig"),
     "fromWeights": (spec.WeightsSpec, "spec.stages[].fromWeights"),
 }
 STATUS_BLOCKS: Mapping[str, tuple[type[BaseModel], str]] = {
@@ -196,10 +198,11 @@ def decides_weights(block: str, field: str) -> bool:
         "distillation": {**digest._DISTILLATION, "schedule": None, "teacher": None},  # noqa: SLF001
         "distillation.schedule": digest._DISTILLATION_SCHEDULE,  # noqa: SLF001
         "expansion": digest._EXPANSION,  # noqa: SLF001
-        "modelConfig": {**digest._MODEL, "vision": None, "text": None},  # noqa: SLF001
-        "modelConfig.vision": digest._VISION,  # noqa: SLF001
-        "modelConfig.text": digest._TEXT,  # noqa: SLF001
-        "stages": dict.fromkeys(("model", "modelConfig", "from", "fromWeights")),
+        "modelConfig": {**clip.MODEL_DIGEST, "vision": None, "text": None},
+        "modelConfig.vision": towers.VISION_DIGEST,
+        "modelConfig.text": clip.TEXT_DIGEST,
+        "classifierConfig": {**classification.MODEL_DIGEST, "vision": None},
+        "stages": dict.fromkeys(("model", "modelConfig", "classifierConfig", "from", "fromWeights")),
         "fromWeights": {"sha256": None},
         "spec": {"task": None},
     }

@@ -72,8 +72,12 @@ class Manifest(Block):
 
     @property
     def weights(self) -> str:
-        """Path of the weights, relative to the stage's folder."""
-        return f"attempts/{self.attempt}/{WEIGHTS}"
+        """Path of the weights, relative to the stage's folder: the safetensors file that the attempt has published."""
+        folder = f"attempts/{self.attempt}/"
+        published = (
+            f.path for f in self.files if f.path.startswith(folder) and f.path.endswith(".safetensors")
+        )
+        return next(published, folder + WEIGHTS)
 
 
 class CheckpointManifest(Block):

@@ -84,7 +84,7 @@ def baseline_metric(spec: BaselineSpec | None, stages: Sequence[ResolvedStage]) 
     )
     sets = wanted[-1].evaluation
     leading = [
-        *(f"{one.name}/{_TOP1}" for one in sets if one.type is EvaluationType.ZERO_SHOT),
+        *(f"{one.name}/{_TOP1}" for one in sets if one.type.gives_top1),
         *(f"{one.name}/{_RECALL}" for one in sets if one.type is EvaluationType.RETRIEVAL),
         *(f"{one.name}/{_LOSS}" for one in sets if one.type is EvaluationType.RETRIEVAL),
     ]
@@ -95,6 +95,8 @@ def metrics_of(evaluation: EvaluationSpec) -> tuple[str, ...]:
     """The metrics that an evaluation set gives."""
     if evaluation.type is EvaluationType.RETRIEVAL:
         kinds = (_LOSS, *_RECALLS)
+    elif evaluation.type is EvaluationType.ACCURACY:
+        kinds = (_LOSS, _TOP1, "top5")
     elif evaluation.classes is not None and len(evaluation.classes) < _TOP5_CLASSES:
         kinds = (_TOP1,)
     else:

@@ -12,7 +12,8 @@ from functools import cache
 from pathlib import Path
 
 from modelchain.errors import UserDataError
-from modelchain.spec import ModelConfig
+from modelchain.spec import AnyConfig, ModelConfig
+from modelchain.tasks import task_for
 
 OPEN_CLIP_PREFIX = "open_clip/"
 
@@ -52,7 +53,7 @@ def nearest(name: str) -> list[str]:
     return [known[match] for match in get_close_matches(plain(name), known, n=3, cutoff=0.75)]
 
 
-def size_name(config: ModelConfig) -> str:
+def size_name(config: AnyConfig) -> str:
     """A short name that is a function of the configuration alone: `ViT-B-16`, or for others such as
     `vit-96x6-p7`.
 
@@ -63,8 +64,7 @@ def size_name(config: ModelConfig) -> str:
     for name in family():
         if find(name) == config:
             return name
-    vision = config.vision
-    return f"vit-{vision.width}x{vision.layers}-p{vision.patch_size}"
+    return task_for(config).size_name(config)
 
 
 def family() -> tuple[str, ...]:

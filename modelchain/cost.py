@@ -19,7 +19,8 @@ import math
 from dataclasses import dataclass
 
 from modelchain.resolved import BaselineRun, ResolvedChain, ResolvedDistillation, ResolvedStage
-from modelchain.spec import DistillationScheduleType, ModelConfig, TextSpec, VisionSpec
+from modelchain.spec import AnyConfig, DistillationScheduleType
+from modelchain.tasks import task_for, task_of
 
 TRAINING_PASSES = 3  # forward; backward by the weights; backward by the activations
 
@@ -103,7 +104,7 @@ def plan(chain: ResolvedChain) -> Plan:
     return Plan(
         namespace=chain.chain.namespace,
         name=chain.chain.name,
-        captions=tuple(len(stage.data.caption_keys) for stage in chain.stages),
+        captions=tuple(_texts(stage) for stage in chain.stages),
         baseline_epochs=chain.baseline_epochs,
         stages=tuple(_plan_stage(stage, chain.baseline_epochs) for stage in chain.stages),
         metric=chain.baseline.metric if chain.baseline else None,
@@ -113,46 +114,14 @@ def plan(chain: ResolvedChain) -> Plan:
     )
 
 
-def parameters(model: ModelConfig) -> int:
-    """Trainable parameters, embeddings and the logit scale included."""
-    vision, text = model.vision, model.text
-    image_tower = (
-        vision.width  # class embedding
-        + _tokens(model) * vision.width  # positions
-        + 3 * vision.patch_size**2 * vision.width  # patches, without bias
-        + 2 * 2 * vision.width  # ln_pre, ln_post
-        + vision.layers * _block_parameters(vision)
-        + vision.width * model.embed_dim
-    )
-    text_tower = (
-        (text.vocab_size + text.context_length) * text.width
-        + text.layers * _block_parameters(text)
-        + 2 * text.width  # ln_final
-        + text.width * model.embed_dim
-    )
-    return image_tower + text_tower + 1
+def parameters(model: AnyConfig) -> int:
+    """Trainable parameters, embeddings included."""
+    return task_for(model).parameters(model)
 
 
-def vision_macs(model: ModelConfig) -> int:
-    """MACs of the image tower's forward pass over one image."""
-    vision, tokens = model.vision, _tokens(model)
-    patches = (tokens - 1) * 3 * vision.patch_size**2 * vision.width
-    blocks = vision.layers * _block_macs(tokens, vision)
-    return patches + blocks + vision.width * model.embed_dim
-
-
-def text_macs(model: ModelConfig) -> int:
-    """MACs of the text tower's forward pass over one caption; the whole context is computed, however short it
-    is.
-    """
-    text = model.text
-    blocks = text.layers * _block_macs(text.context_length, text)
-    return blocks + text.width * model.embed_dim
-
-
-def forward_macs(model: ModelConfig, captions: int) -> int:
-    """MACs of a forward pass over one sample with so many captions."""
-    return vision_macs(model) + captions * text_macs(model)
+def forward_macs(model: AnyConfig, texts: int) -> int:
+    """MACs of a forward pass over one sample with so many texts (captions)."""
+    return task_for(model).forward_macs(model, texts)
 
 
 def stage_macs(
@@ -164,7 +133,7 @@ def stage_macs(
     distillation's schedule says how many do, at most.
     """
     steps = stage.training.steps if until_step is None else min(until_step, stage.training.steps)
-    captions = len(stage.data.caption_keys)
+    captions = _texts(stage)
     macs = TRAINING_PASSES * steps * forward_macs(stage.model_config_, captions)
     if stage.teacher is not None:
         taught = teacher_steps
@@ -196,9 +165,13 @@ def scheduled_teacher_steps(
     return min(last, taught)
 
 
+def _texts(stage: ResolvedStage) -> int:
+    return len(task_of(stage.task).text_keys(stage.data))
+
+
 def _plan_stage(stage: ResolvedStage, baseline_epochs: int) -> StagePlan:
     training = stage.training
-    per_sample = forward_macs(stage.model_config_, len(stage.data.caption_keys))
+    per_sample = forward_macs(stage.model_config_, _texts(stage))
     batch = training.global_batch_size
     taught = 0 if stage.teacher is None else scheduled_teacher_steps(stage.distillation, training.steps)
     return StagePlan(
@@ -228,21 +201,3 @@ def _plan_baseline(run: BaselineRun, chain: ResolvedChain) -> BaselinePlan:
         budget_macs=run.budget_macs,
         own=stage in chain.stages,
     )
-
-
-def _tokens(model: ModelConfig) -> int:
-    """Tokens of the image tower: the patches and the class token."""
-    return (model.vision.image_size // model.vision.patch_size) ** 2 + 1
-
-
-def _block_macs(tokens: int, tower: VisionSpec | TextSpec) -> int:
-    width = tower.width
-    attention = 4 * tokens * width**2 + 2 * tokens**2 * width  # q, k, v, out; scores and their use
-    return attention + 2 * tokens * width * tower.hidden_width
-
-
-def _block_parameters(tower: VisionSpec | TextSpec) -> int:
-    width, hidden = tower.width, tower.hidden_width
-    attention = 4 * (width**2 + width)
-    mlp = 2 * width * hidden + hidden + width
-    return attention + mlp + 2 * 2 * width

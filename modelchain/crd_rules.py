@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import combinations
 
 from pydantic import BaseModel
 
@@ -138,6 +139,8 @@ _FITTING = (
     ),
 )
 
+_TASK = "(has(self.task) ? self.task : 'Clip')"
+
 _SPEC = (
     _no_stage(
         "!self.stages.exists_one(t, t.name == s.name)",
@@ -176,6 +179,19 @@ _SPEC = (
         "nothing is trained alone that could be compared; write train: [all], or remove metric and budgetMatched",
         ".baseline",
     ),
+    *(
+        Rule(
+            f"{_TASK} == '{task}' || self.stages.all(s, !has(s.{field}))",
+            f"{field} is a model of task {task}, and the chain's is another; "
+            "write a model of its task, or give the chain another task",
+            ".stages",
+        )
+        for field, task in (
+            ("model", "Clip"),
+            ("modelConfig", "Clip"),
+            ("classifierConfig", "Classification"),
+        )
+    ),
     _missing("data.shards", "list the tars to train on"),
     _missing("data.samples", "write how many samples all shards have together"),
     _missing("training.epochs", "write how many times each sample is seen"),
@@ -208,12 +224,16 @@ BLOCK_RULES: Mapping[type[BaseModel], tuple[Rule, ...]] = {
     ModelChainSpec: _SPEC,
     StageSpec: (
         Rule(
-            "has(self.model) || has(self.modelConfig)", "the stage has no model; write model or modelConfig"
+            "has(self.model) || has(self.modelConfig) || has(self.classifierConfig)",
+            "the stage has no model; write model, modelConfig or classifierConfig",
         ),
-        Rule(
-            "!(has(self.model) && has(self.modelConfig))",
-            "both model and modelConfig are given; remove one of the two",
-            ".modelConfig",
+        *(
+            Rule(
+                f"!(has(self.{one}) && has(self.{other}))",
+                f"both {one} and {other} are given; remove one of the two",
+                f".{other}",
+            )
+            for one, other in combinations(("model", "modelConfig", "classifierConfig"), 2)
         ),
         Rule(
             "!has(self.from) || self.from != self.name",
@@ -244,6 +264,14 @@ BLOCK_RULES: Mapping[type[BaseModel], tuple[Rule, ...]] = {
                 f".{field}",
             )
             for field in ("classes", "classesUri", "templates", "data.classKey")
+        ),
+        *(
+            Rule(
+                f"self.type != 'Accuracy' || !has(self.{field})",
+                f"{field} is for sets of texts, this one is Accuracy; remove it",
+                f".{field}",
+            )
+            for field in ("templates", "data.captionKeys")
         ),
     ),
     LearningRateSchedule: (

@@ -14,26 +14,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from functools import lru_cache
 from typing import Final
 
+from modelchain.digest_form import REQUIRED, Table, deciding
 from modelchain.resolved import ResolvedData, ResolvedDistillation, ResolvedExpansion, ResolvedTraining
 from modelchain.shards import expand_all
-from modelchain.spec import Block, ModelConfig, WeightsSpec
+from modelchain.spec import AnyConfig, WeightsSpec
+from modelchain.tasks import task_for
 
 DIGEST_VERSION = 2
 
 
-_REQUIRED: Final = object()  # always written: its default, if any, depends on other fields
-
-_Table = Mapping[str, object]
-_TRAINING: Final[_Table] = {
-    "epochs": _REQUIRED,
+_TRAINING: Final[Table] = {
+    "epochs": REQUIRED,
     "globalBatchSize": 1024,
     "learningRate": 1e-3,
     "minimumLearningRate": 3e-6,
-    "warmupSteps": _REQUIRED,
+    "warmupSteps": REQUIRED,
     "weightDecay": 0.1,
     "beta1": 0.9,
     "beta2": 0.98,
@@ -43,41 +41,25 @@ _TRAINING: Final[_Table] = {
     "seed": 0,
     "emaDecay": None,
 }
-_LEARNING_RATE_SCHEDULE: Final[_Table] = {"type": "Cosine", "decayFraction": _REQUIRED}
-_DATA: Final[_Table] = {  # shards are added apart
-    "samples": _REQUIRED,
+_LEARNING_RATE_SCHEDULE: Final[Table] = {"type": "Cosine", "decayFraction": REQUIRED}
+_DATA: Final[Table] = {  # shards are added apart
+    "samples": REQUIRED,
     "captionKeys": ["txt"],
     "imageKeys": None,
+    "classKey": "cls",
     "blockMebibytes": 4,
     "windowBlocks": 128,
     "randomCropScale": [0.9, 1.0],
 }
-_MODEL: Final[_Table] = {"embedDim": _REQUIRED, "quickGelu": False}
-_VISION: Final[_Table] = {
-    "imageSize": 224,
-    "patchSize": 16,
-    "width": _REQUIRED,
-    "layers": _REQUIRED,
-    "headWidth": 64,
-    "mlpRatio": 4.0,
-}
-_TEXT: Final[_Table] = {
-    "contextLength": 77,
-    "vocabSize": 49408,
-    "width": _REQUIRED,
-    "layers": _REQUIRED,
-    "heads": _REQUIRED,
-    "mlpRatio": 4.0,
-}
-_DISTILLATION: Final[_Table] = {"weight": 1.0, "surpassWindowSteps": None}
-_DISTILLATION_SCHEDULE: Final[_Table] = {"type": "Constant", "until": 1.0, "endWeight": 0.0}
-_EXPANSION: Final[_Table] = {
+_DISTILLATION: Final[Table] = {"weight": 1.0, "logitsWeight": 1.0, "surpassWindowSteps": None}
+_DISTILLATION_SCHEDULE: Final[Table] = {"type": "Constant", "until": 1.0, "endWeight": 0.0}
+_EXPANSION: Final[Table] = {
     "width": "Exact",
     "depth": "Identity",
     "weights": "Published",
     "optimizerState": "Reset",
 }
-_EXPANSION_OF_WEIGHTS: Final[_Table] = {
+_EXPANSION_OF_WEIGHTS: Final[Table] = {
     "width": "Exact",
     "depth": "Identity",
 }  # there is no trunk beside them
@@ -86,7 +68,7 @@ _EXPANSION_OF_WEIGHTS: Final[_Table] = {
 def stage_digest(
     *,
     task: str,
-    model: ModelConfig,
+    model: AnyConfig,
     data: ResolvedData,
     training: ResolvedTraining,
     distillation: ResolvedDistillation,
@@ -116,7 +98,7 @@ def stage_digest(
 def canonical_form(
     *,
     task: str,
-    model: ModelConfig,
+    model: AnyConfig,
     data: ResolvedData,
     training: ResolvedTraining,
     distillation: ResolvedDistillation,
@@ -129,53 +111,26 @@ def canonical_form(
     form: dict[str, object] = {
         "digestVersion": DIGEST_VERSION,
         "task": task,
-        "model": _deciding(model, _MODEL)
-        | {"vision": _deciding(model.vision, _VISION), "text": _deciding(model.text, _TEXT)},
-        "data": _deciding(data, _DATA) | {"shards": _shards_digest(data.shards)},
-        "training": _deciding(training, _TRAINING)
-        | {"schedule": _deciding(training.schedule, _LEARNING_RATE_SCHEDULE)},
+        "model": task_for(model).digest_form(model),
+        "data": deciding(data, _DATA) | {"shards": _shards_digest(data.shards)},
+        "training": deciding(training, _TRAINING)
+        | {"schedule": deciding(training.schedule, _LEARNING_RATE_SCHEDULE)},
     }
     if from_weights is not None:
         form["fromWeights"] = from_weights.sha256
-        form["expansion"] = _deciding(expansion, _EXPANSION_OF_WEIGHTS)
+        form["expansion"] = deciding(expansion, _EXPANSION_OF_WEIGHTS)
     if predecessor is not None:
         form["predecessor"] = predecessor
-        form["expansion"] = _deciding(expansion, _EXPANSION)
+        form["expansion"] = deciding(expansion, _EXPANSION)
     if teacher is not None:  # nothing to learn from otherwise
-        form["distillation"] = _deciding(distillation, _DISTILLATION) | {
-            "schedule": _deciding(distillation.schedule, _DISTILLATION_SCHEDULE)
+        form["distillation"] = deciding(distillation, _DISTILLATION) | {
+            "schedule": deciding(distillation.schedule, _DISTILLATION_SCHEDULE)
         }
         if teacher != predecessor:
             form["teacher"] = teacher
     return json.dumps(
         form, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     ).encode()
-
-
-def _deciding(block: Block, table: _Table) -> dict[str, object]:
-    """The fields of `table`, without those that are unset or at their frozen default."""
-    values = block.model_dump(mode="json", by_alias=True, include=_field_names(type(block), table))
-    return {
-        name: _normalised(value)
-        for name, value in values.items()
-        if value is not None and (table[name] is _REQUIRED or _normalised(value) != _normalised(table[name]))
-    }
-
-
-def _field_names(kind: type[Block], table: _Table) -> set[str]:
-    return {field for field, info in kind.model_fields.items() if (info.alias or field) in table}
-
-
-def _normalised(value: object) -> object:
-    """Numbers by value, not by notation: 1.0 is 1.
-
-    JSON writes any other number as the shortest text that reads back.
-    """
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if isinstance(value, list):
-        return [_normalised(item) for item in value]
-    return value
 
 
 @lru_cache(maxsize=64)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from modelchain.cost import parameters
 from modelchain.resolved import ResolvedStage, ResolvedTraining
-from modelchain.spec import ModelConfig, Precision
+from modelchain.spec import Precision
+from modelchain.tasks import task_of
 
 FP32_BYTES, BF16_BYTES = 4, 2
 MOMENTS = 2  # of each parameter
@@ -31,7 +32,7 @@ def kept_bytes(stage: ResolvedStage, *, ranks: int, gpu_bytes: int) -> int:
     count = parameters(model)
     copies = 2 + (training.ema_decay is not None)  # weights, gradients, their average
     if ranks > 1 and shards_moments(training, count, gpu_bytes):
-        moments = min(count, count // ranks + _largest_parameter(model))
+        moments = min(count, count // ranks + task_of(stage.task).largest_parameter(model))
     else:
         moments = count
     kept = FP32_BYTES * (copies * count + MOMENTS * moments)
@@ -39,14 +40,6 @@ def kept_bytes(stage: ResolvedStage, *, ranks: int, gpu_bytes: int) -> int:
         # In bf16 its matrix products' weights are kept in bf16; embeddings are not, which this leaves out.
         width = BF16_BYTES if training.precision is Precision.BF16 else FP32_BYTES
         teacher = stage.teacher.model_config_
-        embeddings = teacher.text.vocab_size * teacher.text.width
+        embeddings = task_of(stage.task).embedding_parameters(teacher)
         kept += width * (parameters(teacher) - embeddings) + FP32_BYTES * embeddings
     return kept
-
-
-def _largest_parameter(model: ModelConfig) -> int:
-    vision, text = model.vision, model.text
-    return max(
-        text.vocab_size * text.width,
-        *(max(3 * tower.width, tower.hidden_width) * tower.width for tower in (vision, text)),
-    )

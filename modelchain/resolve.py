@@ -34,6 +34,7 @@ from modelchain.resolved import (
     default_baseline_epochs,
 )
 from modelchain.spec import (
+    AnyConfig,
     Block,
     DataSpec,
     DistillationSchedule,
@@ -44,7 +45,6 @@ from modelchain.spec import (
     LearningRateSchedule,
     LearningRateScheduleType,
     ModelChain,
-    ModelConfig,
     ObjectMeta,
     OptimizerState,
     StageSpec,
@@ -53,6 +53,7 @@ from modelchain.spec import (
     TrainingSpec,
     WeightsSpec,
 )
+from modelchain.tasks import TASKS, task_of
 
 B = TypeVar("B", bound=Block)
 
@@ -182,13 +183,24 @@ def merged(chain: B | None, stage: B | None) -> B | None:
     return chain.model_copy(update=own)
 
 
-def resolve_model(stage: StageSpec) -> tuple[str, ModelConfig]:
+def resolve_model(stage: StageSpec) -> tuple[str, AnyConfig]:
     """The stage's model and its name for people. Raises UnknownModelError, UnresolvableError."""
-    if stage.model_config_ is not None and stage.model is None:
-        return stage.name, stage.model_config_
-    if stage.model is not None and stage.model_config_ is None:
+    written = written_models(stage)
+    if len(written) == 1 and stage.model is None:
+        return stage.name, next(iter(written.values()))
+    if stage.model is not None and not written:
         return stage.model, catalogue.find(stage.model)
     raise UnresolvableError(f"stage {stage.name}: give either model or modelConfig")
+
+
+def written_models(stage: StageSpec) -> dict[str, AnyConfig]:
+    """The models that a stage writes out, by field: one, in a valid chain whose model has no name."""
+    return {
+        task.config_field: config
+        for task in TASKS.values()
+        for config in [stage.written(task.config_field)]
+        if config is not None
+    }
 
 
 def resolve_training(
@@ -270,6 +282,8 @@ def _resolve_stage(
     spec = chain.spec
     task = spec.task or TaskName.CLIP
     name, config = resolve_model(stage)
+    if not isinstance(config, task_of(task).config):
+        raise UnresolvableError(f"stage {stage.name}: its model is none of task {task}")
     if predecessor is not None and stage.from_weights is not None:
         raise UnresolvableError(f"stage {stage.name}: fromWeights is only for a stage without predecessor")
     data = _resolve_data(stage.name, merged(spec.data, stage.data))

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from pydantic import Field
 
 from modelchain.spec import (
+    AnyConfig,
     Block,
     DepthExpansion,
     DistillationSchedule,
@@ -18,7 +19,6 @@ from modelchain.spec import (
     InitialWeights,
     LearningRateSchedule,
     LearningRateScheduleType,
-    ModelConfig,
     OptimizerState,
     Precision,
     Sha256,
@@ -66,6 +66,7 @@ class ResolvedData(Block):
     samples: int
     caption_keys: tuple[str, ...] = ("txt",)
     image_keys: tuple[str, ...] | None = None  # None: the trainer's own list of image formats
+    class_key: str = "cls"
     block_mebibytes: int = 4
     window_blocks: int = 128
     random_crop_scale: tuple[float, float] = (0.9, 1.0)
@@ -117,6 +118,7 @@ def decay_steps(schedule: LearningRateSchedule, steps: int) -> int:
 
 class ResolvedDistillation(Block):
     weight: float = 1.0
+    logits_weight: float = 1.0
     schedule: DistillationSchedule = DistillationSchedule()
     surpass_window_steps: int | None = None
 
@@ -153,7 +155,7 @@ class StageReference(Block):
     name: str
     digest: Sha256
     folder: str  # its artifact folder, relative to the store: stages/<model>-<digest, shortened>
-    model_config_: ModelConfig = Field(alias="modelConfig")
+    model_config_: AnyConfig = Field(alias="modelConfig")
 
 
 class ResolvedStage(Block):
@@ -165,7 +167,7 @@ class ResolvedStage(Block):
     folder: str  # relative to the store: stages/<model>-<digest, shortened>
     task: TaskName = TaskName.CLIP
     model: str  # name for people, e.g. ViT-B-16; the stage's name where the model is written out
-    model_config_: ModelConfig = Field(alias="modelConfig")
+    model_config_: AnyConfig = Field(alias="modelConfig")
     predecessor: StageReference | None = None
     teacher: StageReference | None = None  # the predecessor unless the chain names another stage
     from_weights: WeightsSpec | None = None

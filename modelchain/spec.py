@@ -11,7 +11,7 @@ The CRD in crds/ is generated from these types: descriptions, bounds and list le
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 from pydantic.alias_generators import to_camel
@@ -76,6 +76,7 @@ def first_problem(error: ValidationError) -> str:
 
 class TaskName(StrEnum):
     CLIP = "Clip"
+    CLASSIFICATION = "Classification"
 
 
 class WidthExpansion(StrEnum):
@@ -118,6 +119,12 @@ class DistillationScheduleType(StrEnum):
 class EvaluationType(StrEnum):
     ZERO_SHOT = "ZeroShot"
     RETRIEVAL = "Retrieval"
+    ACCURACY = "Accuracy"
+
+    @property
+    def gives_top1(self) -> bool:
+        """Whether sets of this type give the accuracy `top1`."""
+        return self in (EvaluationType.ZERO_SHOT, EvaluationType.ACCURACY)
 
 
 class JobBackend(StrEnum):
@@ -195,6 +202,13 @@ class DataSpec(Block):
             "jpeg, webp and others.",
         ),
     ] = None
+    class_key: Annotated[
+        FileKey | None,
+        Field(
+            description="Task Classification: extension of the file with a sample's class number, or a field of a JSON "
+            "file (json:label). Default: cls.",
+        ),
+    ] = None
     block_mebibytes: Annotated[
         int | None,
         Field(
@@ -248,7 +262,7 @@ class EvaluationDataSpec(Block):
     class_key: Annotated[
         FileKey | None,
         Field(
-            description="ZeroShot: extension of the file with the class number, or a field of a JSON file "
+            description="ZeroShot and Accuracy: extension of the file with the class number, or a field of a JSON file "
             "(json:label). Default: cls.",
         ),
     ] = None
@@ -260,7 +274,10 @@ class EvaluationSpec(Block):
     ]
     type: Annotated[
         EvaluationType,
-        Field(description="ZeroShot: accuracy over classes. Retrieval: loss and recall@1/5/10."),
+        Field(
+            description="ZeroShot: accuracy over classes. Retrieval: loss and recall@1/5/10. Accuracy: loss and "
+            "accuracy of a classifier."
+        ),
     ]
     data: Annotated[EvaluationDataSpec, Field(description="The samples.")]
     classes: Annotated[
@@ -268,11 +285,11 @@ class EvaluationSpec(Block):
         Field(
             min_length=2,
             max_length=MAX_CLASSES,
-            description="ZeroShot: class names, in the order of their numbers.",
+            description="ZeroShot and Accuracy: class names, in the order of their numbers.",
         ),
     ] = None
     classes_uri: Annotated[
-        Uri | None, Field(description="ZeroShot: a text file with one class name a line, instead of classes.")
+        Uri | None, Field(description="A text file with one class name a line, instead of classes.")
     ] = None
     templates: Annotated[
         list[Template] | None,
@@ -433,6 +450,13 @@ class DistillationSpec(Block):
     schedule: Annotated[
         DistillationSchedule | None,
         Field(description="How the weight changes over the stage. Default: Constant."),
+    ] = None
+    logits_weight: Annotated[
+        Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] | None,
+        Field(
+            description="Task Classification: weight of the divergence of the stage's class probabilities from its "
+            "teacher's, beside that of the features; both are multiplied with `weight`. Default: 1."
+        ),
     ] = None
     teacher: Annotated[
         StageName | None,
@@ -704,15 +728,28 @@ class ModelConfig(Block):
     text: Annotated[TextSpec, Field(description="The text tower.")]
 
 
+class ClassifierConfig(Block):
+    """A vision transformer with a linear head, as timm's VisionTransformer."""
+
+    classes: Annotated[
+        int, Field(ge=2, le=2**20, description="Classes of the head: labels are 0 .. classes - 1.")
+    ]
+    vision: Annotated[VisionSpec, Field(description="The image tower.")]
+
+
+AnyConfig: TypeAlias = ModelConfig | ClassifierConfig
+
+
 class WeightsSpec(Block):
     uri: Annotated[
         Uri,
         Field(
-            description="A folder that open_clip loads as local-dir: (open_clip_config.json and "
-            "open_clip_model.safetensors)."
+            description="A folder with the weights and configuration that a stage of the task publishes: for Clip "
+            "open_clip_model.safetensors and open_clip_config.json (open_clip loads it as local-dir:), for "
+            "Classification model.safetensors and config.json (timm loads it as local-dir:)."
         ),
     ]
-    sha256: Annotated[Sha256, Field(description="SHA-256 of open_clip_model.safetensors.")]
+    sha256: Annotated[Sha256, Field(description="SHA-256 of the safetensors file.")]
 
 
 class StageSpec(Block):
@@ -728,7 +765,11 @@ class StageSpec(Block):
     ] = None
     model_config_: Annotated[
         ModelConfig | None,
-        Field(alias="modelConfig", description="A model written out. Either this or model."),
+        Field(alias="modelConfig", description="A CLIP model written out. Either this or model."),
+    ] = None
+    classifier_config: Annotated[
+        ClassifierConfig | None,
+        Field(description="The model of a chain whose task is Classification."),
     ] = None
     from_: Annotated[
         StageName | None,
@@ -759,9 +800,19 @@ class StageSpec(Block):
     job: Annotated[JobSpec | None, Field(description="Overrides spec.job, field by field.")] = None
     retry: Annotated[RetrySpec | None, Field(description="Overrides spec.retry, field by field.")] = None
 
+    def written(self, field: str) -> AnyConfig | None:
+        """The model written out under that field (modelConfig, classifierConfig), if it is."""
+        return {"modelConfig": self.model_config_, "classifierConfig": self.classifier_config}[field]
+
 
 class ModelChainSpec(Block):
-    task: Annotated[TaskName | None, Field(description="The pre-training task. Default: Clip.")] = None
+    task: Annotated[
+        TaskName | None,
+        Field(
+            description="What is trained: Clip (images and captions) or Classification (images and labels). "
+            "Default: Clip."
+        ),
+    ] = None
     image: Annotated[
         ShortText | None, Field(description="The trainer's image. Default: the operator's setting.")
     ] = None

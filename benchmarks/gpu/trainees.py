@@ -38,6 +38,7 @@ from modelchain_trainer.model.clip import Clip
 from modelchain_trainer.model.open_clip_config import to_open_clip
 from modelchain_trainer.optimizer import AdamW
 from modelchain_trainer.step import TrainStep
+from modelchain_trainer.tasks.contrastive import ContrastiveObjective
 
 LEARNING_RATE, BETAS, EPSILON, WEIGHT_DECAY = 1e-4, (0.9, 0.98), 1e-6, 0.1
 
@@ -90,9 +91,11 @@ class ModelChainTrainee:
 
     def _texts_computed(self) -> dict[int, float]:
         """Texts a sample by the tokens that the tower computes of each, over all batches."""
+        objective = self._step.objective
+        assert isinstance(objective, ContrastiveObjective)
         texts: Counter[int] = Counter()
         for batch in self._batches:
-            for _, captions in self._step.micro_batches(batch):
+            for _, captions in objective.micro_batches(batch):
                 texts.update({bucket.shape[1]: bucket.shape[0] for bucket in captions.buckets})
         samples = sum(batch.images.shape[0] for batch in self._batches)
         return {length: many / samples for length, many in texts.items()}

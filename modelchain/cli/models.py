@@ -21,6 +21,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the catalogue."""
     from modelchain import catalogue, cost
     from modelchain.cli.table import Column, count, render
+    from modelchain.tasks.clip import text_macs, vision_macs
 
     models = {name: catalogue.find(name) for name in catalogue.names()}
     if arguments.output == "json":
@@ -28,8 +29,8 @@ def run(arguments: argparse.Namespace) -> int:
             {
                 "name": name,
                 "parameters": cost.parameters(model),
-                "visionMacs": cost.vision_macs(model),
-                "textMacs": cost.text_macs(model),
+                "visionMacs": vision_macs(model),
+                "textMacs": text_macs(model),
                 "modelConfig": model.model_dump(mode="json", by_alias=True),
             }
             for name, model in models.items()
@@ -54,8 +55,8 @@ def run(arguments: argparse.Namespace) -> int:
             f"{model.text.width} x {model.text.layers}",
             str(model.embed_dim),
             count(cost.parameters(model)),
-            count(cost.vision_macs(model)),
-            count(cost.text_macs(model)),
+            count(vision_macs(model)),
+            count(text_macs(model)),
         )
         for name, model in models.items()
     ]

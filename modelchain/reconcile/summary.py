@@ -9,7 +9,7 @@ from modelchain.reconcile.ending import blocked_text, is_blocked, why_blocked
 from modelchain.reconcile.look import Look
 from modelchain.reconcile.observation import Job, JobPhase, Observation
 from modelchain.resolved import ResolvedStage
-from modelchain.spec import EvaluationSpec, EvaluationType
+from modelchain.spec import EvaluationSpec
 from modelchain.status import MAX_REASON, ChainPhase, StagePhase, StageStatus, cut
 
 _OF_JOB = {
@@ -114,7 +114,7 @@ def top1_of(stage: ResolvedStage, metrics: Mapping[str, float]) -> float | None:
 
 def top1_on(evaluation: Sequence[EvaluationSpec], metrics: Mapping[str, float]) -> float | None:
     """Accuracy on the first of these sets that is a zero-shot set, if it was measured."""
-    names = [one.name for one in evaluation if one.type is EvaluationType.ZERO_SHOT]
+    names = [one.name for one in evaluation if one.type.gives_top1]
     return metrics.get(f"{names[0]}/top1") if names else None
 
 

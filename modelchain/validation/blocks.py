@@ -186,10 +186,13 @@ def _check_evaluations(evaluations: list[EvaluationSpec], at: FieldPath) -> Iter
             message = f"{quoted(evaluation.name)} is the name of another set too"
             yield _finding((*own, "name"), message, "give each set a name of its own")
         yield from _check_shards(evaluation.data.shards, (*own, "data", "shards"))
-        if evaluation.type is EvaluationType.ZERO_SHOT:
-            yield from _check_zero_shot(evaluation, own)
-        else:
-            yield from _check_retrieval(evaluation, own)
+        match evaluation.type:
+            case EvaluationType.ZERO_SHOT:
+                yield from _check_zero_shot(evaluation, own)
+            case EvaluationType.RETRIEVAL:
+                yield from _check_retrieval(evaluation, own)
+            case EvaluationType.ACCURACY:
+                yield from _check_accuracy(evaluation, own)
 
 
 def _check_zero_shot(evaluation: EvaluationSpec, at: FieldPath) -> Iterator[Finding]:
@@ -198,11 +201,7 @@ def _check_zero_shot(evaluation: EvaluationSpec, at: FieldPath) -> Iterator[Find
         yield _finding(
             (*at, "classes"), "a ZeroShot set needs the names of its classes", remedy, "classesUri"
         )
-    if evaluation.classes is not None and evaluation.classes_uri is not None:
-        message = "both classes and classesUri are given"
-        yield _finding((*at, "classesUri"), message, "remove one of the two", "classes")
-    if evaluation.classes_uri is not None:
-        yield from _check_uri(evaluation.classes_uri, (*at, "classesUri"))
+    yield from _check_classes(evaluation, at)
     for index, template in enumerate(evaluation.templates or ()):
         if "{}" not in template:
             message = f"{quoted(template)} has no place for the class name"
@@ -214,6 +213,25 @@ def _check_zero_shot(evaluation: EvaluationSpec, at: FieldPath) -> Iterator[Find
         yield _finding(
             (*at, "data", "captionKeys"), message, "remove it, or write type: Retrieval", "evaluation.type"
         )
+
+
+def _check_classes(evaluation: EvaluationSpec, at: FieldPath) -> Iterator[Finding]:
+    if evaluation.classes is not None and evaluation.classes_uri is not None:
+        message = "both classes and classesUri are given"
+        yield _finding((*at, "classesUri"), message, "remove one of the two", "classes")
+    if evaluation.classes_uri is not None:
+        yield from _check_uri(evaluation.classes_uri, (*at, "classesUri"))
+
+
+def _check_accuracy(evaluation: EvaluationSpec, at: FieldPath) -> Iterator[Finding]:
+    yield from _check_classes(evaluation, at)
+    for part, value in (
+        (("templates",), evaluation.templates),
+        (("data", "captionKeys"), evaluation.data.caption_keys),
+    ):
+        if value is not None:
+            message = f"{part[-1]} is for sets of texts, this one is Accuracy"
+            yield _finding((*at, *part), message, "remove it", "evaluation.type")
 
 
 def _check_retrieval(evaluation: EvaluationSpec, at: FieldPath) -> Iterator[Finding]:

@@ -7,23 +7,34 @@ from collections.abc import Iterable, Iterator
 from modelchain import catalogue
 from modelchain.errors import UserDataError
 from modelchain.growth import unbuildable, ungrowable
-from modelchain.resolve import UnresolvableError, merged, predecessor_position, resolve, resolve_model
+from modelchain.resolve import (
+    UnresolvableError,
+    merged,
+    predecessor_position,
+    resolve,
+    resolve_model,
+    written_models,
+)
 from modelchain.resolved import DEFAULT_BATCH, decay_steps
 from modelchain.spec import (
+    AnyConfig,
     ExpansionSpec,
     InitialWeights,
     LearningRateSchedule,
     LearningRateScheduleType,
     ModelChain,
-    ModelConfig,
     OptimizerState,
     StageSpec,
+    TaskName,
     TrainingSpec,
 )
+from modelchain.tasks import TASKS, Task, task_for, task_of
+from modelchain.tasks.clip import CLIP
 from modelchain.validation.baseline import check_baseline
 from modelchain.validation.blocks import check_blocks
 from modelchain.validation.problem import STAGE_NAMES, Finding, quoted
 from modelchain.validation.structure import nearest
+from modelchain.validation.tasks import check_task_fields
 from modelchain.validation.training import check_training
 from modelchain.yaml_reader import FieldPath
 
@@ -37,6 +48,7 @@ def check_rules(chain: ModelChain) -> list[Finding]:
         *_check_stages(chain),
         *_check_anything_is_trained(chain),
         *check_blocks(chain),
+        *check_task_fields(chain),
         *check_training(chain),
         *check_baseline(chain),
     ]
@@ -66,7 +78,7 @@ def _check_stages(chain: ModelChain) -> Iterator[Finding]:
             frozenset({"teacher"}),
         )
     first_of: dict[str, int] = {}
-    models: list[ModelConfig | None] = []
+    models: list[AnyConfig | None] = []
     for index, stage in enumerate(stages):
         at: FieldPath = ("spec", "stages", index)
         if stage.name in first_of:
@@ -86,7 +98,7 @@ def _check_stages(chain: ModelChain) -> Iterator[Finding]:
         else:
             yield from _check_idle_blocks(stage, index, at)
             yield from _check_held_weights(chain, stage, at)
-        found = list(_check_model(stage, at))
+        found = list(_check_model(task_of(chain.spec.task or TaskName.CLIP), stage, at))
         yield from found
         models.append(None if found else resolve_model(stage)[1])
         small, large = None if before is None else models[before], models[index]
@@ -229,20 +241,24 @@ def _check_idle_blocks(stage: StageSpec, index: int, at: FieldPath) -> Iterator[
             )
 
 
-def _check_model(stage: StageSpec, at: FieldPath) -> Iterator[Finding]:
-    about = frozenset({"model", "modelConfig"})
-    if stage.model is not None and stage.model_config_ is not None:
-        yield Finding(
-            (*at, "modelConfig"), "both model and modelConfig are given", "remove one of the two", about
-        )
+def _check_model(task: Task, stage: StageSpec, at: FieldPath) -> Iterator[Finding]:
+    written = written_models(stage)
+    about = frozenset({"model", *(task.config_field for task in TASKS.values())})
+    fields = ["model"] * (stage.model is not None) + list(written)
+    if len(fields) > 1:
+        message = f"both {fields[0]} and {fields[1]} are given"
+        yield Finding((*at, fields[1]), message, "remove one of the two", about)
         return
-    if stage.model_config_ is not None:
-        for part, message, remedy in unbuildable(stage.model_config_):
-            yield Finding((*at, "modelConfig", *part), message, remedy, about | set(part))
-        return
+    yield from _check_task(task, stage, at, about)
+    for field, config in written.items():
+        for part, message, remedy in unbuildable(config):
+            yield Finding((*at, field, *part), message, remedy, about | set(part))
     if stage.model is None:
-        remedy = "name a model (`modelchain models` lists them) or write it out under modelConfig"
-        yield Finding((*at, "model"), "the stage has no model", remedy, about)
+        if not written:
+            remedy = f"write it out under {task.config_field}"
+            if task is CLIP:
+                remedy = "name a model (`modelchain models` lists them) or write it out under modelConfig"
+            yield Finding((*at, "model"), "the stage has no model", remedy, about)
         return
     try:
         catalogue.find(stage.model)
@@ -251,15 +267,30 @@ def _check_model(stage: StageSpec, at: FieldPath) -> Iterator[Finding]:
         yield Finding((*at, "model"), message, remedy, about)
 
 
+def _check_task(task: Task, stage: StageSpec, at: FieldPath, about: frozenset[str]) -> Iterator[Finding]:
+    """A model of the chain's task."""
+    remedy = f"write {task.config_field}, or give the chain another task"
+    if stage.model is not None and task is not CLIP:
+        message = f"models by name are of task {CLIP.name}, and the chain's is {task.name}"
+        yield Finding((*at, "model"), message, remedy, about | {"task"})
+    for field, config in written_models(stage).items():
+        if not isinstance(config, task.config):
+            message = f"a model of task {task_for(config).name}, and the chain's is {task.name}"
+            yield Finding((*at, field), message, remedy, about | {"task"})
+
+
 def _check_growth(
-    stage: StageSpec, predecessor: str, small: ModelConfig, large: ModelConfig, at: FieldPath
+    stage: StageSpec, predecessor: str, small: AnyConfig, large: AnyConfig, at: FieldPath
 ) -> Iterator[Finding]:
     about = frozenset({"model", "modelConfig", "from"})
+    if type(small) is not type(large):
+        return  # one of them is none of the chain's task, which is said there
     wrong = list(ungrowable(small, large))
+    field = task_for(large).config_field
     before = f"the stage can't grow out of {quoted(predecessor)}"
     if stage.model is None:
         for part, message, remedy in wrong:
-            yield Finding((*at, "modelConfig", *part), f"{before}: {message}", remedy, about | set(part))
+            yield Finding((*at, field, *part), f"{before}: {message}", remedy, about | set(part))
     elif wrong:
         messages = ", ".join(message for _, message, _ in wrong)
         remedy = (

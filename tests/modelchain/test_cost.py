@@ -18,11 +18,10 @@ from modelchain.cost import (
     plan,
     scheduled_teacher_steps,
     stage_macs,
-    text_macs,
-    vision_macs,
 )
 from modelchain.resolve import resolve, resolve_distillation
 from modelchain.spec import DistillationSpec
+from modelchain.tasks.clip import text_macs, vision_macs
 from modelchain.validation import load_chains
 from tests.modelchain.documents import REMOVED, resolved
 

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelchain import digest as digest_module
+from modelchain.digest_form import REQUIRED, Table
 from modelchain.resolve import resolve
 from modelchain.resolved import (
     ResolvedChain,
@@ -24,6 +25,7 @@ from modelchain.resolved import (
 )
 from modelchain.spec import (
     Block,
+    ClassifierConfig,
     DistillationSchedule,
     LearningRateSchedule,
     ModelChain,
@@ -31,6 +33,7 @@ from modelchain.spec import (
     TextSpec,
     VisionSpec,
 )
+from modelchain.tasks import classification, clip, towers
 from modelchain.validation import load_chains
 from modelchain.yaml_reader import read_documents
 from tests.modelchain.documents import REMOVED, Path, digests, document, resolved
@@ -300,16 +303,20 @@ def test_every_field_of_a_stage_is_known_to_decide_or_not_to() -> None:
         ResolvedTraining: ("_TRAINING", {"schedule"}),
         LearningRateSchedule: ("_LEARNING_RATE_SCHEDULE", set()),
         ResolvedData: ("_DATA", {"shards"}),
-        ModelConfig: ("_MODEL", {"vision", "text"}),
-        VisionSpec: ("_VISION", set()),
-        TextSpec: ("_TEXT", set()),
         ResolvedDistillation: ("_DISTILLATION", {"schedule"}),
         DistillationSchedule: ("_DISTILLATION_SCHEDULE", set()),
         ResolvedExpansion: ("_EXPANSION", set()),
     }
-    for kind, (table, apart) in tables.items():
+    models: dict[type[Block], tuple[Table, set[str]]] = {
+        ModelConfig: (clip.MODEL_DIGEST, {"vision", "text"}),
+        VisionSpec: (towers.VISION_DIGEST, set()),
+        TextSpec: (clip.TEXT_DIGEST, set()),
+        ClassifierConfig: (classification.MODEL_DIGEST, {"vision"}),
+    }
+    known = {kind: (getattr(digest_module, table), apart) for kind, (table, apart) in tables.items()} | models
+    for kind, (table, apart) in known.items():
         fields = {info.alias or name for name, info in kind.model_fields.items()}
-        assert fields == set(getattr(digest_module, table)) | apart | idle.get(kind, set()), kind.__name__
+        assert fields == set(table) | apart | idle.get(kind, set()), kind.__name__
     assert set(ResolvedStage.model_fields) == {
         *(
             "task",
@@ -344,26 +351,25 @@ def test_frozen_defaults_are_those_of_the_types() -> None:
     """If a default changes, old chains must not mean something else under the old digest: give them a new
     version.
     """
-    kinds: dict[str, type[Block]] = {
-        "_TRAINING": ResolvedTraining,
-        "_DATA": ResolvedData,
-        "_MODEL": ModelConfig,
-        "_VISION": VisionSpec,
-        "_TEXT": TextSpec,
-        "_DISTILLATION": ResolvedDistillation,
-        "_EXPANSION": ResolvedExpansion,
-    }
-    for table, kind in kinds.items():
+    kinds: list[tuple[Table, type[Block]]] = [
+        (digest_module._TRAINING, ResolvedTraining),
+        (digest_module._DATA, ResolvedData),
+        (clip.MODEL_DIGEST, ModelConfig),
+        (towers.VISION_DIGEST, VisionSpec),
+        (clip.TEXT_DIGEST, TextSpec),
+        (digest_module._DISTILLATION, ResolvedDistillation),
+        (digest_module._EXPANSION, ResolvedExpansion),
+    ]
+    for frozen, kind in kinds:
         defaults = {
             info.alias or name: info.default
             for name, info in kind.model_fields.items()
             if not info.is_required()
         }
-        frozen = getattr(digest_module, table)
         for name, default in defaults.items():
-            if name in frozen and frozen[name] is not digest_module._REQUIRED:
+            if name in frozen and frozen[name] is not REQUIRED:
                 expected = list(default) if isinstance(default, tuple) else default
-                assert frozen[name] == expected, f"{table} {name}"
+                assert frozen[name] == expected, f"{kind.__name__} {name}"
 
 
 def test_canonical_form_is_what_it_always_was() -> None:

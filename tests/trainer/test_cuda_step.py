@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from modelchain_trainer import step as step_module
 from modelchain_trainer.captions import Captions
 from modelchain_trainer.data import sample
 from modelchain_trainer.distillation import build_projections
@@ -19,6 +18,7 @@ from modelchain_trainer.losses import Features
 from modelchain_trainer.model.clip import Clip
 from modelchain_trainer.optimizer import AdamW
 from modelchain_trainer.step import StepResult, TrainStep
+from modelchain_trainer.tasks import contrastive
 from tests.trainer.test_step import BATCH, CAPTIONS, CONTEXT, IMAGE_SIZE, Rows, config, stage
 
 CUDA = torch.device("cuda", 0)
@@ -35,7 +35,7 @@ def without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         shape = (tokens_CmT.shape[0], tokens_CmT.shape[1])
         return Captions((shorter_nT[:, :multiple_of], longer_nT), place_M, shape)
 
-    monkeypatch.setattr(step_module, "bucketed", halves)
+    monkeypatch.setattr(contrastive, "bucketed", halves)
     monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: tensor)
     # torch keeps no constants of one trace for another test.
     monkeypatch.setattr(sample, "_statistics", sample._statistics.__wrapped__)
@@ -76,12 +76,12 @@ def test_a_step_mixes_no_devices_and_never_waits_for_the_gpu(
 
 
 def test_a_step_that_waits_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = step_module.loss_and_feature_gradients
+    original = contrastive.loss_and_feature_gradients
 
     def waits(features: Features, *others: object, **named: object) -> object:
         features.image.max().item()
         return original(features, *others, **named)  # pyright: ignore[reportArgumentType]
 
-    monkeypatch.setattr(step_module, "loss_and_feature_gradients", waits)
+    monkeypatch.setattr(contrastive, "loss_and_feature_gradients", waits)
     with pytest.raises(DataDependentOutputException):
         run_on_cuda(monkeypatch, micro_batch_size=None)

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from modelchain_trainer.model.build import model_from
-from modelchain_trainer.model.clip import Clip
+from modelchain_trainer.model.families import AnyModel
 
 
 class AveragedModel:
     """The average of a model on its device; it begins as a copy."""
 
-    def __init__(self, model: Clip, decay: float) -> None:
+    def __init__(self, model: AnyModel, decay: float) -> None:
         self._decay = decay
         self._weights = [parameter.detach() for parameter in model.parameters()]
         copy = {name: tensor.clone() for name, tensor in model.state_dict().items()}

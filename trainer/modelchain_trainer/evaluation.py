@@ -27,11 +27,13 @@ from modelchain.errors import UserDataError
 from modelchain.spec import EvaluationSpec, EvaluationType, Precision
 from modelchain_trainer.collectives import Group
 from modelchain_trainer.data.sample import normalize
+from modelchain_trainer.evaluation_accuracy import TOP_FIVE_CLASSES, accuracy, classify
 from modelchain_trainer.losses import full_precision
+from modelchain_trainer.model.classifier import Classifier
 from modelchain_trainer.model.clip import Clip, crop_tokens
+from modelchain_trainer.model.families import AnyModel
 
 RECALL_AT = (1, 5, 10)
-TOP_FIVE_CLASSES = 10  # with fewer classes top-5 says little
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
 EXAMPLES = 24
 EXAMPLE_CLASSES = 3
@@ -97,9 +99,9 @@ class Tokenize(Protocol):
 
 
 def evaluate(
-    model: Clip,
+    model: AnyModel,
     sets: Sequence[EvaluationSet],
-    tokenizer: Tokenize,
+    tokenizer: Tokenize | None,
     *,
     precision: Precision = Precision.FP32,
     group: Group | None = None,
@@ -113,58 +115,91 @@ def evaluate(
     images that find one of their captions among the k best of all distinct captions, and of distinct captions
     that find one of their images.
 
+    Accuracy: as `evaluation_accuracy.accuracy`.
+
     Raises UserDataError for a set without a readable sample, or with a label that is no class.
     """
-    encoder = _Encoder(model, tokenizer, precision, group or Group(), on_progress)
     metrics: dict[str, float] = {}
     with _evaluating(model):
         for evaluation in sets:
-            measure = _zero_shot if evaluation.spec.type is EvaluationType.ZERO_SHOT else _retrieval
-            figures = measure(encoder, evaluation)
+            figures = _measure(model, evaluation, tokenizer, precision, group or Group(), on_progress)
             metrics |= {f"{evaluation.spec.name}/{name}": figure for name, figure in figures.items()}
     return metrics
 
 
-def example_predictions(
-    model: Clip,
+def _measure(
+    model: AnyModel,
     evaluation: EvaluationSet,
-    tokenizer: Tokenize,
+    tokenizer: Tokenize | None,
+    precision: Precision,
+    group: Group,
+    on_progress: Callable[[], None],
+) -> dict[str, float]:
+    if isinstance(model, Classifier):
+        return accuracy(model, evaluation, precision=precision, group=group, on_progress=on_progress)
+    assert tokenizer is not None
+    encoder = _Encoder(model, tokenizer, precision, group, on_progress)
+    match evaluation.spec.type:
+        case EvaluationType.ZERO_SHOT:
+            return _zero_shot(encoder, evaluation)
+        case _:
+            return _retrieval(encoder, evaluation)
+
+
+def example_predictions(
+    model: AnyModel,
+    evaluation: EvaluationSet,
+    tokenizer: Tokenize | None,
     path: Path,
     *,
     precision: Precision = Precision.FP32,
     group: Group | None = None,
 ) -> None:
-    """Write predictions.json: what the model says of 24 samples spread evenly over a ZeroShot set, with
+    """Write predictions.json: what the model says of 24 samples spread evenly over a set with classes, with
     thumbnails.
 
     All ranks call it; rank 0 writes. The format stands in docs/architecture.md.
     """
-    encoder = _Encoder(model, tokenizer, precision, group or Group(), lambda: None)
     total = len(evaluation.source)
     count = min(EXAMPLES, total)
+    group = group or Group()
     with _evaluating(model):
-        class_ME = encoder.classes(evaluation)
-        if encoder.group.rank != 0:
+        classify_images = _classifier(model, evaluation, tokenizer, precision, group)
+        if group.rank != 0:
             return
         batch = evaluation.source.samples([number * total // count for number in range(count)])
         assert batch.labels is not None
-        image_BE = encoder.images(batch.images)
-        probability_BM = (model.logit_scale.exp() * image_BE @ class_ME.T).softmax(dim=1).cpu()
-    best = probability_BM.topk(min(EXAMPLE_CLASSES, len(evaluation.classes)), dim=1)
+        probability_BM = classify_images(batch.images).softmax(dim=1).cpu()
+    classes = evaluation.classes or tuple(map(str, range(probability_BM.shape[1])))
+    best = probability_BM.topk(min(EXAMPLE_CLASSES, len(classes)), dim=1)
     samples = [
         {
             "png": _thumbnail(picture),
             "label": label,
-            "top": [
-                [evaluation.classes[number], value] for number, value in zip(numbers, values, strict=True)
-            ],
+            "top": [[classes[number], value] for number, value in zip(numbers, values, strict=True)],
         }
         for picture, label, numbers, values in zip(
             batch.images, batch.labels.tolist(), best.indices.tolist(), best.values.tolist(), strict=True
         )
     ]
-    content = {"set": evaluation.spec.name, "classes": list(evaluation.classes), "samples": samples}
+    content = {"set": evaluation.spec.name, "classes": list(classes), "samples": samples}
     path.write_text(json.dumps(content, ensure_ascii=False))
+
+
+def _classifier(
+    model: AnyModel,
+    evaluation: EvaluationSet,
+    tokenizer: Tokenize | None,
+    precision: Precision,
+    group: Group,
+) -> Callable[[Tensor], Tensor]:
+    """Logits [B, M] of uint8 images. All ranks call it: each encodes some of the classes, where they are texts."""
+    if isinstance(model, Classifier):
+        return lambda images: classify(model, images, precision=precision)
+    assert tokenizer is not None
+    encoder = _Encoder(model, tokenizer, precision, group, lambda: None)
+    class_ME = encoder.classes(evaluation)
+    return lambda images: model.logit_scale.exp() * encoder.images(images) @ class_ME.T
 
 
 class _Encoder:
@@ -344,7 +379,7 @@ def _thumbnail(picture_3HW: Tensor) -> str:
 
 
 @contextmanager
-def _evaluating(model: Clip) -> Iterator[None]:
+def _evaluating(model: AnyModel) -> Iterator[None]:
     training = model.training
     model.eval()
     try:

@@ -32,7 +32,7 @@ def _open(
         workers=stage.training.data_workers,
         on_progress=lambda _done, _total: on_progress(),
     )
-    if spec.type is EvaluationType.ZERO_SHOT:
+    if spec.type is not EvaluationType.RETRIEVAL:
         return EvaluationSet(spec, source, classes=_classes(stage, spec))
     return EvaluationSet(spec, source, captions=len(spec.data.caption_keys or stage.data.caption_keys))
 
@@ -42,6 +42,8 @@ def _classes(stage: ResolvedStage, spec: EvaluationSpec) -> tuple[str, ...]:
     if spec.classes is not None:
         return tuple(spec.classes)
     if spec.classes_uri is None:
+        if spec.type is EvaluationType.ACCURACY:
+            return ()  # the head has classes of its own; they need no names
         raise UserDataError(f"evaluation set {spec.name}: a ZeroShot set needs classes or classesUri")
     parent, name = split_uri(spec.classes_uri)
     data, _ = Patience().attempt(lambda: open_location(parent, stage.store).get(name))

@@ -13,8 +13,6 @@ from modelchain.artifacts import (
     CHECKPOINT_MODEL,
     CHECKPOINT_OPTIMIZER,
     DIGEST_LENGTH,
-    OPEN_CLIP_CONFIG,
-    WEIGHTS,
     Manifest,
 )
 from modelchain.commit import download_verified, verify_stage
@@ -22,10 +20,11 @@ from modelchain.errors import MissingInputError, UserDataError
 from modelchain.resolved import ResolvedStage, StageReference
 from modelchain.spec import InitialWeights, OptimizerState, WeightsSpec
 from modelchain.store import open_location
+from modelchain.tasks import task_of
 from modelchain_trainer.attempt import Attempt
 from modelchain_trainer.expansion import expand, expand_moments
 from modelchain_trainer.model.build import build_model, model_from
-from modelchain_trainer.model.clip import Clip
+from modelchain_trainer.model.families import AnyModel
 from modelchain_trainer.model.weights import load_weights
 
 logger = logging.getLogger(__name__)
@@ -34,7 +33,7 @@ logger = logging.getLogger(__name__)
 Moments = dict[str, Tensor]  # as `TrainStep.load_moments` takes them
 
 
-def first_weights(attempt: Attempt, teacher: Clip | None) -> tuple[Clip, Moments | None]:
+def first_weights(attempt: Attempt, teacher: AnyModel | None) -> tuple[AnyModel, Moments | None]:
     """The stage's model at step 0, and the optimizer's moments where they are carried over; on the CPU.
 
     `teacher` is used, and left as it is, where the model grows out of that very stage.
@@ -53,7 +52,7 @@ def first_weights(attempt: Attempt, teacher: Clip | None) -> tuple[Clip, Moments
     return build_model(stage.model_config_, seed=stage.training.seed), None
 
 
-def published_model(attempt: Attempt, other: StageReference) -> Clip:
+def published_model(attempt: Attempt, other: StageReference) -> AnyModel:
     """The finished model of another stage, on the CPU, every byte verified by its manifest.
 
     Raises MissingInputError if that stage is not complete, UserDataError if its files are not what its
@@ -63,9 +62,10 @@ def published_model(attempt: Attempt, other: StageReference) -> Clip:
     folder = attempt.scratch / f"published-{other.digest[:DIGEST_LENGTH]}"
     folder.mkdir()
     attempt_path = f"attempts/{manifest.attempt}"
-    for name in (WEIGHTS, OPEN_CLIP_CONFIG):
+    task = task_of(attempt.stage.task)
+    for name in (task.weights, task.weights_config):
         _download(attempt, other, manifest, f"{attempt_path}/{name}", folder / name)
-    state, config = load_weights(folder)
+    state, config = load_weights(folder, task)
     shutil.rmtree(folder)
     if config != other.model_config_:
         place = attempt.store.uri_of(other.folder)
@@ -73,7 +73,7 @@ def published_model(attempt: Attempt, other: StageReference) -> Clip:
     return model_from(state, config)
 
 
-def _grown_trunk(attempt: Attempt, predecessor: StageReference) -> tuple[Clip, Moments | None]:
+def _grown_trunk(attempt: Attempt, predecessor: StageReference) -> tuple[AnyModel, Moments | None]:
     """The model grown out of the predecessor's weights before its decay, and the moments if the stage wants them."""
     stage = attempt.stage
     manifest = _manifest_of(attempt, predecessor)
@@ -123,25 +123,26 @@ def _download(attempt: Attempt, other: StageReference, manifest: Manifest, name:
     attempt.telemetry.advance()
 
 
-def _foreign_model(attempt: Attempt, weights: WeightsSpec) -> Clip:
+def _foreign_model(attempt: Attempt, weights: WeightsSpec) -> AnyModel:
     folder = attempt.scratch / "weights"
     folder.mkdir()
     store = open_location(weights.uri, attempt.stage.store)
-    sha256 = attempt.patience.attempt(lambda: store.download(WEIGHTS, folder / WEIGHTS))
+    task = task_of(attempt.stage.task)
+    sha256 = attempt.patience.attempt(lambda: store.download(task.weights, folder / task.weights))
     attempt.telemetry.advance()
-    attempt.patience.attempt(lambda: store.download(OPEN_CLIP_CONFIG, folder / OPEN_CLIP_CONFIG))
+    attempt.patience.attempt(lambda: store.download(task.weights_config, folder / task.weights_config))
     attempt.telemetry.advance()
     if sha256 != weights.sha256:
         raise UserDataError(
-            f"{store.uri_of(WEIGHTS)}: its sha256 is {sha256}, not the {weights.sha256} of fromWeights; "
+            f"{store.uri_of(task.weights)}: its sha256 is {sha256}, not the {weights.sha256} of fromWeights; "
             "the file is damaged or another one"
         )
-    state, config = load_weights(folder)
+    state, config = load_weights(folder, task)
     shutil.rmtree(folder)
     return model_from(state, config)
 
 
-def _expanded(stage: ResolvedStage, small: Clip) -> Clip:
+def _expanded(stage: ResolvedStage, small: AnyModel) -> AnyModel:
     large_config = stage.model_config_
     if small.config == large_config:
         return model_from({name: tensor.clone() for name, tensor in small.state_dict().items()}, large_config)

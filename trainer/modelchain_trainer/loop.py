@@ -43,7 +43,7 @@ class TrainingLoop:
         trainee: Trainee,
         loader: TrainingLoader,
         sets: Sequence[EvaluationSet],
-        tokenizer: Tokenize,
+        tokenizer: Tokenize | None,
     ) -> None:
         """The loader begins at the trainee's step."""
         self._attempt = attempt

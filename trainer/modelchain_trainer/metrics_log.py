@@ -32,7 +32,7 @@ class TrainLine(Block):
     learning_rate: FiniteNumber
     loss: dict[str, FiniteNumber]  # total, task, distillation
     distillation_weight: FiniteNumber
-    logit_scale: FiniteNumber
+    logit_scale: FiniteNumber | None = None  # of tasks that learn one
     gradient_norm: FiniteNumber
     samples_per_second: FiniteNumber
     data_wait_fraction: FiniteNumber
@@ -43,12 +43,13 @@ class TrainLine(Block):
         values |= {
             "train/learning_rate": self.learning_rate,
             "train/distillation_weight": self.distillation_weight,
-            "train/logit_scale": self.logit_scale,
             "train/gradient_norm": self.gradient_norm,
             "train/epoch": self.epoch,
             "speed/samples_per_second": self.samples_per_second,
             "speed/data_wait_fraction": self.data_wait_fraction,
         }
+        if self.logit_scale is not None:
+            values["train/logit_scale"] = self.logit_scale
         return Scalars(self.step, self.wall_time, values)
 
 

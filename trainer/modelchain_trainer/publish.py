@@ -20,7 +20,6 @@ from modelchain.artifacts import PREDICTIONS, FileEntry, Manifest
 from modelchain.commit import commit_stage, hash_file
 from modelchain.cost import stage_macs
 from modelchain.errors import MissingInputError
-from modelchain.spec import EvaluationType
 from modelchain.times import rfc3339
 from modelchain_trainer.attempt import Attempt
 from modelchain_trainer.checkpoint import Trunk, delete_checkpoints, find_trunk
@@ -32,18 +31,20 @@ from modelchain_trainer.trainee import Trainee
 logger = logging.getLogger(__name__)
 
 
-def publish(attempt: Attempt, trainee: Trainee, sets: Sequence[EvaluationSet], tokenizer: Tokenize) -> None:
+def publish(
+    attempt: Attempt, trainee: Trainee, sets: Sequence[EvaluationSet], tokenizer: Tokenize | None
+) -> None:
     """Export, upload and commit. All ranks call it; rank 0 writes, the others return at once.
 
     Raises HeldError if another process has taken the stage over, StoreUnavailable if the store stays away.
     """
     folder = attempt.scratch / "export"
     folder.mkdir()
-    zero_shot = next((s for s in sets if s.spec.type is EvaluationType.ZERO_SHOT), None)
-    if zero_shot is not None:
+    labelled = next((s for s in sets if s.spec.type.gives_top1), None)
+    if labelled is not None:
         example_predictions(
             trainee.published,
-            zero_shot,
+            labelled,
             tokenizer,
             folder / PREDICTIONS,
             precision=attempt.stage.training.precision,

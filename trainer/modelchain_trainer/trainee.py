@@ -12,24 +12,24 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from modelchain.artifacts import attempt_folder
 from modelchain.memory import shards_moments
 from modelchain.resolved import ResolvedStage
-from modelchain.spec import OptimizerState
+from modelchain.spec import AnyConfig, OptimizerState
 from modelchain.times import rfc3339
 from modelchain_trainer.attempt import Attempt
 from modelchain_trainer.checkpoint import Restored, TrainingState, restore_latest, restore_random
 from modelchain_trainer.collectives import Group
-from modelchain_trainer.distillation import Projections, build_projections
 from modelchain_trainer.initial_weights import first_weights, published_model
 from modelchain_trainer.metrics_log import Line, MetricsLog, decode_lines, is_metrics_file
 from modelchain_trainer.model.build import model_from
-from modelchain_trainer.model.clip import Clip
+from modelchain_trainer.model.families import AnyModel, family_of
 from modelchain_trainer.optimizer import AdamW
 from modelchain_trainer.schedule import distillation_weight
 from modelchain_trainer.step import Teaching, TrainStep
+from modelchain_trainer.tasks import task_of
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 class Trainee:
     """A stage's model between two steps."""
 
-    model: Clip
+    model: AnyModel
     train_step: TrainStep
     step: int  # finished
     train_seconds: float  # spent in them, over all attempts
@@ -61,7 +61,7 @@ class Trainee:
         )
 
     @property
-    def published(self) -> Clip:
+    def published(self) -> AnyModel:
         """The model that is evaluated and published."""
         return self.train_step.published
 
@@ -82,7 +82,7 @@ def prepare(attempt: Attempt) -> Trainee:
         teacher = (
             published_model(attempt, stage.teacher)
             if attempt.ranks.first
-            else Clip(stage.teacher.model_config_)
+            else _allocated(stage.teacher.model_config_)
         )
     moments = None
     if restored is not None:
@@ -90,7 +90,7 @@ def prepare(attempt: Attempt) -> Trainee:
     elif attempt.ranks.first:
         model, moments = first_weights(attempt, teacher)
     else:
-        model = Clip(stage.model_config_)
+        model = _allocated(stage.model_config_)
     model = model.to(attempt.device)
     _broadcast(model.state_dict().values(), attempt.ranks.group)
     model.set_gradient_checkpointing(stage.training.gradient_checkpointing)
@@ -119,6 +119,10 @@ def prepare(attempt: Attempt) -> Trainee:
     )
 
 
+def _allocated(config: AnyConfig) -> AnyModel:
+    return family_of(config).build(config, None)
+
+
 def _new_state() -> TrainingState:
     return TrainingState(
         step=0, train_seconds=0.0, started_at=rfc3339(time.time()), corrupt_samples={}, attempts=()
@@ -132,7 +136,9 @@ def _needs_teacher(stage: ResolvedStage, state: TrainingState) -> bool:
     return state.step < steps and not state.teacher_surpassed and any(weight > 0 for weight in ends)
 
 
-def _train_step(attempt: Attempt, model: Clip, teacher: Clip | None, state: TrainingState) -> TrainStep:
+def _train_step(
+    attempt: Attempt, model: AnyModel, teacher: AnyModel | None, state: TrainingState
+) -> TrainStep:
     stage = attempt.stage
     projections = _projections(stage)
     parameters = list(model.named_parameters())
@@ -151,14 +157,14 @@ def _train_step(attempt: Attempt, model: Clip, teacher: Clip | None, state: Trai
     )
 
 
-def _projections(stage: ResolvedStage) -> Projections | None:
-    """Projections to the teacher's embedding, as they start.
+def _projections(stage: ResolvedStage) -> nn.Module | None:
+    """Projections to the teacher's features, as they start.
 
     They depend on the stage alone, not on whether its teacher is still needed: all its checkpoints have them.
     """
     if stage.teacher is None:
         return None
-    return build_projections(stage.model_config_.embed_dim, stage.teacher.model_config_.embed_dim)
+    return task_of(stage).projections(stage.model_config_, stage.teacher.model_config_)
 
 
 def _broadcast(tensors: Iterable[Tensor], group: Group) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 
 from modelchain.resolved import ResolvedStage
+from modelchain.tasks import task_of as core_task_of
 from modelchain_trainer import trainee
 from modelchain_trainer.attempt import Attempt, begin
 from modelchain_trainer.data.index import DatasetIndex, build_index, index_shards
 from modelchain_trainer.data.loader import TrainingLoader
-from modelchain_trainer.data.tokenizer import Tokenizer
 from modelchain_trainer.environment import ProcessEnvironment
 from modelchain_trainer.evaluation import EvaluationSet
 from modelchain_trainer.evaluation_sets import open_sets
@@ -18,6 +18,7 @@ from modelchain_trainer.loop import TrainingLoop
 from modelchain_trainer.position import Position
 from modelchain_trainer.publish import publish
 from modelchain_trainer.stopping import StopRequest
+from modelchain_trainer.tasks import task_of
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +33,8 @@ def train_stage(
     with begin(stage, environment, stop, position) as attempt:
         if attempt is None:
             return
-        tokenizer = Tokenizer(stage.model_config_.text.context_length)
+        task = task_of(stage)
+        tokenizer = task.tokenizer(stage)
         index = index_data(attempt)
         sets = open_evaluation_sets(attempt)
         model = trainee.prepare(attempt)
@@ -42,7 +44,7 @@ def train_stage(
             rank=attempt.ranks.rank,
             world_size=attempt.ranks.world_size,
             first_step=model.step,
-            tokenizer=tokenizer,
+            field=task.field(stage),
             pin_memory=attempt.device.type == "cuda",
         )
         TrainingLoop(attempt, model, loader, sets, tokenizer).run()
@@ -72,4 +74,5 @@ def index_data(attempt: Attempt) -> DatasetIndex:
             stage.data.shards, stage.store, store, on_progress, rank=ranks.rank, world_size=ranks.world_size
         )
         ranks.wait_for_all("indexed")
-    return build_index(stage.data, stage.store, store, on_progress)
+    keys = core_task_of(stage.task).text_keys(stage.data)
+    return build_index(stage.data, stage.store, store, on_progress, text_keys=keys)

@@ -20,6 +20,7 @@ from modelchain_trainer.data.loader import Batch, TrainingLoader
 from modelchain_trainer.data.order import SampleOrder, cut_blocks
 from modelchain_trainer.data.patience import Patience
 from modelchain_trainer.data.reader import segment_bytes
+from modelchain_trainer.data.text_field import CaptionField
 from modelchain_trainer.data.tokenizer import Tokenizer
 from tests.seaweedfs import SeaweedFS
 from tests.trainer.data.shards import (
@@ -78,7 +79,7 @@ def load(
     first_step: int = 0,
 ) -> list[Batch]:
     loader = TrainingLoader(
-        index, stage, rank=rank, world_size=world_size, first_step=first_step, tokenizer=tokenizer
+        index, stage, rank=rank, world_size=world_size, first_step=first_step, field=CaptionField(tokenizer)
     )
     return list(loader)
 
@@ -186,7 +187,7 @@ def test_crops_change_with_the_epoch_and_not_with_anything_else(tmp_path: Path, 
 def test_corrupt_samples_are_replaced_and_counted(damaged: Data, tokenizer: Tokenizer) -> None:
     shards, index = damaged
     stage = stage_of(shards, SAMPLES, batch=10, steps=20, data={"maxCorruptFraction": 0.06})  # just as many
-    loader = TrainingLoader(index, stage, rank=0, world_size=1, first_step=0, tokenizer=tokenizer)
+    loader = TrainingLoader(index, stage, rank=0, world_size=1, first_step=0, field=CaptionField(tokenizer))
     seen: list[int] = []
     for batch in loader:
         numbers = [number_of(image) for image in batch.images.numpy()]
@@ -203,7 +204,9 @@ def test_ranks_count_their_own_rows_only(damaged: Data, tokenizer: Tokenizer) ->
     stage = stage_of(shards, SAMPLES, batch=10, steps=10, data={"maxCorruptFraction": 1.0})
     total: dict[str, int] = {}
     for rank in range(5):
-        loader = TrainingLoader(index, stage, rank=rank, world_size=5, first_step=0, tokenizer=tokenizer)
+        loader = TrainingLoader(
+            index, stage, rank=rank, world_size=5, first_step=0, field=CaptionField(tokenizer)
+        )
         for _ in loader:
             pass
         for cause, count in loader.corrupt.items():
@@ -268,7 +271,7 @@ def test_waiting_is_measured(clean: Data, tokenizer: Tokenizer) -> None:
         rank=0,
         world_size=1,
         first_step=0,
-        tokenizer=tokenizer,
+        field=CaptionField(tokenizer),
     )
     waits = [0.0, *(loader.wait_seconds for _ in loader)]
     assert waits == sorted(waits)
@@ -315,7 +318,7 @@ def test_an_outage_without_end_is_a_failure_that_may_be_tried_again(
         rank=0,
         world_size=1,
         first_step=0,
-        tokenizer=tokenizer,
+        field=CaptionField(tokenizer),
         patience=Patience(0.1),
     )
     with pytest.raises(StoreUnavailable, match="no answer"):
@@ -357,7 +360,7 @@ def test_closing_ends_all_threads(clean: Data, tokenizer: Tokenizer) -> None:
         index, shards=tuple(dataclasses.replace(shard, store=store) for shard in index.shards)
     )
     stage = stage_of(shards, SAMPLES, batch=12, steps=10**6)
-    loader = TrainingLoader(stuck, stage, rank=0, world_size=1, first_step=0, tokenizer=tokenizer)
+    loader = TrainingLoader(stuck, stage, rank=0, world_size=1, first_step=0, field=CaptionField(tokenizer))
     next(loader)
     assert waiting.wait(60)
     loader.close()
@@ -381,7 +384,7 @@ def test_s3_gives_the_same_batches_as_a_folder_also_over_a_restart(
         ),
     )
     stage = stage_of(shards, SAMPLES, batch=10, steps=50, data={"blockMebibytes": 1})
-    loader = TrainingLoader(remote, stage, rank=0, world_size=1, first_step=0, tokenizer=tokenizer)
+    loader = TrainingLoader(remote, stage, rank=0, world_size=1, first_step=0, field=CaptionField(tokenizer))
     batches = [next(loader) for _ in range(5)]
     seaweedfs.kill()
     restart = threading.Timer(3, seaweedfs.start)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +29,7 @@ from modelchain_trainer.data.sample import (
     enough_pixels,
     random_crop,
 )
-from modelchain_trainer.data.text_keys import text_of
-from modelchain_trainer.data.tokenizer import Tokenizer
+from modelchain_trainer.data.text_field import TextField
 
 # Tried in the window, and as many again in the whole data set, each with a request of its own.
 _SUBSTITUTES = 16
@@ -39,20 +39,20 @@ _IMAGE_OVERHEAD = 1024  # bytes of an image besides its pixels
 
 
 class Assembler:
-    """Decodes, crops and tokenizes. May be called from several threads at once."""
+    """Decodes, crops, and writes the numbers of texts. May be called from several threads at once."""
 
     def __init__(
         self,
         index: DatasetIndex,
         order: SampleOrder,
-        tokenizer: Tokenizer,
+        field: TextField,
         *,
         seed: int,
         image_size: int,
         crop_scale: tuple[float, float],
         patience: Patience,
     ) -> None:
-        self._index, self._order, self._tokenizer, self._patience = index, order, tokenizer, patience
+        self._index, self._order, self._field, self._patience = index, order, field, patience
         self._seed, self._image_size, self._crop_scale = seed, image_size, crop_scale
         self._enough = enough_pixels(image_size, crop_scale)
         self._small_images: dict[int, Image.Image] = {}
@@ -81,27 +81,28 @@ class Assembler:
         for row, sample in enumerate(part.samples.tolist()):
             numbers = crops[row]
             try:
-                image, captions = self._load(_holder(read, sample), sample)
+                image, texts = self._load(_holder(read, sample), sample)
             except CorruptSampleError as error:
                 corrupt.append(Corrupt(sample, error.cause, str(error)))
-                sample, image, captions = self._substitute(part.window, read, epoch, place + row, corrupt[-1])
+                sample, image, texts = self._substitute(part.window, read, epoch, place + row, corrupt[-1])
                 numbers = uniforms(key(Purpose.CROP, self._seed, epoch, sample), CROP_NUMBERS).tolist()
             box = random_crop(image.width, image.height, self._crop_scale, numbers)
             crop_and_resize_into(image, box, images_BHW3[row])
-            for column, caption in enumerate(captions):
-                self._tokenizer.encode_into(caption, tokens_CBT[column, row])
+            for column, text in enumerate(texts):
+                self._field.encode_into(text, tokens_CBT[column, row])
         return corrupt
 
-    def _load(self, segment: Segment, sample: int) -> tuple[Image.Image, list[str]]:
+    def _load(self, segment: Segment, sample: int) -> tuple[Image.Image, list[Any]]:
         image = self._small_images.get(sample)
         data = segment.image(sample) if image is None else b""
-        captions = [
-            text_of(segment.text(sample, column), name) for column, name in enumerate(self._index.text_keys)
+        texts = [
+            self._field.decode(segment.text(sample, column), name)
+            for column, name in enumerate(self._index.text_keys)
         ]
         if image is None:
             image = decode_image(data, enough=self._enough)
             self._keep(sample, image)
-        return image, captions
+        return image, texts
 
     def _keep(self, sample: int, image: Image.Image) -> None:
         """Keep a small image for the epochs to come. The first ones stay: each is seen equally often."""
@@ -112,7 +113,7 @@ class Assembler:
 
     def _substitute(
         self, window: Window, segments: Sequence[Segment], epoch: int, place: int, corrupt: Corrupt
-    ) -> tuple[int, Image.Image, list[str]]:
+    ) -> tuple[int, Image.Image, list[Any]]:
         for sample, segment in self._candidates(window, segments, epoch, place):
             try:
                 return sample, *self._load(segment, sample)

@@ -29,13 +29,13 @@ from modelchain_trainer.data.sample import (
     decode_image,
     evaluation_transform,
 )
+from modelchain_trainer.data.text_field import decode_label
 from modelchain_trainer.data.text_keys import text_of
 
 DEFAULT_CLASS_KEY = "cls"
 
 _BATCH = 128  # samples; the same for every world size, so that every world size computes the same
 _MAX_CORRUPT_FRACTION = 0.01
-_LONGEST_LABEL = 9  # digits; fits in 32 bits
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +44,7 @@ class EvaluationBatch:
 
     indices: torch.Tensor  # int64 [B]: their places in the set
     images: torch.Tensor  # uint8 [B, 3, H, W]; in memory the colours of a pixel lie together
-    labels: torch.Tensor | None  # int64 [B], of a ZeroShot set
+    labels: torch.Tensor | None  # int64 [B], of a set with classes
     captions: list[list[str]] | None  # of a Retrieval set, by sample and caption key
 
 
@@ -74,10 +74,10 @@ class EvaluationReader:
 
         Raises as `data.index.index_samples`, and UserDataError where the set has fewer samples than it says.
         """
-        self._zero_shot = spec.type is EvaluationType.ZERO_SHOT
+        self._labelled = spec.type is not EvaluationType.RETRIEVAL
         keys = (
             [spec.data.class_key or DEFAULT_CLASS_KEY]
-            if self._zero_shot
+            if self._labelled
             else list(spec.data.caption_keys or caption_keys)
         )
         self._image_size, self._workers = image_size, max(workers, 1)
@@ -148,7 +148,7 @@ class EvaluationReader:
         for segment in self._segments(numbers):
             for sample in range(segment.first, segment.last):
                 try:
-                    if self._zero_shot:
+                    if self._labelled:
                         labels.append(_label(segment, sample))
                     else:
                         captions.append(_captions(segment, sample))
@@ -165,8 +165,8 @@ class EvaluationReader:
             EvaluationBatch(
                 indices=torch.tensor(readable, dtype=torch.int64),
                 images=torch.from_numpy(pixels_BHW3).permute(0, 3, 1, 2),
-                labels=torch.tensor(labels, dtype=torch.int64) if self._zero_shot else None,
-                captions=None if self._zero_shot else captions,
+                labels=torch.tensor(labels, dtype=torch.int64) if self._labelled else None,
+                captions=None if self._labelled else captions,
             ),
             corrupt,
         )
@@ -186,13 +186,10 @@ class EvaluationReader:
 def _label(segment: Segment, sample: int) -> int:
     key = segment.index.text_keys[0]
     try:
-        file = segment.text(sample, 0)
-        text = text_of(file, key).encode() if ":" in key else file.strip()
+        data = segment.text(sample, 0)
     except CorruptSampleError as error:
         raise CorruptSampleError(Cause.MISSING_LABEL, str(error)) from error
-    if not text.isdigit() or len(text) > _LONGEST_LABEL:
-        raise CorruptSampleError(Cause.BAD_LABEL, f"the .{key} is not a class number, 0 or more")
-    return int(text)
+    return decode_label(data, key)
 
 
 def _captions(segment: Segment, sample: int) -> list[str]:

@@ -93,10 +93,11 @@ def build_index(
     index_store: Store,
     on_progress: OnProgress | None = None,
     *,
+    text_keys: Sequence[str] | None = None,
     patience: Patience | None = None,
 ) -> DatasetIndex:
-    """The index of a stage's training data. Every rank calls it; what is in `index_store` already is only
-    read.
+    """The index of a stage's training data, with the texts of `text_keys` (default: its captions). Every rank calls
+    it; what is in `index_store` already is only read.
 
     With many ranks and shards, let each call `index_shards` on its part first, then a barrier, then all this.
     `on_progress(done, total)` counts shards. Raises MissingInputError for shards that do not exist,
@@ -104,7 +105,7 @@ def build_index(
     """
     index = index_samples(
         data.shards,
-        data.caption_keys,
+        text_keys or data.caption_keys,
         access,
         index_store,
         on_progress,

@@ -23,7 +23,7 @@ from modelchain_trainer.data.index import DatasetIndex
 from modelchain_trainer.data.order import SampleOrder, Slice, cut_blocks
 from modelchain_trainer.data.patience import Patience
 from modelchain_trainer.data.reader import WindowReader, read_ahead_bytes
-from modelchain_trainer.data.tokenizer import Tokenizer
+from modelchain_trainer.data.text_field import TextField
 
 _CHUNK = 32  # samples of one task
 _FEWEST_AHEAD, _MOST_AHEAD = 2, 8  # batches in preparation
@@ -37,7 +37,7 @@ class Batch:
     """One rank's rows of a step's global batch."""
 
     images: torch.Tensor  # uint8 [B, 3, H, W]; in memory the colours of a pixel lie together (channels last)
-    tokens: torch.Tensor  # int64 [C, B, T]: captions, samples, tokens
+    tokens: torch.Tensor  # int64 [C, B, T]: texts, samples, what the field makes of a text
     step: int
 
 
@@ -63,7 +63,7 @@ class TrainingLoader:
         rank: int,
         world_size: int,
         first_step: int,
-        tokenizer: Tokenizer,
+        field: TextField,
         pin_memory: bool = False,
         patience: Patience | None = None,
     ) -> None:
@@ -77,7 +77,7 @@ class TrainingLoader:
         self.wait_seconds = 0.0
         self._pin_memory = pin_memory
         self._image_size = stage.model_config_.vision.image_size
-        self._captions, self._context_length = len(index.text_keys), tokenizer.context_length
+        self._texts, self._text_width = len(index.text_keys), field.width
         self._step, self._end_step = first_step, training.steps
         self._rows = training.global_batch_size // world_size
         self._first_row = rank * self._rows
@@ -104,7 +104,7 @@ class TrainingLoader:
         self._assembler = Assembler(
             index,
             self._order,
-            tokenizer,
+            field,
             seed=training.seed,
             image_size=self._image_size,
             crop_scale=data.random_crop_scale,
@@ -160,9 +160,7 @@ class TrainingLoader:
         self._reader.advance(step)
         size, rows, pin = self._image_size, self._rows, self._pin_memory
         images_BHW3 = torch.empty((rows, size, size, 3), dtype=torch.uint8, pin_memory=pin)
-        tokens_CBT = torch.zeros(
-            (self._captions, rows, self._context_length), dtype=torch.int64, pin_memory=pin
-        )
+        tokens_CBT = torch.zeros((self._texts, rows, self._text_width), dtype=torch.int64, pin_memory=pin)
         images, tokens = images_BHW3.numpy(), tokens_CBT.numpy()
         tasks: list[Future[list[Corrupt]] | _Task] = []
         for part in self._order.slices(step, self._lanes):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from modelchain.errors import UserDataError
 from modelchain.resolved import ResolvedExpansion
-from modelchain.spec import WidthExpansion
+from modelchain.spec import AnyConfig, WidthExpansion
 from modelchain_trainer.expansion.depth import Source, source_of
 from modelchain_trainer.expansion.paper import fill_leading
 from modelchain_trainer.expansion.plan import plan_expansion
@@ -26,7 +26,7 @@ from modelchain_trainer.expansion.spaces import (
     Turned,
 )
 from modelchain_trainer.model.build import generator_for, initial_tensor, parameter_shapes
-from modelchain_trainer.model.families import AnyConfig, layout_of
+from modelchain_trainer.model.families import layout_of
 from modelchain_trainer.model.layout import Kind, Layout, Parameter, Side, Space
 
 _NEW_BLOCK_OFFSET = 0.25

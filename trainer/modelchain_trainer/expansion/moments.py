@@ -23,14 +23,14 @@ import torch
 from torch import Tensor
 
 from modelchain.resolved import ResolvedExpansion
-from modelchain.spec import WidthExpansion
+from modelchain.spec import AnyConfig, WidthExpansion
 from modelchain_trainer.expansion.depth import source_of
 from modelchain_trainer.expansion.expand import space_growths
 from modelchain_trainer.expansion.paper import fill_leading
 from modelchain_trainer.expansion.resize import resized
 from modelchain_trainer.expansion.spaces import SpaceGrowth
 from modelchain_trainer.model.build import parameter_shapes
-from modelchain_trainer.model.families import AnyConfig, layout_of
+from modelchain_trainer.model.families import layout_of
 from modelchain_trainer.model.layout import Parameter
 
 

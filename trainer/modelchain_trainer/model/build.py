@@ -11,13 +11,21 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from typing import overload
 
 import torch
 from torch import Tensor
 
-from modelchain_trainer.model.families import AnyConfig, AnyModel, family_of, layout_of
+from modelchain.spec import AnyConfig, ClassifierConfig, ModelConfig
+from modelchain_trainer.model.classifier import Classifier
+from modelchain_trainer.model.clip import Clip
+from modelchain_trainer.model.families import AnyModel, family_of, layout_of
 
 
+@overload
+def build_model(config: ModelConfig, *, seed: int) -> Clip: ...
+@overload
+def build_model(config: ClassifierConfig, *, seed: int) -> Classifier: ...
 def build_model(config: AnyConfig, *, seed: int) -> AnyModel:
     """A new model on the CPU in fp32. Raises ConfigurationError for sizes that do not divide."""
     model = family_of(config).build(config, None)
@@ -27,6 +35,10 @@ def build_model(config: AnyConfig, *, seed: int) -> AnyModel:
     return model
 
 
+@overload
+def model_from(state: Mapping[str, Tensor], config: ModelConfig) -> Clip: ...
+@overload
+def model_from(state: Mapping[str, Tensor], config: ClassifierConfig) -> Classifier: ...
 def model_from(state: Mapping[str, Tensor], config: AnyConfig) -> AnyModel:
     """A model around these tensors, which are not copied. Raises ConfigurationError for sizes that do not
     divide."""

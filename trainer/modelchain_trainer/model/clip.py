@@ -30,7 +30,7 @@ from torch.utils.checkpoint import checkpoint
 
 from modelchain.errors import ConfigurationError
 from modelchain.growth import unbuildable
-from modelchain.spec import ModelConfig, VisionSpec
+from modelchain.spec import AnyConfig, ModelConfig, VisionSpec
 
 CHANNELS = 3
 MOST_COMPILATIONS = 32  # of one block's code; torch's default is 8
@@ -122,7 +122,7 @@ def grid_side(vision: VisionSpec) -> int:
     return vision.image_size // vision.patch_size
 
 
-def check_buildable(config: ModelConfig) -> None:
+def check_buildable(config: AnyConfig) -> None:
     """Raise ConfigurationError for a configuration that is no model: sizes that do not divide."""
     for part, message, remedy in unbuildable(config):
         raise ConfigurationError(f"{'.'.join(part)}: {message}; {remedy}")
@@ -173,11 +173,14 @@ class Transformer(nn.Module):
         *,
         causal: bool,
         device: torch.device | str | None,
+        norm_epsilon: float = 1e-5,
     ) -> None:
         super().__init__()
         self.causal = causal
         self.gradient_checkpointing = False
-        self.resblocks = nn.ModuleList(Block(width, heads, hidden, quick_gelu, device) for _ in range(layers))
+        self.resblocks = nn.ModuleList(
+            Block(width, heads, hidden, quick_gelu, device, norm_epsilon) for _ in range(layers)
+        )
 
     def forward(self, x_BTD: Tensor, pooled_B: Tensor | None) -> Tensor:
         """The output [B, D] at position `pooled_B` of each row; None is position 0 of an uncausal tower."""
@@ -203,12 +206,18 @@ class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
     def __init__(
-        self, width: int, heads: int, hidden: int, quick_gelu: bool, device: torch.device | str | None
+        self,
+        width: int,
+        heads: int,
+        hidden: int,
+        quick_gelu: bool,
+        device: torch.device | str | None,
+        norm_epsilon: float = 1e-5,
     ) -> None:
         super().__init__()
-        self.ln_1 = LayerNorm(width, device=device)
+        self.ln_1 = LayerNorm(width, eps=norm_epsilon, device=device)
         self.attn = Attention(width, heads, device)
-        self.ln_2 = LayerNorm(width, device=device)
+        self.ln_2 = LayerNorm(width, eps=norm_epsilon, device=device)
         self.mlp = Mlp(width, hidden, quick_gelu, device)
 
     def forward(self, x_BTD: Tensor, causal: bool) -> Tensor:
@@ -307,7 +316,7 @@ class PatchEmbedding(nn.Conv2d):
         patch = self.kernel_size[0]
         rows, columns = height // patch, width // patch
         patches = input.reshape(B, C, rows, patch, columns, patch).permute(0, 2, 4, 1, 3, 5)
-        return F.linear(patches.reshape(B, rows * columns, -1), self.weight.flatten(1))
+        return F.linear(patches.reshape(B, rows * columns, -1), self.weight.flatten(1), self.bias)
 
 
 def _empty(*shape: int, device: torch.device | str | None) -> nn.Parameter:

@@ -1,7 +1,8 @@
-"""Weights on disk: a folder that stock open_clip loads as `local-dir:FOLDER`.
+"""Weights on disk: a folder that the field's libraries load as `local-dir:FOLDER`, CLIP models stock open_clip,
+classifiers stock timm.
 
-    open_clip_model.safetensors   the state dict
-    open_clip_config.json         model_cfg and preprocess_cfg
+    open_clip_model.safetensors, model.safetensors   the state dict
+    open_clip_config.json, config.json               the model and its preprocessing
 
 Nothing is pickled. Whatever is wrong with a folder ends in one line that names the file.
 """
@@ -20,7 +21,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from modelchain.artifacts import OPEN_CLIP_CONFIG, WEIGHTS
 from modelchain.errors import (
     CannotWriteError,
     ConfigurationError,
@@ -28,23 +28,26 @@ from modelchain.errors import (
     MissingInputError,
     UserDataError,
 )
-from modelchain.spec import ModelConfig
+from modelchain.spec import AnyConfig
 from modelchain.store.local_files import partial_file
+from modelchain.tasks import CLIP, Task, task_for
 from modelchain_trainer.model.build import parameter_shapes
-from modelchain_trainer.model.open_clip_config import from_open_clip, to_open_clip
+from modelchain_trainer.model.families import FAMILIES, family_of
 
 _FILE_MODE = 0o644
 
 
-def save_weights(model: nn.Module, config: ModelConfig, folder: Path) -> None:
+def save_weights(model: nn.Module, config: AnyConfig, folder: Path) -> None:
     """Write the model's weights and configuration into `folder`, which is created if need be.
 
     Each file appears whole or not at all. Raises DiskFullError or CannotWriteError.
     """
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    text = json.dumps(to_open_clip(config), indent=2) + "\n"
-    _write(folder / WEIGHTS, lambda path: save_tensors(state, path, {"format": "pt"}))
-    _write(folder / OPEN_CLIP_CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
+    family, task = family_of(config), task_for(config)
+    published = family.published_names(state)
+    text = json.dumps(family.to_config(config), indent=2) + "\n"
+    _write(folder / task.weights, lambda path: save_tensors(published, path, {"format": "pt"}))
+    _write(folder / task.weights_config, lambda path: path.write_text(text, encoding="utf-8"))
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
@@ -58,14 +61,14 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
-def load_weights(folder: Path) -> tuple[dict[str, Tensor], ModelConfig]:
-    """The state dict in fp32 on the CPU, and the configuration, of a folder written here or by open_clip.
+def load_weights(folder: Path, task: Task = CLIP) -> tuple[dict[str, Tensor], AnyConfig]:
+    """The state dict in fp32 on the CPU, and the configuration, of a folder written here or by who reads its files.
 
     Raises MissingInputError if a file is not there, and UserDataError if the file is damaged, a tensor is
     missing, too many, of another shape or not finite, or the model is not one that ModelChain can train.
     """
-    config = _load_config(folder / OPEN_CLIP_CONFIG)
-    path = folder / WEIGHTS
+    config_path, path = folder / task.weights_config, folder / task.weights
+    config = _load_config(config_path, task)
     if not path.is_file():
         raise MissingInputError(f"{path}: there is no such file")
     try:
@@ -77,28 +80,32 @@ def load_weights(folder: Path) -> tuple[dict[str, Tensor], ModelConfig]:
     try:
         expected = parameter_shapes(config)
     except ConfigurationError as error:
-        raise UserDataError(f"{folder / OPEN_CLIP_CONFIG}: {error}") from None
-    return _checked(state, expected, path), config
+        raise UserDataError(f"{config_path}: {error}") from None
+    return _checked(family_of(config).own_names(state), expected, path, task), config
 
 
-def _load_config(path: Path) -> ModelConfig:
+def _load_config(path: Path, task: Task) -> AnyConfig:
     try:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise MissingInputError(f"{path}: there is no such file") from None
     except (OSError, ValueError) as error:
         raise UserDataError(f"{path}: not readable as JSON ({_one_line(error)})") from None
-    return from_open_clip(content, str(path))
+    return FAMILIES[task.config].from_config(content, str(path))
 
 
-def _checked(state: dict[str, Tensor], expected: Mapping[str, torch.Size], path: Path) -> dict[str, Tensor]:
+def _checked(
+    state: dict[str, Tensor], expected: Mapping[str, torch.Size], path: Path, task: Task
+) -> dict[str, Tensor]:
     """The tensors in the model's order and in fp32, if they are what the configuration says."""
     missing, unknown = expected.keys() - state.keys(), state.keys() - expected.keys()
     if missing:
-        raise UserDataError(f"{path}: {_some(missing)} missing; the file does not fit its {OPEN_CLIP_CONFIG}")
+        raise UserDataError(
+            f"{path}: {_some(missing)} missing; the file does not fit its {task.weights_config}"
+        )
     if unknown:
         raise UserDataError(
-            f"{path}: {_some(unknown)} not part of a CLIP model as {OPEN_CLIP_CONFIG} describes it"
+            f"{path}: {_some(unknown)} not part of a model as {task.weights_config} describes it"
         )
     checked = {}
     for name, shape in expected.items():
@@ -107,7 +114,7 @@ def _checked(state: dict[str, Tensor], expected: Mapping[str, torch.Size], path:
             tensor = tensor.reshape(())  # open_clip's nonscalar_logit_scale
         if tensor.shape != shape:
             raise UserDataError(
-                f"{path}: {name} has shape {list(tensor.shape)}, but its {OPEN_CLIP_CONFIG} "
+                f"{path}: {name} has shape {list(tensor.shape)}, but its {task.weights_config} "
                 f"asks for {list(shape)}"
             )
         if not tensor.is_floating_point():

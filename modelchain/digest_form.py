@@ -1,0 +1,38 @@
+"""Which fields of a block are part of a digest, and how their values are written (see `modelchain.digest`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from modelchain.spec import Block
+
+REQUIRED: Final = object()  # always written: its default, if any, depends on other fields
+
+Table = Mapping[str, object]  # fields by their names in the resource, with their frozen defaults
+
+
+def deciding(block: Block, table: Table) -> dict[str, object]:
+    """The fields of `table`, without those that are unset or at their frozen default."""
+    values = block.model_dump(mode="json", by_alias=True, include=_field_names(type(block), table))
+    return {
+        name: _normalised(value)
+        for name, value in values.items()
+        if value is not None and (table[name] is REQUIRED or _normalised(value) != _normalised(table[name]))
+    }
+
+
+def _field_names(kind: type[Block], table: Table) -> set[str]:
+    return {field for field, info in kind.model_fields.items() if (info.alias or field) in table}
+
+
+def _normalised(value: object) -> object:
+    """Numbers by value, not by notation: 1.0 is 1.
+
+    JSON writes any other number as the shortest text that reads back.
+    """
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, list):
+        return [_normalised(item) for item in value]
+    return value

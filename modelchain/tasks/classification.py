@@ -1,0 +1,85 @@
+"""Supervised pre-training of an image classifier: a vision transformer (Dosovitskiy et al., arXiv 2010.11929) with a
+linear head, on labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from modelchain.digest_form import REQUIRED, Table, deciding
+from modelchain.resolved import ResolvedData
+from modelchain.spec import ClassifierConfig, EvaluationType, TaskName
+from modelchain.tasks.task import Problem, Task, differs
+from modelchain.tasks.towers import (
+    VISION_DIGEST,
+    image_tower_macs,
+    largest_in_block,
+    image_tower_parameters,
+    shrinking_tower,
+    shrinking_units,
+    unbuildable_image_tower,
+    without_units,
+)
+
+MODEL_DIGEST: Final[Table] = {"classes": REQUIRED}
+
+
+class ClassificationTask(Task[ClassifierConfig]):
+    """Images into classes."""
+
+    name = TaskName.CLASSIFICATION
+    config = ClassifierConfig
+    config_field = "classifierConfig"
+    own_fields = frozenset({("data", "classKey"), ("distillation", "logitsWeight")})
+    evaluations = (EvaluationType.ACCURACY,)
+    weights = "model.safetensors"
+    weights_config = "config.json"
+    weights_readers = "timm"
+
+    def parameters(self, config: ClassifierConfig) -> int:
+        """The head included."""
+        vision = config.vision
+        patch_bias = vision.width
+        return image_tower_parameters(vision) + patch_bias + (vision.width + 1) * config.classes
+
+    def forward_macs(self, config: ClassifierConfig, texts: int) -> int:  # noqa: ARG002
+        """A label costs nothing."""
+        return image_tower_macs(config.vision) + config.vision.width * config.classes
+
+    def embedding_parameters(self, config: ClassifierConfig) -> int:  # noqa: ARG002
+        """None."""
+        return 0
+
+    def largest_parameter(self, config: ClassifierConfig) -> int:
+        """A matrix of the tower, or the head of many classes."""
+        return max(largest_in_block(config.vision), config.vision.width * config.classes)
+
+    def unbuildable(self, config: ClassifierConfig) -> Iterator[Problem]:
+        """Sizes that do not divide."""
+        yield from unbuildable_image_tower(config.vision)
+        yield from without_units("vision", config.vision)
+
+    def ungrowable(self, small: ClassifierConfig, large: ClassifierConfig) -> Iterator[Problem]:
+        """Images and patches may change either way."""
+        yield from differs(("classes",), "the number of classes", small.classes, large.classes)
+        yield from shrinking_tower("vision", small.vision, large.vision)
+        yield from shrinking_units("vision", small.vision, large.vision)
+        yield from differs(
+            ("vision", "headWidth"), "the vision head width", small.vision.head_width, large.vision.head_width
+        )
+
+    def digest_form(self, config: ClassifierConfig) -> dict[str, object]:
+        """Of the tower and its head."""
+        return deciding(config, MODEL_DIGEST) | {"vision": deciding(config.vision, VISION_DIGEST)}
+
+    def size_name(self, config: ClassifierConfig) -> str:
+        """The tower's sizes and the classes."""
+        vision = config.vision
+        return f"classifier-{vision.width}x{vision.layers}-p{vision.patch_size}-{config.classes}"
+
+    def text_keys(self, data: ResolvedData) -> tuple[str, ...]:
+        """The label."""
+        return (data.class_key,)
+
+
+CLASSIFICATION = ClassificationTask()

@@ -1,0 +1,113 @@
+"""What towers of transformer blocks cost, and which of them can be built and grow: shared by all families."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final, Protocol
+
+from modelchain.digest_form import REQUIRED, Table
+from modelchain.spec import VisionSpec
+from modelchain.tasks.task import Problem, near_multiple, shrinks
+
+VISION_DIGEST: Final[Table] = {
+    "imageSize": 224,
+    "patchSize": 16,
+    "width": REQUIRED,
+    "layers": REQUIRED,
+    "headWidth": 64,
+    "mlpRatio": 4.0,
+}
+
+
+class Tower(Protocol):
+    """The sizes of a tower."""
+
+    @property
+    def width(self) -> int: ...
+    @property
+    def layers(self) -> int: ...
+    @property
+    def mlp_ratio(self) -> float: ...
+    @property
+    def hidden_width(self) -> int: ...
+
+
+def block_parameters(tower: Tower) -> int:
+    """Of one block."""
+    width, hidden = tower.width, tower.hidden_width
+    attention = 4 * (width**2 + width)
+    mlp = 2 * width * hidden + hidden + width
+    return attention + mlp + 2 * 2 * width
+
+
+def block_macs(tokens: int, tower: Tower) -> int:
+    """Of one block's forward pass."""
+    width = tower.width
+    attention = 4 * tokens * width**2 + 2 * tokens**2 * width  # q, k, v, out; scores and their use
+    return attention + 2 * tokens * width * tower.hidden_width
+
+
+def largest_in_block(tower: Tower) -> int:
+    """Numbers of the largest matrix of a block."""
+    return max(3 * tower.width, tower.hidden_width) * tower.width
+
+
+def image_tokens(vision: VisionSpec) -> int:
+    """Tokens of an image tower: the patches and the class token."""
+    return (vision.image_size // vision.patch_size) ** 2 + 1
+
+
+def image_tower_parameters(vision: VisionSpec) -> int:
+    """Class token, positions, patches (without a bias), blocks, and the norm behind them."""
+    return (
+        vision.width
+        + image_tokens(vision) * vision.width
+        + 3 * vision.patch_size**2 * vision.width
+        + vision.layers * block_parameters(vision)
+        + 2 * vision.width
+    )
+
+
+def image_tower_macs(vision: VisionSpec) -> int:
+    """Of the forward pass over one image, up to the features."""
+    tokens = image_tokens(vision)
+    patches = (tokens - 1) * 3 * vision.patch_size**2 * vision.width
+    return patches + vision.layers * block_macs(tokens, vision)
+
+
+def unbuildable_image_tower(vision: VisionSpec) -> Iterator[Problem]:
+    """Sizes that do not divide."""
+    if vision.width % vision.head_width:
+        yield (
+            ("vision", "headWidth"),
+            f"heads of width {vision.head_width} do not divide a width of {vision.width}",
+            near_multiple("width", vision.width, vision.head_width),
+        )
+    if vision.image_size % vision.patch_size:
+        yield (
+            ("vision", "patchSize"),
+            f"patches of {vision.patch_size} pixels do not divide an image of {vision.image_size}",
+            near_multiple("imageSize", vision.image_size, vision.patch_size),
+        )
+
+
+def without_units(name: str, tower: Tower) -> Iterator[Problem]:
+    """An MLP of no unit."""
+    if tower.hidden_width < 1:
+        yield (name, "mlpRatio"), f"{tower.mlp_ratio:g} leaves the MLP without units", "write about 4"
+
+
+def shrinking_tower(name: str, small: Tower, large: Tower) -> Iterator[Problem]:
+    """A width or depth that shrinks."""
+    yield from shrinks((name, "width"), f"the {name} width", small.width, large.width)
+    yield from shrinks((name, "layers"), f"the number of {name} layers", small.layers, large.layers)
+
+
+def shrinking_units(name: str, small: Tower, large: Tower) -> Iterator[Problem]:
+    """An MLP that shrinks, though the width does not."""
+    if large.hidden_width < small.hidden_width and large.width >= small.width:
+        yield (
+            (name, "mlpRatio"),
+            f"the {name} MLP shrinks from {small.hidden_width} to {large.hidden_width} units (width x mlpRatio)",
+            f"make mlpRatio at least {small.hidden_width / large.width:g}",
+        )

@@ -1,0 +1,79 @@
+"""What a batch holds beside its images: how the texts of a sample become numbers. A task names its field."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from modelchain.errors import UserDataError
+from modelchain_trainer.data.sample import Cause, CorruptSampleError
+from modelchain_trainer.data.text_keys import text_of
+from modelchain_trainer.data.tokenizer import Tokenizer
+
+LONGEST_LABEL = 9  # digits; fits in 32 bits
+
+
+class TextField(Protocol):
+    """Decodes the text files of samples. May be called from several threads at once."""
+
+    @property
+    def width(self) -> int:
+        """Numbers that one text becomes."""
+        ...
+
+    def decode(self, data: bytes, key: str) -> Any:
+        """The content of a file `.key`. Raises CorruptSampleError where it can't be used."""
+        ...
+
+    def encode_into(self, value: Any, row: NDArray[np.int64]) -> None:
+        """Write what `decode` gave into a row of `width` zeros."""
+        ...
+
+
+class CaptionField:
+    """Captions, as tokens."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self.width = tokenizer.context_length
+
+    def decode(self, data: bytes, key: str) -> str:
+        """The caption."""
+        return text_of(data, key)
+
+    def encode_into(self, value: str, row: NDArray[np.int64]) -> None:
+        """Its tokens."""
+        self._tokenizer.encode_into(value, row)
+
+
+class LabelField:
+    """The class numbers of a head with so many classes."""
+
+    width = 1
+
+    def __init__(self, classes: int) -> None:
+        self._classes = classes
+
+    def decode(self, data: bytes, key: str) -> int:
+        """The class. Raises UserDataError for one that the head does not have: the chain is wrong, not the sample."""
+        label = decode_label(data, key)
+        if label >= self._classes:
+            raise UserDataError(
+                f"a sample's .{key} is {label}, but the classes of classifierConfig are 0 to {self._classes - 1}; "
+                "write as many classes as the labels have, or check data.classKey"
+            )
+        return label
+
+    def encode_into(self, value: int, row: NDArray[np.int64]) -> None:
+        """The class itself."""
+        row[0] = value
+
+
+def decode_label(data: bytes, key: str) -> int:
+    """A class number, 0 or more. Raises CorruptSampleError for anything else."""
+    text = text_of(data, key).encode() if ":" in key else data.strip()
+    if not text.isdigit() or len(text) > LONGEST_LABEL:
+        raise CorruptSampleError(Cause.BAD_LABEL, f"the .{key} is not a class number, 0 or more")
+    return int(text)

@@ -1,0 +1,100 @@
+"""How well a classifier does on a labelled set: loss and accuracy, and example predictions.
+
+Every figure is summed in the order of the samples, whatever the number of ranks (see `evaluation`).
+
+Shapes: n samples of the set, B samples of a batch, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from modelchain.errors import UserDataError
+from modelchain.spec import Precision
+from modelchain_trainer.collectives import Group
+from modelchain_trainer.data.sample import normalize
+from modelchain_trainer.model.classifier import Classifier
+from modelchain_trainer.tasks.task import pixels_dtype
+
+if TYPE_CHECKING:
+    from modelchain_trainer.evaluation import EvaluationSet
+
+TOP_FIVE_CLASSES = 10  # with fewer classes top-5 says little
+
+
+def accuracy(
+    model: Classifier,
+    evaluation: EvaluationSet,
+    *,
+    precision: Precision,
+    group: Group,
+    on_progress: Callable[[], None],
+) -> dict[str, float]:
+    """Mean cross-entropy `loss`, `top1`, and `top5` from ten classes on. All ranks call it.
+
+    Raises UserDataError for a set without a readable sample, or with a label that the head does not have.
+    """
+    samples, device = len(evaluation.source), model.head.weight.device
+    classes, name = model.config.classes, evaluation.spec.name
+    if evaluation.classes and len(evaluation.classes) != classes:
+        raise UserDataError(
+            f"evaluation set {name}: it names {len(evaluation.classes)} classes, but the head has {classes}; "
+            "name all of them, or none"
+        )
+    figures_n4 = torch.zeros(
+        samples, 4, dtype=torch.float64, device=device
+    )  # is readable, loss, top-1, top-5
+    for batch in evaluation.source.batches(group.rank, group.world_size):
+        on_progress()
+        if not len(batch.indices):
+            continue
+        assert batch.labels is not None
+        if int(batch.labels.max()) >= classes:
+            raise UserDataError(
+                f"evaluation set {name}: labels run to {int(batch.labels.max())}, but classes from 0 to {classes - 1}; "
+                "check its data.classKey and classifierConfig.classes"
+            )
+        labels_B = batch.labels.to(device)
+        logits_BK = classify(model, batch.images, precision=precision)
+        figures_n4[batch.indices.to(device)] = torch.stack(
+            [
+                torch.ones_like(labels_B, dtype=torch.float64),
+                functional.cross_entropy(logits_BK, labels_B, reduction="none").double(),
+                *_hits(logits_BK, labels_B),
+            ],
+            dim=1,
+        )
+    figures_n4 = group.sum(figures_n4)
+    readable_n = figures_n4[:, 0] > 0
+    if not bool(readable_n.any()):
+        raise UserDataError(
+            f"evaluation set {name}: none of its {samples} samples can be read; check its shards and keys"
+        )
+    _, loss, top1, top5 = figures_n4[readable_n].mean(dim=0).tolist()
+    return {"loss": loss, "top1": top1} | ({"top5": top5} if classes >= TOP_FIVE_CLASSES else {})
+
+
+def classify(model: Classifier, images_u8_B3HW: Tensor, *, precision: Precision) -> Tensor:
+    """Logits [B, K], at least fp32, of uint8 images of the model's size."""
+    device = model.head.weight.device
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision is Precision.BF16):
+        _, logits_BK = model(normalize(images_u8_B3HW.to(device), pixels_dtype(model)))
+    return logits_BK.to(torch.promote_types(logits_BK.dtype, torch.float32))
+
+
+def _hits(logits_BK: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
+    """For k of 1 and 5 the chance that the label is among the k best, in a random order of equals.
+
+    Not "greater": a model that says NaN must not be right.
+    """
+    own_B1 = logits_BK.gather(1, labels_B[:, None])
+    others_BK = torch.ones_like(logits_BK, dtype=torch.bool).scatter_(1, labels_B[:, None], False)
+    equal_B = ((logits_BK == own_B1) & others_BK).sum(dim=1)
+    better_B = (~(logits_BK < own_B1) & others_BK).sum(dim=1) - equal_B
+    first, fifth = (((k - better_B).double() / (equal_B + 1)).clamp(0, 1) for k in (1, 5))
+    return first, fifth

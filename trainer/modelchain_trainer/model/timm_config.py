@@ -1,0 +1,147 @@
+"""A classifier as timm writes and reads it: config.json, and the names of parameters in model.safetensors.
+
+`timm.create_model("local-dir:FOLDER")` loads such a folder. Only plain vision transformers are read back: a
+setting that would change the function is refused by its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pydantic import ValidationError
+from torch import Tensor
+
+from modelchain.errors import UserDataError
+from modelchain.spec import ClassifierConfig, first_problem
+from modelchain_trainer.model.open_clip_config import MEAN, STANDARD_DEVIATION
+
+ARCHITECTURE = "vit_base_patch16_224"  # the plain one; its sizes are overridden by model_args
+_ARGUMENTS = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
+_OWN = {  # our names below blocks, and timm's
+    "ln_1.": "norm1.",
+    "attn.in_proj_": "attn.qkv.",
+    "attn.out_proj.": "attn.proj.",
+    "ln_2.": "norm2.",
+    "mlp.c_fc.": "mlp.fc1.",
+    "mlp.c_proj.": "mlp.fc2.",
+}
+_OUTSIDE = {
+    "class_embedding": "cls_token",
+    "positional_embedding": "pos_embed",
+    "conv1.": "patch_embed.proj.",
+    "ln_post.": "norm.",
+    "head.": "head.",
+}
+_BLOCKS, _TIMM_BLOCKS = "transformer.resblocks.", "blocks."
+
+
+def to_timm(config: ClassifierConfig) -> dict[str, object]:
+    """The content of config.json."""
+    vision = config.vision
+    return {
+        "architecture": ARCHITECTURE,
+        "num_classes": config.classes,
+        "num_features": vision.width,
+        "model_args": {
+            "img_size": vision.image_size,
+            "patch_size": vision.patch_size,
+            "embed_dim": vision.width,
+            "depth": vision.layers,
+            "num_heads": vision.width // vision.head_width,
+            "mlp_ratio": vision.mlp_ratio,
+        },
+        "pretrained_cfg": {
+            "input_size": [3, vision.image_size, vision.image_size],
+            "num_classes": config.classes,
+            "mean": list(MEAN),
+            "std": list(STANDARD_DEVIATION),
+            "interpolation": "bicubic",
+            "crop_pct": 1.0,
+            "classifier": "head",
+            "first_conv": "patch_embed.proj",
+        },
+    }
+
+
+def from_timm(content: object, where: str) -> ClassifierConfig:
+    """The model of a config.json. Raises UserDataError for any but a plain vision transformer, or for images that
+    are normalised by other statistics than OpenAI's.
+    """
+    whole = _mapping(content, where)
+    arguments = _mapping(whole.get("model_args"), f"{where}: model_args")
+    unknown = sorted(set(arguments) - set(_ARGUMENTS))
+    missing = sorted(set(_ARGUMENTS) - set(arguments))
+    if whole.get("architecture") != ARCHITECTURE or unknown:
+        named = ", ".join(unknown) or f"architecture {whole.get('architecture')}"
+        raise UserDataError(
+            f"{where}: only plain vision transformers ({ARCHITECTURE} with its sizes as model_args) can be used; "
+            f"not supported: {named}"
+        )
+    if missing:
+        raise UserDataError(f"{where}: model_args.{missing[0]} is missing")
+    images = _mapping(whole.get("pretrained_cfg"), f"{where}: pretrained_cfg")
+    for key, ours in (("mean", MEAN), ("std", STANDARD_DEVIATION)):
+        if images.get(key) != list(ours):
+            raise UserDataError(
+                f"{where}: pretrained_cfg.{key} is {images.get(key)}; only models trained on images normalised as "
+                f"OpenAI's CLIP ({list(ours)}) can be used"
+            )
+    width, heads = arguments["embed_dim"], arguments["num_heads"]
+    if not (isinstance(width, int) and isinstance(heads, int) and heads > 0 and width % heads == 0):
+        raise UserDataError(f"{where}: {heads} heads do not divide a width of {width}")
+    document = {
+        "classes": whole.get("num_classes"),
+        "vision": {
+            "image_size": arguments["img_size"],
+            "patch_size": arguments["patch_size"],
+            "width": width,
+            "layers": arguments["depth"],
+            "head_width": width // heads,
+            "mlp_ratio": arguments["mlp_ratio"],
+        },
+    }
+    try:
+        return ClassifierConfig.model_validate(document)
+    except ValidationError as error:
+        raise UserDataError(f"{where}: {first_problem(error)}") from None
+
+
+def timm_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Parameters under timm's names; there the class token and the positions have a batch of one."""
+    renamed = {}
+    for name, tensor in state.items():
+        if name.startswith(_BLOCKS):
+            number, _, leaf = name.removeprefix(_BLOCKS).partition(".")
+            renamed[f"{_TIMM_BLOCKS}{number}.{_translated(leaf, _OWN)}"] = tensor
+        else:
+            shape = {"class_embedding": (1, 1, -1), "positional_embedding": (1, *tensor.shape)}.get(name)
+            renamed[_translated(name, _OUTSIDE)] = tensor if shape is None else tensor.reshape(shape)
+    return renamed
+
+
+def own_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Parameters under our names. What timm's names do not cover is left as it is, to be refused by it."""
+    own, outside = ({timm: ours for ours, timm in table.items()} for table in (_OWN, _OUTSIDE))
+    renamed = {}
+    for name, tensor in state.items():
+        if name.startswith(_TIMM_BLOCKS):
+            number, _, leaf = name.removeprefix(_TIMM_BLOCKS).partition(".")
+            renamed[f"{_BLOCKS}{number}.{_translated(leaf, own)}"] = tensor
+        else:
+            drop = {"cls_token": 2, "pos_embed": 1}.get(name, 0)
+            fits = tensor.shape[:drop] == (1,) * drop
+            renamed[_translated(name, outside)] = tensor.reshape(tensor.shape[drop:]) if fits else tensor
+    return renamed
+
+
+def _translated(name: str, names: Mapping[str, str]) -> str:
+    for one, other in names.items():
+        if name.startswith(one):
+            return other + name.removeprefix(one)
+    return name
+
+
+def _mapping(value: object, where: str) -> Mapping[str, object]:
+    if not isinstance(value, Mapping):
+        raise UserDataError(f"{where}: expected a JSON object")
+    return value

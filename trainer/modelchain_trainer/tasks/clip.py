@@ -1,0 +1,33 @@
+"""Images and captions into one embedding, by a contrastive loss over the global batch."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from modelchain.resolved import ResolvedStage
+from modelchain.spec import AnyConfig, ModelConfig
+from modelchain_trainer.data.text_field import CaptionField
+from modelchain_trainer.data.tokenizer import Tokenizer
+from modelchain_trainer.distillation import build_projections
+from modelchain_trainer.tasks.contrastive import ContrastiveObjective
+from modelchain_trainer.tasks.task import Task
+
+
+def _tokenizer(stage: ResolvedStage) -> Tokenizer:
+    config = stage.model_config_
+    assert isinstance(config, ModelConfig)
+    return Tokenizer(config.text.context_length)
+
+
+def _projections(student: AnyConfig, teacher: AnyConfig) -> nn.Module | None:
+    assert isinstance(student, ModelConfig)
+    assert isinstance(teacher, ModelConfig)
+    return build_projections(student.embed_dim, teacher.embed_dim)
+
+
+CLIP = Task(
+    field=lambda stage: CaptionField(_tokenizer(stage)),
+    tokenizer=_tokenizer,
+    projections=_projections,
+    objective=ContrastiveObjective,
+)

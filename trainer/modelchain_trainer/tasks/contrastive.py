@@ -1,0 +1,164 @@
+"""A global loss: each row's depends on the features of all rows, as the contrastive one's does.
+
+A rank's rows may be split into micro-batches that fit into memory. The loss needs the features of
+all rows at once, so they are computed first, without a graph but for the last micro-batch; then each takes up its
+rows' gradient, the last at once and the others after another forward pass (GradCache, arXiv 2101.06983). The result
+is the gradient of the whole batch. With one micro-batch nothing runs twice.
+
+Shapes: b rows of this rank, m rows of a micro-batch, C captions, E embedding of the student, F of the
+teacher, T tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from modelchain.spec import Precision
+from modelchain_trainer.captions import Captions, bucketed
+from modelchain_trainer.data.sample import normalize
+from modelchain_trainer.distillation import Projections
+from modelchain_trainer.losses import Features, contrastive_loss, loss_and_feature_gradients
+from modelchain_trainer.model.clip import Clip
+from modelchain_trainer.tasks.task import Setting, StepBatch
+
+MAXIMUM_LOG_SCALE = math.log(100)
+# A bucket of captions more must save so many tokens: about what its own kernels' launches cost.
+CPU_BUCKET_COST, GPU_BUCKET_COST = 32, 4096
+GPU_TOKENS_MULTIPLE = 8  # few lengths are few kernels to compile or pick
+
+
+class ContrastiveObjective:
+    """CLIP's loss, and the distance of its embeddings to the teacher's."""
+
+    def __init__(self, setting: Setting) -> None:
+        assert isinstance(setting.model, Clip)
+        assert isinstance(setting.projections, Projections | None)
+        self._setting = setting
+        self._stage, self._training, self._device = setting.stage, setting.stage.training, setting.device
+        self._projections = setting.projections
+        self._log_scale = setting.model.logit_scale
+        self._student_forward = self._forward(setting.model)
+        self._teacher_log_scale = None
+        if setting.teacher is not None:
+            assert isinstance(setting.teacher, Clip)
+            self._teacher_log_scale = setting.teacher.logit_scale.detach()
+            self._teacher_forward = self._forward(setting.teacher)
+
+    def accumulate(self, batch: StepBatch, *, weight: float, taught: bool) -> Tensor:
+        """See `Objective`. Without a teacher's forward pass projections get a gradient of zero."""
+        micro_batches = self.micro_batches(batch)
+        with torch.no_grad():
+            teacher = None if not taught else _join([self._teacher_forward(*m) for m in micro_batches])
+            parts = [self._student_forward(*m) for m in micro_batches[:-1]]
+        with_graph = self._student_forward(*micro_batches[-1])
+        features = _join([*parts, Features(with_graph.image.detach(), with_graph.text.detach())])
+
+        result = loss_and_feature_gradients(
+            features,
+            teacher,
+            self._log_scale.detach(),
+            self._projections,
+            weight=weight,
+            group=self._setting.group,
+        )
+        losses = torch.stack([result.task, result.distillation, self._teacher_loss(teacher)]).double()
+        losses_sum = self._setting.group.start_sum(losses)
+        outside_autograd = self._add_gradients(result.log_scale_gradient, result.projection_gradients)
+
+        end = features.image.shape[0]
+        for number in reversed(range(len(micro_batches))):
+            features_m = self._student_forward(*micro_batches[number]) if with_graph is None else with_graph
+            start = end - features_m.image.shape[0]
+            if number == 0:
+                self._setting.gradients.arm(outside_autograd)
+            # A scalar with these gradients: given gradients, `torch.autograd.backward` imports sympy (seconds).
+            image = features_m.image * result.feature_gradients.image[start:end]
+            text = features_m.text * result.feature_gradients.text[:, start:end]
+            (image.sum() + text.sum()).backward()
+            with_graph = features_m = image = text = None  # frees the graph before the next one is built
+            end = start
+        self._setting.gradients.finish()
+        if losses_sum is not None:
+            losses_sum.wait()
+        return losses
+
+    def constrain(self) -> None:
+        """Logits reach 100 times a cosine at most, as in CLIP."""
+        self._log_scale.clamp_(0, MAXIMUM_LOG_SCALE)
+
+    def logit_scale(self) -> Tensor:
+        """The factor itself."""
+        return self._log_scale.exp()
+
+    def micro_batches(self, batch: StepBatch) -> list[tuple[Tensor, Captions]]:
+        """The rank's rows in parts that fit into memory, on the device: uint8 [m, 3, H, W] and m samples' captions."""
+        on_gpu = self._device.type == "cuda"
+        images_b3HW = batch.images
+        if on_gpu and not images_b3HW.is_pinned():
+            images_b3HW = images_b3HW.pin_memory()
+        size = self._training.micro_batch_size or images_b3HW.shape[0]
+        # Captions are measured on the CPU, so that nothing waits for the device.
+        captions = [
+            bucketed(
+                tokens_CmT,
+                multiple_of=GPU_TOKENS_MULTIPLE if on_gpu else 1,
+                bucket_cost=GPU_BUCKET_COST if on_gpu else CPU_BUCKET_COST,
+            ).to(self._device)
+            for tokens_CmT in batch.tokens.split(size, dim=1)
+        ]
+        images = images_b3HW.to(self._device, non_blocking=True).split(size)
+        return list(zip(images, captions, strict=True))
+
+    def _teacher_loss(self, teacher: Features | None) -> Tensor:
+        """This rank's share of the teacher's task loss on the batch, where somebody wants to know it; else 0."""
+        if teacher is None or self._stage.distillation.surpass_window_steps is None:
+            return torch.zeros((), device=self._device)
+        assert self._teacher_log_scale is not None
+        return contrastive_loss(teacher, self._teacher_log_scale, self._setting.group)
+
+    def _forward(self, model: Clip) -> Callable[[Tensor, Captions], Features]:
+        if self._training.compile:
+            model.compile_blocks()
+        bf16 = self._training.precision is Precision.BF16
+        side = model.config.vision.image_size
+        dtype = model.logit_scale.dtype
+
+        def forward(images_u8_m3HW: Tensor, captions: Captions) -> Features:
+            images_m3HW = normalize(images_u8_m3HW, dtype)
+            if images_m3HW.shape[-1] != side:  # a teacher sees the student's pictures at its own size
+                images_m3HW = functional.interpolate(
+                    images_m3HW, (side, side), mode="bicubic", antialias=True
+                )
+            with torch.autocast(self._device.type, torch.bfloat16, enabled=bf16):
+                image_mE = model.encode_image(images_m3HW)
+                text_CmE = captions.encode(model.encode_text)
+            return Features(image_mE, text_CmE)
+
+        return forward
+
+    def _add_gradients(
+        self, log_scale_gradient: Tensor, projection_gradients: tuple[Tensor, Tensor] | None
+    ) -> list[nn.Parameter]:
+        """Gradients that do not come through autograd; returns the parameters they belong to."""
+        self._setting.gradients.add(self._log_scale, log_scale_gradient)
+        if self._projections is None:
+            return [self._log_scale]
+        parameters = [self._projections.image, self._projections.text]
+        # Without a teacher's forward they are zero, not None: then every rank's buckets stay the same.
+        for parameter, gradient in zip(
+            parameters, projection_gradients or map(torch.zeros_like, parameters), strict=True
+        ):
+            self._setting.gradients.add(parameter, gradient)
+        return [self._log_scale, *parameters]
+
+
+def _join(features: list[Features]) -> Features:
+    return Features(
+        torch.cat([part.image for part in features]),
+        torch.cat([part.text for part in features], dim=1),
+    )

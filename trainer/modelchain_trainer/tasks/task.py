@@ -1,0 +1,81 @@
+"""What a task is to the trainer: its models, what it reads, how its loss comes about, how it is evaluated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from modelchain.resolved import ResolvedStage
+from modelchain.spec import AnyConfig
+from modelchain_trainer.collectives import GradientSum, Group
+from modelchain_trainer.data.text_field import TextField
+from modelchain_trainer.data.tokenizer import Tokenizer
+from modelchain_trainer.model.families import AnyModel
+
+
+class StepBatch(Protocol):
+    """What a step needs of a batch (`data.loader.Batch` is one): this rank's rows, on the CPU."""
+
+    @property
+    def images(self) -> Tensor:
+        """uint8 [b, 3, H, W]"""
+        ...
+
+    @property
+    def tokens(self) -> Tensor:
+        """int64 [C, b, T]: what the task's field made of the C texts of a sample"""
+        ...
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What an objective works on; models and projections are on `device` already."""
+
+    model: AnyModel
+    teacher: AnyModel | None  # frozen
+    projections: nn.Module | None  # from the student's features to the teacher's
+    stage: ResolvedStage
+    device: torch.device
+    group: Group
+    gradients: GradientSum
+
+
+class Objective(Protocol):
+    """The loss of a global batch. There are two kinds: `contrastive` (global) and `local_loss` (a sum over rows)."""
+
+    def accumulate(self, batch: StepBatch, *, weight: float, taught: bool) -> Tensor:
+        """Add the gradient of the global batch's loss to the setting's.
+
+        `weight` multiplies the distillation, `taught` says whether the teacher is asked. Returns fp64 [3], sums over
+        all ranks: the task's loss, the distillation's, and the teacher's task loss (0 where nobody wants to know it).
+        """
+        ...
+
+    def constrain(self) -> None:
+        """Bring parameters back into their bounds after an update."""
+        ...
+
+    def logit_scale(self) -> Tensor | None:
+        """The factor of the logits ([]), where the task learns one."""
+        ...
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task, to torch. Its counterpart in `modelchain.tasks` has what needs no torch."""
+
+    field: Callable[[ResolvedStage], TextField]  # what becomes of a sample's texts
+    tokenizer: Callable[[ResolvedStage], Tokenizer | None]  # of class names and captions, for evaluation
+    projections: Callable[
+        [AnyConfig, AnyConfig], nn.Module | None
+    ]  # of the student's and the teacher's sizes
+    objective: Callable[[Setting], Objective]
+
+
+def pixels_dtype(model: nn.Module) -> torch.dtype:
+    """The dtype of a model's input: a teacher's matrices may be in bf16, its vectors are not."""
+    return next(parameter.dtype for parameter in model.parameters() if parameter.ndim < 2)
