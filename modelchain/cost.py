@@ -62,7 +62,8 @@ class Plan:
 
     namespace: str
     name: str
-    captions: tuple[int, ...]  # captions a sample, of each stage
+    captions: tuple[int, ...]  # texts a sample, of each stage
+    text: str  # what they are: caption, label
     baseline_epochs: int
     stages: tuple[StagePlan, ...]
     metric: str | None = None  # by which models are compared that are trained alone too
@@ -105,6 +106,7 @@ def plan(chain: ResolvedChain) -> Plan:
         namespace=chain.chain.namespace,
         name=chain.chain.name,
         captions=tuple(_texts(stage) for stage in chain.stages),
+        text=task_of(chain.stages[0].task).text,
         baseline_epochs=chain.baseline_epochs,
         stages=tuple(_plan_stage(stage, chain.baseline_epochs) for stage in chain.stages),
         metric=chain.baseline.metric if chain.baseline else None,

@@ -154,7 +154,7 @@ def as_text(plan: Plan) -> str:
     plural = "" if captions == "1" else "s"
     return "\n".join(
         (
-            f"{plan.namespace}/{plan.name}, {captions} caption{plural} a sample",
+            f"{plan.namespace}/{plan.name}, {captions} {plan.text}{plural} a sample",
             "",
             render(columns, [row(stage) for stage in plan.stages]),
             "",

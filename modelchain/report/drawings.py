@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from modelchain.report import plots, units
 from modelchain.report.accounting import Costs
 from modelchain.report.data import ChainArtifacts, StageArtifacts
-from modelchain.report.measures import Measure
+from modelchain.report.measures import Measure, chain_task
 from modelchain.report.palette import MARKERS, Colour
 from modelchain.report.plots import Bar, Drawing, Segment, StageCurve
 
@@ -66,11 +66,11 @@ def loss_plot(chain: ChainArtifacts, costs: Costs, colours: tuple[Colour, ...]) 
     if not any(curve.task for curve in stages):
         return None
     ends = ", ".join(f"{curve.label} {units.digits(curve.task[-1][1])}" for curve in stages if curve.task)
-    caption = "Task loss: the contrastive loss, averaged over captions."
+    task = chain_task(chain)
+    caption = f"Task loss: {task.loss}."
     if any(curve.distillation for curve in stages):
         caption += (
-            " Distillation loss: the squared distance between the embeddings of a model and of its "
-            "teacher, times its weight. The method asks that it stays below the task loss."
+            f" Distillation loss: {task.distillation}. The method asks that it stays below the task loss."
         )
     drawing = plots.loss("loss-compute", stages, alone)
     return Plot("Loss against compute", drawing, f"Task loss against compute, last values: {ends}.", caption)

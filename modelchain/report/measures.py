@@ -6,12 +6,9 @@ from dataclasses import dataclass
 
 from modelchain.report import units
 from modelchain.report.data import ChainArtifacts, StageArtifacts
+from modelchain.spec import TaskName
+from modelchain.tasks import Task, task_of
 
-_NAMES = {
-    "top1": "Zero-shot accuracy",
-    "top5": "Zero-shot accuracy among the best five",
-    "loss": "Contrastive loss",
-}
 _LEADING = ("top1", "imageToText@1")  # the one figure that stands for a set, by kind of evaluation
 
 
@@ -34,20 +31,26 @@ class Measure:
 
 def leading_measures(chain: ChainArtifacts) -> tuple[Measure, ...]:
     """One measure for each evaluation set of the chain, in the order in which the settings name the sets."""
+    task = chain_task(chain)
     seen = {name for stage in chain.stages for name in _metric_names(stage)}
     wanted = [
         spec.name for stage in reversed(chain.stages) if stage.resolved for spec in stage.resolved.evaluation
     ]
     sets = list(dict.fromkeys([*wanted, *sorted(name.rpartition("/")[0] for name in seen)]))
     return tuple(
-        Measure(metric, name, describe(metric))
+        Measure(metric, name, describe(metric, task))
         for name in sets
         for metric in [next((f"{name}/{last}" for last in _LEADING if f"{name}/{last}" in seen), None)]
         if metric is not None
     )
 
 
-def describe(metric: str) -> str:
+def chain_task(chain: ChainArtifacts) -> Task:
+    """The task that the chain's models are trained for."""
+    return task_of(next((stage.resolved.task for stage in chain.stages if stage.resolved), TaskName.CLIP))
+
+
+def describe(metric: str, task: Task) -> str:
     """A metric's name for people: digits/top1 is 'Zero-shot accuracy on digits'."""
     name, _, last = metric.rpartition("/")
     kind, _, rank = last.partition("@")
@@ -55,7 +58,7 @@ def describe(metric: str) -> str:
         direction = {"imageToText": "image to text", "textToImage": "text to image"}.get(kind, kind)
         what = f"Recall@{rank} ({direction})"
     else:
-        what = _NAMES.get(last, last)
+        what = task.metric_names.get(last, last)
     return f"{what} on {name}" if name else what
 
 

@@ -14,7 +14,7 @@ from modelchain.measuring import Trained, measure_model
 from modelchain.report import units
 from modelchain.report.accounting import Costs
 from modelchain.report.data import ChainArtifacts, StageArtifacts
-from modelchain.report.measures import Measure, describe
+from modelchain.report.measures import Measure, chain_task, describe
 from modelchain.status import Measurement, ModelMeasured
 
 NOT_REACHED = "not reached"
@@ -67,7 +67,7 @@ def savings(chain: ChainArtifacts, costs: Costs, measure: Measure | None) -> Sav
     return Savings(
         planned=_planned(costs) if len(chain.stages) > 1 else (),
         measured=_measured(chain, costs, found),
-        metric=describe(metric) if metric is not None else "",
+        metric=describe(metric, chain_task(chain)) if metric is not None else "",
         acceleration=found.acceleration if found is not None else None,
         covers_all=found is not None and len(found.models) == len(chain.stages),
         waiting=waiting,

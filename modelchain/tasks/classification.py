@@ -4,6 +4,7 @@ linear head, on labels."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import MappingProxyType
 from typing import Final
 
 from modelchain.digest_form import REQUIRED, Table, deciding
@@ -32,6 +33,15 @@ class ClassificationTask(Task[ClassifierConfig]):
     config_field = "classifierConfig"
     own_fields = frozenset({("data", "classKey"), ("distillation", "logitsWeight")})
     evaluations = (EvaluationType.ACCURACY,)
+    text = "label"
+    metric_names = MappingProxyType(
+        {"top1": "Accuracy", "top5": "Accuracy among the best five", "loss": "Cross-entropy"}
+    )
+    loss = "the cross-entropy with the labels"
+    distillation = (
+        "the squared distance between the features of a model and of its teacher and the divergence of their "
+        "probabilities, times its weight"
+    )
     weights = "model.safetensors"
     weights_config = "config.json"
     weights_readers = "timm"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import MappingProxyType
 from typing import Final
 
 from modelchain.digest_form import REQUIRED, Table, deciding
@@ -41,6 +42,18 @@ class ClipTask(Task[ModelConfig]):
     config_field = "modelConfig"
     own_fields = frozenset({("data", "captionKeys")})
     evaluations = (EvaluationType.ZERO_SHOT, EvaluationType.RETRIEVAL)
+    text = "caption"
+    metric_names = MappingProxyType(
+        {
+            "top1": "Zero-shot accuracy",
+            "top5": "Zero-shot accuracy among the best five",
+            "loss": "Contrastive loss",
+        }
+    )
+    loss = "the contrastive loss, averaged over captions"
+    distillation = (
+        "the squared distance between the embeddings of a model and of its teacher, times its weight"
+    )
     weights = "open_clip_model.safetensors"
     weights_config = "open_clip_config.json"
     weights_readers = "open_clip"

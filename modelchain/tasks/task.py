@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import ClassVar, Generic, TypeAlias, TypeVar
 
 from modelchain.resolved import ResolvedData
@@ -22,6 +22,10 @@ class Task(ABC, Generic[C]):
     config_field: ClassVar[str]  # of a stage: where such a model is written out
     own_fields: ClassVar[frozenset[tuple[str, str]]]  # (block, field) of the chain that not every task reads
     evaluations: ClassVar[tuple[EvaluationType, ...]]
+    text: ClassVar[str]  # what a sample's texts are to people: captions, labels
+    metric_names: ClassVar[Mapping[str, str]]  # for people
+    loss: ClassVar[str]  # the task's loss in a sentence
+    distillation: ClassVar[str]  # and the distillation's, after "Distillation loss:"
     weights: ClassVar[str]  # file name of the published weights
     weights_config: ClassVar[str]  # and of the configuration beside them
     weights_readers: ClassVar[str]  # who loads them, for people

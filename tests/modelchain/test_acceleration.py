@@ -146,7 +146,9 @@ def test_no_run_is_faster_than_the_envelope_of_all(
 
 @example([(0.0, 0.0), (1.0, 0.0), (2.0, 0.003)], 0.002)
 @given(curves, targets)
-def test_the_envelope_of_one_run_is_that_run_or_favours_it(curve: list[tuple[float, float]], target: float) -> None:
+def test_the_envelope_of_one_run_is_that_run_or_favours_it(
+    curve: list[tuple[float, float]], target: float
+) -> None:
     alone = compute_to_reach(curve, target, higher_is_better=True)
     enveloped = compute_to_reach(envelope([curve], higher_is_better=True), target, higher_is_better=True)
     assume(alone.reached)

@@ -149,7 +149,12 @@ def encode_files(segments: Mapping[int, Sequence[Line]]) -> dict[str, bytes]:
 
 def encode_line(line: Line) -> bytes:
     """One line of JSON, its line break included."""
-    return json.dumps(line.model_dump(mode="json", by_alias=True), separators=(",", ":")).encode() + b"\n"
+    return (
+        json.dumps(
+            line.model_dump(mode="json", by_alias=True, exclude_none=True), separators=(",", ":")
+        ).encode()
+        + b"\n"
+    )
 
 
 def decode_lines(data: bytes, last_step: int) -> list[Line]:

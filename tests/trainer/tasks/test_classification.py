@@ -1,0 +1,206 @@
+"""A step of Classification against the definition of its loss, and whole stages on coloured squares."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from modelchain.commit import verify_stage
+from modelchain.errors import UserDataError
+from modelchain.resolved import ResolvedDistillation, ResolvedStage
+from modelchain.spec import ClassifierConfig
+from modelchain.store.folder import FolderStore
+from modelchain.tasks.classification import CLASSIFICATION
+from modelchain_trainer.collectives import Group
+from modelchain_trainer.data.sample import normalize
+from modelchain_trainer.model import build_model, load_weights, model_from
+from modelchain_trainer.optimizer import AdamW
+from modelchain_trainer.position import Position
+from modelchain_trainer.step import TrainStep
+from modelchain_trainer.tasks import task_of
+from tests.squares import COLOURS
+from tests.trainer.expansion.families import classifier
+from tests.trainer.test_step import gradients, relative_error
+from tests.trainer.test_step import stage as clip_stage
+
+StageOf = Callable[..., ResolvedStage]
+
+BATCH, CLASSES, WEIGHT, LOGITS = 12, 5, 1.5, 0.7
+STUDENT, TEACHER = classifier(width=32, image=16), classifier(width=16, image=16)
+
+
+@dataclass(frozen=True)
+class Rows:
+    images: Tensor
+    tokens: Tensor
+
+
+def stage(**training: object) -> ResolvedStage:
+    made = clip_stage(distillation=ResolvedDistillation(weight=WEIGHT, logits_weight=LOGITS), **training)
+    return made.model_copy(update={"task": "Classification", "model_config_": STUDENT})
+
+
+def batch(seed: int = 0) -> Rows:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(256, (BATCH, 3, 16, 16), generator=generator, dtype=torch.uint8)
+    return Rows(images, torch.randint(CLASSES, (1, BATCH, 1), generator=generator))
+
+
+def train_step(
+    made_for: ResolvedStage, group: Group | None = None
+) -> tuple[TrainStep, dict[str, torch.nn.Parameter]]:
+    model, teacher = build_model(STUDENT, seed=1).double(), build_model(TEACHER, seed=2).double()
+    projections = task_of(made_for).projections(STUDENT, TEACHER)
+    assert projections is not None
+    projections.double()
+    named = dict(model.named_parameters())
+    named |= {f"projections.{name}": parameter for name, parameter in projections.named_parameters()}
+    optimizer = AdamW(named.items(), made_for.training)
+    cpu = torch.device("cpu")
+    return TrainStep(model, teacher, projections, optimizer, made_for, cpu, group), named
+
+
+def test_loss_and_gradients_are_those_of_the_definition() -> None:
+    trained, named = train_step(stage())
+    model, teacher = build_model(STUDENT, seed=1).double(), build_model(TEACHER, seed=2).double()
+    projection = named["projections.features"].detach().clone().requires_grad_()
+    rows = batch()
+    images, labels = normalize(rows.images, torch.float64), rows.tokens[0, :, 0]
+    features, logits = model(images)
+    with torch.no_grad():
+        taught_features, taught_logits = teacher(images)
+    task = functional.cross_entropy(logits, labels)
+    unit, taught = functional.normalize(features, dim=-1), functional.normalize(taught_features, dim=-1)
+    probabilities = taught_logits.softmax(-1)
+    divergence = (probabilities * (taught_logits.log_softmax(-1) - logits.log_softmax(-1))).sum(-1).mean()
+    distance = (unit @ projection.T - taught).square().sum(-1).mean()
+    distillation = WEIGHT * (distance + LOGITS * divergence)
+    (task + distillation).backward()
+    expected = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert projection.grad is not None
+    expected["projections.features"] = projection.grad
+
+    reading = trained.run(rows, 0).read()
+    assert reading.loss["task"] == pytest.approx(task.item(), rel=1e-12)
+    assert reading.loss["distillation"] == pytest.approx(distillation.item(), rel=1e-12)
+    assert reading.logit_scale is None
+    assert relative_error(gradients(named), expected) < 1e-10
+
+
+@pytest.mark.parametrize("size", [3, 5])
+def test_micro_batches_give_the_gradient_of_the_whole_batch(size: int) -> None:
+    whole, whole_named = train_step(stage())
+    split, split_named = train_step(stage(micro_batch_size=size))
+    expected, found = whole.run(batch(), 0).read(), split.run(batch(), 0).read()
+    assert found.loss == pytest.approx(expected.loss, rel=1e-12)
+    assert relative_error(gradients(split_named), gradients(whole_named)) < 1e-10
+
+
+def test_a_grown_student_begins_at_its_teachers_features_and_probabilities() -> None:
+    """The projection reads the copies that exact growth makes."""
+    from modelchain.resolved import ResolvedExpansion
+    from modelchain_trainer.expansion import expand
+
+    for width in (32, 40, 48):
+        student = classifier(width=width, layers=3, image=16)
+        teacher = build_model(TEACHER, seed=2).double()
+        model = model_from(
+            expand(teacher.state_dict(), TEACHER, student, ResolvedExpansion(), seed=0), student
+        )
+        made_for = stage().model_copy(update={"model_config_": student})
+        projections = task_of(made_for).projections(student, TEACHER)
+        assert projections is not None
+        projections.double()
+        named = [
+            *model.named_parameters(),
+            *((f"projections.{n}", p) for n, p in projections.named_parameters()),
+        ]
+        step = TrainStep(
+            model, teacher, projections, AdamW(named, made_for.training), made_for, torch.device("cpu")
+        )
+        assert step.run(batch(), 0).read().loss["distillation"] < 1e-9
+
+
+@pytest.fixture
+def classifier_stage(stage_of: StageOf) -> StageOf:
+    def make(name: str, *, width: int = 16, classes: int = 4, **changes: Any) -> ResolvedStage:
+        made = stage_of(name, epochs=6, **changes)
+        document = json.loads(made.to_json())
+        vision = document["modelConfig"]["vision"] | {"width": width}
+        document |= {"task": "Classification", "modelConfig": {"classes": classes, "vision": vision}}
+        document["data"]["classKey"] = "cls"
+        (squares,) = document["evaluation"]
+        document["evaluation"] = [
+            {key: value for key, value in squares.items() if key != "templates"} | {"type": "Accuracy"}
+        ]
+        return ResolvedStage.model_validate(document)
+
+    return make
+
+
+def published(stage: ResolvedStage) -> Path:
+    folder = Path(stage.store.uri) / stage.folder
+    manifest = verify_stage(FolderStore(Path(stage.store.uri)), stage.folder, stage.digest)
+    assert manifest is not None
+    assert manifest.weights.endswith("/model.safetensors")
+    return (folder / manifest.weights).parent
+
+
+def test_a_chain_learns_the_squares_and_publishes_what_it_has_measured(
+    classifier_stage: StageOf, train: Callable[..., Position]
+) -> None:
+    small = classifier_stage("small")
+    train(small)
+    large = classifier_stage("large", width=48, predecessor=small)
+    train(large, "uid-2-nonce")
+    lines = [
+        json.loads(line)
+        for path in sorted(published(large).glob("metrics-*.jsonl"))
+        for line in path.read_text().splitlines()
+    ]
+    evaluations = [line["metrics"] for line in lines if line["kind"] == "evaluation"]
+    small_metrics = verify_stage(FolderStore(Path(small.store.uri)), small.folder, small.digest)
+    assert small_metrics is not None
+    assert evaluations[0] == pytest.approx(small_metrics.metrics, rel=1e-5), "growth keeps the function"
+    assert evaluations[-1]["squares/top1"] > 0.9
+    assert evaluations[-1].keys() == {"squares/loss", "squares/top1"}
+    trained = [line for line in lines if line["kind"] == "train"]
+    assert all("logitScale" not in line for line in trained)
+    assert trained[0]["loss"]["distillation"] < 1e-6 < trained[-1]["loss"]["distillation"]
+    state, config = load_weights(published(large), CLASSIFICATION)
+    assert config == large.model_config_
+    assert isinstance(config, ClassifierConfig)
+    assert state["head.weight"].shape == (4, 48)
+    predictions = json.loads((published(large) / "predictions.json").read_text())
+    assert predictions["classes"] == list(COLOURS)
+    right = [sample["top"][0][0] == list(COLOURS)[sample["label"]] for sample in predictions["samples"]]
+    assert sum(right) > 0.8 * len(right)
+
+
+def test_a_label_that_the_head_does_not_have_ends_the_stage_with_what_to_do(
+    classifier_stage: StageOf, train: Callable[..., Position]
+) -> None:
+    with pytest.raises(UserDataError, match=r"classes|labels run to 3"):
+        train(classifier_stage("narrow", classes=3))
+
+
+@pytest.mark.slow
+def test_an_attempt_that_is_killed_goes_on_with_the_same_bits(
+    classifier_stage: StageOf, fork_server: Any, tmp_path: Path
+) -> None:
+    calm = classifier_stage("calm")
+    assert fork_server.run(calm, tmp_path / "calm", ranks=2) == 0
+    expected = (published(calm) / "model.safetensors").read_bytes()
+    shutil.rmtree(Path(calm.store.uri))
+    assert fork_server.run(calm, tmp_path / "killed", ranks=2, failpoint="step:7") == -9
+    assert fork_server.run(calm, tmp_path / "again", ranks=2) == 0
+    assert (published(calm) / "model.safetensors").read_bytes() == expected
