@@ -82,6 +82,7 @@ def ours(options: argparse.Namespace) -> Iterator[object]:
     from modelchain.store import open_store
     from modelchain_trainer.data.index import build_index
     from modelchain_trainer.data.loader import TrainingLoader
+    from modelchain_trainer.data.text_field import CaptionField
     from modelchain_trainer.data.tokenizer import Tokenizer
 
     folder = Path(tempfile.mkdtemp(prefix="data-loading-store-"))
@@ -91,7 +92,7 @@ def ours(options: argparse.Namespace) -> Iterator[object]:
     (stage,) = resolve(chain(folder, options.shards, [config], parse_arguments(flags))).stages
     index = build_index(stage.data, stage.store, open_store(stage.store))
     tokenizer = Tokenizer(77)
-    return TrainingLoader(index, stage, rank=0, world_size=1, first_step=0, tokenizer=tokenizer)
+    return TrainingLoader(index, stage, rank=0, world_size=1, first_step=0, field=CaptionField(tokenizer))
 
 
 def theirs(options: argparse.Namespace) -> Iterator[object]:
