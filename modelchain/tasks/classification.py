@@ -14,8 +14,8 @@ from modelchain.tasks.task import Problem, Task, differs
 from modelchain.tasks.towers import (
     VISION_DIGEST,
     image_tower_macs,
-    largest_in_block,
     image_tower_parameters,
+    largest_in_block,
     shrinking_tower,
     shrinking_units,
     unbuildable_image_tower,
