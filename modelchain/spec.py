@@ -130,6 +130,7 @@ class EvaluationType(StrEnum):
 class JobBackend(StrEnum):
     PYTORCH_JOB = "PyTorchJob"
     JOB = "Job"
+    TRAIN_JOB = "TrainJob"
 
 
 class QueuePolicy(StrEnum):
@@ -558,7 +559,16 @@ class SchedulingPolicySpec(Block):
 class JobSpec(Block):
     backend: Annotated[
         JobBackend | None,
-        Field(description="PyTorchJob (kubeflow.org/v1) or Job (Indexed batch/v1). Default: PyTorchJob."),
+        Field(
+            description="PyTorchJob (kubeflow.org/v1), TrainJob (trainer.kubeflow.org) or Job (Indexed batch/v1). "
+            "Default: PyTorchJob."
+        ),
+    ] = None
+    runtime: Annotated[
+        ObjectName | None,
+        Field(
+            description="ClusterTrainingRuntime of a TrainJob. Default: modelchain, which the chart installs."
+        ),
     ] = None
     nodes: Annotated[
         Annotated[int, Field(ge=1, le=4096)] | None, Field(description="Pods of a stage. Default: 1.")

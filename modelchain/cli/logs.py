@@ -221,7 +221,7 @@ def log_arguments(
     attempt: Attempt, chain: ClusterChain, arguments: argparse.Namespace, *, follow: bool
 ) -> list[str]:
     """What kubectl is asked for."""
-    from modelchain.cluster_labels import ATTEMPT, CHAIN_UID, CONTAINER, STAGE
+    from modelchain.cluster_labels import ATTEMPT, CHAIN_UID, STAGE
 
     tail = arguments.tail
     if arguments.all_pods:
@@ -234,12 +234,20 @@ def log_arguments(
     return [
         "logs",
         *what,
-        *("-n", chain.metadata.namespace, "-c", CONTAINER),
+        *("-n", chain.metadata.namespace, "-c", _container(attempt)),
         *(["-f"] if follow else []),
         *([f"--tail={tail}"] if tail is not None else []),
         *([f"--since={arguments.since}"] if arguments.since else []),
         *(["--timestamps"] if arguments.timestamps else []),
     ]
+
+
+def _container(attempt: Attempt) -> str:
+    """The trainer's: some kinds of job ask for another name."""
+    from modelchain.cluster_labels import CONTAINER, CONTAINERS
+
+    names = (one.name for pod in attempt.pods for one in pod.status.container_statuses)
+    return next((name for name in names if name in CONTAINERS), CONTAINER)
 
 
 def _title(attempt: Attempt, arguments: argparse.Namespace) -> None:

@@ -25,6 +25,8 @@ class Kind:
 
 CHAIN = Kind(API_VERSION, KIND, "modelchains")
 PYTORCHJOB = Kind("kubeflow.org/v1", "PyTorchJob", "pytorchjobs")
+TRAINJOB = Kind("trainer.kubeflow.org/v1alpha1", "TrainJob", "trainjobs")
+JOBSET = Kind("jobset.x-k8s.io/v1alpha2", "JobSet", "jobsets")
 JOB = Kind("batch/v1", "Job", "jobs")
 POD = Kind("v1", "Pod", "pods")
 SERVICE = Kind("v1", "Service", "services")
@@ -38,7 +40,7 @@ WORKLOAD_PRIORITY_CLASS = Kind("kueue.x-k8s.io/v1beta2", "WorkloadPriorityClass"
 
 _ALL = {
     (kind.api_version, kind.kind): kind
-    for kind in (CHAIN, PYTORCHJOB, JOB, POD, SERVICE, SECRET, CONFIG_MAP, EVENT)
+    for kind in (CHAIN, PYTORCHJOB, TRAINJOB, JOBSET, JOB, POD, SERVICE, SECRET, CONFIG_MAP, EVENT)
 }
 
 

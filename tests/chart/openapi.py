@@ -33,15 +33,21 @@ def write_schemas(plane: ControlPlane, kinds: Iterable[tuple[str, str]], folder:
         (folder / f"{kind.lower()}_{group or version}_{version}.json").write_text(json.dumps(schema))
 
 
-def install_prometheus_kinds(plane: ControlPlane) -> None:
-    """ServiceMonitor and PrometheusRule, with nobody who looks after them; returns once OpenAPI has them."""
-    kinds = ("servicemonitors", "prometheusrules")
-    for kind in kinds:
-        file = binaries.prometheus_operator_crds() / f"monitoring.coreos.com_{kind}.yaml"
+def install_foreign_kinds(plane: ControlPlane) -> None:
+    """ServiceMonitor, PrometheusRule and ClusterTrainingRuntime, with nobody who looks after them; returns once OpenAPI
+    has them.
+    """
+    monitoring, training = binaries.prometheus_operator_crds(), binaries.trainer_manifests() / "base" / "crds"
+    files = {
+        "servicemonitors": monitoring / "monitoring.coreos.com_servicemonitors.yaml",
+        "prometheusrules": monitoring / "monitoring.coreos.com_prometheusrules.yaml",
+        "clustertrainingruntimes": training / "trainer.kubeflow.org_clustertrainingruntimes.yaml",
+    }
+    for file in files.values():
         plane.kubectl("apply", "--server-side", "-f", str(file))
     wait_until(
-        lambda: all(kind in plane.kubectl("get", "--raw", "/openapi/v2").stdout for kind in kinds),
-        "OpenAPI has the kinds of the Prometheus operator",
+        lambda: all(kind in plane.kubectl("get", "--raw", "/openapi/v2").stdout for kind in files),
+        "OpenAPI has the kinds of others",
         seconds=60,
         pause=1,
     )

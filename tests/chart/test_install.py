@@ -12,7 +12,7 @@ from modelchain.crd import CRD_NAME
 from tests.chart.audit import AuditLog
 from tests.chart.conftest import remove
 from tests.chart.helm import CHART
-from tests.chart.openapi import install_prometheus_kinds
+from tests.chart.openapi import install_foreign_kinds
 from tests.chart.releases import Release
 from tests.chart.teams import Operators, Team
 from tests.control_plane.plane import ControlPlane
@@ -165,7 +165,7 @@ def left_of(release: Release) -> list[str]:
 
 
 def test_everything_that_is_off_by_default_can_be_had(release: Release) -> None:
-    install_prometheus_kinds(release.plane)
+    install_foreign_kinds(release.plane)
     release("install", release.name, str(CHART), "--create-namespace", "--values", str(EVERYTHING))
     kinds = "servicemonitor,prometheusrule,poddisruptionbudget,networkpolicy,service,configmap"
     selector = f"app.kubernetes.io/instance={release.name}"

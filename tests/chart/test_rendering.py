@@ -14,7 +14,7 @@ import yaml
 from modelchain_operator.settings import LogFormat, OwnIdentityStore, Settings, read_settings
 from tests.chart.golden import FOLDER, VALUES, snapshot
 from tests.chart.helm import CHART, Object, environment, helm, objects, only, render
-from tests.chart.openapi import LOCATION, install_prometheus_kinds, write_schemas
+from tests.chart.openapi import LOCATION, install_foreign_kinds, write_schemas
 from tests.control_plane import binaries
 from tests.control_plane.plane import ControlPlane
 
@@ -139,7 +139,8 @@ def test_dashboards_and_alerts_arrive_as_they_are() -> None:
 
 def test_names_are_unique_to_the_release() -> None:
     def names(release: str, namespace: str) -> set[tuple[str, str, str]]:
-        chosen = ["--values", str(EVERYTHING), "--set", "crds.enabled=false", "--namespace", namespace]
+        shared = "crds.enabled=false,trainJob.installRuntime=false"  # of one release in a cluster
+        chosen = ["--values", str(EVERYTHING), "--set", shared, "--namespace", namespace]
         rendered = objects(helm("template", release, str(CHART), *chosen).stdout)
         return {
             (item["kind"], item["metadata"].get("namespace", ""), item["metadata"]["name"])
@@ -164,7 +165,7 @@ def test_objects_are_what_the_api_server_knows(control_plane: ControlPlane, tmp_
     kinds = {(item["apiVersion"], item["kind"]) for text in rendered.values() for item in objects(text)}
     schemas = tmp_path / "schemas"
     schemas.mkdir()
-    install_prometheus_kinds(control_plane)
+    install_foreign_kinds(control_plane)
     write_schemas(control_plane, kinds, schemas)
     for name, text in rendered.items():
         done = kubeconform(text, schemas)

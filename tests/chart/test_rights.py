@@ -16,23 +16,29 @@ from tests.chart.helm import only
 from tests.chart.releases import Release
 from tests.chart.teams import Operators, Team
 from tests.control_plane.kueue import install_kinds
+from tests.control_plane.trainer import TrainerStack
 from tests.operator.chains import ClusterChain
 from tests.operator.kueue.queues import Queues
 from tests.processes import wait_until
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900), pytest.mark.xdist_group("control-plane")]
 
-PLURALS = {"PyTorchJob": "pytorchjobs", "Job": "jobs"}
+PLURALS = {"PyTorchJob": "pytorchjobs", "TrainJob": "trainjobs", "Job": "jobs"}
 MISSING = "settings"
 
 
 def test_each_right_is_used_and_none_is_missing(
     release: Release, team: Team, operators: Operators, audit_log: AuditLog, log: Path
 ) -> None:
-    release.install()
-    operators.start(release, log)
-    for backend in PLURALS:
-        live(team, backend)
+    stack = TrainerStack(release.plane)
+    try:
+        stack.install()
+        release.install()
+        operators.start(release, log)
+        for backend in PLURALS:
+            live(team, backend)
+    finally:
+        stack.kill()
     ask_for_a_certificate(team, audit_log, release)
     wait_in_a_queue(team, audit_log, release)
     asked = list(audit_log.asked_by("modelchain", release.namespace))
@@ -175,6 +181,15 @@ def foreign_job(backend: str, name: str, namespace: str) -> dict[str, Any]:
     if backend == "Job":
         spec: dict[str, Any] = {"suspend": True, "template": template}
         return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": spec}
+    if backend == "TrainJob":
+        trainer = {"image": "any", "command": ["true"]}
+        spec = {"suspend": True, "runtimeRef": {"name": "modelchain"}, "trainer": trainer}
+        return {
+            "apiVersion": "trainer.kubeflow.org/v1alpha1",
+            "kind": "TrainJob",
+            "metadata": metadata,
+            "spec": spec,
+        }
     spec = {
         "runPolicy": {"suspend": True},
         "pytorchReplicaSpecs": {"Master": {"replicas": 1, "template": template}},

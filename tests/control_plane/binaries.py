@@ -18,6 +18,8 @@ TOOLS = Path(__file__).parent / "tools"
 KUBERNETES_VERSION = "v1.36.3"
 TRAINING_OPERATOR_MODULE = "github.com/kubeflow/training-operator"
 KUEUE_MODULE = "sigs.k8s.io/kueue"
+TRAINER_MODULE = "github.com/kubeflow/trainer/v2"
+JOBSET_MODULE = "sigs.k8s.io/jobset"
 PROMETHEUS_OPERATOR_MODULE = "github.com/prometheus-operator/prometheus-operator"
 
 _MAJOR, _MINOR, _ = KUBERNETES_VERSION.removeprefix("v").split(".")
@@ -62,6 +64,11 @@ CONTROL_PLANE = (
 )
 # Beside the control plane, for the tests of queues.
 KUEUE = Program("kueue", "kueue", f"{KUEUE_MODULE}/cmd/kueue")
+# The stack of TrainJobs: the trainer's controllers make JobSets, and JobSet's make Jobs.
+TRAINER = (
+    Program("trainer-controller-manager", "trainer", f"{TRAINER_MODULE}/cmd/trainer-controller-manager"),
+    Program("jobset", "jobset", JOBSET_MODULE),
+)
 CHART_TOOLS = (
     Program("helm", "chart", "helm.sh/helm/v3/cmd/helm", _HELM_FLAGS),
     Program("kubeconform", "chart", "github.com/yannh/kubeconform/cmd/kubeconform"),
@@ -70,7 +77,7 @@ CHART_TOOLS = (
 PROMTOOL = Program(
     "promtool", "promtool", "github.com/prometheus/prometheus/cmd/promtool", tags="remove_all_sd"
 )
-PROGRAMS = {program.name: program for program in (*CONTROL_PLANE, KUEUE, *CHART_TOOLS, PROMTOOL)}
+PROGRAMS = {program.name: program for program in (*CONTROL_PLANE, KUEUE, *TRAINER, *CHART_TOOLS, PROMTOOL)}
 
 
 def path(name: str) -> str:
@@ -97,6 +104,16 @@ def training_operator_crds() -> Path:
 def kueue_manifests() -> Path:
     """The folder of Kueue's manifests: its `default` is for `kubectl apply -k`."""
     return _folder_of_module("kueue", KUEUE_MODULE, "config")
+
+
+def trainer_manifests() -> Path:
+    """The folder of the Kubeflow Trainer's manifests, for `kubectl apply -k`."""
+    return _folder_of_module("trainer", TRAINER_MODULE, "manifests")
+
+
+def jobset_manifests() -> Path:
+    """The folder of JobSet's manifests, for `kubectl apply -k`."""
+    return _folder_of_module("jobset", JOBSET_MODULE, "config")
 
 
 def prometheus_operator_crds() -> Path:

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from pathlib import Path
 from tests.control_plane.api import Object
 
 MARKER = "POD_RUNNER"  # in the environment of all that runs for a pod, its grandchildren too
+TRAINER_PORT = "29500"  # fixed in the Kubeflow Trainer
 TERMINATION_LOG = "termination-log"
 MESSAGE_BYTES = 4096  # as much of a termination message as a kubelet reports
 
@@ -98,6 +100,7 @@ def plan(
             "OMP_NUM_THREADS": "1",
             **image_environment,
             **{name: here(value) for name, value in given.items()},
+            **_meeting_port(given),
             "MODELCHAIN_TERMINATION_LOG": str(folder / TERMINATION_LOG),
         },
         folder=folder,
@@ -331,6 +334,14 @@ def _with_variables(text: str, variables: Mapping[str, str]) -> str:
         return "$" if found.group(0) == "$$" else variables.get(found.group(1), found.group(0))
 
     return re.sub(r"\$\$|\$\(([^()]+)\)", replaced, text)
+
+
+def _meeting_port(given: Mapping[str, str]) -> dict[str, str]:
+    """All TrainJobs meet at the same port, each in a network of its own; here they share this machine's."""
+    address, port = given.get("PET_MASTER_ADDR"), given.get("PET_MASTER_PORT")
+    if address is None or port != TRAINER_PORT:
+        return {}
+    return {"PET_MASTER_PORT": str(30000 + zlib.crc32(address.encode()) % 2000)}
 
 
 def _local(value: str, hosts: Collection[str]) -> str:

@@ -64,9 +64,16 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 - apiGroups: [kubeflow.org]
   resources: [pytorchjobs]
   verbs: [get, list, watch, create, delete]
+- apiGroups: [trainer.kubeflow.org]
+  resources: [trainjobs]
+  verbs: [get, list, watch, create, delete]
 - apiGroups: [batch]
   resources: [jobs]
   verbs: [get, list, watch, create, delete]
+# What stands between a TrainJob and its pods.
+- apiGroups: [jobset.x-k8s.io]
+  resources: [jobsets]
+  verbs: [list, watch]
 # Names for the pods of an Indexed Job.
 - apiGroups: [""]
   resources: [services]

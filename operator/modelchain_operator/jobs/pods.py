@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from modelchain.artifacts import Failure
-from modelchain.cluster_labels import CONTAINER
+from modelchain.cluster_labels import CONTAINERS
 from modelchain.errors import is_permanent
 from modelchain.status import cut
 from modelchain.times import from_rfc3339
@@ -120,7 +120,7 @@ def is_running(pod: Object) -> bool:
     if phase(pod) != "Running":
         return False
     statuses = _statuses(pod, "containerStatuses")
-    trainer = next((one for one in statuses if one.get("name") == CONTAINER), None)
+    trainer = next((one for one in statuses if one.get("name") in CONTAINERS), None)
     return trainer is not None and "running" in (trainer.get("state") or {})
 
 
@@ -242,7 +242,7 @@ def _failure(ended: Mapping[str, Any]) -> Failure | None:
 def _trainer_end(pod: Object) -> Mapping[str, Any] | None:
     """How the trainer's own container ended; None if it has not."""
     statuses = _statuses(pod, "containerStatuses")
-    trainer = next((one for one in statuses if one.get("name") == CONTAINER), {})
+    trainer = next((one for one in statuses if one.get("name") in CONTAINERS), {})
     return (trainer.get("state") or {}).get("terminated")
 
 
@@ -250,7 +250,7 @@ def _terminated(pod: Object) -> Mapping[str, Any]:
     """How the trainer's container ended; another's, if that one failed and the trainer never began."""
     statuses = [*_statuses(pod, "containerStatuses"), *_statuses(pod, "initContainerStatuses")]
     ends = [(one.get("name"), (one.get("state") or {}).get("terminated")) for one in statuses]
-    own = next((end for name, end in ends if end and name == CONTAINER), None)
+    own = next((end for name, end in ends if end and name in CONTAINERS), None)
     if own and own.get("exitCode"):
         return own
     return next((end for _, end in ends if end and end.get("exitCode")), own or {})

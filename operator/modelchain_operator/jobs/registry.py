@@ -10,11 +10,16 @@ from modelchain.spec import JobBackend, JobSpec
 from modelchain_operator.jobs.backend import Backend, kinds_of
 from modelchain_operator.jobs.indexed_job import IndexedJobBackend
 from modelchain_operator.jobs.pytorchjob import PyTorchJobBackend
+from modelchain_operator.jobs.trainjob import TrainJobBackend
 from modelchain_operator.kinds import Kind
 from modelchain_operator.kubernetes_api import Object
 
 BACKENDS: Mapping[JobBackend, Backend] = MappingProxyType(
-    {JobBackend.PYTORCH_JOB: PyTorchJobBackend(), JobBackend.JOB: IndexedJobBackend()}
+    {
+        JobBackend.PYTORCH_JOB: PyTorchJobBackend(),
+        JobBackend.TRAIN_JOB: TrainJobBackend(),
+        JobBackend.JOB: IndexedJobBackend(),
+    }
 )
 
 # Each once: a Job may be a stage's, or stand between another kind and its pods.

@@ -71,7 +71,7 @@ def test_what_the_cache_keeps_of_a_job_reads_the_same(backend: JobBackend) -> No
 @each_backend
 def test_only_an_owner_of_the_jobs_own_name_may_have_made_its_pods(backend: JobBackend) -> None:
     job = made(backend)
-    pod = pod_of(job, job)
+    pod = pod_of(job, maker_of_pods(job))
     owner = controller_of(pod)
     assert owner is not None
     for one, seam in BACKENDS.items():
@@ -79,6 +79,14 @@ def test_only_an_owner_of_the_jobs_own_name_may_have_made_its_pods(backend: JobB
     assert not BACKENDS[backend].is_pod_owner(owner, "another")
     foreign = Owner("example.com", owner.kind, owner.name, owner.uid)
     assert not BACKENDS[backend].is_pod_owner(foreign, job["metadata"]["name"])
+
+
+def maker_of_pods(job: Object) -> Object:
+    """The job itself; of a TrainJob, the Job that its JobSet makes."""
+    if job["kind"] != "TrainJob":
+        return job
+    metadata = {**job["metadata"], "name": f"{job['metadata']['name']}-node-0", "uid": "inner-1"}
+    return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata}
 
 
 def between(job: Object) -> Object:

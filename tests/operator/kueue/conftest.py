@@ -9,6 +9,7 @@ import pytest
 from tests.control_plane.fixtures import install_modelchain
 from tests.control_plane.kueue import Kueue
 from tests.control_plane.plane import ControlPlane
+from tests.control_plane.trainer import TrainerStack
 from tests.operator.kueue.queues import Queues
 
 
@@ -26,13 +27,15 @@ def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlP
 
 @pytest.fixture(scope="session")
 def installed_kueue(control_plane: ControlPlane) -> Iterator[Kueue]:
-    """The Kueue of all tests here."""
-    kueue = Kueue(control_plane)
+    """The Kueue of all tests here, beside the Trainer and JobSet."""
+    stack, kueue = TrainerStack(control_plane), Kueue(control_plane)
     try:
+        stack.install()
         kueue.install()
         yield kueue
     finally:
         kueue.kill()
+        stack.kill()
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
 
 import pytest
 
@@ -18,13 +17,9 @@ from tests.processes import wait_until
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.xdist_group("kueue")]
 
 CHAIN_SECONDS = 300.0
-PLURALS = {"PyTorchJob": "pytorchjobs", "Job": "jobs"}
-
-
-@pytest.fixture(params=["PyTorchJob", "Job"])
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The kind of job."""
-    yield request.param
+PLURALS = {"PyTorchJob": "pytorchjobs", "TrainJob": "trainjobs", "Job": "jobs"}
+every_backend = pytest.mark.parametrize("backend", PLURALS)
+one_of_each_controller = pytest.mark.parametrize("backend", ["TrainJob", "Job"])
 
 
 def queued_chain(chain: ClusterChain, backend: str = "PyTorchJob", **job: object) -> None:
@@ -49,6 +44,7 @@ def newest_checkpoint(chain: ClusterChain) -> int:
     return max((checkpoint.step for checkpoint in stored if checkpoint.finished), default=0)
 
 
+@every_backend
 def test_a_stage_waits_for_its_quota_and_says_so_in_kueues_words(
     chain: ClusterChain, operator: OperatorProcess, pod_runner: PodRunner, queues: Queues, backend: str
 ) -> None:
@@ -69,6 +65,7 @@ def test_a_stage_waits_for_its_quota_and_says_so_in_kueues_words(
     assert (chain.stage("tiny")["attempt"], chain.stage("tiny")["failures"]) == (1, 0)
 
 
+@every_backend
 def test_a_stage_gives_way_to_a_higher_priority_and_goes_on_from_its_checkpoint(
     chain: ClusterChain, operator: OperatorProcess, pod_runner: PodRunner, queues: Queues, backend: str
 ) -> None:
@@ -121,6 +118,7 @@ def test_without_the_integration_a_chain_holds_unless_it_need_not_be_queued(
     chain.wait("Complete", seconds=CHAIN_SECONDS)
 
 
+@one_of_each_controller
 def test_without_its_queue_a_chain_holds_until_it_is_there(
     chain: ClusterChain, operator: OperatorProcess, pod_runner: PodRunner, queues: Queues, backend: str
 ) -> None:
@@ -134,6 +132,7 @@ def test_without_its_queue_a_chain_holds_until_it_is_there(
     chain.wait("Complete", seconds=CHAIN_SECONDS)
 
 
+@one_of_each_controller
 def test_a_deactivated_workload_is_told_with_the_command_that_activates_it(
     chain: ClusterChain, operator: OperatorProcess, pod_runner: PodRunner, queues: Queues, backend: str
 ) -> None:
