@@ -32,6 +32,7 @@ class StagePlan:
     name: str
     model: str
     predecessor: str | None
+    teacher: str | None  # who is asked in some step
     digest: str
     folder: str
     parameters: int
@@ -180,6 +181,7 @@ def _plan_stage(stage: ResolvedStage, baseline_epochs: int) -> StagePlan:
         name=stage.name,
         model=stage.model,
         predecessor=stage.predecessor and stage.predecessor.name,
+        teacher=stage.teacher.name if stage.teacher and taught else None,
         digest=stage.digest,
         folder=stage.folder,
         parameters=parameters(stage.model_config_),

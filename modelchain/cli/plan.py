@@ -68,6 +68,7 @@ def as_json(plan: Plan) -> dict[str, object]:
                 "name": stage.name,
                 "model": stage.model,
                 "predecessor": stage.predecessor,
+                "teacher": stage.teacher,
                 "digest": stage.digest,
                 "folder": stage.folder,
                 "parameters": stage.parameters,
@@ -103,10 +104,13 @@ def as_text(plan: Plan) -> str:
     """The plan for people."""
     from modelchain.cli.table import Column, count, render
 
+    # Only where it says more than FROM.
+    shows_teacher = any(stage.teacher != stage.predecessor for stage in plan.stages)
     columns = (
         Column("STAGE"),
         Column("MODEL"),
         Column("FROM"),
+        *([Column("TEACHER")] if shows_teacher else []),
         Column("PARAMETERS", right=True),
         Column("MACS/SAMPLE", right=True),
         Column("EPOCHS", right=True),
@@ -122,6 +126,7 @@ def as_text(plan: Plan) -> str:
             stage.name,
             "(inline)" if stage.model == stage.name else stage.model,
             stage.predecessor or "-",
+            *([stage.teacher or "-"] if shows_teacher else []),
             count(stage.parameters),
             count(stage.macs_per_sample),
             str(stage.epochs),

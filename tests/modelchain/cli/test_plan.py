@@ -42,6 +42,26 @@ def test_the_table_names_each_stage_with_its_size_and_cost(capsys: pytest.Captur
     assert lines[5].split()[:9] == ["vit-b", "ViT-B-16", "vit-s", "150", "M", "38.4", "G", "18", "52.0"]
 
 
+def test_who_teaches_is_shown_where_it_is_not_who_comes_before(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "chain.yaml"
+    path.write_text(json.dumps(document({("stages", 2, "distillation"): {"teacher": "tiny"}})))
+    main(["plan", str(path)])
+    header, *rows = [line.split() for line in capsys.readouterr().out.splitlines()[2:6]]
+    assert header[:4] == ["STAGE", "MODEL", "FROM", "TEACHER"]
+    assert [row[2:4] for row in rows] == [["-", "-"], ["tiny", "tiny"], ["small", "tiny"]]
+    main(["plan", str(path), "-o", "json"])
+    assert [stage["teacher"] for stage in json.loads(capsys.readouterr().out)["stages"]] == [
+        None,
+        "tiny",
+        "tiny",
+    ]
+    path.write_text(json.dumps(document({("distillation",): {"weight": 0}})))
+    main(["plan", str(path)])
+    assert "TEACHER" in capsys.readouterr().out, "that nobody teaches is said"
+
+
 def test_json_has_what_scripts_need(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", CC3M, "-o", "json"]) == 0
     plan = json.loads(capsys.readouterr().out)
