@@ -58,6 +58,8 @@ STATUS_BLOCKS: Mapping[str, tuple[type[BaseModel], str]] = {
     "status": (status.ChainStatus, ""),
     "stages": (status.StageStatus, "an item of status.stages, status.baselines"),
     "lastEnded": (status.EndedAttempt, "status.stages[].lastEnded"),
+    "quality": (status.Quality, "status.quality"),
+    "columns": (status.Columns, "status.columns"),
     "measurement": (status.Measurement, "status.measurement"),
     "measurement.models": (status.ModelMeasured, "an item of status.measurement.models"),
     "formerStages": (status.FormerStage, "an item of status.formerStages"),
@@ -73,6 +75,7 @@ _PATTERNS = {
     r"^[a-z][-a-z0-9]*/[A-Za-z0-9@]+$": "set/metric",
     r"^[0-9a-f]{64}$": "64 hexadecimal digits",
     "^(True|False|Unknown)$": "",
+    "^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9])?$": "one word",
 }
 _DEFAULT = re.compile(r" ?Default: (.+?)\.(?= [A-Z]|$)")
 

@@ -82,13 +82,16 @@ def baseline_metric(spec: BaselineSpec | None, stages: Sequence[ResolvedStage]) 
     common = set.intersection(
         *({metric for one in stage.evaluation for metric in metrics_of(one)} for stage in wanted)
     )
-    sets = wanted[-1].evaluation
-    leading = [
+    return next((metric for metric in leading_metrics(wanted[-1].evaluation) if metric in common), None)
+
+
+def leading_metrics(sets: Sequence[EvaluationSpec]) -> tuple[str, ...]:
+    """The metrics that stand for how good a model is, the most telling first."""
+    return (
         *(f"{one.name}/{_TOP1}" for one in sets if one.type.gives_top1),
         *(f"{one.name}/{_RECALL}" for one in sets if one.type is EvaluationType.RETRIEVAL),
         *(f"{one.name}/{_LOSS}" for one in sets if one.type is EvaluationType.RETRIEVAL),
-    ]
-    return next((metric for metric in leading if metric in common), None)
+    )
 
 
 def metrics_of(evaluation: EvaluationSpec) -> tuple[str, ...]:

@@ -38,7 +38,7 @@ MAX_METRIC_NAME = 128
 
 Text = Annotated[str, Field(max_length=MAX_MESSAGE)]
 Reason = Annotated[str, Field(max_length=MAX_REASON)]
-Time = Annotated[str, Field(max_length=40)]
+Time = Annotated[str, Field(max_length=40, json_schema_extra={"format": "date-time"})]
 Numbers = Annotated[dict[str, Finite], Field(max_length=MAX_METRICS)]
 
 
@@ -71,11 +71,13 @@ class StagePhase(StrEnum):
 
 
 class ConditionType(StrEnum):
+    READY = "Ready"  # what kstatus (and with it Flux) and `kubectl wait` look at
+    STALLED = "Stalled"  # as kstatus means it: for good, until somebody acts
     ACCEPTED = "Accepted"
     PROGRESSING = "Progressing"
     COMPLETE = "Complete"
     FAILED = "Failed"
-    STALLED = "Stalled"
+    UNRESPONSIVE = "Unresponsive"  # for a while: an attempt hung, and the next has shown no progress yet
     ARTIFACTS_MISSING = "ArtifactsMissing"
     DISRUPTED = "Disrupted"
     BASELINE_COMPLETE = "BaselineComplete"  # only of a chain that trains models alone
@@ -93,11 +95,21 @@ class Condition(StatusBlock):
         ),
     ]
     status: Annotated[str, Field(pattern="^(True|False|Unknown)$", description="True, False or Unknown.")]
-    reason: Annotated[Reason, Field(description="Why, in one CamelCase word.")]
+    reason: Annotated[
+        Reason,
+        Field(
+            min_length=1,
+            pattern="^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$",
+            description="Why, in one CamelCase word.",
+        ),
+    ]
     message: Annotated[
         str,
-        Field(max_length=MAX_CONDITION_MESSAGE, description="Why, in a sentence that a person can act on."),
-    ] = ""
+        Field(
+            max_length=MAX_CONDITION_MESSAGE,
+            description="Why, in a sentence that a person can act on; may be empty.",
+        ),
+    ]
     last_transition_time: Annotated[Time, Field(description="When status last changed, RFC 3339.")]
     observed_generation: Annotated[
         int | None, Field(description="Generation of the spec that this was said about.")
@@ -221,6 +233,39 @@ class FormerStage(StatusBlock):
     attempt: Annotated[int, Field(ge=1, description="Number of its last attempt.")]
 
 
+class Quality(StatusBlock):
+    """How good the latest model is that was evaluated, by one metric."""
+
+    metric: Annotated[
+        str, Field(max_length=MAX_METRIC_NAME, description="Name of the metric, e.g. digits/top1.")
+    ]
+    value: Annotated[Finite, Field(description="Its value; a share of 1 where it is an accuracy.")]
+    higher_is_better: Annotated[bool, Field(description="Whether a higher value is better.")]
+
+
+class Columns(StatusBlock):
+    """Texts for people, as the columns of kubectl show them. Programs read the numbers beside."""
+
+    progress: Annotated[str | None, Field(max_length=64, description="Steps of status.stage, done/all.")] = (
+        None
+    )
+    eta: Annotated[str | None, Field(max_length=32, description="status.etaSeconds, e.g. 2h05m.")] = None
+    top1: Annotated[
+        str | None,
+        Field(max_length=16, description="Latest zero-shot accuracy on the first such set, e.g. 93.3%."),
+    ] = None
+    speedup_planned: Annotated[
+        str | None, Field(max_length=16, description="status.speedupPlanned, e.g. 2.09x.")
+    ] = None
+    speedup_measured: Annotated[
+        str | None,
+        Field(
+            max_length=16,
+            description="status.speedupMeasured, e.g. 1.75x; with >= where a model alone did not get there.",
+        ),
+    ] = None
+
+
 class ChainStatus(StatusBlock):
     """Reading one never fails because another version wrote it: what this version does not understand is left out
     (unless it is read with WHOLE as context).
@@ -248,30 +293,29 @@ class ChainStatus(StatusBlock):
         int | None, Field(description="Generation of the spec that was last acted on.")
     ] = None
     stage: Annotated[str | None, Field(max_length=30, description="The stage that is worked on.")] = None
-    progress: Annotated[str | None, Field(max_length=64, description="Steps of that stage, done/all.")] = None
-    eta: Annotated[
-        str | None, Field(max_length=32, description="Estimated time to the end of the chain, e.g. 2h05m.")
-    ] = None
-    top1: Annotated[
-        str | None,
-        Field(max_length=16, description="Latest zero-shot accuracy on the first such set, e.g. 93.3%."),
+    step: Annotated[int | None, Field(description="Steps of that stage that are done.")] = None
+    steps: Annotated[int | None, Field(description="Steps of that stage in all.")] = None
+    eta_seconds: Annotated[int | None, Field(description="Estimated seconds to the end of the chain.")] = None
+    quality: Annotated[
+        Quality | None, Field(description="How good the latest model is that was evaluated.")
     ] = None
     speedup_planned: Annotated[
-        str | None,
+        Finite | None,
         Field(
-            max_length=16,
             description="Planned cost of training every model alone, for the baseline's epochs, over that of the "
-            "chain, e.g. 2.09x; whether the models are as good is not known.",
+            "chain; whether the models are as good is not known.",
         ),
     ] = None
     speedup_measured: Annotated[
-        str | None,
+        Finite | None,
         Field(
-            max_length=16,
             description="Measured compute of the models alone to become as good as the chain's, over that of the "
-            "chain, e.g. 1.75x; with >= where a model alone did not get there.",
+            "chain; at least that where a model alone did not get there (measurement.models[].reached).",
         ),
     ] = None
+    columns: Annotated[Columns, Field(description="The same as texts, for the columns of kubectl.")] = (
+        Columns()
+    )
     measurement: Annotated[
         Measurement | None, Field(description="What was measured, once spec.baseline.train is done.")
     ] = None
@@ -398,9 +442,11 @@ def without_progress(status: ChainStatus) -> ChainStatus:
         update={
             "stages": still(status.stages),
             "baselines": still(status.baselines),
-            "progress": None,
-            "eta": None,
-            "top1": None,
+            "step": None,
+            "steps": None,
+            "eta_seconds": None,
+            "quality": None,
+            "columns": status.columns.model_copy(update={"progress": None, "eta": None, "top1": None}),
         }
     )
 

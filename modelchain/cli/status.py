@@ -167,10 +167,10 @@ def as_list(
             chain.metadata.name,
             "Deleting" if chain.metadata.deletion_timestamp else status.phase.value,
             status.stage or _NONE,
-            status.progress or _NONE,
-            status.eta or _NONE,
-            status.top1 or _NONE,
-            status.speedup_measured or _NONE,
+            status.columns.progress or _NONE,
+            status.columns.eta or _NONE,
+            status.columns.top1 or _NONE,
+            status.columns.speedup_measured or _NONE,
             duration(now - from_rfc3339(created)) if created else _NONE,
         )
 
@@ -243,26 +243,27 @@ def _is_trouble(condition: Condition, status: ChainStatus) -> bool:
                 for other in status.conditions
             )
             return not holds and bool(condition.message) and status.phase not in at_rest and not told
-        case ConditionType.COMPLETE:
-            return False
+        case ConditionType.READY | ConditionType.COMPLETE | ConditionType.STALLED:
+            return False  # they sum up what others say
         case ConditionType.BASELINE_COMPLETE:
             return condition.reason in ("RunsFailed", "NotMeasured", "ArtifactsMissing")
-        case _:  # Failed, Stalled, ArtifactsMissing
+        case _:  # Failed, Unresponsive, ArtifactsMissing
             return holds
 
 
 def _headline(chain: ClusterChain, status: ChainStatus) -> str:
     parts = [f"{chain.full_name}: {status.phase.value if chain.status else 'no status yet'}"]
-    if status.stage and status.progress:
-        parts.append(f"stage {status.stage} at {status.progress}")
-    if status.eta:
-        parts.append(f"{status.eta} to go")
-    if status.top1:
-        parts.append(f"top-1 {status.top1}")
-    if status.speedup_measured:
-        parts.append(f"{status.speedup_measured} measured against training alone")
-    elif status.speedup_planned:
-        parts.append(f"{status.speedup_planned} planned against training alone")
+    texts = status.columns
+    if status.stage and texts.progress:
+        parts.append(f"stage {status.stage} at {texts.progress}")
+    if texts.eta:
+        parts.append(f"{texts.eta} to go")
+    if texts.top1:
+        parts.append(f"top-1 {texts.top1}")
+    if texts.speedup_measured:
+        parts.append(f"{texts.speedup_measured} measured against training alone")
+    elif texts.speedup_planned:
+        parts.append(f"{texts.speedup_planned} planned against training alone")
     return ", ".join(parts)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 from modelchain.reconcile.baseline import Verdict
 from modelchain.reconcile.completion import is_missing, was_missing
@@ -21,6 +23,8 @@ from modelchain.status import (
     cut,
 )
 from modelchain.times import rfc3339
+
+_Entry: TypeAlias = tuple[ConditionType, bool, str, str]  # whether it holds, why in a word, and in a sentence
 
 # Nothing moves until somebody or something else does.
 _BLOCKED = frozenset(
@@ -48,12 +52,12 @@ def conditions(
     """All conditions of a chain that was accepted. Those whose status did not change keep their time. `compared`: how
     its models trained alone stand, if it asks for some.
     """
-    said: tuple[tuple[ConditionType, bool, str, str], ...] = (
+    said: tuple[_Entry, ...] = (
         (ConditionType.ACCEPTED, True, "Valid", ""),
         (ConditionType.PROGRESSING, *_progressing(looks, phase)),
         (ConditionType.COMPLETE, *_complete(looks, phase)),
         (ConditionType.FAILED, *_failed(looks)),
-        (ConditionType.STALLED, *_stalled(looks)),
+        (ConditionType.UNRESPONSIVE, *_unresponsive(looks)),
         (ConditionType.ARTIFACTS_MISSING, *_artifacts_missing(looks)),
         (ConditionType.DISRUPTED, *_disrupted(looks)),
     )
@@ -61,6 +65,7 @@ def conditions(
         entry = (ConditionType.BASELINE_COMPLETE, compared.holds, compared.reason, compared.message)
         said = (*said, entry)
     said = tuple(_still_missing(previous, looks, entry) for entry in said)
+    said = (*_summed_up({entry[0]: entry for entry in said}, phase), *said)
     ours = tuple(_said(previous, *entry, generation=generation, now=now) for entry in said)
     # What another version has said is for it to take back.
     return (*ours, *(condition for condition in previous if condition.type not in tuple(ConditionType)))
@@ -71,34 +76,29 @@ def refused(
 ) -> ChainStatus:
     """The status of a chain that can't be resolved: condition Accepted is False and names every problem.
 
-    Its phase stays as long as something runs; nothing else makes progress then.
+    Its phase stays as long as something runs; nothing else makes progress then. The generation counts as observed:
+    whoever waits for an answer to an edit gets one.
     """
     status = previous or ChainStatus()
     text = " | ".join(problems)
     runs = any(stage.phase in (StagePhase.RUNNING, StagePhase.QUEUED) for stage in status.stages)
-    said = _said(
-        status.conditions, ConditionType.ACCEPTED, False, "Invalid", text, generation=generation, now=now
-    )
-    kept = [
-        _said(
-            status.conditions,
-            one.type,
-            False,
-            "Invalid",
-            "the chain is refused",
-            generation=generation,
-            now=now,
-        )
-        if one.type == ConditionType.PROGRESSING and not runs
-        else one
-        for one in status.conditions
-        if one.type != ConditionType.ACCEPTED
+    words = {
+        ConditionType.READY: (False, text),
+        ConditionType.STALLED: (True, text),
+        ConditionType.ACCEPTED: (False, text),
+        **({} if runs else {ConditionType.PROGRESSING: (False, "the chain is refused")}),
+    }
+    said = [
+        _said(status.conditions, kind, holds, "Invalid", message, generation=generation, now=now)
+        for kind, (holds, message) in words.items()
     ]
+    kept = [one for one in status.conditions if one.type not in words]
     return status.model_copy(
         update={
             "phase": status.phase if runs else ChainPhase.REFUSED,
             "message": cut(f"refused: {text}"),
-            "conditions": (said, *kept),
+            "observed_generation": status.observed_generation if generation is None else generation,
+            "conditions": (*said, *kept),
         }
     )
 
@@ -119,11 +119,16 @@ def _said(
     return Condition(
         type=kind,
         status=status,
-        reason=reason,
+        reason=_word(reason),
         message=cut(message, MAX_CONDITION_MESSAGE),
         last_transition_time=before.last_transition_time if before is not None and same else rfc3339(now),
         observed_generation=generation,
     )
+
+
+def _word(reason: str) -> str:
+    """A reason as the API demands it: it may come from a kubelet, or out of a failure.json."""
+    return re.sub(r"^[^A-Za-z]+|[^A-Za-z0-9]+$|[^A-Za-z0-9_,:]+", "", reason) or "Unknown"
 
 
 def _progressing(looks: Sequence[Look], phase: ChainPhase) -> tuple[bool, str, str]:
@@ -188,7 +193,22 @@ def _failed(looks: Sequence[Look]) -> tuple[bool, str, str]:
     return True, failed.reason, f"stage {failed.name}: {failed.message}"
 
 
-def _stalled(looks: Sequence[Look]) -> tuple[bool, str, str]:
+def _summed_up(said: Mapping[ConditionType, _Entry], phase: ChainPhase) -> tuple[_Entry, _Entry]:
+    """Ready and Stalled, in the sense of kstatus: there is what was asked for; it will not be until somebody acts.
+
+    What is waited for (a queue, a store that is away, the next attempt) is neither.
+    https://github.com/kubernetes-sigs/cli-utils/tree/master/pkg/kstatus
+    """
+    missing, failed = said[ConditionType.ARTIFACTS_MISSING], said[ConditionType.FAILED]
+    for kind, stalled in ((missing, missing[1]), (failed, phase is ChainPhase.FAILED)):
+        if stalled:
+            return (ConditionType.READY, False, *kind[2:]), (ConditionType.STALLED, True, *kind[2:])
+    holds = phase is ChainPhase.COMPLETE
+    why = said[ConditionType.COMPLETE if holds else ConditionType.PROGRESSING]
+    return (ConditionType.READY, holds, *why[2:]), (ConditionType.STALLED, False, "NotStalled", "")
+
+
+def _unresponsive(looks: Sequence[Look]) -> tuple[bool, str, str]:
     for look in looks:
         status = look.status
         ended = status.last_ended
@@ -197,7 +217,7 @@ def _stalled(looks: Sequence[Look]) -> tuple[bool, str, str]:
         if status.attempt > ended.attempt and status.activity is not None:
             continue  # the next attempt has given a sign of life
         return True, "NoProgress", f"stage {status.name}, attempt {ended.attempt}: {ended.message}"
-    return False, "NotStalled", ""
+    return False, "Responsive", ""
 
 
 def _disrupted(looks: Sequence[Look]) -> tuple[bool, str, str]:
@@ -210,9 +230,7 @@ def _disrupted(looks: Sequence[Look]) -> tuple[bool, str, str]:
     return False, "NotDisrupted", ""
 
 
-def _still_missing(
-    previous: Sequence[Condition], looks: Sequence[Look], entry: tuple[ConditionType, bool, str, str]
-) -> tuple[ConditionType, bool, str, str]:
+def _still_missing(previous: Sequence[Condition], looks: Sequence[Look], entry: _Entry) -> _Entry:
     """What was missing stays so until the store shows otherwise: not to have looked is no good news."""
     kind, holds, _, _ = entry
     before = next((condition for condition in previous if condition.type == kind), None)

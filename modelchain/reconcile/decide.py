@@ -66,7 +66,8 @@ def decide(chain: ResolvedChain, observed: Observation, now: float) -> Decision:
     headline = summary.headline(in_order, observed)
     compared = baseline.judge(chain, in_order, baselines, phase, observed)
     measured = compared.measurement if compared is not None else None
-    planned = observed.speedup_planned
+    acceleration = measured.acceleration if measured is not None else None
+    planned = previous.speedup_planned if observed.speedup_planned is None else observed.speedup_planned
     retrained = observed.retrains_missing and completion.retrained(
         first_looks.values(), (*in_order, *baselines)
     )
@@ -78,11 +79,13 @@ def decide(chain: ResolvedChain, observed: Observation, now: float) -> Decision:
             ),
             "observed_generation": observed.generation,
             "stage": headline.stage,
-            "progress": headline.progress,
-            "eta": headline.eta,
-            "top1": headline.top1,
-            "speedup_planned": previous.speedup_planned if planned is None else summary.times(planned),
-            "speedup_measured": cut(str(measured.acceleration), 16) if measured else None,
+            "step": headline.step,
+            "steps": headline.steps,
+            "eta_seconds": headline.eta_seconds,
+            "quality": headline.quality,
+            "speedup_planned": planned,
+            "speedup_measured": acceleration.factor if acceleration else None,
+            "columns": summary.columns(headline, planned=planned, measured=acceleration),
             "measurement": measured,
             "former_stages": former.former_stages(chain, observed),
             "retrained": cut(observed.retrain_missing) if retrained else previous.retrained,

@@ -20,7 +20,7 @@ from modelchain.status import ChainStatus, Condition, ConditionType, StagePhase,
 _OF_STAGES = (
     ConditionType.PROGRESSING,
     ConditionType.FAILED,
-    ConditionType.STALLED,
+    ConditionType.UNRESPONSIVE,
     ConditionType.DISRUPTED,
 )
 _JOB_GONE = "its job is gone; the chain is refused as it is written now, so no other is made"

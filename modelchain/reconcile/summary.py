@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
+from modelchain.acceleration import Acceleration
+from modelchain.baselines import leading_metrics
 from modelchain.reconcile.ending import blocked_text, is_blocked, why_blocked
 from modelchain.reconcile.look import Look
 from modelchain.reconcile.observation import Job, JobPhase, Observation
-from modelchain.resolved import ResolvedStage
+from modelchain.resolved import ResolvedStage, higher_is_better
 from modelchain.spec import EvaluationSpec
-from modelchain.status import MAX_REASON, ChainPhase, StagePhase, StageStatus, cut
+from modelchain.status import MAX_REASON, ChainPhase, Columns, Quality, StagePhase, StageStatus, cut
+
+T = TypeVar("T")
 
 _OF_JOB = {
     JobPhase.PENDING: (StagePhase.PENDING, "JobPending"),
@@ -24,12 +29,14 @@ _OF_JOB = {
 
 @dataclass(frozen=True)
 class Headline:
-    """The figures of the printer columns."""
+    """What is said of the chain as a whole, in figures."""
 
     stage: str | None
-    progress: str | None
-    eta: str | None
-    top1: str | None
+    step: int | None
+    steps: int | None
+    eta_seconds: int | None
+    quality: Quality | None
+    top1: float | None
 
 
 def show_job(look: Look) -> StageStatus:
@@ -100,10 +107,27 @@ def headline(looks: Sequence[Look], observed: Observation) -> Headline:
     """The stage that is worked on (the last one when all are done), how far it is, and how good."""
     current = _current(looks, StagePhase.RUNNING, StagePhase.FAILED) or looks[-1]
     status = current.status
-    progress = f"{status.step}/{status.steps}" if status.step is not None and status.steps else None
-    running = status.phase is StagePhase.RUNNING
+    steps = status.steps if status.step is not None else None
+    eta = _eta(looks, current, observed) if status.phase is StagePhase.RUNNING else None
     return Headline(
-        current.stage.name, progress, _eta(looks, current, observed) if running else None, _top1(looks)
+        stage=current.stage.name,
+        step=status.step if steps else None,
+        steps=steps or None,
+        eta_seconds=None if eta is None else max(0, round(eta)),
+        quality=_quality(looks),
+        top1=_latest(looks, lambda look: top1_of(look.stage, look.status.metrics)),
+    )
+
+
+def columns(headline: Headline, *, planned: float | None, measured: Acceleration | None) -> Columns:
+    """The same as texts, for the columns of kubectl."""
+    seconds, top1 = headline.eta_seconds, headline.top1
+    return Columns(
+        progress=None if headline.step is None else f"{headline.step}/{headline.steps}",
+        eta=None if seconds is None else duration(seconds),
+        top1=None if top1 is None else percent(top1),
+        speedup_planned=None if planned is None else times(planned),
+        speedup_measured=None if measured is None else cut(str(measured), 16),
     )
 
 
@@ -163,8 +187,8 @@ def _current(looks: Sequence[Look], *phases: StagePhase) -> Look | None:
     return open_stages[0] if open_stages else None
 
 
-def _eta(looks: Sequence[Look], current: Look, observed: Observation) -> str | None:
-    """Time to the end of the chain: the running stage's own, and the others' cost at the running stage's
+def _eta(looks: Sequence[Look], current: Look, observed: Observation) -> float | None:
+    """Seconds to the end of the chain: the running stage's own, and the others' cost at the running stage's
     speed.
     """
     status, training = current.status, current.stage.training
@@ -172,20 +196,29 @@ def _eta(looks: Sequence[Look], current: Look, observed: Observation) -> str | N
         return None
     others = [look.stage.name for look in looks if look is not current and not look.status.finished]
     if not others:
-        return duration(status.eta_seconds)
+        return status.eta_seconds
     cost = observed.macs.get(current.stage.name)
     samples = training.steps * training.global_batch_size
     if not cost or not status.samples_per_second or any(name not in observed.macs for name in others):
         return None
     macs_per_second = cost / samples * status.samples_per_second
-    return duration(status.eta_seconds + sum(observed.macs[name] for name in others) / macs_per_second)
+    return status.eta_seconds + sum(observed.macs[name] for name in others) / macs_per_second
 
 
-def _top1(looks: Sequence[Look]) -> str | None:
-    measured = [
-        top1_of(look.stage, look.status.metrics)
-        for look in looks
-        if look.status.phase is not StagePhase.PENDING
-    ]
-    latest = next((value for value in reversed(measured) if value is not None), None)
-    return None if latest is None else percent(latest)
+def _quality(looks: Sequence[Look]) -> Quality | None:
+    """By the first leading metric of the latest stage that has one."""
+
+    def of(look: Look) -> Quality | None:
+        values = look.status.metrics
+        metric = next((one for one in leading_metrics(look.stage.evaluation) if one in values), None)
+        if metric is None:
+            return None
+        return Quality(metric=metric, value=values[metric], higher_is_better=higher_is_better(metric))
+
+    return _latest(looks, of)
+
+
+def _latest(looks: Sequence[Look], of: Callable[[Look], T | None]) -> T | None:
+    """What the last stage shows that shows anything."""
+    found = (of(look) for look in reversed(looks) if look.status.phase is not StagePhase.PENDING)
+    return next((value for value in found if value is not None), None)

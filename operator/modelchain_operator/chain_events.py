@@ -132,7 +132,7 @@ def _stage(before: StageStatus, stage: StageStatus) -> Iterator[Note]:
 
 
 def _warnings(before: ChainStatus | None, after: ChainStatus) -> Iterator[Note]:
-    for kind in (ConditionType.STALLED, ConditionType.ARTIFACTS_MISSING):
+    for kind in (ConditionType.UNRESPONSIVE, ConditionType.ARTIFACTS_MISSING):
         condition = after.condition(kind)
         if (
             condition is not None

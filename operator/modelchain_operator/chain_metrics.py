@@ -55,7 +55,7 @@ _BLOCKED = frozenset(
         *LASTING_REASONS,  # what Kueue says of a job that no time lets go
     }
 )
-_ALARMING = (ConditionType.FAILED, ConditionType.STALLED, ConditionType.ARTIFACTS_MISSING)
+_ALARMING = (ConditionType.FAILED, ConditionType.UNRESPONSIVE, ConditionType.ARTIFACTS_MISSING)
 _REFUSED = "Refused"  # Accepted=False
 ATTENTION = frozenset({_REFUSED, *(kind.value for kind in _ALARMING), *_BLOCKED})
 _LIVE = (StagePhase.RUNNING, StagePhase.RETRYING)

@@ -77,7 +77,11 @@ CHART_TOOLS = (
 PROMTOOL = Program(
     "promtool", "promtool", "github.com/prometheus/prometheus/cmd/promtool", tags="remove_all_sd"
 )
-PROGRAMS = {program.name: program for program in (*CONTROL_PLANE, KUEUE, *TRAINER, *CHART_TOOLS, PROMTOOL)}
+# What Flux and Argo CD make of an object: kstatus, and the Lua that Argo CD runs.
+GITOPS = Program("gitops", "gitops", ".")
+PROGRAMS = {
+    program.name: program for program in (*CONTROL_PLANE, KUEUE, *TRAINER, *CHART_TOOLS, PROMTOOL, GITOPS)
+}
 
 
 def path(name: str) -> str:
@@ -131,7 +135,7 @@ def kubectl() -> str:
 def _cache(tool: str, flags: str = "") -> Path:
     """Where something of a module under tools/ is kept: what is of other versions lies beside it."""
     digest = hashlib.sha256(flags.encode())
-    for file in sorted((TOOLS / tool).glob("go.*")):
+    for file in sorted([*(TOOLS / tool).glob("go.*"), *(TOOLS / tool).glob("main.go")]):
         digest.update(file.read_bytes())
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return base / "modelchain-tests" / f"{tool}-{digest.hexdigest()[:16]}"

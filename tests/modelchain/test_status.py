@@ -37,7 +37,13 @@ def test_nothing_is_counted_or_trained_anew_after_a_roll_back(written: dict[str,
     newer["phase"] = "Archiving"
     newer["stages"][1] |= {"phase": "Warming", "failures": 2, "retryAt": 5}
     newer["conditions"].append(
-        {"type": "Ready", "status": "True", "reason": "New", "lastTransitionTime": "2027-01-15T08:00:00Z"}
+        {
+            "type": "Archived",
+            "status": "True",
+            "reason": "New",
+            "message": "",
+            "lastTransitionTime": "2027-01-15T08:00:00Z",
+        }
     )
     status = ChainStatus.model_validate(newer)
     tiny, small = status.stages
@@ -53,7 +59,9 @@ def test_nothing_is_counted_or_trained_anew_after_a_roll_back(written: dict[str,
     assert not [action for action in decision.actions if isinstance(action, StartJob)]
     assert play.status is not None
     assert play.status.is_true(ConditionType.ARTIFACTS_MISSING), "its artifacts are gone: that is told"
-    assert [one.status for one in play.status.conditions if one.type == "Ready"] == ["True"], "theirs is kept"
+    assert [one.status for one in play.status.conditions if one.type == "Archived"] == ["True"], (
+        "theirs is kept"
+    )
     assert play.status.condition(ConditionType.ACCEPTED) is not None
 
 
@@ -63,7 +71,7 @@ def test_nothing_is_counted_or_trained_anew_after_a_roll_back(written: dict[str,
         {"stages": "none"},
         {"stages": [{"phase": "Running"}, 5]},
         {"conditions": [{}, {"type": "x y"}]},
-        {"eta": 5},
+        {"columns": {"etaSeconds": "soon"}},
     ],
 )
 def test_whatever_stands_in_it_something_is_read(written: dict[str, Any], damage: dict[str, Any]) -> None:

@@ -19,7 +19,9 @@ CHAIN: Object = {
 
 
 def accepted() -> Condition:
-    return Condition(type=ConditionType.ACCEPTED, status="True", reason="Valid", last_transition_time=TIME)
+    return Condition(
+        type=ConditionType.ACCEPTED, status="True", reason="Valid", message="", last_transition_time=TIME
+    )
 
 
 def refused(message: str) -> Condition:

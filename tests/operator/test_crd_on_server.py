@@ -23,11 +23,19 @@ STATUS: dict[str, Any] = {
     "phase": "Running",
     "message": "stage small: training",
     "stage": "small",
-    "progress": "120/640",
-    "eta": "2h05m",
-    "top1": "93.3%",
-    "speedupPlanned": "2.09x",
-    "speedupMeasured": ">=1.75x",
+    "step": 120,
+    "steps": 640,
+    "etaSeconds": 7500,
+    "quality": {"metric": "digits/top1", "value": 0.933, "higherIsBetter": True},
+    "speedupPlanned": 2.09,
+    "speedupMeasured": 1.75,
+    "columns": {
+        "progress": "120/640",
+        "eta": "2h05m",
+        "top1": "93.3%",
+        "speedupPlanned": "2.09x",
+        "speedupMeasured": ">=1.75x",
+    },
     "stages": [
         {"name": "small", "phase": "Running", "digest": "ab" * 32, "attempt": 1, "loss": {"total": 2.5}}
     ],
@@ -248,7 +256,7 @@ def test_a_name_of_63_characters_is_taken(cluster: Cluster) -> None:
 def test_only_the_status_subresource_writes_the_status(cluster: Cluster) -> None:
     cluster.create()
     cluster.write_status("family", STATUS)
-    patch = json.dumps({"spec": {"suspend": True}, "status": {"phase": "Complete", "top1": "100.0%"}})
+    patch = json.dumps({"spec": {"suspend": True}, "status": {"phase": "Complete", "etaSeconds": 1}})
     cluster("patch", "modelchain", "family", "--type=merge", "-p", patch)
     after = cluster.chain("family")
     assert after["spec"]["suspend"] is True
@@ -275,7 +283,10 @@ def test_a_status_that_no_release_wrote_is_refused(cluster: Cluster) -> None:
     cluster.create()
     for status, field in (
         ({"phase": "Paused"}, "status.phase"),
-        ({"top1": 0.93}, "status.top1"),
+        ({"columns": {"top1": 0.93}}, "status.columns.top1"),
+        ({"speedupPlanned": "2.09x"}, "status.speedupPlanned"),
+        ({"quality": {"metric": "digits/top1"}}, "status.quality.value"),
+        ({"stages": [{"name": "small", "startedAt": "yesterday"}]}, "status.stages[0].startedAt"),
         ({"message": "x" * 5000}, "status.message"),
         ({"conditions": [{"type": "Ready", "status": "True"}]}, "status.conditions[0]"),
         ({"stages": [{"name": "small"}, {"name": "small"}]}, "status.stages[1]"),

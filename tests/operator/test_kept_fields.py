@@ -13,7 +13,7 @@ from modelchain_operator.observe import status_object
 
 STATUS = ChainStatus(
     phase=ChainPhase.RUNNING,
-    speedup_planned="2.09x",
+    speedup_planned=2.09,
     stages=(StageStatus(name="small", activity="Training"), StageStatus(name="base", loss={"total": 1.5})),
 )
 
@@ -32,7 +32,7 @@ def test_a_status_is_without_what_was_dropped_before(caplog: pytest.LogCaptureFi
         kept.learn(asked, stored)
         kept.learn(asked, stored)
     assert kept.of(STATUS) == ChainStatus.model_validate(stored)
-    assert kept.of(ChainStatus(speedup_planned="3x")) == ChainStatus()
+    assert kept.of(ChainStatus(speedup_planned=3.0)) == ChainStatus()
     (told,) = caplog.messages
     assert "drops speedupPlanned, stages[].activity of the status: upgrade it" in told
 

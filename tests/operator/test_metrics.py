@@ -361,9 +361,9 @@ def test_attention_is_asked_for_what_does_not_pass_by_itself() -> None:
     assert watched.attention() == set(), "a queue lets it go by itself"
     watched.see(job(tiny))
     watched.see(job(tiny), after=61)
-    assert watched.attention() == {"Stalled"}
+    assert watched.attention() == {"Unresponsive"}
     watched.see(tiny=StageFacts(trouble=StoreTrouble.FORBIDDEN))
-    assert watched.attention() == {"Stalled", "StoreForbidden"}
+    assert watched.attention() == {"Unresponsive", "StoreForbidden"}
     watched.see(tiny=StageFacts(manifest=manifest(tiny)))
     assert watched.attention() == set()
     watched.see(tiny=StageFacts())

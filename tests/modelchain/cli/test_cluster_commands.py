@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from modelchain import cluster_labels
-from modelchain.status import ChainPhase, ChainStatus, StagePhase, StageStatus
+from modelchain.status import ChainPhase, ChainStatus, Columns, StagePhase, StageStatus
 from tests.control_plane import binaries
 from tests.control_plane.fixtures import install_modelchain
 from tests.control_plane.plane import ControlPlane
@@ -77,10 +77,7 @@ STATUS = ChainStatus(
     phase=ChainPhase.RUNNING,
     observed_generation=1,
     stage="small",
-    progress="420/1560",
-    eta="2h05m",
-    top1="28.1%",
-    speedup_measured="2.09x",
+    columns=Columns(progress="420/1560", eta="2h05m", top1="28.1%", speedup_measured="2.09x"),
     stages=(
         StageStatus(
             name="tiny",

@@ -10,6 +10,7 @@ from modelchain.errors import ExitCode
 from modelchain.status import (
     ChainPhase,
     ChainStatus,
+    Columns,
     Condition,
     ConditionType,
     EndedAttempt,
@@ -36,7 +37,7 @@ FINE = (
     condition(ConditionType.PROGRESSING, True, "Running", "training small"),
     condition(ConditionType.COMPLETE, False, "StagesIncomplete", "1 of 3 stages are complete"),
     condition(ConditionType.FAILED, False, "NotFailed"),
-    condition(ConditionType.STALLED, False, "NotStalled"),
+    condition(ConditionType.UNRESPONSIVE, False, "Responsive"),
     condition(ConditionType.ARTIFACTS_MISSING, False, "ArtifactsPresent"),
 )
 SMALL = StageStatus(
@@ -64,7 +65,7 @@ def test_conditions_that_are_fine_are_not_mentioned() -> None:
     ("kind", "holds", "note"),
     [
         (ConditionType.FAILED, True, "Failed (Why): stage small: mend it"),
-        (ConditionType.STALLED, True, "Stalled (Why): stage small: mend it"),
+        (ConditionType.UNRESPONSIVE, True, "Unresponsive (Why): stage small: mend it"),
         (ConditionType.ARTIFACTS_MISSING, True, "ArtifactsMissing (Why): stage small: mend it"),
         (ConditionType.PROGRESSING, False, "not Progressing (Why): stage small: mend it"),
         (ConditionType.ACCEPTED, False, "not Accepted (Why): stage small: mend it"),
@@ -112,7 +113,7 @@ def test_what_the_trainer_does_stands_in_the_place_of_running() -> None:
 @pytest.mark.parametrize("width", [40, 60, 80, 140])
 def test_nothing_is_wider_than_the_terminal_and_no_word_is_lost(width: int) -> None:
     text = "stage small: " + "a reason that is long enough for several lines " * 4
-    status = with_conditions(condition(ConditionType.STALLED, True, "NoProgress", text), stages=(SMALL,))
+    status = with_conditions(condition(ConditionType.UNRESPONSIVE, True, "NoProgress", text), stages=(SMALL,))
     shown = as_text(chain(status), width=width)
     table = next(line for line in shown.splitlines() if line.startswith("STAGE"))
     others = [line for line in shown.splitlines() if line[:6].strip() not in ("STAGE", "small")]
@@ -134,7 +135,8 @@ def test_a_chain_that_is_being_deleted_says_so() -> None:
 
 def test_the_list_has_the_columns_of_kubectl_get() -> None:
     status = with_conditions(
-        stage="small", progress="1/3", eta="2h05m", top1="93.3%", speedup_measured="2.09x"
+        stage="small",
+        columns=Columns(progress="1/3", eta="2h05m", top1="93.3%", speedup_measured="2.09x"),
     )
     header, row = as_list([chain(status)], now=NOW, namespaces=True, width=None).splitlines()
     assert header.split() == [
@@ -174,14 +176,18 @@ def test_models_trained_alone_stand_below_the_stages_and_planned_is_not_measured
     )
     alone = SMALL.model_copy(update={"name": "small-alone"})
     status = with_conditions(
-        compared, stages=(SMALL,), baselines=(alone,), speedupPlanned="3.10x", phase="Complete"
+        compared,
+        stages=(SMALL,),
+        baselines=(alone,),
+        columns=Columns(speedup_planned="3.10x"),
+        phase="Complete",
     )
     text = as_text(chain(status), width=None)
     assert [line.split()[0] for line in text.splitlines()[3:5]] == ["small", "small-alone"]
     assert "3.10x planned against training alone" in text
     assert notes_of(chain(status)) == []
     assert as_list([chain(status)], now=NOW, width=None).splitlines()[1].split()[-2] == "-"
-    measured = status.model_copy(update={"speedup_measured": ">= 2.50x"})
+    measured = status.model_copy(update={"columns": Columns(speedup_measured=">= 2.50x")})
     assert ">= 2.50x measured against training alone" in as_text(chain(measured), width=None)
     assert ">= 2.50x" in as_list([chain(measured)], now=NOW, width=None)
 

@@ -43,7 +43,10 @@ def test_the_models_are_trained_alone_last_and_what_they_show_is_measured(family
     assert [model["name"] for model in measured["models"]] == ["small"]
     assert result["speedupPlanned"] > 0
     status = family.record().status
-    assert (status.speedup_measured, status.is_true(ConditionType.BASELINE_COMPLETE)) == ("0.50x", True)
+    assert (status.columns.speedup_measured, status.is_true(ConditionType.BASELINE_COMPLETE)) == (
+        "0.50x",
+        True,
+    )
     assert [run.name for run in family.record().baselines] == ["small-alone", "small-alone-matched"]
     again = family.run()
     assert (again.code, [event["event"] for event in again.events]) == (0, ["result"])

@@ -125,7 +125,8 @@ def test_what_was_measured_is_said_once_all_are_complete_and_stays() -> None:
     play.more = {"measurement": MEASURED, "speedup_planned": 3.1}
     play.look()
     assert play.status is not None
-    assert (play.status.speedup_measured, play.status.speedup_planned) == ("2.50x", "3.10x")
+    assert (play.status.columns.speedup_measured, play.status.columns.speedup_planned) == ("2.50x", "3.10x")
+    assert play.status.speedup_measured == 2.5
     assert condition(play).status == "True"
     assert condition(play).message == (
         "2.50x measured at equal digits/top1: small alone, over the chain's compute"
@@ -143,7 +144,7 @@ def test_a_model_that_alone_did_not_get_there_makes_a_lower_bound() -> None:
     play.more = {"measurement": MEASURED.model_copy(update={"models": (short,)})}
     play.look()
     assert play.status is not None
-    assert play.status.speedup_measured == ">= 2.50x"
+    assert play.status.columns.speedup_measured == ">= 2.50x"
     assert "small (not reached)" in condition(play).message
 
 

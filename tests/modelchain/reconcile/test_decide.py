@@ -6,7 +6,7 @@ import pytest
 
 from modelchain.reconcile.actions import RemoveJob, StartJob, StopJob
 from modelchain.reconcile.observation import Job, JobPhase, LeaseView, StageFacts, StoreTrouble
-from modelchain.status import ChainPhase, ConditionType, StagePhase, without_progress
+from modelchain.status import ChainPhase, ConditionType, Quality, StagePhase, without_progress
 from tests.modelchain.reconcile.chains import NOW, Play, chain, job, manifest, progress
 
 
@@ -30,7 +30,8 @@ def test_a_chain_runs_stage_after_stage_to_its_end() -> None:
     assert play.status is not None
     assert play.status.phase is ChainPhase.COMPLETE
     assert play.status.is_true(ConditionType.COMPLETE)
-    assert play.status.top1 == "75.0%"
+    assert play.status.columns.top1 == "75.0%"
+    assert play.status.quality == Quality(metric="digits/top1", value=0.75, higher_is_better=True)
     assert play["base"].weights_uri == f"file:///store/{play.stage('base').folder}/attempts/0123-1-aa"
 
 
@@ -88,7 +89,7 @@ def test_a_stage_that_only_holds_weights_has_no_steps_to_divide_by() -> None:
     sign = progress(0, samples_per_second=5.0, eta_seconds=0.0).model_copy(update={"steps": 0})
     play.look(job(held), held=StageFacts(progress=sign, progress_attempt=1))
     assert play.status is not None
-    assert (play.status.stage, play.status.progress, play.status.eta) == ("held", None, None)
+    assert (play.status.stage, play.status.step, play.status.eta_seconds) == ("held", None, None)
     done = play.look(held=StageFacts(manifest=manifest(held)))
     assert done.actions == (StartJob("small", 1),)
     assert (play["held"].phase, play["held"].step, play["held"].steps) == (StagePhase.COMPLETE, 0, 0)
@@ -215,7 +216,13 @@ def test_progress_changes_no_more_than_progress() -> None:
             progress_attempt=1,
         ),
     ).status
-    assert (after.progress, play["tiny"].step, play["tiny"].loss) == ("4/16", 4, {"total": 2.0})
+    assert (after.columns.progress, after.step, after.steps, play["tiny"].step, play["tiny"].loss) == (
+        "4/16",
+        4,
+        16,
+        4,
+        {"total": 2.0},
+    )
     assert without_progress(after) == without_progress(before)
 
 
@@ -248,7 +255,10 @@ def test_the_time_to_go_counts_the_stages_to_come_by_their_cost() -> None:
     half = progress(8, samples_per_second=1.0, eta_seconds=64.0)
     play.look(job(play.stage("tiny")), tiny=StageFacts(progress=half, progress_attempt=1))
     assert play.status is not None
-    assert play.status.eta == "7m"  # 64 s, and three times the whole stage's 128 s
+    assert (play.status.eta_seconds, play.status.columns.eta) == (
+        448,
+        "7m",
+    )  # 64 s, and three times the whole stage's 128 s
 
 
 def test_wakes_when_something_is_due_by_the_clock_alone() -> None:
@@ -285,6 +295,6 @@ def test_a_lease_of_our_own_does_not_keep_us_waiting() -> None:
 def test_the_speedup_reads_well_and_stays_when_it_is_not_known_again() -> None:
     play = Play(chain())
     play.more = {"speedup_planned": 2.0912}
-    assert play.look().status.speedup_planned == "2.09x"
+    assert play.look().status.columns.speedup_planned == "2.09x"
     play.more = {}
-    assert play.look(after=1).status.speedup_planned == "2.09x"
+    assert play.look(after=1).status.columns.speedup_planned == "2.09x"

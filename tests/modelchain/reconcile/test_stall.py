@@ -33,7 +33,7 @@ def test_a_job_without_any_progress_since_its_start_is_ended_counted_and_replace
     assert play.look(first, after=1).actions == (StopJob(first, "Stalled"),)
     assert play["tiny"].failures == 1
     assert play.status is not None
-    assert play.status.is_true(ConditionType.STALLED)
+    assert play.status.is_true(ConditionType.UNRESPONSIVE)
     assert play.look(after=1).actions == (StartJob("tiny", 2),)
 
 
@@ -44,9 +44,9 @@ def test_being_stalled_is_over_with_the_next_attempts_first_sign_of_life() -> No
     second = job(play.stage("tiny"), 2, started_at=play.now)
     play.look(second)
     assert play.status is not None
-    assert play.status.is_true(ConditionType.STALLED)
+    assert play.status.is_true(ConditionType.UNRESPONSIVE)
     play.look(second, tiny=StageFacts(progress=progress(3), progress_attempt=2))
-    assert not play.status.is_true(ConditionType.STALLED)
+    assert not play.status.is_true(ConditionType.UNRESPONSIVE)
 
 
 def test_the_time_counts_from_the_last_change_that_was_seen() -> None:
