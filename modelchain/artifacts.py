@@ -4,6 +4,7 @@ stages/<model>-<digest, shortened>/
     manifest.json       the commit; a stage is complete exactly when it verifies
     stage.json          what was asked, fully resolved
     lease.json          who trains this stage now
+    data.json           which shards it does without, where it may: written once, before it begins
     attempts/<token>/   one writer each
         progress.json   heartbeat
         checkpoints/<step>/   files, and checkpoint.json last; the one that the decay of a WarmupStableDecay
@@ -12,7 +13,7 @@ stages/<model>-<digest, shortened>/
         failure.json
 chains/<namespace>/<chain>.json         the chain's status, for people and for the local runner
 chains/<namespace>/<chain>.lease.json   who runs this chain now (local runner)
-indexes/<hash of the shard's URI, size and etag>.json   where samples lie in a shard
+indexes/<hash of URIs, sizes and etags>.json    where samples lie in up to 32 shards
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ DIGEST_LENGTH = 16  # hex digits of the digest in a folder's name; the manifest 
 MANIFEST = "manifest.json"
 STAGE = "stage.json"
 LEASE = "lease.json"
+DATA = "data.json"
 PROGRESS = "progress.json"
 FAILURE = "failure.json"
 CHECKPOINT = "checkpoint.json"
@@ -46,6 +48,14 @@ class FileEntry(Block):
     path: str  # relative to the folder of the manifest
     bytes: int
     sha256: Sha256
+
+
+class DataRecord(Block):
+    """data.json: what a stage decided when it first looked at its shards. Every attempt sees the same samples."""
+
+    version: int = 1
+    left_out: tuple[str, ...]  # URIs of shards
+    samples: int  # in the others
 
 
 class Manifest(Block):

@@ -71,6 +71,7 @@ class ResolvedData(Block):
     window_blocks: int = 128
     random_crop_scale: tuple[float, float] = (0.9, 1.0)
     max_corrupt_fraction: float = 0.01
+    max_missing_shards: int = 0
 
 
 class ResolvedTraining(Block):

@@ -25,6 +25,7 @@ MAX_STAGES = 32
 MAX_BASELINES = 32  # runs of models alone: as many stages more in a chain's status
 MAX_SHARD_PATTERNS = 256
 MAX_CAPTION_KEYS = 32
+MAX_MISSING_SHARDS = 1_000_000
 MAX_EVALUATIONS = 16
 MAX_CLASSES = 2000
 MAX_TEMPLATES = 200
@@ -233,6 +234,15 @@ class DataSpec(Block):
     max_corrupt_fraction: Annotated[
         Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None,
         Field(description="Share of samples that may be unreadable before the stage fails. Default: 0.01."),
+    ] = None
+    max_missing_shards: Annotated[
+        int | None,
+        Field(
+            ge=0,
+            le=MAX_MISSING_SHARDS,
+            description="Shards that may be missing, empty or damaged; a stage settles once which ones it does "
+            "without. Default: 0.",
+        ),
     ] = None
 
 

@@ -58,6 +58,7 @@ IDLE: list[tuple[Path, Any]] = [
     (("suspend",), True),
     (("task",), "Clip"),
     (("data", "maxCorruptFraction"), 0.5),
+    (("data", "maxMissingShards"), 3),
     (("training", "microBatchSize"), 16),
     (("training", "checkpointEverySteps"), 3),
     (("training", "keepCheckpoints"), 9),
@@ -297,7 +298,7 @@ def test_every_field_of_a_stage_is_known_to_decide_or_not_to() -> None:
             ),
             *("compile", "dataWorkers", "stepsPerEpoch", "steps"),  # the last two follow from the others
         },
-        ResolvedData: {"maxCorruptFraction"},
+        ResolvedData: {"maxCorruptFraction", "maxMissingShards"},
     }
     tables: dict[type[Block], tuple[str, set[str]]] = {
         ResolvedTraining: ("_TRAINING", {"schedule"}),

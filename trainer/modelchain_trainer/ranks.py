@@ -45,6 +45,7 @@ class Ranks:
         """Meet the others. Raises LostPeerError if they do not come."""
         self.rank = environment.rank
         self.world_size = environment.world_size
+        self.first_of_node = environment.local_rank == 0
         self._address = f"{environment.master_address}:{environment.master_port}"
         self._words: Store | None = None
         if self.world_size > 1:

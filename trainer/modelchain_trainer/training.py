@@ -8,8 +8,12 @@ from modelchain.resolved import ResolvedStage
 from modelchain.tasks import task_of as core_task_of
 from modelchain_trainer import trainee
 from modelchain_trainer.attempt import Attempt, begin
-from modelchain_trainer.data.index import DatasetIndex, build_index, index_shards
+from modelchain_trainer.data.index import DatasetIndex, open_index, write_training_index
+from modelchain_trainer.data.kept_index import index_missing
+from modelchain_trainer.data.left_out import find_shards, record_left_out
 from modelchain_trainer.data.loader import TrainingLoader
+from modelchain_trainer.data.patience import Patience
+from modelchain_trainer.data.shard_list import ShardList
 from modelchain_trainer.environment import ProcessEnvironment
 from modelchain_trainer.evaluation import EvaluationSet
 from modelchain_trainer.evaluation_sets import open_sets
@@ -61,18 +65,44 @@ def open_evaluation_sets(attempt: Attempt) -> list[EvaluationSet]:
 
 
 def index_data(attempt: Attempt) -> DatasetIndex:
-    """Where the training samples lie. The ranks index shards side by side, then read each other's indexes."""
+    """Where the training samples lie.
+
+    Rank 0 asks which shards there are. The ranks index those that were never seen side by side; then one rank of each
+    node puts the index together in a file that all its ranks map.
+    """
     attempt.telemetry.phase("Indexing")
     reach("indexing")
     stage, ranks, store = attempt.stage, attempt.ranks, attempt.store
+    patience = Patience()  # one of its own: it is stopped where a shard is bad
 
-    def on_progress(_done: int, _total: int) -> None:
-        attempt.telemetry.advance()
+    def find() -> str:
+        return find_shards(stage, store, patience).to_text()
 
+    shards = ShardList.from_text(ranks.share("shards", find), stage.store)
     if ranks.world_size > 1:
-        index_shards(
-            stage.data.shards, stage.store, store, on_progress, rank=ranks.rank, world_size=ranks.world_size
+        index_missing(
+            shards,
+            store,
+            patience,
+            lambda _count: attempt.telemetry.advance(),
+            rank=ranks.rank,
+            world_size=ranks.world_size,
         )
         ranks.wait_for_all("indexed")
-    keys = core_task_of(stage.task).text_keys(stage.data)
-    return build_index(stage.data, stage.store, store, on_progress, text_keys=keys)
+    folder = attempt.scratch.parent / "index"  # of the node
+    if ranks.first_of_node:
+        folder.mkdir(exist_ok=True)
+        write_training_index(
+            folder,
+            shards,
+            stage.data,
+            store,
+            lambda _done, _total: attempt.telemetry.advance(),
+            text_keys=core_task_of(stage.task).text_keys(stage.data),
+            patience=patience,
+        )
+    ranks.wait_for_all("index written")
+    index = open_index(folder, stage.store)
+    if ranks.first:
+        record_left_out(stage, store, index, patience)
+    return index

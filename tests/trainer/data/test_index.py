@@ -11,9 +11,11 @@ from modelchain.errors import ExitCode, MissingInputError, UserDataError
 from modelchain.resolved import ResolvedData, ResolvedStore
 from modelchain.store import NotFound, Store
 from modelchain.store.folder import FolderStore
-from modelchain_trainer.data.index import build_index, index_samples, index_shards
+from modelchain_trainer.data.index import build_index, index_samples
+from modelchain_trainer.data.kept_index import GROUP, groups_of, index_key, index_missing, read_kept
 from modelchain_trainer.data.patience import Patience
 from modelchain_trainer.data.reader import read_segment
+from modelchain_trainer.data.shard_list import ShardList
 from tests.seaweedfs import BUCKET, SeaweedFS
 from tests.tar_files import write_tar
 from tests.trainer.data.shards import access, index_of, png, sample, write_shards
@@ -100,14 +102,29 @@ def test_a_shard_with_none_of_the_keys_is_refused(tmp_path: Path) -> None:
         index_of([shard], 1, tmp_path / "store", caption_keys=("txt", "long.txt"))
 
 
-def test_ranks_index_their_own_shards_only(tmp_path: Path) -> None:
-    shards = write_shards(tmp_path / "data", 12, 3)
+def nothing(_count: int) -> None:
+    """No progress is looked at."""
+
+
+def test_ranks_index_their_own_groups_of_shards_only(tmp_path: Path) -> None:
+    shards = write_shards(tmp_path / "data", 2 * GROUP + 3, 1)
     store = FolderStore(tmp_path / "store")
-    index_shards(shards, access(tmp_path), store, rank=1, world_size=3)
-    assert len(list(store.list("indexes/"))) == 1
+    found = ShardList.find(shards, access(tmp_path), Patience())
+    index_missing(found, store, Patience(), nothing, rank=1, world_size=3)
+    assert [info.key for info in store.list("indexes/")] == [index_key(groups_of(found)[1])]
     for rank in (0, 2):
-        index_shards(shards, access(tmp_path), store, rank=rank, world_size=3)
-    assert len(list(store.list("indexes/"))) == 4
+        index_missing(found, store, Patience(), nothing, rank=rank, world_size=3)
+    assert len(list(store.list("indexes/"))) == 3
+
+
+def test_a_shard_list_travels_from_rank_to_rank(tmp_path: Path) -> None:
+    shards = write_shards(tmp_path / "data", 9, 3)
+    found = ShardList.find(shards, access(tmp_path), Patience())
+    told = ShardList.from_text(found.to_text(), access(tmp_path))
+    assert [shard.uri for shard in told.shards] == list(shards)
+    assert [index_key(group) for group in groups_of(told)] == [index_key(group) for group in groups_of(found)]
+    read = [index for _, index in read_kept(told, FolderStore(tmp_path / "store"), Patience(), nothing)]
+    assert [len(index) for index in read if not isinstance(index, Exception)] == [3, 3, 3]
 
 
 def test_memory_stays_under_a_hundred_bytes_a_sample_with_seven_captions(tmp_path: Path) -> None:

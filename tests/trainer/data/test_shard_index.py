@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import tarfile
 from pathlib import Path
@@ -12,12 +11,9 @@ import pytest
 import webdataset
 
 from modelchain.errors import UserDataError
-from modelchain.store.folder import FolderStore
-from modelchain_trainer.data.patience import Patience
-from modelchain_trainer.data.shard_index import ShardIndex, build, index_key, read_or_build, split_name
+from modelchain_trainer.data.shard_index import ShardIndex, build, split_name
 from modelchain_trainer.data.tar import scan
 from tests.tar_files import write_tar
-from tests.trainer.data.shards import CountingStore, info, write_shards
 
 
 def index_of(path: Path) -> ShardIndex:
@@ -103,63 +99,11 @@ def test_a_file_that_stands_twice_in_a_sample_is_refused(tmp_path: Path) -> None
         index_of(write_tar(tmp_path / "twice.tar", [("a/0.jpg", b"1"), ("a/0.txt", b"2"), ("a/0.JPG", b"3")]))
 
 
-def test_an_index_is_kept_and_read_instead_of_the_shard(tmp_path: Path) -> None:
-    path = Path(write_shards(tmp_path / "data", 20, 20)[0])
-    shards, kept = CountingStore(path.parent), FolderStore(tmp_path / "store")
-    first = read_or_build(shards, info(path), str(path), kept, Patience())
-    assert shards.reads
-    shards.reads.clear()
-    second = read_or_build(shards, info(path), str(path), kept, Patience())
-    assert shards.reads == []
-    assert files_of(path, second) == files_of(path, first)
-    assert second.extensions == ("png", "txt")
-    assert len(second) == 20
-
-
-def test_an_index_is_made_anew_when_the_shard_was_replaced(tmp_path: Path) -> None:
-    path = Path(write_shards(tmp_path / "data", 20, 20)[0])
-    shards, kept = CountingStore(path.parent), FolderStore(tmp_path / "store")
-    read_or_build(shards, info(path), str(path), kept, Patience())
-    before = index_key(str(path), info(path))
-    write_shards(tmp_path / "data", 21, 21)
-    assert index_key(str(path), info(path)) != before
-    assert len(read_or_build(shards, info(path), str(path), kept, Patience())) == 21
-
-
-def test_a_damaged_index_is_made_anew(tmp_path: Path) -> None:
-    path = Path(write_shards(tmp_path / "data", 20, 20)[0])
-    shards, kept = CountingStore(path.parent), FolderStore(tmp_path / "store")
-    whole = read_or_build(shards, info(path), str(path), kept, Patience())
-    key = index_key(str(path), info(path))
-    good = kept.get(key)[0]
-    document = json.loads(good)
-    wrong_columns = {**document["columns"], "starts": document["columns"]["sizes"]}
-    for bad in [
-        b"",
-        good[: len(good) // 2],
-        b"[]",
-        b"\xff\xfe",
-        json.dumps({**document, "version": 99}).encode(),
-        json.dumps({**document, "bytes": 3}).encode(),
-        json.dumps({**document, "extensions": ["png"]}).encode(),
-        json.dumps({**document, "columns": wrong_columns}).encode(),
-        json.dumps({**document, "columns": {**document["columns"], "offsets": "AAAA"}}).encode(),
-    ]:
-        kept.put(key, bad)
-        shards.reads.clear()
-        assert files_of(path, read_or_build(shards, info(path), str(path), kept, Patience())) == files_of(
-            path, whole
-        )
-        assert shards.reads, bad
-        assert kept.get(key)[0] == good
-
-
 def test_a_kept_index_is_small(tmp_path: Path) -> None:
     members: list[tuple[str, bytes]] = []
     sizes = np.random.default_rng(0).integers(20, 200, (500, 8))
     for number, row in enumerate(sizes.tolist()):
         members += [(f"{number:08d}.{extension}", bytes(size)) for extension, size in enumerate(row)]
     index = index_of(write_tar(tmp_path / "captions.tar", members))
-    text = index.to_json("uri", 0, "etag")
+    text = json.dumps(index.to_document("uri", 0, "etag"))
     assert len(text) / len(members) < 5  # bytes a member
-    assert io.BytesIO(text).read(1) == b"{"

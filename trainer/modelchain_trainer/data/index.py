@@ -1,27 +1,29 @@
 """Where every sample of a data set lies: the indexes of its shards, put together.
 
-Samples are numbered in the order of the shard list and of the bytes in each shard. Columns are numpy arrays,
-20 bytes a sample and 8 more a text, so that millions of samples fit in memory.
+Samples are numbered in the order of the shard list and of the bytes in each shard.
 """
 
 from __future__ import annotations
 
+import json
 import logging
+import tempfile
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from modelchain.errors import MissingInputError, UserDataError
+from modelchain.errors import UserDataError
 from modelchain.resolved import ResolvedData, ResolvedStore
-from modelchain.shards import expand_all
-from modelchain.store import ObjectInfo, Store, open_location, split_uri
+from modelchain.store import Store, open_location, split_uri
+from modelchain_trainer.data.columns import ColumnWriter, Int32, Int64, map_columns
+from modelchain_trainer.data.kept_index import read_kept
 from modelchain_trainer.data.patience import Patience
-from modelchain_trainer.data.shard_index import ShardIndex, read_or_build
+from modelchain_trainer.data.selection import files_of, select_samples
+from modelchain_trainer.data.shard_list import ShardList
 from modelchain_trainer.data.text_keys import extension_of
-from modelchain_trainer.data.unused import UnusedFiles, describe_counts
+from modelchain_trainer.data.unused import UnusedFiles
 
 # The first of these that a sample has is its image, unless data.imageKeys names others.
 IMAGE_EXTENSIONS = (
@@ -43,13 +45,10 @@ MAX_HIDDEN_FRACTION = (
     0.01  # of samples that are lost by their names; of training data: data.maxCorruptFraction
 )
 
+_DESCRIPTION = "index.json"
+
 _logger = logging.getLogger(__name__)
 
-_THREADS = 16
-_NAMED = 5  # missing shards named in a message
-
-Int64 = NDArray[np.int64]
-Int32 = NDArray[np.int32]
 OnProgress = Callable[[int, int], None]
 
 
@@ -78,6 +77,7 @@ class DatasetIndex:
     image_sizes: Int32  # [N]
     text_offsets: Int32  # [N, C]
     text_sizes: Int32  # [N, C]
+    left_out: tuple[str, ...] = ()  # shards that can't be used, within what is allowed
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -96,29 +96,19 @@ def build_index(
     text_keys: Sequence[str] | None = None,
     patience: Patience | None = None,
 ) -> DatasetIndex:
-    """The index of a stage's training data, with the texts of `text_keys` (default: its captions). Every rank calls
-    it; what is in `index_store` already is only read.
+    """The index of a stage's training data, with the texts of `text_keys` (default: its captions), in this process
+    alone. What is in `index_store` already is only read.
 
-    With many ranks and shards, let each call `index_shards` on its part first, then a barrier, then all this.
     `on_progress(done, total)` counts shards. Raises MissingInputError for shards that do not exist,
     UserDataError for bad ones and where there are not `data.samples` samples.
     """
-    index = index_samples(
-        data.shards,
-        text_keys or data.caption_keys,
-        access,
-        index_store,
-        on_progress,
-        image_keys=data.image_keys,
-        max_hidden_fraction=data.max_corrupt_fraction,
-        patience=patience,
-    )
-    if len(index) != data.samples:
-        raise UserDataError(
-            f"data.samples is {data.samples}, but the {len(index.shards)} shards hold {len(index)} samples"
-            f"{_incomplete(index)}; write samples: {len(index)}, or mend data.shards"
+    patience = patience or Patience()
+    shards = ShardList.find(data.shards, access, patience, max_missing=data.max_missing_shards)
+    with tempfile.TemporaryDirectory(prefix="modelchain-index-") as folder:
+        write_training_index(
+            Path(folder), shards, data, index_store, on_progress, text_keys=text_keys, patience=patience
         )
-    return index
+        return open_index(Path(folder), access)
 
 
 def index_samples(
@@ -136,93 +126,134 @@ def index_samples(
     has (by default IMAGE_EXTENSIONS). Raises as `build_index`, and UserDataError where no sample has an image or
     where more than a share of the samples is lost by dots in their names.
     """
-    located = _locate(expand_all(patterns), access, patience or Patience())
-    images = tuple(key.lower() for key in image_keys or IMAGE_EXTENSIONS)
-    unused = UnusedFiles(images, [extension_of(key) for key in text_keys])
-    indexes = _index_all(located, index_store, on_progress, patience or Patience())
-    index = _assemble(located, images, tuple(text_keys), indexes, unused)
-    _check_columns(index, images)
-    _check_hidden(index, unused, max_hidden_fraction)
-    return index
+    patience = patience or Patience()
+    shards = ShardList.find(patterns, access, patience)
+    with tempfile.TemporaryDirectory(prefix="modelchain-index-") as folder:
+        _write_index(
+            Path(folder),
+            shards,
+            tuple(text_keys),
+            index_store,
+            on_progress,
+            image_keys=image_keys,
+            max_hidden_fraction=max_hidden_fraction,
+            max_bad=0,
+            patience=patience,
+        )
+        return open_index(Path(folder), access)
 
 
-def index_shards(
-    patterns: Sequence[str],
-    access: ResolvedStore,
+def write_training_index(
+    folder: Path,
+    shards: ShardList,
+    data: ResolvedData,
     index_store: Store,
     on_progress: OnProgress | None = None,
     *,
-    rank: int = 0,
-    world_size: int = 1,
-    patience: Patience | None = None,
+    text_keys: Sequence[str] | None = None,
+    patience: Patience,
 ) -> None:
-    """Put the indexes of this rank's part of the shards into `index_store`, where they are not there yet."""
-    mine = expand_all(patterns)[rank::world_size]
-    located = _locate(mine, access, patience or Patience())
-    _index_all(located, index_store, on_progress, patience or Patience())
+    """Write the index of a stage's training data, with the texts of `text_keys` (default: its captions), into an
+    empty folder, for all processes of this node to open.
 
-
-@dataclass(frozen=True)
-class _Located:
-    uri: str
-    store: Store
-    info: ObjectInfo
-
-
-def _locate(uris: Sequence[str], access: ResolvedStore, patience: Patience) -> list[_Located]:
-    """Size and etag of every shard. Raises MissingInputError that names those that do not exist (NotFound for
-    a bucket).
+    Raises UserDataError for bad shards and where there are not `data.samples` samples.
     """
-    stores: dict[str, Store] = {}
-    keys: list[tuple[Store, str]] = []
-    for uri in uris:
-        parent, name = split_uri(uri)
-        if parent not in stores:
-            stores[parent] = open_location(parent, access)
-        keys.append((stores[parent], name))
-
-    def head(place: tuple[Store, str]) -> ObjectInfo | None:
-        store, name = place
-        return patience.attempt(lambda: store.head(name))
-
-    with ThreadPoolExecutor(_THREADS, thread_name_prefix="modelchain-head") as pool:
-        infos = list(pool.map(head, keys))
-    located: list[_Located] = []
-    missing: list[str] = []
-    for uri, (store, _), info in zip(uris, keys, infos, strict=True):
-        if info is None:
-            missing.append(uri)
-        else:
-            located.append(_Located(uri, store, info))
-    if missing:
-        named = ", ".join(missing[:_NAMED]) + (
-            f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
+    index = _write_index(
+        folder,
+        shards,
+        tuple(text_keys or data.caption_keys),
+        index_store,
+        on_progress,
+        image_keys=data.image_keys,
+        max_hidden_fraction=data.max_corrupt_fraction,
+        max_bad=data.max_missing_shards - len(shards.missing),
+        patience=patience,
+    )
+    fewer = index.left_out and len(index) < data.samples
+    if len(index) != data.samples and not fewer:
+        raise UserDataError(
+            f"data.samples is {data.samples}, but the {len(index.shards)} shards hold {len(index)} samples"
+            f"{_incomplete(index)}; write samples: {len(index)}, or fix data.shards"
         )
-        raise MissingInputError(
-            f"{len(missing)} of {len(uris)} shards do not exist: {named}; write them, or mend the shard list"
-        )
-    return located
 
 
-def _index_all(
-    located: Sequence[_Located], index_store: Store, on_progress: OnProgress | None, patience: Patience
-) -> list[ShardIndex]:
-    indexes: list[ShardIndex | None] = [None] * len(located)
-    with ThreadPoolExecutor(_THREADS, thread_name_prefix="modelchain-index") as pool:
-        futures = {
-            pool.submit(read_or_build, shard.store, shard.info, shard.uri, index_store, patience): number
-            for number, shard in enumerate(located)
-        }
-        try:
-            for done, future in enumerate(as_completed(futures), start=1):
-                indexes[futures[future]] = future.result()
-                if on_progress is not None:
-                    on_progress(done, len(located))
-        except BaseException:
-            patience.stop()  # the other threads end with their next request
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    return [index for index in indexes if index is not None]
+def open_index(folder: Path, access: ResolvedStore) -> DatasetIndex:
+    """The index that was written into a folder; its columns are mapped, not read."""
+    description = json.loads((folder / _DESCRIPTION).read_bytes())
+    uris: list[str] = description["shards"]
+    stores = {parent: open_location(parent, access) for parent in {split_uri(uri)[0] for uri in uris}}
+    columns = map_columns(folder, len(description["textKeys"]))
+    return DatasetIndex(
+        shards=tuple(Shard(uri, stores[split_uri(uri)[0]], split_uri(uri)[1]) for uri in uris),
+        text_keys=tuple(description["textKeys"]),
+        unused=description["unused"],
+        first_samples=np.array(description["firstSamples"], np.int64),
+        left_out=tuple(description["leftOut"]),
+        **vars(columns),
+    )
+
+
+def _write_index(
+    folder: Path,
+    shards: ShardList,
+    text_keys: tuple[str, ...],
+    index_store: Store,
+    on_progress: OnProgress | None,
+    *,
+    image_keys: Sequence[str] | None,
+    max_hidden_fraction: float,
+    max_bad: int,
+    patience: Patience,
+) -> DatasetIndex:
+    images = tuple(key.lower() for key in image_keys or IMAGE_EXTENSIONS)
+    unused = UnusedFiles(images, [extension_of(key) for key in text_keys])
+    done, total = 0, len(shards.shards)
+
+    def progress(count: int) -> None:
+        nonlocal done
+        done += count
+        if on_progress is not None:
+            on_progress(done, total)
+
+    used: list[str] = []
+    first = [0]
+    bad: dict[str, str] = {}
+    with ColumnWriter(folder) as writer:
+        for shard, found in read_kept(shards, index_store, patience, progress):
+            if isinstance(found, UserDataError):
+                bad[shard.uri] = str(found)
+                if len(bad) > max_bad:
+                    raise found
+                continue
+            columns = select_samples(shard.uri, found, images, text_keys)
+            unused.add(shard.uri, found)
+            if not len(columns):
+                wanted = ", ".join([*images, *map(extension_of, text_keys)])
+                raise UserDataError(
+                    f"{shard.uri}: has no sample with any of {wanted}; its files are {files_of(found)}; name the "
+                    "extensions of images and captions in data.imageKeys and data.captionKeys"
+                )
+            writer.append(columns)
+            used.append(shard.uri)
+            first.append(first[-1] + len(columns))
+    if not used:
+        raise UserDataError(f"none of the {total} shards can be used; for example {next(iter(bad.values()))}")
+    for uri in shards.missing:
+        _logger.warning("%s: does not exist, or did not when the stage began; left out", uri)
+    for message in bad.values():
+        _logger.warning("%s; left out", message)
+    description = {
+        "shards": used,
+        "firstSamples": first,
+        "textKeys": text_keys,
+        "unused": unused.describe(),
+        "leftOut": [*shards.missing, *bad],
+    }
+    (folder / _DESCRIPTION).write_text(json.dumps(description))
+    index = open_index(folder, shards.access)
+    _check_columns(index, images)
+    _check_hidden(index, unused, max_hidden_fraction)
+    return index
 
 
 def _check_columns(index: DatasetIndex, images: tuple[str, ...]) -> None:
@@ -266,92 +297,3 @@ def _incomplete(index: DatasetIndex) -> str:
     ]
     parts = [f"{count} {what}" for what, count in lacking if count]
     return f", of which {' and '.join(parts)} (a sample lies in one shard as a whole)" if parts else ""
-
-
-def _assemble(
-    located: Sequence[_Located],
-    images: tuple[str, ...],
-    text_keys: tuple[str, ...],
-    indexes: Sequence[ShardIndex],
-    unused: UnusedFiles,
-) -> DatasetIndex:
-    shards: list[Shard] = []
-    columns: list[_Columns] = []
-    first = [0]
-    for shard, index in zip(located, indexes, strict=True):
-        part = _select(shard.uri, index, images, text_keys)
-        unused.add(shard.uri, index)
-        if not len(part.starts):
-            wanted = ", ".join([*images, *map(extension_of, text_keys)])
-            raise UserDataError(
-                f"{shard.uri}: has no sample with any of {wanted}; its files are {_files_of(index)}; name the "
-                "extensions of images and captions in data.imageKeys and data.captionKeys"
-            )
-        shards.append(Shard(shard.uri, shard.store, shard.info.key))
-        columns.append(part)
-        first.append(first[-1] + len(part.starts))
-    return DatasetIndex(
-        shards=tuple(shards),
-        text_keys=text_keys,
-        unused=unused.describe(),
-        first_samples=np.array(first, np.int64),
-        starts=np.concatenate([part.starts for part in columns]),
-        lengths=np.concatenate([part.lengths for part in columns]),
-        image_offsets=np.concatenate([part.image_offsets for part in columns]),
-        image_sizes=np.concatenate([part.image_sizes for part in columns]),
-        text_offsets=np.concatenate([part.text_offsets for part in columns]),
-        text_sizes=np.concatenate([part.text_sizes for part in columns]),
-    )
-
-
-def _files_of(index: ShardIndex) -> str:
-    counts = np.bincount(index.extension, minlength=len(index.extensions)).tolist()
-    return describe_counts(dict(zip(index.extensions, counts, strict=True)))
-
-
-@dataclass(frozen=True, eq=False)
-class _Columns:
-    starts: Int64
-    lengths: Int32
-    image_offsets: Int32
-    image_sizes: Int32
-    text_offsets: Int32
-    text_sizes: Int32
-
-
-def _select(uri: str, index: ShardIndex, images: tuple[str, ...], text_keys: tuple[str, ...]) -> _Columns:
-    """The image and the texts of each sample; groups with none of them (a README) are no samples.
-
-    Raises UserDataError where the parts of a sample lie apart.
-    """
-    count = len(index)
-    sample_of_member = np.repeat(np.arange(count), index.members)
-
-    def place(extensions: Sequence[str]) -> tuple[Int32, Int32]:
-        offsets, sizes = np.full(count, -1, np.int32), np.zeros(count, np.int32)
-        for extension in reversed(extensions):  # the first one named wins
-            if extension in index.extensions:
-                chosen = index.extension == index.extensions.index(extension)
-                offsets[sample_of_member[chosen]] = index.offsets[chosen]
-                sizes[sample_of_member[chosen]] = index.sizes[chosen]
-        return offsets, sizes
-
-    image_offsets, image_sizes = place(images)
-    texts = [place([extension_of(key)]) for key in text_keys]
-    text_offsets = np.stack([offsets for offsets, _ in texts], axis=1)
-    text_sizes = np.stack([sizes for _, sizes in texts], axis=1)
-    kept = (image_offsets >= 0) | (text_offsets >= 0).any(axis=1)
-    apart = next((parts for parts in index.apart if kept[parts.first] and kept[parts.second]), None)
-    if apart is not None:
-        raise UserDataError(
-            f"{uri}: the parts of sample {apart.key} lie apart; write the files of a sample one after the other, "
-            "e.g. with tar --sort=name"
-        )
-    return _Columns(
-        starts=index.starts[kept],
-        lengths=index.lengths[kept].astype(np.int32),
-        image_offsets=image_offsets[kept],
-        image_sizes=image_sizes[kept],
-        text_offsets=text_offsets[kept],
-        text_sizes=text_sizes[kept],
-    )

@@ -60,15 +60,14 @@ def cut_blocks(index: DatasetIndex, block_bytes: int) -> Int64:
     """First sample of each block, and N: as many samples as fit in `block_bytes`, at least one, never across
     shards.
     """
-    ends = index.starts + index.lengths
     boundaries: list[int] = []
     for first, last in zip(index.first_samples[:-1].tolist(), index.first_samples[1:].tolist(), strict=True):
-        sample = first
-        while sample < last:
-            boundaries.append(sample)
-            fitting = int(
-                np.searchsorted(ends[sample:last], index.starts[sample] + block_bytes, side="right")
-            )
+        starts = index.starts[first:last]
+        ends = starts + index.lengths[first:last]
+        sample = 0
+        while sample < last - first:
+            boundaries.append(first + sample)
+            fitting = int(np.searchsorted(ends, starts[sample] + block_bytes, side="right")) - sample
             sample += max(fitting, 1)
     return np.array([*boundaries, len(index)], np.int64)
 

@@ -10,23 +10,20 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
-import json
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from modelchain.errors import UserDataError
+from modelchain.errors import MissingInputError, UserDataError
 from modelchain.store import NotFound, ObjectInfo, Store
 from modelchain_trainer.data.patience import Patience
 from modelchain_trainer.data.tar import Member, scan
 
-VERSION = 2
-INDEX_FOLDER = "indexes"
+VERSION = 3
 MAX_SAMPLE_BYTES = 2**31 - 1
 
 _COLUMNS = ("starts", "lengths", "members", "extension", "offsets", "sizes")
@@ -60,27 +57,24 @@ class ShardIndex:
     def __len__(self) -> int:
         return len(self.starts)
 
-    def to_json(self, uri: str, size: int, etag: str) -> bytes:
+    def to_document(self, uri: str, size: int, etag: str) -> dict[str, object]:
         """Compact: columns as byte planes (small numbers leave most planes empty), compressed, in base64."""
         columns = {name: _pack(getattr(self, name)) for name in _COLUMNS}
-        return json.dumps(
-            {
-                "version": VERSION,
-                "uri": uri,
-                "bytes": size,
-                "etag": etag,
-                "samples": len(self),
-                "extensions": self.extensions,
-                "columns": columns,
-                "apart": self.apart,
-            }
-        ).encode()
+        return {
+            "version": VERSION,
+            "uri": uri,
+            "bytes": size,
+            "etag": etag,
+            "samples": len(self),
+            "extensions": self.extensions,
+            "columns": columns,
+            "apart": self.apart,
+        }
 
     @classmethod
-    def from_json(cls, data: bytes, size: int) -> ShardIndex:
-        """Read what `to_json` wrote for a shard of `size` bytes. Raises ValueError for anything else."""
+    def from_document(cls, document: Any, size: int) -> ShardIndex:
+        """Read what `to_document` made for a shard of `size` bytes. Raises ValueError for anything else."""
         try:
-            document = json.loads(data)
             if document["version"] != VERSION or document["bytes"] != size:
                 raise ValueError("another version, or of another shard")
             columns = {name: _unpack(document["columns"][name]) for name in _COLUMNS}
@@ -113,31 +107,19 @@ class ShardIndex:
         return bool((self.starts[1:] >= ends[:-1]).all() and ends[-1] <= size and bodies_fit.all())
 
 
-def index_key(uri: str, info: ObjectInfo) -> str:
-    """Where the index of a shard is kept: another name as soon as the shard's bytes are replaced."""
-    identity = "\n".join([str(VERSION), uri, str(info.size), info.etag])
-    return f"{INDEX_FOLDER}/{hashlib.sha256(identity.encode()).hexdigest()}.json"
+def build_from_store(store: Store, info: ObjectInfo, uri: str, patience: Patience) -> ShardIndex:
+    """The index of a shard, made from its headers.
 
-
-def read_or_build(
-    shard: Store, info: ObjectInfo, uri: str, index_store: Store, patience: Patience
-) -> ShardIndex:
-    """The index of a shard: from `index_store`, or made from the shard's headers and put there.
-
-    Raises UserDataError where the shard is no tar, is damaged, or holds no sample.
+    Raises UserDataError where the shard is no tar, is damaged, or holds no sample, MissingInputError where it is gone.
     """
-    key = index_key(uri, info)
-    try:
-        return ShardIndex.from_json(patience.attempt(lambda: index_store.get(key))[0], info.size)
-    except (NotFound, ValueError):  # not there yet, or unreadable: made anew
-        pass
 
     def read(start: int, length: int) -> bytes:
-        return patience.attempt(lambda: shard.get_range(info.key, start, length))
+        return patience.attempt(lambda: store.get_range(info.key, start, length))
 
-    index = build(scan(read, info.size, uri), uri)
-    patience.attempt(lambda: index_store.put(key, index.to_json(uri, info.size, info.etag)))
-    return index
+    try:
+        return build(scan(read, info.size, uri, seeks_are_cheap=not store.uri.startswith("s3://")), uri)
+    except NotFound as error:
+        raise MissingInputError(f"{uri}: was removed while it was indexed; put it back") from error
 
 
 def build(members: Iterator[Member], uri: str) -> ShardIndex:

@@ -18,6 +18,10 @@ _ZEROS = bytes(RECORD)
 _FIRST_READ = 1 << 20
 _SMALLEST_READ = 1 << 16
 _LARGEST_READ = 8 << 20
+# Bodies larger than this are skipped. A request to S3 takes as long as some MiB of its answer.
+_WORTH_SKIPPING = 1 << 20
+_FIRST_READ_ON_DISK = 1 << 12
+_WORTH_SKIPPING_ON_DISK = 1 << 14
 _LONGEST_EXTENSION = 1 << 20  # bytes of a long name or of PAX records
 
 _REGULAR = b"07\0"
@@ -37,16 +41,17 @@ class Member(NamedTuple):
     size: int  # of its body
 
 
-def scan(read: ReadRange, size: int, uri: str) -> Iterator[Member]:
+def scan(read: ReadRange, size: int, uri: str, *, seeks_are_cheap: bool = False) -> Iterator[Member]:
     """The regular files of the archive of `size` bytes, in order.
 
-    `read(start, length)` gives bytes of the archive; it is called with large ranges that skip large bodies.
+    `read(start, length)` gives bytes of the archive; it is called with large ranges that skip large bodies, and with
+    little more than the headers where `seeks_are_cheap`, as on a disk.
     Raises UserDataError, with `uri` in its message, where the archive is not one, is damaged or was cut
     short.
     """
     if size == 0:
         raise UserDataError(f"{uri}: is empty (0 bytes); write the shard again or take it out of the list")
-    window = _Window(read, size, uri)
+    window = _Window(read, size, uri, seeks_are_cheap=seeks_are_cheap)
     pax_for_all: dict[str, str] = {}
     position = 0
     while True:
@@ -92,31 +97,28 @@ def scan(read: ReadRange, size: int, uri: str) -> Iterator[Member]:
 
 
 class _Window:
-    """The part of the archive in memory. Reads grow while they hit many headers, and shrink where bodies are
-    large.
-    """
+    """The part of the archive in memory. Reads grow while nothing is skipped, and shrink where bodies are large."""
 
-    def __init__(self, read: ReadRange, size: int, uri: str) -> None:
+    def __init__(self, read: ReadRange, size: int, uri: str, *, seeks_are_cheap: bool) -> None:
         self._read, self._size, self._uri = read, size, uri
+        self._next_read = _FIRST_READ_ON_DISK if seeks_are_cheap else _FIRST_READ
+        self._smallest_read = _FIRST_READ_ON_DISK if seeks_are_cheap else _SMALLEST_READ
+        self._worth_skipping = _WORTH_SKIPPING_ON_DISK if seeks_are_cheap else _WORTH_SKIPPING
         self._bytes = b""
         self._begin = 0
-        self._next_read = _FIRST_READ
-        self._hits = 0
 
     def take(self, start: int, length: int) -> bytes:
         if start + length > self._size:
             raise _cut_short(self._uri, self._size)
         if start + length > self._begin + len(self._bytes):
             self._advance(start, length)
-        self._hits += 1
         return self._bytes[start - self._begin : start - self._begin + length]
 
     def _advance(self, start: int, length: int) -> None:
-        if self._bytes and self._hits >= 8:
+        if self._bytes and start - (self._begin + len(self._bytes)) <= self._worth_skipping:
             self._next_read = min(self._next_read * 2, _LARGEST_READ)
-        elif self._bytes and self._hits <= 1:
-            self._next_read = max(self._next_read // 4, _SMALLEST_READ)
-        self._hits = 0
+        elif self._bytes:
+            self._next_read = max(self._next_read // 4, self._smallest_read)
         wanted = min(max(self._next_read, length), self._size - start)
         self._begin = start
         self._bytes = self._read(start, wanted)
