@@ -113,6 +113,18 @@ class Pod(Shown):
     status: PodStatus = Field(default_factory=PodStatus)
 
 
+class Event(Shown):
+    message: str = ""
+    event_time: str | None = None
+    last_timestamp: str | None = None
+    first_timestamp: str | None = None
+
+    @property
+    def time(self) -> str:
+        """When it was last seen, RFC 3339: sorts as it stands."""
+        return self.last_timestamp or self.event_time or self.first_timestamp or ""
+
+
 class Cluster:
     """The cluster and namespace that a command line names."""
 
@@ -144,6 +156,16 @@ class Cluster:
         """The pods that a label selector matches."""
         found = self.kubectl.read("get", "pods", "-n", namespace, "-l", selector)
         return [Pod.model_validate(item) for item in _items(found)]
+
+    def warnings(self, chain: Metadata) -> list[str]:
+        """Notes of the chain's Events of type Warning, the newest first; none where they may not be read."""
+        selector = f"involvedObject.uid={chain.uid},type=Warning"
+        try:
+            found = self.kubectl.read("get", "events", "-n", chain.namespace, "--field-selector", selector)
+        except ModelChainError:
+            return []
+        events = [Event.model_validate(item) for item in _items(found)]
+        return [one.message for one in sorted(events, key=lambda one: one.time, reverse=True) if one.message]
 
     def config_map_entry(self, namespace: str, name: str, key: str) -> str | None:
         """One entry of a ConfigMap, None if it has none. Raises NoSuchObject."""

@@ -143,6 +143,17 @@ def test_a_cluster_without_the_crd_says_what_to_install(without_crd: Done) -> No
     assert "knows no ModelChains" in without_crd.error and "crds/" in without_crd.error
 
 
+def test_explain_says_in_a_paragraph_how_the_chain_stands_and_what_it_waits_for(plane: ControlPlane) -> None:
+    done = plugin(plane, "explain", "family")
+    assert (done.code, done.err) == (0, "")
+    (text,) = done.out.splitlines()
+    assert "family: stage small is being trained, attempt 2, step 420 of 1560" in text
+    unseen = plugin(plane, "explain", "fresh")
+    assert (unseen.code, unseen.err) == (0, "")
+    assert "No operator has looked at" in unseen.out
+    assert plugin(plane, "explain", "famly").code == 66
+
+
 def test_status_shows_each_stage_with_its_figures(plane: ControlPlane) -> None:
     done = plugin(plane, "status", "family")
     assert (done.code, done.err) == (0, "")
