@@ -40,6 +40,7 @@ _TRAINING: Final[Table] = {
     "precision": "Fp32",
     "seed": 0,
     "emaDecay": None,
+    "loss": "Contrastive",
 }
 _LEARNING_RATE_SCHEDULE: Final[Table] = {"type": "Cosine", "decayFraction": REQUIRED}
 _DATA: Final[Table] = {  # shards are added apart

@@ -44,7 +44,9 @@ from modelchain.spec import (
     JobSpec,
     LearningRateSchedule,
     LearningRateScheduleType,
+    LossName,
     ModelChain,
+    ModelConfig,
     ObjectMeta,
     OptimizerState,
     StageSpec,
@@ -193,6 +195,13 @@ def resolve_model(stage: StageSpec) -> tuple[str, AnyConfig]:
     raise UnresolvableError(f"stage {stage.name}: give either model or modelConfig")
 
 
+def with_loss(config: AnyConfig, training: TrainingSpec | None) -> AnyConfig:
+    """The model as it is trained with that loss: SigLIP's learns a bias of the logits."""
+    if training is None or training.loss is not LossName.SIGMOID or not isinstance(config, ModelConfig):
+        return config
+    return config.model_copy(update={"logit_bias": True})
+
+
 def written_models(stage: StageSpec) -> dict[str, AnyConfig]:
     """The models that a stage writes out, by field: one, in a valid chain whose model has no name."""
     return {
@@ -284,6 +293,7 @@ def _resolve_stage(
     name, config = resolve_model(stage)
     if not isinstance(config, task_of(task).config):
         raise UnresolvableError(f"stage {stage.name}: its model is none of task {task}")
+    config = with_loss(config, merged(spec.training, stage.training))
     if predecessor is not None and stage.from_weights is not None:
         raise UnresolvableError(f"stage {stage.name}: fromWeights is only for a stage without predecessor")
     data = _resolve_data(stage.name, merged(spec.data, stage.data))

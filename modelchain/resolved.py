@@ -19,6 +19,7 @@ from modelchain.spec import (
     InitialWeights,
     LearningRateSchedule,
     LearningRateScheduleType,
+    LossName,
     OptimizerState,
     Precision,
     Sha256,
@@ -81,6 +82,7 @@ class ResolvedTraining(Block):
     learning_rate: float = 1e-3
     minimum_learning_rate: float = 3e-6
     warmup_steps: int
+    loss: LossName = LossName.CONTRASTIVE
     schedule: LearningRateSchedule = LearningRateSchedule()
     ema_decay: float | None = None
     weight_decay: float = 0.1

@@ -117,6 +117,11 @@ class DistillationScheduleType(StrEnum):
     LINEAR = "Linear"
 
 
+class LossName(StrEnum):
+    CONTRASTIVE = "Contrastive"
+    SIGMOID = "Sigmoid"
+
+
 class EvaluationType(StrEnum):
     ZERO_SHOT = "ZeroShot"
     RETRIEVAL = "Retrieval"
@@ -360,6 +365,13 @@ class TrainingSpec(Block):
         Field(
             description="Steps of linear warm-up. Default: 8000 for a stage without predecessor, 1000 "
             "for others, at most a tenth of the stage; none where expansion.optimizerState is Carried."
+        ),
+    ] = None
+    loss: Annotated[
+        LossName | None,
+        Field(
+            description="Task Clip: Contrastive (CLIP's softmax over the batch) or Sigmoid (SigLIP's: each pair by "
+            "itself, with a learnt bias). Default: Contrastive."
         ),
     ] = None
     schedule: Annotated[
@@ -744,6 +756,9 @@ class ModelConfig(Block):
 
     embed_dim: Annotated[int, Field(ge=1, le=65536, description="Size of the shared embedding.")]
     quick_gelu: Annotated[bool, Field(description="Use QuickGELU, as OpenAI's weights do.")] = False
+    logit_bias: Annotated[
+        bool, Field(description="Learn a bias of the logits. Set by training.loss: Sigmoid, which needs it.")
+    ] = False
     vision: Annotated[VisionSpec, Field(description="The image tower.")]
     text: Annotated[TextSpec, Field(description="The text tower.")]
 

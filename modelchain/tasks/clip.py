@@ -23,7 +23,7 @@ from modelchain.tasks.towers import (
     without_units,
 )
 
-MODEL_DIGEST: Final[Table] = {"embedDim": REQUIRED, "quickGelu": False}
+MODEL_DIGEST: Final[Table] = {"embedDim": REQUIRED, "quickGelu": False, "logitBias": False}
 TEXT_DIGEST: Final[Table] = {
     "contextLength": 77,
     "vocabSize": 49408,
@@ -40,7 +40,7 @@ class ClipTask(Task[ModelConfig]):
     name = TaskName.CLIP
     config = ModelConfig
     config_field = "modelConfig"
-    own_fields = frozenset({("data", "captionKeys")})
+    own_fields = frozenset({("data", "captionKeys"), ("training", "loss")})
     evaluations = (EvaluationType.ZERO_SHOT, EvaluationType.RETRIEVAL)
     text = "caption"
     metric_names = MappingProxyType(
@@ -72,7 +72,7 @@ class ClipTask(Task[ModelConfig]):
             + 2 * text.width  # ln_final
             + text.width * config.embed_dim
         )
-        return image_tower + text_tower + 1
+        return image_tower + text_tower + 1 + config.logit_bias
 
     def forward_macs(self, config: ModelConfig, texts: int) -> int:
         """The image tower runs once, the text tower once a caption."""
@@ -107,6 +107,13 @@ class ClipTask(Task[ModelConfig]):
         yield from shrinking_tower("text", small.text, large.text)
         yield from shrinking_units("vision", small.vision, large.vision)
         yield from shrinking_units("text", small.text, large.text)
+        yield from differs(
+            ("logitBias",),
+            "the bias of the logits (training.loss: Sigmoid)",
+            small.logit_bias,
+            large.logit_bias,
+            "write the same training.loss for both",
+        )
         yield from differs(("quickGelu",), "quickGelu", small.quick_gelu, large.quick_gelu)
         yield from differs(
             ("vision", "headWidth"), "the vision head width", small.vision.head_width, large.vision.head_width

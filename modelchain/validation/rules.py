@@ -13,6 +13,7 @@ from modelchain.resolve import (
     predecessor_position,
     resolve,
     resolve_model,
+    with_loss,
     written_models,
 )
 from modelchain.resolved import DEFAULT_BATCH, decay_steps
@@ -100,7 +101,8 @@ def _check_stages(chain: ModelChain) -> Iterator[Finding]:
             yield from _check_held_weights(chain, stage, at)
         found = list(_check_model(task_of(chain.spec.task or TaskName.CLIP), stage, at))
         yield from found
-        models.append(None if found else resolve_model(stage)[1])
+        training = merged(chain.spec.training, stage.training)
+        models.append(None if found else with_loss(resolve_model(stage)[1], training))
         small, large = None if before is None else models[before], models[index]
         if small is not None and large is not None and before is not None:
             yield from _check_growth(stage, stages[before].name, small, large, at)

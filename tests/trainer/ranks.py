@@ -30,6 +30,9 @@ class ThreadGroup(Group):
     def sum(self, x: Tensor) -> Tensor:
         return x.copy_(torch.stack(self._of_all(x)).sum(dim=0))
 
+    def broadcast(self, x: Tensor, *, source: int = 0) -> Tensor:
+        return x.copy_(self._of_all(x)[source])
+
     def _of_all(self, x: Tensor) -> list[Tensor]:
         self.table[self.rank] = x.clone()
         self.barrier.wait()

@@ -1,7 +1,7 @@
 """The loss of the global batch and its gradients, computed by each rank for its own rows.
 
-`L = task + distillation`. The task is CLIP's symmetric InfoNCE over the global batch, one term for each
-caption column, averaged over columns. All gradients are written out instead of left to autograd: a rank
+`L = task + distillation`. The task is CLIP's symmetric InfoNCE over the global batch, or SigLIP's sigmoid loss, one
+term for each caption column, averaged over columns. All gradients are written out instead of left to autograd: a rank
 gathers features (without gradient) and two log-sum-exps a row, and from these has the exact gradient of the
 *global* loss with respect to its own features. No gradient of features is sent, the logits of a rank are [b,
 N] and never N x N, and the same code serves one process, several, and a batch accumulated from micro-batches.
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from modelchain_trainer.collectives import Group
 from modelchain_trainer.distillation import Projections, distance
@@ -37,8 +38,8 @@ class Features:
 class LossAndGradients:
     """This rank's share of the loss, and gradients of the global loss.
 
-    Sum `task`, `distillation`, `log_scale_gradient` and `projection_gradients` over all ranks; the gradients
-    of the features are final.
+    Sum `task`, `distillation`, `log_scale_gradient`, `bias_gradient` and `projection_gradients` over all ranks; the
+    gradients of the features are final.
     """
 
     task: Tensor  # []
@@ -46,6 +47,7 @@ class LossAndGradients:
     feature_gradients: Features
     log_scale_gradient: Tensor  # []
     projection_gradients: tuple[Tensor, Tensor] | None  # image, text: [F, E]
+    bias_gradient: Tensor | None = None  # [], of the sigmoid loss
 
 
 @torch.no_grad()
@@ -57,15 +59,20 @@ def loss_and_feature_gradients(
     *,
     weight: float,
     group: Group,
+    bias: Tensor | None = None,
 ) -> LossAndGradients:
     """The loss of the global batch and its gradient with respect to this rank's features.
 
     `log_scale` is the logarithm of the factor of the logits; `teacher` holds the predecessor's embeddings of
-    the same rows (None: no distillation); `weight` multiplies the distillation term. Features keep their
+    the same rows (None: no distillation); `weight` multiplies the distillation term. With a `bias` the loss is the
+    sigmoid one. Features keep their
     dtype (fp32, or fp64); matrix products are never rounded to TF32.
     """
     with full_precision(student.image.device):
-        result = _contrastive(student, log_scale.exp(), group)
+        if bias is None:
+            result = _contrastive(student, log_scale.exp(), group)
+        else:
+            result = sigmoid_loss(student, log_scale.exp(), bias, group)
         if teacher is None:
             return result
         captions, rows = student.text.shape[:2]
@@ -95,13 +102,16 @@ def loss_and_feature_gradients(
             feature_gradients=result.feature_gradients,
             log_scale_gradient=result.log_scale_gradient,
             projection_gradients=projection_gradients,
+            bias_gradient=result.bias_gradient,
         )
 
 
 @torch.no_grad()
-def contrastive_loss(features: Features, log_scale: Tensor, group: Group) -> Tensor:
+def task_loss(features: Features, log_scale: Tensor, group: Group, bias: Tensor | None = None) -> Tensor:
     """This rank's share of the task loss of these features ([]), without gradients: what a teacher's would be."""
     with full_precision(features.image.device):
+        if bias is not None:
+            return sigmoid_loss(features, log_scale.exp(), bias, group).task
         image_bE, text_CbE = features.image, features.text
         first = group.rank * image_bE.shape[0]
         image_NE = group.gather(image_bE)
@@ -149,6 +159,53 @@ def _contrastive(features: Features, scale: Tensor, group: Group) -> LossAndGrad
             image_gradient_bE.mul_(scale * share), text_gradient_CbE.mul_(scale * share)
         ),
         log_scale_gradient=log_scale_gradient * share,
+        projection_gradients=None,
+    )
+
+
+def sigmoid_loss(features: Features, scale: Tensor, bias: Tensor, group: Group) -> LossAndGradients:
+    """SigLIP's loss (Zhai et al., arXiv 2303.15343): each pair of the global batch is right or wrong by itself,
+
+        1 / N * sum over i, j of log(1 + exp(-z_ij * (scale * x_i y_j + bias))),   z = 1 on the diagonal, else -1
+
+    averaged over captions. Ranks show each other their features one after another, so that none holds more than two
+    ranks' of them; a pair's loss is counted where its image is.
+    """
+    image_bE, text_CbE = features.image, features.text
+    captions, b, _ = text_CbE.shape
+    share = 1 / (captions * b * group.world_size)
+    image_gradient_bE, text_gradient_CbE = torch.zeros_like(image_bE), torch.zeros_like(text_CbE)
+    loss, log_scale_gradient, bias_gradient = (scale.new_zeros(()) for _ in range(3))
+    for source in range(group.world_size):
+        own = source == group.rank
+        other_image_bE = group.broadcast(image_bE.clone(), source=source)
+        other_text_CbE = group.broadcast(text_CbE.clone(), source=source)
+        for c in range(captions):
+            for start, chunk_rE in _chunks(image_bE, b):
+                end = start + chunk_rE.shape[0]
+                scaled_rb = (chunk_rE * scale) @ other_text_CbE[c].T
+                logits_rb = scaled_rb + bias
+                loss += functional.softplus(logits_rb).sum()
+                wrong_rb = logits_rb.sigmoid()
+                if own:
+                    loss -= logits_rb.diagonal(start).sum()
+                    wrong_rb.diagonal(start).sub_(1)
+                log_scale_gradient += (wrong_rb * scaled_rb).sum()
+                bias_gradient += wrong_rb.sum()
+                image_gradient_bE[start:end] += wrong_rb @ other_text_CbE[c]
+            for start, chunk_rE in _chunks(text_CbE[c], b):
+                wrong_rb = ((chunk_rE * scale) @ other_image_bE.T + bias).sigmoid_()
+                if own:
+                    wrong_rb.diagonal(start).sub_(1)
+                text_gradient_CbE[c, start : start + chunk_rE.shape[0]] += wrong_rb @ other_image_bE
+    return LossAndGradients(
+        task=loss * share,
+        distillation=torch.zeros_like(loss),
+        feature_gradients=Features(
+            image_gradient_bE.mul_(scale * share), text_gradient_CbE.mul_(scale * share)
+        ),
+        log_scale_gradient=log_scale_gradient * share,
+        bias_gradient=bias_gradient * share,
         projection_gradients=None,
     )
 

@@ -121,6 +121,8 @@ def trained(config: ModelConfig, *, dtype: torch.dtype = torch.float64, strength
             module, _, kind = name.rpartition(".")
             if name == "logit_scale":
                 parameter.fill_(3.7)
+            elif name == "logit_bias":
+                parameter.fill_(-8.3)
             elif module.rpartition(".")[2].startswith("ln_"):
                 parameter.add_((0.3 if kind == "weight" else 0.5) * noise(*parameter.shape))
             elif parameter.ndim == 1:

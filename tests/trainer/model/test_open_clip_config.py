@@ -56,7 +56,7 @@ def test_every_stock_configuration_is_the_catalogues_or_is_refused() -> None:
         ("coca_ViT-B-32", "multimodal_cfg"),
         ("convnext_base", "vision_cfg.timm_model_name"),
         ("roberta-ViT-B-32", "text_cfg.hf_model_name"),
-        ("ViT-B-16-SigLIP", "init_logit_bias"),
+        ("ViT-B-16-SigLIP", "text_cfg.no_causal_mask"),
         ("ViT-L-14-CLIPA", "vision_cfg.pool_type"),
         ("EVA02-B-16", "vision_cfg.timm_model_name"),
     ],

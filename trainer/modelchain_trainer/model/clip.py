@@ -39,6 +39,8 @@ MOST_COMPILATIONS = 32  # of one block's code; torch's default is 8
 class Clip(nn.Module):
     """The whole model. Parameters are allocated but not initialised: use `build_model` or `model_from`."""
 
+    logit_bias: nn.Parameter | None
+
     def __init__(self, config: ModelConfig, *, device: torch.device | str | None = None) -> None:
         super().__init__()
         check_buildable(config)
@@ -59,6 +61,7 @@ class Clip(nn.Module):
         self.ln_final = LayerNorm(text.width, device=device)
         self.text_projection = _empty(text.width, config.embed_dim, device=device)
         self.logit_scale = _empty(device=device)
+        self.register_parameter("logit_bias", _empty(device=device) if config.logit_bias else None)
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:
         """Keep only each block's input for the backward pass and compute the rest again: less memory, more

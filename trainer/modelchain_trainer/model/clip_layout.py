@@ -28,8 +28,10 @@ from modelchain_trainer.model.layout import (
     transformer,
     uniform,
 )
+from modelchain_trainer.model.open_clip_config import SIGMOID_LOGIT_BIAS
 
 INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
+SIGMOID_LOGIT_SCALE = math.log(10)  # SigLIP, arXiv 2303.15343, section 3.2
 
 VISION, TEXT = TowerSpaces.named("vision"), TowerSpaces.named("text")
 COLOURS, PATCH = Space("colours", Kind.FIXED), Space("vision.patch", Kind.PATCH)
@@ -45,9 +47,7 @@ def clip_layout(config: ModelConfig) -> Layout:
     """The layout of `modelchain_trainer.model.clip.Clip`."""
     vision, text = config.vision, config.text
     return Layout(
-        parameters=_vision(vision)
-        | _text(text)
-        | {"logit_scale": Parameter((), _constant(INITIAL_LOGIT_SCALE))},
+        parameters=_vision(vision) | _text(text) | _logits(config),
         sizes={
             **VISION.sizes(vision.width, vision.hidden_width),
             **TEXT.sizes(text.width, text.hidden_width),
@@ -132,6 +132,15 @@ def _text(text: TextSpec) -> dict[str, Parameter]:
         "token_embedding.weight": Parameter((Axis(_VOCABULARY), Axis(stream)), normal(0.02)),
         **transformer(TEXT_TOWER, TEXT, text.layers, starts),
         **norm("ln_final", stream),
+    }
+
+
+def _logits(config: ModelConfig) -> dict[str, Parameter]:
+    if not config.logit_bias:
+        return {"logit_scale": Parameter((), _constant(INITIAL_LOGIT_SCALE))}
+    return {
+        "logit_scale": Parameter((), _constant(SIGMOID_LOGIT_SCALE)),
+        "logit_bias": Parameter((), _constant(SIGMOID_LOGIT_BIAS)),
     }
 
 

@@ -14,6 +14,8 @@ from pydantic import ValidationError
 from modelchain.errors import UserDataError
 from modelchain.spec import ModelConfig, first_problem
 
+SIGMOID_LOGIT_BIAS = -10.0  # SigLIP, arXiv 2303.15343, section 3.2
+
 # The image statistics of OpenAI's CLIP, which the data pipeline applies.
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STANDARD_DEVIATION = (0.26862954, 0.26130258, 0.27577711)
@@ -31,7 +33,7 @@ _TEXT_DEFAULTS = {"layers": 12, "width": 512, "heads": 8}
 _HARMLESS = frozenset(
     {"init_logit_scale", "nonscalar_logit_scale", "output_dict", "output_tokens", "cast_dtype"}
 )
-_MODEL_OFF: Mapping[str, object] = {"custom_text": False, "init_logit_bias": None, "multimodal_cfg": None}
+_MODEL_OFF: Mapping[str, object] = {"custom_text": False, "multimodal_cfg": None}
 _BLOCK_OFF: Mapping[str, object] = {
     "ls_init_value": None,
     "act_kwargs": None,
@@ -92,6 +94,7 @@ def to_open_clip(config: ModelConfig) -> dict[str, object]:
         "model_cfg": {
             "embed_dim": config.embed_dim,
             "quick_gelu": config.quick_gelu,
+            **({"init_logit_bias": SIGMOID_LOGIT_BIAS} if config.logit_bias else {}),
             "vision_cfg": {key: getattr(config.vision, key) for key in _VISION_KEYS},
             "text_cfg": {key: getattr(config.text, key) for key in _TEXT_KEYS},
         },
@@ -122,7 +125,7 @@ def from_open_clip(content: object, where: str) -> ModelConfig:
     vision = _mapping(model["vision_cfg"], f"{where}: vision_cfg")
     text = _mapping(model["text_cfg"], f"{where}: text_cfg")
     refused = [
-        *_refused("", model, {*_MODEL_KEYS, "vision_cfg", "text_cfg"}, _MODEL_OFF),
+        *_refused("", model, {*_MODEL_KEYS, "init_logit_bias", "vision_cfg", "text_cfg"}, _MODEL_OFF),
         *_refused("vision_cfg.", vision, set(_VISION_KEYS), _VISION_OFF),
         *_refused("text_cfg.", text, set(_TEXT_KEYS), _TEXT_OFF),
     ]
@@ -134,6 +137,7 @@ def from_open_clip(content: object, where: str) -> ModelConfig:
             f"not supported: {', '.join(refused)}"
         )
     document = {key: model[key] for key in _MODEL_KEYS if key in model}
+    document["logit_bias"] = model.get("init_logit_bias") is not None
     document["vision"] = _VISION_DEFAULTS | {key: _side(vision[key]) for key in _VISION_KEYS if key in vision}
     document["text"] = _TEXT_DEFAULTS | {key: text[key] for key in _TEXT_KEYS if key in text}
     try:

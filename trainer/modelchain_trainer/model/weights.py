@@ -110,7 +110,7 @@ def _checked(
     checked = {}
     for name, shape in expected.items():
         tensor = state[name]
-        if name == "logit_scale" and tensor.numel() == 1:
+        if name in ("logit_scale", "logit_bias") and tensor.numel() == 1:
             tensor = tensor.reshape(())  # open_clip's nonscalar_logit_scale
         if tensor.shape != shape:
             raise UserDataError(

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from modelchain.spec import Precision
+from modelchain.spec import LossName, Precision
 from modelchain_trainer.captions import Captions, bucketed
 from modelchain_trainer.data.sample import normalize
 from modelchain_trainer.distillation import Projections
-from modelchain_trainer.losses import Features, contrastive_loss, loss_and_feature_gradients
+from modelchain_trainer.losses import Features, LossAndGradients, loss_and_feature_gradients, task_loss
 from modelchain_trainer.model.clip import Clip
 from modelchain_trainer.tasks.task import Setting, StepBatch
 
@@ -33,7 +33,7 @@ GPU_TOKENS_MULTIPLE = 8  # few lengths are few kernels to compile or pick
 
 
 class ContrastiveObjective:
-    """CLIP's loss, and the distance of its embeddings to the teacher's."""
+    """CLIP's or SigLIP's loss, and the distance of its embeddings to the teacher's."""
 
     def __init__(self, setting: Setting) -> None:
         assert isinstance(setting.model, Clip)
@@ -41,12 +41,15 @@ class ContrastiveObjective:
         self._setting = setting
         self._stage, self._training, self._device = setting.stage, setting.stage.training, setting.device
         self._projections = setting.projections
-        self._log_scale = setting.model.logit_scale
+        self._model, self._log_scale = setting.model, setting.model.logit_scale
+        sigmoid = self._training.loss is LossName.SIGMOID
+        self._bias = setting.model.logit_bias if sigmoid else None
         self._student_forward = self._forward(setting.model)
         self._teacher_log_scale = None
         if setting.teacher is not None:
             assert isinstance(setting.teacher, Clip)
             self._teacher_log_scale = setting.teacher.logit_scale.detach()
+            self._teacher_bias = setting.teacher.logit_bias if sigmoid else None
             self._teacher_forward = self._forward(setting.teacher)
 
     def accumulate(self, batch: StepBatch, *, weight: float, taught: bool) -> Tensor:
@@ -65,10 +68,11 @@ class ContrastiveObjective:
             self._projections,
             weight=weight,
             group=self._setting.group,
+            bias=None if self._bias is None else self._bias.detach(),
         )
         losses = torch.stack([result.task, result.distillation, self._teacher_loss(teacher)]).double()
         losses_sum = self._setting.group.start_sum(losses)
-        outside_autograd = self._add_gradients(result.log_scale_gradient, result.projection_gradients)
+        outside_autograd = self._add_gradients(result)
 
         end = features.image.shape[0]
         for number in reversed(range(len(micro_batches))):
@@ -119,7 +123,7 @@ class ContrastiveObjective:
         if teacher is None or self._stage.distillation.surpass_window_steps is None:
             return torch.zeros((), device=self._device)
         assert self._teacher_log_scale is not None
-        return contrastive_loss(teacher, self._teacher_log_scale, self._setting.group)
+        return task_loss(teacher, self._teacher_log_scale, self._setting.group, self._teacher_bias)
 
     def _forward(self, model: Clip) -> Callable[[Tensor, Captions], Features]:
         if self._training.compile:
@@ -141,20 +145,22 @@ class ContrastiveObjective:
 
         return forward
 
-    def _add_gradients(
-        self, log_scale_gradient: Tensor, projection_gradients: tuple[Tensor, Tensor] | None
-    ) -> list[nn.Parameter]:
+    def _add_gradients(self, result: LossAndGradients) -> list[nn.Parameter]:
         """Gradients that do not come through autograd; returns the parameters they belong to."""
-        self._setting.gradients.add(self._log_scale, log_scale_gradient)
-        if self._projections is None:
-            return [self._log_scale]
-        parameters = [self._projections.image, self._projections.text]
-        # Without a teacher's forward they are zero, not None: then every rank's buckets stay the same.
-        for parameter, gradient in zip(
-            parameters, projection_gradients or map(torch.zeros_like, parameters), strict=True
-        ):
+        found = [(self._log_scale, result.log_scale_gradient)]
+        if self._model.logit_bias is not None:  # of no use to the contrastive loss
+            zero = torch.zeros_like(self._model.logit_bias)
+            found.append(
+                (self._model.logit_bias, zero if result.bias_gradient is None else result.bias_gradient)
+            )
+        if self._projections is not None:
+            parameters = (self._projections.image, self._projections.text)
+            # Without a teacher's forward they are zero, not None: then every rank's buckets stay the same.
+            gradients = result.projection_gradients or map(torch.zeros_like, parameters)
+            found += zip(parameters, gradients, strict=True)
+        for parameter, gradient in found:
             self._setting.gradients.add(parameter, gradient)
-        return [self._log_scale, *parameters]
+        return [parameter for parameter, _ in found]
 
 
 def _join(features: list[Features]) -> Features:
