@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from modelchain import cost
 from modelchain.resolve import resolve
-from modelchain.resolved import ResolvedExpansion, ResolvedStage
+from modelchain.resolved import ResolvedChain, ResolvedExpansion, ResolvedStage
 from modelchain.spec import LossName, ModelConfig
 from modelchain.validation import check_file
 from modelchain_trainer import losses
@@ -128,8 +128,11 @@ def test_growth_keeps_the_bias_and_costs_count_it() -> None:
 
 
 def test_the_loss_is_in_the_digest_and_gives_named_models_a_bias() -> None:
-    before, after = (resolve(chain(changes)) for changes in ({}, {("training", "loss"): "Sigmoid"}))
-    assert resolve(chain({("training", "loss"): "Contrastive"})) == before
+    def by_loss(changes: dict[FieldPath, Any]) -> ResolvedChain:
+        return resolve(chain(changes))
+
+    before, after = by_loss({}), by_loss({("training", "loss"): "Sigmoid"})
+    assert by_loss({("training", "loss"): "Contrastive"}) == before
     for one, other in zip(before.stages, after.stages, strict=True):
         assert one.digest != other.digest
         assert isinstance(other.model_config_, ModelConfig)
