@@ -17,6 +17,7 @@ from itertools import combinations
 from pydantic import BaseModel
 
 from modelchain.spec import (
+    READABLE_SCHEMES,
     DataSpec,
     DistillationSchedule,
     EvaluationSpec,
@@ -198,10 +199,16 @@ _SPEC = (
     *_FITTING,
 )
 
-_URI = Rule(
+_CAN_BE_WRITTEN = (
     "self.startsWith('file:///') || (self.startsWith('s3://') && self.size() > 5 && !self.startsWith('s3:///'))"
-    " || !(self.contains('://') || self.startsWith('s3:') || self.startsWith('file:'))",
-    "can't be read; write s3://bucket/prefix, file:///folder or a path",
+    " || !(self.contains('://') || self.startsWith('s3:') || self.startsWith('file:'))"
+)
+_STORE_URI = Rule(
+    _CAN_BE_WRITTEN, "can't be used as a store; write s3://bucket/prefix, file:///folder or a path"
+)
+_URI = Rule(
+    " || ".join([_CAN_BE_WRITTEN, *(f"self.startsWith('{scheme}://')" for scheme in READABLE_SCHEMES)]),
+    "can't be read; write s3://bucket/prefix, https://server/path, file:///folder or a path",
 )
 
 
@@ -324,7 +331,7 @@ BLOCK_RULES: Mapping[type[BaseModel], tuple[Rule, ...]] = {
 
 # Rules of one field: `self` is its value, or with [] each of its items.
 FIELD_RULES: Mapping[tuple[type[BaseModel], str], tuple[Rule, ...]] = {
-    (StoreSpec, "uri"): (_URI,),
+    (StoreSpec, "uri"): (_STORE_URI,),
     (StoreSpec, "endpointUrl"): (
         Rule(
             "self.startsWith('http://') || self.startsWith('https://')",

@@ -25,6 +25,8 @@ MAX_STAGES = 32
 MAX_BASELINES = 32  # runs of models alone: as many stages more in a chain's status
 MAX_SHARD_PATTERNS = 256
 MAX_CAPTION_KEYS = 32
+# Besides s3 and file, where data and weights may lie; but for http and https with libraries of fsspec in the image.
+READABLE_SCHEMES = ("https", "http", "gs", "az", "abfs", "hf")
 MAX_MISSING_SHARDS = 1_000_000
 MAX_EVALUATIONS = 16
 MAX_CLASSES = 2000
@@ -183,9 +185,9 @@ class DataSpec(Block):
         Field(
             min_length=1,
             max_length=MAX_SHARD_PATTERNS,
-            description="Webdataset tars: s3:// or file:// URIs or (local runs) paths, with brace "
-            "ranges such as "
-            "{00000..00331}. S3 shards are read from the store's endpoint with the store's credentials.",
+            description="Webdataset tars: s3://, https:// or file:// URIs or (local runs) paths, with brace "
+            "ranges such as {00000..00331}. S3 shards are read from the store's endpoint with the store's "
+            "credentials; gs://, az:// and hf:// need their fsspec package in the image.",
         ),
     ] = None
     samples: Annotated[

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from modelchain import shards
 from modelchain.cluster_labels import CONTAINER
 from modelchain.spec import (
+    READABLE_SCHEMES,
     DataSpec,
     DistillationScheduleType,
     DistillationSpec,
@@ -54,7 +55,7 @@ _TOLERATION_FIELDS = ("key", "operator", "value", "effect", "tolerationSeconds")
 def check_blocks(chain: ModelChain) -> Iterator[Finding]:
     """What is wrong within a block."""
     spec, root = chain.spec, ("spec",)
-    yield from _check_uri(spec.store.uri, ("spec", "store", "uri"))
+    yield from _check_uri(spec.store.uri, ("spec", "store", "uri"), only_read=False)
     yield from _check_endpoint(spec.store.endpoint_url, ("spec", "store", "endpointUrl"))
     yield from _check_image(spec.image, ("spec", "image"))
     for at, holder in (
@@ -86,7 +87,7 @@ def _finding(path: FieldPath, message: str, remedy: str, *about: str) -> Finding
     return Finding(path, message, remedy, frozenset(names | set(about)))
 
 
-def _check_uri(uri: str, path: FieldPath) -> Iterator[Finding]:
+def _check_uri(uri: str, path: FieldPath, *, only_read: bool = True) -> Iterator[Finding]:
     scheme, separator, rest = uri.partition("://")
     if _OF_A_SHELL.match(uri):
         message = f"{quoted(uri)}: ~ and variables are only known to a shell"
@@ -99,8 +100,21 @@ def _check_uri(uri: str, path: FieldPath) -> Iterator[Finding]:
     if scheme == "s3":
         if not rest.partition("/")[0]:
             yield _finding(path, f"{quoted(uri)} names no bucket", "write s3://bucket/prefix")
+    elif only_read and scheme in ("http", "https"):
+        if "@" in rest.partition("/")[0]:  # not quoted: it would be shown to more people still
+            message = (
+                "the address holds a user or a password, which everybody who may read the chain can read"
+            )
+            yield _finding(path, message, "remove it; copy what is not public to S3")
+        elif not rest.partition("/")[0]:
+            yield _finding(path, f"{quoted(uri)} names no server", "write https://server/path")
+    elif only_read and scheme in READABLE_SCHEMES:
+        if not rest.partition("/")[0]:
+            yield _finding(path, f"{quoted(uri)} names no bucket", f"write {scheme}://bucket/path")
     elif scheme != "file":
-        yield _finding(path, f"{scheme}:// can't be read", "use s3://bucket/prefix, file:///folder or a path")
+        elsewhere = "https://server/path, " if only_read else ""
+        remedy = f"use s3://bucket/prefix, {elsewhere}file:///folder or a path"
+        yield _finding(path, f"{scheme}:// can't be {'read' if only_read else 'used as a store'}", remedy)
     elif not rest.startswith("/"):
         remedy = f"write file:///{rest} for the path /{rest}, or a relative path without file://"
         yield _finding(path, f"{quoted(uri)} is no absolute path", remedy)

@@ -363,7 +363,11 @@ MISTAKES: list[tuple[dict[Path, Any], str, str, str]] = [
         '"2.tar" occurs twice',
         "list it once",
     ),
-    ({("data", "shards"): ["gs://b/a.tar"]}, "spec.data.shards[0]", "gs:// can't be read", "s3://bucket"),
+    ({("data", "shards"): ["ftp://b/a.tar"]}, "spec.data.shards[0]", "ftp:// can't be read", "s3://bucket"),
+    ({("data", "shards"): ["gs:///a.tar"]}, "spec.data.shards[0]", "names no bucket", "gs://bucket"),
+    ({("data", "shards"): ["https:///a.tar"]}, "spec.data.shards[0]", "names no server", "https://server"),
+    ({("data", "shards"): ["https://me:key@b/a.tar"]}, "spec.data.shards[0]", "holds a user", "remove it"),
+    ({("store", "uri"): "https://b/chains"}, "spec.store.uri", "can't be used as a store", "s3://bucket"),
     ({("data", "captionKeys"): ["txt", "txt"]}, "spec.data.captionKeys[1]", "listed twice", "one of the two"),
     ({("data", "captionKeys"): ["json"]}, "spec.data.captionKeys[0]", "would be learnt", "json:caption"),
     (

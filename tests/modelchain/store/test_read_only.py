@@ -1,0 +1,170 @@
+"""Data on web servers and behind fsspec: ranges, and what servers do wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from modelchain.errors import ConfigurationError
+from modelchain.resolved import ResolvedStore
+from modelchain.store import (
+    Forbidden,
+    NotFound,
+    Store,
+    StoreError,
+    StoreUnavailable,
+    open_location,
+    open_store,
+)
+
+CONTENT = bytes(range(256)) * 100
+ACCESS = ResolvedStore(uri="unused")
+Answer = Callable[[BaseHTTPRequestHandler], None]
+
+
+def give(handler: BaseHTTPRequestHandler, *, cut: int = 0, ranges: bool = True) -> None:
+    """The content, or the range that is asked for."""
+    wanted = handler.headers.get("Range") if ranges else None
+    first, last = 0, len(CONTENT) - 1
+    if wanted is not None:
+        begin, _, end = wanted.removeprefix("bytes=").partition("-")
+        first, last = int(begin), min(int(end or last), last)
+    if first > last:
+        handler.send_response(416)
+        handler.end_headers()
+        return
+    body = CONTENT[first : last + 1]
+    handler.send_response(200 if wanted is None else 206)
+    handler.send_header("ETag", '"one"')
+    handler.send_header("Content-Length", str(len(body)))
+    if wanted is not None:
+        handler.send_header("Content-Range", f"bytes {first}-{last}/{len(CONTENT)}")
+    handler.end_headers()
+    handler.wfile.write(body[: len(body) - cut])
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[Answer], Store]]:
+    """A web server that answers as it is told, as a store."""
+    servers: list[ThreadingHTTPServer] = []
+
+    def serve(answer: Answer) -> Store:
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                answer(self)
+
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+                """Nothing is logged."""
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        servers.append(server)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        return open_location(f"http://127.0.0.1:{server.server_port}/data", ACCESS)
+
+    yield serve
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def test_ranges_of_a_web_server_are_read(serve: Callable[[Answer], Store], tmp_path: Path) -> None:
+    store = serve(give)
+    info = store.head("a b/ü.tar")
+    assert info is not None
+    assert (info.size, info.etag) == (len(CONTENT), '"one"')
+    assert store.get_range("a.tar", 300, 1000) == CONTENT[300:1300]
+    assert store.get_range("a.tar", len(CONTENT) - 5, 1000) == CONTENT[-5:]
+    assert store.get_range("a.tar", len(CONTENT), 10) == b""
+    assert store.get("a.tar") == (CONTENT, '"one"')
+    assert store.download("a.tar", tmp_path / "a") == hashlib.sha256(CONTENT).hexdigest()
+    assert (tmp_path / "a").read_bytes() == CONTENT
+
+
+def test_redirects_are_followed(serve: Callable[[Answer], Store]) -> None:
+    def redirect(handler: BaseHTTPRequestHandler) -> None:
+        if handler.path.startswith("/data"):
+            handler.send_response(302)
+            handler.send_header("Location", "/elsewhere")
+            handler.end_headers()
+        else:
+            give(handler)
+
+    assert serve(redirect).get_range("a.tar", 5, 5) == CONTENT[5:10]
+
+
+def test_a_body_that_breaks_off_is_no_end_of_the_file(serve: Callable[[Answer], Store]) -> None:
+    store = serve(lambda handler: give(handler, cut=3))
+    with pytest.raises(StoreUnavailable, match="does not answer"):
+        store.get_range("a.tar", 0, 1000)
+
+
+def test_a_server_without_ranges_is_refused(serve: Callable[[Answer], Store]) -> None:
+    store = serve(lambda handler: give(handler, ranges=False))
+    with pytest.raises(StoreError, match="ignores ranged reads"):
+        store.head("a.tar")
+    with pytest.raises(StoreError, match="ignores ranged reads"):
+        store.get_range("a.tar", 10, 10)
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [(404, NotFound), (403, Forbidden), (500, StoreUnavailable), (429, StoreUnavailable), (400, StoreError)],
+)
+def test_answers_mean_what_they_mean(
+    serve: Callable[[Answer], Store], status: int, error: type[Exception]
+) -> None:
+    def refuse(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(status)
+        handler.end_headers()
+
+    store = serve(refuse)
+    with pytest.raises(error, match=r"data/a\.tar: "):
+        store.get_range("a.tar", 0, 10)
+    if status == 404:
+        assert store.head("a.tar") is None
+
+
+def test_a_server_that_is_not_there_may_come_back() -> None:
+    with pytest.raises(StoreUnavailable, match="does not answer"):
+        open_location("http://127.0.0.1:9/data", ACCESS).head("a.tar")
+
+
+def test_whatever_fsspec_knows_is_read(tmp_path: Path) -> None:
+    files = fsspec.filesystem("memory")
+    files.pipe_file("/bucket/data/a.tar", CONTENT)
+    store = open_location("memory://bucket/data", ACCESS)
+    info = store.head("a.tar")
+    assert info is not None
+    assert info.size == len(CONTENT)
+    before = info.etag
+    assert store.get_range("a.tar", 300, 1000) == CONTENT[300:1300]
+    assert store.get_range("a.tar", len(CONTENT) - 5, 1000) == CONTENT[-5:]
+    assert store.download("a.tar", tmp_path / "a") == hashlib.sha256(CONTENT).hexdigest()
+    assert store.head("b.tar") is None
+    with pytest.raises(NotFound, match=r"data/b\.tar: no such file"):
+        store.get_range("b.tar", 0, 10)
+    files.pipe_file("/bucket/data/a.tar", CONTENT)
+    replaced = store.head("a.tar")
+    assert replaced is not None
+    assert replaced.etag != before
+
+
+def test_a_scheme_without_its_package_names_it() -> None:
+    with pytest.raises(ConfigurationError, match=r"gs://bucket/data: .*gcsfs.*add the package"):
+        open_location("gs://bucket/data", ACCESS)
+    with pytest.raises(ConfigurationError, match="nowhere"):
+        open_location("nowhere://bucket/data", ACCESS)
+
+
+@pytest.mark.parametrize("uri", ["https://server/chains", "memory://bucket/chains"])
+def test_nothing_is_kept_where_it_can_only_be_read(uri: str) -> None:
+    with pytest.raises(ConfigurationError, match="unknown kind of store"):
+        open_store(ResolvedStore(uri=uri))
+    with pytest.raises(ConfigurationError, match="nothing written"):
+        open_location(uri, ACCESS).put("a", b"")
