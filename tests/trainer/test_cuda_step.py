@@ -11,14 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
+from modelchain.spec import LossName, TaskName
 from modelchain_trainer.captions import Captions
 from modelchain_trainer.data import sample
-from modelchain_trainer.distillation import build_projections
 from modelchain_trainer.losses import Features
+from modelchain_trainer.model.classifier import Classifier
 from modelchain_trainer.model.clip import Clip
 from modelchain_trainer.optimizer import AdamW
 from modelchain_trainer.step import StepResult, TrainStep
-from modelchain_trainer.tasks import contrastive
+from modelchain_trainer.tasks import contrastive, task_of
+from tests.trainer.expansion.families import classifier
 from tests.trainer.test_step import BATCH, CAPTIONS, CONTEXT, IMAGE_SIZE, Rows, config, stage
 
 CUDA = torch.device("cuda", 0)
@@ -41,38 +43,51 @@ def without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sample, "_statistics", sample._statistics.__wrapped__)
 
 
-def run_on_cuda(monkeypatch: pytest.MonkeyPatch, *, micro_batch_size: int | None) -> StepResult:
-    """One step with teacher, projections and clipping."""
+def run_on_cuda(
+    monkeypatch: pytest.MonkeyPatch, *, micro_batch_size: int | None, task: str = "Contrastive"
+) -> StepResult:
+    """One step with teacher, projections and clipping; the task is a loss of CLIP's, or Classification."""
     with FakeTensorMode():
         made_for = stage(micro_batch_size=micro_batch_size, gradient_clip_norm=1.0)
-        model, teacher = (Clip(config(32, size), device=CUDA) for size in (24, 16))
-        projections = build_projections(24, 16)
+        if task == "Classification":
+            made_for = made_for.model_copy(update={"task": TaskName.CLASSIFICATION})
+            model, teacher = (Classifier(classifier(width=size, image=16), device=CUDA) for size in (32, 16))
+        else:
+            loss = LossName(task)
+            made_for = made_for.model_copy(
+                update={"training": made_for.training.model_copy(update={"loss": loss})}
+            )
+            biased = {"logit_bias": loss is LossName.SIGMOID}
+            model, teacher = (
+                Clip(config(32, size).model_copy(update=biased), device=CUDA) for size in (24, 16)
+            )
+        projections = task_of(made_for).projections(model.config, teacher.config)
         assert projections is not None
-        for name in ("image", "text"):
-            setattr(projections, name, nn.Parameter(torch.empty(16, 24, device=CUDA)))
+        for name, parameter in list(projections.named_parameters()):
+            setattr(projections, name, nn.Parameter(torch.empty(parameter.shape, device=CUDA)))
         named = list(model.named_parameters()) + list(projections.named_parameters())
 
         def backward(_scalar: Tensor) -> None:
             """Torch's engine wants a real GPU; it would leave gradients beside the parameters."""
-            for parameter in model.parameters():
+            for _, parameter in named:
                 fresh = torch.empty_like(parameter)
                 parameter.grad = fresh if parameter.grad is None else parameter.grad + fresh
 
         monkeypatch.setattr(Tensor, "backward", backward)
         optimizer = AdamW(named, made_for.training)
         trained = TrainStep(model, teacher, projections, optimizer, made_for, CUDA)
-        rows = Rows(
-            torch.empty(BATCH, 3, IMAGE_SIZE, IMAGE_SIZE, dtype=torch.uint8),
-            torch.empty(CAPTIONS, BATCH, CONTEXT, dtype=torch.int64),
-        )
+        tokens = torch.empty(CAPTIONS, BATCH, CONTEXT, dtype=torch.int64)
+        rows = Rows(torch.empty(BATCH, 3, IMAGE_SIZE, IMAGE_SIZE, dtype=torch.uint8), tokens)
         return trained.run(rows, 0)
 
 
+@pytest.mark.parametrize("task", ["Contrastive", "Sigmoid", "Classification"])
 @pytest.mark.parametrize("micro_batch_size", [None, 5])
 def test_a_step_mixes_no_devices_and_never_waits_for_the_gpu(
-    monkeypatch: pytest.MonkeyPatch, micro_batch_size: int | None
+    monkeypatch: pytest.MonkeyPatch, micro_batch_size: int | None, task: str
 ) -> None:
-    assert run_on_cuda(monkeypatch, micro_batch_size=micro_batch_size).figures.device == CUDA
+    result = run_on_cuda(monkeypatch, micro_batch_size=micro_batch_size, task=task)
+    assert result.figures.device == CUDA
 
 
 def test_a_step_that_waits_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

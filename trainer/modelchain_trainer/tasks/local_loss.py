@@ -61,7 +61,8 @@ class LocalObjective(ABC, Generic[M, O]):
     def accumulate(self, batch: StepBatch, *, weight: float, taught: bool) -> Tensor:
         """See `Objective`."""
         setting, device = self.setting, self.setting.device
-        total = torch.tensor(float(self.weight(batch)), dtype=torch.float64, device=device)
+        # Filled on the device: a number of the processor's would be copied there, for which it waits.
+        total = torch.full((), self.weight(batch), dtype=torch.float64, device=device)
         total = setting.group.sum(total)
         figures = torch.zeros(3, dtype=torch.float64, device=device)
         micro_batches = self.micro_batches(batch)
