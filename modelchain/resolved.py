@@ -148,7 +148,7 @@ class ResolvedJob(Block):
     processes_per_node: int = 1
     gpus_per_node: int = 1
     start_deadline_seconds: int | None = None
-    timeout_seconds: int | None = None
+    active_deadline_seconds: int | None = None
     termination_grace_period_seconds: int = 120
 
 

@@ -674,7 +674,7 @@ class JobSpec(Block):
             "ended: as failed only if all of its pods had a node. Default: none."
         ),
     ] = None
-    timeout_seconds: Annotated[
+    active_deadline_seconds: Annotated[
         Seconds | None,
         Field(description="A job running longer than this is ended and counts as failed. Default: none."),
     ] = None

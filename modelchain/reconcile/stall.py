@@ -24,11 +24,11 @@ def end_stalled(look: Look) -> StageStatus:
 
 
 def end_overdue(look: Look) -> StageStatus:
-    """End the attempt if its job has run longer than `job.timeoutSeconds`."""
+    """End the attempt if its job has run longer than `job.activeDeadlineSeconds`."""
     deadline = time_limit(look)
     if deadline is None or look.now < deadline:
         return look.status
-    text = f"the job ran longer than {look.stage.job.timeout_seconds} s (job.timeoutSeconds)"
+    text = f"the job ran longer than {look.stage.job.active_deadline_seconds} s (job.activeDeadlineSeconds)"
     return end_attempt(look, "TimedOut", text, End.FAILURE)
 
 
@@ -76,7 +76,7 @@ def stall_deadline(look: Look) -> float | None:
 
 def time_limit(look: Look) -> float | None:
     """When the running job is over its time; None without a limit."""
-    job, limit = _running(look), look.stage.job.timeout_seconds
+    job, limit = _running(look), look.stage.job.active_deadline_seconds
     if job is None or job.started_at is None or not limit:
         return None
     return job.started_at + limit

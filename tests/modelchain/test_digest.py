@@ -53,7 +53,7 @@ IDLE: list[tuple[Path, Any]] = [
     (("evaluation",), REMOVED),
     (("evaluation", 0, "everySteps"), 10),
     (("baseline",), {"epochs": 3}),
-    (("job",), {"nodes": 4, "gpusPerNode": 8, "timeoutSeconds": 100, "queueName": "q"}),
+    (("job",), {"nodes": 4, "gpusPerNode": 8, "activeDeadlineSeconds": 100, "queueName": "q"}),
     (("retry",), {"limit": 9, "backoffSeconds": 1, "stallSeconds": 5, "leaseSeconds": 4}),
     (("suspend",), True),
     (("task",), "Clip"),

@@ -77,8 +77,8 @@ def _pod_spec(request: JobRequest, container: Object) -> Object:
         "automountServiceAccountToken": False,  # for the API, of which a trainer asks nothing
         "enableServiceLinks": False,  # a Service named `master` would set MASTER_PORT
     }
-    if request.stage.job.timeout_seconds:
-        pod["activeDeadlineSeconds"] = request.stage.job.timeout_seconds + TIMEOUT_MARGIN_SECONDS
+    if request.stage.job.active_deadline_seconds:
+        pod["activeDeadlineSeconds"] = request.stage.job.active_deadline_seconds + TIMEOUT_MARGIN_SECONDS
     for name, value in (
         ("nodeSelector", spec.node_selector),
         ("tolerations", spec.tolerations),

@@ -212,7 +212,7 @@ def _why(pod: Object, ended: Mapping[str, Any], status: Mapping[str, Any]) -> tu
             "training.microBatchSize or training.dataWorkers"
         )
     if pod_reason == "DeadlineExceeded":
-        return "TimedOut", f"{name} ran longer than job.timeoutSeconds allows"
+        return "TimedOut", f"{name} ran longer than job.activeDeadlineSeconds allows"
     if _OWN_LIMIT.search(pod_message):
         return "StorageLimitExceeded", f"{name}: {pod_message}; raise the limit in spec.job"
     if (failure := _failure(ended)) is not None:

@@ -18,7 +18,7 @@ WRONG = ["spec.stages[2].model: no such model"]
 @pytest.fixture
 def play() -> Play:
     """Tiny is complete, small runs, base waits; then the chain is edited into nonsense."""
-    play = Play(chain(TREE, retry={"stallSeconds": 100}, job={"timeoutSeconds": 5000}))
+    play = Play(chain(TREE, retry={"stallSeconds": 100}, job={"activeDeadlineSeconds": 5000}))
     play.look()
     play.look(job(play.stage("tiny")))
     play.look(tiny=StageFacts(manifest=manifest(play.stage("tiny"))))

@@ -18,7 +18,7 @@ def started(*, stall: int = 100, timeout: int | None = None) -> tuple[Play, Job]
         chain(
             ONE,
             retry={"stallSeconds": stall, "backoffSeconds": 0},
-            job={"timeoutSeconds": timeout} if timeout else None,
+            job={"activeDeadlineSeconds": timeout} if timeout else None,
         )
     )
     play.look()

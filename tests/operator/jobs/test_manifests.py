@@ -36,7 +36,7 @@ def test_a_pytorchjob_of_two_nodes() -> None:
         "queueName": "research",
         "nodeSelector": {"gpu": "a100"},
         "resources": {"requests": {"cpu": 0.5}, "limits": {"memory": "64Gi"}},
-        "timeoutSeconds": 60,
+        "activeDeadlineSeconds": 60,
     }
     asked = request(
         2, job=job, store={"uri": "s3://b/p", "secretName": "s3", "caBundleConfigMap": "authority"}
