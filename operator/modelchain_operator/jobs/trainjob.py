@@ -83,6 +83,12 @@ class TrainJobBackend:
                 "remove it, and set it in a runtime of your own that spec.job.runtime names; Kueue's priority is a "
                 "label (job.labels)",
             )
+        if spec.queue_name and spec.termination_grace_period_seconds is not None:
+            yield Unsupported(
+                "terminationGracePeriodSeconds",
+                "Kueue 0.19 knows TrainJobs of Trainer 2.2, and takes this field from a job that it lets go",
+                "remove it, and set it in a runtime of your own that spec.job.runtime names (ours has 120)",
+            )
         for field in _template_fields(spec.pod_template or {}):
             yield Unsupported(
                 f"podTemplate.{field}",
@@ -175,6 +181,10 @@ def _patch(request: JobRequest, template: Object, container: Object) -> Object:
     """Of the JobSet. It, its Job and their pods carry the labels by which the operator watches them."""
     own = {"labels": own_labels(request), "annotations": own_annotations(request)}
     pod = {name: template["spec"][name] for name in _POD_FIELDS if template["spec"].get(name)}
+    if request.spec.queue_name:
+        # Kueue 0.19 writes a TrainJob back without what Trainer 2.2 did not know. The pods would then not be those of
+        # the JobSet that was made, which is refused, and the job would never start.
+        pod.pop("terminationGracePeriodSeconds", None)
     pod["containers"] = [
         {
             "name": TRAINJOB_CONTAINER,

@@ -85,6 +85,12 @@ def test_what_a_patch_can_say_of_the_pods_is_said() -> None:
     assert container.keys() == {"name", "volumeMounts", "securityContext"}, "a patch may hold no more"
 
 
+def test_what_kueue_takes_from_a_job_that_it_lets_go_is_not_patched() -> None:
+    """Or the JobSet that the Trainer has made could never be changed into one that runs."""
+    assert "terminationGracePeriodSeconds" in pods_of(built())["spec"]
+    assert "terminationGracePeriodSeconds" not in pods_of(built(queueName="research"))["spec"]
+
+
 @pytest.mark.parametrize(
     ("job", "field"),
     [
@@ -92,6 +98,7 @@ def test_what_a_patch_can_say_of_the_pods_is_said() -> None:
         ({"schedulingPolicy": {"minAvailable": 2}}, "schedulingPolicy"),
         ({"ttlSecondsAfterFinished": 60}, "ttlSecondsAfterFinished"),
         ({"managedBy": "example.com/ours"}, "managedBy"),
+        ({"queueName": "research", "terminationGracePeriodSeconds": 60}, "terminationGracePeriodSeconds"),
         ({"podTemplate": {"spec": {"hostNetwork": True}}}, "podTemplate.spec.hostNetwork"),
         (
             {"podTemplate": {"spec": {"containers": [{"name": "proxy", "image": "proxy"}]}}},

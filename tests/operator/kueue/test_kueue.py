@@ -26,6 +26,8 @@ def queued_chain(chain: ClusterChain, backend: str = "PyTorchJob", **job: object
     """Of one stage, which asks for a tenth of a CPU in queue `research`."""
     chain.document["spec"]["stages"] = chain.document["spec"]["stages"][:1]
     chain.document["spec"]["job"] |= {"backend": backend, "queueName": "research", **job}
+    if backend == "TrainJob":  # its runtime's
+        del chain.document["spec"]["job"]["terminationGracePeriodSeconds"]
 
 
 def wait_for_message(chain: ClusterChain, text: str, seconds: float = 60) -> None:
