@@ -27,6 +27,7 @@ from tests.docs.markdown import DOCS, ROOT
 NO_REASONS = frozenset(
     {
         "Event",
+        "TrainJobResourcesCreationFailed",  # of the Trainer, told as FailedCreate
         "Normal",
         "Warning",
         "True",

@@ -13,6 +13,10 @@ from modelchain_operator.jobs import pods as pod_view
 from modelchain_operator.jobs.registry import backend_of
 from modelchain_operator.kubernetes_api import Object
 
+_REFUSALS = (
+    "FailedCreate",
+    "TrainJobResourcesCreationFailed",
+)  # of a pod or its Service; of a TrainJob's JobSet
 ASKED_PODS = 3  # all pods of a job are made alike: the first that wait tell what holds up the others
 LONGEST_TOLD = 700  # characters, so that the remedy has room in a status
 INIT_CONTAINER = "init-pytorch"  # the training operator's, in the pods of workers
@@ -80,7 +84,7 @@ def _is_refusal(event: Object) -> bool:
     """Whether it says that a pod (or its Service) was not made; one that exists already is no trouble."""
     return (
         event.get("type") == "Warning"
-        and str(event.get("reason", "")).startswith("FailedCreate")
+        and str(event.get("reason", "")).startswith(_REFUSALS)
         and event.get("reason") not in _SET_UP_FAILURES
         and "already exists" not in str(event.get("message", ""))
     )

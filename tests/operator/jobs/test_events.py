@@ -58,6 +58,7 @@ STRICT = (
     'pods "{}" is forbidden: violates PodSecurity "restricted:latest": allowPrivilegeEscalation != false '
     '(container "{}" must set securityContext.allowPrivilegeEscalation=false)'
 )
+IMMUTABLE = 'admission webhook "vjobset.kb.io" denied the request: spec.replicatedJobs: field is immutable'
 MOUNT = 'MountVolume.SetUp failed for volume "ca" : '
 
 
@@ -99,6 +100,14 @@ MOUNT = 'MountVolume.SetUp failed for volume "ca" : '
             ("cni plugin not initialized", "network plugin"),
         ),
         (
+            {
+                **controller("TrainJobResourcesCreationFailed", f"reconciliation failed: {IMMUTABLE}"),
+                "type": "Warning",
+            },
+            "FailedCreate",
+            ("vjobset.kb.io", "field is immutable"),
+        ),
+        (
             controller("FailedCreatePod", f"Error creating: {QUOTA.format(POD)}"),
             "FailedCreate",
             ("exceeded quota: gpus", "raise the ResourceQuota"),
@@ -114,7 +123,18 @@ MOUNT = 'MountVolume.SetUp failed for volume "ca" : '
             ("init-pytorch", "give the training operator an init container"),
         ),
     ],
-    ids=["config-map", "secret", "key", "host-path", "attach", "sandbox", "quota", "pod-security", "init"],
+    ids=[
+        "config-map",
+        "secret",
+        "key",
+        "host-path",
+        "attach",
+        "sandbox",
+        "train-job",
+        "quota",
+        "pod-security",
+        "init",
+    ],
 )
 def test_what_an_event_tells_comes_with_a_remedy(event: Object, reason: str, told: tuple[str, ...]) -> None:
     said, message = why_it_waits([scheduled("2026-11-24T09:10:41.878634Z"), event])
