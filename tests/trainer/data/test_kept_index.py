@@ -120,3 +120,16 @@ def test_a_shard_on_a_disk_is_indexed_by_its_headers_alone(tmp_path: Path) -> No
     assert isinstance(found, ShardIndex)
     assert len(found) == 20
     assert sum(length for _, _, length in shards.reads) < 2 << 20
+
+
+@pytest.mark.parametrize("uri", ["s3://bucket/data", "https://server/data", "gs://bucket/data"])
+def test_a_shard_elsewhere_is_indexed_with_few_requests(tmp_path: Path, uri: str) -> None:
+    """Bodies of 60 kB: each request would take as long as all of them."""
+    (path,) = write_shards(tmp_path / "data", 50, 50, lambda n: {"png": bytes([n]) * 60_000, "txt": b"text"})
+    shards = CountingStore(Path(path).parent)
+    shards.uri = uri
+    listed = ShardList([Located(path, shards, info(Path(path)))], [], access(tmp_path))
+    ((_, found),) = read_kept(listed, FolderStore(tmp_path / "store"), Patience(), lambda _count: None)
+    assert isinstance(found, ShardIndex)
+    assert len(found) == 50
+    assert len(shards.reads) <= 3

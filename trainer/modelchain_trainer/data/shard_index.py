@@ -117,7 +117,7 @@ def build_from_store(store: Store, info: ObjectInfo, uri: str, patience: Patienc
         return patience.attempt(lambda: store.get_range(info.key, start, length))
 
     try:
-        return build(scan(read, info.size, uri, seeks_are_cheap=not store.uri.startswith("s3://")), uri)
+        return build(scan(read, info.size, uri, seeks_are_cheap=store.uri.startswith("file://")), uri)
     except NotFound as error:
         raise MissingInputError(f"{uri}: was removed while it was indexed; put it back") from error
 
