@@ -14,18 +14,24 @@ from modelchain import __version__
 from modelchain_operator.acceptance import Acceptance
 from modelchain_operator.act import Actor
 from modelchain_operator.cache import Cache
+from modelchain_operator.executor import Executor
 from modelchain_operator.health import HealthServer
 from modelchain_operator.jobs import JobDefaults
 from modelchain_operator.kubernetes_api import KubernetesApi, load_config
+from modelchain_operator.live_view import LiveView
 from modelchain_operator.metrics import Metrics
+from modelchain_operator.pending_diagnosis import PendingDiagnosis
 from modelchain_operator.queue import KeyQueue
-from modelchain_operator.reconciler import Pace, Reconciler
+from modelchain_operator.reconciler import Reconciler
+from modelchain_operator.refused_chains import RefusedChains
 from modelchain_operator.resync import Resync
 from modelchain_operator.settings import Settings
+from modelchain_operator.status_writer import StatusWriter
 from modelchain_operator.store_access import StoreAccess
 from modelchain_operator.store_looks import StoreLooks
 from modelchain_operator.store_reader import StoreReader
 from modelchain_operator.watching import Watches
+from modelchain_operator.worker import Worker
 
 logger = logging.getLogger(__name__)
 
@@ -34,54 +40,27 @@ CLOSE_SECONDS = 20.0  # for the passes under way when the operator is told to st
 
 async def run(settings: Settings) -> int:
     """Run the operator until it is told to stop. Returns the exit code. Raises ConfigurationError."""
-    config = load_config(settings.kubeconfig, settings.context)
     metrics = Metrics()
+    config = load_config(settings.kubeconfig, settings.context)
     api = KubernetesApi(config, settings.context, on_request=metrics.api_request)
     cache, queue = Cache(), KeyQueue()
     metrics.watch_queue(lambda: len(queue))
-    access = StoreAccess(
-        api,
-        settings.own_identity_stores,
-        settings.allowed_endpoints,
-        connections=settings.store_threads,
-        wrap=metrics.measured,
-        api_server=api.config.cluster.server,
+    access = _store_access(settings, api, metrics)
+    reader = _store_reader(settings, access, queue)
+    cluster = LiveView(api, cache)
+    statuses = StatusWriter(api, cache, metrics, settings.identity)
+    reconciler = _reconciler(
+        settings, api, cluster, cache, queue, StoreLooks(access, reader), statuses, metrics
     )
-    reader = StoreReader(
-        queue.add,
-        on_finished=lambda key: queue.add(key, urgent=True),
-        threads=settings.store_threads,
-        requests_per_second=settings.store_requests_per_second,
-        artifact_check_seconds=settings.artifact_check_seconds,
-        progress_seconds=settings.progress_seconds,
-        on_refused=access.doubt,
-    )
-    reconciler = Reconciler(
-        api=api,
-        cache=cache,
-        queue=queue,
-        stores=StoreLooks(access, reader),
-        acceptance=Acceptance(settings.default_image),
-        actor=Actor(api, JobDefaults(image=settings.default_image)),
-        metrics=metrics,
-        pace=Pace(progress_seconds=settings.progress_seconds),
-        identity=settings.identity,
-    )
-    resync = Resync(api, cache, queue, reconciler.not_served, namespaces=settings.namespaces)
+    resync = Resync(api, cache, queue, cluster.not_served, namespaces=settings.namespaces)
     health = HealthServer(settings, metrics, resync)
     await health.start()
-    logger.info(
-        "ModelChain operator %s at %s, namespaces: %s; health and metrics at http://%s:%d",
-        __version__,
-        api.config.cluster.server,
-        ", ".join(settings.namespaces) or "all",
-        settings.http_host,
-        health.port,
-    )
+    _say_where(settings, api, health)
     reader.start()
     listing = asyncio.create_task(resync.run(settings.resync_seconds), name="resync")
+    worker = Worker(reconciler.reconcile, queue, metrics)
     passes = [
-        asyncio.create_task(_work(resync, reconciler), name=f"pass-{number}")
+        asyncio.create_task(_work(resync, worker), name=f"pass-{number}")
         for number in range(settings.workers)
     ]
     try:
@@ -93,7 +72,7 @@ async def run(settings: Settings) -> int:
         for task in late:
             task.cancel()
         await asyncio.gather(listing, *passes, return_exceptions=True)
-        await reconciler.close(CLOSE_SECONDS / 4)
+        await statuses.close(CLOSE_SECONDS / 4)
         await reader.close()
         access.close()
         await health.close()
@@ -101,7 +80,76 @@ async def run(settings: Settings) -> int:
     return 0
 
 
-async def _work(resync: Resync, reconciler: Reconciler) -> None:
+def _store_access(settings: Settings, api: KubernetesApi, metrics: Metrics) -> StoreAccess:
+    return StoreAccess(
+        api,
+        settings.own_identity_stores,
+        settings.allowed_endpoints,
+        connections=settings.store_threads,
+        wrap=metrics.measured,
+        api_server=api.config.cluster.server,
+    )
+
+
+def _store_reader(settings: Settings, access: StoreAccess, queue: KeyQueue) -> StoreReader:
+    return StoreReader(
+        queue.add,
+        on_finished=lambda key: queue.add(key, urgent=True),
+        threads=settings.store_threads,
+        requests_per_second=settings.store_requests_per_second,
+        artifact_check_seconds=settings.artifact_check_seconds,
+        progress_seconds=settings.progress_seconds,
+        on_refused=access.doubt,
+    )
+
+
+def _reconciler(
+    settings: Settings,
+    api: KubernetesApi,
+    cluster: LiveView,
+    cache: Cache,
+    queue: KeyQueue,
+    stores: StoreLooks,
+    statuses: StatusWriter,
+    metrics: Metrics,
+) -> Reconciler:
+    acceptance = Acceptance(settings.default_image)
+    actor = Actor(api, JobDefaults(image=settings.default_image))
+    return Reconciler(
+        cache=cache,
+        queue=queue,
+        cluster=cluster,
+        stores=stores,
+        acceptance=acceptance,
+        refused=RefusedChains(
+            acceptance=acceptance,
+            cluster=cluster,
+            queue=queue,
+            stores=stores,
+            statuses=statuses,
+            metrics=metrics,
+        ),
+        diagnosis=PendingDiagnosis(api, queue),
+        statuses=statuses,
+        executor=Executor(actor, cache),
+        actor=actor,
+        metrics=metrics,
+        progress_seconds=settings.progress_seconds,
+    )
+
+
+def _say_where(settings: Settings, api: KubernetesApi, health: HealthServer) -> None:
+    logger.info(
+        "ModelChain operator %s at %s, namespaces: %s; health and metrics at http://%s:%d",
+        __version__,
+        api.config.cluster.server,
+        ", ".join(settings.namespaces) or "all",
+        settings.http_host,
+        health.port,
+    )
+
+
+async def _work(resync: Resync, worker: Worker) -> None:
     """Passes begin once everything was listed: what runs already is known then."""
     await resync.listed.wait()
-    await reconciler.work()
+    await worker.run()

@@ -85,7 +85,6 @@ class ChainMemory:
     written_at: float = float("-inf")  # monotonic seconds
     written_version: str = ""  # of the chain, after our last write
     ending_since: float | None = None  # monotonic seconds; a stage is complete, which waits to be told
-    failures: int = 0  # passes in a row that an error has ended
     looked_again: set[tuple[str, int]] = field(default_factory=set)  # stage, attempt
     missing_said: tuple[str, str] | None = None  # of ArtifactsMissing: status, since when
 

@@ -77,6 +77,22 @@ def test_a_chain_is_suspended_goes_on_and_is_deleted(
     assert list(chain.store.list(f"{stages[0].folder}/")), "its artifacts stay"
 
 
+def test_a_deleted_chain_that_a_finalizer_holds_trains_no_further(
+    chain: ClusterChain, operator: OperatorProcess, pod_runner: PodRunner
+) -> None:
+    pod_runner.hold("*-tiny-*", "step:16")
+    operator.start()
+    chain.document["metadata"]["finalizers"] = ["example.com/hold"]
+    chain.apply()
+    pod_runner.wait_for_held("*-tiny-*")
+    chain.plane.kubectl("delete", "modelchain", chain.name, "-n", chain.namespace, "--wait=false")
+    wait_until(lambda: not chain.jobs(), "its job is ended", seconds=60, pause=0.3)
+    assert chain.read()["metadata"]["deletionTimestamp"], "it is still there"
+    patch = '{"metadata": {"finalizers": null}}'
+    where = ("-n", chain.namespace)
+    chain.plane.kubectl("patch", "modelchain", chain.name, *where, "--type=merge", "-p", patch)
+
+
 def test_what_is_in_the_store_is_not_trained_again(
     chain: ClusterChain, operator: OperatorProcess, pod_runner: PodRunner, tmp_path: Path
 ) -> None:

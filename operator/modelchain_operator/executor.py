@@ -1,0 +1,75 @@
+"""Carries out actions one by one, and remembers which jobs the API server has refused."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from modelchain.reconcile.actions import Action, RemoveJob, StartJob, StopJob
+from modelchain_operator.acceptance import Accepted
+from modelchain_operator.act import Actor, JobRefused
+from modelchain_operator.cache import Cache
+from modelchain_operator.observe import ChainMemory, CreateRefusal, View
+from modelchain_operator.queue import Key
+
+logger = logging.getLogger(__name__)
+
+ASK_AGAIN_SECONDS = 30.0  # after the API server has refused a job
+
+
+class Executor:
+    """Acts on the jobs of chains. Used in one event loop."""
+
+    def __init__(self, actor: Actor, cache: Cache) -> None:
+        self._actor = actor
+        self._cache = cache
+
+    async def carry_out(
+        self, key: Key, view: View, accepted: Accepted, action: Action, memory: ChainMemory
+    ) -> None:
+        """Raises ApiError where the API server can't be asked; a refusal goes into `memory`."""
+        match action:
+            case StartJob():
+                await self._start(key, view, accepted, action, memory)
+            case StopJob():
+                await self._actor.stop(action, view)
+            case RemoveJob():
+                await self._actor.remove(action, view)
+
+    async def probe_refusals(self, view: View, accepted: Accepted, memory: ChainMemory) -> None:
+        """Whether jobs that were refused would be let in now: asked without making them, so that a chain that can't go
+        on writes nothing.
+        """
+        for stage, refusal in list(memory.refusals.items()):
+            if refusal.generation != view.generation or stage not in accepted.jobs:
+                del memory.refusals[stage]
+                continue
+            if time.monotonic() < refusal.ask_at:
+                continue
+            try:
+                await self._actor.start(accepted, StartJob(stage, refusal.attempt), dry_run=True)
+            except JobRefused as error:
+                refusal.message = str(error)
+                refusal.ask_at = time.monotonic() + ASK_AGAIN_SECONDS
+            else:
+                del memory.refusals[stage]
+
+    async def _start(
+        self, key: Key, view: View, accepted: Accepted, action: StartJob, memory: ChainMemory
+    ) -> None:
+        try:
+            made = await self._actor.start(accepted, action)
+        except JobRefused as error:
+            logger.warning("%s: stage %s: %s", key, action.stage, error)
+            memory.refusals[action.stage] = CreateRefusal(
+                generation=view.generation,
+                attempt=action.attempt,
+                message=str(error),
+                ask_at=time.monotonic() + ASK_AGAIN_SECONDS,
+            )
+            return
+        logger.info("%s: stage %s: attempt %d starts", key, action.stage, action.attempt)
+        memory.made = {one for one in memory.made if one[0] != action.stage}
+        memory.made.add((action.stage, action.attempt))
+        for kind, item in made:
+            self._cache.show(kind, item)

@@ -1,0 +1,74 @@
+"""Chains that can't be trained as they are written: said once, while what runs of them stays under control."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+
+from modelchain.reconcile.observation import Observation
+from modelchain.reconcile.refused import decide_refused, under_way
+from modelchain.status import ChainStatus
+from modelchain_operator.acceptance import Acceptance, Accepted, Refused
+from modelchain_operator.jobs import JOB_KINDS
+from modelchain_operator.jobs.trees import job_trees
+from modelchain_operator.kubernetes_api import Object
+from modelchain_operator.live_view import LiveView
+from modelchain_operator.metrics import Metrics
+from modelchain_operator.observe import ChainMemory, reference_of, status_of
+from modelchain_operator.queue import Key, KeyQueue
+from modelchain_operator.recovered import recovered
+from modelchain_operator.status_writer import StatusWriter
+from modelchain_operator.store_looks import StoreLooks
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefusedChains:
+    """Used in one event loop."""
+
+    acceptance: Acceptance
+    cluster: LiveView
+    queue: KeyQueue
+    stores: StoreLooks
+    statuses: StatusWriter
+    metrics: Metrics
+
+    async def accept(self, body: Object, memory: ChainMemory) -> Accepted | Refused:
+        """Whether the chain can be trained as it is written; if not, what of it runs all the same."""
+        judged = self.acceptance.judge(body)
+        open_stages = under_way(status_of(body)) if isinstance(judged, Refused) else ()
+        if isinstance(judged, Accepted) or not open_stages:
+            memory.going_on = None
+            return judged
+        generation = _generation(body)
+        if memory.going_on is None or memory.going_on[0] != generation:
+            jobs = await self.cluster.jobs(JOB_KINDS, body["metadata"]["namespace"], memory.uid)
+            trees = job_trees(reference_of(body), jobs, ())
+            memory.going_on = generation, recovered(body, trees, open_stages)
+        running = memory.going_on[1]
+        return judged if running is None else replace(running, problems=judged.problems)
+
+    async def tell(self, key: Key, body: Object, refused: Refused) -> None:
+        """Say what is wrong with the chain, once. Nothing of it runs."""
+        self.stores.forget(key)
+        after = _refused_status(body, refused)
+        if status_of(body) == self.statuses.as_stored(after):
+            self.metrics.chain_seen(key, after)
+            return
+        live = await self.cluster.chain(key)
+        gone = live is None or live["metadata"].get("deletionTimestamp") is not None
+        if live is None or gone or not isinstance(self.acceptance.judge(live), Refused):
+            self.queue.add(key)
+            return
+        before, after = status_of(live), _refused_status(live, refused)
+        if before != self.statuses.as_stored(after):
+            await self.statuses.write(key, live, before, after)
+
+
+def _refused_status(body: Object, refused: Refused) -> ChainStatus:
+    observed = Observation(status=status_of(body))
+    now, generation = time.time(), _generation(body)
+    return decide_refused(None, observed, refused.problems, generation=generation, now=now).status
+
+
+def _generation(body: Object) -> int:
+    return int(body["metadata"].get("generation", 0))

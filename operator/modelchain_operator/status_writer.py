@@ -1,0 +1,77 @@
+"""Writes statuses, and tells what has changed: in the log, in metrics and as Kubernetes Events."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+
+from modelchain.status import ChainStatus
+from modelchain_operator.cache import Cache
+from modelchain_operator.chain_events import event_of, notes
+from modelchain_operator.kept_fields import KeptFields
+from modelchain_operator.kubernetes_api import ApiError, KubernetesApi, Object
+from modelchain_operator.metrics import Metrics
+from modelchain_operator.observe import status_object
+from modelchain_operator.queue import Key
+
+logger = logging.getLogger(__name__)
+
+EVENTS_UNDER_WAY = 256
+
+
+class StatusWriter:
+    """Writes the statuses of chains. Used in one event loop."""
+
+    def __init__(self, api: KubernetesApi, cache: Cache, metrics: Metrics, identity: str) -> None:
+        """`identity` is the name of this process in Events."""
+        self._api = api
+        self._cache = cache
+        self._metrics = metrics
+        self._identity = identity
+        self._kept = KeptFields()
+        self._posting: set[asyncio.Task[None]] = set()
+
+    def as_stored(self, status: ChainStatus) -> ChainStatus:
+        """The status as the API server would give it back: an older CRD drops fields."""
+        return self._kept.of(status)
+
+    async def write(self, key: Key, body: Object, before: ChainStatus | None, status: ChainStatus) -> Object:
+        """Write the status over the version of the chain that it was decided on; then tell what has happened. Returns
+        the chain as it is then. Raises Conflict if it was changed meanwhile, ApiError.
+        """
+        asked = status_object(status)
+        written = await self._api.write_status(body, asked)
+        self._kept.learn(asked, written.get("status") or {})
+        self._cache.show_chain(written)
+        self._metrics.status_written(key, before, status)
+        said = list(notes(before, self._kept.of(status)))
+        for note in said:
+            log = logger.warning if note.type == "Warning" else logger.info
+            log("%s: %s: %s", key, note.reason, note.message)
+        if said:
+            now = time.time()
+            await self._post(key, [event_of(body, note, time=now, instance=self._identity) for note in said])
+        return written
+
+    async def close(self, seconds: float) -> None:
+        """Give Events that are being posted a few seconds."""
+        if self._posting:
+            await asyncio.wait(self._posting, timeout=seconds)
+
+    async def _post(self, key: Key, events: Sequence[Object]) -> None:
+        """Post Events while the pass goes on: a courtesy that must not hold up a job."""
+        if len(self._posting) >= EVENTS_UNDER_WAY:
+            await asyncio.wait(self._posting, return_when=asyncio.FIRST_COMPLETED)
+
+        async def post() -> None:
+            for event in events:
+                try:
+                    await self._api.create_event(event)
+                except ApiError as error:
+                    logger.warning("%s: no event was posted: %s", key, error)
+
+        task = asyncio.create_task(post())
+        self._posting.add(task)
+        task.add_done_callback(self._posting.discard)
