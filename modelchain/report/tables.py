@@ -10,7 +10,7 @@ from modelchain.artifacts import attempt_folder
 from modelchain.report import units
 from modelchain.report.accounting import Costs, trained_by
 from modelchain.report.data import ChainArtifacts, StageArtifacts, stage_phase
-from modelchain.report.measures import Measure
+from modelchain.report.measures import Measure, chain_task
 from modelchain.resolved import ResolvedStage
 
 _NOT_SETTINGS = {
@@ -52,6 +52,7 @@ class StageRow:
     corrupt_known: bool
     digest: str
     weights: str | None
+    weights_reader: str  # who loads them
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,7 @@ def _stage_row(
         corrupt=tuple((f"{number:,}", cause) for cause, number in (corrupt or {}).items() if number),
         corrupt_known=corrupt is not None,
         digest=stage.recorded.digest,
+        weights_reader=chain_task(chain).weights_readers,
         weights=f"{chain.store_uri.rstrip('/')}/{attempt_folder(stage.recorded.folder, stage.manifest.attempt)}/"
         if stage.manifest
         else None,
