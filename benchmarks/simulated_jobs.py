@@ -239,6 +239,10 @@ class Trainer:
     def end(self) -> None:
         """Say that all is done and let go of the lease."""
         self.tell("Complete")
+        self.release()
+
+    def release(self) -> None:
+        """Let go of the lease, with nothing committed."""
         self._lease.release()
 
 
