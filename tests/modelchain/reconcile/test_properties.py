@@ -37,6 +37,7 @@ from modelchain.status import ChainPhase, ChainStatus, ConditionType, Measuremen
 from tests.modelchain.reconcile.chains import NOW, chain, manifest
 
 NAMES = ("a", "b", "c", "d")
+OTHER_NAMES = ("a", "b", "c", "d", "x")  # that stages are given later; some have been another stage's
 LIMIT = 2
 DISRUPTION_LIMIT = 3
 STALL_SECONDS = 300
@@ -81,6 +82,7 @@ class World(RuleBasedStateMachine):
         self.pending: list[list[Action]] = [[], []]
         self.history: list[Seen] = []
         self.finished_digests: set[str] = set()  # said to be finished in the status as it is now
+        self.names: set[tuple[str, int]] = set()  # stage and attempt of every job there ever was
         self.starts: Counter[tuple[str, str, int]] = Counter()  # by stage, digest and generation
         self.excuses: Counter[str] = Counter()  # by stage: whatever may end an attempt without counting
 
@@ -288,6 +290,9 @@ class World(RuleBasedStateMachine):
         assert status.attempt == action.attempt, "the intent was written before the act"
         of_stage = [job for job in self.jobs.values() if job.stage == action.stage]
         assert not any(job.live for job in of_stage), "never two live jobs of one stage"
+        there = {one.name for one in self.chain.all_stages}
+        left = [job for job in self.jobs.values() if job.live and job.stage not in there]
+        assert all(job.digest != stage.digest for job in left), "nor of one that has another name now"
         assert stage.digest not in self.manifests, "what is in the store is not trained"
         assert stage.digest not in self.finished_digests, "what was complete is not trained again"
         assert stage.digest not in self.foreign, "what another chain trains now is waited for"
@@ -315,7 +320,8 @@ class World(RuleBasedStateMachine):
             assert sum(job.live for job in self.jobs.values()) < self.limit
         self.vanished.pop(stage.digest, None)  # forgotten by an edit there and back: it is trained anew
         key = (action.stage, action.attempt)
-        assert key not in self.jobs
+        assert key not in self.names, "no job's name comes twice"
+        self.names.add(key)
         self.jobs[key] = Job(
             stage=action.stage,
             attempt=action.attempt,
@@ -452,6 +458,30 @@ class World(RuleBasedStateMachine):
         self.generation += 1
         self.rebuild()
         self.remember()
+
+    @rule(choice=st.integers(0, 5), names=st.permutations(OTHER_NAMES), passes=st.integers(0, 2))
+    def a_stage_is_renamed(self, choice: int, names: list[str], passes: int) -> None:
+        """One that trains, if any does; passes then find its job under the old name."""
+        there = dict(self.tree)
+        busy = [job.stage for job in self.jobs.values() if job.live and job.stage in there] or [*there]
+        old = busy[choice % len(busy)]
+        name = next(name for name in names if name not in there)
+        before = {(stage.name, stage.digest) for stage in self.chain.all_stages}
+
+        def renamed(one: str) -> str:
+            return name if one == old else one
+
+        self.tree = [(renamed(one), parent and renamed(parent)) for one, parent in self.tree]
+        self.teachers = {renamed(one): renamed(teacher) for one, teacher in self.teachers.items()}
+        self.epochs = {renamed(one): epochs for one, epochs in self.epochs.items()}
+        self.alone = tuple(map(renamed, self.alone))
+        self.generation += 1
+        self.rebuild()
+        left = before - {(stage.name, stage.digest) for stage in self.chain.all_stages}
+        self.finished_digests -= {digest for _, digest in left}  # only the store remembers
+        self.remember()
+        for _ in range(passes):
+            self.whole_pass()
 
     @rule(suspended=st.booleans())
     def the_chain_is_suspended_or_resumed(self, suspended: bool) -> None:
