@@ -41,8 +41,8 @@ CLOSE_SECONDS = 20.0  # for the passes under way when the operator is told to st
 async def run(settings: Settings) -> int:
     """Run the operator until it is told to stop. Returns the exit code. Raises ConfigurationError."""
     metrics = Metrics()
-    config = load_config(settings.kubeconfig, settings.context)
-    api = KubernetesApi(config, settings.context, on_request=metrics.api_request)
+    cluster_access = load_config(settings.kubeconfig, settings.context)
+    api = KubernetesApi(cluster_access, on_request=metrics.api_request)
     cache, queue = Cache(), KeyQueue()
     metrics.watch_queue(lambda: len(queue))
     access = _store_access(settings, api, metrics)
@@ -87,7 +87,7 @@ def _store_access(settings: Settings, api: KubernetesApi, metrics: Metrics) -> S
         settings.allowed_endpoints,
         connections=settings.store_threads,
         wrap=metrics.measured,
-        api_server=api.config.cluster.server,
+        api_server=api.access.server,
     )
 
 
@@ -142,7 +142,7 @@ def _say_where(settings: Settings, api: KubernetesApi, health: HealthServer) -> 
     logger.info(
         "ModelChain operator %s at %s, namespaces: %s; health and metrics at http://%s:%d",
         __version__,
-        api.config.cluster.server,
+        api.access.server,
         ", ".join(settings.namespaces) or "all",
         settings.http_host,
         health.port,

@@ -1,8 +1,4 @@
-"""Plain requests to the API server, with the credentials of lightkube's configuration.
-
-A request costs a sixth of the processor time that it costs with lightkube's own client, and kopf has loaded aiohttp
-already.
-"""
+"""Plain requests to the API server, over aiohttp, which kopf has loaded already."""
 
 from __future__ import annotations
 
@@ -15,12 +11,11 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
-from lightkube.config.client_adapter import verify_cluster
-from lightkube.config.kubeconfig import SingleConfig
 
 from modelchain import __version__
 from modelchain_operator import json_reader
-from modelchain_operator.login import as_kubectl_verifies, read_token
+from modelchain_operator.cluster_access import ClusterAccess
+from modelchain_operator.login import read_token, tls_context
 
 TIMEOUT_SECONDS = 20.0
 UNREACHABLE = (aiohttp.ClientError, OSError, TimeoutError)  # what `send` raises where no answer came
@@ -42,8 +37,8 @@ class Answer:
 class Connection:
     """A pool of connections. Used in one event loop."""
 
-    def __init__(self, config: SingleConfig) -> None:
-        self._config = config
+    def __init__(self, access: ClusterAccess) -> None:
+        self._access = access
         self._session: aiohttp.ClientSession | None = None
         self._token: str | None = None
         self._reading = asyncio.Lock()
@@ -85,7 +80,7 @@ class Connection:
         token: str | None,
     ) -> Answer:
         sent = {**(headers or {}), **({"Authorization": f"Bearer {token}"} if token else {})}
-        url = f"{self._config.cluster.server.rstrip('/')}{path}"
+        url = f"{self._access.server.rstrip('/')}{path}"
         async with session.request(
             method, url, params=query, data=body, headers=sent, allow_redirects=False
         ) as response:
@@ -93,25 +88,23 @@ class Connection:
 
     async def _read_token(self, refused: str | None) -> str | None:
         """The user's token, unless somebody has replaced the refused one meanwhile."""
-        user = self._config.user
         async with self._reading:
-            if user is not None and self._token == refused:
-                self._token = await read_token(user)
+            if self._token == refused:
+                self._token = await read_token(self._access)
             return self._token
 
     def _open(self) -> aiohttp.ClientSession:
-        cluster, user = self._config.cluster, self._config.user
-        assert user is not None, "lightkube's configurations name a user"
-        context = as_kubectl_verifies(verify_cluster(cluster, user, self._config.abs_file))
+        access = self._access
+        context = tls_context(access)
         headers = {"User-Agent": f"modelchain-operator/{__version__}"}
-        if user.username:  # a token goes before it
-            password = base64.b64encode(f"{user.username}:{user.password or ''}".encode()).decode()
+        if access.username:  # a token goes before it
+            password = base64.b64encode(f"{access.username}:{access.password or ''}".encode()).decode()
             headers["Authorization"] = f"Basic {password}"
         return aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(ssl=context),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers=headers,
-            proxy=_proxy(cluster.server),
+            proxy=_proxy(access.server),
             timeout=aiohttp.ClientTimeout(total=TIMEOUT_SECONDS),
         )
 

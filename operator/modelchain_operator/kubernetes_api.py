@@ -1,6 +1,6 @@
 """The operator's requests to the Kubernetes API: plain objects in and out, every failure an error of our own.
 
-lightkube finds the cluster and its credentials (service account, or kubeconfig); the requests are plain REST.
+The requests are plain REST.
 https://kubernetes.io/docs/reference/using-api/api-concepts/
 """
 
@@ -11,11 +11,9 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from lightkube import KubeConfig
-from lightkube.core.exceptions import ConfigError
-
 from modelchain.errors import ConfigurationError
 from modelchain_operator import labels
+from modelchain_operator.cluster_access import ClusterAccess, load_access
 from modelchain_operator.connection import UNREACHABLE, Answer, Connection
 from modelchain_operator.json_reader import shallow
 from modelchain_operator.kinds import CHAIN, CONFIG_MAP, EVENT, POD, SECRET, Kind
@@ -72,16 +70,9 @@ class ObjectVersion:
     chain_uid: str = ""  # of a job or a pod: the chain that it belongs to
 
 
-def load_config(kubeconfig: str | None, context: str | None) -> KubeConfig:
+def load_config(kubeconfig: str | None, context: str | None) -> ClusterAccess:
     """How to reach the cluster: a kubeconfig, or the pod's service account. Raises ConfigurationError."""
-    try:
-        config = KubeConfig.from_file(kubeconfig) if kubeconfig else KubeConfig.from_env()
-        config.get(context_name=context)
-    except (ConfigError, OSError, ValueError, KeyError) as error:
-        raise ConfigurationError(
-            f"no way to a Kubernetes cluster: {error}; set KUBECONFIG, or run in a pod with a service account"
-        ) from None
-    return config
+    return load_access(kubeconfig, context)
 
 
 class KubernetesApi:
@@ -89,16 +80,13 @@ class KubernetesApi:
 
     def __init__(
         self,
-        config: KubeConfig,
-        context: str | None = None,
+        access: ClusterAccess,
         *,
         on_request: Callable[[str], None] | None = None,
     ) -> None:
         """`on_request` is told the verb of every write that was carried out."""
-        single = config.get(context_name=context)
-        assert single is not None
-        self.config = single
-        self._connection = Connection(single)
+        self.access = access
+        self._connection = Connection(access)
         self._on_request = on_request
 
     async def close(self) -> None:

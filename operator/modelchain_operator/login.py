@@ -1,4 +1,4 @@
-"""The credentials of lightkube's configuration, for kopf's watches and for our own requests."""
+"""Credentials, for kopf's watches and for our own requests."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ import ssl
 from pathlib import Path
 
 import kopf
-from lightkube.config.kubeconfig import SingleConfig
-from lightkube.config.models import User
 
 from modelchain.errors import ConfigurationError
+from modelchain_operator.cluster_access import ClusterAccess, ExecCommand
 
 # A service account's token is replaced in its file while it is still good: it is read again in time.
 REREAD = dt.timedelta(minutes=5)
@@ -36,39 +35,41 @@ def as_kubectl_verifies(context: ssl.SSLContext) -> ssl.SSLContext:
     return context
 
 
-async def connection_info(config: SingleConfig) -> kopf.ConnectionInfo:
-    """What kopf connects with. Raises ConfigurationError if the kubeconfig's credentials can't be had."""
-    cluster, user = config.cluster, config.user
-    changes = user is not None and (user.token_file is not None or user.exec is not None)
+async def connection_info(access: ClusterAccess) -> kopf.ConnectionInfo:
+    """What kopf connects with. Raises ConfigurationError if the credentials can't be had."""
+    return _connection_info(access, await read_token(access))
+
+
+def tls_context(access: ClusterAccess) -> ssl.SSLContext:
+    """How our own connections check the API server, and show who they are. Raises OSError, ssl.SSLError."""
+    return _connection_info(access, None).as_ssl_context()
+
+
+def _connection_info(access: ClusterAccess, token: str | None) -> ConnectionInfo:
     return ConnectionInfo(
-        server=cluster.server,
-        ca_path=_path(config, cluster.certificate_auth),
-        ca_data=cluster.certificate_auth_data,
-        insecure=cluster.insecure or None,
-        username=user.username if user else None,
-        password=user.password if user else None,
-        token=await read_token(user) if user else None,
-        certificate_path=_path(config, user.client_cert) if user else None,
-        certificate_data=user.client_cert_data if user else None,
-        private_key_path=_path(config, user.client_key) if user else None,
-        private_key_data=user.client_key_data if user else None,
-        default_namespace=config.namespace,
-        expiration=dt.datetime.now(dt.UTC) + REREAD if changes else None,
+        server=access.server,
+        ca_path=access.ca_path,
+        ca_data=None if access.ca_path else access.ca_data,
+        insecure=access.insecure or None,
+        username=access.username,
+        password=access.password,
+        token=token,
+        certificate_path=access.client_certificate_path,
+        certificate_data=None if access.client_certificate_path else access.client_certificate_data,
+        private_key_path=access.client_key_path,
+        private_key_data=None if access.client_key_path else access.client_key_data,
+        default_namespace=access.namespace,
+        expiration=dt.datetime.now(dt.UTC) + REREAD if access.token_changes else None,
     )
 
 
-async def read_token(user: User) -> str | None:
-    """The user's token as it is now; None if there is none. Raises ConfigurationError if it can't be had."""
-    if user.token_file is not None:
-        return await asyncio.to_thread(_read, user.token_file)
-    if user.token is None and user.exec is not None:
-        environment = {one.name: one.value for one in user.exec.env or []}
-        return await _token_of_command([user.exec.command, *(user.exec.args or [])], environment)
-    return user.token
-
-
-def _path(config: SingleConfig, path: str | None) -> str | None:
-    return str(config.abs_file(path)) if path else None
+async def read_token(access: ClusterAccess) -> str | None:
+    """The token as it is now; None if there is none. Raises ConfigurationError if it can't be had."""
+    if access.token_file is not None:
+        return await asyncio.to_thread(_read, access.token_file)
+    if access.token is None and access.token_command is not None:
+        return await _token_of_command(access.token_command)
+    return access.token
 
 
 def _read(path: str) -> str:
@@ -78,15 +79,15 @@ def _read(path: str) -> str:
         raise ConfigurationError(f"{path}: the token of the service account can't be read: {error}") from None
 
 
-async def _token_of_command(command: list[str], environment: dict[str, str]) -> str:
+async def _token_of_command(asked: ExecCommand) -> str:
     """The token that a kubeconfig's `exec` command prints."""
     try:
         process = await asyncio.create_subprocess_exec(
-            *command, env={**os.environ, **environment}, stdout=asyncio.subprocess.PIPE
+            *asked.command, env={**os.environ, **asked.environment}, stdout=asyncio.subprocess.PIPE
         )
         printed, _ = await process.communicate()
         return str(json.loads(printed)["status"]["token"])
     except (OSError, ValueError, KeyError, TypeError):
         raise ConfigurationError(
-            f"{command[0]}, which the kubeconfig names for its credentials, gave no token"
+            f"{asked.command[0]}, which the kubeconfig names for its credentials, gave no token"
         ) from None

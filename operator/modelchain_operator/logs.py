@@ -27,7 +27,6 @@ _TAMED = {
     "httpx": logging.WARNING,
     "httpx2": logging.WARNING,
     "kopf": logging.WARNING,
-    "lightkube": logging.WARNING,
     "s3transfer": logging.WARNING,
     "urllib3": logging.ERROR,  # warns of every connection that it makes again
 }

@@ -150,7 +150,7 @@ class Watches:
 
         @kopf.on.login(registry=registry)
         async def login(**_: Any) -> kopf.ConnectionInfo:
-            return await connection_info(self.api.config)
+            return await connection_info(self.api.access)
 
         @kopf.on.startup(registry=registry)
         async def started(**_: Any) -> None:

@@ -82,7 +82,7 @@ def test_trainer_image_runs_the_trainer_and_the_command_line(sandbox: Sandbox) -
     assert "MODELCHAIN_STAGE" in done.stderr
     installed = _installed(sandbox, "trainer")
     assert installed.keys() >= {"torch", "open-clip-torch", "modelchain"}
-    assert installed.keys().isdisjoint({"kopf", "lightkube"})
+    assert installed.keys().isdisjoint({"kopf", "prometheus-client"})
     _check_pinned(installed)
     assert "vit-l" in sandbox.run("trainer", ["modelchain", "plan", str(ROOT / "examples/cc3m.yaml")]).stdout
 

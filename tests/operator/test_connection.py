@@ -6,6 +6,7 @@ import asyncio
 import json
 import ssl
 import subprocess
+import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,9 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
-from lightkube import KubeConfig
 
 from modelchain.errors import ConfigurationError
+from modelchain_operator.cluster_access import load_access
 from modelchain_operator.connection import Connection
 from modelchain_operator.login import connection_info
 
@@ -65,7 +66,9 @@ def config(user: dict[str, Any], server: str, authority: Path | None = None) -> 
         "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
         "current-context": "x",
     }
-    return KubeConfig.from_dict(document).get()
+    folder = Path(tempfile.mkdtemp())
+    (folder / "config").write_text(json.dumps(document))
+    return load_access(str(folder / "config"), None)
 
 
 async def once(connection: Connection) -> None:
