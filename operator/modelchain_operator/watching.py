@@ -3,6 +3,9 @@
 kopf ends all its watches when one is refused, in one namespace, or shows what it can't read. So each kind has a kopf of
 its own, which is begun again without the namespaces that refuse it; those are asked again from time to time. What is
 missed meanwhile, the next resync finds.
+
+A kopf that ends cancels every task of the event loop that is younger than itself, whoever made it. Here it is told
+which are its own: those that were created in its context.
 """
 
 from __future__ import annotations
@@ -11,9 +14,11 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeAlias
+from weakref import WeakSet
 
 import kopf
 
@@ -39,6 +44,9 @@ LIST_CHUNK = 50
 FORGET_SECONDS = 0.2
 
 Handler: TypeAlias = Callable[..., Any]
+Tasks: TypeAlias = WeakSet[asyncio.Task[Any]]
+
+_kopfs_tasks: ContextVar[Tasks | None] = ContextVar("kopfs_tasks", default=None)
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,7 @@ class Watches:
     async def run(self) -> None:
         """Watch every kind until SIGTERM or SIGINT, whatever happens."""
         stop = asyncio.Event()
+        asyncio.get_running_loop().set_task_factory(_remembered_task)
         tasks = [
             asyncio.create_task(self._keep_watching(kind, stop), name=f"watch-{kind.plural}")
             for kind in (CHAIN, *JOB_KINDS, POD)
@@ -118,7 +127,7 @@ class Watches:
             if None in refused or (self.namespaces and not namespaces):
                 await leave.wait()
                 return ""
-            await kopf.operator(
+            await _run_kopf(
                 registry=self._registry(kind, stop),
                 settings=_options(kind),
                 stop_flag=leave,
@@ -204,6 +213,40 @@ def _options(kind: Kind) -> kopf.OperatorSettings:
         group, version = group_version(kind)
         options.watching.label_selectors[group, version, kind.plural] = labels.CHAIN_UID
     return options
+
+
+async def _run_kopf(**options: Any) -> None:
+    """`kopf.operator`, which leaves the tasks of others alone as it ends."""
+    own: Tasks = WeakSet()
+    token = _kopfs_tasks.set(own)
+    try:
+        await kopf.run_tasks(await kopf.spawn_tasks(**options), ignored=_AllBut(own))
+    finally:
+        _kopfs_tasks.reset(token)
+
+
+def _remembered_task(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
+    """Asyncio's own task, remembered as that of the kopf in whose context it is created."""
+    task = asyncio.Task(coroutine, loop=loop, **options)
+    if (own := _kopfs_tasks.get()) is not None:
+        own.add(task)
+    return task
+
+
+class _AllBut(Collection[Any]):
+    """Every task but these, as what kopf is to ignore: it asks for membership only."""
+
+    def __init__(self, tasks: Tasks) -> None:
+        self._tasks = tasks
+
+    def __contains__(self, task: object) -> bool:
+        return task not in self._tasks
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
 
 
 async def _sleep(seconds: float | None, stop: asyncio.Event) -> None:
