@@ -29,6 +29,7 @@ def test_open_clips_models_are_those_of_the_installed_package_and_complete() -> 
         f"open_clip/{name}": {
             "embed_dim": config["embed_dim"],
             "quick_gelu": config.get("quick_gelu", False),
+            "logit_bias": False,
             "vision": {"head_width": 64, "mlp_ratio": 4.0, **config["vision_cfg"]},
             "text": {"mlp_ratio": 4.0, **config["text_cfg"]},
         }

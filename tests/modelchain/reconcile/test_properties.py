@@ -82,7 +82,7 @@ class World(RuleBasedStateMachine):
         self.pending: list[list[Action]] = [[], []]
         self.history: list[Seen] = []
         self.finished_digests: set[str] = set()  # said to be finished in the status as it is now
-        self.names: set[tuple[str, int]] = set()  # stage and attempt of every job there ever was
+        self.names: set[tuple[str, int]] = set()  # stage and attempt of every job that a status has named
         self.starts: Counter[tuple[str, str, int]] = Counter()  # by stage, digest and generation
         self.excuses: Counter[str] = Counter()  # by stage: whatever may end an attempt without counting
 
@@ -261,6 +261,8 @@ class World(RuleBasedStateMachine):
             now = status.find_stage(stage.name)
             then = before.find_stage(stage.name) if before else None
             assert now is not None
+            if now.job is not None:
+                self.names.add((stage.name, now.attempt))
             if now.finished:
                 self.finished_digests.add(stage.digest)
             if then is not None:
@@ -320,8 +322,9 @@ class World(RuleBasedStateMachine):
             assert sum(job.live for job in self.jobs.values()) < self.limit
         self.vanished.pop(stage.digest, None)  # forgotten by an edit there and back: it is trained anew
         key = (action.stage, action.attempt)
+        assert key not in self.jobs
+        # A job that goes before a pass has seen it was never there, but for the operator that remembers having made it.
         assert key not in self.names, "no job's name comes twice"
-        self.names.add(key)
         self.jobs[key] = Job(
             stage=action.stage,
             attempt=action.attempt,
