@@ -14,7 +14,7 @@ import signal
 import threading
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -163,6 +163,20 @@ class PodRunner:
         """Send a signal to the first process of a pod."""
         with self._lock:
             self._running(name).signal(number)
+
+    def kill_together(self, names: Collection[str]) -> None:
+        """Kill the first process of each of these pods before anybody sees that one is gone; those that ended are left
+        out. LookupError if none runs.
+        """
+        with self._lock:
+            running: list[Container] = []
+            for name in names:
+                with contextlib.suppress(LookupError):
+                    running.append(self._running(name))
+            if not running:
+                raise LookupError(f"no pod of {', '.join(names)} runs on {self.node}")
+            for container in running:
+                container.signal(signal.SIGKILL)
 
     def freeze(self, name: str) -> None:
         """A pod that hangs, all its processes: it neither goes on nor listens to SIGTERM."""
