@@ -39,7 +39,7 @@ test: setup lint control-plane  ## Run the tests
 test-all: test  ## Run all tests, those that take minutes as well
 	$(PYTEST) -n $(WORKERS) --dist loadgroup -m long
 
-control-plane: setup  ## Build the Kubernetes control plane that tests run on (once, about 12 minutes)
+control-plane: setup  ## Build the Kubernetes control plane that tests run on (once, about 14 minutes)
 	@$(BIN)/python -m tests.control_plane.binaries
 
 cluster: control-plane  ## Leave a control plane and an S3 server running, to try the operator by hand

@@ -85,7 +85,7 @@ PROGRAMS = {
 
 
 def path(name: str) -> str:
-    """The path of a program, which is built if it is not there (all: about 12 minutes on two cores).
+    """The path of a program, which is built if it is not there (all: about 14 minutes on two cores).
     KUBEBUILDER_ASSETS, where set, provides etcd and kube-apiserver.
     """
     assets = os.environ.get("KUBEBUILDER_ASSETS")

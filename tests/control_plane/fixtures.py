@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,14 @@ def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlP
 
     A test that stops one of its programs starts it again; one that leaves it in another state takes `new_plane`.
     """
-    plane = ControlPlane(tmp_path_factory.mktemp("control-plane"))
+    with running_plane(tmp_path_factory.mktemp("control-plane")) as plane:
+        yield plane
+
+
+@contextmanager
+def running_plane(folder: Path) -> Iterator[ControlPlane]:
+    """A control plane with the kinds ModelChain and PyTorchJob, until the block ends."""
+    plane = ControlPlane(folder)
     try:
         plane.start()
         install_modelchain(plane)

@@ -22,6 +22,7 @@ from tests.modelchain.store.odd_server import (
     redirect,
     serve,
 )
+from tests.modelchain.store.test_s3 import every_call
 
 KEYS = Credentials("key", "secret")
 
@@ -36,22 +37,7 @@ def store_at(
 
 
 def calls(store: Store, file: Path) -> dict[str, Callable[[], object]]:
-    file.write_bytes(b"x")
-    return {
-        "get": lambda: store.get("key"),
-        "find": lambda: store.find("key"),
-        "get_range": lambda: store.get_range("key", 0, 1),
-        "head": lambda: store.head("key"),
-        "list": lambda: list(store.list("")),
-        "put": lambda: store.put("key", b"x"),
-        "put if absent": lambda: store.put("key", b"x", if_absent=True),
-        "put if match": lambda: store.put("key", b"x", if_match='"x"'),
-        "upload": lambda: store.upload("key", file),
-        "download": lambda: store.download("key", file.with_name("copy")),
-        "delete": lambda: store.delete(["key"]),
-        "abort": lambda: store.abort_stale_uploads("", 0),
-        "probe": store.check_conditional_writes,
-    }
+    return {**every_call(store, file), "probe": store.check_conditional_writes}
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308])

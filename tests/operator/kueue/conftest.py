@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.control_plane.fixtures import install_modelchain
+from tests.control_plane.fixtures import running_plane
 from tests.control_plane.kueue import Kueue
 from tests.control_plane.plane import ControlPlane
 from tests.control_plane.trainer import TrainerStack
@@ -16,13 +16,8 @@ from tests.operator.kueue.queues import Queues
 @pytest.fixture(scope="session")
 def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     """In the place of the control plane of the other tests: the training operator is in it too."""
-    plane = ControlPlane(tmp_path_factory.mktemp("kueue-plane"))
-    try:
-        plane.start()
-        install_modelchain(plane)
+    with running_plane(tmp_path_factory.mktemp("kueue-plane")) as plane:
         yield plane
-    finally:
-        plane.stop()
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.control_plane.fixtures import install_modelchain
+from tests.control_plane.fixtures import running_plane
 from tests.control_plane.plane import ControlPlane
 from tests.control_plane.trainer import TrainerStack
 
@@ -14,13 +14,8 @@ from tests.control_plane.trainer import TrainerStack
 @pytest.fixture(scope="session")
 def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     """In the place of the control plane of the other tests."""
-    plane = ControlPlane(tmp_path_factory.mktemp("trainer-plane"))
-    try:
-        plane.start()
-        install_modelchain(plane)
+    with running_plane(tmp_path_factory.mktemp("trainer-plane")) as plane:
         yield plane
-    finally:
-        plane.stop()
 
 
 @pytest.fixture(scope="session")
