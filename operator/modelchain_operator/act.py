@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from modelchain.reconcile.actions import RemoveJob, StartJob, StopJob
 from modelchain_operator import kinds, labels
 from modelchain_operator.acceptance import Accepted
-from modelchain_operator.jobs import JobDefaults, JobRequest
+from modelchain_operator.jobs import Backend, JobDefaults, JobRequest
 from modelchain_operator.jobs.trees import controller_of
 from modelchain_operator.kinds import POD, Kind
 from modelchain_operator.kubernetes_api import ApiError, Conflict, Invalid, KubernetesApi, Object
@@ -19,9 +19,9 @@ from modelchain_operator.queue_preflight import QueueUnavailable, prepare_for_qu
 logger = logging.getLogger(__name__)
 
 FORBIDDEN = 403
-WEBHOOK_AWAY = (
-    "failed calling webhook"  # as the API server says it, with the webhook's name, under status 500
-)
+# As the API server says it: with the webhook's name and address, under status 500; and of fields that it does not know.
+WEBHOOK_AWAY = "failed calling webhook"
+UNKNOWN_FIELD = "strict decoding error: unknown field"
 
 
 class JobRefused(Exception):  # noqa: N818  it is an answer
@@ -50,19 +50,20 @@ class Actor:
             defaults=self._defaults,
         )
         made: list[tuple[Kind, Object]] = []
+        backend = accepted.backend(action.stage)
         try:
-            manifests = accepted.backend(action.stage).build(request)
+            manifests = backend.build(request)
         except Exception as error:
             logger.exception("the job of %s can't be built", request.name)
             text = f"no job can be made of spec.job ({type(error).__name__}: {error}); mend it"
             raise JobRefused(text) from None
         *others, job = manifests
-        with _refusals():
+        with _refusals(backend):
             job = await prepare_for_queue(self._api, request, kinds.of(job), job)
         for manifest in (*others, job):
             kind = kinds.of(manifest)
             try:
-                with _refusals():
+                with _refusals(backend):
                     made.append((kind, await self._api.create(kind, manifest, dry_run=dry_run)))
             except Conflict:
                 await self._require_own(kind, manifest)
@@ -107,18 +108,32 @@ class Actor:
 
 
 @contextmanager
-def _refusals() -> Iterator[None]:
+def _refusals(backend: Backend) -> Iterator[None]:
     """Raises as JobRefused what says that the job is not let in. Conflict, and what says nothing of the job, pass."""
     try:
         yield
     except QueueUnavailable as error:
         raise JobRefused(str(error)) from None
-    except Invalid as error:
-        raise JobRefused(f"{error}; mend spec.job of the chain") from None
     except ApiError as error:
-        if isinstance(error, Conflict) or (error.status != FORBIDDEN and WEBHOOK_AWAY not in str(error)):
+        if isinstance(error, Conflict) or (remedy := _remedy(backend, error)) is None:
             raise
-        raise JobRefused(str(error)) from None
+        raise JobRefused(f"{error}; {remedy}" if remedy else str(error)) from None
+
+
+def _remedy(backend: Backend, error: ApiError) -> str | None:
+    """What to do about a refusal, empty if it says so itself; None if it is none."""
+    text = str(error)
+    if WEBHOOK_AWAY in text:
+        return "start the controller whose Service this address names, or look why it does not answer"
+    if isinstance(error, Invalid) and UNKNOWN_FIELD in text:
+        return (
+            f"the cluster's {backend.kind.kind} is older than that: install {backend.requirement}; or it stands in "
+            "spec.job.podTemplate, and is to be corrected there"
+        )
+    hint = next((hint for words, hint in backend.refusal_hints.items() if words.lower() in text.lower()), "")
+    if isinstance(error, Invalid):
+        return hint or "mend spec.job of the chain"
+    return hint if error.status == FORBIDDEN else None
 
 
 def _objects(name: str, view: View) -> list[tuple[Kind, Object]]:

@@ -170,10 +170,13 @@ class KubernetesApi:
         return await self._find(kind, namespace, name)
 
     async def create(self, kind: Kind, manifest: Object, *, dry_run: bool = False) -> Object:
-        """Make an object. Raises Conflict if one of that name exists; Forbidden, Invalid if it is refused."""
+        """Make an object. Raises Conflict if one of that name exists; Forbidden, Invalid if it is refused, as is one
+        with a field that the API server does not know, which it would otherwise drop.
+        https://kubernetes.io/docs/reference/using-api/api-concepts/#field-validation
+        """
         namespace, name = manifest["metadata"]["namespace"], manifest["metadata"]["name"]
         what = f"create {_named(kind, namespace, name)}"
-        query = {"dryRun": "All"} if dry_run else {}
+        query = {"fieldValidation": "Strict"} | ({"dryRun": "All"} if dry_run else {})
         answer = await self._send("POST", _path(kind, namespace), what, body=manifest, query=query)
         if answer is None:
             raise await self._absent(kind, what, namespace)

@@ -148,7 +148,7 @@ def silent_jobs(view: View, observed: Observation) -> dict[str, Silence]:
         if (
             tree.job is not None
             and tree.name in pending
-            and (silent := silence(tree.job, tree.pods)) is not None
+            and (silent := silence(tree.job, tree.pods, tree.intermediate)) is not None
         ):
             found[tree.name] = silent
     return found

@@ -161,6 +161,12 @@ class TrainerStack:
         self.jobset.kill()
 
 
+def trainjob_definition() -> Object:
+    """The CustomResourceDefinition of TrainJobs."""
+    kinds = binaries.trainer_manifests() / "base" / "crds"
+    return yaml.load((kinds / "trainer.kubeflow.org_trainjobs.yaml").read_text(), Loader=_LOADER)  # noqa: S506
+
+
 def _built(folder: Path) -> list[Object]:
     """What `kubectl apply -k` would apply, less Services: ours lead to this machine."""
     built = subprocess.run(

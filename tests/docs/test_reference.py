@@ -28,6 +28,9 @@ NO_REASONS = frozenset(
     {
         "Event",
         "TrainJobResourcesCreationFailed",  # of the Trainer, told as FailedCreate
+        "JobCreationFailed",  # and of its JobSet
+        "HeadlessServiceCreationFailed",
+        "PVCCreationFailed",
         "Normal",
         "Warning",
         "True",

@@ -9,7 +9,7 @@ The same cut as Kueue's GenericJob: https://pkg.go.dev/sigs.k8s.io/kueue/pkg/con
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -78,7 +78,10 @@ class Backend(Protocol):
     # What stands between the job and its pods, top down: a TrainJob makes a JobSet, which makes Jobs. Watched and
     # listed as the job is, by the chain's label.
     intermediate: tuple[Kind, ...]
+    requirement: str  # what has to be installed for these kinds, from which version on, and how
     install_hint: str  # what to do where the API server does not know one of these kinds
+    # What to do where the kind's own webhook refuses a job, by words of the refusal.
+    refusal_hints: Mapping[str, str]
     controller_hint: str  # what to look at where nobody makes pods for a job
 
     def unsupported(self, spec: JobSpec) -> Iterable[Unsupported]:

@@ -14,9 +14,12 @@ from modelchain_operator.jobs.registry import backend_of
 from modelchain_operator.kubernetes_api import Object
 
 _REFUSALS = (
-    "FailedCreate",
-    "TrainJobResourcesCreationFailed",
-)  # of a pod or its Service; of a TrainJob's JobSet
+    "FailedCreate",  # of a pod or its Service
+    "TrainJobResourcesCreationFailed",  # of a TrainJob's JobSet
+    "JobCreationFailed",  # of a JobSet's Job
+    "HeadlessServiceCreationFailed",
+    "PVCCreationFailed",
+)
 ASKED_PODS = 3  # all pods of a job are made alike: the first that wait tell what holds up the others
 LONGEST_TOLD = 700  # characters, so that the remedy has room in a status
 INIT_CONTAINER = "init-pytorch"  # the training operator's, in the pods of workers
@@ -42,13 +45,17 @@ class Silence:
     uids: tuple[str, ...]
 
 
-def silence(job: Object, pods: Sequence[Object]) -> Silence | None:
-    """Of a job with these pods; None if its status and theirs tell all there is to tell."""
+def silence(job: Object, pods: Sequence[Object], intermediate: Sequence[Object] = ()) -> Silence | None:
+    """Of a job with these pods, and what stands between them; None if their status tells all there is to tell.
+
+    Pods are refused to whoever makes them: of a TrainJob, that is the Job of its JobSet.
+    """
     state = backend_of(job).read(job)
     if job["metadata"].get("deletionTimestamp") is not None or state.managed_by:
         return None
     if len(pods) < state.wanted_pods:
-        return Silence(lacks_pods=True, uids=(job["metadata"]["uid"],))
+        makers = (job, *intermediate)
+        return Silence(lacks_pods=True, uids=tuple(maker["metadata"]["uid"] for maker in makers))
     waiting = sorted((pod for pod in pods if pod_view.is_being_set_up(pod)), key=pod_view.name)
     if not waiting:
         return None

@@ -5,7 +5,8 @@ https://kubernetes.io/docs/concepts/workloads/controllers/job/#completion-mode
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from modelchain.spec import JobSpec
@@ -28,7 +29,9 @@ class IndexedJobBackend:
     name = "Job"
     kind = JOB
     intermediate = ()
+    requirement = "Kubernetes 1.29 or newer"
     install_hint = "the API server does not serve batch/v1: is this a Kubernetes cluster?"
+    refusal_hints: Mapping[str, str] = MappingProxyType({})
     controller_hint = "is kube-controller-manager running?"
 
     def unsupported(self, spec: JobSpec) -> Iterable[Unsupported]:

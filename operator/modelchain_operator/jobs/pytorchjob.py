@@ -5,7 +5,8 @@ https://www.kubeflow.org/docs/components/trainer/legacy-v1/user-guides/pytorch/
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from modelchain.spec import JobSpec
@@ -30,11 +31,15 @@ class PyTorchJobBackend:
     name = "PyTorchJob"
     kind = PYTORCHJOB
     intermediate = ()
-    install_hint = (
-        "the cluster has no PyTorchJob (kubeflow.org/v1): install the Kubeflow training operator (kubectl apply "
-        '--server-side -k "github.com/kubeflow/training-operator.git/manifests/overlays/standalone?ref=v1.9.3"), '
-        "or set spec.job.backend: Job"
+    requirement = (
+        "the Kubeflow training operator, 1.9 or newer (kubectl apply --server-side -k "
+        '"github.com/kubeflow/training-operator.git/manifests/overlays/standalone?ref=v1.9.3")'
     )
+    install_hint = (
+        "the cluster has no PyTorchJob (kubeflow.org/v1): "
+        f"install {requirement}, or set spec.job.backend: Job"
+    )
+    refusal_hints: Mapping[str, str] = MappingProxyType({})
     controller_hint = "is the Kubeflow training operator running?"
 
     def unsupported(self, spec: JobSpec) -> Iterable[Unsupported]:

@@ -8,6 +8,7 @@ https://www.kubeflow.org/docs/components/trainer/
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from modelchain.cluster_labels import CONTAINER, TRAINJOB_CONTAINER
@@ -49,10 +50,19 @@ class TrainJobBackend:
     name = "TrainJob"
     kind = TRAINJOB
     intermediate = (JOBSET, JOB)
+    requirement = (
+        "the Kubeflow Trainer, 2.2 or newer (kubectl apply --server-side -k "
+        '"github.com/kubeflow/trainer.git/manifests/overlays/manager?ref=v2.3.0")'
+    )
     install_hint = (
-        "the cluster has no TrainJob (trainer.kubeflow.org/v1alpha1) or no JobSet: install the Kubeflow Trainer, 2.2 "
-        "or newer (kubectl apply --server-side -k "
-        '"github.com/kubeflow/trainer.git/manifests/overlays/manager?ref=v2.3.0"), or set spec.job.backend: Job'
+        "the cluster has no TrainJob (trainer.kubeflow.org/v1alpha1) or no JobSet: "
+        f"install {requirement}, or set spec.job.backend: Job"
+    )
+    refusal_hints: Mapping[str, str] = MappingProxyType(
+        {
+            "TrainingRuntime": "name one that is there in spec.job.runtime (kubectl get clustertrainingruntimes), or "
+            f"install ours, {DEFAULT_RUNTIME}: trainJob.installRuntime=true in the values of the chart"
+        }
     )
     controller_hint = "do the Kubeflow Trainer and JobSet run, and is its ClusterTrainingRuntime there?"
 

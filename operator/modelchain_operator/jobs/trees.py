@@ -40,6 +40,7 @@ class JobTree:
     place: Place
     job: Object | None  # None: it is gone, and its pods are not
     pods: tuple[Object, ...]
+    intermediate: tuple[Object, ...] = ()  # what stands between the two
 
     @property
     def name(self) -> str:
@@ -62,14 +63,21 @@ def job_trees(
     places: dict[str, Place] = {}  # by uid of the job
     own_jobs: dict[str, Object] = {}
     owners: dict[str, Owner] = {}  # by uid of what stands between a job and its pods
+    intermediates: list[Object] = []
     for job in jobs:
         uid, owner = job["metadata"]["uid"], controller_of(job)
         if (place := _place_of_job(chain, job)) is not None:
             places[uid], own_jobs[uid] = place, job
         elif owner is not None and _is_in(chain, job):
             owners[uid] = owner
+            intermediates.append(job)
     uids = {place: uid for uid, place in places.items()}
     own_pods: dict[str, list[Object]] = {uid: [] for uid in own_jobs}
+    between: dict[str, list[Object]] = {uid: [] for uid in own_jobs}
+    for item in intermediates:
+        owner = _highest_owner(item, owners)
+        if owner is not None and owner.uid in between:
+            between[owner.uid].append(item)
     left: dict[Place, list[Object]] = {}
     for pod in pods:
         place = (former or {}).get(pod["metadata"]["uid"])
@@ -86,7 +94,9 @@ def job_trees(
                 own_pods[uid].append(pod)  # the job's own uid is not in sight from there
             else:
                 left.setdefault(place, []).append(pod)
-    trees = [JobTree(places[uid], job, tuple(own_pods[uid])) for uid, job in own_jobs.items()]
+    trees = [
+        JobTree(places[uid], job, tuple(own_pods[uid]), tuple(between[uid])) for uid, job in own_jobs.items()
+    ]
     trees += [JobTree(place, None, tuple(own)) for place, own in left.items()]
     return tuple(sorted(trees, key=lambda tree: tree.place))
 
@@ -100,9 +110,9 @@ def controller_of(item: Object) -> Owner | None:
     return None
 
 
-def _highest_owner(pod: Object, owners: Mapping[str, Owner]) -> Owner | None:
-    """Who controls a pod, or what controls it, as far up as is seen."""
-    owner = controller_of(pod)
+def _highest_owner(item: Object, owners: Mapping[str, Owner]) -> Owner | None:
+    """Who controls a pod or an intermediate object, or what controls that, as far up as is seen."""
+    owner = controller_of(item)
     for _ in range(_LONGEST_LINE):
         if owner is None or owner.uid not in owners:
             break

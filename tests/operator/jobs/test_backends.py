@@ -106,13 +106,14 @@ def test_pods_may_hang_on_what_a_job_has_made() -> None:
     (tree,) = job_trees(chain_of(job), [inner, job], [pod_of(job, inner)])
     assert tree.job is job
     assert [pod["metadata"]["uid"] for pod in tree.pods] == ["pod-1"]
+    assert tree.intermediate == (inner,)
 
 
 def test_what_hangs_on_another_namespace_is_not_the_chains() -> None:
     job = made(JobBackend.PYTORCH_JOB)
     elsewhere = controlled(between(job), job, namespace="other")
     (tree,) = job_trees(chain_of(job), [elsewhere, job], [pod_of(job, elsewhere)])
-    assert tree.pods == ()
+    assert (tree.pods, tree.intermediate) == ((), ())
     (tree,) = job_trees(chain_of(job), [between(job), job], [pod_of(job, between(job), namespace="other")])
     assert tree.pods == ()
 

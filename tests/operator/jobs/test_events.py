@@ -215,6 +215,11 @@ def test_a_job_that_lacks_pods_is_asked_about_itself() -> None:
     assert silence(job(pods=2), [pod(0)]) == Silence(lacks_pods=True, uids=("job",))
 
 
+def test_what_makes_the_pods_of_a_job_is_asked_about_too() -> None:
+    inner = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "inner", "uid": "inner"}}
+    assert silence(job(pods=2), [], [inner]) == Silence(lacks_pods=True, uids=("job", "inner"))
+
+
 def test_few_of_the_pods_that_are_set_up_are_asked_about() -> None:
     pods = [pod(number, containerStatuses=CREATING) for number in reversed(range(9))]
     wanted = tuple(f"{JOB}-{number}" for number in range(ASKED_PODS))

@@ -99,7 +99,9 @@ def test_a_runtime_that_is_not_there_is_named_and_a_job_is_made_once_it_is(
         seconds=60,
         pause=0.3,
     )
-    assert "ours" in chain.condition("Progressing")["message"]
+    said = chain.condition("Progressing")["message"]
+    assert '"ours" not found' in said, "the Trainer's own words"
+    assert "trainJob.installRuntime=true" in said, "and what to do"
     assert not chain.jobs("trainjobs")
     chain.apply(job={**chain.document["spec"]["job"], "runtime": "modelchain"})
     wait_until(lambda: len(chain.pods()) == 1, "its pod is made", seconds=90, pause=0.3)

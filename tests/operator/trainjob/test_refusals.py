@@ -1,0 +1,101 @@
+"""What keeps a TrainJob from being made, or its pods: told on the chain, with the remedy."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.control_plane.plane import ControlPlane
+from tests.control_plane.trainer import TrainerStack, trainjob_definition
+from tests.operator.chains import ClusterChain
+from tests.operator.operator_process import OperatorProcess
+from tests.processes import wait_until
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.xdist_group("trainer")]
+
+Object = dict[str, Any]
+
+
+def wait_for_words(chain: ClusterChain, *texts: str) -> None:
+    """Until the chain says all of them."""
+    wait_until(
+        lambda: all(text in chain.condition("Progressing").get("message", "") for text in texts),
+        f"the chain says {texts}: {chain.condition('Progressing')}",
+        seconds=90,
+        pause=0.5,
+    )
+
+
+def use_trainjob(chain: ClusterChain, **job: object) -> None:
+    chain.document["spec"]["stages"] = chain.document["spec"]["stages"][:1]
+    chain.document["spec"]["job"] |= {"backend": "TrainJob", **job}
+
+
+def test_what_refuses_the_pods_of_the_inner_job_is_told_with_the_remedy(
+    chain: ClusterChain, operator: OperatorProcess, stack: TrainerStack
+) -> None:
+    chain.plane.kubectl(
+        "label", "namespace", chain.namespace, "pod-security.kubernetes.io/enforce=restricted"
+    )
+    privileged = {"name": "pytorch", "securityContext": {"allowPrivilegeEscalation": True}}
+    use_trainjob(chain, podTemplate={"spec": {"containers": [privileged]}})
+    operator.start()
+    chain.apply()
+    wait_for_words(chain, 'violates PodSecurity "restricted', "change spec.job.podTemplate")
+    assert (len(chain.jobs("trainjobs")), chain.pods()) == (1, [])
+
+    chain.apply(suspend=True)
+    chain.wait_for_phase("tiny", "Suspended", seconds=60)
+    quota = {"metadata": {"name": "none", "namespace": chain.namespace}, "spec": {"hard": {"pods": "0"}}}
+    chain.plane.apply({"apiVersion": "v1", "kind": "ResourceQuota", **quota})
+    wait_until(
+        lambda: "pods" in chain.plane.kubectl("get", "quota", "none", "-n", chain.namespace).stdout,
+        "the quota is in force",
+        seconds=30,
+        pause=0.3,
+    )
+    use_trainjob(chain, podTemplate={})
+    chain.apply(suspend=False)
+    wait_for_words(chain, "exceeded quota", "raise the ResourceQuota")
+    assert chain.stage("tiny")["failures"] == 0
+
+
+@pytest.fixture
+def old_definition(control_plane: ControlPlane, stack: TrainerStack) -> Iterator[None]:
+    """TrainJobs as Trainer 2.1 defines them, as far as our jobs are concerned: without `runtimePatches`."""
+    present = trainjob_definition()
+    old = copy.deepcopy(present)
+    for version in old["spec"]["versions"]:
+        del version["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["runtimePatches"]
+    control_plane.apply(old)
+    probe = {
+        "apiVersion": "trainer.kubeflow.org/v1alpha1",
+        "kind": "TrainJob",
+        "metadata": {"name": "probe", "namespace": "default"},
+        "spec": {"runtimeRef": {"name": "modelchain"}, "runtimePatches": []},
+    }
+
+    def knows_patches() -> bool:
+        ask = ("create", "--dry-run=server", "-f", "-")
+        return "unknown field" not in control_plane.kubectl(*ask, text=json.dumps(probe), check=False).stderr
+
+    wait_until(lambda: not knows_patches(), "the API server has the old definition", seconds=30, pause=0.3)
+    yield
+    control_plane.apply(present)
+    wait_until(knows_patches, "the API server has the present definition", seconds=30, pause=0.3)
+
+
+@pytest.mark.usefixtures("old_definition")
+def test_a_definition_that_is_too_old_is_told_before_a_job_runs_without_what_it_drops(
+    chain: ClusterChain, operator: OperatorProcess
+) -> None:
+    use_trainjob(chain)
+    operator.start()
+    chain.apply()
+    wait_for_words(chain, 'unknown field "spec.runtimePatches"', "install the Kubeflow Trainer, 2.2 or newer")
+    assert chain.condition("Progressing")["reason"] == "BackendUnavailable"
+    assert not chain.jobs("trainjobs")
