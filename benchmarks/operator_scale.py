@@ -39,7 +39,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from benchmarks.simulated_jobs import THREADS, Api, JobController, SimulatedJob
 from modelchain.resolved import ResolvedStore
 from modelchain.store import open_store
-from modelchain_operator import memory
+from modelchain_operator import gc_tuning
 from modelchain_operator.settings import Settings
 from tests.control_plane.fixtures import install_modelchain
 from tests.control_plane.plane import ControlPlane
@@ -178,7 +178,7 @@ class Result:
 
 def main() -> None:
     arguments = parse_arguments()
-    memory.collect_rarely()  # what the simulation takes of the processor is missing to what is measured
+    gc_tuning.collect_rarely()  # what the simulation takes of the processor is missing to what is measured
     folder = Path(arguments.folder or tempfile.mkdtemp(prefix="operator-scale-"))
     folder.mkdir(parents=True, exist_ok=True)
     with environment(folder, arguments) as bench:

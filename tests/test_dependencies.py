@@ -36,6 +36,15 @@ FORBIDDEN = {
     },
     "operator": {"torch", "modelchain_trainer", "numpy", "matplotlib", "open_clip", "torchvision"},
 }
+# Package of the operator, and what of the rest of the operator it may import.
+OPERATOR_PACKAGES = {
+    "kubernetes": set[str](),
+    "jobs": {"kubernetes"},
+    "kueue": {"kubernetes", "jobs"},
+    "informers": {"kubernetes", "jobs", "work_queue", "gc_tuning"},
+    "stores": {"kubernetes", "settings", "acceptance"},
+    "telemetry": {"kubernetes", "jobs", "kueue", "stores", "settings"},
+}
 # Modules that may only be imported inside functions: every command starts without them.
 LAZY = {"boto3", "botocore", "matplotlib", "numpy", "jinja2", "rich", "PIL"}
 # Modules that are themselves only imported where they are needed.
@@ -59,6 +68,16 @@ def _imports(tree: ast.AST, *, top_level_only: bool = False) -> Iterator[tuple[i
             yield from _imports(node, top_level_only=top_level_only)
 
 
+def _imports_within(room: str, tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Line and name of each package or module at the top of the room that is imported."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module is not None:
+            top, _, rest = node.module.partition(".")
+            if top == room:
+                names = [rest.partition(".")[0]] if rest else [alias.name for alias in node.names]
+                yield from ((node.lineno, name) for name in names)
+
+
 @pytest.mark.parametrize("room", sorted(FORBIDDEN))
 def test_room_imports_nothing_it_must_not(room: str) -> None:
     found = [
@@ -66,6 +85,20 @@ def test_room_imports_nothing_it_must_not(room: str) -> None:
         for path in _files(room)
         for line, module in _imports(ast.parse(path.read_text(encoding="utf-8")))
         if module in FORBIDDEN[room]
+    ]
+    assert found == []
+
+
+def test_packages_of_the_operator_import_what_they_may() -> None:
+    """Only the modules at the top, which tell the story, may import all of them."""
+    room = ROOT / "operator" / "modelchain_operator"
+    assert {path.parent.name for path in room.glob("*/__init__.py")} == set(OPERATOR_PACKAGES)
+    found = [
+        f"{path.relative_to(ROOT)}:{line} imports {name}"
+        for package, allowed in OPERATOR_PACKAGES.items()
+        for path in sorted((room / package).rglob("*.py"))
+        for line, name in _imports_within("modelchain_operator", ast.parse(path.read_text(encoding="utf-8")))
+        if name not in allowed | {package}
     ]
     assert found == []
 

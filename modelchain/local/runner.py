@@ -16,12 +16,12 @@ from pathlib import Path
 from types import FrameType
 
 from modelchain import cost
+from modelchain.chain_record import hold_chain, read_status, record_object
 from modelchain.commit import require_conditional_writes
 from modelchain.local.display import Display
 from modelchain.local.events import AttemptFailed, Note, PlannedStage, RunStarted, changes
 from modelchain.local.outcome import Stopped, ending, exit_code
 from modelchain.local.processes import TrainerProcess
-from modelchain.local.record import hold_chain, read_status, record_object
 from modelchain.local.watch import Seen, StoreWatch
 from modelchain.reconcile.actions import Action, Decision, StartJob, StopJob
 from modelchain.reconcile.baseline import is_due

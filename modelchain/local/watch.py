@@ -12,9 +12,9 @@ from modelchain.errors import ModelChainError, UserDataError
 from modelchain.measuring import read_measurement
 from modelchain.reconcile.observation import StageFacts, StoreTrouble, Unmeasurable
 from modelchain.resolved import ResolvedChain
+from modelchain.stage_probe import StageLook, silence, trouble_of
 from modelchain.status import Measurement
 from modelchain.store import Store, StoreUnavailable
-from modelchain.store_look import StageLook, silence, trouble_of
 
 log = logging.getLogger(__name__)
 

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from modelchain.reconcile.completion import is_missing
-from modelchain.reconcile.look import Look
 from modelchain.reconcile.observation import Observation, Unmeasurable
 from modelchain.reconcile.retry import End, end_attempt
+from modelchain.reconcile.stage_context import Look
 from modelchain.reconcile.start import CHAIN_INCOMPLETE
 from modelchain.resolved import ResolvedChain
 from modelchain.status import (

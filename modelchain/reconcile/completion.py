@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from modelchain.artifacts import Manifest, attempt_folder
-from modelchain.reconcile.look import Look
 from modelchain.reconcile.observation import StoreTrouble
+from modelchain.reconcile.stage_context import Look
 from modelchain.reconcile.supersede import anew
 from modelchain.status import ConditionType, StagePhase, StageStatus, bounded, cut
 from modelchain.times import from_rfc3339, rfc3339

@@ -8,11 +8,11 @@ from typing import TypeAlias
 
 from modelchain.reconcile.baseline import Verdict
 from modelchain.reconcile.completion import is_missing, was_missing
-from modelchain.reconcile.ending import DELETION_STUCK, NODE_UNREACHABLE, blocked_text, is_blocked
-from modelchain.reconcile.look import Look
 from modelchain.reconcile.observation import JobPhase, StoreTrouble
 from modelchain.reconcile.retry import DISRUPTIONS_EXHAUSTED
+from modelchain.reconcile.stage_context import Look
 from modelchain.reconcile.stall import STALLED
+from modelchain.reconcile.stuck_jobs import DELETION_STUCK, NODE_UNREACHABLE, blocked_text, is_blocked
 from modelchain.status import (
     MAX_CONDITION_MESSAGE,
     ChainPhase,

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from modelchain.reconcile import (
     baseline,
     completion,
-    former,
+    former_stages,
     progress,
     retry,
     stall,
@@ -24,11 +24,11 @@ from modelchain.reconcile import (
 )
 from modelchain.reconcile.actions import Action, Decision, StopJob
 from modelchain.reconcile.conditions import conditions
-from modelchain.reconcile.ending import stuck_at
-from modelchain.reconcile.look import Look
 from modelchain.reconcile.observation import Observation
+from modelchain.reconcile.stage_context import Look
 from modelchain.reconcile.start import Starts, start_baselines, start_stages
 from modelchain.reconcile.stop import jobs_to_stop
+from modelchain.reconcile.stuck_jobs import stuck_at
 from modelchain.resolved import ResolvedChain, ResolvedStage
 from modelchain.status import ChainStatus, StageStatus, cut
 
@@ -53,7 +53,7 @@ def decide(chain: ResolvedChain, observed: Observation, now: float) -> Decision:
     first_looks = {stage.name: _first_look(chain, stage, observed, now) for stage in chain.all_stages}
     looks = {stage.name: _settled(first_looks[stage.name]) for stage in chain.stages}
     limits = [limit for limit in (observed.max_parallel_jobs, chain.max_parallel_stages) if limit is not None]
-    superseded = former.superseded_jobs(chain, observed)
+    superseded = former_stages.superseded_jobs(chain, observed)
     starts = start_stages(looks, observed, at_once=min(limits, default=None), superseded=superseded)
     in_order = _started(looks, starts)
     alone = {stage.name: _settled(first_looks[stage.name]) for stage in chain.baselines}
@@ -61,7 +61,7 @@ def decide(chain: ResolvedChain, observed: Observation, now: float) -> Decision:
     alone_starts = start_baselines(alone, looks, observed, at_once=baseline.AT_ONCE, superseded=superseded)
     baselines = _started(alone, alone_starts)
     stops = [stop for look in (*in_order, *baselines) for stop in jobs_to_stop(look)]
-    stops += [StopJob(job, supersede.SUPERSEDED) for job in former.to_stop(chain, observed)]
+    stops += [StopJob(job, supersede.SUPERSEDED) for job in former_stages.to_stop(chain, observed)]
     phase = summary.chain_phase(in_order, suspended=bool(suspend.why_suspended(chain, observed)))
     headline = summary.headline(in_order, observed)
     compared = baseline.judge(chain, in_order, baselines, phase, observed)
@@ -75,7 +75,7 @@ def decide(chain: ResolvedChain, observed: Observation, now: float) -> Decision:
         update={
             "phase": phase,
             "message": summary.chain_message(
-                in_order, phase, baselines, remains=former.blocked_remains(chain, observed, now)
+                in_order, phase, baselines, remains=former_stages.blocked_remains(chain, observed, now)
             ),
             "observed_generation": observed.generation,
             "stage": headline.stage,
@@ -87,7 +87,7 @@ def decide(chain: ResolvedChain, observed: Observation, now: float) -> Decision:
             "speedup_measured": acceleration.factor if acceleration else None,
             "columns": summary.columns(headline, planned=planned, measured=acceleration),
             "measurement": measured,
-            "former_stages": former.former_stages(chain, observed),
+            "former_stages": former_stages.former_stages(chain, observed),
             "retrained": cut(observed.retrain_missing) if retrained else previous.retrained,
             "stages": tuple(look.status for look in in_order),
             "baselines": tuple(look.status for look in baselines),
@@ -110,7 +110,7 @@ def _first_look(chain: ResolvedChain, stage: ResolvedStage, observed: Observatio
     known = observed.status.find_stage(stage.name) if observed.status is not None else None
     return Look(
         stage=stage,
-        status=known or former.first_status(stage, observed.status or ChainStatus(), now),
+        status=known or former_stages.first_status(stage, observed.status or ChainStatus(), now),
         jobs=observed.jobs_of(stage.name),
         facts=observed.store.get(stage.name),
         observed=observed,

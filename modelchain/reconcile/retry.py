@@ -13,8 +13,8 @@ from enum import Enum
 
 from modelchain.artifacts import Failure
 from modelchain.errors import ExitCode, is_permanent
-from modelchain.reconcile.look import Look
 from modelchain.reconcile.observation import Job, JobPhase, StoreTrouble
+from modelchain.reconcile.stage_context import Look
 from modelchain.resolved import ResolvedRetry
 from modelchain.status import EndedAttempt, StagePhase, StageStatus, cut
 from modelchain.times import from_rfc3339, rfc3339

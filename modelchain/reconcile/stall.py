@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from modelchain.reconcile.look import Look
 from modelchain.reconcile.observation import Job, JobPhase
 from modelchain.reconcile.retry import End, end_attempt
+from modelchain.reconcile.stage_context import Look
 from modelchain.status import StageStatus
 
 STALLED = "Stalled"

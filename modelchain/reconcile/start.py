@@ -12,11 +12,11 @@ from typing import TypeAlias
 
 from modelchain.reconcile.actions import Action, RemoveJob, StartJob
 from modelchain.reconcile.completion import is_missing, job_lingers, was_missing
-from modelchain.reconcile.ending import blocked_text, is_blocked, why_blocked
-from modelchain.reconcile.lease import foreign_lease
-from modelchain.reconcile.look import Look
+from modelchain.reconcile.foreign_lease import foreign_lease
 from modelchain.reconcile.observation import Job, Observation
 from modelchain.reconcile.retry import retry_due
+from modelchain.reconcile.stage_context import Look
+from modelchain.reconcile.stuck_jobs import blocked_text, is_blocked, why_blocked
 from modelchain.reconcile.summary import failed_ancestor
 from modelchain.reconcile.suspend import SUSPENDED
 from modelchain.status import StagePhase, StageStatus, cut

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from modelchain.reconcile.actions import StopJob
 from modelchain.reconcile.completion import linger_deadline
-from modelchain.reconcile.look import Look
 from modelchain.reconcile.observation import Job
+from modelchain.reconcile.stage_context import Look
 from modelchain.reconcile.supersede import SUPERSEDED
 
 

@@ -8,9 +8,9 @@ from typing import TypeVar
 
 from modelchain.acceleration import Acceleration
 from modelchain.baselines import leading_metrics
-from modelchain.reconcile.ending import blocked_text, is_blocked, why_blocked
-from modelchain.reconcile.look import Look
 from modelchain.reconcile.observation import Job, JobPhase, Observation
+from modelchain.reconcile.stage_context import Look
+from modelchain.reconcile.stuck_jobs import blocked_text, is_blocked, why_blocked
 from modelchain.resolved import ResolvedStage, higher_is_better
 from modelchain.spec import EvaluationSpec
 from modelchain.status import MAX_REASON, ChainPhase, Columns, Quality, StagePhase, StageStatus, cut

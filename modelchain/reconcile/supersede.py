@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from modelchain.reconcile.look import Look
+from modelchain.reconcile.stage_context import Look
 from modelchain.status import EndedAttempt, StageStatus
 from modelchain.times import rfc3339
 

@@ -4,9 +4,9 @@ failure.
 
 from __future__ import annotations
 
-from modelchain.reconcile.look import Look
 from modelchain.reconcile.observation import Observation
 from modelchain.reconcile.retry import End, end_attempt
+from modelchain.reconcile.stage_context import Look
 from modelchain.resolved import ResolvedChain
 from modelchain.status import StagePhase, StageStatus
 

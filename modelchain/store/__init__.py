@@ -16,10 +16,9 @@ from modelchain.store.base import (
     StoreError,
     StoreUnavailable,
     check_key,
-    open_location,
-    open_store,
     split_uri,
 )
+from modelchain.store.open import open_location, open_store
 
 __all__ = [
     "ConflictError",

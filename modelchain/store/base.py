@@ -1,4 +1,4 @@
-"""The interface of a store, its errors, and how a URI becomes one."""
+"""The interface of a store, and its errors."""
 
 from __future__ import annotations
 
@@ -6,13 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from modelchain.errors import ConfigurationError, ExitCode, ModelChainError, UserDataError
-from modelchain.resolved import ResolvedStore
-
-if TYPE_CHECKING:
-    from modelchain.store.s3_clients import SharedClients
+from modelchain.errors import ExitCode, ModelChainError, UserDataError
 
 PATIENCE_SECONDS = 30.0  # a server that restarts is back by then; callers with more patience ask again
 
@@ -156,58 +151,3 @@ def check_key(key: str, uri: str) -> str:
             f"{uri}: {key!r} does not name an object in the store; names are relative, without '..' and '//'"
         )
     return key
-
-
-def open_store(
-    store: ResolvedStore,
-    *,
-    patience_seconds: float = PATIENCE_SECONDS,
-    credentials: Credentials | None = None,
-    clients: SharedClients | None = None,
-) -> Store:
-    """The store of a chain. Nothing is read or written yet. Raises ConfigurationError for a scheme that can't be
-    written to.
-
-    `patience_seconds`: how long a call keeps trying where S3 has answered before and now does not.
-    `credentials`: instead of those that boto3 finds. `clients`: taken from there, shared by many stores.
-    """
-    if "://" in store.uri and not store.uri.startswith(("s3://", "file:///")):
-        raise ConfigurationError(
-            f"{store.uri}: unknown kind of store; use s3://bucket/prefix, file:///folder or a path"
-        )
-    return open_location(
-        store.uri, store, patience_seconds=patience_seconds, credentials=credentials, clients=clients
-    )
-
-
-def open_location(
-    uri: str,
-    access: ResolvedStore,
-    *,
-    patience_seconds: float = PATIENCE_SECONDS,
-    credentials: Credentials | None = None,
-    clients: SharedClients | None = None,
-) -> Store:
-    """A store rooted at `uri`, with the endpoint, region and certificates of `access`. See `open_store`.
-
-    Of other schemes than s3 and file it can only be read. Raises ConfigurationError for one that nothing here knows.
-    """
-    if uri.startswith("s3://"):
-        from modelchain.store.s3 import S3Store
-
-        return S3Store(
-            uri, access, patience_seconds=patience_seconds, credentials=credentials, clients=clients
-        )
-    if uri.startswith(("http://", "https://")):
-        from modelchain.store.http import HttpStore
-
-        return HttpStore(uri)
-    if "://" in uri and not uri.startswith("file:///"):
-        from modelchain.store.fsspec_store import FsspecStore
-
-        return FsspecStore(uri)
-    from modelchain.store.folder import FolderStore
-
-    return FolderStore(
-        Path(uri.removeprefix("file://")), allow_unconditional_writes=access.allow_unconditional_writes
-    )

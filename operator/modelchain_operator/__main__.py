@@ -19,11 +19,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings = read_settings(arguments)
         # Here, so that --help and a wrong flag answer at once.
-        from modelchain_operator import app, logs, memory
+        from modelchain_operator import app, gc_tuning
+        from modelchain_operator.telemetry import logs
 
         sys.setrecursionlimit(RECURSION_LIMIT)
-        memory.share_heaps()
-        memory.collect_rarely()
+        gc_tuning.share_heaps()
+        gc_tuning.collect_rarely()
         logs.configure(settings.log_format, settings.log_level)
         return asyncio.run(app.run(settings))
     except ModelChainError as error:

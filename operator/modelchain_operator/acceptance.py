@@ -14,7 +14,7 @@ from modelchain.resolved import ResolvedChain
 from modelchain.spec import JobSpec, ModelChain, StoreSpec
 from modelchain.validation import check_object
 from modelchain_operator.jobs import Backend, JobDefaults, JobRequest, backend_for
-from modelchain_operator.kubernetes_api import Object
+from modelchain_operator.kubernetes.api import Object
 
 logger = logging.getLogger(__name__)
 

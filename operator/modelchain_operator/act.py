@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from modelchain.reconcile.actions import RemoveJob, StartJob, StopJob
-from modelchain_operator import kinds, labels
 from modelchain_operator.acceptance import Accepted
 from modelchain_operator.jobs import Backend, JobDefaults, JobRequest
 from modelchain_operator.jobs.trees import controller_of
-from modelchain_operator.kinds import POD, Kind
-from modelchain_operator.kubernetes_api import ApiError, Conflict, Invalid, KubernetesApi, Object
+from modelchain_operator.kubernetes import kinds, labels
+from modelchain_operator.kubernetes.api import ApiError, Conflict, Invalid, KubernetesApi, Object
+from modelchain_operator.kubernetes.kinds import POD, Kind
+from modelchain_operator.kueue.preflight import QueueUnavailable, prepare_for_queue
 from modelchain_operator.observe import View
-from modelchain_operator.queue_preflight import QueueUnavailable, prepare_for_queue
 
 logger = logging.getLogger(__name__)
 

@@ -13,24 +13,24 @@ import logging
 from modelchain import __version__
 from modelchain_operator.acceptance import Acceptance
 from modelchain_operator.act import Actor
-from modelchain_operator.cache import Cache
 from modelchain_operator.executor import Executor
-from modelchain_operator.health import HealthServer
+from modelchain_operator.informers.cache import Cache
+from modelchain_operator.informers.resync import Resync
+from modelchain_operator.informers.watches import Watches
 from modelchain_operator.jobs import JobDefaults
-from modelchain_operator.kubernetes_api import KubernetesApi, load_config
+from modelchain_operator.kubernetes.api import KubernetesApi, load_config
 from modelchain_operator.live_view import LiveView
-from modelchain_operator.metrics import Metrics
 from modelchain_operator.pending_diagnosis import PendingDiagnosis
-from modelchain_operator.queue import KeyQueue
 from modelchain_operator.reconciler import Reconciler
 from modelchain_operator.refused_chains import RefusedChains
-from modelchain_operator.resync import Resync
 from modelchain_operator.settings import Settings
 from modelchain_operator.status_writer import StatusWriter
-from modelchain_operator.store_access import StoreAccess
-from modelchain_operator.store_looks import StoreLooks
-from modelchain_operator.store_reader import StoreReader
-from modelchain_operator.watching import Watches
+from modelchain_operator.stores.access import StoreAccess
+from modelchain_operator.stores.reader import StoreReader
+from modelchain_operator.stores.views import StoreLooks
+from modelchain_operator.telemetry.health import HealthServer
+from modelchain_operator.telemetry.metrics import Metrics
+from modelchain_operator.work_queue import KeyQueue
 from modelchain_operator.worker import Worker
 
 logger = logging.getLogger(__name__)

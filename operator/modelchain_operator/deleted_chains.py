@@ -11,7 +11,7 @@ from modelchain.reconcile.actions import StopJob
 from modelchain.reconcile.observation import Job
 from modelchain_operator.act import Actor
 from modelchain_operator.jobs.observed import observe_jobs
-from modelchain_operator.kubernetes_api import Object
+from modelchain_operator.kubernetes.api import Object
 from modelchain_operator.live_view import LiveView
 from modelchain_operator.observe import ChainMemory, View
 

@@ -8,9 +8,9 @@ import time
 from modelchain.reconcile.actions import Action, RemoveJob, StartJob, StopJob
 from modelchain_operator.acceptance import Accepted
 from modelchain_operator.act import Actor, JobRefused
-from modelchain_operator.cache import Cache
+from modelchain_operator.informers.cache import Cache
+from modelchain_operator.kubernetes.key import Key
 from modelchain_operator.observe import ChainMemory, CreateRefusal, View
-from modelchain_operator.queue import Key
 
 logger = logging.getLogger(__name__)
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 
-from modelchain_operator import kinds
 from modelchain_operator.acceptance import Accepted
-from modelchain_operator.cache import Cache
+from modelchain_operator.informers.cache import Cache
 from modelchain_operator.jobs import JOB_KINDS, kinds_of
-from modelchain_operator.kinds import POD, Kind
-from modelchain_operator.kubernetes_api import KubernetesApi, NotServed, Object
+from modelchain_operator.kubernetes import kinds
+from modelchain_operator.kubernetes.api import KubernetesApi, NotServed, Object
+from modelchain_operator.kubernetes.key import Key
+from modelchain_operator.kubernetes.kinds import POD, Kind
 from modelchain_operator.observe import ChainMemory, View, view_of
-from modelchain_operator.queue import Key
 
 
 class LiveView:

@@ -11,17 +11,17 @@ from pydantic import ValidationError
 from modelchain.reconcile.observation import Job, JobPhase, Observation
 from modelchain.resolved import ChainReference
 from modelchain.status import ChainStatus, cut
-from modelchain_operator import labels
 from modelchain_operator.acceptance import Accepted
 from modelchain_operator.jobs import kinds_of
 from modelchain_operator.jobs.events import Silence, silence
 from modelchain_operator.jobs.history import JobMemory
 from modelchain_operator.jobs.observed import observe_jobs
 from modelchain_operator.jobs.trees import JobTree, job_trees
-from modelchain_operator.kinds import Kind
-from modelchain_operator.kubernetes_api import Object
-from modelchain_operator.queue_waits import Inquiry
-from modelchain_operator.store_reader import Seen
+from modelchain_operator.kubernetes import labels
+from modelchain_operator.kubernetes.api import Object
+from modelchain_operator.kubernetes.kinds import Kind
+from modelchain_operator.kueue.waits import Inquiry
+from modelchain_operator.stores.reader import Seen
 
 logger = logging.getLogger(__name__)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 
 from modelchain.reconcile.actions import Action, Decision, StartJob
+from modelchain.reconcile.stale_reads import only_begins, only_tells
 from modelchain.reconcile.start import PREDECESSOR_ENDING
-from modelchain.reconcile.trust import only_begins, only_tells
 from modelchain.resolved import ResolvedChain
 from modelchain.status import ChainStatus, without_progress
 from modelchain_operator.observe import ChainMemory, View, status_of

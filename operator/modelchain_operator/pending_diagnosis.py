@@ -11,10 +11,11 @@ import time
 
 from modelchain.reconcile.observation import Observation
 from modelchain_operator.jobs.events import Silence, why_it_waits
-from modelchain_operator.kubernetes_api import ApiError, KubernetesApi
+from modelchain_operator.kubernetes.api import ApiError, KubernetesApi
+from modelchain_operator.kubernetes.key import Key
+from modelchain_operator.kueue.waits import ask_why_queued
 from modelchain_operator.observe import ChainMemory, Told, View, queued_jobs, silent_jobs
-from modelchain_operator.queue import Key, KeyQueue
-from modelchain_operator.queue_waits import ask_why_queued
+from modelchain_operator.work_queue import KeyQueue
 
 logger = logging.getLogger(__name__)
 

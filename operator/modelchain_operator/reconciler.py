@@ -18,20 +18,21 @@ from modelchain.reconcile.refused import decide_refused
 from modelchain.status import ChainPhase, ChainStatus
 from modelchain_operator.acceptance import Acceptance, Accepted, Refused
 from modelchain_operator.act import Actor
-from modelchain_operator.cache import Cache
 from modelchain_operator.deleted_chains import end_jobs
 from modelchain_operator.executor import Executor
-from modelchain_operator.kubernetes_api import Conflict, Object
+from modelchain_operator.informers.cache import Cache
+from modelchain_operator.kubernetes.api import Conflict, Object
+from modelchain_operator.kubernetes.key import Key
 from modelchain_operator.live_view import LiveView
-from modelchain_operator.metrics import Metrics
 from modelchain_operator.observe import ChainMemory, View, observe, status_of
 from modelchain_operator.pace import due_in, is_asked_for, suffices
 from modelchain_operator.pending_diagnosis import PendingDiagnosis
-from modelchain_operator.queue import Key, KeyQueue
 from modelchain_operator.refused_chains import RefusedChains
-from modelchain_operator.stale_looks import expire_artifacts, expire_ended, missing_said
 from modelchain_operator.status_writer import StatusWriter
-from modelchain_operator.store_looks import StoreLooks
+from modelchain_operator.store_freshness import expire_artifacts, expire_ended, missing_said
+from modelchain_operator.stores.views import StoreLooks
+from modelchain_operator.telemetry.metrics import Metrics
+from modelchain_operator.work_queue import KeyQueue
 
 AT_REST = (ChainPhase.COMPLETE, ChainPhase.FAILED, ChainPhase.SUSPENDED)  # a pass is rare then
 TRUST_SECONDS = 2.0  # in what the API server has shown, before a job is made or deleted

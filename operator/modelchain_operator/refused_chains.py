@@ -11,14 +11,15 @@ from modelchain.status import ChainStatus
 from modelchain_operator.acceptance import Acceptance, Accepted, Refused
 from modelchain_operator.jobs import JOB_KINDS
 from modelchain_operator.jobs.trees import job_trees
-from modelchain_operator.kubernetes_api import Object
+from modelchain_operator.kubernetes.api import Object
+from modelchain_operator.kubernetes.key import Key
 from modelchain_operator.live_view import LiveView
-from modelchain_operator.metrics import Metrics
 from modelchain_operator.observe import ChainMemory, reference_of, status_of
-from modelchain_operator.queue import Key, KeyQueue
-from modelchain_operator.recovered import recovered
+from modelchain_operator.recovered_stages import recovered
 from modelchain_operator.status_writer import StatusWriter
-from modelchain_operator.store_looks import StoreLooks
+from modelchain_operator.stores.views import StoreLooks
+from modelchain_operator.telemetry.metrics import Metrics
+from modelchain_operator.work_queue import KeyQueue
 
 
 @dataclass(frozen=True, kw_only=True)

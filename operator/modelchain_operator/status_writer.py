@@ -8,13 +8,13 @@ import time
 from collections.abc import Sequence
 
 from modelchain.status import ChainStatus
-from modelchain_operator.cache import Cache
-from modelchain_operator.chain_events import event_of, notes
-from modelchain_operator.kept_fields import KeptFields
-from modelchain_operator.kubernetes_api import ApiError, KubernetesApi, Object
-from modelchain_operator.metrics import Metrics
+from modelchain_operator.informers.cache import Cache
+from modelchain_operator.kubernetes.api import ApiError, KubernetesApi, Object
+from modelchain_operator.kubernetes.key import Key
 from modelchain_operator.observe import status_object
-from modelchain_operator.queue import Key
+from modelchain_operator.pruned_fields import KeptFields
+from modelchain_operator.telemetry.events import event_of, notes
+from modelchain_operator.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 

@@ -9,9 +9,10 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 
-from modelchain_operator.kubernetes_api import ApiError, Conflict, Unavailable
-from modelchain_operator.metrics import Metrics
-from modelchain_operator.queue import Key, KeyQueue
+from modelchain_operator.kubernetes.api import ApiError, Conflict, Unavailable
+from modelchain_operator.kubernetes.key import Key
+from modelchain_operator.telemetry.metrics import Metrics
+from modelchain_operator.work_queue import KeyQueue
 
 logger = logging.getLogger(__name__)
 

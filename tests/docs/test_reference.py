@@ -70,7 +70,7 @@ SOURCES = (
     "operator/modelchain_operator/jobs/observed.py",
     "operator/modelchain_operator/jobs/events.py",
     "operator/modelchain_operator/jobs/pods.py",
-    "operator/modelchain_operator/chain_events.py",
+    "operator/modelchain_operator/telemetry/events.py",
     "operator/modelchain_operator/observe.py",
 )
 

@@ -21,10 +21,10 @@ from modelchain.status import (
     StageStatus,
 )
 from modelchain.store import StoreUnavailable
-from modelchain_operator.metrics import Metrics
-from modelchain_operator.queue import Key
+from modelchain_operator.kubernetes.key import Key
+from modelchain_operator.telemetry.metrics import Metrics
 from tests.modelchain.reconcile.chains import Play, chain, job, manifest, progress
-from tests.operator.stores import MoodyStore
+from tests.operator.stores.moody_store import MoodyStore
 
 KEY = Key("default", "family")
 COMPARED = Key("default", "compared")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from modelchain_operator.chain_metrics import ATTENTION
+from modelchain_operator.telemetry.chain_metrics import ATTENTION
 from tests.monitoring.conftest import Promtool
 from tests.monitoring.exported import Labels, check
 from tests.monitoring.promql import names

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from modelchain_operator.chain_metrics import ATTENTION
+from modelchain_operator.telemetry.chain_metrics import ATTENTION
 from tests.monitoring.life import families, whole_life
 from tests.monitoring.reference import PAGE, page_with
 from tests.monitoring.test_alerts import ALERTS

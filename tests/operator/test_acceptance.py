@@ -6,7 +6,7 @@ import pytest
 
 from modelchain.spec import JobBackend
 from modelchain_operator.acceptance import Acceptance, Accepted, Refused, accept
-from modelchain_operator.kubernetes_api import Object
+from modelchain_operator.kubernetes.api import Object
 
 BODY: Object = {
     "apiVersion": "modelchain.dev/v1alpha1",

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from modelchain.artifacts import MANIFEST
-from modelchain_operator.labels import RETRAIN_MISSING_ANNOTATION
+from modelchain_operator.kubernetes.labels import RETRAIN_MISSING_ANNOTATION
 from tests.control_plane.plane import ControlPlane
 from tests.control_plane.pods import PodRunner
 from tests.operator.chains import ClusterChain

@@ -23,17 +23,17 @@ from modelchain.status import (
     StageStatus,
 )
 from modelchain.store import StoreUnavailable
-from modelchain_operator import store_reader, store_schedule
 from modelchain_operator.acceptance import Accepted, accept
-from modelchain_operator.chain_events import notes
 from modelchain_operator.jobs.names import MAX_JOB_NAME, job_name
-from modelchain_operator.metrics import Metrics
-from modelchain_operator.queue import Key
-from modelchain_operator.store_looks import _Stages
-from modelchain_operator.store_reader import StoreReader
+from modelchain_operator.kubernetes.key import Key
+from modelchain_operator.stores import reader, schedule
+from modelchain_operator.stores.reader import StoreReader
+from modelchain_operator.stores.views import _Stages
+from modelchain_operator.telemetry.events import notes
+from modelchain_operator.telemetry.metrics import Metrics
 from tests.modelchain.reconcile.chains import chain
 from tests.monitoring.life import COMPARED, see_compared, value
-from tests.operator.stores import MoodyStore, complete, run, until
+from tests.operator.stores.moody_store import MoodyStore, complete, run, until
 from tests.operator.test_acceptance import BODY
 
 KEY = Key("default", "family")
@@ -85,8 +85,8 @@ class Reading:
     """A reader that follows the chain, all of whose stages are finished."""
 
     def __init__(self, store: MoodyStore, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(store_reader, "WAITING_SECONDS", 0.02)
-        monkeypatch.setattr(store_schedule, "PROBE_SECONDS", (0.02, 0.1))
+        monkeypatch.setattr(reader, "WAITING_SECONDS", 0.02)
+        monkeypatch.setattr(schedule, "PROBE_SECONDS", (0.02, 0.1))
         self.store = store
         self.changes = 0
         for stage in CHAIN.all_stages:

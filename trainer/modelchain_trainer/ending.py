@@ -95,7 +95,7 @@ def write_failure(stage: ResolvedStage, token: str, failure: Failure, *, seconds
     written = threading.Event()
 
     def write() -> None:
-        from modelchain.store.base import ConflictError, open_store
+        from modelchain.store import ConflictError, open_store
 
         store = open_store(stage.store)
         key = f"{attempt_folder(stage.folder, token)}/{FAILURE}"

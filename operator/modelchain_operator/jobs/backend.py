@@ -15,8 +15,8 @@ from typing import Any, NamedTuple, Protocol
 
 from modelchain.spec import JobSpec
 from modelchain_operator.jobs.request import JobRequest
-from modelchain_operator.kinds import Kind
-from modelchain_operator.kubernetes_api import Object
+from modelchain_operator.kubernetes.api import Object
+from modelchain_operator.kubernetes.kinds import Kind
 
 
 class Owner(NamedTuple):

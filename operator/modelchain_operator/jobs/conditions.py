@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from modelchain_operator.kubernetes_api import Object
+from modelchain_operator.kubernetes.api import Object
 
 
 def condition(item: Object, kind: str) -> Mapping[str, Any] | None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from modelchain.status import cut
 from modelchain_operator.jobs import pods as pod_view
 from modelchain_operator.jobs.registry import backend_of
-from modelchain_operator.kubernetes_api import Object
+from modelchain_operator.kubernetes.api import Object
 
 _REFUSALS = (
     "FailedCreate",  # of a pod or its Service

@@ -10,14 +10,14 @@ from types import MappingProxyType
 from typing import Any
 
 from modelchain.spec import JobSpec
-from modelchain_operator import labels
 from modelchain_operator.jobs import names
 from modelchain_operator.jobs.backend import JobFailure, JobState, Owner, Unsupported
 from modelchain_operator.jobs.conditions import condition, is_true
 from modelchain_operator.jobs.pod_template import build_pod_template
 from modelchain_operator.jobs.request import JobRequest, job_metadata, life_cycle, owned_metadata
-from modelchain_operator.kinds import JOB, SERVICE
-from modelchain_operator.kubernetes_api import Object
+from modelchain_operator.kubernetes import labels
+from modelchain_operator.kubernetes.api import Object
+from modelchain_operator.kubernetes.kinds import JOB, SERVICE
 
 OWN_CONTROLLER = "kubernetes.io/job-controller"  # runs the jobs that name it, or nobody, in spec.managedBy
 INDEX_ANNOTATION = "batch.kubernetes.io/job-completion-index"  # a label too

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from modelchain.reconcile.observation import Job, JobPhase
 from modelchain.status import cut
 from modelchain.times import from_rfc3339
-from modelchain_operator import labels
 from modelchain_operator.jobs import pods as pod_view
 from modelchain_operator.jobs.backend import Backend, JobFailure, JobState
 from modelchain_operator.jobs.history import JobHistory, JobMemory
 from modelchain_operator.jobs.registry import backend_of
 from modelchain_operator.jobs.trees import JobTree
-from modelchain_operator.kubernetes_api import Object
+from modelchain_operator.kubernetes import labels
+from modelchain_operator.kubernetes.api import Object
 
 UNTOUCHED_SECONDS = 60.0  # a job without pods or status for so long has nobody who cares for it
 

@@ -15,7 +15,7 @@ from modelchain.errors import ConfigurationError
 from modelchain.resolved import ATTEMPT_VARIABLE, STAGE_ENVIRONMENT_VARIABLE
 from modelchain_operator.jobs.merge import merge
 from modelchain_operator.jobs.request import JobRequest, own_annotations, own_labels
-from modelchain_operator.kubernetes_api import Object
+from modelchain_operator.kubernetes.api import Object
 
 COMMAND = ["python", "-m", "modelchain_trainer"]
 CA_FOLDER = "/etc/modelchain/ca"

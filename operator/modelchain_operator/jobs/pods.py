@@ -15,7 +15,7 @@ from modelchain.errors import is_permanent
 from modelchain.status import cut
 from modelchain.times import from_rfc3339
 from modelchain_operator.jobs.conditions import condition
-from modelchain_operator.kubernetes_api import Object
+from modelchain_operator.kubernetes.api import Object
 
 UNREACHABLE_SECONDS = 60.0  # a pod outlives its grace period so long only where no kubelet answers
 LOST_PEER = "LostPeerError"  # the trainer's: another process of the job ended first

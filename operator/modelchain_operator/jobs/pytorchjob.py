@@ -15,8 +15,8 @@ from modelchain_operator.jobs.backend import JobFailure, JobState, Owner, Unsupp
 from modelchain_operator.jobs.conditions import condition, is_true
 from modelchain_operator.jobs.pod_template import build_pod_template
 from modelchain_operator.jobs.request import JobRequest, job_metadata, life_cycle
-from modelchain_operator.kinds import PYTORCHJOB
-from modelchain_operator.kubernetes_api import Object
+from modelchain_operator.kubernetes.api import Object
+from modelchain_operator.kubernetes.kinds import PYTORCHJOB
 
 OWN_CONTROLLER = "kubeflow.org/training-operator"  # runs the jobs that name it, or nobody, in spec.managedBy
 MULTIKUEUE = "kueue.x-k8s.io/multikueue"

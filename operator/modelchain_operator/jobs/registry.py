@@ -11,8 +11,8 @@ from modelchain_operator.jobs.backend import Backend, kinds_of
 from modelchain_operator.jobs.indexed_job import IndexedJobBackend
 from modelchain_operator.jobs.pytorchjob import PyTorchJobBackend
 from modelchain_operator.jobs.trainjob import TrainJobBackend
-from modelchain_operator.kinds import Kind
-from modelchain_operator.kubernetes_api import Object
+from modelchain_operator.kubernetes.api import Object
+from modelchain_operator.kubernetes.kinds import Kind
 
 BACKENDS: Mapping[JobBackend, Backend] = MappingProxyType(
     {

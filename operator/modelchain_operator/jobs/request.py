@@ -7,9 +7,9 @@ from typing import Any
 
 from modelchain.resolved import ResolvedStage
 from modelchain.spec import API_VERSION, KIND, JobSpec, StoreSpec
-from modelchain_operator import labels
 from modelchain_operator.jobs import names
-from modelchain_operator.kubernetes_api import Object
+from modelchain_operator.kubernetes import labels
+from modelchain_operator.kubernetes.api import Object
 
 DIGEST_LABEL_LENGTH = 16
 

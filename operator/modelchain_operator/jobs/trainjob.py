@@ -17,8 +17,8 @@ from modelchain_operator.jobs.backend import JobFailure, JobState, Owner, Unsupp
 from modelchain_operator.jobs.conditions import condition, is_true
 from modelchain_operator.jobs.pod_template import build_pod_template
 from modelchain_operator.jobs.request import JobRequest, job_metadata, own_annotations, own_labels
-from modelchain_operator.kinds import JOB, JOBSET, TRAINJOB
-from modelchain_operator.kubernetes_api import Object
+from modelchain_operator.kubernetes.api import Object
+from modelchain_operator.kubernetes.kinds import JOB, JOBSET, TRAINJOB
 
 DEFAULT_RUNTIME = "modelchain"  # the chart's ClusterTrainingRuntime
 NODE = "node"  # the replicated job of a runtime that trains: Trainer and Kueue know it by this name

@@ -15,11 +15,11 @@ from typing import NamedTuple
 
 from modelchain.resolved import ChainReference
 from modelchain.spec import GROUP, KIND
-from modelchain_operator import labels
 from modelchain_operator.jobs import names
 from modelchain_operator.jobs.backend import Owner
 from modelchain_operator.jobs.registry import BACKENDS, backend_of, is_job
-from modelchain_operator.kubernetes_api import Object
+from modelchain_operator.kubernetes import labels
+from modelchain_operator.kubernetes.api import Object
 
 MAX_ATTEMPT = 10**6  # at one attempt in ten minutes, 19 years; the status has a 64-bit counter
 _LONGEST_LINE = 4  # of owners, from a pod to its job

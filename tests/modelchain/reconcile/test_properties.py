@@ -31,7 +31,7 @@ from modelchain.reconcile.observation import (
     StoreTrouble,
     Unmeasurable,
 )
-from modelchain.reconcile.trust import only_begins, only_tells
+from modelchain.reconcile.stale_reads import only_begins, only_tells
 from modelchain.resolved import ResolvedChain
 from modelchain.status import ChainPhase, ChainStatus, ConditionType, Measurement, StagePhase
 from tests.modelchain.reconcile.chains import NOW, chain, manifest

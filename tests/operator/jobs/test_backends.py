@@ -11,12 +11,12 @@ import yaml
 
 from modelchain.resolved import STAGE_ENVIRONMENT_VARIABLE, ChainReference, ResolvedStage
 from modelchain.spec import JobBackend
-from modelchain_operator.cache import slim
+from modelchain_operator.informers.cache import slim
 from modelchain_operator.jobs import BACKENDS, JOB_KINDS, backend_of, kinds_of
 from modelchain_operator.jobs.backend import Owner
 from modelchain_operator.jobs.trees import controller_of, job_trees
-from modelchain_operator.kubernetes_api import Object
-from modelchain_operator.recovered import stage_of
+from modelchain_operator.kubernetes.api import Object
+from modelchain_operator.recovered_stages import stage_of
 from tests.operator.jobs.test_manifests import request
 
 ROOT = Path(__file__).parents[3]

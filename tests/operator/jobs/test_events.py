@@ -3,7 +3,7 @@
 import pytest
 
 from modelchain_operator.jobs.events import ASKED_PODS, LONGEST_TOLD, Silence, silence, why_it_waits
-from modelchain_operator.kubernetes_api import Object
+from modelchain_operator.kubernetes.api import Object
 
 JOB, POD = "squares-tiny-0a1b2c3d", "squares-tiny-0a1b2c3d-master-0"
 

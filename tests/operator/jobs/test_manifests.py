@@ -15,7 +15,7 @@ from modelchain.spec import JobBackend
 from modelchain_operator.acceptance import Accepted, Refused, accept
 from modelchain_operator.jobs import BACKENDS, JobDefaults, JobRequest, names
 from modelchain_operator.jobs.merge import merge
-from modelchain_operator.kubernetes_api import Object
+from modelchain_operator.kubernetes.api import Object
 from tests.operator.test_acceptance import BODY, body
 
 DIGEST_LENGTH = 16

@@ -13,7 +13,7 @@ from modelchain_operator.jobs import names
 from modelchain_operator.jobs.history import JobMemory
 from modelchain_operator.jobs.observed import observe_jobs
 from modelchain_operator.jobs.trees import job_trees
-from modelchain_operator.kubernetes_api import Object
+from modelchain_operator.kubernetes.api import Object
 
 NOW = 1_800_000_000.0
 CHAIN = ChainReference(namespace="team", name="family", uid="chain-1")

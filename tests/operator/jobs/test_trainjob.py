@@ -10,7 +10,7 @@ from modelchain.spec import JobBackend
 from modelchain_operator.acceptance import Refused, accept
 from modelchain_operator.jobs import BACKENDS
 from modelchain_operator.jobs.backend import JobFailure
-from modelchain_operator.kubernetes_api import Object
+from modelchain_operator.kubernetes.api import Object
 from tests.operator.jobs.test_manifests import body, request
 
 BACKEND = BACKENDS[JobBackend.TRAIN_JOB]

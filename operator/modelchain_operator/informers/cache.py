@@ -1,0 +1,236 @@
+"""What the API server last showed of the chains, their jobs and pods. Never older than the last resync.
+
+A pass begins with this, so that a chain at rest costs no request. Before anything is written or done, the
+API server is asked itself: the cache is allowed to be wrong.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Container, Iterable, Iterator, Set
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from modelchain_operator.jobs.pods import slim_pod_spec
+from modelchain_operator.jobs.registry import slim_spec
+from modelchain_operator.kubernetes import labels
+from modelchain_operator.kubernetes.api import Object, ObjectVersion
+from modelchain_operator.kubernetes.key import Key
+from modelchain_operator.kubernetes.kinds import CHAIN, POD, Kind
+
+# What nobody here reads and what makes objects large: who wrote which field, and what the pods of a job are.
+_UNREAD_METADATA = frozenset({"managedFields", "selfLink"})
+_UNREAD_ANNOTATION = "kubectl.kubernetes.io/last-applied-configuration"
+
+
+@dataclass(frozen=True)
+class CachedChain:
+    """A chain, packed: a thousand idle ones lie here for weeks."""
+
+    uid: str
+    resource_version: str
+    packed: bytes
+
+    def body(self) -> Object:
+        """The chain as the API server sent it, less what nobody reads."""
+        return json.loads(zlib.decompress(self.packed))
+
+
+class _Owner(NamedTuple):
+    """A chain as the labels of its jobs and pods name it."""
+
+    namespace: str
+    uid: str
+
+
+@dataclass
+class _Belongings:
+    """The jobs and pods that name one chain, in one namespace."""
+
+    objects: dict[tuple[Kind, str], Object] = field(default_factory=dict)  # by kind and uid
+
+
+class Cache:
+    """Chains by name, jobs and pods by the namespace and chain that their labels name. Used in one event loop.
+
+    A label is no proof: which of them are a chain's, `jobs.trees` says. But what stands in another namespace never
+    is, so it lies apart and wakes nobody.
+    """
+
+    def __init__(self) -> None:
+        self._chains: dict[Key, CachedChain] = {}
+        self._keys: dict[_Owner, Key] = {}
+        self._belongings: dict[_Owner, _Belongings] = {}
+
+    # ---- reading
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter(list(self._chains))
+
+    def __len__(self) -> int:
+        return len(self._chains)
+
+    def chain(self, key: Key) -> CachedChain | None:
+        """The chain of that name."""
+        return self._chains.get(key)
+
+    def objects(self, kind: Kind, namespace: str, chain_uid: str) -> list[Object]:
+        """Jobs or pods in that namespace that name the chain."""
+        belongings = self._belongings.get(_Owner(namespace, chain_uid))
+        if belongings is None:
+            return []
+        return [item for (of, _), item in belongings.objects.items() if of == kind]
+
+    # ---- what watches show
+
+    def show_chain(self, body: Object) -> Key | None:
+        """A chain was made or changed. Returns its name if that is news."""
+        metadata = body["metadata"]
+        key, uid, version = (
+            Key(metadata["namespace"], metadata["name"]),
+            metadata["uid"],
+            metadata["resourceVersion"],
+        )
+        known = self._chains.get(key)
+        if known is not None and known.uid == uid and not is_newer(version, known.resource_version):
+            return None
+        if known is not None and known.uid != uid:
+            self._keys.pop(_Owner(key.namespace, known.uid), None)
+        packed = zlib.compress(json.dumps(slim(CHAIN, body), separators=(",", ":")).encode(), 1)
+        self._chains[key] = CachedChain(uid=uid, resource_version=version, packed=packed)
+        self._keys[_Owner(key.namespace, uid)] = key
+        return key
+
+    def drop_chain(self, key: Key, uid: str | None = None) -> bool:
+        """A chain is gone (that one, if `uid` is given). Returns whether it was here."""
+        known = self._chains.get(key)
+        if known is None or (uid is not None and known.uid != uid):
+            return False
+        del self._chains[key]
+        owner = _Owner(key.namespace, known.uid)
+        self._keys.pop(owner, None)
+        self._belongings.pop(owner, None)
+        return True
+
+    def show(self, kind: Kind, item: Object, *, deleted: bool = False) -> Key | None:
+        """A job or a pod was made, changed or deleted. Returns the name of its chain if that is news."""
+        metadata = item["metadata"]
+        chain_uid = (metadata.get("labels") or {}).get(labels.CHAIN_UID)
+        if not chain_uid:
+            return None
+        owner = _Owner(metadata["namespace"], chain_uid)
+        belongings = self._belongings.setdefault(owner, _Belongings())
+        place = (kind, metadata["uid"])
+        known = belongings.objects.get(place)
+        if deleted:
+            belongings.objects.pop(place, None)
+            return self._keys.get(owner) if known is not None else None
+        if known is not None and not is_newer(
+            metadata["resourceVersion"], known["metadata"]["resourceVersion"]
+        ):
+            return None
+        belongings.objects[place] = slim(kind, item)
+        return self._keys.get(owner)
+
+    # ---- what listings show
+
+    def chain_uids(self) -> dict[Key, str]:
+        """The chains known now, by name: to be taken before a listing begins, for `stale_chains`."""
+        return {key: chain.uid for key, chain in self._chains.items()}
+
+    def stale_chains(
+        self, listed: Iterable[ObjectVersion], before: dict[Key, str]
+    ) -> tuple[list[Key], list[Key]]:
+        """What a listing of all chains shows otherwise: those to be read again, and those that are gone.
+
+        A chain that came while the listing was under way (it is not in `before`) is not gone.
+        """
+        there = {Key(one.namespace, one.name): one for one in listed}
+        gone = [
+            key for key, known in self._chains.items() if key not in there and before.get(key) == known.uid
+        ]
+        stale = [
+            key
+            for key, one in there.items()
+            if (known := self._chains.get(key)) is None
+            or known.uid != one.uid
+            or is_newer(one.resource_version, known.resource_version)
+        ]
+        return stale, gone
+
+    def uids(self, kind: Kind) -> dict[str, str]:
+        """The jobs or pods known now, and their namespaces: to be taken before a listing begins, for `drop_absent`."""
+        return {
+            uid: owner.namespace
+            for owner, belongings in self._belongings.items()
+            for of, uid in belongings.objects
+            if of == kind
+        }
+
+    def stale_owners(self, kind: Kind, listed: Iterable[ObjectVersion]) -> set[tuple[str, str]]:
+        """The chains (namespace, uid) of which a listing shows jobs or pods that are not known here, or older."""
+        return {
+            (one.namespace, one.chain_uid) for one in listed if one.chain_uid and self._is_stale(kind, one)
+        }
+
+    def drop_absent(self, kind: Kind, listed: Set[str], before: Container[str]) -> set[Key]:
+        """Forget the jobs or pods that a listing does not show; those that are not in `before` came while it was under
+        way, and stay. Returns the chains for which that is news.
+        """
+        changed: set[Key] = set()
+        for owner, belongings in list(self._belongings.items()):
+            gone = [
+                place
+                for place in belongings.objects
+                if place[0] == kind and place[1] in before and place[1] not in listed
+            ]
+            for place in gone:
+                del belongings.objects[place]
+            if gone and owner in self._keys:
+                changed.add(self._keys[owner])
+            if not belongings.objects:
+                del self._belongings[owner]
+        return changed
+
+    def _is_stale(self, kind: Kind, one: ObjectVersion) -> bool:
+        belongings = self._belongings.get(_Owner(one.namespace, one.chain_uid))
+        known = belongings.objects.get((kind, one.uid)) if belongings is not None else None
+        return known is None or is_newer(one.resource_version, known["metadata"]["resourceVersion"])
+
+
+def is_newer(version: str, than: str) -> bool:
+    """Whether a resource version is newer. They are numbers in order since Kubernetes 1.35; where one is not a
+    number, any other version counts as newer.
+    """
+    try:
+        return int(version) > int(than)
+    except ValueError:
+        return version != than
+
+
+def slim(kind: Kind, item: Object) -> Object:
+    """An object less what nobody here reads."""
+    metadata = {name: value for name, value in item["metadata"].items() if name not in _UNREAD_METADATA}
+    annotations = metadata.get("annotations")
+    if annotations and _UNREAD_ANNOTATION in annotations:
+        metadata["annotations"] = {
+            name: value for name, value in annotations.items() if name != _UNREAD_ANNOTATION
+        }
+    slimmed: dict[str, Any] = {
+        "apiVersion": item.get("apiVersion", kind.api_version),
+        "kind": item.get("kind", kind.kind),
+        "metadata": metadata,
+    }
+    if "status" in item:
+        slimmed["status"] = item["status"]
+    spec = item.get("spec")
+    if isinstance(spec, dict):
+        slimmed["spec"] = _slim_spec(kind, spec)
+    return slimmed
+
+
+def _slim_spec(kind: Kind, spec: dict[str, Any]) -> dict[str, Any]:
+    if kind == CHAIN:
+        return spec
+    return slim_pod_spec(spec) if kind == POD else slim_spec(kind, spec)

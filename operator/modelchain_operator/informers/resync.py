@@ -1,0 +1,182 @@
+"""Lists everything from time to time: watches lose events, above all deletions between two of them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Awaitable, Iterable, Sequence
+from typing import TypeVar
+
+from modelchain_operator import gc_tuning
+from modelchain_operator.informers.cache import Cache
+from modelchain_operator.jobs import JOB_KINDS
+from modelchain_operator.kubernetes.api import (
+    ApiError,
+    Forbidden,
+    KubernetesApi,
+    NotServed,
+    ObjectVersion,
+    Unavailable,
+)
+from modelchain_operator.kubernetes.key import Key
+from modelchain_operator.kubernetes.kinds import CHAIN, POD, Kind
+from modelchain_operator.work_queue import KeyQueue
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+RETRY_SECONDS = 5.0  # after a listing that failed
+WATCH_SECONDS = 2.0  # in which a watch shows what a listing has shown, unless it has missed it
+UNANSWERED = 5  # single objects in a row, after which it is the API server that does not answer
+MANY = 50  # chains whose jobs are listed one by one; those of more are listed all together
+
+
+class Resync:
+    """Holds the cache against listings, and wakes the chains for which they show something new."""
+
+    def __init__(
+        self,
+        api: KubernetesApi,
+        cache: Cache,
+        queue: KeyQueue,
+        not_served: set[Kind],
+        *,
+        namespaces: Sequence[str] = (),
+    ) -> None:
+        """`not_served` is kept up to date: the kinds of jobs that the cluster does not know."""
+        self._api = api
+        self._cache = cache
+        self._queue = queue
+        self._not_served = not_served
+        self._namespaces: tuple[str | None, ...] = tuple(namespaces) or (None,)
+        self._told: set[Kind] = set()
+        self._refused: set[tuple[Kind, str | None]] = set()  # what the operator's rights do not let it list
+        self._unanswered = 0  # single objects in a row that the API server did not answer for
+        self.listed = asyncio.Event()  # everything was listed once
+        self.attempted_at: float | None = None  # monotonic: the last listing ended, well or not
+
+    async def run(self, every_seconds: float) -> None:
+        """Resync for ever: at once, then about every `every_seconds`."""
+        while True:
+            wait = every_seconds * random.uniform(0.9, 1.1)  # noqa: S311
+            try:
+                await self.once()
+            except ApiError as error:
+                wait = RETRY_SECONDS
+                logger.warning("a listing failed: %s; again in %.0f s", error, wait)
+            except Exception:
+                logger.exception("a listing failed; again in %.0f s", wait)
+            self.attempted_at = time.monotonic()
+            gc_tuning.give_back()  # what the listing has used
+            await asyncio.sleep(wait)
+
+    async def once(self) -> None:
+        """One whole listing. What is refused is left out and said once: a namespace, a kind, a chain that can't be read
+        holds up no other. Raises ApiError where the API server can't be asked at all.
+        """
+        for kind in (*JOB_KINDS, POD):
+            for key in await self._list_belongings(kind):
+                self._queue.add(key)
+        await self._list_chains()
+        if any((CHAIN, namespace) not in self._refused for namespace in self._namespaces):
+            self.listed.set()
+
+    async def _list_belongings(self, kind: Kind) -> set[Key]:
+        before = self._cache.uids(kind)
+        try:
+            listed = await self._list_versions(kind)
+        except NotServed as error:
+            if kind not in self._told:
+                logger.warning("%s; chains that need it wait", error)
+                self._told.add(kind)
+            waiting = set() if kind in self._not_served else set(self._cache)
+            self._not_served.add(kind)
+            return waiting | self._cache.drop_absent(kind, set(), before)
+        changed = await self._read_stale(kind, listed)
+        served_anew = kind in self._not_served
+        if served_anew:
+            logger.info("the cluster serves %s %s now", kind.api_version, kind.kind)
+            self._told.discard(kind)
+            self._not_served.discard(kind)
+        unseen = self._unseen(kind)
+        known = {uid: place for uid, place in before.items() if unseen is not None and place not in unseen}
+        changed |= self._cache.drop_absent(kind, {one.uid for one in listed}, known)
+        return changed | (set(self._cache) if served_anew else set())
+
+    async def _read_stale(self, kind: Kind, listed: Sequence[ObjectVersion]) -> set[Key]:
+        """Read what the listing shows newer than it is known here. Returns the chains for which that is news."""
+        owners = self._cache.stale_owners(kind, listed)
+        if owners and self.listed.is_set():
+            await asyncio.sleep(WATCH_SECONDS)
+            owners = self._cache.stale_owners(kind, listed)
+        wanted: Iterable[tuple[str | None, str | None]] = sorted(owners)
+        if len(owners) > MANY:
+            wanted = [(namespace, None) for namespace in self._seen_namespaces(kind)]
+        changed: set[Key] = set()
+        for namespace, chain_uid in wanted:
+            found = await self._alone(
+                f"{kind.plural} in {namespace or 'the cluster'}",
+                self._api.list_labelled(kind, namespace, chain_uid),
+            )
+            shown = [self._cache.show(kind, item) for item in found or ()]
+            changed |= {key for key in shown if key is not None}
+        return changed
+
+    async def _list_chains(self) -> None:
+        before = self._cache.chain_uids()
+        listed = await self._list_versions(CHAIN)
+        stale, gone = self._cache.stale_chains(listed, before)
+        for key in stale:
+            body = await self._alone(f"chain {key}", self._api.get_chain(*key))
+            if body is not None and self._cache.show_chain(body) is not None:
+                self._queue.add(key)
+        unseen = self._unseen(CHAIN)
+        for key in gone:
+            seen = unseen is not None and key.namespace not in unseen
+            if seen and self._cache.drop_chain(key, before[key]):
+                self._queue.add(key)
+
+    async def _alone(self, what: str, request: Awaitable[T]) -> T | None:
+        """The answer; None where only this one thing can't be read, which is said. Raises Unavailable where it goes
+        so again and again, so that a server that is away is not asked for every chain.
+        """
+        try:
+            answer = await request
+        except Unavailable as error:
+            self._unanswered += 1
+            if self._unanswered >= UNANSWERED:
+                raise
+            logger.error("%s can't be read: %s; it is tried again with the next listing", what, error)
+            return None
+        except Exception as error:  # noqa: BLE001  whatever stands in it, the others go on
+            logger.error("%s can't be read: %s; it is tried again with the next listing", what, error)
+            return None
+        self._unanswered = 0
+        return answer
+
+    async def _list_versions(self, kind: Kind) -> list[ObjectVersion]:
+        """What there is of a kind, in the namespaces that let it be listed. Raises NotServed, Unavailable."""
+        listed: list[ObjectVersion] = []
+        for namespace in self._namespaces:
+            try:
+                listed += await self._api.list_versions(kind, namespace)
+            except Forbidden as error:
+                if (kind, namespace) not in self._refused:
+                    logger.error("%s; its chains wait, the others go on", error)
+                self._refused.add((kind, namespace))
+            else:
+                if (kind, namespace) in self._refused:
+                    logger.info("%s in %s can be listed again", kind.plural, namespace or "the cluster")
+                self._refused.discard((kind, namespace))
+        return listed
+
+    def _seen_namespaces(self, kind: Kind) -> list[str | None]:
+        return [one for one in self._namespaces if (kind, one) not in self._refused]
+
+    def _unseen(self, kind: Kind) -> set[str] | None:
+        """The namespaces that the listing does not show, where nothing may be taken for gone; None: all."""
+        refused = {namespace for of, namespace in self._refused if of == kind}
+        return None if None in refused else {namespace for namespace in refused if namespace is not None}

@@ -1,0 +1,117 @@
+"""Plain requests to the API server, over aiohttp, which kopf has loaded already."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+import aiohttp
+
+from modelchain import __version__
+from modelchain_operator.kubernetes import json_reader
+from modelchain_operator.kubernetes.cluster_access import ClusterAccess
+from modelchain_operator.kubernetes.credentials import read_token, tls_context
+
+TIMEOUT_SECONDS = 20.0
+UNREACHABLE = (aiohttp.ClientError, OSError, TimeoutError)  # what `send` raises where no answer came
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the API server has answered."""
+
+    status: int
+    headers: Mapping[str, str]
+    content: bytes
+
+    def json(self) -> Any:
+        """The content as a value. Raises ValueError."""
+        return json_reader.loads(self.content)
+
+
+class Connection:
+    """A pool of connections. Used in one event loop."""
+
+    def __init__(self, access: ClusterAccess) -> None:
+        self._access = access
+        self._session: aiohttp.ClientSession | None = None
+        self._token: str | None = None
+        self._reading = asyncio.Lock()
+
+    async def close(self) -> None:
+        """End all connections."""
+        if self._session is not None:
+            await self._session.close()
+
+    async def send(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Answer:
+        """One request. Raises one of UNREACHABLE, and ConfigurationError if no credentials can be had.
+
+        A token that is refused is read anew, once: service accounts' tokens, and those of commands, do not last.
+        """
+        if self._session is None:
+            self._session = self._open()
+        token = self._token or await self._read_token(None)
+        answer = await self._send(self._session, method, path, query, body, headers, token)
+        if answer.status == 401 and (new := await self._read_token(token)) != token:
+            answer = await self._send(self._session, method, path, query, body, headers, new)
+        return answer
+
+    async def _send(
+        self,
+        session: aiohttp.ClientSession,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None,
+        body: bytes | None,
+        headers: Mapping[str, str] | None,
+        token: str | None,
+    ) -> Answer:
+        sent = {**(headers or {}), **({"Authorization": f"Bearer {token}"} if token else {})}
+        url = f"{self._access.server.rstrip('/')}{path}"
+        async with session.request(
+            method, url, params=query, data=body, headers=sent, allow_redirects=False
+        ) as response:
+            return Answer(response.status, response.headers, await response.read())
+
+    async def _read_token(self, refused: str | None) -> str | None:
+        """The user's token, unless somebody has replaced the refused one meanwhile."""
+        async with self._reading:
+            if self._token == refused:
+                self._token = await read_token(self._access)
+            return self._token
+
+    def _open(self) -> aiohttp.ClientSession:
+        access = self._access
+        context = tls_context(access)
+        headers = {"User-Agent": f"modelchain-operator/{__version__}"}
+        if access.username:  # a token goes before it
+            password = base64.b64encode(f"{access.username}:{access.password or ''}".encode()).decode()
+            headers["Authorization"] = f"Basic {password}"
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(ssl=context),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers=headers,
+            proxy=_proxy(access.server),
+            timeout=aiohttp.ClientTimeout(total=TIMEOUT_SECONDS),
+        )
+
+
+def _proxy(server: str) -> str | None:
+    """What the environment says of the way there: HTTPS_PROXY and NO_PROXY."""
+    parts = urlsplit(server)
+    if proxy_bypass(parts.netloc.rpartition("@")[2]):
+        return None
+    return getproxies().get(parts.scheme)

@@ -1,0 +1,74 @@
+"""Which fields of a status the cluster keeps: a CRD that is older than the operator has no place for newer ones, and
+the API server drops them without a word.
+
+A status is then compared with the stored one as it would be kept. Otherwise every pass would find a difference, and
+write it again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any, TypeAlias
+
+from pydantic import ValidationError
+
+from modelchain.status import WHOLE, ChainStatus
+from modelchain_operator.kubernetes.api import Object
+
+logger = logging.getLogger(__name__)
+
+Path: TypeAlias = tuple[str, ...]  # of a field; [] stands for every item of a list
+
+
+class KeptFields:
+    """Learns from what comes back of what was written. Used in one event loop."""
+
+    def __init__(self) -> None:
+        self._dropped: frozenset[Path] = frozenset()
+
+    def learn(self, asked: Object, kept: Object) -> None:
+        """A status was written, and this of it was stored."""
+        dropped = frozenset(_absent(asked, kept, ()))
+        if new := dropped - self._dropped:
+            logger.warning(
+                "the CRD modelchains.modelchain.dev is older than this operator and drops %s of the status: upgrade it",
+                ", ".join(sorted(".".join(path).replace(".[]", "[]") for path in new)),
+            )
+        self._dropped |= dropped
+
+    def of(self, status: ChainStatus) -> ChainStatus:
+        """The status as it would be kept."""
+        if not self._dropped:
+            return status
+        written = status.model_dump(mode="json", by_alias=True, exclude_none=True)
+        for path in self._dropped:
+            _remove(written, path)
+        try:
+            return ChainStatus.model_validate(written, context=WHOLE)
+        except ValidationError:  # it can't do without what is dropped
+            return status
+
+
+def _absent(asked: Any, kept: Any, path: Path) -> Iterator[Path]:
+    if isinstance(asked, dict) and isinstance(kept, dict):
+        for name, value in asked.items():
+            if name in kept:
+                yield from _absent(value, kept[name], (*path, name))
+            elif value not in ({}, []):
+                yield *path, name
+    elif isinstance(asked, list) and isinstance(kept, list):
+        for one, other in zip(asked, kept, strict=False):
+            yield from _absent(one, other, (*path, "[]"))
+
+
+def _remove(part: Any, path: Path) -> None:
+    first, *rest = path
+    if first == "[]":
+        for item in part if isinstance(part, list) else ():
+            _remove(item, tuple(rest))
+    elif isinstance(part, dict):
+        if rest:
+            _remove(part.get(first), tuple(rest))
+        else:
+            part.pop(first, None)

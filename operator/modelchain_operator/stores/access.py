@@ -1,0 +1,453 @@
+"""Whose rights may read which store.
+
+A chain's store is read with the keys in the Secret that the chain names, in the chain's own namespace; with
+the operator's own identity only where the administrator has listed that store, at that endpoint. A user must
+not aim the operator's rights, or its requests, anywhere else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import ipaddress
+import logging
+import re
+import shutil
+import socket
+import ssl
+import tempfile
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+from modelchain.errors import ModelChainError
+from modelchain.reconcile.observation import StoreTrouble
+from modelchain.resolved import ResolvedChain
+from modelchain.spec import StoreSpec
+from modelchain.store import Credentials, Forbidden, Store, open_store
+from modelchain.store.s3_clients import SharedClients, Timeouts
+from modelchain_operator.kubernetes.api import ApiError, Object
+from modelchain_operator.kubernetes.api import Forbidden as ApiForbidden
+from modelchain_operator.settings import OwnIdentityStore, is_endpoint
+
+log = logging.getLogger(__name__)
+
+REREAD_SECONDS = 300.0  # a Secret is read again after this long
+DOUBT_SECONDS = 15.0  # and after this long where it is missing, or where the store refuses its keys
+STORES = 4096
+CERTIFICATES = 256
+
+ACCESS_KEY_ID, SECRET_ACCESS_KEY, SESSION_TOKEN = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+)
+CA_KEY = "ca.crt"
+
+# The reader comes again: a look that waits longer only keeps others waiting.
+TIMEOUTS = Timeouts(connect_seconds=3, read_seconds=10, attempts=1)
+
+_METADATA_NAMES = frozenset(
+    {"metadata", "metadata.google.internal", "instance-data", "instance-data.ec2.internal"}
+)
+_METADATA_ADDRESSES = frozenset(
+    ipaddress.ip_address(text)
+    for text in ("fd00:ec2::254", "fd20:ce::254", "100.100.100.200", "192.0.0.192", "168.63.129.16")
+)
+
+
+# IPv4-compatible, and NAT64 with an IPv4 address in the last 32 bits (RFC 6052, RFC 8215).
+_IPV4_BELOW = tuple(ipaddress.ip_network(text) for text in ("::/96", "64:ff9b::/96", "64:ff9b:1::/48"))
+
+
+class KubernetesApi(Protocol):
+    """What is asked of the Kubernetes API."""
+
+    async def get_secret(self, namespace: str, name: str) -> Object | None:
+        """None if there is none. Raises ApiError."""
+        ...
+
+    async def get_config_map(self, namespace: str, name: str) -> Object | None:
+        """None if there is none. Raises ApiError."""
+        ...
+
+
+@dataclass(frozen=True)
+class NoAccess:
+    """Why a chain's store can't be read now. The message says what to do."""
+
+    trouble: StoreTrouble
+    message: str
+
+
+class _RefusedError(Exception):
+    """As NoAccess, on its way out."""
+
+    def __init__(self, message: str, trouble: StoreTrouble = StoreTrouble.FORBIDDEN) -> None:
+        super().__init__(message)
+        self.answer = NoAccess(trouble, message)
+
+
+@dataclass
+class _Known:
+    """What is known of a chain's store."""
+
+    answer: Store | NoAccess
+    made_of: tuple[Credentials | None, str | None] | None  # keys and certificates; None: no store
+    read_at: float  # monotonic
+    doubted: bool = False
+
+
+class StoreAccess:
+    """Opens the stores of chains. Used in one event loop; the stores may be used in any thread."""
+
+    def __init__(
+        self,
+        api: KubernetesApi,
+        own_identity_stores: Iterable[OwnIdentityStore] = (),
+        allowed_endpoints: Iterable[str] = ("*",),
+        *,
+        clients: int = 64,
+        connections: int = 8,
+        wrap: Callable[[Store], Store] = lambda store: store,
+        resolve_host: Callable[[str], list[str]] | None = None,
+        api_server: str = "",
+    ) -> None:
+        """`clients`: at most so many S3 clients are kept; `connections`: of each of them. `wrap` goes around every
+        store (metrics). `resolve_host` gives the addresses of a host, by default the system's resolver. `api_server` is
+        the URL of the Kubernetes API, which trusts this process and is no store.
+        """
+        self._api = api
+        self._own = tuple(own_identity_stores)
+        allowed = tuple(allowed_endpoints)
+        self._allowed = tuple(_pattern(text) for text in allowed)
+        self._named = tuple(
+            _pattern(text) for text in allowed if text != "*"
+        )  # what the administrator has named
+        self._api_server = _host_and_port(api_server) if api_server else None
+        self._wrap = wrap
+        self._resolve_host = resolve_host or _addresses
+        self._known: OrderedDict[tuple[str, str], _Known] = OrderedDict()
+        self._locks: dict[tuple[str, str], asyncio.Lock] = {}
+        self._certificates = _Certificates()
+        self._hosts: OrderedDict[str, tuple[float, list[str]]] = OrderedDict()  # checked at, addresses
+        self._clients = SharedClients(
+            capacity=clients, timeouts=TIMEOUTS, connections=connections, check_endpoint=self._check_url
+        )
+
+    @property
+    def clients(self) -> int:
+        """S3 clients that are kept."""
+        return len(self._clients)
+
+    async def open(self, chain: ResolvedChain, spec: StoreSpec) -> Store | NoAccess:
+        """The chain's store, the same object as long as nothing about it has changed; or why not.
+
+        Costs nothing but for every few minutes, when Secret and ConfigMap are read again.
+        """
+        key = (chain.chain.namespace, spec.model_dump_json(exclude_none=True))
+        known = self._known.get(key)
+        if known is not None and time.monotonic() - known.read_at < _patience(known):
+            self._known.move_to_end(key)
+            return known.answer
+        lock = self._locks.setdefault(key, asyncio.Lock())
+        try:
+            async with lock:
+                known = self._known.get(key)
+                if known is None or time.monotonic() - known.read_at >= _patience(known):
+                    known = self._known[key] = await self._read(chain, spec, known)
+                self._known.move_to_end(key)
+                while len(self._known) > STORES:
+                    self._known.popitem(last=False)
+                return known.answer
+        finally:
+            if not lock.locked():
+                self._locks.pop(key, None)
+
+    def doubt(self, store: Store) -> None:
+        """The store refuses these keys: they are read again soon, as somebody may mend them."""
+        for known in self._known.values():
+            if known.answer is store:
+                known.doubted = True
+
+    def close(self) -> None:
+        """Remove what lies on disk."""
+        self._certificates.close()
+
+    async def _read(self, chain: ResolvedChain, spec: StoreSpec, known: _Known | None) -> _Known:
+        now = time.monotonic()
+        try:
+            await self._require_allowed(spec)
+            made_of = (
+                await self._credentials(chain.chain.namespace, spec),
+                await self._certificate(chain.chain.namespace, spec),
+            )
+        except _RefusedError as refused:
+            unavailable = refused.answer.trouble is StoreTrouble.UNAVAILABLE
+            if unavailable and known is not None and known.made_of is not None:
+                known.read_at = now - REREAD_SECONDS + DOUBT_SECONDS  # good enough for as long as that lasts
+                return known
+            return _Known(refused.answer, None, now)
+        if known is not None and known.made_of == made_of:
+            known.read_at, known.doubted = now, False
+            return known
+        credentials, certificate = made_of
+        # What the chain's pods find under a path is not what lies there on this machine.
+        access = chain.store.model_copy(update={"ca_bundle": certificate})
+        try:
+            store = open_store(access, patience_seconds=0.0, credentials=credentials, clients=self._clients)
+        except ModelChainError as error:
+            return _Known(NoAccess(StoreTrouble.FORBIDDEN, str(error)), None, now)
+        return _Known(self._wrap(store), made_of, now)
+
+    async def _require_allowed(self, spec: StoreSpec) -> None:
+        if spec.uri.startswith("file:///"):
+            own = self._own_identity_allows(spec)
+            if not own or not await asyncio.to_thread(self._stays_below, spec.uri):
+                raise _RefusedError(
+                    f"{spec.uri}: the operator may not read this folder; the administrator can allow it "
+                    "(--own-identity-store), or use an s3:// store"
+                )
+            return
+        if not spec.uri.startswith("s3://"):
+            raise _RefusedError(f"{spec.uri}: the operator can't read this store; use s3://bucket/prefix")
+        if not spec.secret_name and not self._own_identity_allows(spec):
+            at = f" at {_shown(spec.endpoint_url)}" if spec.endpoint_url else ""
+            raise _RefusedError(
+                f"{spec.uri}{at}: the operator may not read this store with its own identity; set "
+                "store.secretName, or let the administrator allow it (--own-identity-store)"
+            )
+        if spec.endpoint_url is None:
+            return
+        if not is_endpoint(spec.endpoint_url):
+            raise _RefusedError(
+                f"store.endpointUrl {_shown(spec.endpoint_url)!r} is not a URL such as http://minio:9000, without a "
+                "user and password"
+            )
+        if not any(pattern.fullmatch(_origin(spec.endpoint_url)) for pattern in self._allowed):
+            raise _RefusedError(
+                f"store.endpointUrl {_shown(spec.endpoint_url)}: the administrator does not allow this endpoint "
+                "(--allowed-endpoint)"
+            )
+        try:
+            await asyncio.to_thread(self._check_url, spec.endpoint_url)
+        except Forbidden as error:
+            raise _RefusedError(str(error)) from None
+
+    def _own_identity_allows(self, spec: StoreSpec) -> bool:
+        return any(listed.covers(spec.uri, spec.endpoint_url) for listed in self._own)
+
+    def _stays_below(self, uri: str) -> bool:
+        """Whether a folder is really below one that is listed, and not reached by a link out of it."""
+        path = Path(uri.removeprefix("file://")).resolve()
+        roots = [
+            Path(listed.uri.removeprefix("file://")).resolve()
+            for listed in self._own
+            if listed.covers(uri, None)
+        ]
+        return any(path == root or root in path.parents for root in roots)
+
+    def _check_url(self, url: str) -> None:
+        """Raises Forbidden if the URL leads to what trusts whoever can reach it from this machine: cloud metadata and
+        link-local addresses, this machine itself (unless the administrator has named that endpoint), the API server.
+
+        Asked before every request too: a name may lead elsewhere than it did. (Between here and the connection it
+        may still change; a NetworkPolicy is what closes that.)
+        """
+        host, port = _host_and_port(url)
+        addresses = self._addresses_of(host)
+        if host in _METADATA_NAMES or any(map(_is_link_local, addresses)):
+            raise Forbidden(
+                f"{_shown(url)}: link-local and cloud metadata addresses are not asked; name an S3 endpoint"
+            )
+        if _is_api_name(host) or self._leads_to_api_server(host, port, addresses):
+            raise Forbidden(f"{_shown(url)}: the Kubernetes API server is no store; name an S3 endpoint")
+        named = any(pattern.fullmatch(_origin(url)) for pattern in self._named)
+        if any(map(_is_loopback, addresses)) and not named:
+            raise Forbidden(
+                f"{_shown(url)}: this is the operator's own machine, which is only asked where the administrator names "
+                "it (--allowed-endpoint); name an S3 endpoint that pods reach too"
+            )
+
+    def _addresses_of(self, host: str) -> list[str]:
+        known = self._hosts.get(host)
+        if known is None or time.monotonic() - known[0] > DOUBT_SECONDS:
+            known = self._hosts[host] = (time.monotonic(), self._resolved(host))
+            while len(self._hosts) > STORES:
+                self._hosts.popitem(last=False)
+        return known[1]
+
+    def _resolved(self, host: str) -> list[str]:
+        if _is_address(host):
+            return [host]
+        try:
+            return self._resolve_host(host)
+        except OSError:
+            return []  # it has no address now: the request itself will find that out
+
+    def _leads_to_api_server(self, host: str, port: int, addresses: list[str]) -> bool:
+        if self._api_server is None or port != self._api_server[1]:
+            return False
+        own = self._api_server[0]
+        return host == own or not set(addresses).isdisjoint(self._addresses_of(own))
+
+    async def _credentials(self, namespace: str, spec: StoreSpec) -> Credentials | None:
+        if not spec.secret_name or not spec.uri.startswith("s3://"):
+            return None
+        what = f"Secret {namespace}/{spec.secret_name} (store.secretName)"
+        secret = await self._ask(what, self._api.get_secret(namespace, spec.secret_name))
+        values = _decoded(secret, what)
+        for name in (ACCESS_KEY_ID, SECRET_ACCESS_KEY):
+            if not values.get(name):
+                raise _RefusedError(f"{what} has no {name}; it needs {ACCESS_KEY_ID} and {SECRET_ACCESS_KEY}")
+        for name in (ACCESS_KEY_ID, SECRET_ACCESS_KEY, SESSION_TOKEN):
+            if not re.fullmatch(r"[\x21-\x7e]*", values.get(name, "")):
+                raise _RefusedError(
+                    f"{name} in {what} holds a blank, a line break or something else that no key has; make it with "
+                    f"kubectl create secret generic --from-literal={name}=..."
+                )
+        return Credentials(
+            access_key_id=values[ACCESS_KEY_ID],
+            secret_access_key=values[SECRET_ACCESS_KEY],
+            session_token=values.get(SESSION_TOKEN) or None,
+        )
+
+    async def _certificate(self, namespace: str, spec: StoreSpec) -> str | None:
+        if not spec.ca_bundle_config_map or not spec.uri.startswith("s3://"):
+            return None
+        what = f"ConfigMap {namespace}/{spec.ca_bundle_config_map} (store.caBundleConfigMap)"
+        found = await self._ask(what, self._api.get_config_map(namespace, spec.ca_bundle_config_map))
+        text = (found.get("data") or {}).get(CA_KEY)
+        if not isinstance(text, str) or not text.strip():
+            raise _RefusedError(f"{what} has no {CA_KEY}; it needs the certificate authority in PEM")
+        try:
+            ssl.create_default_context(cadata=text)
+        except (ssl.SSLError, ValueError):
+            raise _RefusedError(f"{CA_KEY} in {what} holds no certificate in PEM") from None
+        return await asyncio.to_thread(self._certificates.file, text)
+
+    async def _ask(self, what: str, request: Any) -> Object:
+        try:
+            found = await request
+        except ApiForbidden:
+            raise _RefusedError(
+                f"the operator may not read {what}; its role needs get on it in this namespace"
+            ) from None
+        except ApiError as error:
+            raise _RefusedError(f"{what} can't be read now: {error}", StoreTrouble.UNAVAILABLE) from None
+        if found is None:
+            raise _RefusedError(f"{what} does not exist; create it in the chain's namespace")
+        return found
+
+
+class _Certificates:
+    """Certificates as files of a folder of ours, named by their content."""
+
+    def __init__(self) -> None:
+        self._folder: Path | None = None
+        self._files: OrderedDict[str, Path] = OrderedDict()
+
+    def file(self, text: str) -> str:
+        """The file with this content."""
+        name = hashlib.sha256(text.encode()).hexdigest()
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="modelchain-ca-"))  # of mode 0700
+        path = self._folder / f"{name}.crt"
+        if not path.exists():
+            partial = path.with_suffix(".partial")
+            partial.write_text(text)
+            partial.replace(path)
+        self._files[name] = path
+        self._files.move_to_end(name)
+        while len(self._files) > CERTIFICATES:
+            self._files.popitem(last=False)[1].unlink(missing_ok=True)
+        return str(path)
+
+    def close(self) -> None:
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _patience(known: _Known) -> float:
+    return DOUBT_SECONDS if known.doubted or known.made_of is None else REREAD_SECONDS
+
+
+def _decoded(secret: Object, what: str) -> dict[str, str]:
+    values: dict[str, str] = {}
+    for name in (ACCESS_KEY_ID, SECRET_ACCESS_KEY, SESSION_TOKEN):
+        encoded = (secret.get("data") or {}).get(name)
+        if encoded is None:
+            continue
+        try:
+            values[name] = base64.b64decode(str(encoded), validate=True).decode()
+        except (binascii.Error, UnicodeDecodeError):
+            raise _RefusedError(f"{name} in {what} is not text") from None
+    return values
+
+
+def _origin(url: str) -> str:
+    """scheme://host[:port] in lower case."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}".lower()
+
+
+def _pattern(text: str) -> re.Pattern[str]:
+    """A pattern of endpoints: * stands for any text, within the host and the port."""
+    if text == "*":
+        return re.compile(r".*", re.DOTALL)
+    return re.compile("[^/]*".join(re.escape(part) for part in _origin(text).split("*")))
+
+
+def _shown(url: str | None) -> str:
+    """An URL for messages: without a user, a password, a path."""
+    parts = urlsplit(url or "")
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    return True
+
+
+def _is_link_local(text: str) -> bool:
+    return any(one.is_link_local or one in _METADATA_ADDRESSES for one in _all_addresses(text))
+
+
+def _is_loopback(text: str) -> bool:
+    """Whether it is this machine: 0.0.0.0 and :: lead there too."""
+    return any(one.is_loopback or one.is_unspecified for one in _all_addresses(text))
+
+
+def _all_addresses(text: str) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
+    """The address, and an IPv4 address that a gateway (NAT64, 6to4, Teredo) or the kernel makes of it."""
+    address = ipaddress.ip_address(text.partition("%")[0])
+    if isinstance(address, ipaddress.IPv4Address):
+        return [address]
+    low = ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF)
+    embedded = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
+    if any(address in network for network in _IPV4_BELOW):
+        embedded.append(low)
+    return [address, *(one for one in embedded if one is not None)]
+
+
+def _is_api_name(host: str) -> bool:
+    return host in ("kubernetes", "kubernetes.default") or host.startswith("kubernetes.default.svc")
+
+
+def _host_and_port(url: str) -> tuple[str, int]:
+    parts = urlsplit(url)
+    return (parts.hostname or "").lower().rstrip("."), parts.port or (443 if parts.scheme == "https" else 80)
+
+
+def _addresses(host: str) -> list[str]:
+    """By the system's resolver, which also reads 2852039166 and 0xa9fea9fe as addresses."""
+    return [str(found[4][0]) for found in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)]

@@ -1,0 +1,118 @@
+"""What the reconciler knows of stores: opened with the right rights, followed at the right pace."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from modelchain.reconcile.baseline import is_due
+from modelchain.resolved import ResolvedChain
+from modelchain.status import ChainStatus, StagePhase, StageStatus
+from modelchain_operator.acceptance import Accepted
+from modelchain_operator.kubernetes.key import Key
+from modelchain_operator.stores.access import StoreAccess
+from modelchain_operator.stores.reader import Seen, StoreReader
+
+
+class StoreLooks:
+    """The facts of the stores, by chain. Used in one event loop."""
+
+    def __init__(self, access: StoreAccess, reader: StoreReader) -> None:
+        self._access = access
+        self._reader = reader
+
+    async def look(self, key: Key, accepted: Accepted, status: ChainStatus | None) -> Seen | None:
+        """What is known of the chain's stages; None if something that matters was not looked at yet: the reader
+        says when it was.
+        """
+        stages = _Stages.of(accepted.chain, status)
+        await self._follow(key, accepted, stages)
+        seen = self._reader.seen(key)
+        if is_due(accepted.chain, status):
+            seen = replace(seen, measurement=self._reader.measure(key, accepted.chain))
+        needed = {stage.name for stage in accepted.chain.all_stages} - stages.finished - stages.not_yet
+        return seen if needed <= set(seen.facts) else None
+
+    async def written(self, key: Key, accepted: Accepted, status: ChainStatus) -> None:
+        """This is the chain's status now: follow the stages as it says, and write the chain's record when the store
+        lets us.
+        """
+        await self._follow(key, accepted, _Stages.of(accepted.chain, status))
+        self._reader.record(key, accepted.chain, status)
+        if is_due(accepted.chain, status):
+            self._reader.measure(key, accepted.chain)
+
+    async def _follow(self, key: Key, accepted: Accepted, stages: _Stages) -> None:
+        chain = accepted.chain
+        self._reader.follow(
+            key,
+            chain,
+            await self._access.open(chain, accepted.store),
+            running=stages.running,
+            starting=stages.starting,
+            finished=stages.finished,
+            # Nothing begins in a suspended chain; when it goes on, all is looked at anew.
+            at_rest=frozenset(stage.name for stage in chain.all_stages) if chain.suspend else stages.not_yet,
+        )
+
+    def look_again(self, key: Key, stage: str) -> None:
+        """Something has happened to the stage: what was seen of it is old."""
+        self._reader.look_again(key, stage)
+
+    def forget(self, key: Key) -> None:
+        """The chain is gone, or nothing may be asked of its store."""
+        self._reader.forget(key)
+
+
+@dataclass(frozen=True)
+class _Stages:
+    """How a chain's stages stand by its status."""
+
+    finished: frozenset[str]
+    running: dict[str, int]  # the attempts that are under way
+    starting: frozenset[str]  # whose job was seen last without all of its pods
+    not_yet: frozenset[str]  # can't begin before another one is finished
+
+    @classmethod
+    def of(cls, chain: ResolvedChain, status: ChainStatus | None) -> _Stages:
+        known = status.all_stages if status is not None else ()
+        finished, running = _finished(chain, known), _running(chain, known)
+        return cls(
+            finished=finished,
+            running=running,
+            starting=frozenset(
+                stage.name for stage in known if stage.phase in (StagePhase.PENDING, StagePhase.QUEUED)
+            ),
+            not_yet=_not_yet(chain, finished) - running.keys(),
+        )
+
+
+def _not_yet(chain: ResolvedChain, finished: frozenset[str]) -> frozenset[str]:
+    """The stages that can't begin yet, by what is finished: a model is trained alone when the chain is complete."""
+    waiting = {
+        stage.name for stage in chain.stages if any(other.name not in finished for other in stage.needs)
+    }
+    if not all(stage.name in finished for stage in chain.stages):
+        waiting |= {stage.name for stage in chain.baselines}
+    return frozenset(waiting)
+
+
+def _finished(chain: ResolvedChain, known: Sequence[StageStatus]) -> frozenset[str]:
+    """The stages that are finished as they are asked for now."""
+    digests = {stage.name: stage.digest for stage in chain.all_stages}
+    return frozenset(
+        stage.name for stage in known if stage.finished and digests.get(stage.name) == stage.digest
+    )
+
+
+def _running(chain: ResolvedChain, known: Sequence[StageStatus]) -> dict[str, int]:
+    """The attempts that are under way, by stage."""
+    names = {stage.name for stage in chain.all_stages}
+    return {
+        stage.name: stage.attempt
+        for stage in known
+        if stage.name in names
+        and not stage.finished
+        and stage.phase is not StagePhase.FAILED
+        and stage.attempt > stage.settled
+    }

@@ -1,0 +1,101 @@
+"""/healthz, /readyz and /metrics over HTTP.
+
+/healthz means that the operator still reconciles. Whoever runs it ends a process that does not answer in time
+(an event loop that is blocked), or that answers 503: the listings do not come to an end any more, or chains
+wait and no pass over any of them does. An API server that is away is not a reason: to start anew would not
+bring it back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Protocol
+
+from aiohttp import web
+
+from modelchain.errors import ConfigurationError
+from modelchain_operator.settings import Settings
+from modelchain_operator.telemetry.metrics import CONTENT_TYPE, Metrics
+
+INTERVALS = 3  # of the resync, without which the operator is taken for dead
+LEAST_SECONDS = 60.0  # however short the interval is
+
+
+class Listings(Protocol):
+    """The resync, as far as it matters here."""
+
+    listed: asyncio.Event  # everything was listed once
+
+    attempted_at: float | None  # monotonic: the last listing ended, well or not; None: none has
+
+
+class HealthServer:
+    """Answers the kubelet and Prometheus, in the event loop whose life it tells of."""
+
+    def __init__(self, settings: Settings, metrics: Metrics, listings: Listings) -> None:
+        self._host, self._port = settings.http_host, settings.http_port
+        self._allowed_seconds = max(INTERVALS * settings.resync_seconds, LEAST_SECONDS)
+        self._metrics = metrics
+        self._listings = listings
+        self._started_at = time.monotonic()
+        self._nothing_waited_at = self._started_at
+        self._runner: web.AppRunner | None = None
+
+    @property
+    def port(self) -> int:
+        """The port that it listens at; any free one was asked for with 0."""
+        assert self._runner is not None
+        return int(self._runner.addresses[0][1])
+
+    async def start(self) -> None:
+        """Begin to answer. Raises ConfigurationError if the port can't be had."""
+        app = web.Application()
+        app.router.add_get("/healthz", self._healthz)
+        app.router.add_get("/readyz", self._readyz)
+        app.router.add_get("/metrics", self._expose)
+        self._started_at = time.monotonic()
+        self._runner = web.AppRunner(app, access_log=None)
+        await self._runner.setup()
+        try:
+            await web.TCPSite(self._runner, self._host, self._port).start()
+        except OSError as error:
+            await self._runner.cleanup()
+            raise ConfigurationError(
+                f"can't listen at {self._host} port {self._port}: {error.strerror}; choose another --http-port"
+            ) from None
+
+    async def close(self) -> None:
+        """Answer no more."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    def trouble(self) -> str:
+        """Why the operator is taken for dead; empty if it is not."""
+        now = time.monotonic()
+        listing = now - (self._listings.attempted_at or self._started_at)
+        if listing > self._allowed_seconds:
+            return f"no listing of the cluster has ended for {listing:.0f} s"
+        waiting = self._metrics.queue_depth()
+        since = now - max(self._metrics.pass_ended_at or self._started_at, self._waiting_since(now, waiting))
+        if waiting and since > self._allowed_seconds:
+            return f"{waiting} chains wait, and no pass has ended for {since:.0f} s"
+        return ""
+
+    def _waiting_since(self, now: float, waiting: int) -> float:
+        """When nothing was last seen to wait: after a quiet hour, the first chain is not late yet."""
+        if not (waiting and self._listings.listed.is_set()):
+            self._nothing_waited_at = now
+        return self._nothing_waited_at
+
+    async def _healthz(self, _: web.Request) -> web.Response:
+        trouble = self.trouble()
+        return web.Response(status=503 if trouble else 200, text=(trouble or "ok") + "\n")
+
+    async def _readyz(self, _: web.Request) -> web.Response:
+        if self._listings.listed.is_set():
+            return web.Response(text="ok\n")
+        return web.Response(status=503, text="the cluster was not listed yet\n")
+
+    async def _expose(self, _: web.Request) -> web.Response:
+        return web.Response(body=self._metrics.exposition(), headers={"Content-Type": CONTENT_TYPE})

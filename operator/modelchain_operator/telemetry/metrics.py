@@ -1,0 +1,218 @@
+"""What Prometheus is told: of the operator's own work here, of the chains in chain_metrics.py. Every set of labels is
+bounded: by the phases there are, by the chains that live.
+
+https://prometheus.io/docs/practices/naming/
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
+
+from modelchain import __version__
+from modelchain.errors import ModelChainError
+from modelchain.resolved import ResolvedChain
+from modelchain.status import ChainStatus, StagePhase, StageStatus
+from modelchain.store import Store
+from modelchain_operator.kubernetes.api import ApiError
+from modelchain_operator.kubernetes.key import Key
+from modelchain_operator.stores.measured_store import MeasuredStore
+from modelchain_operator.telemetry.chain_metrics import ChainMetrics
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+MAX_REASONS = 48  # that are not ours; those that come later are counted as Other
+OTHER = "Other"
+INTERNAL = "Internal"  # a pass that ended with an error of ours
+
+disable_created_metrics()  # a second series beside each counter, which nobody reads
+
+_FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_REASON = re.compile(r"[A-Z][A-Za-z0-9]{0,47}")
+_ENDED = {StagePhase.COMPLETE: "complete", StagePhase.CACHED: "cached", StagePhase.FAILED: "failed"}
+# Reasons that the trainer gives most often: names of its errors, and one of the kubelet's.
+_TRAINER_ERRORS = (
+    "DivergedError",
+    "OOMKilled",
+    "OutOfMemoryError",
+    *(
+        kind.__name__
+        for kind in ModelChainError.__subclasses__()
+        if kind.__module__ == ModelChainError.__module__
+    ),
+)
+# Series that begin at 0: an increase is only seen from the second sample of a series on.
+_ATTEMPTS = {
+    "started": ("Started",),
+    "succeeded": ("Complete",),
+    "failed": ("ManifestMissing", "Stalled", "TimedOut", "TrainerFailed", *_TRAINER_ERRORS),
+    "interrupted": ("Disrupted", "JobVanished", "LeaseHeld", "Superseded", "Suspended"),
+}
+_PASS_ERRORS = (INTERNAL, *(kind.__name__ for kind in (ApiError, *ApiError.__subclasses__())))
+_OURS = frozenset(_PASS_ERRORS).union(*_ATTEMPTS.values())
+
+
+class Metrics:
+    """The operator's metrics, in a registry of their own. Any thread may count."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.registry = CollectorRegistry()
+        self.pass_ended_at: float | None = None  # monotonic
+        self._queue_depth: Callable[[], int] = lambda: 0
+        self._chains = ChainMetrics(clock)
+        self._reasons: set[str] = set()
+        build = self._gauge("build_info", "Version of the operator.", "version")
+        build.labels(__version__).set(1)
+        depth = self._gauge("queue_depth", "Chains that wait for their pass.")
+        depth.set_function(self.queue_depth)
+        self._stages = self._counter("stages", "Stages that have ended, by outcome.", "outcome")
+        self._attempts = self._counter(
+            "attempts",
+            "Attempts that were started or have ended, by outcome and reason.",
+            "outcome",
+            "reason",
+        )
+        self._pass_seconds = self._histogram(
+            "reconcile_duration_seconds", "Time that a pass over a chain took."
+        )
+        self._pass_errors = self._counter(
+            "reconcile_errors", "Passes that failed and are repeated, by reason.", "reason"
+        )
+        self._queue_lag = self._histogram("queue_lag_seconds", "Time that a chain waited for its pass.")
+        self._status_writes = self._counter("status_writes", "Statuses written to the API server.")
+        self._api_requests = self._counter(
+            "kubernetes_requests", "Requests that the API server has answered, by verb.", "verb"
+        )
+        self._store_requests = self._counter(
+            "store_requests", "Requests to stores, by operation.", "operation"
+        )
+        self._store_errors = self._counter(
+            "store_errors", "Requests to stores that failed, by reason.", "reason"
+        )
+        self._store_seconds = self._histogram(
+            "store_request_duration_seconds", "Time that a store took to answer."
+        )
+        for outcome in _ENDED.values():
+            self._stages.labels(outcome)
+        for reason in ("forbidden", "unavailable", "other"):
+            self._store_errors.labels(reason)
+        for outcome, reasons in _ATTEMPTS.items():
+            for reason in reasons:
+                self._attempts.labels(outcome, reason)
+        for reason in _PASS_ERRORS:
+            self._pass_errors.labels(reason)
+        self.registry.register(self._chains)
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        GCCollector(registry=self.registry)
+
+    def exposition(self) -> bytes:
+        """All metrics in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+    # ---- passes
+
+    def watch_queue(self, depth: Callable[[], int]) -> None:
+        """Where to ask how many chains wait for their pass."""
+        self._queue_depth = depth
+
+    def queue_depth(self) -> int:
+        """Chains that wait for their pass."""
+        return self._queue_depth()
+
+    def queue_lag(self, seconds: float) -> None:
+        """A chain has waited this long for its pass."""
+        self._queue_lag.observe(seconds)
+
+    def pass_ended(self, seconds: float) -> None:
+        """A pass has ended, well or not."""
+        self.pass_ended_at = time.monotonic()
+        self._pass_seconds.observe(seconds)
+
+    def pass_failed(self, reason: str) -> None:
+        """A pass has failed; `reason` is the name of an error, of which there are few."""
+        self._pass_errors.labels(self._bounded(reason)).inc()
+
+    def api_request(self, verb: str) -> None:
+        """The API server has answered a request."""
+        self._api_requests.labels(verb.upper()).inc()
+
+    # ---- chains
+
+    def chain_accepted(self, key: Key, chain: ResolvedChain) -> None:
+        """A pass begins over a chain that can be trained, like this: it tells the cost and the GPUs of its stages."""
+        self._chains.accept(key, chain)
+
+    def chain_seen(self, key: Key, status: ChainStatus) -> None:
+        """How a chain stands at the end of a pass."""
+        self._chains.settle(key, status)
+
+    def chain_gone(self, key: Key) -> None:
+        """The chain is gone, and with it what was said of it."""
+        self._chains.forget(key)
+
+    def status_written(self, key: Key, before: ChainStatus | None, status: ChainStatus) -> None:
+        """The chain's status was written: count what has happened between the two."""
+        self._status_writes.inc()
+        self._chains.show(key, status)
+        for stage in status.all_stages:
+            self._count(before.find_stage(stage.name) if before is not None else None, stage)
+
+    def _count(self, before: StageStatus | None, stage: StageStatus) -> None:
+        outcome = _ENDED.get(stage.phase)
+        anew = before is None or before.phase is not stage.phase or before.digest != stage.digest
+        if outcome is not None and anew:
+            self._stages.labels(outcome).inc()
+            if stage.phase is StagePhase.COMPLETE:
+                self._attempts.labels("succeeded", "Complete").inc()
+        if stage.attempt > (before.attempt if before is not None else 0):
+            self._attempts.labels("started", "Started").inc()
+        ended = stage.last_ended
+        if before is not None and before.finished:
+            return  # an edit has begun the stage anew, which ends no attempt
+        if ended is not None and ended.attempt > (before.settled if before is not None else 0):
+            outcome = "failed" if ended.counted else "interrupted"
+            self._attempts.labels(outcome, self._bounded(ended.reason)).inc()
+
+    def _bounded(self, reason: str) -> str:
+        """A reason that a trainer made up must not fill the memory of a Prometheus."""
+        if reason in self._reasons or reason in _OURS:
+            return reason
+        if len(self._reasons) >= MAX_REASONS or not _REASON.fullmatch(reason):
+            return OTHER
+        self._reasons.add(reason)
+        return reason
+
+    # ---- stores
+
+    def measured(self, store: Store) -> Store:
+        """The same store; its requests, errors and times are counted."""
+        return MeasuredStore(store, self._store_answered)
+
+    def _store_answered(self, operation: str, seconds: float, error: str | None) -> None:
+        self._store_requests.labels(operation).inc()
+        self._store_seconds.observe(seconds)
+        if error is not None:
+            self._store_errors.labels(error).inc()
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"modelchain_{name}", text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"modelchain_{name}", text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str) -> Histogram:
+        return Histogram(f"modelchain_{name}", text, registry=self.registry, buckets=_FAST)

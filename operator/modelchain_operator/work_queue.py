@@ -1,0 +1,194 @@
+"""Chains that want a pass: each once, one pass of a chain at a time, some of them later, the urgent first."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import time
+from collections import deque
+from collections.abc import Callable
+
+from modelchain_operator.kubernetes.key import Key
+
+BESIDE_URGENT = 2  # passes that are not urgent, while one is under way that is
+COMPACT_FROM = 64  # entries of the heap beyond which those that count for nothing are taken out
+PATIENCE_SECONDS = 30.0  # for which a key that is not urgent lets others go first
+
+
+class KeyQueue:
+    """A work queue as controllers have it: whatever is added twice before its turn has one turn.
+
+    A key that is added while its pass is under way has another one after it. Urgent keys have their turn first, and
+    while their passes are under way few others are, so that a thousand chains with something to tell do not hold up
+    the one whose stage has ended. Used in one event loop.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._since: dict[Key, float] = {}  # what is in `_urgent`, `_others` or `_again`, wanted since
+        self._urgent: dict[Key, None] = {}  # in the order of their turns
+        self._others: dict[Key, None] = {}
+        self._busy: dict[Key, bool] = {}  # whether its pass is urgent
+        self._again: dict[Key, bool] = {}  # wanted while busy, urgently or not
+        self._due: dict[Key, float] = {}
+        self._heap: list[tuple[float, int, Key]] = []
+        self._count = itertools.count()
+        self._waiting: deque[asyncio.Future[None]] = deque()  # who waits in `get`
+        self._timer: asyncio.TimerHandle | None = None
+        self._closed = False
+
+    def __len__(self) -> int:
+        """Keys whose turn has come and not begun."""
+        return len(self._since)
+
+    @property
+    def busy(self) -> int:
+        """Passes under way."""
+        return len(self._busy)
+
+    def add(self, key: Key, *, urgent: bool = False) -> None:
+        """The key wants a pass now; `urgent`: before those that can wait."""
+        self._due.pop(key, None)
+        self._since.setdefault(key, self._clock())
+        if key in self._busy:
+            self._again[key] = urgent or self._again.get(key, False)
+        else:
+            self._make_ready(key, urgent=urgent or key in self._urgent)
+
+    def add_after(self, key: Key, seconds: float) -> None:
+        """The key wants a pass then, unless it has one before; the earliest of such wishes counts."""
+        if seconds <= 0:
+            self.add(key)
+            return
+        due = self._clock() + seconds
+        if key in self._since or self._due.get(key, due + 1) <= due:
+            return
+        self._due[key] = due
+        heapq.heappush(self._heap, (due, next(self._count), key))
+        self._compact()
+        if self._waiting:
+            self._set_timer()
+
+    def forget(self, key: Key) -> None:
+        """The key wants no pass any more; one under way goes on."""
+        for wishes in (self._due, self._since, self._urgent, self._others, self._again):
+            wishes.pop(key, None)
+
+    async def get(self) -> tuple[Key, float] | None:
+        """The next key and the seconds that it waited; None once the queue is closed. `done` must follow."""
+        while not self._closed:
+            self._collect_due()
+            if (key := self._take()) is not None:
+                self._wake_next()
+                return key, self._clock() - self._since.pop(key)
+            self._set_timer()
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiting.append(waiter)
+            try:
+                await waiter
+            except asyncio.CancelledError:
+                if waiter.done() and not waiter.cancelled():
+                    self._wake_next()  # somebody else's turn
+                raise
+        return None
+
+    def done(self, key: Key) -> None:
+        """The key's pass has ended."""
+        self._busy.pop(key, None)
+        if (urgent := self._again.pop(key, None)) is not None:
+            self._make_ready(key, urgent=urgent)
+        else:
+            self._wake_next()
+
+    def close(self) -> None:
+        """No pass begins any more."""
+        self._closed = True
+        while self._waiting:
+            _wake(self._waiting.popleft())
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _compact(self) -> None:
+        """Leave out what is not wanted any more, once it is the larger part: an entry that is due in a day would lie
+        there for a day, and each pass may leave one.
+        """
+        if len(self._heap) > 2 * len(self._due) + COMPACT_FROM:
+            self._heap = [entry for entry in self._heap if self._due.get(entry[2]) == entry[0]]
+            heapq.heapify(self._heap)
+
+    # ---- turns
+
+    def _make_ready(self, key: Key, *, urgent: bool) -> None:
+        if urgent:
+            self._others.pop(key, None)
+        (self._urgent if urgent else self._others).setdefault(key)
+        self._wake_next()
+
+    def _take(self) -> Key | None:
+        """The key whose turn it is; its pass is under way then."""
+        urgent, other = next(iter(self._urgent), None), next(iter(self._others), None)
+        if other is not None and self._goes_now(other, urgent):
+            key, line = other, self._others
+        elif urgent is not None:
+            key, line = urgent, self._urgent
+        else:
+            return None
+        del line[key]
+        self._due.pop(key, None)
+        self._busy[key] = line is self._urgent
+        return key
+
+    def _goes_now(self, other: Key, urgent: Key | None) -> bool:
+        """Whether the first of those that can wait does not have to, for the first of the urgent or for others."""
+        since = self._since[other]
+        if urgent is not None:
+            return since + PATIENCE_SECONDS < self._since[urgent]
+        under_way = sum(self._busy.values())
+        return (
+            under_way == 0
+            or len(self._busy) - under_way < BESIDE_URGENT
+            or since + PATIENCE_SECONDS < self._clock()
+        )
+
+    def _collect_due(self) -> None:
+        now = self._clock()
+        while self._heap and self._heap[0][0] <= now:
+            due, _, key = heapq.heappop(self._heap)
+            if self._due.get(key) == due:
+                self.add(key)
+
+    # ---- who waits
+
+    def _wake_next(self) -> None:
+        """Wake one who waits, if there may be something for it."""
+        if not (self._urgent or self._others):
+            return
+        while self._waiting:
+            if _wake(self._waiting.popleft()):
+                return
+
+    def _set_timer(self) -> None:
+        """Wake somebody when the next key is due."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        while self._heap and self._due.get(self._heap[0][2]) != self._heap[0][0]:
+            heapq.heappop(self._heap)  # it had a pass before, or is wanted earlier
+        if self._heap:
+            wait = max(0.0, self._heap[0][0] - self._clock())
+            self._timer = asyncio.get_running_loop().call_later(wait, self._ring)
+
+    def _ring(self) -> None:
+        self._timer = None
+        self._collect_due()
+        if self._waiting:
+            self._set_timer()
+
+
+def _wake(waiter: asyncio.Future[None]) -> bool:
+    """Returns whether it still waited."""
+    if waiter.done():
+        return False
+    waiter.set_result(None)
+    return True

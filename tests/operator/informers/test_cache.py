@@ -1,0 +1,168 @@
+"""What is remembered of chains, jobs and pods between looks at the API server."""
+
+import pytest
+
+from modelchain_operator.informers.cache import Cache, is_newer
+from modelchain_operator.kubernetes.api import Object, ObjectVersion
+from modelchain_operator.kubernetes.key import Key
+from modelchain_operator.kubernetes.kinds import CHAIN, POD, PYTORCHJOB
+from modelchain_operator.kubernetes.labels import CHAIN_UID
+
+KEY = Key("team", "family")
+
+
+def chain(version: int, *, uid: str = "u1", name: str = "family") -> Object:
+    return {
+        "apiVersion": CHAIN.api_version,
+        "kind": CHAIN.kind,
+        "metadata": {
+            "namespace": "team",
+            "name": name,
+            "uid": uid,
+            "resourceVersion": str(version),
+            "managedFields": [{"manager": "kubectl"}],
+            "annotations": {"kubectl.kubernetes.io/last-applied-configuration": "{}", "kept": "yes"},
+        },
+        "spec": {"stages": [{"name": "a"}]},
+        "status": {"phase": "Running"},
+    }
+
+
+def job(version: int, *, chain_uid: str = "u1", uid: str = "j1") -> Object:
+    return {
+        "metadata": {
+            "namespace": "team",
+            "name": f"job-{uid}",
+            "uid": uid,
+            "resourceVersion": str(version),
+            "labels": {CHAIN_UID: chain_uid},
+        },
+        "spec": {
+            "runPolicy": {"suspend": True},
+            "pytorchReplicaSpecs": {"Master": {"replicas": 1, "template": {"spec": "long"}}},
+        },
+        "status": {"conditions": []},
+    }
+
+
+def test_a_chain_comes_back_without_what_nobody_reads() -> None:
+    cache = Cache()
+    assert cache.show_chain(chain(1)) == KEY
+    known = cache.chain(KEY)
+    assert known is not None
+    body = known.body()
+    assert body["spec"] == chain(1)["spec"]
+    assert body["status"] == {"phase": "Running"}
+    assert body["metadata"] == {
+        "namespace": "team",
+        "name": "family",
+        "uid": "u1",
+        "resourceVersion": "1",
+        "annotations": {"kept": "yes"},
+    }
+
+
+def test_only_a_newer_state_is_news() -> None:
+    cache = Cache()
+    cache.show_chain(chain(5))
+    assert cache.show_chain(chain(5)) is None
+    assert cache.show_chain(chain(4)) is None
+    assert cache.show_chain(chain(10)) == KEY
+
+
+def test_a_chain_of_the_same_name_takes_the_place_of_a_deleted_one() -> None:
+    cache = Cache()
+    cache.show_chain(chain(50))
+    assert cache.show_chain(chain(60, uid="u2")) == KEY
+    assert not cache.drop_chain(KEY, "u1"), "a late word of the old one's deletion"
+    assert cache.drop_chain(KEY, "u2")
+    assert cache.chain(KEY) is None
+
+
+def test_jobs_belong_to_the_chain_whose_label_they_carry() -> None:
+    cache = Cache()
+    assert cache.show(PYTORCHJOB, job(1)) is None, "its chain was not seen yet"
+    cache.show_chain(chain(1))
+    assert cache.show(PYTORCHJOB, job(2)) == KEY
+    assert cache.show(PYTORCHJOB, job(2)) is None
+    assert cache.show(PYTORCHJOB, job(9, chain_uid="other")) is None
+    (kept,) = cache.objects(PYTORCHJOB, "team", "u1")
+    assert kept["spec"] == {
+        "runPolicy": {"suspend": True},
+        "pytorchReplicaSpecs": {"Master": {"replicas": 1}},
+    }
+    assert cache.show(PYTORCHJOB, job(3), deleted=True) == KEY
+    assert cache.objects(PYTORCHJOB, "team", "u1") == []
+
+
+def test_objects_without_our_label_are_not_kept() -> None:
+    cache = Cache()
+    foreign = job(1)
+    foreign["metadata"]["labels"] = {"app": "other"}
+    assert cache.show(PYTORCHJOB, foreign) is None
+
+
+def test_a_listing_shows_what_no_watch_has_told() -> None:
+    cache = Cache()
+    for name in ("family", "gone", "same"):
+        cache.show_chain(chain(5, uid=f"u-{name}", name=name))
+    before = cache.chain_uids()
+    cache.show_chain(chain(9, uid="u-late", name="late"))
+    listed = [
+        ObjectVersion("team", "family", "u-family", "7"),
+        ObjectVersion("team", "same", "u-same", "5"),
+        ObjectVersion("team", "new", "u-new", "6"),
+    ]
+    stale, gone = cache.stale_chains(listed, before)
+    assert stale == [KEY, Key("team", "new")]
+    assert gone == [Key("team", "gone")], "not the one that came while the listing was under way"
+
+
+def test_a_listing_takes_away_jobs_whose_deletion_was_missed() -> None:
+    cache = Cache()
+    cache.show_chain(chain(1))
+    cache.show(PYTORCHJOB, job(1, uid="kept"))
+    cache.show(PYTORCHJOB, job(1, uid="gone"))
+    before = cache.uids(PYTORCHJOB)
+    cache.show(PYTORCHJOB, job(3, uid="late"))
+    assert cache.drop_absent(PYTORCHJOB, {"kept"}, before) == {KEY}
+    assert {item["metadata"]["uid"] for item in cache.objects(PYTORCHJOB, "team", "u1")} == {"kept", "late"}
+    assert cache.drop_absent(PYTORCHJOB, {"kept", "late"}, before) == set()
+
+
+def test_a_listing_shows_whose_jobs_have_changed() -> None:
+    cache = Cache()
+    cache.show_chain(chain(1))
+    cache.show(PYTORCHJOB, job(3, uid="known"))
+    listed = [
+        ObjectVersion("team", "same", "known", "3", chain_uid="u1"),
+        ObjectVersion("team", "labelled", "foreign", "9"),
+    ]
+    assert cache.stale_owners(PYTORCHJOB, listed) == set()
+    newer = ObjectVersion("team", "changed", "known", "4", chain_uid="u1")
+    of_another = ObjectVersion("other", "made", "new", "2", chain_uid="u2")
+    assert cache.stale_owners(PYTORCHJOB, [*listed, newer, of_another]) == {("team", "u1"), ("other", "u2")}
+    assert cache.stale_owners(POD, listed) == {("team", "u1")}, "a pod is no job"
+
+
+def test_what_names_a_chain_from_another_namespace_neither_wakes_nor_hides_it() -> None:
+    cache = Cache()
+    cache.show_chain(chain(1))
+    foreign = job(9, uid="foreign")
+    foreign["metadata"]["namespace"] = "other"
+    assert cache.show(PYTORCHJOB, foreign) is None
+    assert cache.objects(PYTORCHJOB, "team", "u1") == []
+    listed = [
+        ObjectVersion("team", "own", "own", "3", chain_uid="u1"),
+        ObjectVersion("other", "foreign", "foreign", "10", chain_uid="u1"),
+    ]
+    assert ("team", "u1") in cache.stale_owners(PYTORCHJOB, listed), "its own are read again all the same"
+    assert cache.show(PYTORCHJOB, foreign, deleted=True) is None
+
+
+@pytest.mark.parametrize(
+    ("version", "than", "newer"),
+    [("10", "9", True), ("9", "10", False), ("9", "9", False), ("abc", "9", True), ("abc", "abc", False)],
+)
+def test_versions_are_compared_as_numbers(version: str, than: str, *, newer: bool) -> None:
+    assert is_newer(version, than) is newer

@@ -1,0 +1,829 @@
+"""What the operator knows of the stores of all chains, also while some of them are away."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import pathlib
+import time
+import tracemalloc
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modelchain.artifacts import FAILURE, LEASE, MANIFEST, Failure, attempt_folder, chain_key
+from modelchain.errors import CannotWriteError
+from modelchain.reconcile.decide import decide
+from modelchain.reconcile.observation import Observation, StageFacts, StoreTrouble
+from modelchain.resolved import ResolvedChain, ResolvedStore
+from modelchain.status import ChainPhase, ChainRecord, ChainStatus, ConditionType, StagePhase, StageStatus
+from modelchain.store import Credentials, Forbidden, Store, StoreUnavailable, open_store
+from modelchain_operator.kubernetes.key import Key
+from modelchain_operator.stores import reader as store_reader
+from modelchain_operator.stores import schedule
+from modelchain_operator.stores.access import NoAccess
+from modelchain_operator.stores.reader import StoreReader
+from tests.modelchain.reconcile.chains import chain
+from tests.modelchain.store.odd_server import Respond, page, redirect, serve
+from tests.operator.stores.moody_store import MoodyStore, advance, complete, hold_lease, run, train, until
+from tests.seaweedfs import SeaweedFS
+
+CHAIN = chain((("tiny", None), ("small", "tiny")))
+TINY, SMALL = CHAIN.stage("tiny"), CHAIN.stage("small")
+KEY = Key("default", "family")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything happens in milliseconds, in the same proportions."""
+    for name in ("RUNNING_SECONDS", "WAITING_SECONDS", "LEASED_SECONDS"):
+        monkeypatch.setattr(store_reader, name, 0.03)
+    monkeypatch.setattr(store_reader, "LONGEST_WAITING_SECONDS", 0.3)
+    monkeypatch.setattr(store_reader, "AT_REST_SECONDS", 0.3)
+    monkeypatch.setattr(store_reader, "REFUSED_SECONDS", (0.05, 0.2))
+    monkeypatch.setattr(schedule, "SILENT_SECONDS", 0.3)
+    monkeypatch.setattr(schedule, "PROBE_SECONDS", (0.02, 0.1))
+    monkeypatch.setattr(schedule, "CLOSE_SECONDS", 2.0)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> MoodyStore:
+    return MoodyStore(tmp_path / "store")
+
+
+class Told:
+    """What the reader has told: which chains have changed, and which stores refuse."""
+
+    def __init__(self) -> None:
+        self.changes: Counter[Key] = Counter()
+        self.refused: Counter[str] = Counter()
+
+    def change(self, key: Key) -> None:
+        self.changes[key] += 1
+
+    def refuse(self, store: Store) -> None:
+        self.refused[store.uri] += 1
+
+
+@asynccontextmanager
+async def reading(told: Told | None = None, **options: Any) -> AsyncIterator[StoreReader]:
+    told = told or Told()
+    options = {
+        "threads": 4,
+        "requests_per_second": 1000.0,
+        "artifact_check_seconds": 0.05,
+        "progress_seconds": 0.0,
+    } | options
+    reader = StoreReader(told.change, on_refused=told.refuse, **options)
+    reader.start()
+    try:
+        yield reader
+    finally:
+        await reader.close()
+
+
+def follow(
+    reader: StoreReader,
+    store: Store | NoAccess,
+    *,
+    key: Key = KEY,
+    resolved: ResolvedChain = CHAIN,
+    running: dict[str, int] | None = None,
+    starting: frozenset[str] = frozenset(),
+    finished: frozenset[str] = frozenset(),
+    suspended: bool = False,
+) -> None:
+    at_rest = {
+        stage.name
+        for stage in resolved.stages
+        if suspended or any(other.name not in finished for other in stage.needs)
+    }
+    reader.follow(
+        key,
+        resolved,
+        store,
+        running=running or {},
+        starting=starting,
+        finished=finished,
+        at_rest=at_rest - set(running or {}),
+    )
+
+
+def fact(reader: StoreReader, stage: str, key: Key = KEY) -> StageFacts | None:
+    return reader.seen(key).facts.get(stage)
+
+
+def step(reader: StoreReader, stage: str = "tiny", key: Key = KEY) -> int | None:
+    facts = fact(reader, stage, key)
+    return facts.progress.step if facts is not None and facts.progress is not None else None
+
+
+def trouble(reader: StoreReader, stage: str = "tiny", key: Key = KEY) -> StoreTrouble | None:
+    facts = fact(reader, stage, key)
+    return None if facts is None else facts.trouble
+
+
+def named(name: str) -> tuple[Key, ResolvedChain]:
+    """A chain as `CHAIN`, of another name."""
+    reference = CHAIN.chain.model_copy(update={"name": name, "uid": f"uid-{name}"})
+    return Key("default", name), CHAIN.model_copy(update={"chain": reference})
+
+
+def test_every_stage_of_a_new_chain_is_looked_at_and_its_chain_told(store: MoodyStore) -> None:
+    async def scenario() -> None:
+        told = Told()
+        async with reading(told) as reader:
+            assert reader.seen(KEY).facts == {}
+            follow(reader, store)
+            assert reader.seen(KEY).facts == {}, "nothing may be said before the first look"
+            await until(lambda: set(reader.seen(KEY).facts) == {"tiny", "small"}, "both are known")
+            assert fact(reader, "tiny") == StageFacts()
+            assert told.changes[KEY] >= 1
+
+    run(scenario())
+
+
+def test_signs_of_life_of_the_attempt_that_runs_are_dated_by_our_clock(store: MoodyStore) -> None:
+    async def scenario() -> None:
+        async with reading() as reader:
+            token = train(store, CHAIN, TINY, 1, attempt=3)
+            follow(reader, store, running={"tiny": 3})
+            await until(lambda: step(reader) == 1, "the first sign of life is seen")
+            first = reader.seen(KEY).progress_changed_at["tiny", 3]
+            assert abs(first - time.time()) < 60
+            facts = fact(reader, "tiny")
+            assert facts is not None
+            assert facts.lease is not None
+            assert (facts.lease.own, facts.lease.fresh, facts.progress_attempt) == (True, True, 3)
+            await asyncio.sleep(0.1)
+            assert reader.seen(KEY).progress_changed_at["tiny", 3] == first, "no change is no sign of life"
+            advance(store, TINY, token, 2)
+            await until(lambda: step(reader) == 2, "the second is seen")
+            assert reader.seen(KEY).progress_changed_at["tiny", 3] > first
+
+    run(scenario())
+
+
+def test_an_attempt_is_asked_for_signs_of_life_once_its_trainer_runs(store: MoodyStore) -> None:
+    async def scenario() -> None:
+        async with reading() as reader:
+            follow(reader, store)
+            await until(lambda: len(reader.seen(KEY).facts) == 2, "all is known")
+            follow(reader, store, running={"tiny": 1}, starting=frozenset({"tiny"}))
+            asked = store.asked[f"{TINY.folder}/{LEASE}"]
+            await asyncio.sleep(0.3)
+            assert store.asked[f"{TINY.folder}/{LEASE}"] <= asked + 1, "but for a look that was under way"
+            assert fact(reader, "tiny") == StageFacts(), "what was seen before it began holds"
+            train(store, CHAIN, TINY, 1)
+            follow(reader, store, running={"tiny": 1})
+            await until(lambda: step(reader) == 1, "it is seen")
+
+    run(scenario())
+
+
+def test_what_an_earlier_attempt_left_is_not_taken_for_a_sign_of_life(store: MoodyStore) -> None:
+    async def scenario() -> None:
+        async with reading() as reader:
+            train(store, CHAIN, TINY, 9, attempt=2)
+            follow(reader, store, running={"tiny": 3})
+            await until(lambda: fact(reader, "tiny") is not None, "it was looked at")
+            assert step(reader) is None
+            assert ("tiny", 3) not in reader.seen(KEY).progress_changed_at
+
+    run(scenario())
+
+
+def test_a_chain_is_told_of_mere_progress_only_from_time_to_time(store: MoodyStore) -> None:
+    async def scenario() -> None:
+        told = Told()
+        async with reading(told, progress_seconds=3600.0) as reader:
+            token = train(store, CHAIN, TINY, 1)
+            follow(reader, store, running={"tiny": 1})
+            await until(lambda: step(reader) == 1 and "small" in reader.seen(KEY).facts, "all is known")
+            advance(store, TINY, token, 2)
+            await until(lambda: step(reader) == 2, "the next step is seen")
+            before = told.changes[KEY]
+            for number in range(3, 8):
+                advance(store, TINY, token, number)
+                await until(lambda number=number: step(reader) == number, "the step is seen")
+            assert told.changes[KEY] == before
+            complete(store, TINY)
+            reader.look_again(KEY, "tiny")
+            await until(lambda: told.changes[KEY] > before, "more than progress is told at once")
+
+    run(scenario())
+
+
+def test_nothing_is_known_of_a_stage_between_being_told_to_look_again_and_having_looked(
+    store: MoodyStore,
+) -> None:
+    async def scenario() -> None:
+        told = Told()
+        async with reading(told) as reader:
+            follow(reader, store)
+            await until(lambda: "small" in reader.seen(KEY).facts and fact(reader, "tiny"), "all is known")
+            store.answers.clear()
+            reader.look_again(KEY, "tiny")
+            assert "tiny" not in reader.seen(KEY).facts
+            before = told.changes[KEY]
+            store.answers.set()
+            await until(lambda: fact(reader, "tiny") is not None, "it was looked at again")
+            assert told.changes[KEY] > before, (
+                "who waits for the look is told, also when it shows nothing new"
+            )
+
+    run(scenario())
+
+
+def test_a_look_that_began_before_it_was_asked_for_does_not_count(store: MoodyStore) -> None:
+    async def scenario() -> None:
+        async with reading() as reader:
+            store.answers.clear()
+            follow(reader, store)
+            await until(lambda: store.under_way > 0, "a look is under way")
+            reader.look_again(KEY, "tiny")
+            complete(FolderStoreOf(store), TINY)
+            store.answers.set()
+            await until(lambda: fact(reader, "tiny") is not None, "it was looked at")
+            facts = fact(reader, "tiny")
+            assert facts is not None
+            assert facts.manifest is not None
+
+    run(scenario())
+
+
+def test_what_is_seen_says_when_the_look_began_and_a_look_that_is_asked_for_is_told(
+    store: MoodyStore,
+) -> None:
+    """A stage that hangs shows nothing new, but that a fresh look has shown it: the verdict waits for that."""
+
+    async def scenario() -> None:
+        told = Told()
+        async with reading(told) as reader:
+            store.answers.clear()
+            follow(reader, store)
+            await until(lambda: store.under_way > 0, "a look is under way")
+            began = time.time()
+            store.answers.set()
+            await until(lambda: fact(reader, "tiny") is not None, "it was looked at")
+            assert reader.seen(KEY).read_at["tiny"] <= began
+            before, asked_at = told.changes[KEY], time.time()
+            reader.look_again(KEY, "tiny")
+            await until(lambda: told.changes[KEY] > before, "it was told, though nothing has changed")
+            await until(lambda: reader.seen(KEY).read_at["tiny"] >= asked_at, "the look was a fresh one")
+
+    run(scenario())
+
+
+def FolderStoreOf(store: MoodyStore) -> Store:  # noqa: N802
+    """The same folder, which always answers."""
+    return MoodyStore(store.root)
+
+
+@pytest.mark.parametrize(
+    ("resolved", "first", "following"),
+    [
+        pytest.param(CHAIN, "tiny", "small", id="predecessor"),
+        pytest.param(
+            chain((("tiny", None), ("large", "tiny"), ("small", "tiny")), teachers={"small": "large"}),
+            "large",
+            "small",
+            id="teacher",
+        ),
+    ],
+)
+def test_with_a_manifest_the_next_stage_is_looked_at_before_its_chain_is_told(
+    store: MoodyStore, resolved: ResolvedChain, first: str, following: str
+) -> None:
+    """So that the next job is not made on what was seen a minute ago: somebody may have trained it meanwhile."""
+    trained = resolved.stage(first)
+    before = frozenset(stage.name for stage in resolved.stages) - {first, following}
+
+    async def scenario() -> None:
+        told, known = Told(), []
+
+        def finished(_: Key) -> None:
+            facts = reader.seen(KEY).facts
+            known.append({name for name in facts if facts[name].manifest is not None})
+
+        reader = StoreReader(told.change, on_finished=finished, threads=4, artifact_check_seconds=60.0)
+        reader.start()
+        token = train(store, resolved, trained, 1)
+        follow(reader, store, resolved=resolved, running={first: 1}, finished=before)
+        await until(lambda: step(reader, first) == 1 and following in reader.seen(KEY).facts, "all is known")
+        assert told.changes[KEY] > 0
+        complete(store, resolved.stage(following))
+        complete(store, trained)
+        advance(store, trained, token, 16, phase="Complete")
+        await until(lambda: bool(known), "the manifest is told of, and not as any other change")
+        assert all(complete == {first, following} for complete in known)
+        await reader.close()
+
+    run(scenario())
+
+
+def test_why_an_attempt_has_failed_is_known_from_the_store_where_its_job_is_gone(store: MoodyStore) -> None:
+    async def scenario() -> None:
+        async with reading() as reader:
+            token = train(store, CHAIN, TINY, 5)
+            follow(reader, store, running={"tiny": 1})
+            await until(lambda: step(reader) == 5, "it runs")
+            failure = Failure(exit_code=65, reason="DataError", message="shard 7 is damaged")
+            data = failure.model_dump_json(by_alias=True).encode()
+            store.put(f"{attempt_folder(TINY.folder, token)}/{FAILURE}", data)
+            reader.look_again(KEY, "tiny")
+            await until(lambda: (facts := fact(reader, "tiny")) is not None and facts.failure, "it is read")
+            facts = fact(reader, "tiny")
+            assert facts is not None
+            assert (facts.failure_attempt, facts.failure) == (1, failure)
+
+    run(scenario())
+
+
+def test_a_finished_stage_is_looked_at_from_time_to_time_and_missed_when_it_is_gone(
+    store: MoodyStore,
+) -> None:
+    async def scenario() -> None:
+        told = Told()
+        async with reading(told) as reader:
+            complete(store, TINY)
+            follow(reader, store, finished=frozenset({"tiny"}))
+            await until(lambda: store.asked[f"{TINY.folder}/{MANIFEST}"] >= 2, "it was looked at twice")
+            assert reader.seen(KEY).facts["tiny"].present, "one that is there has nothing else to be said of"
+            kept = store.get(f"{TINY.folder}/{MANIFEST}")[0]
+            store.delete([f"{TINY.folder}/{MANIFEST}"])
+            await until(lambda: fact(reader, "tiny") == StageFacts(), "it is missed")
+            before = told.changes[KEY]
+            store.put(f"{TINY.folder}/{MANIFEST}", kept)
+            await until(lambda: fact(reader, "tiny") == StageFacts(present=True), "it is there again")
+            await until(lambda: told.changes[KEY] > before, "that is told")
+
+    run(scenario())
+
+
+def test_an_end_that_somebody_else_saw_is_not_denied_by_what_was_seen_before_it(store: MoodyStore) -> None:
+    async def scenario() -> None:
+        async with reading(artifact_check_seconds=3600.0) as reader:
+            follow(reader, store, running={"tiny": 1})
+            await until(lambda: fact(reader, "tiny") == StageFacts(), "it is not there yet")
+            complete(store, TINY)
+            follow(reader, store, finished=frozenset({"tiny"}))
+            assert "tiny" not in reader.seen(KEY).facts
+            await until(lambda: fact(reader, "tiny") == StageFacts(present=True), "it is there")
+
+    run(scenario())
+
+
+def test_a_damaged_artifact_is_trouble_of_its_own(store: MoodyStore) -> None:
+    async def scenario() -> None:
+        async with reading() as reader:
+            store.put(f"{TINY.folder}/{MANIFEST}", b"{")
+            follow(reader, store, finished=frozenset({"tiny"}))
+            await until(lambda: trouble(reader) is StoreTrouble.DAMAGED, "it is noticed")
+            facts = fact(reader, "tiny")
+            assert facts is not None
+            assert MANIFEST in facts.message
+
+    run(scenario())
+
+
+def test_a_store_that_hangs_is_called_unavailable_until_it_answers_and_that_time_is_known(
+    store: MoodyStore,
+) -> None:
+    async def scenario() -> None:
+        told = Told()
+        async with reading(told) as reader:
+            follow(reader, store)
+            await until(lambda: len(reader.seen(KEY).facts) == 2, "all is known")
+            before = reader.seen(KEY).readable_since
+            store.answers.clear()
+            told.changes.clear()
+            await until(lambda: trouble(reader) is StoreTrouble.UNAVAILABLE, "its silence is noticed")
+            assert trouble(reader, "small") is StoreTrouble.UNAVAILABLE
+            assert told.changes[KEY] >= 1
+            store.answers.set()
+            await until(lambda: trouble(reader) is None and "tiny" in reader.seen(KEY).facts, "it answers")
+            assert reader.seen(KEY).readable_since > before
+
+    run(scenario())
+
+
+def test_a_store_that_answers_with_errors_is_unavailable_and_comes_back(store: MoodyStore) -> None:
+    async def scenario() -> None:
+        async with reading() as reader:
+            train(store, CHAIN, TINY, 1)
+            follow(reader, store, running={"tiny": 1})
+            await until(lambda: step(reader) == 1, "it runs")
+            before = reader.seen(KEY).readable_since
+            store.trouble = StoreUnavailable("s3://x: 503")
+            await until(lambda: trouble(reader) is StoreTrouble.UNAVAILABLE, "it is noticed")
+            await asyncio.sleep(0.3)
+            asked = sum(store.asked.values())
+            await asyncio.sleep(0.5)
+            assert sum(store.asked.values()) - asked < 20, "a store in trouble is not pressed"
+            store.trouble = None
+            await until(lambda: step(reader) == 1, "it is read again")
+            assert reader.seen(KEY).readable_since > before
+
+    run(scenario())
+
+
+def test_stores_that_hang_do_not_hold_up_those_that_answer(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with reading(threads=4) as reader:
+            keys = [Key("default", f"dead-{number}") for number in range(12)]
+            dead = [MoodyStore(tmp_path / f"dead-{number}") for number in range(12)]
+            for number, each in enumerate(dead):
+                each.answers.clear()
+                each.hangs_seconds = 0.5
+                key, resolved = named(f"dead-{number}")
+                uri = resolved.store.model_copy(update={"uri": each.uri})
+                follow(reader, each, key=key, resolved=resolved.model_copy(update={"store": uri}))
+            await until(lambda: sum(each.under_way for each in dead) >= 2, "dead stores are asked")
+            store = MoodyStore(tmp_path / "living")
+            token = train(store, CHAIN, TINY, 1)
+            uri = CHAIN.store.model_copy(update={"uri": store.uri})
+            follow(reader, store, resolved=CHAIN.model_copy(update={"store": uri}), running={"tiny": 1})
+            for number in range(1, 4):
+                advance(store, TINY, token, number)
+                await until(lambda number=number: step(reader) == number, "the living one is followed")
+            await until(
+                lambda: all(trouble(reader, key=each) for each in keys), "the dead ones are called so"
+            )
+            for number in range(4, 8):
+                advance(store, TINY, token, number)
+                await until(lambda number=number: step(reader) == number, "the living one is followed")
+                assert sum(each.under_way for each in dead) <= 2
+            assert max(each.most_under_way for each in dead) == 1
+            for each in dead:
+                each.answers.set()
+
+    run(scenario())
+
+
+def test_a_store_that_refuses_is_told_and_its_chain_has_another_pass_from_time_to_time(
+    store: MoodyStore,
+) -> None:
+    async def scenario() -> None:
+        told = Told()
+        async with reading(told) as reader:
+            store.trouble = Forbidden("s3://x: refused")
+            follow(reader, store)
+            await until(lambda: trouble(reader) is StoreTrouble.FORBIDDEN, "it is noticed")
+            assert told.refused[store.uri] >= 1
+            before = told.changes[KEY]
+            await until(lambda: told.changes[KEY] > before + 1, "the chain has passes")
+            store.trouble = None
+            await until(lambda: fact(reader, "tiny") == StageFacts(), "the rights are mended")
+
+    run(scenario())
+
+
+def test_without_access_every_stage_says_why_and_passes_go_on_until_there_is(store: MoodyStore) -> None:
+    async def scenario() -> None:
+        told = Told()
+        async with reading(told) as reader:
+            why = "Secret default/keys (store.secretName) does not exist; create it in the chain's namespace"
+            follow(reader, NoAccess(StoreTrouble.FORBIDDEN, why))
+            assert fact(reader, "tiny") == StageFacts(trouble=StoreTrouble.FORBIDDEN, message=why)
+            assert trouble(reader, "small") is StoreTrouble.FORBIDDEN
+            for _ in range(3):
+                before = told.changes[KEY]
+                await until(lambda before=before: told.changes[KEY] > before, "the chain has a pass")
+                follow(reader, NoAccess(StoreTrouble.FORBIDDEN, why))
+            since = reader.seen(KEY).readable_since
+            await asyncio.sleep(0.02)
+            follow(reader, store)
+            assert "tiny" not in reader.seen(KEY).facts
+            await until(lambda: fact(reader, "tiny") == StageFacts(), "it is read")
+            assert reader.seen(KEY).readable_since > since
+
+    run(scenario())
+
+
+def test_an_edit_makes_only_the_stages_anew_that_it_changes(store: MoodyStore) -> None:
+    async def scenario() -> None:
+        async with reading(artifact_check_seconds=3600.0) as reader:
+            complete(store, TINY)
+            follow(reader, store, finished=frozenset({"tiny"}))
+            await until(lambda: "small" in reader.seen(KEY).facts, "all is known")
+            await until(lambda: store.asked[f"{TINY.folder}/{MANIFEST}"] == 1 + 1, "tiny was looked at")
+            edited = chain((("tiny", None), ("small", "tiny")), epochs={"small": 3})
+            complete(store, edited.stage("small"))
+            store.answers.clear()
+            follow(reader, store, resolved=edited, finished=frozenset({"tiny"}))
+            assert "small" not in reader.seen(KEY).facts, (
+                "what was seen of the old one says nothing of the new"
+            )
+            store.answers.set()
+            await until(
+                lambda: (facts := fact(reader, "small")) is not None and facts.manifest is not None,
+                "the new one is seen",
+            )
+            assert store.asked[f"{TINY.folder}/{MANIFEST}"] == 2, "tiny was not looked at again"
+
+    run(scenario())
+
+
+def test_a_stage_that_is_trained_again_is_looked_at_before_anything_is_said_of_it(store: MoodyStore) -> None:
+    async def scenario() -> None:
+        async with reading(artifact_check_seconds=3600.0) as reader:
+            follow(reader, store, finished=frozenset({"tiny"}))
+            await until(lambda: fact(reader, "tiny") == StageFacts(), "it is missed")
+            complete(store, TINY)
+            follow(reader, store)
+            assert "tiny" not in reader.seen(KEY).facts
+            await until(
+                lambda: (facts := fact(reader, "tiny")) is not None and facts.manifest is not None,
+                "it is seen to be there",
+            )
+
+    run(scenario())
+
+
+def test_a_chain_that_is_gone_costs_nothing_more(store: MoodyStore) -> None:
+    async def scenario() -> None:
+        async with reading() as reader:
+            follow(reader, store)
+            await until(lambda: len(reader.seen(KEY).facts) == 2, "all is known")
+            reader.forget(KEY)
+            await asyncio.sleep(0.1)  # what is under way
+            asked = sum(store.asked.values())
+            await asyncio.sleep(0.4)
+            assert sum(store.asked.values()) == asked
+            assert reader.seen(KEY).facts == {}
+            assert len(reader) == 0
+
+    run(scenario())
+
+
+def test_a_suspended_chain_costs_next_to_nothing_and_is_looked_at_anew_before_it_goes_on(
+    store: MoodyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_reader, "AT_REST_SECONDS", 60.0)
+
+    async def scenario() -> None:
+        async with reading() as reader:
+            follow(reader, store, suspended=True)
+            await until(lambda: len(reader.seen(KEY).facts) == 2, "all is known")
+            asked = sum(store.asked.values())
+            await asyncio.sleep(0.3)
+            assert sum(store.asked.values()) == asked
+            complete(store, TINY)  # somebody else has trained it meanwhile
+            follow(reader, store)
+            assert fact(reader, "tiny") is None, "nothing is said on what was seen before"
+            await until(lambda: fact(reader, "tiny") is not None, "it was looked at anew")
+            facts = fact(reader, "tiny")
+            assert facts is not None
+            assert facts.manifest is not None
+
+    run(scenario())
+
+
+def test_routine_looks_share_a_budget_and_what_is_waited_for_goes_before(store: MoodyStore) -> None:
+    async def scenario() -> None:
+        async with reading(requests_per_second=40.0) as reader:
+            chains = [named(f"chain-{number}") for number in range(40)]
+            for key, resolved in chains:
+                follow(reader, store, key=key, resolved=resolved)
+            await until(lambda: all(len(reader.seen(key).facts) == 2 for key, _ in chains), "all are known")
+            await asyncio.sleep(1.0)
+            store.asked.clear()
+            await asyncio.sleep(3.0)
+            assert 40 <= sum(store.asked.values()) <= 40 * 3 * 1.5
+            began = time.monotonic()
+            for key, _ in chains[-5:]:
+                reader.look_again(key, "small")
+            await until(
+                lambda: all("small" in reader.seen(key).facts for key, _ in chains[-5:]), "these first"
+            )
+            assert time.monotonic() - began < 20, "80 stages wait at 20 looks a second, these did not"
+
+    run(scenario())
+
+
+def status(phase: ChainPhase = ChainPhase.RUNNING, step: int = 1) -> ChainStatus:
+    stage = StageStatus(name="tiny", phase=StagePhase.RUNNING, digest=TINY.digest, step=step, steps=16)
+    return ChainStatus(phase=phase, stages=(stage,))
+
+
+def recorded(store: MoodyStore) -> ChainRecord | None:
+    found = store.find(chain_key("default", "family"))
+    return None if found is None else ChainRecord.model_validate_json(found[0])
+
+
+def test_the_record_follows_the_status_but_not_every_step(store: MoodyStore) -> None:
+    async def scenario() -> None:
+        async with reading() as reader:
+            follow(reader, store)
+            reader.record(KEY, CHAIN, status(step=1))
+            await until(lambda: recorded(store), "it is written")
+            key = chain_key("default", "family")
+            writes = store.asked[key]
+            reader.record(KEY, CHAIN, status(step=2))
+            await asyncio.sleep(0.2)
+            first = recorded(store)
+            assert first is not None
+            assert first.status.stages[0].step == 1
+            reader.record(KEY, CHAIN, status(ChainPhase.COMPLETE, step=3))
+            await until(
+                lambda: (now := recorded(store)) is not None and now.status.phase is ChainPhase.COMPLETE,
+                "what is more than progress is written at once",
+            )
+            assert writes >= 1
+
+    run(scenario())
+
+
+def test_a_record_waits_for_a_store_that_is_away_and_the_newest_is_written(store: MoodyStore) -> None:
+    async def scenario() -> None:
+        async with reading() as reader:
+            store.trouble = StoreUnavailable("s3://x: 503")
+            follow(reader, store)
+            reader.record(KEY, CHAIN, status(ChainPhase.PENDING))
+            reader.record(KEY, CHAIN, status(ChainPhase.RUNNING))
+            await until(lambda: store.asked[chain_key("default", "family")] >= 2, "it was tried")
+            store.trouble = None
+            await until(lambda: recorded(store), "it is written")
+            now = recorded(store)
+            assert now is not None
+            assert now.status.phase is ChainPhase.RUNNING
+
+    run(scenario())
+
+
+def test_a_record_that_waits_is_written_before_the_end(store: MoodyStore) -> None:
+    async def scenario() -> None:
+        async with reading(requests_per_second=1.0) as reader:
+            follow(reader, store)
+            await until(lambda: len(reader.seen(KEY).facts) == 2, "the budget is spent")
+            reader.record(KEY, CHAIN, status())
+        assert recorded(store) is not None
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("error", [Forbidden("s3://x: refused"), CannotWriteError("file:///x: read-only")])
+def test_a_store_that_takes_no_record_is_left_in_peace(store: MoodyStore, error: Exception) -> None:
+    async def scenario() -> None:
+        async with reading() as reader:
+            follow(reader, store)
+            await until(lambda: len(reader.seen(KEY).facts) == 2, "all is known")
+            store.put = refuse  # pyright: ignore[reportAttributeAccessIssue]
+            for number in range(3):
+                reader.record(KEY, CHAIN, status(list(ChainPhase)[number]))
+                await asyncio.sleep(0.1)
+            assert len(refused) == 1
+            assert trouble(reader) is None, "that nothing can be written there is no trouble for the training"
+
+    refused: list[object] = []
+
+    def refuse(*arguments: object) -> str:
+        refused.append(arguments)
+        raise error
+
+    run(scenario())
+
+
+def test_a_defect_while_looking_does_not_end_the_looking(
+    store: MoodyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        monkeypatch.setattr(schedule, "DEFECT_SECONDS", 0.05)
+        async with reading() as reader:
+            store.trouble = ZeroDivisionError()  # pyright: ignore[reportAttributeAccessIssue]
+            follow(reader, store)
+            await until(lambda: store.asked[f"{TINY.folder}/{MANIFEST}"] >= 3, "it is tried again")
+            store.trouble = None
+            await until(lambda: fact(reader, "tiny") == StageFacts(), "it is looked at")
+
+    run(scenario())
+
+
+def test_a_launch_that_takes_over_within_an_attempt_is_followed(
+    store: MoodyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        async with reading() as reader:
+            train(store, CHAIN, TINY, 5)
+            follow(reader, store, running={"tiny": 1})
+            await until(lambda: step(reader) == 5, "the first launch is followed")
+            first = reader.seen(KEY).progress_changed_at["tiny", 1]
+            second = train(store, CHAIN, TINY, 2)
+            await until(lambda: step(reader) == 2, "the second is followed")
+            assert reader.seen(KEY).progress_changed_at["tiny", 1] > first
+            hold_lease(store, CHAIN, TINY, second, sequence=2)
+
+    run(scenario())
+
+
+def test_an_idle_chain_costs_less_than_three_kibibytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thousand chains that are complete lie here for weeks."""
+    number = 300
+    stages = (("tiny", None), ("small", "tiny"), ("base", "small"))
+    resolved = chain(stages)
+    store = MoodyStore(tmp_path / "store")
+    for stage in resolved.stages:
+        complete(store, stage)
+    finished = frozenset(stage.name for stage in resolved.stages)
+
+    def renamed(index: int) -> ResolvedChain:
+        """As it is read anew from the API server: nothing is shared with the others."""
+        other = resolved.model_validate_json(resolved.model_dump_json(by_alias=True))
+        reference = other.chain.model_copy(update={"name": f"chain-{index}", "uid": f"uid-{index}"})
+        return other.model_copy(update={"chain": reference})
+
+    async def scenario() -> None:
+        monkeypatch.setattr(store_reader, "WAITING_SECONDS", 5.0)
+        async with reading(artifact_check_seconds=3600.0, requests_per_second=1e6) as reader:
+            for warm in (True, False):
+                asked = sum(store.asked.values())
+                if not warm:
+                    gc.collect()
+                    tracemalloc.start()
+                for index in range(10) if warm else range(10, 10 + number):
+                    key = Key("default", f"chain-{index}")
+                    follow(reader, store, key=key, resolved=renamed(index), finished=finished)
+                looks = 10 if warm else number
+                await until(
+                    lambda asked=asked, looks=looks: sum(store.asked.values()) - asked >= 2 * 3 * looks,
+                    "every stage was looked at",
+                )
+                await until(lambda: store.under_way == 0, "the last look has ended")
+            await asyncio.sleep(0.2)
+            gc.collect()
+            # pathlib interns what it reads, and the interpreter's table of such texts grows in leaps.
+            rest = tracemalloc.take_snapshot().filter_traces([tracemalloc.Filter(False, pathlib.__file__)])
+            used = sum(statistic.size for statistic in rest.statistics("filename"))
+            tracemalloc.stop()
+            assert used / number < 3 * 1024, f"{used / number:.0f} bytes a chain"
+
+    run(scenario())
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("seaweedfs")
+def test_an_outage_of_a_real_store_delays_and_nothing_else(seaweedfs: SeaweedFS, s3_store: Store) -> None:
+    async def scenario() -> None:
+        async with reading() as reader:
+            token = train(s3_store, CHAIN, TINY, 1)
+            follow(reader, short_of_patience(s3_store), running={"tiny": 1})
+            await until(lambda: step(reader) == 1, "it is followed")
+            before = reader.seen(KEY).readable_since
+            seaweedfs.kill()
+            await until(lambda: trouble(reader) is StoreTrouble.UNAVAILABLE, "the outage is noticed")
+            await asyncio.to_thread(seaweedfs.start)
+            await asyncio.to_thread(advance, s3_store, TINY, token, 2)
+            await until(lambda: step(reader) == 2, "it is followed again")
+            assert reader.seen(KEY).readable_since > before
+
+    run(scenario())
+
+
+def short_of_patience(store: Store) -> Store:
+    from modelchain.store import open_store
+    from modelchain.store.s3 import S3Store
+
+    assert isinstance(store, S3Store)
+    access: ResolvedStore = store._access
+    return open_store(access, patience_seconds=0.0)
+
+
+@pytest.mark.parametrize("respond", [redirect(301), page], ids=["redirect", "page"])
+def test_an_endpoint_that_is_no_store_is_told_without_its_words(respond: Respond) -> None:
+    async def scenario(endpoint: str) -> None:
+        access = ResolvedStore(uri="s3://bucket/chains", endpoint_url=endpoint)
+        store = open_store(access, patience_seconds=0.0, credentials=Credentials("key", "secret"))
+        async with reading() as reader:
+            follow(reader, store)
+            await until(lambda: trouble(reader) is StoreTrouble.MISCONFIGURED, "it is told")
+            facts = fact(reader, "tiny")
+            assert facts is not None
+            assert "the endpoint" in facts.message
+            assert "elsewhere.example" not in facts.message
+        decision = decide(CHAIN, Observation(store=dict.fromkeys(("tiny", "small"), facts)), time.time())
+        assert decision.status.stages[0].reason == "StoreMisconfigured"
+        progressing = decision.status.condition(ConditionType.PROGRESSING)
+        assert progressing is not None
+        assert (progressing.status, progressing.reason) == ("False", "StoreMisconfigured")
+
+    with serve(respond) as endpoint:
+        run(scenario(endpoint))
+
+
+def test_an_error_that_nobody_foresaw_is_told_too(store: MoodyStore) -> None:
+    async def scenario() -> None:
+        async with reading() as reader:
+            store.trouble = KeyError("ETag")
+            follow(reader, store)
+            await until(lambda: trouble(reader) is StoreTrouble.UNREADABLE, "it is told")
+            store.trouble = None
+            await until(lambda: trouble(reader) is None, "it is read again")
+
+    run(scenario())

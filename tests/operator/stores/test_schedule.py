@@ -1,0 +1,51 @@
+"""How much it costs to find out which store is asked next."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from modelchain.store import StoreUnavailable
+from modelchain_operator.stores.schedule import Place, StoreSchedule, Task
+from tests.operator.stores.moody_store import run, until
+
+
+def absent() -> None:
+    raise StoreUnavailable("no answer")
+
+
+async def seconds_to_begin(places: int) -> float:
+    """How long the loop is held to find the one task that may be done, among so many places that do not answer."""
+    done = asyncio.Event()
+
+    async def work(task: Task) -> float | None:
+        if task.place.name == "there":
+            done.set()
+            return None
+        await schedule.call(task.place, absent)
+        return None
+
+    schedule = StoreSchedule(work, lambda _: None, threads=4, requests_per_second=10**6)
+    silent: list[Place] = [schedule.use(f"silent-{number}") for number in range(places)]
+    for place in silent:
+        place.failures, place.probe_at = 3, time.monotonic() + 3600
+        schedule.soon(Task(place))
+    for _ in range(20):
+        schedule.soon(Task(schedule.use("there")))
+    began = time.perf_counter()
+    schedule.start()
+    await until(done.is_set, "it was done")
+    took = time.perf_counter() - began
+    await schedule.close()
+    return took
+
+
+def test_silent_places_cost_in_proportion_to_their_number() -> None:
+    """A tenant could hold the loop for seconds with a few thousand endpoints that do not answer."""
+
+    async def scenario() -> None:
+        few = min([await seconds_to_begin(1_000) for _ in range(3)])
+        many = min([await seconds_to_begin(8_000) for _ in range(3)])
+        assert many < 32 * max(few, 0.01), (few, many)
+
+    run(scenario())

@@ -1,0 +1,134 @@
+"""At what pace the reconciler has the stages of its chains looked at."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from modelchain.spec import StoreSpec
+from modelchain.status import ChainPhase, ChainStatus, StagePhase, StageStatus
+from modelchain_operator.acceptance import Accepted
+from modelchain_operator.kubernetes.api import Object
+from modelchain_operator.kubernetes.key import Key
+from modelchain_operator.settings import read_settings
+from modelchain_operator.stores import reader
+from modelchain_operator.stores.access import StoreAccess
+from modelchain_operator.stores.reader import Seen, StoreReader
+from modelchain_operator.stores.views import StoreLooks
+from tests.modelchain.reconcile.chains import chain
+from tests.operator.stores.moody_store import WAIT_SECONDS, MoodyStore, complete, run, train
+
+CHAIN = chain((("tiny", None), ("small", "tiny")))
+KEY = Key("default", "family")
+
+
+class NoCluster:
+    """Nothing is to be asked of it."""
+
+    async def get_secret(self, namespace: str, name: str) -> Object | None:
+        raise AssertionError(f"{namespace}/{name}")
+
+    async def get_config_map(self, namespace: str, name: str) -> Object | None:
+        raise AssertionError(f"{namespace}/{name}")
+
+
+@asynccontextmanager
+async def looking(store: MoodyStore) -> AsyncIterator[tuple[StoreLooks, Accepted]]:
+    """Looks at that store and a chain in it."""
+    accepted = Accepted(CHAIN, StoreSpec(uri=store.uri), jobs={}, macs={}, speedup_planned=1.0)
+    settings = read_settings(["--own-identity-store", store.uri])
+    access = StoreAccess(NoCluster(), settings.own_identity_stores, wrap=lambda _: store)
+    reader = StoreReader(lambda _: None, threads=4, requests_per_second=1000.0)
+    reader.start()
+    try:
+        yield StoreLooks(access, reader), accepted
+    finally:
+        await reader.close()
+        access.close()
+
+
+def status(phase: ChainPhase, stages: dict[str, StagePhase], attempt: int = 0) -> ChainStatus:
+    """A status with these stages."""
+    return ChainStatus(
+        phase=phase,
+        stages=tuple(
+            StageStatus(name=name, digest=CHAIN.stage(name).digest, phase=stage, attempt=attempt)
+            for name, stage in stages.items()
+        ),
+    )
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RUNNING_SECONDS", "WAITING_SECONDS", "LONGEST_WAITING_SECONDS"):
+        monkeypatch.setattr(reader, name, 0.03)
+
+
+def asked(store: MoodyStore) -> int:
+    """Requests about stages; the chain's record is none of them."""
+    return sum(count for key, count in store.asked.items() if key.startswith("stages/"))
+
+
+def test_a_chain_that_is_complete_is_left_in_peace_from_the_write_on_that_says_so(tmp_path: Path) -> None:
+    """No event has to come for that: there may be none after the last write."""
+    store = MoodyStore(tmp_path / "store")
+
+    async def scenario() -> None:
+        async with looking(store) as (looks, accepted):
+            for stage in CHAIN.stages:
+                complete(store, stage)
+            await look(looks, accepted, None)
+            now = status(ChainPhase.COMPLETE, {"tiny": StagePhase.CACHED, "small": StagePhase.CACHED})
+            await looks.written(KEY, accepted, now)
+            await asyncio.sleep(0.2)  # what was under way is over
+            before = asked(store)
+            assert before > 0
+            await asyncio.sleep(0.5)
+            assert asked(store) == before
+
+    run(scenario())
+
+
+def test_a_stage_whose_job_starts_is_left_in_peace_until_it_trains(tmp_path: Path) -> None:
+    store = MoodyStore(tmp_path / "store")
+
+    async def scenario() -> None:
+        async with looking(store) as (looks, accepted):
+            await look(looks, accepted, None)
+            starts = status(
+                ChainPhase.PENDING, {"tiny": StagePhase.PENDING, "small": StagePhase.PENDING}, attempt=1
+            )
+            await looks.written(KEY, accepted, starts)
+            await asyncio.sleep(0.2)
+            before = asked(store)
+            await asyncio.sleep(0.5)
+            assert asked(store) == before
+            train(store, CHAIN, CHAIN.stage("tiny"), 7)
+            runs = status(
+                ChainPhase.RUNNING, {"tiny": StagePhase.RUNNING, "small": StagePhase.PENDING}, attempt=1
+            )
+            await looks.written(KEY, accepted, runs)
+            await look(looks, accepted, runs, until=lambda seen: seen.facts["tiny"].progress is not None)
+
+    run(scenario())
+
+
+async def look(
+    looks: StoreLooks,
+    accepted: Accepted,
+    told: ChainStatus | None,
+    until: Callable[[Seen], bool] = lambda _: True,
+) -> Seen:
+    """The first look that shows all that matters."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while time.monotonic() < deadline:
+        seen = await looks.look(KEY, accepted, told)
+        if seen is not None and until(seen):
+            return seen
+        await asyncio.sleep(0.01)
+    raise AssertionError(f"not seen in {WAIT_SECONDS} s")

@@ -1,0 +1,141 @@
+"""Liveness means that it still reconciles; readiness, that it knows the cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import aiohttp
+import pytest
+
+from modelchain.errors import ConfigurationError, ExitCode
+from modelchain_operator.kubernetes.key import Key
+from modelchain_operator.settings import Settings
+from modelchain_operator.telemetry.health import HealthServer
+from modelchain_operator.telemetry.metrics import Metrics
+from modelchain_operator.work_queue import KeyQueue
+from tests.operator.stores.moody_store import run
+
+SETTINGS = Settings(http_host="127.0.0.1", http_port=0, identity="test", resync_seconds=30)
+ALLOWED = 3 * 30
+
+
+class Resync:
+    """When the last listing ended."""
+
+    def __init__(self) -> None:
+        self.listed = asyncio.Event()
+        self.attempted_at: float | None = None
+
+
+@asynccontextmanager
+async def serving(metrics: Metrics, resync: Resync) -> AsyncIterator[HealthServer]:
+    server = HealthServer(SETTINGS, metrics, resync)
+    await server.start()
+    try:
+        yield server
+    finally:
+        await server.close()
+
+
+async def get(server: HealthServer, path: str) -> tuple[int, str, str]:
+    async with (
+        aiohttp.ClientSession() as session,
+        session.get(f"http://127.0.0.1:{server.port}{path}") as answer,
+    ):
+        return answer.status, await answer.text(), answer.headers["Content-Type"]
+
+
+def test_it_is_ready_once_everything_was_listed() -> None:
+    async def scenario() -> None:
+        resync = Resync()
+        async with serving(Metrics(), resync) as server:
+            assert (await get(server, "/readyz"))[0] == 503
+            assert (await get(server, "/healthz"))[0] == 200, "it has just begun"
+            resync.listed.set()
+            assert (await get(server, "/readyz"))[0] == 200
+
+    run(scenario())
+
+
+def test_it_is_dead_when_no_listing_ends_any_more() -> None:
+    async def scenario() -> None:
+        resync = Resync()
+        async with serving(Metrics(), resync) as server:
+            resync.attempted_at = time.monotonic() - ALLOWED + 5
+            assert (await get(server, "/healthz"))[0] == 200
+            resync.attempted_at = time.monotonic() - ALLOWED - 1
+            code, text, _ = await get(server, "/healthz")
+            assert code == 503
+            assert "no listing of the cluster has ended for 91 s" in text
+
+    run(scenario())
+
+
+def test_it_is_dead_when_chains_wait_and_no_pass_ends() -> None:
+    async def scenario() -> None:
+        resync, metrics, queue = Resync(), Metrics(), KeyQueue()
+        metrics.watch_queue(lambda: len(queue))
+        async with serving(metrics, resync) as server:
+            resync.listed.set()
+            resync.attempted_at = time.monotonic()
+            metrics.pass_ended_at = time.monotonic() - ALLOWED - 1
+            assert (await get(server, "/healthz"))[0] == 200, "nothing waits: a quiet hour is no trouble"
+            queue.add(Key("default", "family"))
+            assert (await get(server, "/healthz"))[0] == 200, "it does not wait for long yet"
+            server._nothing_waited_at -= ALLOWED + 2
+            code, text, _ = await get(server, "/healthz")
+            assert code == 503
+            assert "1 chains wait" in text
+            metrics.pass_ended(0.1)
+            assert (await get(server, "/healthz"))[0] == 200
+
+    run(scenario())
+
+
+def test_metrics_are_served_as_prometheus_reads_them() -> None:
+    async def scenario() -> None:
+        async with serving(Metrics(), Resync()) as server:
+            code, text, kind = await get(server, "/metrics")
+            assert code == 200
+            assert kind == "text/plain; version=0.0.4; charset=utf-8"
+            assert 'modelchain_chains{phase="Running"} 0.0' in text
+            assert (await get(server, "/"))[0] == 404
+
+    run(scenario())
+
+
+def test_a_blocked_loop_does_not_answer() -> None:
+    """What the kubelet's time-out is for: nothing here pretends to live beside a loop that does not."""
+
+    def ask(port: int) -> bytes:
+        with socket.create_connection(("127.0.0.1", port), timeout=0.3) as connection:
+            connection.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
+            try:
+                return connection.recv(100)
+            except TimeoutError:
+                return b""
+
+    async def scenario() -> None:
+        async with serving(Metrics(), Resync()) as server:
+            asking = asyncio.get_running_loop().run_in_executor(None, ask, server.port)
+            await asyncio.sleep(0)
+            time.sleep(1.0)  # noqa: ASYNC251  what must not be done
+            assert await asking == b""
+
+    run(scenario())
+
+
+def test_a_port_that_is_taken_is_named() -> None:
+    async def scenario() -> None:
+        async with serving(Metrics(), Resync()) as server:
+            taken = replace(SETTINGS, http_port=server.port)
+            with pytest.raises(ConfigurationError, match=f"port {server.port}.*--http-port") as caught:
+                await HealthServer(taken, Metrics(), Resync()).start()
+            assert caught.value.exit_code == ExitCode.CONFIG
+
+    run(scenario())
