@@ -12,7 +12,8 @@ from torch import Tensor
 from modelchain.errors import ConfigurationError
 from modelchain.spec import ModelConfig
 from modelchain_trainer.model import build_model, crop_tokens
-from modelchain_trainer.model.clip import Block, Clip, Transformer
+from modelchain_trainer.model.clip import Clip
+from modelchain_trainer.model.transformer import Block, Transformer
 
 START, END = 49406, 49407
 CONTEXT = 12

@@ -10,8 +10,8 @@ from modelchain.errors import ConfigurationError
 from modelchain.growth import ungrowable
 from modelchain.resolved import ResolvedExpansion
 from modelchain.spec import AnyConfig, DepthExpansion, WidthExpansion
-from modelchain_trainer.model.clip import check_buildable
 from modelchain_trainer.model.families import layout_of
+from modelchain_trainer.model.layers import check_buildable
 from modelchain_trainer.model.layout import Dimension, Kind
 
 

@@ -14,16 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from modelchain.spec import ClassifierConfig
-from modelchain_trainer.model.clip import (
-    CHANNELS,
-    LayerNorm,
-    Linear,
-    PatchEmbedding,
-    Transformer,
-    check_buildable,
-    grid_side,
-    vision_heads,
-)
 from modelchain_trainer.model.clip_layout import (
     COLOURS,
     GRID,
@@ -32,6 +22,15 @@ from modelchain_trainer.model.clip_layout import (
     image_dimensions,
     image_sizes,
     vision_starts,
+)
+from modelchain_trainer.model.layers import (
+    CHANNELS,
+    LayerNorm,
+    Linear,
+    PatchEmbedding,
+    check_buildable,
+    grid_side,
+    vision_heads,
 )
 from modelchain_trainer.model.layout import (
     ZERO,
@@ -47,6 +46,7 @@ from modelchain_trainer.model.layout import (
     transformer,
     uniform,
 )
+from modelchain_trainer.model.transformer import Transformer
 
 NORM_EPSILON = 1e-6  # timm's
 _CLASSES = Space("classes", Kind.FIXED)

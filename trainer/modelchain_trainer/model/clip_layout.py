@@ -10,7 +10,7 @@ import math
 from functools import lru_cache
 
 from modelchain.spec import ModelConfig, TextSpec, VisionSpec
-from modelchain_trainer.model.clip import CHANNELS
+from modelchain_trainer.model.layers import CHANNELS
 from modelchain_trainer.model.layout import (
     ZERO,
     Axis,

@@ -180,7 +180,7 @@ class TowerSpaces:
 
 
 def transformer(tower: str, spaces: TowerSpaces, layers: int, starts: BlockStarts) -> dict[str, Parameter]:
-    """The blocks of `modelchain_trainer.model.clip.Transformer`, whose names begin with `tower`."""
+    """The blocks of `modelchain_trainer.model.transformer.Transformer`, whose names begin with `tower`."""
     stream, heads, units = spaces.stream, spaces.heads, spaces.units
     reads, heads_in, units_in = Axis(stream, Side.IN), Axis(heads, Side.IN), Axis(units, Side.IN)
     writes, heads_out, units_out = Axis(stream), Axis(heads, parts=3), Axis(units)
