@@ -19,9 +19,9 @@ indexes/<hash of URIs, sizes and etags>.json    where samples lie in up to 32 sh
 from __future__ import annotations
 
 import secrets
-from typing import Annotated
+from typing import Annotated, Literal, TypeAlias
 
-from pydantic import Field
+from pydantic import ConfigDict, Field, TypeAdapter
 
 from modelchain.spec import Block, Sha256
 
@@ -141,6 +141,67 @@ class Lease(Block):
     process: str  # "<boot id>/<pid>/<start time>": lets the same machine see at once that the holder is dead
     renewed_at: str  # for people; never compared between machines
     released: bool = False  # the holder let go of it
+
+
+class TrainLine(Block):
+    """A line of metrics-<n>.jsonl: the state after `step` steps. Counts and times begin with the stage."""
+
+    model_config = ConfigDict(extra="ignore")  # a newer trainer may write more
+
+    kind: Literal["train"] = "train"
+    step: Annotated[int, Field(ge=0)]  # finished ones
+    epoch: FiniteNumber
+    samples: int  # seen
+    macs: FiniteNumber  # spent, teacher included
+    time: FiniteNumber  # seconds of training, without interruptions
+    wall_time: FiniteNumber  # seconds since 1970
+    learning_rate: FiniteNumber
+    loss: dict[str, FiniteNumber]  # total, task, distillation
+    distillation_weight: FiniteNumber
+    logit_scale: FiniteNumber | None = None  # of tasks that learn one
+    gradient_norm: FiniteNumber
+    samples_per_second: FiniteNumber
+    data_wait_fraction: FiniteNumber
+
+
+class EvaluationLine(Block):
+    """A line of metrics-<n>.jsonl: an evaluation after `step` steps; at step 0, of the model as it begins."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    kind: Literal["evaluation"] = "evaluation"
+    step: Annotated[int, Field(ge=0)]
+    samples: int
+    macs: FiniteNumber
+    time: FiniteNumber
+    wall_time: FiniteNumber
+    metrics: dict[str, FiniteNumber]  # e.g. {"digits/top1": 0.93}
+
+
+MetricsLine: TypeAlias = TrainLine | EvaluationLine
+METRICS_LINE: TypeAdapter[MetricsLine] = TypeAdapter(Annotated[MetricsLine, Field(discriminator="kind")])
+
+
+class PredictedSample(Block):
+    """A sample of an evaluation set with the classes that a model finds likeliest."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    png: str  # the picture, base64
+    label: Annotated[int, Field(ge=0)]  # index of its class
+    top: Annotated[
+        tuple[tuple[str, FiniteNumber], ...], Field(min_length=1)
+    ]  # class, probability; likeliest first
+
+
+class Predictions(Block):
+    """predictions.json, beside the weights: samples spread evenly over the first evaluation set with classes."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    set: str
+    classes: tuple[str, ...]
+    samples: tuple[PredictedSample, ...]
 
 
 def attempt_prefix(chain_uid: str, attempt: int) -> str:

@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from modelchain.acceleration import compute_to_reach, envelope
-from modelchain.artifacts import Manifest
+from modelchain.artifacts import EvaluationLine, Manifest
 from modelchain.commit import read_manifest
 from modelchain.errors import UserDataError
 from modelchain.reconcile.observation import Unmeasurable
-from modelchain.report.metrics import EvaluationLine
 from modelchain.report.reading import read_history
 from modelchain.resolved import ResolvedChain, higher_is_better, needed_for
 from modelchain.status import Measurement, ModelMeasured

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from modelchain.artifacts import Failure, Manifest, Progress
-from modelchain.report.metrics import EvaluationLine, Example, Metrics, TrainLine
+from modelchain.artifacts import Failure, Manifest, MetricsLine, Progress
+from modelchain.report.metrics import Example, Metrics
 from modelchain.resolved import ResolvedStage
 from modelchain.status import ChainPhase, ChainStatus, RecordedStage, StagePhase, StageStatus
 
@@ -79,7 +79,7 @@ class StageArtifacts:
         return max((line.samples for line in self.lines), default=None)
 
     @property
-    def lines(self) -> tuple[TrainLine | EvaluationLine, ...]:
+    def lines(self) -> tuple[MetricsLine, ...]:
         """All lines of metrics."""
         return (*self.metrics.training, *self.metrics.evaluations)
 

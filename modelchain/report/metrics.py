@@ -1,55 +1,19 @@
-"""What the trainer wrote down while it trained: lines of metrics-<n>.jsonl, and predictions.json.
-
-The formats are those of docs/architecture.md. Unknown fields are passed over: a newer trainer may write more.
-"""
+"""What the trainer has written: lines of metrics-<n>.jsonl, and predictions.json (modelchain/artifacts.py)."""
 
 from __future__ import annotations
 
 import base64
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
-from pydantic.alias_generators import to_camel
+from pydantic import ValidationError
 
-from modelchain.artifacts import FiniteNumber
+from modelchain.artifacts import METRICS_LINE, EvaluationLine, Predictions, TrainLine
 
 MAX_EXAMPLES = 24
 MAX_PICTURE_BYTES = 256 * 1024  # a page with larger pictures would no longer be one that is sent around
 
 _PICTURE_TYPES = ((b"\x89PNG\r\n\x1a\n", "image/png"), (b"\xff\xd8\xff", "image/jpeg"))
-
-
-class Line(BaseModel):
-    """A JSON object that the trainer wrote: camelCase outside, unchangeable."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True, alias_generator=to_camel, populate_by_name=True)
-
-
-class TrainLine(Line):
-    """State after `step` steps; `macs` and `time` (seconds) count this stage from its first step."""
-
-    kind: Literal["train"] = "train"
-    step: Annotated[int, Field(ge=0)]
-    samples: int = 0
-    macs: FiniteNumber
-    time: FiniteNumber = 0.0
-    loss: dict[str, FiniteNumber] = {}
-    distillation_weight: FiniteNumber | None = None
-    samples_per_second: FiniteNumber | None = None
-    data_wait_fraction: FiniteNumber | None = None
-
-
-class EvaluationLine(Line):
-    """Metrics after `step` steps, e.g. {"digits/top1": 0.93}; step 0 is the model as grown or initialised."""
-
-    kind: Literal["evaluation"] = "evaluation"
-    step: Annotated[int, Field(ge=0)]
-    samples: int = 0
-    macs: FiniteNumber
-    time: FiniteNumber = 0.0
-    metrics: dict[str, FiniteNumber]
 
 
 @dataclass(frozen=True)
@@ -76,23 +40,6 @@ class Example:
         return bool(self.top) and self.top[0][0] == self.label
 
 
-class _Sample(Line):
-    png: str
-    label: Annotated[int, Field(ge=0)]
-    top: Annotated[list[tuple[str, FiniteNumber]], Field(min_length=1)]
-
-
-class _Predictions(Line):
-    set: str
-    classes: list[str]
-    samples: list[_Sample]
-
-
-_LINE: TypeAdapter[TrainLine | EvaluationLine] = TypeAdapter(
-    Annotated[TrainLine | EvaluationLine, Field(discriminator="kind")]
-)
-
-
 def parse_lines(data: bytes) -> Metrics:
     """The lines of one metrics file. A line that can't be read is counted and left out."""
     training: list[TrainLine] = []
@@ -102,7 +49,7 @@ def parse_lines(data: bytes) -> Metrics:
         if not text.strip():
             continue
         try:
-            line = _LINE.validate_json(text)
+            line = METRICS_LINE.validate_json(text)
         except ValidationError:
             unreadable += 1
             continue
@@ -145,11 +92,11 @@ def parse_predictions(data: bytes) -> tuple[str, tuple[Example, ...]]:
 
     Pictures that are neither PNG nor JPEG, or that are very large, are left out with their sample.
     """
-    predictions = _Predictions.model_validate_json(data)
+    predictions = Predictions.model_validate_json(data)
     return predictions.set, tuple(_examples(predictions))
 
 
-def _examples(predictions: _Predictions) -> Iterable[Example]:
+def _examples(predictions: Predictions) -> Iterable[Example]:
     for sample in predictions.samples[:MAX_EXAMPLES]:
         try:
             picture = base64.b64decode(sample.png, validate=True)

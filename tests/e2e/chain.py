@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from modelchain.artifacts import WEIGHTS, attempt_prefix
+from modelchain.artifacts import WEIGHTS, TrainLine, attempt_prefix
 from modelchain.cluster_labels import ATTEMPT, CHAIN_UID, STAGE
 from modelchain.commit import StoredCheckpoint, list_checkpoints, verify_stage
 from modelchain.resolve import resolve
 from modelchain.resolved import ResolvedStage
 from modelchain.validation import check_object
 from modelchain.yaml_reader import read_documents
-from modelchain_trainer.metrics_log import TrainLine, decode_lines
+from modelchain_trainer.metrics_log import decode_lines
 from tests.e2e.cluster import Object, image_trouble, kubectl, read, wait_until
 from tests.e2e.settings import Failed
 from tests.e2e.store import S3, SECRET_NAME

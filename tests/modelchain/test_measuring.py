@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from modelchain.artifacts import MANIFEST
+from modelchain.artifacts import MANIFEST, EvaluationLine
 from modelchain.cost import stage_macs
 from modelchain.measuring import Trained, measure, read_measurement
 from modelchain.reconcile.observation import Unmeasurable
-from modelchain.report.metrics import EvaluationLine
 from modelchain.resolved import ResolvedChain
 from modelchain.status import Measurement
 from tests.modelchain.reconcile.chains import chain, manifest
@@ -33,7 +32,9 @@ def trained(
                 }
             ),
             tuple(
-                EvaluationLine(step=i, macs=macs, metrics={"digits/top1": value})
+                EvaluationLine(
+                    step=i, samples=0, macs=macs, time=0.0, wall_time=0.0, metrics={"digits/top1": value}
+                )
                 for i, (macs, value) in enumerate((lines or {}).get(stage.name, []))
             ),
         )

@@ -6,14 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from modelchain.artifacts import Progress
+from modelchain.artifacts import EvaluationLine, Progress, TrainLine
 from modelchain.errors import DiskFullError
 from modelchain.store import StoreUnavailable
 from modelchain.store.folder import FolderStore
 from modelchain_trainer.metrics_log import (
-    EvaluationLine,
     MetricsLog,
-    TrainLine,
     decode_lines,
     encode_files,
     encode_line,

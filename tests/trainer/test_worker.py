@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from modelchain.artifacts import Lease, Manifest, Progress
+from modelchain.artifacts import EvaluationLine, Lease, Manifest, MetricsLine, Progress, TrainLine
 from modelchain.commit import commit_stage, hash_file, list_checkpoints, verify_stage
 from modelchain.cost import stage_macs
 from modelchain.errors import ConfigurationError, HeldError, MissingInputError, ModelChainError, UserDataError
@@ -25,7 +25,7 @@ from modelchain.lease import LeaseKeeper
 from modelchain.resolved import ResolvedStage
 from modelchain.store.folder import FolderStore
 from modelchain_trainer import publish
-from modelchain_trainer.metrics_log import EvaluationLine, Line, TrainLine, decode_lines
+from modelchain_trainer.metrics_log import decode_lines
 from modelchain_trainer.model.weights import load_weights
 from modelchain_trainer.position import Position
 
@@ -51,7 +51,7 @@ def _attempt_folder(stage: ResolvedStage) -> Path:
     return _folder(stage) / "attempts" / _manifest(stage).attempt
 
 
-def _lines(stage: ResolvedStage) -> list[Line]:
+def _lines(stage: ResolvedStage) -> list[MetricsLine]:
     files = sorted(_attempt_folder(stage).glob("metrics-*.jsonl"))
     return [line for file in files for line in decode_lines(file.read_bytes(), 10**9)]
 

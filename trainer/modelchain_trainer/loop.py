@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
+from modelchain.artifacts import EvaluationLine, TrainLine
 from modelchain.cost import stage_macs
 from modelchain.errors import HeldError
 from modelchain_trainer.attempt import Attempt
@@ -22,7 +23,6 @@ from modelchain_trainer.data.loader import TrainingLoader
 from modelchain_trainer.data.sample import Cause
 from modelchain_trainer.evaluation import EvaluationSet, Tokenize, evaluate
 from modelchain_trainer.failpoints import reach
-from modelchain_trainer.metrics_log import EvaluationLine, TrainLine
 from modelchain_trainer.step import StepReading, StepResult
 from modelchain_trainer.stopping import Terminated
 from modelchain_trainer.trainee import Trainee

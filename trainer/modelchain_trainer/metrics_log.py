@@ -10,67 +10,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Literal
 
-from pydantic import Field, TypeAdapter
-
-from modelchain.artifacts import FiniteNumber, metrics_file
-from modelchain.spec import Block
+from modelchain.artifacts import METRICS_LINE, EvaluationLine, MetricsLine, metrics_file
 from modelchain_trainer.tensorboard_events import Scalars, encode_events
 
-
-class TrainLine(Block):
-    """One training step. `step` counts finished ones; `macs` and `time` count from the stage's start."""
-
-    kind: Literal["train"] = "train"
-    step: int
-    epoch: FiniteNumber
-    samples: int
-    macs: FiniteNumber
-    time: FiniteNumber  # seconds of training, without interruptions
-    wall_time: FiniteNumber  # seconds since 1970, for TensorBoard
-    learning_rate: FiniteNumber
-    loss: dict[str, FiniteNumber]  # total, task, distillation
-    distillation_weight: FiniteNumber
-    logit_scale: FiniteNumber | None = None  # of tasks that learn one
-    gradient_norm: FiniteNumber
-    samples_per_second: FiniteNumber
-    data_wait_fraction: FiniteNumber
-
-    def scalars(self) -> Scalars:
-        """Names and values for TensorBoard."""
-        values = {f"loss/{name}": value for name, value in self.loss.items()}
-        values |= {
-            "train/learning_rate": self.learning_rate,
-            "train/distillation_weight": self.distillation_weight,
-            "train/gradient_norm": self.gradient_norm,
-            "train/epoch": self.epoch,
-            "speed/samples_per_second": self.samples_per_second,
-            "speed/data_wait_fraction": self.data_wait_fraction,
-        }
-        if self.logit_scale is not None:
-            values["train/logit_scale"] = self.logit_scale
-        return Scalars(self.step, self.wall_time, values)
-
-
-class EvaluationLine(Block):
-    """One evaluation of all sets that were due. The one at step 0 says what growth has kept."""
-
-    kind: Literal["evaluation"] = "evaluation"
-    step: int
-    samples: int
-    macs: FiniteNumber
-    time: FiniteNumber
-    wall_time: FiniteNumber
-    metrics: dict[str, FiniteNumber]  # e.g. {"digits/top1": 0.93}
-
-    def scalars(self) -> Scalars:
-        """Names and values for TensorBoard."""
-        return Scalars(self.step, self.wall_time, self.metrics)
-
-
-Line = TrainLine | EvaluationLine
-_LINES: TypeAdapter[Line] = TypeAdapter(Annotated[Line, Field(discriminator="kind")])
 _FILE = re.compile(r"metrics-\d{10}\.jsonl")
 
 
@@ -87,13 +30,13 @@ def is_metrics_file(name: str) -> bool:
 class MetricsLog:
     """The lines of one attempt in memory, in segments."""
 
-    def __init__(self, history: Iterable[Line] = (), first_step: int = 0) -> None:
+    def __init__(self, history: Iterable[MetricsLine] = (), first_step: int = 0) -> None:
         """Begin at `first_step`, after the lines that were written before it."""
-        self._segments: dict[int, list[Line]] = {0: list(history)}
+        self._segments: dict[int, list[MetricsLine]] = {0: list(history)}
         self.begin_segment(first_step)
         self._changed: set[int] = {step for step, lines in self._segments.items() if lines}
 
-    def append(self, line: Line) -> None:
+    def append(self, line: MetricsLine) -> None:
         """Add a line to the last segment."""
         last = max(self._segments)
         self._segments[last].append(line)
@@ -125,7 +68,7 @@ class MetricsLog:
         """All files, by name; segments without lines have none."""
         return encode_files({step: lines for step, lines in self._segments.items() if lines})
 
-    def take_changed(self) -> dict[int, list[Line]]:
+    def take_changed(self) -> dict[int, list[MetricsLine]]:
         """Segments to write, by first step: those changed since the last call, as they are now.
 
         What is not written after all: `put_back`.
@@ -138,16 +81,34 @@ class MetricsLog:
         self._changed.update(steps)
 
 
-def encode_files(segments: Mapping[int, Sequence[Line]]) -> dict[str, bytes]:
+def encode_files(segments: Mapping[int, Sequence[MetricsLine]]) -> dict[str, bytes]:
     """The files of segments, given by their first steps: lines and TensorBoard events of each."""
     files: dict[str, bytes] = {}
     for step, lines in sorted(segments.items()):
         files[metrics_file(step)] = b"".join(encode_line(line) for line in lines)
-        files[events_file(step)] = encode_events(line.scalars() for line in lines)
+        files[events_file(step)] = encode_events(map(scalars_of, lines))
     return files
 
 
-def encode_line(line: Line) -> bytes:
+def scalars_of(line: MetricsLine) -> Scalars:
+    """What TensorBoard shows of a line: names and values."""
+    if isinstance(line, EvaluationLine):
+        return Scalars(line.step, line.wall_time, line.metrics)
+    values = {f"loss/{name}": value for name, value in line.loss.items()}
+    values |= {
+        "train/learning_rate": line.learning_rate,
+        "train/distillation_weight": line.distillation_weight,
+        "train/gradient_norm": line.gradient_norm,
+        "train/epoch": line.epoch,
+        "speed/samples_per_second": line.samples_per_second,
+        "speed/data_wait_fraction": line.data_wait_fraction,
+    }
+    if line.logit_scale is not None:
+        values["train/logit_scale"] = line.logit_scale
+    return Scalars(line.step, line.wall_time, values)
+
+
+def encode_line(line: MetricsLine) -> bytes:
     """One line of JSON, its line break included."""
     return (
         json.dumps(
@@ -157,7 +118,7 @@ def encode_line(line: Line) -> bytes:
     )
 
 
-def decode_lines(data: bytes, last_step: int) -> list[Line]:
+def decode_lines(data: bytes, last_step: int) -> list[MetricsLine]:
     """The lines of a segment up to `last_step`. Raises ValueError for what is not a line of metrics."""
-    lines = [_LINES.validate_json(text) for text in data.splitlines() if text.strip()]
+    lines = [METRICS_LINE.validate_json(text) for text in data.splitlines() if text.strip()]
     return [line for line in lines if line.step <= last_step]

@@ -13,9 +13,9 @@ import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
-from modelchain.artifacts import PROGRESS, Progress
+from modelchain.artifacts import PROGRESS, EvaluationLine, Progress, TrainLine
 from modelchain.store import Store, StoreUnavailable
-from modelchain_trainer.metrics_log import EvaluationLine, MetricsLog, TrainLine, encode_files
+from modelchain_trainer.metrics_log import MetricsLog, encode_files
 
 logger = logging.getLogger(__name__)
 

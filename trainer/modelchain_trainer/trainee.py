@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from modelchain.artifacts import attempt_folder
+from modelchain.artifacts import MetricsLine, attempt_folder
 from modelchain.memory import shards_moments
 from modelchain.resolved import ResolvedStage
 from modelchain.spec import AnyConfig, OptimizerState
@@ -23,7 +23,7 @@ from modelchain_trainer.attempt import Attempt
 from modelchain_trainer.checkpoint import Restored, TrainingState, restore_latest, restore_random
 from modelchain_trainer.collectives import Group
 from modelchain_trainer.initial_weights import first_weights, published_model
-from modelchain_trainer.metrics_log import Line, MetricsLog, decode_lines, is_metrics_file
+from modelchain_trainer.metrics_log import MetricsLog, decode_lines, is_metrics_file
 from modelchain_trainer.model.build import model_from
 from modelchain_trainer.model.families import AnyModel, family_of
 from modelchain_trainer.optimizer import AdamW
@@ -173,13 +173,13 @@ def _broadcast(tensors: Iterable[Tensor], group: Group) -> None:
             group.broadcast(tensor)
 
 
-def _history(attempt: Attempt, restored: Restored) -> list[Line]:
+def _history(attempt: Attempt, restored: Restored) -> list[MetricsLine]:
     """What was measured up to the step resumed from.
 
     The attempt that saved the checkpoint has it all: it took over what was measured before it.
     """
     prefix = f"{attempt_folder(attempt.stage.folder, restored.token)}/"
-    lines: list[Line] = []
+    lines: list[MetricsLine] = []
     for info in attempt.patience.attempt(lambda: list(attempt.store.list(f"{prefix}metrics-"))):
         if is_metrics_file(info.key.removeprefix(prefix)):
             data, _ = attempt.patience.attempt(lambda key=info.key: attempt.store.get(key))

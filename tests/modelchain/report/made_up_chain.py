@@ -196,6 +196,7 @@ def _lines(stage: ResolvedStage, steps: int, start: float, final: float, noise: 
         share = step / stage.training.steps
         macs = stage_macs(stage, until_step=step)
         place = {"step": step, "samples": 100 * step, "macs": macs, "time": _seconds(stage, step)}
+        place["wallTime"] = 1e9 + step
         if step % 5 == 0 and step:
             task = (
                 0.6 + 2.6 * math.exp(-(6 if stage.predecessor is None else 3) * share) + noise.gauss(0, 0.06)
@@ -215,7 +216,6 @@ def _lines(stage: ResolvedStage, steps: int, start: float, final: float, noise: 
                     "gradientNorm": 0.8,
                     "samplesPerSecond": 900.0,
                     "dataWaitFraction": 0.02,
-                    "wallTime": 1e9 + step,
                 }
             )
         if stage.evaluation and (step % cadence == 0 or step == stage.training.steps):

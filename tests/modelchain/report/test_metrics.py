@@ -14,21 +14,27 @@ from tests.modelchain.report.made_up_chain import digit_png
 
 def train_line(step: int, task: float = 1.0) -> str:
     return json.dumps(
-        {
+        place(step)
+        | {
             "kind": "train",
-            "step": step,
-            "macs": step * 1e6,
-            "time": step / 2,
+            "epoch": step / 10,
+            "learningRate": 1e-3,
             "loss": {"task": task},
-            "wallTime": 5.0,
+            "distillationWeight": 0.0,
+            "gradientNorm": 0.8,
+            "samplesPerSecond": 900.0,
+            "dataWaitFraction": 0.02,
+            "ofANewerTrainer": 1,
         }
     )
 
 
 def evaluation_line(step: int, top1: float) -> str:
-    return json.dumps(
-        {"kind": "evaluation", "step": step, "macs": step * 1e6, "metrics": {"digits/top1": top1}}
-    )
+    return json.dumps(place(step) | {"kind": "evaluation", "metrics": {"digits/top1": top1}})
+
+
+def place(step: int) -> dict[str, object]:
+    return {"step": step, "samples": 8 * step, "macs": step * 1e6, "time": step / 2, "wallTime": 5.0}
 
 
 def file(*lines: str) -> bytes:
