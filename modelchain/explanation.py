@@ -221,9 +221,9 @@ def _of_stage(name: str, status: ChainStatus, stage: StageStatus, now: float) ->
     if stage.phase is StagePhase.RUNNING and advice is None:
         far = f", step {stage.step} of {stage.steps}" if stage.step is not None and stage.steps else ""
         left = f", about {duration(status.eta_seconds)} to the end of the chain" if status.eta_seconds else ""
-        trouble = f" {_sentence(stage.message)}" if stage.message else ""
+        problem = f" {_sentence(stage.message)}" if stage.message else ""
         return [
-            f"{name}: stage {stage.name} is being trained, attempt {stage.attempt}{far}{left}.{trouble}",
+            f"{name}: stage {stage.name} is being trained, attempt {stage.attempt}{far}{left}.{problem}",
             *_earlier_end(stage),
             "There is nothing to do.",
         ]

@@ -22,7 +22,7 @@ from modelchain.artifacts import (
 from modelchain.commit import verify_stage
 from modelchain.errors import ConfigurationError, ModelChainError, UserDataError
 from modelchain.lease import LeaseObserver
-from modelchain.reconcile.observation import LeaseView, StageFacts, StoreTrouble
+from modelchain.reconcile.observation import LeaseView, StageFacts, StoreProblem
 from modelchain.resolved import ChainReference
 from modelchain.store import NotFound, Store, StoreUnavailable
 
@@ -159,19 +159,19 @@ class StageLook:
         return self._failure
 
 
-def trouble_of(error: Exception, store: Store, *, quoting: bool) -> StageFacts:
+def problem_of(error: Exception, store: Store, *, quoting: bool) -> StageFacts:
     """What an error of a look means to the stage. `quoting`: whether what the server says of it may be shown."""
     if isinstance(error, StoreUnavailable):
-        return StageFacts(trouble=StoreTrouble.UNAVAILABLE, message=silence(store))
+        return StageFacts(problem=StoreProblem.UNAVAILABLE, message=silence(store))
     if not isinstance(error, ModelChainError):
         what = f"reading {store.uri} has failed: unforeseen {type(error).__name__}"
-        return StageFacts(trouble=StoreTrouble.UNREADABLE, message=f"{what}; report what the log says of it")
-    trouble = StoreTrouble.FORBIDDEN  # somebody must mend that
+        return StageFacts(problem=StoreProblem.UNREADABLE, message=f"{what}; report what the log says of it")
+    problem = StoreProblem.FORBIDDEN  # somebody must mend that
     if isinstance(error, UserDataError):
-        trouble = StoreTrouble.DAMAGED
+        problem = StoreProblem.DAMAGED
     elif isinstance(error, ConfigurationError):
-        trouble = StoreTrouble.MISCONFIGURED
-    return StageFacts(trouble=trouble, message=str(error) if quoting else error.public)
+        problem = StoreProblem.MISCONFIGURED
+    return StageFacts(problem=problem, message=str(error) if quoting else error.public)
 
 
 def silence(store: Store) -> str:

@@ -187,7 +187,7 @@ class StageStatus(StatusBlock):
         return self.phase in (StagePhase.COMPLETE, StagePhase.CACHED)
 
     @property
-    def settled(self) -> int:
+    def last_ended_attempt(self) -> int:
         """The last attempt whose end is accounted for; it must not live, and no other outcome of it
         matters.
         """

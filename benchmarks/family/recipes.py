@@ -149,7 +149,7 @@ class Variant:
         """Without its settings."""
         return self.text.partition(":")[0]
 
-    def settled(self, defaults: Settings) -> Settings:
+    def last_ended_attempt(self, defaults: Settings) -> Settings:
         """All settings: the data set's, the recipe's, the variant's."""
         return replace(defaults, **{**self.recipe.settings, **self.settings})
 

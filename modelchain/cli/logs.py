@@ -188,7 +188,7 @@ def nothing_left(
     if attempt is not None and attempt > stage.attempt:
         return MissingInputError(f"{head}: there was no attempt {attempt}, the last is {stage.attempt}")
     wanted = attempt or stage.attempt
-    if wanted > stage.settled and not stage.finished and stage.phase is not StagePhase.FAILED:
+    if wanted > stage.last_ended_attempt and not stage.finished and stage.phase is not StagePhase.FAILED:
         return NoPodYet(
             f"{head}: attempt {wanted} has no pod yet ({stage.message or stage.reason or stage.phase}); {look}"
         )

@@ -179,7 +179,7 @@ def as_list(
     notes = [
         _folded(f"{chain.full_name if namespaces else chain.metadata.name}: {note}", width)
         for chain in chains
-        for note in _troubles(chain)
+        for note in _problems(chain)
     ]
     return "\n".join([table, *([""] if notes else []), *notes])
 
@@ -187,7 +187,7 @@ def as_list(
 def notes_of(chain: ClusterChain) -> list[str]:
     """What the table does not say: what is wrong, why stages wait, and how their last attempts ended."""
     status = chain.status
-    notes = _troubles(chain)
+    notes = _problems(chain)
     for stage in status.all_stages if status is not None else ():
         if stage.finished:
             continue
@@ -206,7 +206,7 @@ def notes_of(chain: ClusterChain) -> list[str]:
     return notes
 
 
-def _troubles(chain: ClusterChain) -> list[str]:
+def _problems(chain: ClusterChain) -> list[str]:
     """What somebody should look at."""
     from modelchain.status import ChainPhase
 
@@ -220,7 +220,7 @@ def _troubles(chain: ClusterChain) -> list[str]:
     if seen is not None and generation is not None and seen < generation:
         notes.append(f"the last edit (generation {generation}) was not acted on yet (generation {seen} was)")
     for condition in status.conditions:
-        if _is_trouble(condition, status):
+        if _is_problem(condition, status):
             texts = condition.message.split(" | ") if condition.reason == "Invalid" else [condition.message]
             name = condition.type if condition.status == "True" else f"not {condition.type}"
             notes += [f"{name} ({condition.reason}): {text}" for text in texts]
@@ -229,7 +229,7 @@ def _troubles(chain: ClusterChain) -> list[str]:
     return notes
 
 
-def _is_trouble(condition: Condition, status: ChainStatus) -> bool:
+def _is_problem(condition: Condition, status: ChainStatus) -> bool:
     from modelchain.status import ChainPhase, ConditionType
 
     holds = condition.status == "True"

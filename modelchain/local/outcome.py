@@ -9,16 +9,16 @@ from modelchain.cost import Plan
 from modelchain.errors import ExitCode
 from modelchain.local.events import RunEnded, SpeedupMeasured, StageResult
 from modelchain.reconcile.baseline import MEASURED, MEASURING
-from modelchain.reconcile.observation import StoreTrouble
+from modelchain.reconcile.observation import StoreProblem
 from modelchain.reconcile.suspend import SUSPENDED
 from modelchain.status import ChainPhase, ChainStatus, ConditionType, Measurement, StagePhase, StageStatus
 from modelchain.times import rfc3339
 
-_EXIT_CODES_OF_TROUBLE = {
-    StoreTrouble.FORBIDDEN.value: ExitCode.NO_PERMISSION,
-    StoreTrouble.MISCONFIGURED.value: ExitCode.CONFIG,
-    StoreTrouble.UNREADABLE.value: ExitCode.SOFTWARE,
-    StoreTrouble.DAMAGED.value: ExitCode.DATA,
+_PROBLEM_EXIT_CODES = {
+    StoreProblem.FORBIDDEN.value: ExitCode.NO_PERMISSION,
+    StoreProblem.MISCONFIGURED.value: ExitCode.CONFIG,
+    StoreProblem.UNREADABLE.value: ExitCode.SOFTWARE,
+    StoreProblem.DAMAGED.value: ExitCode.DATA,
 }
 
 
@@ -111,13 +111,13 @@ def _compares(status: ChainStatus, stopped: Stopped) -> bool:
     }
     if not reasons:
         return condition.reason == MEASURING
-    return not reasons <= {*_EXIT_CODES_OF_TROUBLE, *(() if stopped else (SUSPENDED,))}
+    return not reasons <= {*_PROBLEM_EXIT_CODES, *(() if stopped else (SUSPENDED,))}
 
 
 def _blocked(status: ChainStatus) -> int | None:
     """The exit code where only a person can help: an artifact that is damaged, a store that refuses us."""
     reasons = {stage.reason for stage in status.stages if not stage.finished} - {"PredecessorIncomplete"}
-    codes = {_EXIT_CODES_OF_TROUBLE.get(reason) for reason in reasons}
+    codes = {_PROBLEM_EXIT_CODES.get(reason) for reason in reasons}
     return int(min(code for code in codes if code is not None)) if codes and None not in codes else None
 
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, replace
 
 from modelchain.errors import ModelChainError, UserDataError
 from modelchain.measuring import read_measurement
-from modelchain.reconcile.observation import StageFacts, StoreTrouble, Unmeasurable
+from modelchain.reconcile.observation import StageFacts, StoreProblem, Unmeasurable
 from modelchain.resolved import ResolvedChain
-from modelchain.stage_probe import StageLook, silence, trouble_of
+from modelchain.stage_probe import StageLook, problem_of, silence
 from modelchain.status import Measurement
 from modelchain.store import Store, StoreUnavailable
 
@@ -123,8 +123,8 @@ class StoreWatch:
             silent = self._busy_since is not None and time.monotonic() - self._busy_since > SILENT_SECONDS
             self._was_silent = self._was_silent or silent
             facts = {
-                name: replace(watch.facts, trouble=StoreTrouble.UNAVAILABLE, message=silence(self._store))
-                if silent and watch.facts.trouble is None
+                name: replace(watch.facts, problem=StoreProblem.UNAVAILABLE, message=silence(self._store))
+                if silent and watch.facts.problem is None
                 else watch.facts
                 for name, watch in self._watches.items()
                 if watch.facts is not None and watch.looked_at >= watch.wanted_since
@@ -174,7 +174,7 @@ class StoreWatch:
             self._busy_since = began
             watch.look.follow(watch.attempt)
         facts = watch.facts
-        whole = facts is None or facts.trouble is not None or watch.looked_at < watch.wanted_since
+        whole = facts is None or facts.problem is not None or watch.looked_at < watch.wanted_since
         try:
             facts = watch.look.look(whole=whole)
         except Exception as error:
@@ -182,11 +182,11 @@ class StoreWatch:
                 raise
             if not isinstance(error, ModelChainError):
                 log.exception("%s: reading it has failed", self._store.uri)
-            facts = trouble_of(error, self._store, quoting=True)
+            facts = problem_of(error, self._store, quoting=True)
         finally:
             with self._lock:
                 self._busy_since = None
-        unavailable = facts.trouble is StoreTrouble.UNAVAILABLE
+        unavailable = facts.problem is StoreProblem.UNAVAILABLE
         with self._lock:
             if not unavailable and self._was_silent:
                 self._readable_since = time.time()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from modelchain.reconcile.completion import is_missing
 from modelchain.reconcile.observation import Observation, Unmeasurable
 from modelchain.reconcile.retry import End, end_attempt
-from modelchain.reconcile.stage_context import Look
+from modelchain.reconcile.stage_context import StageContext
 from modelchain.reconcile.start import CHAIN_INCOMPLETE
 from modelchain.resolved import ResolvedChain
 from modelchain.status import (
@@ -42,19 +42,24 @@ class Verdict:
     measurement: Measurement | None = None
 
 
-def give_way(look: Look, chain: Sequence[Look]) -> StageStatus:
+def give_way(context: StageContext, chain: Sequence[StageContext]) -> StageStatus:
     """End the current attempt of a baseline, uncounted, if a stage of the chain has to be trained (again)."""
-    job = look.current_job
-    if all(other.status.finished for other in chain) or look.status.finished or job is None or not job.live:
-        return look.status
+    job = context.current_job
+    if (
+        all(other.status.finished for other in chain)
+        or context.status.finished
+        or job is None
+        or not job.live
+    ):
+        return context.status
     text = "the chain is to be trained first; this goes on from the latest checkpoint"
-    return end_attempt(look, CHAIN_INCOMPLETE, text, end=End.REQUESTED)
+    return end_attempt(context, CHAIN_INCOMPLETE, text, end=End.REQUESTED)
 
 
-def judge(
+def assess(
     chain: ResolvedChain,
-    looks: Sequence[Look],
-    baselines: Sequence[Look],
+    contexts: Sequence[StageContext],
+    baselines: Sequence[StageContext],
     phase: ChainPhase,
     observed: Observation,
 ) -> Verdict | None:
@@ -63,25 +68,26 @@ def judge(
         return None
     if phase is not ChainPhase.COMPLETE:
         return Verdict(False, CHAIN_INCOMPLETE, "models are trained alone once the chain is complete")
-    failed = [look.status for look in baselines if look.status.phase is StagePhase.FAILED]
-    open_ones = [look.status for look in baselines if not look.status.finished and look.status not in failed]
-    done = sum(look.status.finished for look in baselines)
-    if open_ones:
-        first = next((one for one in open_ones if one.phase is StagePhase.RUNNING), open_ones[0])
+    statuses = [context.status for context in baselines]
+    failed = [status for status in statuses if status.phase is StagePhase.FAILED]
+    unfinished = [status for status in statuses if not status.finished and status not in failed]
+    done = sum(context.status.finished for context in baselines)
+    if unfinished:
+        first = next((one for one in unfinished if one.phase is StagePhase.RUNNING), unfinished[0])
         if first.reason == "Suspended":
             return Verdict(False, "Suspended", first.message)
-        said = f": {first.message}" if first.message else ""
+        detail = f": {first.message}" if first.message else ""
         reason = "Training" if first.phase is StagePhase.RUNNING else first.reason or first.phase.value
-        return Verdict(False, reason, f"{done} of {len(baselines)} runs are complete; {first.name}{said}")
+        return Verdict(False, reason, f"{done} of {len(baselines)} runs are complete; {first.name}{detail}")
     if failed:
         text = "; ".join(f"{one.name}: {one.message}" for one in failed)
         return Verdict(False, FAILED, f"{text}. The chain is complete all the same")
-    found = observed.measurement or _known(chain, looks, baselines, observed)
+    found = observed.measurement or _known(chain, contexts, baselines, observed)
     if isinstance(found, Measurement) and fits(found, chain):
         return Verdict(True, MEASURED, told(found), found)
     if isinstance(found, Unmeasurable):
         return Verdict(True, NOT_MEASURED, f"all models were trained alone, but {found.message}")
-    gone = [look.stage.name for look in (*looks, *baselines) if is_missing(look)]
+    gone = [context.stage.name for context in (*contexts, *baselines) if is_missing(context)]
     if gone:
         return Verdict(
             False, "ArtifactsMissing", f"nothing can be measured: {', '.join(gone)} is gone or damaged"
@@ -118,7 +124,10 @@ def fits(measurement: Measurement, chain: ResolvedChain) -> bool:
 
 
 def _known(
-    chain: ResolvedChain, looks: Sequence[Look], baselines: Sequence[Look], observed: Observation
+    chain: ResolvedChain,
+    contexts: Sequence[StageContext],
+    baselines: Sequence[StageContext],
+    observed: Observation,
 ) -> Measurement | Unmeasurable | None:
     """What the last status says, if it speaks of the same weights."""
     before = observed.status
@@ -129,6 +138,6 @@ def _known(
     if {stage.name: stage.digest for stage in before.all_stages if stage.finished} != digests:
         return None
     if condition.reason == NOT_MEASURED:
-        asked_again = any(look.asked_again for look in (*looks, *baselines))
-        return None if asked_again else Unmeasurable(condition.message.partition(", but ")[2])
+        spec_changed = any(context.spec_changed for context in (*contexts, *baselines))
+        return None if spec_changed else Unmeasurable(condition.message.partition(", but ")[2])
     return before.measurement

@@ -5,74 +5,74 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from modelchain.artifacts import Manifest, attempt_folder
-from modelchain.reconcile.observation import StoreTrouble
-from modelchain.reconcile.stage_context import Look
-from modelchain.reconcile.supersede import anew
+from modelchain.reconcile.observation import StoreProblem
+from modelchain.reconcile.stage_context import StageContext
+from modelchain.reconcile.supersede import restarted
 from modelchain.status import ConditionType, StagePhase, StageStatus, bounded, cut
 from modelchain.times import from_rfc3339, rfc3339
 
 LINGER_SECONDS = 30.0  # a trainer that has committed its stage may take this long to go
 
 
-def recognise(look: Look) -> StageStatus:
+def mark_complete(context: StageContext) -> StageStatus:
     """Record a verified manifest; forget a vanished one only if that was asked for."""
-    status = look.status
+    status = context.status
     if status.finished:
-        if not (is_missing(look) and look.observed.retrains_missing):
+        if not (is_missing(context) and context.observed.retrains_missing):
             return status
         text = "its artifacts have vanished, and training them again was asked for"
-        return anew(look, "ArtifactsMissing", text)
-    if not look.readable or look.facts is None or look.facts.manifest is None:
+        return restarted(context, "ArtifactsMissing", text)
+    if not context.readable or context.facts is None or context.facts.manifest is None:
         return status
-    return _completed(look, look.facts.manifest)
+    return _completed(context, context.facts.manifest)
 
 
-def is_missing(look: Look) -> bool:
+def is_missing(context: StageContext) -> bool:
     """Whether the stage was complete and its artifact is gone or damaged. Forbidden or unavailable is not
     missing.
     """
-    if not look.status.finished or look.facts is None:
+    if not context.status.finished or context.facts is None:
         return False
-    if look.facts.trouble is StoreTrouble.DAMAGED:
+    if context.facts.problem is StoreProblem.DAMAGED:
         return True
-    return look.facts.trouble is None and look.facts.manifest is None and not look.facts.present
+    return context.facts.problem is None and context.facts.manifest is None and not context.facts.present
 
 
-def retrained(before: Iterable[Look], after: Iterable[Look]) -> bool:
+def retrained(before: Iterable[StageContext], after: Iterable[StageContext]) -> bool:
     """Whether what was missing has begun anew in this decision, and all that could be missing was looked for: what is
     found missing later was not meant by whoever asked.
     """
-    finished = [look for look in before if look.status.finished]
-    reset = {look.stage.name for look in after if not look.status.finished}
-    return any(look.stage.name in reset for look in finished) and all(
-        look.readable or is_missing(look) for look in finished
+    finished = [context for context in before if context.status.finished]
+    reset = {context.stage.name for context in after if not context.status.finished}
+    return any(context.stage.name in reset for context in finished) and all(
+        context.readable or is_missing(context) for context in finished
     )
 
 
-def was_missing(look: Look) -> bool:
+def was_missing(context: StageContext) -> bool:
     """Whether the stage may still be missing: the status says so of one, and this one was not looked at since."""
-    status = look.observed.status
+    status = context.observed.status
     missed = status is not None and status.is_true(ConditionType.ARTIFACTS_MISSING)
-    return missed and look.status.finished and not look.readable
+    return missed and context.status.finished and not context.readable
 
 
-def job_lingers(look: Look) -> bool:
+def job_lingers(context: StageContext) -> bool:
     """Whether a job of the finished stage, or a pod of it, still ends. One on an unreachable node is not waited
     for: it has nothing to do any more, and the node may never come back.
     """
-    return look.status.finished and any(
-        (job.live or job.holds_pods) and not job.blocked_by_node for job in look.jobs
+    return context.status.finished and any(
+        (job.live or job.holds_pods) and not job.blocked_by_node for job in context.jobs
     )
 
 
-def linger_deadline(look: Look) -> float:
+def linger_deadline(context: StageContext) -> float:
     """When a job that still lives after its stage was complete is ended."""
-    completed_at = look.status.completed_at
-    return (from_rfc3339(completed_at) if completed_at else look.now) + LINGER_SECONDS
+    completed_at = context.status.completed_at
+    return (from_rfc3339(completed_at) if completed_at else context.now) + LINGER_SECONDS
 
 
-def _completed(look: Look, manifest: Manifest) -> StageStatus:
-    status, stage = look.status, look.stage
+def _completed(context: StageContext, manifest: Manifest) -> StageStatus:
+    status, stage = context.status, context.stage
     trained_here = status.started_at is not None
     found = f"found in the store: trained as stage {manifest.stage} of {manifest.chain}"
     return status.model_copy(
@@ -81,7 +81,7 @@ def _completed(look: Look, manifest: Manifest) -> StageStatus:
             "reason": "Complete" if trained_here else "Cached",
             "message": "" if trained_here else cut(found),
             "retry_at": None,
-            "completed_at": rfc3339(look.now) if trained_here else cut(manifest.completed_at, 40),
+            "completed_at": rfc3339(context.now) if trained_here else cut(manifest.completed_at, 40),
             "step": manifest.steps,
             "steps": manifest.steps,
             "activity": None,

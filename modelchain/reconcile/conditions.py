@@ -8,9 +8,9 @@ from typing import TypeAlias
 
 from modelchain.reconcile.baseline import Verdict
 from modelchain.reconcile.completion import is_missing, was_missing
-from modelchain.reconcile.observation import JobPhase, StoreTrouble
+from modelchain.reconcile.observation import JobPhase, StoreProblem
 from modelchain.reconcile.retry import DISRUPTIONS_EXHAUSTED
-from modelchain.reconcile.stage_context import Look
+from modelchain.reconcile.stage_context import StageContext
 from modelchain.reconcile.stall import STALLED
 from modelchain.reconcile.stuck_jobs import DELETION_STUCK, NODE_UNREACHABLE, blocked_text, is_blocked
 from modelchain.status import (
@@ -35,14 +35,14 @@ _BLOCKED = frozenset(
         NODE_UNREACHABLE,
         "NotObserved",
         "Queued",
-        *(trouble.value for trouble in StoreTrouble),
+        *(problem.value for problem in StoreProblem),
     }
 )
 
 
 def conditions(
     previous: Sequence[Condition],
-    looks: Sequence[Look],
+    contexts: Sequence[StageContext],
     phase: ChainPhase,
     compared: Verdict | None = None,
     *,
@@ -52,21 +52,21 @@ def conditions(
     """All conditions of a chain that was accepted. Those whose status did not change keep their time. `compared`: how
     its models trained alone stand, if it asks for some.
     """
-    said: tuple[_Entry, ...] = (
+    entries: tuple[_Entry, ...] = (
         (ConditionType.ACCEPTED, True, "Valid", ""),
-        (ConditionType.PROGRESSING, *_progressing(looks, phase)),
-        (ConditionType.COMPLETE, *_complete(looks, phase)),
-        (ConditionType.FAILED, *_failed(looks)),
-        (ConditionType.UNRESPONSIVE, *_unresponsive(looks)),
-        (ConditionType.ARTIFACTS_MISSING, *_artifacts_missing(looks)),
-        (ConditionType.DISRUPTED, *_disrupted(looks)),
+        (ConditionType.PROGRESSING, *_progressing(contexts, phase)),
+        (ConditionType.COMPLETE, *_complete(contexts, phase)),
+        (ConditionType.FAILED, *_failed(contexts)),
+        (ConditionType.UNRESPONSIVE, *_unresponsive(contexts)),
+        (ConditionType.ARTIFACTS_MISSING, *_artifacts_missing(contexts)),
+        (ConditionType.DISRUPTED, *_disrupted(contexts)),
     )
     if compared is not None:
         entry = (ConditionType.BASELINE_COMPLETE, compared.holds, compared.reason, compared.message)
-        said = (*said, entry)
-    said = tuple(_still_missing(previous, looks, entry) for entry in said)
-    said = (*_summed_up({entry[0]: entry for entry in said}, phase), *said)
-    ours = tuple(_said(previous, *entry, generation=generation, now=now) for entry in said)
+        entries = (*entries, entry)
+    entries = tuple(_still_missing(previous, contexts, entry) for entry in entries)
+    entries = (*_summary({entry[0]: entry for entry in entries}, phase), *entries)
+    ours = tuple(_condition(previous, *entry, generation=generation, now=now) for entry in entries)
     # What another version has said is for it to take back.
     return (*ours, *(condition for condition in previous if condition.type not in tuple(ConditionType)))
 
@@ -88,8 +88,8 @@ def refused(
         ConditionType.ACCEPTED: (False, text),
         **({} if runs else {ConditionType.PROGRESSING: (False, "the chain is refused")}),
     }
-    said = [
-        _said(status.conditions, kind, holds, "Invalid", message, generation=generation, now=now)
+    entries = [
+        _condition(status.conditions, kind, holds, "Invalid", message, generation=generation, now=now)
         for kind, (holds, message) in words.items()
     ]
     kept = [one for one in status.conditions if one.type not in words]
@@ -98,12 +98,12 @@ def refused(
             "phase": status.phase if runs else ChainPhase.REFUSED,
             "message": cut(f"refused: {text}"),
             "observed_generation": status.observed_generation if generation is None else generation,
-            "conditions": (*said, *kept),
+            "conditions": (*entries, *kept),
         }
     )
 
 
-def _said(
+def _condition(
     previous: Sequence[Condition],
     kind: str,
     holds: bool,
@@ -131,36 +131,38 @@ def _word(reason: str) -> str:
     return re.sub(r"^[^A-Za-z]+|[^A-Za-z0-9]+$|[^A-Za-z0-9_,:]+", "", reason) or "Unknown"
 
 
-def _progressing(looks: Sequence[Look], phase: ChainPhase) -> tuple[bool, str, str]:
-    missing = _artifacts_missing(looks)
+def _progressing(contexts: Sequence[StageContext], phase: ChainPhase) -> tuple[bool, str, str]:
+    missing = _artifacts_missing(contexts)
     if phase is ChainPhase.COMPLETE:
         return False, "Complete", ""
     if phase is ChainPhase.FAILED:
         return False, "Failed", ""
     if phase is ChainPhase.SUSPENDED:
-        live = [(job, look.now) for look in looks for job in look.jobs if job.live]
+        live = [(job, context.now) for context in contexts for job in context.jobs if job.live]
         held = [blocked_text(job) for job, now in live if is_blocked(job, now)]
-        return False, "Suspended", "; ".join([looks[0].suspended, *held[:1]])
+        return False, "Suspended", "; ".join([contexts[0].suspended, *held[:1]])
     running = [
-        look.stage.name
-        for look in looks
-        if look.status.phase is StagePhase.RUNNING and look.status.reason not in _BLOCKED
+        context.stage.name
+        for context in contexts
+        if context.status.phase is StagePhase.RUNNING and context.status.reason not in _BLOCKED
     ]
     if running:
-        troubles = [
-            look.status.message for look in looks if look.status.name in running and look.status.message
+        problems = [
+            context.status.message
+            for context in contexts
+            if context.status.name in running and context.status.message
         ]
-        return True, "Running", "; ".join([f"training {', '.join(running)}", *troubles[:1]])
+        return True, "Running", "; ".join([f"training {', '.join(running)}", *problems[:1]])
     if missing[0]:
         return False, missing[1], missing[2]
     waiting = [
-        look
-        for look in looks
-        if not look.status.finished
-        and look.status.phase is not StagePhase.FAILED
-        and look.status.reason not in ("PredecessorIncomplete", "PredecessorFailed")
+        context
+        for context in contexts
+        if not context.status.finished
+        and context.status.phase is not StagePhase.FAILED
+        and context.status.reason not in ("PredecessorIncomplete", "PredecessorFailed")
     ]
-    first = next((look.status for look in waiting if not _is_blocked(look)), None)
+    first = next((context.status for context in waiting if not _is_blocked(context)), None)
     if first is not None:
         return True, first.reason or first.phase.value, f"stage {first.name}: {first.message}"
     blocked = waiting[0].status if waiting else None
@@ -169,48 +171,48 @@ def _progressing(looks: Sequence[Look], phase: ChainPhase) -> tuple[bool, str, s
     return False, blocked.reason, f"stage {blocked.name}: {blocked.message}"
 
 
-def _is_blocked(look: Look) -> bool:
+def _is_blocked(context: StageContext) -> bool:
     """Whether the stage waits for something that does not come by itself: what a job that does not run gives as its
     reason is such a thing too (an image that can't be pulled, no node that fits, a quota, a queue that is stopped).
     """
-    job = look.current_job
+    job = context.current_job
     waits = job is not None and job.phase in (JobPhase.PENDING, JobPhase.QUEUED) and bool(job.reason)
-    return waits or look.status.reason in _BLOCKED
+    return waits or context.status.reason in _BLOCKED
 
 
-def _complete(looks: Sequence[Look], phase: ChainPhase) -> tuple[bool, str, str]:
-    done = sum(look.status.finished for look in looks)
+def _complete(contexts: Sequence[StageContext], phase: ChainPhase) -> tuple[bool, str, str]:
+    done = sum(context.status.finished for context in contexts)
     if phase is ChainPhase.COMPLETE:
         return True, "AllStagesComplete", f"all {done} stages are complete"
-    return False, "StagesIncomplete", f"{done} of {len(looks)} stages are complete"
+    return False, "StagesIncomplete", f"{done} of {len(contexts)} stages are complete"
 
 
-def _failed(looks: Sequence[Look]) -> tuple[bool, str, str]:
+def _failed(contexts: Sequence[StageContext]) -> tuple[bool, str, str]:
     """Whether a stage has failed for good; others may go on (Progressing)."""
-    failed = next((look.status for look in looks if look.status.phase is StagePhase.FAILED), None)
+    failed = next((context.status for context in contexts if context.status.phase is StagePhase.FAILED), None)
     if failed is None:
         return False, "NotFailed", ""
     return True, failed.reason, f"stage {failed.name}: {failed.message}"
 
 
-def _summed_up(said: Mapping[ConditionType, _Entry], phase: ChainPhase) -> tuple[_Entry, _Entry]:
+def _summary(entries: Mapping[ConditionType, _Entry], phase: ChainPhase) -> tuple[_Entry, _Entry]:
     """Ready and Stalled, in the sense of kstatus: there is what was asked for; it will not be until somebody acts.
 
     What is waited for (a queue, a store that is away, the next attempt) is neither.
     https://github.com/kubernetes-sigs/cli-utils/tree/master/pkg/kstatus
     """
-    missing, failed = said[ConditionType.ARTIFACTS_MISSING], said[ConditionType.FAILED]
+    missing, failed = entries[ConditionType.ARTIFACTS_MISSING], entries[ConditionType.FAILED]
     for kind, stalled in ((missing, missing[1]), (failed, phase is ChainPhase.FAILED)):
         if stalled:
             return (ConditionType.READY, False, *kind[2:]), (ConditionType.STALLED, True, *kind[2:])
     holds = phase is ChainPhase.COMPLETE
-    why = said[ConditionType.COMPLETE if holds else ConditionType.PROGRESSING]
+    why = entries[ConditionType.COMPLETE if holds else ConditionType.PROGRESSING]
     return (ConditionType.READY, holds, *why[2:]), (ConditionType.STALLED, False, "NotStalled", "")
 
 
-def _unresponsive(looks: Sequence[Look]) -> tuple[bool, str, str]:
-    for look in looks:
-        status = look.status
+def _unresponsive(contexts: Sequence[StageContext]) -> tuple[bool, str, str]:
+    for context in contexts:
+        status = context.status
         ended = status.last_ended
         if status.finished or ended is None or ended.reason != STALLED:
             continue
@@ -220,34 +222,35 @@ def _unresponsive(looks: Sequence[Look]) -> tuple[bool, str, str]:
     return False, "Responsive", ""
 
 
-def _disrupted(looks: Sequence[Look]) -> tuple[bool, str, str]:
+def _disrupted(contexts: Sequence[StageContext]) -> tuple[bool, str, str]:
     """Whether a stage was given up because its attempts never last: something outside of it has to be mended."""
-    for look in looks:
-        status = look.status
+    for context in contexts:
+        status = context.status
         if status.phase is StagePhase.FAILED and status.reason == DISRUPTIONS_EXHAUSTED:
             text = f"stage {status.name}: {status.message}. Find out what ends its pods, then edit the chain"
             return True, DISRUPTIONS_EXHAUSTED, text
     return False, "NotDisrupted", ""
 
 
-def _still_missing(previous: Sequence[Condition], looks: Sequence[Look], entry: _Entry) -> _Entry:
+def _still_missing(previous: Sequence[Condition], contexts: Sequence[StageContext], entry: _Entry) -> _Entry:
     """What was missing stays so until the store shows otherwise: not to have looked is no good news."""
     kind, holds, _, _ = entry
     before = next((condition for condition in previous if condition.type == kind), None)
     if kind is not ConditionType.ARTIFACTS_MISSING or holds or before is None or before.status != "True":
         return entry
-    return (kind, True, before.reason, before.message) if any(map(was_missing, looks)) else entry
+    return (kind, True, before.reason, before.message) if any(map(was_missing, contexts)) else entry
 
 
-def _artifacts_missing(looks: Sequence[Look]) -> tuple[bool, str, str]:
-    missing = [look for look in looks if is_missing(look)]
+def _artifacts_missing(contexts: Sequence[StageContext]) -> tuple[bool, str, str]:
+    missing = [context for context in contexts if is_missing(context)]
     if not missing:
         return False, "ArtifactsPresent", ""
     damaged = next(
-        (look.facts.message for look in missing if look.facts is not None and look.facts.message), ""
+        (context.facts.message for context in missing if context.facts is not None and context.facts.message),
+        "",
     )
     folders = ", ".join(
-        f"{look.stage.name} ({look.stage.store.uri_of(look.stage.folder)})" for look in missing
+        f"{context.stage.name} ({context.stage.store.uri_of(context.stage.folder)})" for context in missing
     )
     text = f"complete once, now gone or damaged: {folders}{': ' + damaged if damaged else ''}"
     remedy = "Nothing is trained again unless asked for: restore them, or ask to retrain"

@@ -25,7 +25,7 @@ from modelchain.reconcile import (
 from modelchain.reconcile.actions import Action, Decision, StopJob
 from modelchain.reconcile.conditions import conditions
 from modelchain.reconcile.observation import Observation
-from modelchain.reconcile.stage_context import Look
+from modelchain.reconcile.stage_context import StageContext
 from modelchain.reconcile.start import Starts, start_baselines, start_stages
 from modelchain.reconcile.stop import jobs_to_stop
 from modelchain.reconcile.stuck_jobs import stuck_at
@@ -33,12 +33,12 @@ from modelchain.resolved import ResolvedChain, ResolvedStage
 from modelchain.status import ChainStatus, StageStatus, cut
 
 # What has happened to a stage: each policy brings its status further. The order is part of the meaning.
-POLICIES: tuple[Callable[[Look], StageStatus], ...] = (
+POLICIES: tuple[Callable[[StageContext], StageStatus], ...] = (
     supersede.carry_over,
-    retry.ask_again,
-    completion.recognise,  # before anything that could take a finished stage for a failed one
+    retry.reset_failures,
+    completion.mark_complete,  # before anything that could take a finished stage for a failed one
     progress.show_progress,
-    retry.settle,
+    retry.record_attempt_end,
     suspend.end_suspended,
     stall.end_stalled,
     stall.end_overdue,
@@ -50,27 +50,27 @@ POLICIES: tuple[Callable[[Look], StageStatus], ...] = (
 def decide(chain: ResolvedChain, observed: Observation, now: float) -> Decision:
     """What to write and what to do, given everything seen. `now` is in seconds since the epoch."""
     previous = observed.status or ChainStatus()
-    first_looks = {stage.name: _first_look(chain, stage, observed, now) for stage in chain.all_stages}
-    looks = {stage.name: _settled(first_looks[stage.name]) for stage in chain.stages}
+    initial = {stage.name: _initial_context(chain, stage, observed, now) for stage in chain.all_stages}
+    contexts = {stage.name: _apply_policies(initial[stage.name]) for stage in chain.stages}
     limits = [limit for limit in (observed.max_parallel_jobs, chain.max_parallel_stages) if limit is not None]
     superseded = former_stages.superseded_jobs(chain, observed)
-    starts = start_stages(looks, observed, at_once=min(limits, default=None), superseded=superseded)
-    in_order = _started(looks, starts)
-    alone = {stage.name: _settled(first_looks[stage.name]) for stage in chain.baselines}
-    alone = {name: look.with_status(baseline.give_way(look, in_order)) for name, look in alone.items()}
-    alone_starts = start_baselines(alone, looks, observed, at_once=baseline.AT_ONCE, superseded=superseded)
+    starts = start_stages(contexts, observed, at_once=min(limits, default=None), superseded=superseded)
+    in_order = _started(contexts, starts)
+    alone = {stage.name: _apply_policies(initial[stage.name]) for stage in chain.baselines}
+    alone = {
+        name: context.with_status(baseline.give_way(context, in_order)) for name, context in alone.items()
+    }
+    alone_starts = start_baselines(alone, contexts, observed, at_once=baseline.AT_ONCE, superseded=superseded)
     baselines = _started(alone, alone_starts)
-    stops = [stop for look in (*in_order, *baselines) for stop in jobs_to_stop(look)]
+    stops = [stop for context in (*in_order, *baselines) for stop in jobs_to_stop(context)]
     stops += [StopJob(job, supersede.SUPERSEDED) for job in former_stages.to_stop(chain, observed)]
     phase = summary.chain_phase(in_order, suspended=bool(suspend.why_suspended(chain, observed)))
     headline = summary.headline(in_order, observed)
-    compared = baseline.judge(chain, in_order, baselines, phase, observed)
+    compared = baseline.assess(chain, in_order, baselines, phase, observed)
     measured = compared.measurement if compared is not None else None
     acceleration = measured.acceleration if measured is not None else None
     planned = previous.speedup_planned if observed.speedup_planned is None else observed.speedup_planned
-    retrained = observed.retrains_missing and completion.retrained(
-        first_looks.values(), (*in_order, *baselines)
-    )
+    retrained = observed.retrains_missing and completion.retrained(initial.values(), (*in_order, *baselines))
     status = previous.model_copy(
         update={
             "phase": phase,
@@ -89,8 +89,8 @@ def decide(chain: ResolvedChain, observed: Observation, now: float) -> Decision:
             "measurement": measured,
             "former_stages": former_stages.former_stages(chain, observed),
             "retrained": cut(observed.retrain_missing) if retrained else previous.retrained,
-            "stages": tuple(look.status for look in in_order),
-            "baselines": tuple(look.status for look in baselines),
+            "stages": tuple(context.status for context in in_order),
+            "baselines": tuple(context.status for context in baselines),
             "conditions": conditions(
                 previous.conditions, in_order, phase, compared, generation=observed.generation, now=now
             ),
@@ -98,17 +98,23 @@ def decide(chain: ResolvedChain, observed: Observation, now: float) -> Decision:
     )
     actions: tuple[Action, ...] = (*stops, *starts.actions, *alone_starts.actions)
     every = (*in_order, *baselines)
-    reads = tuple(look.stage.name for look in every if stall.awaits_read(look) or retry.awaits_read(look))
+    reads = tuple(
+        context.stage.name for context in every if stall.awaits_read(context) or retry.awaits_read(context)
+    )
     return Decision(status=status, actions=actions, reads=reads, wake_at=_wake_at(every))
 
 
-def _started(looks: Mapping[str, Look], starts: Starts) -> tuple[Look, ...]:
-    return tuple(look.with_status(starts.statuses.get(name, look.status)) for name, look in looks.items())
+def _started(contexts: Mapping[str, StageContext], starts: Starts) -> tuple[StageContext, ...]:
+    return tuple(
+        context.with_status(starts.statuses.get(name, context.status)) for name, context in contexts.items()
+    )
 
 
-def _first_look(chain: ResolvedChain, stage: ResolvedStage, observed: Observation, now: float) -> Look:
+def _initial_context(
+    chain: ResolvedChain, stage: ResolvedStage, observed: Observation, now: float
+) -> StageContext:
     known = observed.status.find_stage(stage.name) if observed.status is not None else None
-    return Look(
+    return StageContext(
         stage=stage,
         status=known or former_stages.first_status(stage, observed.status or ChainStatus(), now),
         jobs=observed.jobs_of(stage.name),
@@ -119,28 +125,28 @@ def _first_look(chain: ResolvedChain, stage: ResolvedStage, observed: Observatio
     )
 
 
-def _settled(look: Look) -> Look:
+def _apply_policies(context: StageContext) -> StageContext:
     for policy in POLICIES:
-        look = look.with_status(policy(look))
-    return look
+        context = context.with_status(policy(context))
+    return context
 
 
-def _wake_at(looks: tuple[Look, ...]) -> float | None:
+def _wake_at(contexts: tuple[StageContext, ...]) -> float | None:
     """The next time at which something is due by the clock alone."""
-    due: list[float] = [at for job in looks[0].observed.jobs if (at := stuck_at(job)) is not None]
-    for look in looks:
-        if completion.job_lingers(look):
-            due.append(completion.linger_deadline(look))
+    due: list[float] = [at for job in contexts[0].observed.jobs if (at := stuck_at(job)) is not None]
+    for context in contexts:
+        if completion.job_lingers(context):
+            due.append(completion.linger_deadline(context))
         due.extend(
             time
             for time in (
-                retry.retry_due(look.status),
-                retry.commit_deadline(look),
-                stall.stall_deadline(look),
-                stall.time_limit(look),
-                stall.start_deadline(look),
+                retry.retry_due(context.status),
+                retry.commit_deadline(context),
+                stall.stall_deadline(context),
+                stall.time_limit(context),
+                stall.start_deadline(context),
             )
             if time is not None
         )
-    later = [time for time in due if time > looks[0].now]
+    later = [time for time in due if time > contexts[0].now]
     return min(later, default=None)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from modelchain.reconcile.observation import LeaseView
-from modelchain.reconcile.stage_context import Look
+from modelchain.reconcile.stage_context import StageContext
 
 
-def foreign_lease(look: Look) -> LeaseView | None:
+def foreign_lease(context: StageContext) -> LeaseView | None:
     """The fresh lease that another chain, or this chain in another cluster, holds on the stage."""
-    lease = look.facts.lease if look.facts is not None else None
+    lease = context.facts.lease if context.facts is not None else None
     if lease is None or not lease.fresh or lease.own:
         return None
     return lease

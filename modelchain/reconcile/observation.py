@@ -65,7 +65,7 @@ class Job:
         return self.phase is not JobPhase.TERMINATING and (self.live or self.holds_pods)
 
 
-class StoreTrouble(StrEnum):
+class StoreProblem(StrEnum):
     UNAVAILABLE = "StoreUnavailable"  # time may mend it
     FORBIDDEN = "StoreForbidden"  # somebody must mend the rights; nothing is known about what exists
     MISCONFIGURED = "StoreMisconfigured"  # no store answers there, or not as it must: time will not mend that
@@ -85,12 +85,12 @@ class LeaseView:
 
 @dataclass(frozen=True)
 class StageFacts:
-    """What the store says about a stage. With `trouble`, the rest says nothing."""
+    """What the store says about a stage. With `problem`, the rest says nothing."""
 
     manifest: Manifest | None = None  # verified; None: looked for and not there
     present: bool = False  # a finished stage's artifact is there; what its manifest says was not kept
-    trouble: StoreTrouble | None = None
-    message: str = ""  # of the trouble; names the object
+    problem: StoreProblem | None = None
+    message: str = ""  # of the problem; names the object
     lease: LeaseView | None = None
     progress: Progress | None = None  # of `progress_attempt`
     progress_attempt: int | None = None
@@ -118,7 +118,7 @@ class Observation:
         default_factory=dict
     )  # by stage: when the read began that showed its facts, by the observer's clock
     store_readable_since: float = 0.0  # the store has answered without a gap since, by the observer's clock
-    backend_trouble: Mapping[str, str] = field(
+    backend_problem: Mapping[str, str] = field(
         default_factory=dict
     )  # by stage: why no job of it can be made now (an API that is not installed, a quota), and what to do
     max_parallel_jobs: int | None = None  # of this chain; None: as many as it has branches

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from modelchain.reconcile.stage_context import Look
+from modelchain.reconcile.stage_context import StageContext
 from modelchain.status import StageStatus, bounded, cut
 
 
-def show_progress(look: Look) -> StageStatus:
+def show_progress(context: StageContext) -> StageStatus:
     """The status with the figures of progress.json, if they are those of the attempt that runs."""
-    status, facts = look.status, look.facts
-    if status.finished or look.current_job is None or facts is None or facts.trouble is not None:
+    status, facts = context.status, context.facts
+    if status.finished or context.current_job is None or facts is None or facts.problem is not None:
         return status
     progress = facts.progress
     if progress is None or facts.progress_attempt != status.attempt:

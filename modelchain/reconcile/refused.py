@@ -31,7 +31,9 @@ def under_way(status: ChainStatus | None) -> tuple[StageStatus, ...]:
     return tuple(
         stage
         for stage in (status.all_stages if status is not None else ())
-        if not stage.finished and stage.phase is not StagePhase.FAILED and stage.attempt > stage.settled
+        if not stage.finished
+        and stage.phase is not StagePhase.FAILED
+        and stage.attempt > stage.last_ended_attempt
     )
 
 
@@ -75,14 +77,17 @@ def _stages(previous: ChainStatus, current: Mapping[str, StageStatus]) -> dict[s
 def _without_job(stage: StageStatus) -> StageStatus:
     if stage.finished or stage.phase is StagePhase.FAILED:
         return stage
-    phase, message = StagePhase.PENDING, cut(_JOB_GONE if stage.attempt > stage.settled else stage.message)
+    phase, message = (
+        StagePhase.PENDING,
+        cut(_JOB_GONE if stage.attempt > stage.last_ended_attempt else stage.message),
+    )
     return stage.model_copy(update={"phase": phase, "reason": "SpecRefused", "message": message})
 
 
 def _merged(previous: Sequence[Condition], status: ChainStatus) -> tuple[Condition, ...]:
-    said: Mapping[str, Condition] = {one.type: one for one in status.conditions if one.type in _OF_STAGES}
+    reported: Mapping[str, Condition] = {one.type: one for one in status.conditions if one.type in _OF_STAGES}
     known = {one.type for one in previous}
     return (
-        *(said.get(one.type, one) for one in previous),
-        *(one for kind, one in said.items() if kind not in known),
+        *(reported.get(one.type, one) for one in previous),
+        *(one for kind, one in reported.items() if kind not in known),
     )

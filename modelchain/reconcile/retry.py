@@ -13,8 +13,8 @@ from enum import Enum
 
 from modelchain.artifacts import Failure
 from modelchain.errors import ExitCode, is_permanent
-from modelchain.reconcile.observation import Job, JobPhase, StoreTrouble
-from modelchain.reconcile.stage_context import Look
+from modelchain.reconcile.observation import Job, JobPhase, StoreProblem
+from modelchain.reconcile.stage_context import StageContext
 from modelchain.resolved import ResolvedRetry
 from modelchain.status import EndedAttempt, StagePhase, StageStatus, cut
 from modelchain.times import from_rfc3339, rfc3339
@@ -35,12 +35,12 @@ class End(Enum):
     REQUESTED = "requested"  # a person asked for it: against nothing
 
 
-def ask_again(look: Look) -> StageStatus:
+def reset_failures(context: StageContext) -> StageStatus:
     """Editing the chain, or running it again, asks a failed stage again: its failures count afresh, without
     a wait.
     """
-    status = look.status
-    if not look.asked_again or status.finished:
+    status = context.status
+    if not context.spec_changed or status.finished:
         return status
     if status.phase is StagePhase.FAILED:
         return status.model_copy(
@@ -56,34 +56,40 @@ def ask_again(look: Look) -> StageStatus:
     return status.model_copy(update={"retry_at": None, "disruptions": 0})
 
 
-def settle(look: Look) -> StageStatus:
+def record_attempt_end(context: StageContext) -> StageStatus:
     """Account for the end of the current attempt, if its job has ended or has vanished."""
-    status = look.status
-    if status.finished or status.phase is StagePhase.FAILED or status.attempt <= status.settled:
+    status = context.status
+    if status.finished or status.phase is StagePhase.FAILED or status.attempt <= status.last_ended_attempt:
         return status
-    job = look.current_job
+    job = context.current_job
     if job is None:
         # Without a job ever seen or made, the attempt was intended and nothing more: its job is made under its number.
-        known = status.job is not None or (status.name, status.attempt) in look.observed.made
-        return _vanished(look) if known else status
+        known = status.job is not None or (status.name, status.attempt) in context.observed.made
+        return _vanished(context) if known else status
     if job.phase is JobPhase.FAILED:
         # It may have failed right after it completed the stage: what the store says comes first.
-        unknown = look.facts is None or look.facts.trouble is StoreTrouble.UNAVAILABLE
-        return status if unknown else _failed(look, job)
+        unknown = context.facts is None or context.facts.problem is StoreProblem.UNAVAILABLE
+        return status if unknown else _failed(context, job)
     if job.phase is JobPhase.SUCCEEDED:
-        return _succeeded_without_manifest(look, job)
+        return _succeeded_without_manifest(context, job)
     if job.disrupted and job.phase is not JobPhase.QUEUED:
-        return _disrupted(look, job)
+        return _disrupted(context, job)
     return status
 
 
 def end_attempt(
-    look: Look, reason: str, message: str, end: End, *, exit_code: int | None = None, at_least: float = 0.0
+    context: StageContext,
+    reason: str,
+    message: str,
+    end: End,
+    *,
+    exit_code: int | None = None,
+    at_least: float = 0.0,
 ) -> StageStatus:
     """The status once the current attempt has been accounted for. The next one waits for the back-off, and
     `at_least` that many seconds.
     """
-    status, retry = look.status, look.stage.retry
+    status, retry = context.status, context.stage.retry
     before = (status.last_ended.checkpoint_step if status.last_ended is not None else None) or 0
     checkpoint = max(status.checkpoint_step or 0, before)
     failures = status.failures + (end is End.FAILURE)
@@ -95,7 +101,7 @@ def end_attempt(
         exit_code=exit_code,
         counted=end is End.FAILURE,
         checkpoint_step=checkpoint or None,
-        time=rfc3339(look.now),
+        time=rfc3339(context.now),
     )
     update: dict[str, object] = {
         "last_ended": ended,
@@ -122,7 +128,7 @@ def end_attempt(
     wait = 0.0
     if end is not End.REQUESTED:
         wait = max(at_least, _wait_after(retry, end, failures, disruptions))
-    return status.model_copy(update={**update, "retry_at": rfc3339(look.now + wait) if wait > 0 else None})
+    return status.model_copy(update={**update, "retry_at": rfc3339(context.now + wait) if wait > 0 else None})
 
 
 def _wait_after(retry: ResolvedRetry, end: End, failures: int, disruptions: int) -> int:
@@ -144,73 +150,82 @@ def retry_due(status: StageStatus) -> float | None:
     return from_rfc3339(status.retry_at) if status.retry_at else None
 
 
-def commit_deadline(look: Look) -> float | None:
+def commit_deadline(context: StageContext) -> float | None:
     """Until when a job that has succeeded may leave its manifest to be seen. An old look at the store is no
     failure.
     """
-    job = look.current_job
-    if look.status.finished or job is None or job.phase is not JobPhase.SUCCEEDED or job.ended_at is None:
+    job = context.current_job
+    if context.status.finished or job is None or job.phase is not JobPhase.SUCCEEDED or job.ended_at is None:
         return None
-    return max(job.ended_at, look.observed.store_readable_since) + COMMIT_SECONDS
+    return max(job.ended_at, context.observed.store_readable_since) + COMMIT_SECONDS
 
 
-def awaits_read(look: Look) -> bool:
+def awaits_read(context: StageContext) -> bool:
     """Whether only a fresh read of the store tells if a job that has succeeded has left its manifest."""
-    deadline = commit_deadline(look)
-    return look.readable and deadline is not None and look.now >= deadline and not look.read_since(deadline)
+    deadline = commit_deadline(context)
+    return (
+        context.readable
+        and deadline is not None
+        and context.now >= deadline
+        and not context.read_since(deadline)
+    )
 
 
-def _failed(look: Look, job: Job) -> StageStatus:
+def _failed(context: StageContext, job: Job) -> StageStatus:
     code, reason, text = job.exit_code, job.reason, job.message
-    said = _said_failure(look) if code is None else None
-    if said is not None and (is_permanent(said.exit_code) or not job.disrupted):
-        code, reason, text = said.exit_code, said.reason, said.message  # no pod was left that told
+    recorded = _recorded_failure(context) if code is None else None
+    if recorded is not None and (is_permanent(recorded.exit_code) or not job.disrupted):
+        code, reason, text = (
+            recorded.exit_code,
+            recorded.reason,
+            recorded.message,
+        )  # no pod was left that told
     elif job.disrupted:
-        return _disrupted(look, job, exit_code=code)
+        return _disrupted(context, job, exit_code=code)
     if code == ExitCode.HELD:
         text = text or "somebody else trains this stage"
-        return end_attempt(look, "LeaseHeld", text, End.DISRUPTION, exit_code=code, at_least=HELD_SECONDS)
+        return end_attempt(context, "LeaseHeld", text, End.DISRUPTION, exit_code=code, at_least=HELD_SECONDS)
     text = text or f"{job.name} ended with exit code {code if code is not None else 'unknown'}"
     if job.unscheduled and (code is None or not is_permanent(code)):
         waited = f"not all pods of {job.name} had a node before its first one ended: {text}"
-        return end_attempt(look, "Unschedulable", waited, End.DISRUPTION, exit_code=code)
-    return end_attempt(look, reason or "TrainerFailed", text, End.FAILURE, exit_code=code)
+        return end_attempt(context, "Unschedulable", waited, End.DISRUPTION, exit_code=code)
+    return end_attempt(context, reason or "TrainerFailed", text, End.FAILURE, exit_code=code)
 
 
-def _disrupted(look: Look, job: Job, *, exit_code: int | None = None) -> StageStatus:
+def _disrupted(context: StageContext, job: Job, *, exit_code: int | None = None) -> StageStatus:
     text = job.message or "a pod was evicted, preempted or lost"
-    return end_attempt(look, "Disrupted", text, End.DISRUPTION, exit_code=exit_code)
+    return end_attempt(context, "Disrupted", text, End.DISRUPTION, exit_code=exit_code)
 
 
-def _vanished(look: Look) -> StageStatus:
+def _vanished(context: StageContext) -> StageStatus:
     """The job is gone, and nobody saw how it ended: failure.json may still tell."""
-    status, facts = look.status, look.facts
-    if facts is None or facts.trouble is not None:
+    status, facts = context.status, context.facts
+    if facts is None or facts.problem is not None:
         return status  # its end may be written down where nobody can read it now; there is no hurry
-    failure = _said_failure(look)
+    failure = _recorded_failure(context)
     if failure is not None and is_permanent(failure.exit_code):
-        return end_attempt(look, failure.reason, failure.message, End.FAILURE, exit_code=failure.exit_code)
+        return end_attempt(context, failure.reason, failure.message, End.FAILURE, exit_code=failure.exit_code)
     text = f"job {status.job or 'just made'} is gone: deleted, or lost with its node or its runner"
-    return end_attempt(look, "JobVanished", text, End.DISRUPTION)
+    return end_attempt(context, "JobVanished", text, End.DISRUPTION)
 
 
-def _said_failure(look: Look) -> Failure | None:
+def _recorded_failure(context: StageContext) -> Failure | None:
     """What the current attempt itself wrote about its end, into the store."""
-    facts = look.facts
-    if facts is None or facts.trouble is not None or facts.failure_attempt != look.status.attempt:
+    facts = context.facts
+    if facts is None or facts.problem is not None or facts.failure_attempt != context.status.attempt:
         return None
     return facts.failure
 
 
-def _succeeded_without_manifest(look: Look, job: Job) -> StageStatus:
-    deadline = commit_deadline(look)
-    if deadline is None or look.now < deadline or not look.read_since(deadline):
-        return look.status
+def _succeeded_without_manifest(context: StageContext, job: Job) -> StageStatus:
+    deadline = commit_deadline(context)
+    if deadline is None or context.now < deadline or not context.read_since(deadline):
+        return context.status
     text = (
-        f"{job.name} ended with exit code 0 but {look.stage.folder}/manifest.json is not there: "
+        f"{job.name} ended with exit code 0 but {context.stage.folder}/manifest.json is not there: "
         "is the job's command the trainer, and its store the chain's?"
     )
-    return end_attempt(look, "ManifestMissing", text, End.FAILURE, exit_code=0)
+    return end_attempt(context, "ManifestMissing", text, End.FAILURE, exit_code=0)
 
 
 def _give_up(status: StageStatus, update: dict[str, object], reason: str, message: str) -> StageStatus:

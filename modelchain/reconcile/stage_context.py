@@ -10,7 +10,7 @@ from modelchain.status import StageStatus
 
 
 @dataclass(frozen=True)
-class Look:
+class StageContext:
     """A stage, what was seen of it, and its status as far as the policies before this one have brought it."""
 
     stage: ResolvedStage
@@ -21,14 +21,14 @@ class Look:
     suspended: str  # why nothing may run now; empty if it may
     now: float  # seconds since the epoch
 
-    def with_status(self, status: StageStatus) -> Look:
+    def with_status(self, status: StageStatus) -> StageContext:
         """The same look with a newer status."""
         return self if status is self.status else replace(self, status=status)
 
     @property
     def readable(self) -> bool:
         """Whether the store answered for this stage."""
-        return self.facts is not None and self.facts.trouble is None
+        return self.facts is not None and self.facts.problem is None
 
     def read_since(self, time: float) -> bool:
         """Whether the facts are from a read of the store that began at that time or later: what they lack was not
@@ -40,14 +40,14 @@ class Look:
     def current_job(self) -> Job | None:
         """The job of the attempt whose end is still open."""
         status = self.status
-        if status.attempt <= status.settled:
+        if status.attempt <= status.last_ended_attempt:
             return None
         return next(
             (job for job in self.jobs if job.attempt == status.attempt and job.digest == status.digest), None
         )
 
     @property
-    def asked_again(self) -> bool:
+    def spec_changed(self) -> bool:
         """Whether the spec was edited (or `modelchain run` was called) after the status was written."""
         generation, status = self.observed.generation, self.observed.status
         if generation is None or status is None:

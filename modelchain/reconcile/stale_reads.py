@@ -12,14 +12,14 @@ from modelchain.resolved import ResolvedChain
 from modelchain.status import ChainStatus, StageStatus, commitment
 
 
-def only_tells(before: ChainStatus, decision: Decision) -> bool:
+def is_report_only(before: ChainStatus, decision: Decision) -> bool:
     """Whether nothing is to be done, and nothing is to be written that later decisions build on, but that stages
     are complete: that is what the store says, whatever becomes of their jobs.
     """
     return not decision.actions and _all_as_before(before, decision.status)
 
 
-def only_begins(
+def only_starts_fresh_stages(
     before: ChainStatus, decision: Decision, chain: ResolvedChain, seen: Container[tuple[str, int]]
 ) -> bool:
     """Whether all there is to do is to begin stages that never had a job, and to say of others that they finished.

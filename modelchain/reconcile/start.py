@@ -15,7 +15,7 @@ from modelchain.reconcile.completion import is_missing, job_lingers, was_missing
 from modelchain.reconcile.foreign_lease import foreign_lease
 from modelchain.reconcile.observation import Job, Observation
 from modelchain.reconcile.retry import retry_due
-from modelchain.reconcile.stage_context import Look
+from modelchain.reconcile.stage_context import StageContext
 from modelchain.reconcile.stuck_jobs import blocked_text, is_blocked, why_blocked
 from modelchain.reconcile.summary import failed_ancestor
 from modelchain.reconcile.suspend import SUSPENDED
@@ -35,7 +35,7 @@ class Hold:
     message: str
 
 
-_Check: TypeAlias = "Callable[[Look, Branches], Hold | None]"
+_Check: TypeAlias = "Callable[[StageContext, Branches], Hold | None]"
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Starts:
 class Branches:
     """What a stage's start depends on outside of itself."""
 
-    looks: Mapping[str, Look]
+    contexts: Mapping[str, StageContext]
     observed: Observation
     missing: tuple[str, ...]  # finished stages whose artifacts have vanished
     limit: int | None  # of jobs at once; None: as many as there are branches
@@ -64,20 +64,20 @@ class Branches:
 
 
 def start_stages(
-    looks: Mapping[str, Look],
+    contexts: Mapping[str, StageContext],
     observed: Observation,
     *,
     at_once: int | None = None,
     superseded: tuple[Job, ...] = (),
 ) -> Starts:
     """Start what can start, `at_once` jobs at a time; say of every other idle stage what it waits for."""
-    branches = Branches(looks, observed, _missing(looks.values()), at_once, superseded)
-    return _start(looks, branches, _CHECKS)
+    branches = Branches(contexts, observed, _missing(contexts.values()), at_once, superseded)
+    return _start(contexts, branches, _CHECKS)
 
 
 def start_baselines(
-    looks: Mapping[str, Look],
-    chain: Mapping[str, Look],
+    contexts: Mapping[str, StageContext],
+    chain: Mapping[str, StageContext],
     observed: Observation,
     *,
     at_once: int,
@@ -87,32 +87,38 @@ def start_baselines(
     has failed holds up no other.
     """
     branches = Branches(chain, observed, _missing(chain.values()), at_once, superseded)
-    return _start(looks, branches, (_chain_incomplete, *_CHECKS))
+    return _start(contexts, branches, (_chain_incomplete, *_CHECKS))
 
 
-def _missing(looks: Iterable[Look]) -> tuple[str, ...]:
-    return tuple(look.stage.name for look in looks if is_missing(look) or was_missing(look))
+def _missing(contexts: Iterable[StageContext]) -> tuple[str, ...]:
+    return tuple(context.stage.name for context in contexts if is_missing(context) or was_missing(context))
 
 
-def _start(looks: Mapping[str, Look], branches: Branches, checks: Sequence[_Check]) -> Starts:
+def _start(contexts: Mapping[str, StageContext], branches: Branches, checks: Sequence[_Check]) -> Starts:
     statuses: dict[str, StageStatus] = {}
     actions: list[Action] = []
-    for name, look in looks.items():
-        if look.status.finished or look.status.phase is StagePhase.FAILED or look.current_job is not None:
+    for name, context in contexts.items():
+        if (
+            context.status.finished
+            or context.status.phase is StagePhase.FAILED
+            or context.current_job is not None
+        ):
             continue
-        hold = next((hold for hold in (check(look, branches) for check in checks) if hold is not None), None)
+        hold = next(
+            (hold for hold in (check(context, branches) for check in checks) if hold is not None), None
+        )
         if hold is not None:
-            statuses[name] = look.status.model_copy(
+            statuses[name] = context.status.model_copy(
                 update={"phase": hold.phase, "reason": hold.reason, "message": cut(hold.message)}
             )
-        elif look.jobs:  # all have ended: their remains go before the next attempt comes
-            actions.extend(RemoveJob(job) for job in look.jobs)
-            text = f"removing what is left of {look.jobs[-1].name}"
-            statuses[name] = look.status.model_copy(
-                update={"phase": _idle_phase(look), "reason": "RemovingJob", "message": cut(text)}
+        elif context.jobs:  # all have ended: their remains go before the next attempt comes
+            actions.extend(RemoveJob(job) for job in context.jobs)
+            text = f"removing what is left of {context.jobs[-1].name}"
+            statuses[name] = context.status.model_copy(
+                update={"phase": _idle_phase(context), "reason": "RemovingJob", "message": cut(text)}
             )
         else:
-            statuses[name] = _intent(look.status)
+            statuses[name] = _intent(context.status)
             actions.append(StartJob(name, statuses[name].attempt))
             branches.started.append(name)
     return Starts(statuses, tuple(actions))
@@ -120,7 +126,7 @@ def _start(looks: Mapping[str, Look], branches: Branches, checks: Sequence[_Chec
 
 def _intent(status: StageStatus) -> StageStatus:
     """The status that announces the next attempt: the same number again if its job was never seen."""
-    attempt = status.attempt if status.attempt > status.settled else status.attempt + 1
+    attempt = status.attempt if status.attempt > status.last_ended_attempt else status.attempt + 1
     return status.model_copy(
         update={
             "phase": StagePhase.PENDING,
@@ -133,95 +139,97 @@ def _intent(status: StageStatus) -> StageStatus:
     )
 
 
-def _idle_phase(look: Look) -> StagePhase:
-    ended = look.status.last_ended
+def _idle_phase(context: StageContext) -> StagePhase:
+    ended = context.status.last_ended
     return StagePhase.RETRYING if ended is not None and ended.counted else StagePhase.PENDING
 
 
-def _chain_incomplete(_: Look, branches: Branches) -> Hold | None:
-    waiting = [name for name, look in branches.looks.items() if not look.status.finished]
+def _chain_incomplete(_: StageContext, branches: Branches) -> Hold | None:
+    waiting = [name for name, context in branches.contexts.items() if not context.status.finished]
     if not waiting:
         return None
     return Hold(StagePhase.PENDING, CHAIN_INCOMPLETE, f"trained alone once {', '.join(waiting)} is complete")
 
 
-def _suspended(look: Look, _: Branches) -> Hold | None:
-    if not look.suspended:
+def _suspended(context: StageContext, _: Branches) -> Hold | None:
+    if not context.suspended:
         return None
-    blocked = next((job for job in look.jobs if job.live and is_blocked(job, look.now)), None)
-    text = look.suspended if blocked is None else f"{look.suspended}; {blocked_text(blocked)}"
+    blocked = next((job for job in context.jobs if job.live and is_blocked(job, context.now)), None)
+    text = context.suspended if blocked is None else f"{context.suspended}; {blocked_text(blocked)}"
     return Hold(StagePhase.SUSPENDED, SUSPENDED, text)
 
 
-def _refused(look: Look, branches: Branches) -> Hold | None:
+def _refused(context: StageContext, branches: Branches) -> Hold | None:
     if not branches.observed.refused:
         return None
     text = "not started: the chain is refused as it is written now (condition Accepted)"
-    return Hold(_idle_phase(look), "SpecRefused", text)
+    return Hold(_idle_phase(context), "SpecRefused", text)
 
 
-def _predecessor_incomplete(look: Look, branches: Branches) -> Hold | None:
-    for other in look.stage.needs:
-        if not branches.looks[other.name].status.finished:
-            predecessor = look.stage.predecessor
+def _predecessor_incomplete(context: StageContext, branches: Branches) -> Hold | None:
+    for other in context.stage.needs:
+        if not branches.contexts[other.name].status.finished:
+            predecessor = context.stage.predecessor
             grows = predecessor is not None and predecessor.name == other.name
             verb = "grows out of" if grows else "learns from"
             return Hold(StagePhase.PENDING, "PredecessorIncomplete", f"{verb} stage {other.name}")
     return None
 
 
-def _predecessor_failed(look: Look, branches: Branches) -> Hold | None:
+def _predecessor_failed(context: StageContext, branches: Branches) -> Hold | None:
     """A failure ends the stages that grow out of it; other branches of the tree go on."""
-    failed = failed_ancestor(look, branches.looks)
+    failed = failed_ancestor(context, branches.contexts)
     if failed is None:
         return None
-    return Hold(_idle_phase(look), "PredecessorFailed", f"it needs stage {failed}, which has failed")
+    return Hold(_idle_phase(context), "PredecessorFailed", f"it needs stage {failed}, which has failed")
 
 
-def _artifacts_missing(look: Look, branches: Branches) -> Hold | None:
+def _artifacts_missing(context: StageContext, branches: Branches) -> Hold | None:
     if not branches.missing:
         return None
     text = f"not started: the artifacts of {', '.join(branches.missing)} were complete and are gone"
-    return Hold(_idle_phase(look), "ArtifactsMissing", text)
+    return Hold(_idle_phase(context), "ArtifactsMissing", text)
 
 
-def _last_job_ending(look: Look, _: Branches) -> Hold | None:
-    live = [job for job in look.jobs if job.live]
+def _last_job_ending(context: StageContext, _: Branches) -> Hold | None:
+    live = [job for job in context.jobs if job.live]
     if not live:
         return None
-    blocked = next((job for job in live if is_blocked(job, look.now)), None)
+    blocked = next((job for job in live if is_blocked(job, context.now)), None)
     if blocked is not None:
-        return Hold(_idle_phase(look), why_blocked(blocked, look.now), blocked_text(blocked))
-    ended = look.status.last_ended
+        return Hold(_idle_phase(context), why_blocked(blocked, context.now), blocked_text(blocked))
+    ended = context.status.last_ended
     why = f" ({ended.reason})" if ended is not None else ""
     return Hold(
-        _idle_phase(look),
+        _idle_phase(context),
         "Stopping",
         f"{live[0].name} is ending{why}; the next attempt starts when it is gone",
     )
 
 
-def _same_weights_elsewhere(look: Look, branches: Branches) -> Hold | None:
-    job = next((job for job in branches.superseded if job.digest == look.stage.digest), None)
+def _same_weights_elsewhere(context: StageContext, branches: Branches) -> Hold | None:
+    job = next((job for job in branches.superseded if job.digest == context.stage.digest), None)
     if job is None:
         return None
-    if is_blocked(job, look.now):
-        return Hold(_idle_phase(look), why_blocked(job, look.now), blocked_text(job))
+    if is_blocked(job, context.now):
+        return Hold(_idle_phase(context), why_blocked(job, context.now), blocked_text(job))
     text = f"{job.name} trains the very same weights as stage {job.stage}; this one starts when it is gone"
-    return Hold(_idle_phase(look), "Stopping", text)
+    return Hold(_idle_phase(context), "Stopping", text)
 
 
-def _store_unknown(look: Look, _: Branches) -> Hold | None:
-    facts = look.facts
+def _store_unknown(context: StageContext, _: Branches) -> Hold | None:
+    facts = context.facts
     if facts is None:
-        return Hold(_idle_phase(look), "NotObserved", "the store was not looked at yet")
-    if facts.trouble is None:
+        return Hold(_idle_phase(context), "NotObserved", "the store was not looked at yet")
+    if facts.problem is None:
         return None
-    return Hold(_idle_phase(look), facts.trouble.value, facts.message or f"the store {look.stage.store.uri}")
+    return Hold(
+        _idle_phase(context), facts.problem.value, facts.message or f"the store {context.stage.store.uri}"
+    )
 
 
-def _held_by_another(look: Look, _: Branches) -> Hold | None:
-    lease = foreign_lease(look)
+def _held_by_another(context: StageContext, _: Branches) -> Hold | None:
+    lease = foreign_lease(context)
     if lease is None:
         return None
     text = (
@@ -230,33 +238,33 @@ def _held_by_another(look: Look, _: Branches) -> Hold | None:
     return Hold(StagePhase.WAITING, "LeaseHeld", text)
 
 
-def _backing_off(look: Look, _: Branches) -> Hold | None:
-    due = retry_due(look.status)
-    if due is None or look.now >= due:
+def _backing_off(context: StageContext, _: Branches) -> Hold | None:
+    due = retry_due(context.status)
+    if due is None or context.now >= due:
         return None
-    ended = look.status.last_ended
+    ended = context.status.last_ended
     why = f"{ended.reason}: {ended.message}" if ended is not None else "the last attempt failed"
-    text = f"the next attempt starts at {rfc3339(due)}; attempt {look.status.attempt} ended with {why}"
-    return Hold(_idle_phase(look), "BackOff", text)
+    text = f"the next attempt starts at {rfc3339(due)}; attempt {context.status.attempt} ended with {why}"
+    return Hold(_idle_phase(context), "BackOff", text)
 
 
-def _predecessor_ending(look: Look, branches: Branches) -> Hold | None:
-    for other in look.stage.needs:
-        if job_lingers(branches.looks[other.name]):
-            return Hold(_idle_phase(look), PREDECESSOR_ENDING, f"the job of stage {other.name} is ending")
+def _predecessor_ending(context: StageContext, branches: Branches) -> Hold | None:
+    for other in context.stage.needs:
+        if job_lingers(branches.contexts[other.name]):
+            return Hold(_idle_phase(context), PREDECESSOR_ENDING, f"the job of stage {other.name} is ending")
     return None
 
 
-def _backend_trouble(look: Look, branches: Branches) -> Hold | None:
-    trouble = branches.observed.backend_trouble.get(look.stage.name)
-    return Hold(_idle_phase(look), "BackendUnavailable", trouble) if trouble else None
+def _backend_problem(context: StageContext, branches: Branches) -> Hold | None:
+    problem = branches.observed.backend_problem.get(context.stage.name)
+    return Hold(_idle_phase(context), "BackendUnavailable", problem) if problem else None
 
 
-def _too_many_jobs(look: Look, branches: Branches) -> Hold | None:
+def _too_many_jobs(context: StageContext, branches: Branches) -> Hold | None:
     limit = branches.limit
     if limit is None or branches.running < limit:
         return None
-    return Hold(_idle_phase(look), "ParallelLimit", f"{limit} job(s) at once; another stage's runs")
+    return Hold(_idle_phase(context), "ParallelLimit", f"{limit} job(s) at once; another stage's runs")
 
 
 _CHECKS: tuple[_Check, ...] = (
@@ -271,6 +279,6 @@ _CHECKS: tuple[_Check, ...] = (
     _held_by_another,
     _backing_off,
     _predecessor_ending,
-    _backend_trouble,
+    _backend_problem,
     _too_many_jobs,
 )

@@ -5,27 +5,27 @@ from __future__ import annotations
 from modelchain.reconcile.actions import StopJob
 from modelchain.reconcile.completion import linger_deadline
 from modelchain.reconcile.observation import Job
-from modelchain.reconcile.stage_context import Look
+from modelchain.reconcile.stage_context import StageContext
 from modelchain.reconcile.supersede import SUPERSEDED
 
 
-def jobs_to_stop(look: Look) -> list[StopJob]:
+def jobs_to_stop(context: StageContext) -> list[StopJob]:
     """The jobs of a stage that must be ended now."""
     stops = []
-    for job in look.jobs:
-        reason = _why(look, job)
+    for job in context.jobs:
+        reason = _why(context, job)
         if reason and job.stoppable:
             stops.append(StopJob(job, reason))
     return stops
 
 
-def _why(look: Look, job: Job) -> str:
-    status = look.status
+def _why(context: StageContext, job: Job) -> str:
+    status = context.status
     if job.digest != status.digest:
         return SUPERSEDED
     if status.finished:
-        return "StageComplete" if look.now >= linger_deadline(look) else ""
-    if job.attempt <= status.settled:
+        return "StageComplete" if context.now >= linger_deadline(context) else ""
+    if job.attempt <= status.last_ended_attempt:
         ended = status.last_ended
         return ended.reason if ended is not None and ended.attempt == job.attempt else SUPERSEDED
     if job.attempt < status.attempt:

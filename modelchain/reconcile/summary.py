@@ -9,7 +9,7 @@ from typing import TypeVar
 from modelchain.acceleration import Acceleration
 from modelchain.baselines import leading_metrics
 from modelchain.reconcile.observation import Job, JobPhase, Observation
-from modelchain.reconcile.stage_context import Look
+from modelchain.reconcile.stage_context import StageContext
 from modelchain.reconcile.stuck_jobs import blocked_text, is_blocked, why_blocked
 from modelchain.resolved import ResolvedStage, higher_is_better
 from modelchain.spec import EvaluationSpec
@@ -39,29 +39,32 @@ class Headline:
     top1: float | None
 
 
-def show_job(look: Look) -> StageStatus:
+def show_job(context: StageContext) -> StageStatus:
     """The status of a stage whose attempt is open, as its job has it."""
-    job = look.current_job
-    if look.status.finished or look.status.phase is StagePhase.FAILED or job is None:
-        return look.status
+    job = context.current_job
+    if context.status.finished or context.status.phase is StagePhase.FAILED or job is None:
+        return context.status
     phase, reason = _OF_JOB[job.phase]
-    if blocked := why_blocked(job, look.now):
+    if blocked := why_blocked(job, context.now):
         reason = blocked
     elif job.phase in (JobPhase.PENDING, JobPhase.QUEUED) and job.reason:  # why it does not start
         reason = cut(job.reason, MAX_REASON)
-    return look.status.model_copy(
-        update={"phase": phase, "reason": reason, "message": cut(_job_message(look, job))}
+    return context.status.model_copy(
+        update={"phase": phase, "reason": reason, "message": cut(_job_message(context, job))}
     )
 
 
-def chain_phase(looks: Sequence[Look], *, suspended: bool) -> ChainPhase:
+def chain_phase(contexts: Sequence[StageContext], *, suspended: bool) -> ChainPhase:
     """Where the chain stands, from where its stages stand."""
-    phases = {look.status.phase for look in looks}
-    by_name = {look.stage.name: look for look in looks}
-    unfinished = [look for look in looks if not look.status.finished]
+    phases = {context.status.phase for context in contexts}
+    by_name = {context.stage.name: context for context in contexts}
+    unfinished = [context for context in contexts if not context.status.finished]
     if not unfinished:
         return ChainPhase.COMPLETE
-    if all(look.status.phase is StagePhase.FAILED or failed_ancestor(look, by_name) for look in unfinished):
+    if all(
+        context.status.phase is StagePhase.FAILED or failed_ancestor(context, by_name)
+        for context in unfinished
+    ):
         return ChainPhase.FAILED
     if suspended:
         return ChainPhase.SUSPENDED
@@ -72,12 +75,12 @@ def chain_phase(looks: Sequence[Look], *, suspended: bool) -> ChainPhase:
     return ChainPhase.PENDING
 
 
-def failed_ancestor(look: Look, looks: Mapping[str, Look]) -> str | None:
+def failed_ancestor(context: StageContext, contexts: Mapping[str, StageContext]) -> str | None:
     """A stage that this one grows out of or learns from, directly or not, and that has failed for good."""
-    waiting = [other.name for other in look.stage.needs]
+    waiting = [other.name for other in context.stage.needs]
     known = set(waiting)  # ways of needing a stage are many where each has a teacher beside its predecessor
     while waiting:
-        other = looks[waiting.pop()]
+        other = contexts[waiting.pop()]
         if other.status.phase is StagePhase.FAILED:
             return other.stage.name
         further = [one.name for one in other.stage.needs if one.name not in known]
@@ -87,35 +90,41 @@ def failed_ancestor(look: Look, looks: Mapping[str, Look]) -> str | None:
 
 
 def chain_message(
-    looks: Sequence[Look], phase: ChainPhase, baselines: Sequence[Look] = (), *, remains: str = ""
+    contexts: Sequence[StageContext],
+    phase: ChainPhase,
+    baselines: Sequence[StageContext] = (),
+    *,
+    remains: str = "",
 ) -> str:
     """One sentence on the stage that matters most now, and one on what `remains` of removed stages."""
-    return cut("; ".join(part for part in (_stage_message(looks, phase, baselines), remains) if part))
+    return cut("; ".join(part for part in (_stage_message(contexts, phase, baselines), remains) if part))
 
 
-def _stage_message(looks: Sequence[Look], phase: ChainPhase, baselines: Sequence[Look]) -> str:
+def _stage_message(
+    contexts: Sequence[StageContext], phase: ChainPhase, baselines: Sequence[StageContext]
+) -> str:
     if phase is ChainPhase.COMPLETE:
-        alone = [look.stage.name for look in baselines if look.status.phase is StagePhase.RUNNING]
+        alone = [context.stage.name for context in baselines if context.status.phase is StagePhase.RUNNING]
         after = f"; {', '.join(alone)} is trained to compare" if alone else ""
-        return f"all {len(looks)} stages are complete{after}"
-    current = _current(looks, StagePhase.FAILED, StagePhase.RUNNING)
+        return f"all {len(contexts)} stages are complete{after}"
+    current = _current(contexts, StagePhase.FAILED, StagePhase.RUNNING)
     text = current.status.message if current is not None else ""
     return f"stage {current.stage.name}: {text}" if current is not None and text else ""
 
 
-def headline(looks: Sequence[Look], observed: Observation) -> Headline:
+def headline(contexts: Sequence[StageContext], observed: Observation) -> Headline:
     """The stage that is worked on (the last one when all are done), how far it is, and how good."""
-    current = _current(looks, StagePhase.RUNNING, StagePhase.FAILED) or looks[-1]
+    current = _current(contexts, StagePhase.RUNNING, StagePhase.FAILED) or contexts[-1]
     status = current.status
     steps = status.steps if status.step is not None else None
-    eta = _eta(looks, current, observed) if status.phase is StagePhase.RUNNING else None
+    eta = _eta(contexts, current, observed) if status.phase is StagePhase.RUNNING else None
     return Headline(
         stage=current.stage.name,
         step=status.step if steps else None,
         steps=steps or None,
         eta_seconds=None if eta is None else max(0, round(eta)),
-        quality=_quality(looks),
-        top1=_latest(looks, lambda look: top1_of(look.stage, look.status.metrics)),
+        quality=_quality(contexts),
+        top1=_latest(contexts, lambda context: top1_of(context.stage, context.status.metrics)),
     )
 
 
@@ -165,8 +174,8 @@ def duration(seconds: float) -> str:
     return f"{days}d{hours % 24:02d}h"
 
 
-def _job_message(look: Look, job: Job) -> str:
-    if is_blocked(job, look.now):
+def _job_message(context: StageContext, job: Job) -> str:
+    if is_blocked(job, context.now):
         return blocked_text(job)
     if job.phase is JobPhase.TERMINATING:
         return f"{job.name} is being ended"
@@ -174,27 +183,29 @@ def _job_message(look: Look, job: Job) -> str:
         return job.message or f"a queue holds {job.name}"
     if job.phase is JobPhase.PENDING:
         return job.message or f"{job.name} has not started yet"
-    return look.facts.message if look.facts is not None and look.facts.trouble is not None else ""
+    return context.facts.message if context.facts is not None and context.facts.problem is not None else ""
 
 
-def _current(looks: Sequence[Look], *phases: StagePhase) -> Look | None:
+def _current(contexts: Sequence[StageContext], *phases: StagePhase) -> StageContext | None:
     """The first stage in one of these phases, else the first that is not finished."""
-    open_stages = [look for look in looks if not look.status.finished]
+    open_stages = [context for context in contexts if not context.status.finished]
     for wanted in phases:
-        found = next((look for look in open_stages if look.status.phase is wanted), None)
+        found = next((context for context in open_stages if context.status.phase is wanted), None)
         if found is not None:
             return found
     return open_stages[0] if open_stages else None
 
 
-def _eta(looks: Sequence[Look], current: Look, observed: Observation) -> float | None:
+def _eta(contexts: Sequence[StageContext], current: StageContext, observed: Observation) -> float | None:
     """Seconds to the end of the chain: the running stage's own, and the others' cost at the running stage's
     speed.
     """
     status, training = current.status, current.stage.training
     if status.eta_seconds is None:
         return None
-    others = [look.stage.name for look in looks if look is not current and not look.status.finished]
+    others = [
+        context.stage.name for context in contexts if context is not current and not context.status.finished
+    ]
     if not others:
         return status.eta_seconds
     cost = observed.macs.get(current.stage.name)
@@ -205,20 +216,20 @@ def _eta(looks: Sequence[Look], current: Look, observed: Observation) -> float |
     return status.eta_seconds + sum(observed.macs[name] for name in others) / macs_per_second
 
 
-def _quality(looks: Sequence[Look]) -> Quality | None:
+def _quality(contexts: Sequence[StageContext]) -> Quality | None:
     """By the first leading metric of the latest stage that has one."""
 
-    def of(look: Look) -> Quality | None:
-        values = look.status.metrics
-        metric = next((one for one in leading_metrics(look.stage.evaluation) if one in values), None)
+    def of(context: StageContext) -> Quality | None:
+        values = context.status.metrics
+        metric = next((one for one in leading_metrics(context.stage.evaluation) if one in values), None)
         if metric is None:
             return None
         return Quality(metric=metric, value=values[metric], higher_is_better=higher_is_better(metric))
 
-    return _latest(looks, of)
+    return _latest(contexts, of)
 
 
-def _latest(looks: Sequence[Look], of: Callable[[Look], T | None]) -> T | None:
+def _latest(contexts: Sequence[StageContext], of: Callable[[StageContext], T | None]) -> T | None:
     """What the last stage shows that shows anything."""
-    found = (of(look) for look in reversed(looks) if look.status.phase is not StagePhase.PENDING)
+    found = (of(context) for context in reversed(contexts) if context.status.phase is not StagePhase.PENDING)
     return next((value for value in found if value is not None), None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from modelchain.reconcile.stage_context import Look
+from modelchain.reconcile.stage_context import StageContext
 from modelchain.status import EndedAttempt, StageStatus
 from modelchain.times import rfc3339
 
@@ -10,43 +10,43 @@ SUPERSEDED = "Superseded"
 _EDITED = "the stage was edited: its weights would be others"
 
 
-def carry_over(look: Look) -> StageStatus:
+def carry_over(context: StageContext) -> StageStatus:
     """The status of the stage as it is asked for now, with every attempt counted that a job shows."""
-    status = look.status
-    if status.digest != look.stage.digest:
-        status = anew(look, SUPERSEDED, _EDITED)
-    newest = max(look.jobs, key=lambda job: job.attempt, default=None)
+    status = context.status
+    if status.digest != context.stage.digest:
+        status = restarted(context, SUPERSEDED, _EDITED)
+    newest = max(context.jobs, key=lambda job: job.attempt, default=None)
     if newest is None or newest.attempt < status.attempt:
         return status
     if newest.digest != status.digest:
-        if newest.attempt <= status.settled:
+        if newest.attempt <= status.last_ended_attempt:
             return status
         return status.model_copy(
             update={
                 "attempt": newest.attempt,
                 "job": None,
-                "last_ended": ended(newest.attempt, SUPERSEDED, _EDITED, look.now),
+                "last_ended": ended(newest.attempt, SUPERSEDED, _EDITED, context.now),
             }
         )
-    if newest.attempt > status.attempt or (status.job is None and newest.attempt > status.settled):
-        started = status.started_at or rfc3339(newest.started_at or look.now)
+    if newest.attempt > status.attempt or (status.job is None and newest.attempt > status.last_ended_attempt):
+        started = status.started_at or rfc3339(newest.started_at or context.now)
         return status.model_copy(
             update={"attempt": newest.attempt, "job": newest.name, "started_at": started}
         )
     return status
 
 
-def anew(look: Look, reason: str, message: str) -> StageStatus:
+def restarted(context: StageContext, reason: str, message: str) -> StageStatus:
     """The status of a stage that begins again: nothing of it is left but the number of its attempts, the last
     of which has ended for `reason`, uncounted.
     """
-    stage, attempt = look.stage, look.status.attempt
+    stage, attempt = context.stage, context.status.attempt
     return StageStatus(
         name=stage.name,
         digest=stage.digest,
         attempt=attempt,
         steps=stage.training.steps,
-        last_ended=ended(attempt, reason, message, look.now) if attempt else None,
+        last_ended=ended(attempt, reason, message, context.now) if attempt else None,
     )
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from modelchain.reconcile.observation import Observation
 from modelchain.reconcile.retry import End, end_attempt
-from modelchain.reconcile.stage_context import Look
+from modelchain.reconcile.stage_context import StageContext
 from modelchain.resolved import ResolvedChain
 from modelchain.status import StagePhase, StageStatus
 
@@ -20,11 +20,11 @@ def why_suspended(chain: ResolvedChain, observed: Observation) -> str:
     return "spec.suspend is set; unset it to go on from the latest checkpoint" if chain.suspend else ""
 
 
-def end_suspended(look: Look) -> StageStatus:
+def end_suspended(context: StageContext) -> StageStatus:
     """End the current attempt, if the chain is suspended and its job lives."""
-    if not look.suspended or look.status.finished or look.status.phase is StagePhase.FAILED:
-        return look.status
-    job = look.current_job
+    if not context.suspended or context.status.finished or context.status.phase is StagePhase.FAILED:
+        return context.status
+    job = context.current_job
     if job is None or not job.live:
-        return look.status
-    return end_attempt(look, SUSPENDED, look.suspended, End.REQUESTED)
+        return context.status
+    return end_attempt(context, SUSPENDED, context.suspended, End.REQUESTED)

@@ -183,7 +183,7 @@ def _explain_answer(error: ClientError, uri: str, bucket: str, endpoint: str | N
     if code in _FULL or status == 507:
         return DiskFullError(f"{uri}: the store is full ({code}); free some space there and start again")
     if code in _BUSY or status in {408, 429} or (status >= 500 and status != 501):
-        return StoreUnavailable(f"{uri}: the store is in trouble ({code or status}); try again later")
+        return StoreUnavailable(f"{uri}: the store is failing ({code or status}); try again later")
     if code in _REFUSED or status in {401, 403}:
         return Forbidden(
             f"{uri}: access denied; these credentials need to read, write and list here "

@@ -126,7 +126,7 @@ def observe(
         store=seen.facts,
         store_read_at=seen.read_at,
         store_readable_since=seen.readable_since,
-        backend_trouble=_backend_trouble(view, accepted, memory, frozenset(not_served)),
+        backend_problem=_backend_problem(view, accepted, memory, frozenset(not_served)),
         retrain_missing=cut(annotations.get(labels.RETRAIN_MISSING_ANNOTATION) or ""),
         macs=accepted.macs,
         speedup_planned=accepted.speedup_planned,
@@ -171,7 +171,7 @@ def _with_progress(jobs: Sequence[Job], seen: Seen) -> tuple[Job, ...]:
     )
 
 
-def _backend_trouble(
+def _backend_problem(
     view: View, accepted: Accepted, memory: ChainMemory, not_served: frozenset[Kind]
 ) -> dict[str, str]:
     """By stage: why no job of it can be made now."""

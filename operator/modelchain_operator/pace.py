@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from modelchain.reconcile.actions import Action, Decision, StartJob
-from modelchain.reconcile.stale_reads import only_begins, only_tells
+from modelchain.reconcile.stale_reads import is_report_only, only_starts_fresh_stages
 from modelchain.reconcile.start import PREDECESSOR_ENDING
 from modelchain.resolved import ResolvedChain
 from modelchain.status import ChainStatus, without_progress
@@ -28,7 +28,7 @@ def due_in(
     """
     if not decision.actions and before == after:
         return None
-    if before is None or not only_tells(before, decision):
+    if before is None or not is_report_only(before, decision):
         return 0
     now = time.monotonic()
     if without_progress(before) == without_progress(after):
@@ -46,11 +46,11 @@ def suffices(view: View, chain: ResolvedChain, decision: Decision, memory: Chain
     before = status_of(view.body)
     if before is None:
         return False
-    if only_tells(before, decision):
+    if is_report_only(before, decision):
         return True
     ours = view.body["metadata"]["resourceVersion"] == memory.written_version
     seen = {(tree.place.stage, tree.place.attempt) for tree in view.trees if tree.job is not None}
-    return ours and not memory.refusals and only_begins(before, decision, chain, seen)
+    return ours and not memory.refusals and only_starts_fresh_stages(before, decision, chain, seen)
 
 
 def is_asked_for(action: Action, decision: Decision) -> bool:

@@ -35,7 +35,7 @@ def expire_ended(key: Key, observed: Observation, memory: ChainMemory, stores: S
     news = False
     for job in observed.jobs:
         known = status.find_stage(job.stage) if status is not None else None
-        open_end = known is not None and not known.finished and known.attempt > known.settled
+        open_end = known is not None and not known.finished and known.attempt > known.last_ended_attempt
         if open_end and not job.live and (job.stage, job.attempt) not in memory.looked_again:
             memory.looked_again.add((job.stage, job.attempt))
             stores.look_again(key, job.stage)

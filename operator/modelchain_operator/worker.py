@@ -40,7 +40,7 @@ class Worker:
             try:
                 async with asyncio.timeout(PASS_SECONDS):
                     await self._reconcile(key)
-            except Exception as error:  # noqa: BLE001  one chain's trouble must not end the operator
+            except Exception as error:  # noqa: BLE001  one chain's failure must not end the operator
                 self._retry(key, error)
             else:
                 self._failures.pop(key, None)

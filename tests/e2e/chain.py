@@ -140,9 +140,9 @@ class Chain:
         return accuracy
 
     def _wait(self, holds: Callable[[], bool], what: str, *, seconds: float = STAGE_SECONDS) -> None:
-        wait_until(holds, what, seconds=seconds, unless=self._trouble)
+        wait_until(holds, what, seconds=seconds, unless=self._problem)
 
-    def _trouble(self) -> str | None:
+    def _problem(self) -> str | None:
         status = self.read().get("status", {})
         if status.get("phase") == "Failed":
             return f"the chain has failed: {status.get('message')}"

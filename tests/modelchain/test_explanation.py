@@ -9,7 +9,7 @@ import pytest
 
 from modelchain.explanation import ADVICE, Situation, explain
 from modelchain.reconcile.conditions import refused
-from modelchain.reconcile.observation import JobPhase, StageFacts, StoreTrouble
+from modelchain.reconcile.observation import JobPhase, StageFacts, StoreProblem
 from modelchain.status import ChainStatus
 from tests.modelchain.reconcile.chains import NOW, Play, chain, job, manifest, progress
 
@@ -66,14 +66,14 @@ def test_what_has_failed_for_good_asks_for_an_edit() -> None:
     assert "edit the chain" in text
 
 
-@pytest.mark.parametrize("trouble", StoreTrouble)
-def test_of_a_store_that_can_not_be_read_it_says_what_to_do(trouble: StoreTrouble) -> None:
-    status = Play(chain(TREE)).look(tiny=StageFacts(trouble=trouble, message="s3://b/c: why")).status
+@pytest.mark.parametrize("problem", StoreProblem)
+def test_of_a_store_that_can_not_be_read_it_says_what_to_do(problem: StoreProblem) -> None:
+    status = Play(chain(TREE)).look(tiny=StageFacts(problem=problem, message="s3://b/c: why")).status
     text = told(status)
-    if trouble is StoreTrouble.DAMAGED:
+    if problem is StoreProblem.DAMAGED:
         assert "s3://b/c: why." in text
     else:
-        assert f"waits ({trouble.value}): s3://b/c: why. The operator keeps asking the store" in text
+        assert f"waits ({problem.value}): s3://b/c: why. The operator keeps asking the store" in text
         assert "What you can do: " in text
 
 

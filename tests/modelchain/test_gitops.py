@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from modelchain.reconcile.conditions import refused
-from modelchain.reconcile.observation import JobPhase, StageFacts, StoreTrouble
+from modelchain.reconcile.observation import JobPhase, StageFacts, StoreProblem
 from modelchain.status import ChainStatus
 from tests.control_plane import binaries
 from tests.modelchain.reconcile.chains import NOW, Play, chain, job, manifest, progress
@@ -68,7 +68,7 @@ def hung() -> ChainStatus:
 
 
 def store_is_away() -> ChainStatus:
-    return Play(chain(ONE)).look(tiny=StageFacts(trouble=StoreTrouble.UNAVAILABLE, message="away")).status
+    return Play(chain(ONE)).look(tiny=StageFacts(problem=StoreProblem.UNAVAILABLE, message="away")).status
 
 
 def suspended() -> ChainStatus:

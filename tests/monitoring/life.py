@@ -141,7 +141,7 @@ def whole_life(folder: Path) -> Metrics:
     metrics.api_request("put")
     store = MoodyStore(folder)
     metrics.measured(store).find("nothing")
-    store.trouble = StoreUnavailable("no")
+    store.problem = StoreUnavailable("no")
     with pytest.raises(StoreUnavailable):
         metrics.measured(store).find("nothing")
     return metrics

@@ -131,7 +131,7 @@ def test_it_is_read_once_and_the_chain_gets_a_pass(tmp_path: Path, monkeypatch: 
 
 def test_a_store_that_does_not_answer_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reading = Reading(MoodyStore(tmp_path), monkeypatch)
-    reading.store.trouble = StoreUnavailable("not now")
+    reading.store.problem = StoreUnavailable("not now")
 
     async def scenario() -> None:
         reader = StoreReader(reading.change)
@@ -139,7 +139,7 @@ def test_a_store_that_does_not_answer_is_asked_again(tmp_path: Path, monkeypatch
         task = asyncio.create_task(reading.measured(reader))
         await until(lambda: sum(reading.store.asked.values()) >= 3, "it was tried")
         assert not task.done()
-        reading.store.trouble = None
+        reading.store.problem = None
         assert isinstance(await task, Measurement)
         await reader.close()
 

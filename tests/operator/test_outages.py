@@ -95,7 +95,7 @@ def test_two_operators_see_a_chain_through_while_all_else_is_killed(
     chain.wait_at_rest(3)  # the other one does not deny it
 
 
-def test_an_api_server_in_trouble_delays_a_chain_and_nothing_else(
+def test_a_failing_api_server_delays_a_chain_and_nothing_else(
     chain: ClusterChain,
     control_plane: ControlPlane,
     unreliable_api: UnreliableApi,

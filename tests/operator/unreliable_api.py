@@ -1,4 +1,4 @@
-"""Stands between the operator and the API server, and answers as a server in trouble does."""
+"""Stands between the operator and the API server, and answers as a failing server does."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class UnreliableApi:
         self._plane = plane
         self._chance = random.Random(11)
         self._of_reads, self._of_changes = cycle(FAULTS_OF_READS), cycle(FAULTS_OF_CHANGES)
-        self._trouble = False
+        self._problem = False
         self._loop = asyncio.new_event_loop()
         self._session: aiohttp.ClientSession | None = None
         self._runner: web.AppRunner | None = None
@@ -58,7 +58,7 @@ class UnreliableApi:
 
     def begin(self) -> None:
         """Requests go wrong from now on."""
-        self._trouble = True
+        self._problem = True
 
     def close(self) -> None:
         """End."""
@@ -93,7 +93,7 @@ class UnreliableApi:
         watch = request.query.get("watch", "") in {"true", "1"}
         change = request.method in CHANGES
         rate = RATE_OF_CHANGES if change else RATE_OF_READS
-        wrong = self._trouble and not watch and self._chance.random() < rate
+        wrong = self._problem and not watch and self._chance.random() < rate
         fault = next(self._of_changes if change else self._of_reads) if wrong else None
         if fault is not None:
             self.faults[fault] += 1
@@ -129,7 +129,7 @@ class UnreliableApi:
             stream = web.StreamResponse(status=answer.status, headers=passed)
             await stream.prepare(request)
             try:
-                async with asyncio.timeout(self._chance.uniform(*WATCH_SECONDS) if self._trouble else None):
+                async with asyncio.timeout(self._chance.uniform(*WATCH_SECONDS) if self._problem else None):
                     async for line in answer.content:
                         await stream.write(line)
             except TimeoutError:

@@ -67,7 +67,7 @@ def why_it_waits(events: Iterable[Object]) -> tuple[str, str]:
     by_object: dict[str, list[Object]] = {}
     for event in events:
         by_object.setdefault(str((event.get("involvedObject") or {}).get("uid", "")), []).append(event)
-    told = [trouble for about in by_object.values() if (trouble := _trouble(about)) is not None]
+    told = [problem for about in by_object.values() if (problem := _problem(about)) is not None]
     if not told:
         return "", ""
     event = max(told, key=_told_at)
@@ -78,7 +78,7 @@ def why_it_waits(events: Iterable[Object]) -> tuple[str, str]:
     return reason, _join(f"{name}: {message}", _set_up_remedy(reason, message))
 
 
-def _trouble(events: Iterable[Object]) -> Object | None:
+def _problem(events: Iterable[Object]) -> Object | None:
     """The last event about one object that says what it can't get past, unless it got past that since."""
     found = [
         event for event in events if _is_refusal(event) or event.get("reason") in _SET_UP_FAILURES | _SET_UP
@@ -88,7 +88,7 @@ def _trouble(events: Iterable[Object]) -> Object | None:
 
 
 def _is_refusal(event: Object) -> bool:
-    """Whether it says that a pod (or its Service) was not made; one that exists already is no trouble."""
+    """Whether it says that a pod (or its Service) was not made; one that exists already is no problem."""
     return (
         event.get("type") == "Warning"
         and str(event.get("reason", "")).startswith(_REFUSALS)

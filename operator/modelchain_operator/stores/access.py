@@ -27,7 +27,7 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from modelchain.errors import ModelChainError
-from modelchain.reconcile.observation import StoreTrouble
+from modelchain.reconcile.observation import StoreProblem
 from modelchain.resolved import ResolvedChain
 from modelchain.spec import StoreSpec
 from modelchain.store import Credentials, Forbidden, Store, open_store
@@ -82,16 +82,16 @@ class KubernetesApi(Protocol):
 class NoAccess:
     """Why a chain's store can't be read now. The message says what to do."""
 
-    trouble: StoreTrouble
+    problem: StoreProblem
     message: str
 
 
 class _RefusedError(Exception):
     """As NoAccess, on its way out."""
 
-    def __init__(self, message: str, trouble: StoreTrouble = StoreTrouble.FORBIDDEN) -> None:
+    def __init__(self, message: str, problem: StoreProblem = StoreProblem.FORBIDDEN) -> None:
         super().__init__(message)
-        self.answer = NoAccess(trouble, message)
+        self.answer = NoAccess(problem, message)
 
 
 @dataclass
@@ -189,7 +189,7 @@ class StoreAccess:
                 await self._certificate(chain.chain.namespace, spec),
             )
         except _RefusedError as refused:
-            unavailable = refused.answer.trouble is StoreTrouble.UNAVAILABLE
+            unavailable = refused.answer.problem is StoreProblem.UNAVAILABLE
             if unavailable and known is not None and known.made_of is not None:
                 known.read_at = now - REREAD_SECONDS + DOUBT_SECONDS  # good enough for as long as that lasts
                 return known
@@ -203,7 +203,7 @@ class StoreAccess:
         try:
             store = open_store(access, patience_seconds=0.0, credentials=credentials, clients=self._clients)
         except ModelChainError as error:
-            return _Known(NoAccess(StoreTrouble.FORBIDDEN, str(error)), None, now)
+            return _Known(NoAccess(StoreProblem.FORBIDDEN, str(error)), None, now)
         return _Known(self._wrap(store), made_of, now)
 
     async def _require_allowed(self, spec: StoreSpec) -> None:
@@ -340,7 +340,7 @@ class StoreAccess:
                 f"the operator may not read {what}; its role needs get on it in this namespace"
             ) from None
         except ApiError as error:
-            raise _RefusedError(f"{what} can't be read now: {error}", StoreTrouble.UNAVAILABLE) from None
+            raise _RefusedError(f"{what} can't be read now: {error}", StoreProblem.UNAVAILABLE) from None
         if found is None:
             raise _RefusedError(f"{what} does not exist; create it in the chain's namespace")
         return found

@@ -19,9 +19,9 @@ from typing import NamedTuple
 from modelchain.chain_record import record_object
 from modelchain.errors import ModelChainError
 from modelchain.measuring import read_measurement
-from modelchain.reconcile.observation import StageFacts, StoreTrouble, Unmeasurable
+from modelchain.reconcile.observation import StageFacts, StoreProblem, Unmeasurable
 from modelchain.resolved import ChainReference, ResolvedChain, ResolvedStage
-from modelchain.stage_probe import StageLook, silence, trouble_of
+from modelchain.stage_probe import StageLook, problem_of, silence
 from modelchain.status import ChainStatus, Measurement, without_progress
 from modelchain.store import Store, StoreUnavailable
 from modelchain_operator.kubernetes.key import Key
@@ -290,7 +290,7 @@ class StoreReader:
             for attempt, at in stage.changed_at.items()
         }
         if isinstance(chain.source, NoAccess):
-            facts = StageFacts(trouble=chain.source.trouble, message=chain.source.message)
+            facts = StageFacts(problem=chain.source.problem, message=chain.source.message)
             return Seen(dict.fromkeys(chain.stages, facts), chain.readable_since, changed)
         store, place = chain.source
         known = {
@@ -299,9 +299,9 @@ class StoreReader:
             if (facts := stage.known_facts) is not None and not stage.outdated
         }
         if place.silent:
-            away = StageFacts(trouble=StoreTrouble.UNAVAILABLE, message=silence(store))
+            away = StageFacts(problem=StoreProblem.UNAVAILABLE, message=silence(store))
             known = {
-                stage.name: facts if facts is not None and facts.trouble is not None else away
+                stage.name: facts if facts is not None and facts.problem is not None else away
                 for stage in chain.stages.values()
                 if stage.pace is not _Pace.FINISHED
                 for facts in [known.get(stage.name)]
@@ -441,7 +441,7 @@ class StoreReader:
             return self._artifact_check_seconds
         if stage.pace is _Pace.AT_REST:
             return AT_REST_SECONDS
-        if stage.facts is not None and stage.facts.trouble is StoreTrouble.UNAVAILABLE:
+        if stage.facts is not None and stage.facts.problem is StoreProblem.UNAVAILABLE:
             return WAITING_SECONDS
         if stage.pace is _Pace.STARTING:
             return STARTING_SECONDS
@@ -494,17 +494,17 @@ class StoreReader:
         stage.look = look if keep else None
         look.follow(stage.attempt)
         before = stage.facts
-        whole = stage.outdated or before is None or before.trouble is not None
+        whole = stage.outdated or before is None or before.problem is not None
         began, read_at = self._clock(), time.time()
         try:
             facts = await self._schedule.call(place, lambda: look.look(whole=whole))
         except Exception as error:
-            facts = trouble_of(error, store, quoting=False)
-            if facts.trouble is StoreTrouble.UNREADABLE:
+            facts = problem_of(error, store, quoting=False)
+            if facts.problem is StoreProblem.UNREADABLE:
                 logger.exception(
                     "chain %s, stage %s: reading the store has failed", stage.chain.key, stage.name
                 )
-            if facts.trouble in (StoreTrouble.FORBIDDEN, StoreTrouble.MISCONFIGURED) and not stage.dropped:
+            if facts.problem in (StoreProblem.FORBIDDEN, StoreProblem.MISCONFIGURED) and not stage.dropped:
                 self._remind(stage.chain)
                 if self.on_refused is not None:
                     self.on_refused(store)
@@ -513,8 +513,8 @@ class StoreReader:
             return
         if (
             before is not None
-            and before.trouble is StoreTrouble.UNAVAILABLE
-            and facts.trouble is not before.trouble
+            and before.problem is StoreProblem.UNAVAILABLE
+            and facts.problem is not before.problem
         ):
             stage.chain.readable_since = time.time()
         if look.progress_changed_at:
@@ -542,7 +542,7 @@ class StoreReader:
                 continue
             unfinished = [stage for stage in chain.stages.values() if stage.pace is not _Pace.FINISHED]
             for stage in unfinished:
-                if stage.facts is not None and stage.facts.trouble is StoreTrouble.UNAVAILABLE:
+                if stage.facts is not None and stage.facts.problem is StoreProblem.UNAVAILABLE:
                     self._schedule.soon(stage, urgent=stage.pace is not _Pace.AT_REST)
             if unfinished:
                 self.on_change(chain.key)

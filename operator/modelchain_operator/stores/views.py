@@ -114,5 +114,5 @@ def _running(chain: ResolvedChain, known: Sequence[StageStatus]) -> dict[str, in
         if stage.name in names
         and not stage.finished
         and stage.phase is not StagePhase.FAILED
-        and stage.attempt > stage.settled
+        and stage.attempt > stage.last_ended_attempt
     }

@@ -22,7 +22,7 @@ from prometheus_client.registry import Collector
 
 from modelchain import cost
 from modelchain.artifacts import attempt_prefix
-from modelchain.reconcile.observation import StoreTrouble
+from modelchain.reconcile.observation import StoreProblem
 from modelchain.reconcile.stuck_jobs import DELETION_STUCK, NODE_UNREACHABLE
 from modelchain.resolved import ResolvedChain, ResolvedStage
 from modelchain.status import ChainPhase, ChainStatus, ConditionType, StagePhase, StageStatus
@@ -41,7 +41,7 @@ _BLOCKED = frozenset(
         "BackendUnavailable",
         DELETION_STUCK,
         NODE_UNREACHABLE,
-        *(trouble.value for trouble in StoreTrouble),
+        *(problem.value for problem in StoreProblem),
         # What the pods of a job wait for.
         "ErrImagePull",
         "ImagePullBackOff",
@@ -115,7 +115,7 @@ class ChainMetrics(Collector):
             ),
         )
 
-    def settle(self, key: Key, status: ChainStatus) -> None:
+    def add_gpu_time(self, key: Key, status: ChainStatus) -> None:
         """How the chain stands at the end of a pass."""
         self.show(key, status)
         if not any(stage.phase in _LIVE for stage in status.all_stages):

@@ -70,7 +70,7 @@ class HealthServer:
         if self._runner is not None:
             await self._runner.cleanup()
 
-    def trouble(self) -> str:
+    def problem(self) -> str:
         """Why the operator is taken for dead; empty if it is not."""
         now = time.monotonic()
         listing = now - (self._listings.attempted_at or self._started_at)
@@ -89,8 +89,8 @@ class HealthServer:
         return self._nothing_waited_at
 
     async def _healthz(self, _: web.Request) -> web.Response:
-        trouble = self.trouble()
-        return web.Response(status=503 if trouble else 200, text=(trouble or "ok") + "\n")
+        problem = self.problem()
+        return web.Response(status=503 if problem else 200, text=(problem or "ok") + "\n")
 
     async def _readyz(self, _: web.Request) -> web.Response:
         if self._listings.listed.is_set():

@@ -158,7 +158,7 @@ class Metrics:
 
     def chain_seen(self, key: Key, status: ChainStatus) -> None:
         """How a chain stands at the end of a pass."""
-        self._chains.settle(key, status)
+        self._chains.add_gpu_time(key, status)
 
     def chain_gone(self, key: Key) -> None:
         """The chain is gone, and with it what was said of it."""
@@ -183,7 +183,7 @@ class Metrics:
         ended = stage.last_ended
         if before is not None and before.finished:
             return  # an edit has begun the stage anew, which ends no attempt
-        if ended is not None and ended.attempt > (before.settled if before is not None else 0):
+        if ended is not None and ended.attempt > (before.last_ended_attempt if before is not None else 0):
             outcome = "failed" if ended.counted else "interrupted"
             self._attempts.labels(outcome, self._bounded(ended.reason)).inc()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from modelchain.local.outcome import Stopped, exit_code
-from modelchain.reconcile.observation import JobPhase, StageFacts, StoreTrouble
+from modelchain.reconcile.observation import JobPhase, StageFacts, StoreProblem
 from modelchain.status import ChainPhase, ConditionType
 from tests.modelchain.local.runs import Bench
 from tests.modelchain.reconcile.chains import Play, chain, job, manifest
@@ -127,9 +127,9 @@ def test_a_run_goes_on_while_a_model_is_trained_alone_or_measured() -> None:
 
 def test_a_store_that_refuses_a_baseline_ends_the_run_with_the_chains_code() -> None:
     play = complete()
-    play.store["small-alone"] = StageFacts(trouble=StoreTrouble.FORBIDDEN)
+    play.store["small-alone"] = StageFacts(problem=StoreProblem.FORBIDDEN)
     assert exit_code(play.look().status, NOBODY) == 0
-    play.store["small-alone"] = StageFacts(trouble=StoreTrouble.UNAVAILABLE)
+    play.store["small-alone"] = StageFacts(problem=StoreProblem.UNAVAILABLE)
     assert exit_code(play.look().status, NOBODY) is None, "it may answer again"
 
 

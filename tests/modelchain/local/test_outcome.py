@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from modelchain.local.outcome import Stopped, exit_code
-from modelchain.reconcile.observation import JobPhase, StageFacts, StoreTrouble
+from modelchain.reconcile.observation import JobPhase, StageFacts, StoreProblem
 from modelchain.status import ChainStatus
 from tests.modelchain.reconcile.chains import Play, chain, job, manifest
 
@@ -31,7 +31,7 @@ def failed(code: int, limit: int = 0) -> ChainStatus:
 def test_a_run_goes_on_while_anything_can_happen() -> None:
     assert exit_code(after(), NOBODY) is None
     assert exit_code(failed(1, limit=3), NOBODY) is None
-    assert exit_code(after(tiny=StageFacts(trouble=StoreTrouble.UNAVAILABLE)), NOBODY) is None
+    assert exit_code(after(tiny=StageFacts(problem=StoreProblem.UNAVAILABLE)), NOBODY) is None
 
 
 def test_a_complete_chain_is_a_success_whatever_came_in_between() -> None:
@@ -46,11 +46,11 @@ def test_a_permanent_code_is_passed_on_and_spent_retries_are_1(code: int, expect
 
 
 def test_what_only_a_person_can_mend_ends_the_run() -> None:
-    assert exit_code(after(tiny=StageFacts(trouble=StoreTrouble.FORBIDDEN)), NOBODY) == 77
-    assert exit_code(after(tiny=StageFacts(trouble=StoreTrouble.DAMAGED)), NOBODY) == 65
-    assert exit_code(after(tiny=StageFacts(trouble=StoreTrouble.MISCONFIGURED)), NOBODY) == 78
-    assert exit_code(after(tiny=StageFacts(trouble=StoreTrouble.UNREADABLE)), NOBODY) == 70
-    assert exit_code(after(tiny=StageFacts(trouble=StoreTrouble.UNAVAILABLE)), NOBODY) is None
+    assert exit_code(after(tiny=StageFacts(problem=StoreProblem.FORBIDDEN)), NOBODY) == 77
+    assert exit_code(after(tiny=StageFacts(problem=StoreProblem.DAMAGED)), NOBODY) == 65
+    assert exit_code(after(tiny=StageFacts(problem=StoreProblem.MISCONFIGURED)), NOBODY) == 78
+    assert exit_code(after(tiny=StageFacts(problem=StoreProblem.UNREADABLE)), NOBODY) == 70
+    assert exit_code(after(tiny=StageFacts(problem=StoreProblem.UNAVAILABLE)), NOBODY) is None
 
 
 def test_being_stopped_shows_in_the_code() -> None:

@@ -12,7 +12,7 @@ from modelchain.artifacts import LEASE, PROGRESS, Lease, attempt_folder, new_att
 from modelchain.errors import ModelChainError
 from modelchain.local import watch as watching
 from modelchain.local.watch import StoreWatch
-from modelchain.reconcile.observation import StoreTrouble
+from modelchain.reconcile.observation import StoreProblem
 from modelchain.store import Forbidden, StoreUnavailable
 from modelchain.store.folder import FolderStore
 from tests.modelchain.local.runs import wait_until
@@ -27,19 +27,19 @@ class MoodyStore(FolderStore):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self.trouble: Exception | None = None
+        self.problem: Exception | None = None
         self.answers = threading.Event()
         self.answers.set()
 
     def get(self, key: str) -> tuple[bytes, str]:
         self.answers.wait(30)
-        if self.trouble is not None:
-            raise self.trouble
+        if self.problem is not None:
+            raise self.problem
         return super().get(key)
 
     def put(self, key: str, data: bytes, *, if_absent: bool = False, if_match: str | None = None) -> str:
-        if self.trouble is not None:
-            raise self.trouble
+        if self.problem is not None:
+            raise self.problem
         return super().put(key, data, if_absent=if_absent, if_match=if_match)
 
 
@@ -130,37 +130,37 @@ def test_a_store_that_hangs_is_called_unavailable_until_it_answers_and_that_time
     before = watch.seen().readable_since
     store.answers.clear()
 
-    def trouble() -> StoreTrouble | None:
-        return watch.seen().facts["tiny"].trouble
+    def problem() -> StoreProblem | None:
+        return watch.seen().facts["tiny"].problem
 
-    wait_until(lambda: trouble() is StoreTrouble.UNAVAILABLE, "its silence is noticed")
+    wait_until(lambda: problem() is StoreProblem.UNAVAILABLE, "its silence is noticed")
     store.answers.set()
-    wait_until(lambda: trouble() is None, "it answers")
+    wait_until(lambda: problem() is None, "it answers")
     wait_until(lambda: watch.seen().readable_since > before, "the gap is noted")
 
 
 @pytest.mark.parametrize(
-    ("error", "trouble"),
+    ("error", "problem"),
     [
-        (StoreUnavailable("s3://x: 503"), StoreTrouble.UNAVAILABLE),
-        (Forbidden("s3://x: refused"), StoreTrouble.FORBIDDEN),
+        (StoreUnavailable("s3://x: 503"), StoreProblem.UNAVAILABLE),
+        (Forbidden("s3://x: refused"), StoreProblem.FORBIDDEN),
     ],
 )
 def test_errors_of_the_store_are_told_apart(
-    store: MoodyStore, watch: StoreWatch, error: ModelChainError, trouble: StoreTrouble
+    store: MoodyStore, watch: StoreWatch, error: ModelChainError, problem: StoreProblem
 ) -> None:
-    store.trouble = error
+    store.problem = error
     wait_until(
-        lambda: (facts := watch.seen().facts.get("tiny")) is not None and facts.trouble is trouble,
+        lambda: (facts := watch.seen().facts.get("tiny")) is not None and facts.problem is problem,
         "it is noticed",
     )
 
 
-def test_a_damaged_manifest_is_trouble_of_its_own(store: MoodyStore, watch: StoreWatch) -> None:
+def test_a_damaged_manifest_is_a_problem_of_its_own(store: MoodyStore, watch: StoreWatch) -> None:
     store.put(f"{TINY.folder}/manifest.json", b"{")
     wait_until(
         lambda: (
-            (facts := watch.seen().facts.get("tiny")) is not None and facts.trouble is StoreTrouble.DAMAGED
+            (facts := watch.seen().facts.get("tiny")) is not None and facts.problem is StoreProblem.DAMAGED
         ),
         "it is noticed",
     )
@@ -172,7 +172,7 @@ def test_a_manifest_is_verified_before_it_is_believed(store: MoodyStore, watch: 
     store.put(f"{TINY.folder}/manifest.json", other.model_dump_json(by_alias=True).encode())
     wait_until(
         lambda: (
-            (facts := watch.seen().facts.get("tiny")) is not None and facts.trouble is StoreTrouble.DAMAGED
+            (facts := watch.seen().facts.get("tiny")) is not None and facts.problem is StoreProblem.DAMAGED
         ),
         "it is noticed that it is another stage's",
     )
@@ -181,10 +181,10 @@ def test_a_manifest_is_verified_before_it_is_believed(store: MoodyStore, watch: 
 def test_the_newest_record_is_written_as_soon_as_the_store_is_back(
     store: MoodyStore, watch: StoreWatch
 ) -> None:
-    store.trouble = StoreUnavailable("s3://x: 503")
+    store.problem = StoreUnavailable("s3://x: 503")
     watch.write("chains/default/family.json", b"first")
     watch.write("chains/default/family.json", b"second")
-    store.trouble = None
+    store.problem = None
     wait_until(lambda: store.head("chains/default/family.json") is not None, "it is written")
     assert store.get("chains/default/family.json")[0] == b"second"
 
@@ -196,7 +196,7 @@ def test_closing_writes_the_last_record(store: MoodyStore, watch: StoreWatch) ->
 
 
 def test_the_first_look_raises_what_a_person_must_mend(store: MoodyStore) -> None:
-    store.trouble = Forbidden("s3://x: refused")
+    store.problem = Forbidden("s3://x: refused")
     with pytest.raises(Forbidden):
         StoreWatch(store, CHAIN).look_at_all()
 
@@ -205,14 +205,14 @@ def test_an_error_that_nobody_foresaw_is_told_and_the_store_is_read_on(
     store: MoodyStore, watch: StoreWatch
 ) -> None:
     wait_until(lambda: "tiny" in watch.seen().facts, "the store is read")
-    store.trouble = KeyError("ETag")
+    store.problem = KeyError("ETag")
     watch.look_again("tiny")
     wait_until(
-        lambda: known_trouble(watch) is StoreTrouble.UNREADABLE, "reading it has failed, and that is known"
+        lambda: known_problem(watch) is StoreProblem.UNREADABLE, "reading it has failed, and that is known"
     )
     assert "unforeseen KeyError" in watch.seen().facts["tiny"].message
-    store.trouble = None
-    wait_until(lambda: known_trouble(watch) is None, "it is read again")
+    store.problem = None
+    wait_until(lambda: known_problem(watch) is None, "it is read again")
 
 
 def test_whatever_ends_the_thread_reaches_the_runner(
@@ -233,6 +233,6 @@ def test_whatever_ends_the_thread_reaches_the_runner(
     wait_until(has_told, "the end of the thread is told")
 
 
-def known_trouble(watch: StoreWatch) -> StoreTrouble | None:
+def known_problem(watch: StoreWatch) -> StoreProblem | None:
     facts = watch.seen().facts.get("tiny")
-    return facts.trouble if facts is not None else None
+    return facts.problem if facts is not None else None

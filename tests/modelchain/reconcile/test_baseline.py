@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from modelchain.reconcile.actions import Decision, StartJob, StopJob
 from modelchain.reconcile.baseline import is_due
-from modelchain.reconcile.observation import Job, JobPhase, StageFacts, StoreTrouble, Unmeasurable
+from modelchain.reconcile.observation import Job, JobPhase, StageFacts, StoreProblem, Unmeasurable
 from modelchain.status import (
     ChainPhase,
     Condition,
@@ -219,7 +219,7 @@ def test_suspending_stops_them_too() -> None:
 
 def test_a_store_that_does_not_answer_is_said_where_they_wait_for_it() -> None:
     play = compared()
-    away = StageFacts(trouble=StoreTrouble.UNAVAILABLE, message="s3://models does not answer")
+    away = StageFacts(problem=StoreProblem.UNAVAILABLE, message="s3://models does not answer")
     play.status = None
     look(play, small_alone=away, small_alone_matched=away)
     assert (condition(play).status, condition(play).reason) == ("False", "StoreUnavailable")

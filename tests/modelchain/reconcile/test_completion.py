@@ -6,7 +6,7 @@ import pytest
 
 from modelchain.reconcile.actions import StartJob, StopJob
 from modelchain.reconcile.completion import LINGER_SECONDS
-from modelchain.reconcile.observation import JobPhase, StageFacts, StoreTrouble
+from modelchain.reconcile.observation import JobPhase, StageFacts, StoreProblem
 from modelchain.status import ChainPhase, ConditionType, StagePhase
 from tests.modelchain.reconcile.chains import Play, chain, job, manifest
 
@@ -67,7 +67,7 @@ def test_a_vanished_artifact_is_said_and_trains_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    "unread", [None, StageFacts(trouble=StoreTrouble.UNAVAILABLE, message="away")], ids=["unseen", "away"]
+    "unread", [None, StageFacts(problem=StoreProblem.UNAVAILABLE, message="away")], ids=["unseen", "away"]
 )
 def test_what_was_missing_is_missing_until_the_store_shows_otherwise(unread: StageFacts | None) -> None:
     play = Play(chain((("tiny", None), ("small", "tiny"))))
@@ -124,7 +124,7 @@ def test_to_ask_for_vanished_artifacts_lasts_until_all_were_looked_for() -> None
         play.store[name] = complete(play, name)
     play.look()
     play.more = {"retrain_missing": "today"}
-    play.look(tiny=StageFacts(), small=StageFacts(trouble=StoreTrouble.UNAVAILABLE))
+    play.look(tiny=StageFacts(), small=StageFacts(problem=StoreProblem.UNAVAILABLE))
     assert not play["tiny"].finished
     assert play["small"].finished
     play.look(small=StageFacts())
@@ -135,8 +135,8 @@ def test_what_cannot_be_read_is_not_missing() -> None:
     play = Play(chain(ONE))
     trained(play)
     play.more = {"retrain_missing": "today"}
-    for trouble in (StoreTrouble.FORBIDDEN, StoreTrouble.UNAVAILABLE):
-        assert play.look(tiny=StageFacts(trouble=trouble)).actions == ()
+    for problem in (StoreProblem.FORBIDDEN, StoreProblem.UNAVAILABLE):
+        assert play.look(tiny=StageFacts(problem=problem)).actions == ()
         assert play.status is not None
         assert not play.status.is_true(ConditionType.ARTIFACTS_MISSING)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from modelchain.reconcile.actions import RemoveJob, StartJob, StopJob
-from modelchain.reconcile.observation import Job, JobPhase, LeaseView, StageFacts, StoreTrouble
+from modelchain.reconcile.observation import Job, JobPhase, LeaseView, StageFacts, StoreProblem
 from modelchain.status import ChainPhase, ConditionType, Quality, StagePhase, without_progress
 from tests.modelchain.reconcile.chains import NOW, Play, chain, job, manifest, progress
 
@@ -141,16 +141,16 @@ def test_no_attempt_starts_while_anything_of_the_last_one_is_left(phase: JobPhas
     assert play.look(after=1).actions == (StartJob("tiny", 2),)
 
 
-@pytest.mark.parametrize("trouble", list(StoreTrouble))
-def test_a_store_that_cannot_be_read_starts_nothing_and_fails_nothing(trouble: StoreTrouble) -> None:
+@pytest.mark.parametrize("problem", list(StoreProblem))
+def test_a_store_that_cannot_be_read_starts_nothing_and_fails_nothing(problem: StoreProblem) -> None:
     play = Play(chain())
-    facts = StageFacts(trouble=trouble, message="s3://bucket/key: no")
+    facts = StageFacts(problem=problem, message="s3://bucket/key: no")
     assert play.look(tiny=facts, small=facts, base=facts).actions == ()
     assert play.status is not None
     assert play.status.phase is ChainPhase.PENDING
     progressing = play.status.condition(ConditionType.PROGRESSING)
     assert progressing is not None
-    assert (progressing.status, progressing.reason) == ("False", trouble.value)
+    assert (progressing.status, progressing.reason) == ("False", problem.value)
     assert "s3://bucket/key" in progressing.message
     assert play.look(after=3600, tiny=StageFacts()).actions == (StartJob("tiny", 1),)
 
@@ -159,7 +159,7 @@ def test_a_job_runs_on_while_its_store_is_away_and_that_is_said() -> None:
     play = Play(chain())
     play.look()
     running = job(play.stage("tiny"))
-    away = StageFacts(trouble=StoreTrouble.UNAVAILABLE, message="s3://bucket does not answer; waiting for it")
+    away = StageFacts(problem=StoreProblem.UNAVAILABLE, message="s3://bucket does not answer; waiting for it")
     assert play.look(running, tiny=away).actions == ()
     assert play["tiny"].phase is StagePhase.RUNNING
     assert play.status is not None
@@ -187,7 +187,7 @@ def test_jobs_of_a_stage_that_was_removed_are_ended() -> None:
 def test_a_backend_that_is_not_installed_is_said_and_waited_for() -> None:
     play = Play(chain())
     play.more = {
-        "backend_trouble": {"tiny": "kubeflow.org/v1 is not installed: install the training operator"}
+        "backend_problem": {"tiny": "kubeflow.org/v1 is not installed: install the training operator"}
     }
     assert play.look().actions == ()
     assert "install the training operator" in play["tiny"].message
@@ -198,7 +198,7 @@ def test_a_backend_that_is_not_installed_is_said_and_waited_for() -> None:
 def test_what_holds_up_one_stage_holds_up_no_other() -> None:
     """A finished stage was a PyTorchJob, which is not installed any more; a sibling's job is refused by a quota."""
     play = Play(chain((("tiny", None), ("small", "tiny"), ("base", "tiny"))))
-    play.more = {"backend_trouble": {"tiny": "not installed", "small": "exceeded quota"}}
+    play.more = {"backend_problem": {"tiny": "not installed", "small": "exceeded quota"}}
     decision = play.look(tiny=StageFacts(manifest=manifest(play.stage("tiny"))))
     assert decision.actions == (StartJob("base", 1),)
     assert (play["small"].reason, play["small"].message) == ("BackendUnavailable", "exceeded quota")

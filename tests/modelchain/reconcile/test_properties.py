@@ -28,10 +28,10 @@ from modelchain.reconcile.observation import (
     LeaseView,
     Observation,
     StageFacts,
-    StoreTrouble,
+    StoreProblem,
     Unmeasurable,
 )
-from modelchain.reconcile.stale_reads import only_begins, only_tells
+from modelchain.reconcile.stale_reads import is_report_only, only_starts_fresh_stages
 from modelchain.resolved import ResolvedChain
 from modelchain.status import ChainPhase, ChainStatus, ConditionType, Measurement, StagePhase
 from tests.modelchain.reconcile.chains import NOW, chain, manifest
@@ -135,7 +135,7 @@ class World(RuleBasedStateMachine):
         for stage in self.chain.all_stages:
             if self.store_down:
                 store[stage.name] = StageFacts(
-                    trouble=StoreTrouble.UNAVAILABLE, message="the store does not answer"
+                    problem=StoreProblem.UNAVAILABLE, message="the store does not answer"
                 )
                 continue
             lease = (
@@ -246,8 +246,10 @@ class World(RuleBasedStateMachine):
         jobs = self.history[max(0, len(self.history) - 1 - age)].observed.jobs
         now = self.live()
         decision = self.decided(replace(now, observed=replace(now.observed, jobs=jobs)))
-        begins = only_begins(self.status, decision, self.chain, {(job.stage, job.attempt) for job in jobs})
-        if not begins and not only_tells(self.status, decision):
+        begins = only_starts_fresh_stages(
+            self.status, decision, self.chain, {(job.stage, job.attempt) for job in jobs}
+        )
+        if not begins and not is_report_only(self.status, decision):
             return False
         self.write(decision.status)
         for action in decision.actions:
@@ -580,7 +582,11 @@ class World(RuleBasedStateMachine):
             elif job.phase in (JobPhase.PENDING, JobPhase.QUEUED):
                 self.jobs[key] = replace(job, phase=JobPhase.RUNNING, started_at=self.now)
             elif job.phase is JobPhase.RUNNING and not self.store_down and stage is not None:
-                if status is None or job.attempt != status.attempt or job.attempt <= status.settled:
+                if (
+                    status is None
+                    or job.attempt != status.attempt
+                    or job.attempt <= status.last_ended_attempt
+                ):
                     continue
                 if job.digest not in self.vanished:
                     self.manifests.setdefault(job.digest, manifest(stage))

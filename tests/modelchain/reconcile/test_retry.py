@@ -10,7 +10,7 @@ import pytest
 from modelchain.artifacts import Failure
 from modelchain.errors import ExitCode
 from modelchain.reconcile.actions import StartJob, StopJob
-from modelchain.reconcile.observation import Job, JobPhase, StageFacts, StoreTrouble
+from modelchain.reconcile.observation import Job, JobPhase, StageFacts, StoreProblem
 from modelchain.reconcile.retry import COMMIT_SECONDS, MAX_BACKOFF_SECONDS, backoff_seconds
 from modelchain.resolved import ResolvedRetry
 from modelchain.status import ChainPhase, ConditionType, StagePhase
@@ -306,7 +306,7 @@ def test_success_is_not_doubted_while_the_store_cannot_be_read() -> None:
     play = Play(chain(ONE))
     running(play)
     done = job(play.stage("tiny"), phase=JobPhase.SUCCEEDED, exit_code=0, ended_at=play.now)
-    play.look(done, after=3600, tiny=StageFacts(trouble=StoreTrouble.UNAVAILABLE))
+    play.look(done, after=3600, tiny=StageFacts(problem=StoreProblem.UNAVAILABLE))
     assert play["tiny"].failures == 0
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from modelchain.reconcile.actions import Decision, StartJob
 from modelchain.reconcile.observation import JobPhase, StageFacts
-from modelchain.reconcile.stale_reads import only_begins, only_tells
+from modelchain.reconcile.stale_reads import is_report_only, only_starts_fresh_stages
 from modelchain.status import ChainStatus
 from tests.modelchain.reconcile.chains import Play, chain, job, manifest, progress
 
@@ -28,8 +28,8 @@ def begins(
     play: Play, before: ChainStatus | None, decision: Decision, seen: AbstractSet[tuple[str, int]] = SEEN
 ) -> bool:
     assert before is not None
-    assert not only_tells(before, decision)
-    return only_begins(before, decision, play.chain, seen)
+    assert not is_report_only(before, decision)
+    return only_starts_fresh_stages(before, decision, play.chain, seen)
 
 
 def complete(play: Play) -> StageFacts:
@@ -40,8 +40,8 @@ def test_progress_only_tells(play: Play) -> None:
     before = play.status
     told = play.look(job(play.stage("tiny")), tiny=StageFacts(progress=progress(8), progress_attempt=1))
     assert before is not None
-    assert only_tells(before, told)
-    assert not only_begins(before, told, play.chain, SEEN)
+    assert is_report_only(before, told)
+    assert not only_starts_fresh_stages(before, told, play.chain, SEEN)
 
 
 def test_the_next_stage_begins_when_its_predecessor_is_complete(play: Play) -> None:
@@ -104,7 +104,7 @@ def test_a_teacher_whose_job_was_not_seen_to_end_is_looked_at() -> None:
 
 def test_a_predecessor_that_another_chain_has_trained_has_no_job_to_wait_for() -> None:
     play = Play(chain())
-    play.more["backend_trouble"] = dict.fromkeys(("tiny", "small", "base"), "not installed")
+    play.more["backend_problem"] = dict.fromkeys(("tiny", "small", "base"), "not installed")
     play.look(tiny=complete(play))
     before = play.status
     play.more.clear()
@@ -120,8 +120,8 @@ def test_a_job_whose_making_is_in_doubt_is_looked_for() -> None:
     decision = play.look()
     assert decision.actions == (StartJob("tiny", 1),), "the same attempt once more: it was never seen"
     assert before is not None
-    assert not only_tells(before, decision)
-    assert not only_begins(before, decision, play.chain, set())
+    assert not is_report_only(before, decision)
+    assert not only_starts_fresh_stages(before, decision, play.chain, set())
 
 
 def test_a_retry_is_looked_at(play: Play) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from modelchain.reconcile.actions import StartJob, StopJob
-from modelchain.reconcile.observation import Job, JobPhase, StageFacts, StoreTrouble
+from modelchain.reconcile.observation import Job, JobPhase, StageFacts, StoreProblem
 from modelchain.status import ConditionType
 from tests.modelchain.reconcile.chains import NOW, Play, chain, job, progress
 
@@ -64,7 +64,7 @@ def test_a_job_that_waits_for_its_turn_is_not_stalled(phase: JobPhase) -> None:
 
 def test_time_without_a_readable_store_does_not_count() -> None:
     play, first = started()
-    away = StageFacts(trouble=StoreTrouble.UNAVAILABLE, message="no answer")
+    away = StageFacts(problem=StoreProblem.UNAVAILABLE, message="no answer")
     assert play.look(first, after=5000, tiny=away).actions == ()
     play.more = {"store_readable_since": play.now}
     assert play.look(first, after=99, tiny=StageFacts()).actions == ()

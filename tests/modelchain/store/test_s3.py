@@ -557,9 +557,9 @@ def client_error(status: int, code: str, message: str = "") -> ClientError:
         (client_error(403, "RequestTimeTooSkewed"), Forbidden, "clock is wrong"),
         (client_error(301, "PermanentRedirect"), ConfigurationError, "another region"),
         (client_error(507, "XMinioStorageFull"), DiskFullError, "is full"),
-        (client_error(503, "SlowDown"), StoreUnavailable, "in trouble"),
-        (client_error(500, "InternalError"), StoreUnavailable, "in trouble"),
-        (client_error(400, "RequestTimeout"), StoreUnavailable, "in trouble"),
+        (client_error(503, "SlowDown"), StoreUnavailable, "failing"),
+        (client_error(500, "InternalError"), StoreUnavailable, "failing"),
+        (client_error(400, "RequestTimeout"), StoreUnavailable, "failing"),
         (client_error(501, "NotImplemented", "not\nhere"), StoreError, "answers NotImplemented: not here"),
         (boto.NoCredentialsError(), Forbidden, "no usable credentials"),
         (

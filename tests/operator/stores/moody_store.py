@@ -24,7 +24,7 @@ class MoodyStore(FolderStore):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self.trouble: Exception | None = None
+        self.problem: Exception | None = None
         self.answers = threading.Event()
         self.answers.set()
         self.hangs_seconds = WAIT_SECONDS  # after that, what does not answer is given up
@@ -60,9 +60,9 @@ class MoodyStore(FolderStore):
             self.under_way += 1
             self.most_under_way = max(self.most_under_way, self.under_way)
         answered = self.answers.wait(self.hangs_seconds)
-        if self.trouble is not None or not answered:
+        if self.problem is not None or not answered:
             self._done()
-            raise self.trouble or StoreUnavailable(f"{self.uri}: no answer in time")
+            raise self.problem or StoreUnavailable(f"{self.uri}: no answer in time")
 
     def _done(self) -> None:
         with self._counting:

@@ -16,7 +16,7 @@ import pytest
 from pydantic.alias_generators import to_camel
 
 from modelchain.errors import ModelChainError
-from modelchain.reconcile.observation import StoreTrouble
+from modelchain.reconcile.observation import StoreProblem
 from modelchain.resolved import ResolvedChain
 from modelchain.spec import StoreSpec
 from modelchain.store import Forbidden, Store
@@ -122,7 +122,7 @@ def refusal(
     async def scenario() -> None:
         answer = await opened(accessing(cluster, *flags, **options), store, namespace)
         assert isinstance(answer, NoAccess), "it is open"
-        assert answer.trouble is StoreTrouble.FORBIDDEN
+        assert answer.problem is StoreProblem.FORBIDDEN
         messages.append(answer.message)
 
     run(scenario())
@@ -387,7 +387,7 @@ def test_an_api_server_that_is_away_costs_no_store_that_was_open(
         assert await opened(access, spec(secret_name="keys")) is store
         answer = await opened(access, spec(secret_name="other"))
         assert isinstance(answer, NoAccess)
-        assert answer.trouble is StoreTrouble.UNAVAILABLE
+        assert answer.problem is StoreProblem.UNAVAILABLE
 
     run(scenario())
 

@@ -18,7 +18,7 @@ import pytest
 from modelchain.artifacts import FAILURE, LEASE, MANIFEST, Failure, attempt_folder, chain_key
 from modelchain.errors import CannotWriteError
 from modelchain.reconcile.decide import decide
-from modelchain.reconcile.observation import Observation, StageFacts, StoreTrouble
+from modelchain.reconcile.observation import Observation, StageFacts, StoreProblem
 from modelchain.resolved import ResolvedChain, ResolvedStore
 from modelchain.status import ChainPhase, ChainRecord, ChainStatus, ConditionType, StagePhase, StageStatus
 from modelchain.store import Credentials, Forbidden, Store, StoreUnavailable, open_store
@@ -122,9 +122,9 @@ def step(reader: StoreReader, stage: str = "tiny", key: Key = KEY) -> int | None
     return facts.progress.step if facts is not None and facts.progress is not None else None
 
 
-def trouble(reader: StoreReader, stage: str = "tiny", key: Key = KEY) -> StoreTrouble | None:
+def problem(reader: StoreReader, stage: str = "tiny", key: Key = KEY) -> StoreProblem | None:
     facts = fact(reader, stage, key)
-    return None if facts is None else facts.trouble
+    return None if facts is None else facts.problem
 
 
 def named(name: str) -> tuple[Key, ResolvedChain]:
@@ -378,12 +378,12 @@ def test_an_end_that_somebody_else_saw_is_not_denied_by_what_was_seen_before_it(
     run(scenario())
 
 
-def test_a_damaged_artifact_is_trouble_of_its_own(store: MoodyStore) -> None:
+def test_a_damaged_artifact_is_a_problem_of_its_own(store: MoodyStore) -> None:
     async def scenario() -> None:
         async with reading() as reader:
             store.put(f"{TINY.folder}/{MANIFEST}", b"{")
             follow(reader, store, finished=frozenset({"tiny"}))
-            await until(lambda: trouble(reader) is StoreTrouble.DAMAGED, "it is noticed")
+            await until(lambda: problem(reader) is StoreProblem.DAMAGED, "it is noticed")
             facts = fact(reader, "tiny")
             assert facts is not None
             assert MANIFEST in facts.message
@@ -402,11 +402,11 @@ def test_a_store_that_hangs_is_called_unavailable_until_it_answers_and_that_time
             before = reader.seen(KEY).readable_since
             store.answers.clear()
             told.changes.clear()
-            await until(lambda: trouble(reader) is StoreTrouble.UNAVAILABLE, "its silence is noticed")
-            assert trouble(reader, "small") is StoreTrouble.UNAVAILABLE
+            await until(lambda: problem(reader) is StoreProblem.UNAVAILABLE, "its silence is noticed")
+            assert problem(reader, "small") is StoreProblem.UNAVAILABLE
             assert told.changes[KEY] >= 1
             store.answers.set()
-            await until(lambda: trouble(reader) is None and "tiny" in reader.seen(KEY).facts, "it answers")
+            await until(lambda: problem(reader) is None and "tiny" in reader.seen(KEY).facts, "it answers")
             assert reader.seen(KEY).readable_since > before
 
     run(scenario())
@@ -419,13 +419,13 @@ def test_a_store_that_answers_with_errors_is_unavailable_and_comes_back(store: M
             follow(reader, store, running={"tiny": 1})
             await until(lambda: step(reader) == 1, "it runs")
             before = reader.seen(KEY).readable_since
-            store.trouble = StoreUnavailable("s3://x: 503")
-            await until(lambda: trouble(reader) is StoreTrouble.UNAVAILABLE, "it is noticed")
+            store.problem = StoreUnavailable("s3://x: 503")
+            await until(lambda: problem(reader) is StoreProblem.UNAVAILABLE, "it is noticed")
             await asyncio.sleep(0.3)
             asked = sum(store.asked.values())
             await asyncio.sleep(0.5)
-            assert sum(store.asked.values()) - asked < 20, "a store in trouble is not pressed"
-            store.trouble = None
+            assert sum(store.asked.values()) - asked < 20, "a failing store is not flooded"
+            store.problem = None
             await until(lambda: step(reader) == 1, "it is read again")
             assert reader.seen(KEY).readable_since > before
 
@@ -452,7 +452,7 @@ def test_stores_that_hang_do_not_hold_up_those_that_answer(tmp_path: Path) -> No
                 advance(store, TINY, token, number)
                 await until(lambda number=number: step(reader) == number, "the living one is followed")
             await until(
-                lambda: all(trouble(reader, key=each) for each in keys), "the dead ones are called so"
+                lambda: all(problem(reader, key=each) for each in keys), "the dead ones are called so"
             )
             for number in range(4, 8):
                 advance(store, TINY, token, number)
@@ -471,13 +471,13 @@ def test_a_store_that_refuses_is_told_and_its_chain_has_another_pass_from_time_t
     async def scenario() -> None:
         told = Told()
         async with reading(told) as reader:
-            store.trouble = Forbidden("s3://x: refused")
+            store.problem = Forbidden("s3://x: refused")
             follow(reader, store)
-            await until(lambda: trouble(reader) is StoreTrouble.FORBIDDEN, "it is noticed")
+            await until(lambda: problem(reader) is StoreProblem.FORBIDDEN, "it is noticed")
             assert told.refused[store.uri] >= 1
             before = told.changes[KEY]
             await until(lambda: told.changes[KEY] > before + 1, "the chain has passes")
-            store.trouble = None
+            store.problem = None
             await until(lambda: fact(reader, "tiny") == StageFacts(), "the rights are mended")
 
     run(scenario())
@@ -488,13 +488,13 @@ def test_without_access_every_stage_says_why_and_passes_go_on_until_there_is(sto
         told = Told()
         async with reading(told) as reader:
             why = "Secret default/keys (store.secretName) does not exist; create it in the chain's namespace"
-            follow(reader, NoAccess(StoreTrouble.FORBIDDEN, why))
-            assert fact(reader, "tiny") == StageFacts(trouble=StoreTrouble.FORBIDDEN, message=why)
-            assert trouble(reader, "small") is StoreTrouble.FORBIDDEN
+            follow(reader, NoAccess(StoreProblem.FORBIDDEN, why))
+            assert fact(reader, "tiny") == StageFacts(problem=StoreProblem.FORBIDDEN, message=why)
+            assert problem(reader, "small") is StoreProblem.FORBIDDEN
             for _ in range(3):
                 before = told.changes[KEY]
                 await until(lambda before=before: told.changes[KEY] > before, "the chain has a pass")
-                follow(reader, NoAccess(StoreTrouble.FORBIDDEN, why))
+                follow(reader, NoAccess(StoreProblem.FORBIDDEN, why))
             since = reader.seen(KEY).readable_since
             await asyncio.sleep(0.02)
             follow(reader, store)
@@ -642,12 +642,12 @@ def test_the_record_follows_the_status_but_not_every_step(store: MoodyStore) -> 
 def test_a_record_waits_for_a_store_that_is_away_and_the_newest_is_written(store: MoodyStore) -> None:
     async def scenario() -> None:
         async with reading() as reader:
-            store.trouble = StoreUnavailable("s3://x: 503")
+            store.problem = StoreUnavailable("s3://x: 503")
             follow(reader, store)
             reader.record(KEY, CHAIN, status(ChainPhase.PENDING))
             reader.record(KEY, CHAIN, status(ChainPhase.RUNNING))
             await until(lambda: store.asked[chain_key("default", "family")] >= 2, "it was tried")
-            store.trouble = None
+            store.problem = None
             await until(lambda: recorded(store), "it is written")
             now = recorded(store)
             assert now is not None
@@ -678,7 +678,7 @@ def test_a_store_that_takes_no_record_is_left_in_peace(store: MoodyStore, error:
                 reader.record(KEY, CHAIN, status(list(ChainPhase)[number]))
                 await asyncio.sleep(0.1)
             assert len(refused) == 1
-            assert trouble(reader) is None, "that nothing can be written there is no trouble for the training"
+            assert problem(reader) is None, "that nothing can be written there does not disturb the training"
 
     refused: list[object] = []
 
@@ -695,10 +695,10 @@ def test_a_defect_while_looking_does_not_end_the_looking(
     async def scenario() -> None:
         monkeypatch.setattr(schedule, "DEFECT_SECONDS", 0.05)
         async with reading() as reader:
-            store.trouble = ZeroDivisionError()  # pyright: ignore[reportAttributeAccessIssue]
+            store.problem = ZeroDivisionError()  # pyright: ignore[reportAttributeAccessIssue]
             follow(reader, store)
             await until(lambda: store.asked[f"{TINY.folder}/{MANIFEST}"] >= 3, "it is tried again")
-            store.trouble = None
+            store.problem = None
             await until(lambda: fact(reader, "tiny") == StageFacts(), "it is looked at")
 
     run(scenario())
@@ -777,7 +777,7 @@ def test_an_outage_of_a_real_store_delays_and_nothing_else(seaweedfs: SeaweedFS,
             await until(lambda: step(reader) == 1, "it is followed")
             before = reader.seen(KEY).readable_since
             seaweedfs.kill()
-            await until(lambda: trouble(reader) is StoreTrouble.UNAVAILABLE, "the outage is noticed")
+            await until(lambda: problem(reader) is StoreProblem.UNAVAILABLE, "the outage is noticed")
             await asyncio.to_thread(seaweedfs.start)
             await asyncio.to_thread(advance, s3_store, TINY, token, 2)
             await until(lambda: step(reader) == 2, "it is followed again")
@@ -802,7 +802,7 @@ def test_an_endpoint_that_is_no_store_is_told_without_its_words(respond: Respond
         store = open_store(access, patience_seconds=0.0, credentials=Credentials("key", "secret"))
         async with reading() as reader:
             follow(reader, store)
-            await until(lambda: trouble(reader) is StoreTrouble.MISCONFIGURED, "it is told")
+            await until(lambda: problem(reader) is StoreProblem.MISCONFIGURED, "it is told")
             facts = fact(reader, "tiny")
             assert facts is not None
             assert "the endpoint" in facts.message
@@ -820,10 +820,10 @@ def test_an_endpoint_that_is_no_store_is_told_without_its_words(respond: Respond
 def test_an_error_that_nobody_foresaw_is_told_too(store: MoodyStore) -> None:
     async def scenario() -> None:
         async with reading() as reader:
-            store.trouble = KeyError("ETag")
+            store.problem = KeyError("ETag")
             follow(reader, store)
-            await until(lambda: trouble(reader) is StoreTrouble.UNREADABLE, "it is told")
-            store.trouble = None
-            await until(lambda: trouble(reader) is None, "it is read again")
+            await until(lambda: problem(reader) is StoreProblem.UNREADABLE, "it is told")
+            store.problem = None
+            await until(lambda: problem(reader) is None, "it is read again")
 
     run(scenario())

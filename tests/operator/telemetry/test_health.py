@@ -84,7 +84,7 @@ def test_it_is_dead_when_chains_wait_and_no_pass_ends() -> None:
             resync.listed.set()
             resync.attempted_at = time.monotonic()
             metrics.pass_ended_at = time.monotonic() - ALLOWED - 1
-            assert (await get(server, "/healthz"))[0] == 200, "nothing waits: a quiet hour is no trouble"
+            assert (await get(server, "/healthz"))[0] == 200, "nothing waits: a quiet hour is no failure"
             queue.add(Key("default", "family"))
             assert (await get(server, "/healthz"))[0] == 200, "it does not wait for long yet"
             server._nothing_waited_at -= ALLOWED + 2

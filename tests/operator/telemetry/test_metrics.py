@@ -11,7 +11,7 @@ import pytest
 
 from modelchain import __version__, cost
 from modelchain.errors import DiskFullError
-from modelchain.reconcile.observation import JobPhase, StageFacts, StoreTrouble
+from modelchain.reconcile.observation import JobPhase, StageFacts, StoreProblem
 from modelchain.status import ChainPhase, ChainStatus, EndedAttempt, StagePhase, StageStatus
 from modelchain.store import ConflictError, Forbidden, NotFound, StoreUnavailable
 from modelchain_operator.kubernetes.key import Key
@@ -187,7 +187,7 @@ def test_requests_of_stores_are_counted_with_their_errors(
     etag = store.put("a/b", b"data", if_absent=True)
     assert store.get("a/b") == (b"data", etag)
     assert [info.key for info in store.list("a/")] == ["a/b"]
-    inner.trouble = error  # pyright: ignore[reportAttributeAccessIssue]
+    inner.problem = error  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(type(error)):
         store.get("a/b")
     with pytest.raises(type(error)):
@@ -362,7 +362,7 @@ def test_attention_is_asked_for_what_does_not_pass_by_itself() -> None:
     watched.see(job(tiny))
     watched.see(job(tiny), after=61)
     assert watched.attention() == {"Unresponsive"}
-    watched.see(tiny=StageFacts(trouble=StoreTrouble.FORBIDDEN))
+    watched.see(tiny=StageFacts(problem=StoreProblem.FORBIDDEN))
     assert watched.attention() == {"Unresponsive", "StoreForbidden"}
     watched.see(tiny=StageFacts(manifest=manifest(tiny)))
     assert watched.attention() == set()
