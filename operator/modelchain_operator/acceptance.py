@@ -1,4 +1,4 @@
-"""Whether a chain can be trained as it is written: every rule that the CRD's schema can't say."""
+"""Whether a chain can be trained as it is written: every rule that the CRD's schema can't express."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from modelchain_operator.kubernetes.api import Object
 
 logger = logging.getLogger(__name__)
 
-REMEMBERED = 512  # chains whose acceptance is kept, of 36 KiB; that of another takes a millisecond
+CACHED = 512  # answers kept, of 36 KiB each; another takes a millisecond
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,7 @@ class Accepted:
     jobs: dict[str, JobSpec]  # by stage and baseline: the stage's block over the chain's
     macs: dict[str, float]
     speedup_planned: float | None
-    problems: tuple[
-        str, ...
-    ] = ()  # why it is refused as it is written now: then this is what runs all the same
+    problems: tuple[str, ...] = ()  # why it is refused as it is written now; this is then what still runs
 
     def backend(self, stage: str) -> Backend:
         """What runs the stage's jobs."""
@@ -41,22 +39,22 @@ class Accepted:
 
 @dataclass(frozen=True)
 class Refused:
-    """A chain that can't be trained, and everything that has to be mended."""
+    """A chain that can't be trained, and everything that has to be fixed."""
 
     problems: tuple[str, ...]
 
 
 def accept(body: Object, *, default_image: str | None) -> Accepted | Refused:
-    """Judge a chain as the API server sent it. `default_image` is the trainer's where the chain names none.
+    """Validate a chain as the API server sent it. `default_image` is the trainer's where the chain names none.
 
-    Whatever a chain holds, there is an answer: a defect of ours is one too, and stays with the chain that shows it.
+    Never raises: a defect of the operator refuses the chain that shows it, and no other.
     """
     try:
         return _accept(body, default_image)
     except Exception as error:
         metadata = body["metadata"]
-        logger.exception("chain %s/%s can't be judged", metadata.get("namespace"), metadata.get("name"))
-        text = f"the operator fails to read this chain ({type(error).__name__}), which is a defect of it"
+        logger.exception("chain %s/%s can't be validated", metadata.get("namespace"), metadata.get("name"))
+        text = f"the operator fails to read this chain ({type(error).__name__}), which is a defect of the operator"
         return Refused((f"{text}; please report it with the chain and the operator's log",))
 
 
@@ -87,7 +85,7 @@ def _accept(body: Object, default_image: str | None) -> Accepted | Refused:
 
 
 def _unbuildable(accepted: Accepted, default_image: str | None) -> Iterator[str]:
-    """Stages of whose pod template no job can be made: it is Kubernetes' own type, and anything may stand in it."""
+    """Stages whose pod template makes no job: it is a type of Kubernetes, and the schema lets anything stand in it."""
     for index, stage in enumerate(accepted.chain.stages):
         if accepted.jobs[stage.name].pod_template is None:
             continue
@@ -100,7 +98,7 @@ def _unbuildable(accepted: Accepted, default_image: str | None) -> Iterator[str]
         )
         try:
             accepted.backend(stage.name).build(request)
-        except Exception as error:  # noqa: BLE001  whatever it was, the template is what it comes of
+        except Exception as error:  # noqa: BLE001  whatever it is, the template causes it
             what = f"{type(error).__name__}: {error}"
             yield _text(
                 f"spec.stages[{index}].job.podTemplate (or spec.job.podTemplate)",
@@ -110,39 +108,39 @@ def _unbuildable(accepted: Accepted, default_image: str | None) -> Iterator[str]
 
 
 def _jobs(chain: ModelChain, resolved: ResolvedChain) -> dict[str, JobSpec]:
-    """What each stage's jobs are made from; a model is trained alone as its stage is."""
+    """What each stage's jobs are built from; a baseline is trained as its stage is."""
     jobs = {stage.name: merged(chain.spec.job, stage.job) or JobSpec() for stage in chain.spec.stages}
     runs = resolved.baseline.runs if resolved.baseline is not None else ()
     return {run.run: jobs[run.stage] for run in runs} | jobs
 
 
 class Acceptance:
-    """Judges every generation of a chain once."""
+    """Validates every generation of a chain once."""
 
     def __init__(self, default_image: str | None) -> None:
         self._default_image = default_image
         self._known: OrderedDict[tuple[str, int], Accepted | Refused] = OrderedDict()
 
-    def judge(self, body: Object) -> Accepted | Refused:
-        """As `accept`. Whatever decides the answer is in the spec, so its generation is enough to know it by."""
+    def validate(self, body: Object) -> Accepted | Refused:
+        """As `accept`, cached by generation: the answer depends on the spec only."""
         metadata = body["metadata"]
         key = (metadata["uid"], metadata.get("generation", 0))
         known = self._known.get(key)
         if known is None:
             known = self._known[key] = accept(body, default_image=self._default_image)
         self._known.move_to_end(key)
-        while len(self._known) > REMEMBERED:
+        while len(self._known) > CACHED:
             self._known.popitem(last=False)
         return known
 
     def forget(self, body: Object) -> None:
-        """Nothing will be asked of this chain soon."""
+        """Drop the cached answer: the chain is at rest."""
         metadata = body["metadata"]
         self._known.pop((metadata["uid"], metadata.get("generation", 0)), None)
 
 
 def _cluster_problems(chain: ModelChain, default_image: str | None) -> list[str]:
-    """What is right on a laptop and can't be on a cluster."""
+    """What works on one machine and not on a cluster."""
     problems: list[str] = []
     spec = chain.spec
     if "://" not in spec.store.uri:

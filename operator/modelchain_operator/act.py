@@ -1,4 +1,4 @@
-"""Carries out what `decide` asked for: jobs made and deleted, so that doing it twice changes nothing."""
+"""Carries out the actions of `decide`: creates and deletes jobs, idempotently."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from modelchain_operator.kubernetes import kinds, labels
 from modelchain_operator.kubernetes.api import ApiError, Conflict, Invalid, KubernetesApi, Object
 from modelchain_operator.kubernetes.kinds import POD, Kind
 from modelchain_operator.kueue.preflight import QueueUnavailable, prepare_for_queue
-from modelchain_operator.observe import View
+from modelchain_operator.observe import ClusterSnapshot
 
 logger = logging.getLogger(__name__)
 
@@ -24,12 +24,12 @@ WEBHOOK_AWAY = "failed calling webhook"
 UNKNOWN_FIELD = "strict decoding error: unknown field"
 
 
-class JobRefused(Exception):  # noqa: N818  it is an answer
-    """The API server does not let this job be made. The message says why and what to do."""
+class JobRefused(Exception):  # noqa: N818  an answer, not an error
+    """The API server does not admit this job. The message says why and what to do."""
 
 
 class Actor:
-    """Acts on the jobs of chains."""
+    """Creates and deletes the jobs of chains."""
 
     def __init__(self, api: KubernetesApi, defaults: JobDefaults) -> None:
         self._api = api
@@ -38,9 +38,9 @@ class Actor:
     async def start(
         self, accepted: Accepted, action: StartJob, *, dry_run: bool = False
     ) -> list[tuple[Kind, Object]]:
-        """Make the attempt's job, and what it needs. Returns what was made.
+        """Create the attempt's job, and what it needs. Returns what was created.
 
-        Raises JobRefused if the API server does not let it be, ApiError if it can't be asked.
+        Raises JobRefused if the API server does not admit it, ApiError if it can't be reached.
         """
         request = JobRequest(
             stage=accepted.chain.stage(action.stage),
@@ -55,7 +55,7 @@ class Actor:
             manifests = backend.build(request)
         except Exception as error:
             logger.exception("the job of %s can't be built", request.name)
-            text = f"no job can be made of spec.job ({type(error).__name__}: {error}); mend it"
+            text = f"no job can be made of spec.job ({type(error).__name__}: {error}); correct it"
             raise JobRefused(text) from None
         *others, job = manifests
         with _refusals(backend):
@@ -69,17 +69,17 @@ class Actor:
                 await self._require_own(kind, manifest)
         return made
 
-    async def stop(self, action: StopJob, view: View) -> None:
+    async def stop(self, action: StopJob, snapshot: ClusterSnapshot) -> None:
         """Delete a live job: its pods get SIGTERM and their grace period, so that the trainer can write a
         checkpoint.
         """
         logger.info("stopping %s: %s", action.job.name, action.reason)
-        for kind, item in _objects(action.job.name, view):
+        for kind, item in _objects(action.job.name, snapshot):
             await self._delete(kind, item)
 
-    async def remove(self, action: RemoveJob, view: View) -> None:
+    async def remove(self, action: RemoveJob, snapshot: ClusterSnapshot) -> None:
         """Delete what is left of a job that has ended."""
-        for kind, item in _objects(action.job.name, view):
+        for kind, item in _objects(action.job.name, snapshot):
             await self._delete(kind, item)
 
     async def _delete(self, kind: Kind, item: Object) -> None:
@@ -88,11 +88,11 @@ class Actor:
             await self._api.delete(kind, metadata["namespace"], metadata["name"], metadata["uid"])
 
     async def _require_own(self, kind: Kind, manifest: Object) -> None:
-        """Raises JobRefused if what stands under the name is not what we were going to make."""
+        """Raises JobRefused if the object of that name is not the one to be created."""
         wanted = manifest["metadata"]
         there = await self._api.get(kind, wanted["namespace"], wanted["name"])
         if there is None:
-            raise Conflict(f"{kind.kind} {wanted['name']} came and went", status=409)
+            raise Conflict(f"{kind.kind} {wanted['name']} appeared and is gone again", status=409)
         metadata = there["metadata"]
         owner = controller_of(there)
         same = (metadata.get("annotations") or {}).get(labels.DIGEST_ANNOTATION) == wanted["annotations"][
@@ -109,7 +109,7 @@ class Actor:
 
 @contextmanager
 def _refusals(backend: Backend) -> Iterator[None]:
-    """Raises as JobRefused what says that the job is not let in. Conflict, and what says nothing of the job, pass."""
+    """Raises errors that refuse the job as JobRefused. Conflict, and errors that are not about the job, pass."""
     try:
         yield
     except QueueUnavailable as error:
@@ -124,7 +124,7 @@ def _remedy(backend: Backend, error: ApiError) -> str | None:
     """What to do about a refusal, empty if it says so itself; None if it is none."""
     text = str(error)
     if WEBHOOK_AWAY in text:
-        return "start the controller whose Service this address names, or look why it does not answer"
+        return "start the controller behind that Service, or find out why it does not answer"
     if isinstance(error, Invalid) and UNKNOWN_FIELD in text:
         return (
             f"the cluster's {backend.kind.kind} is older than that: install {backend.requirement}; or it stands in "
@@ -132,14 +132,14 @@ def _remedy(backend: Backend, error: ApiError) -> str | None:
         )
     hint = next((hint for words, hint in backend.refusal_hints.items() if words.lower() in text.lower()), "")
     if isinstance(error, Invalid):
-        return hint or "mend spec.job of the chain"
+        return hint or "correct spec.job of the chain"
     return hint if error.status == FORBIDDEN else None
 
 
-def _objects(name: str, view: View) -> list[tuple[Kind, Object]]:
+def _objects(name: str, snapshot: ClusterSnapshot) -> list[tuple[Kind, Object]]:
     """The job of that name; its pods, if the job itself is gone."""
     found: list[tuple[Kind, Object]] = []
-    for tree in view.trees:
+    for tree in snapshot.trees:
         if tree.name == name and tree.job is not None:
             found.append((kinds.of(tree.job), tree.job))
         elif tree.name == name:

@@ -1,6 +1,6 @@
-"""Chains that somebody has deleted and that are still there: a finalizer may hold one for days.
+"""Chains that are being deleted: a finalizer may hold one for days.
 
-Nothing of it trains on meanwhile. Its jobs would go with it anyway; they end at a checkpoint.
+Its jobs are stopped at once, at a checkpoint, rather than train until the chain is gone.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from modelchain_operator.act import Actor
 from modelchain_operator.jobs.observed import observe_jobs
 from modelchain_operator.kubernetes.api import Object
 from modelchain_operator.live_view import LiveView
-from modelchain_operator.observe import ChainMemory, View
+from modelchain_operator.observe import ChainMemory, ClusterSnapshot
 
 CHAIN_DELETED = "ChainDeleted"
 
 
 async def end_jobs(body: Object, memory: ChainMemory, cluster: LiveView, actor: Actor) -> bool:
-    """End what still runs of the chain. Returns whether that was anything. Raises ApiError."""
+    """Stop what still runs of the chain. Returns whether anything did. Raises ApiError."""
     if not _running(cluster.cached(body, memory), memory):
         return False
-    view = await cluster.live(body, memory)
-    for job in _running(view, memory):
-        await actor.stop(StopJob(job, CHAIN_DELETED), view)
+    snapshot = await cluster.live(body, memory)
+    for job in _running(snapshot, memory):
+        await actor.stop(StopJob(job, CHAIN_DELETED), snapshot)
     return True
 
 
-def _running(view: View, memory: ChainMemory) -> list[Job]:
-    return [job for job in observe_jobs(view.trees, memory.jobs, time.time()) if job.stoppable]
+def _running(snapshot: ClusterSnapshot, memory: ChainMemory) -> list[Job]:
+    return [job for job in observe_jobs(snapshot.trees, memory.jobs, time.time()) if job.stoppable]

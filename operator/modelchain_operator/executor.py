@@ -10,11 +10,11 @@ from modelchain_operator.acceptance import Accepted
 from modelchain_operator.act import Actor, JobRefused
 from modelchain_operator.informers.cache import Cache
 from modelchain_operator.kubernetes.key import Key
-from modelchain_operator.observe import ChainMemory, CreateRefusal, View
+from modelchain_operator.observe import ChainMemory, ClusterSnapshot, CreateRefusal
 
 logger = logging.getLogger(__name__)
 
-ASK_AGAIN_SECONDS = 30.0  # after the API server has refused a job
+RETRY_SECONDS = 30.0  # before the next dry run of a job that the API server has refused
 
 
 class Executor:
@@ -25,23 +25,25 @@ class Executor:
         self._cache = cache
 
     async def carry_out(
-        self, key: Key, view: View, accepted: Accepted, action: Action, memory: ChainMemory
+        self, key: Key, snapshot: ClusterSnapshot, accepted: Accepted, action: Action, memory: ChainMemory
     ) -> None:
-        """Raises ApiError where the API server can't be asked; a refusal goes into `memory`."""
+        """Carry out one action. Raises ApiError if the API server can't be reached; a refusal goes into `memory`."""
         match action:
             case StartJob():
-                await self._start(key, view, accepted, action, memory)
+                await self._start(key, snapshot, accepted, action, memory)
             case StopJob():
-                await self._actor.stop(action, view)
+                await self._actor.stop(action, snapshot)
             case RemoveJob():
-                await self._actor.remove(action, view)
+                await self._actor.remove(action, snapshot)
 
-    async def probe_refusals(self, view: View, accepted: Accepted, memory: ChainMemory) -> None:
-        """Whether jobs that were refused would be let in now: asked without making them, so that a chain that can't go
-        on writes nothing.
+    async def probe_refusals(
+        self, snapshot: ClusterSnapshot, accepted: Accepted, memory: ChainMemory
+    ) -> None:
+        """Find out by dry runs whether jobs that were refused would be admitted now, so that a chain that can't go on
+        writes nothing.
         """
         for stage, refusal in list(memory.refusals.items()):
-            if refusal.generation != view.generation or stage not in accepted.jobs:
+            if refusal.generation != snapshot.generation or stage not in accepted.jobs:
                 del memory.refusals[stage]
                 continue
             if time.monotonic() < refusal.ask_at:
@@ -50,22 +52,22 @@ class Executor:
                 await self._actor.start(accepted, StartJob(stage, refusal.attempt), dry_run=True)
             except JobRefused as error:
                 refusal.message = str(error)
-                refusal.ask_at = time.monotonic() + ASK_AGAIN_SECONDS
+                refusal.ask_at = time.monotonic() + RETRY_SECONDS
             else:
                 del memory.refusals[stage]
 
     async def _start(
-        self, key: Key, view: View, accepted: Accepted, action: StartJob, memory: ChainMemory
+        self, key: Key, snapshot: ClusterSnapshot, accepted: Accepted, action: StartJob, memory: ChainMemory
     ) -> None:
         try:
             made = await self._actor.start(accepted, action)
         except JobRefused as error:
             logger.warning("%s: stage %s: %s", key, action.stage, error)
             memory.refusals[action.stage] = CreateRefusal(
-                generation=view.generation,
+                generation=snapshot.generation,
                 attempt=action.attempt,
                 message=str(error),
-                ask_at=time.monotonic() + ASK_AGAIN_SECONDS,
+                ask_at=time.monotonic() + RETRY_SECONDS,
             )
             return
         logger.info("%s: stage %s: attempt %d starts", key, action.stage, action.attempt)

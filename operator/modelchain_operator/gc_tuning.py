@@ -1,7 +1,7 @@
-"""How Python and the C library keep memory: by default, a thousand chains cost a fifth more of it for good, and half of
-the processor time goes into looking for garbage.
+"""Settings of Python's garbage collector and of glibc's malloc. With the defaults, a thousand chains keep a fifth
+more memory, and half of the processor time goes into garbage collection.
 
-What is about the C library does nothing where that is not glibc.
+The settings of malloc do nothing where the C library is not glibc.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import gc
 from contextlib import suppress
 
 _M_ARENA_MAX = -8
-_COLLECT_AFTER = 10_000  # new objects; Python's 700 do not suit who reads thousands at once
+_COLLECT_AFTER = 10_000  # new objects; Python's default of 700 is too few where thousands are read at once
 
 
 def share_heaps() -> None:
-    """Let threads share heaps; glibc gives each one of its own, with its own free space.
+    """Let threads share heaps; by default glibc gives each thread its own.
     https://man7.org/linux/man-pages/man3/mallopt.3.html
     """
     with suppress(OSError, AttributeError):
@@ -23,7 +23,7 @@ def share_heaps() -> None:
 
 
 def give_back() -> None:
-    """Return free pages to the system, a few milliseconds' work; glibc keeps those that lie between used ones.
+    """Return free pages to the system, in a few milliseconds; glibc keeps those that lie between used ones.
     https://man7.org/linux/man-pages/man3/malloc_trim.3.html
     """
     with suppress(OSError, AttributeError):
@@ -31,7 +31,7 @@ def give_back() -> None:
 
 
 def collect_rarely() -> None:
-    """Look for garbage less often, and never among what was imported up to now.
+    """Collect less often, and never among what was imported up to now.
     https://docs.python.org/3/library/gc.html#gc.freeze
     """
     gc.collect()

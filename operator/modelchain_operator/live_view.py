@@ -1,4 +1,4 @@
-"""A chain with its jobs and pods: as they were last shown, and as the API server itself has them now."""
+"""A chain with its jobs and pods: from the cache, and from the API server itself."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from modelchain_operator.kubernetes import kinds
 from modelchain_operator.kubernetes.api import KubernetesApi, NotServed, Object
 from modelchain_operator.kubernetes.key import Key
 from modelchain_operator.kubernetes.kinds import POD, Kind
-from modelchain_operator.observe import ChainMemory, View, view_of
+from modelchain_operator.observe import ChainMemory, ClusterSnapshot, snapshot_of
 
 
 class LiveView:
-    """Looks at chains. Whatever the API server shows, the cache is shown too. Used in one event loop."""
+    """Takes snapshots of chains. What the API server returns goes into the cache too. Used in one event loop."""
 
     def __init__(self, api: KubernetesApi, cache: Cache) -> None:
         self._api = api
         self._cache = cache
         self.not_served: set[Kind] = set()  # kinds of jobs whose CRD is not installed
 
-    def cached(self, body: Object, memory: ChainMemory) -> View:
-        """The chain's jobs and pods as they were last shown."""
+    def cached(self, body: Object, memory: ChainMemory) -> ClusterSnapshot:
+        """The chain's jobs and pods as they are in the cache."""
         namespace = body["metadata"]["namespace"]
         jobs = [job for kind in JOB_KINDS for job in self._cache.objects(kind, namespace, memory.uid)]
-        return view_of(body, jobs, self._cache.objects(POD, namespace, memory.uid), memory)
+        return snapshot_of(body, jobs, self._cache.objects(POD, namespace, memory.uid), memory)
 
     async def chain(self, key: Key) -> Object | None:
         """The chain as it is now; None if it is gone."""
@@ -38,9 +38,11 @@ class LiveView:
             self._cache.show_chain(body)
         return body
 
-    async def live(self, body: Object, memory: ChainMemory, accepted: Accepted | None = None) -> View:
-        """The chain's jobs and pods, asked for now: of every kind that its stages have or had; of all kinds where it
-        is not known which.
+    async def live(
+        self, body: Object, memory: ChainMemory, accepted: Accepted | None = None
+    ) -> ClusterSnapshot:
+        """The chain's jobs and pods, read now: of every kind that its stages have or had; of all kinds where it is not
+        known which.
         """
         uid, namespace = body["metadata"]["uid"], body["metadata"]["namespace"]
         wanted = set(JOB_KINDS)
@@ -56,7 +58,7 @@ class LiveView:
             self._cache.show(kinds.of(job), job)
         for pod in pods:
             self._cache.show(POD, pod)
-        return view_of(body, jobs, pods, memory)
+        return snapshot_of(body, jobs, pods, memory)
 
     async def jobs(self, wanted: Iterable[Kind], namespace: str, uid: str) -> list[Object]:
         """The jobs that name a chain, asked for now, with their pod templates."""

@@ -1,4 +1,4 @@
-"""From objects of the API server and facts of the store to what `decide` looks at."""
+"""Builds the `Observation` that `decide` works on, from objects of the API server and facts of the store."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from modelchain.resolved import ChainReference
 from modelchain.status import ChainStatus, cut
 from modelchain_operator.acceptance import Accepted
 from modelchain_operator.jobs import kinds_of
-from modelchain_operator.jobs.events import Silence, silence
+from modelchain_operator.jobs.events import UnexplainedJob, unexplained
 from modelchain_operator.jobs.history import JobMemory
 from modelchain_operator.jobs.observed import observe_jobs
 from modelchain_operator.jobs.trees import JobTree, job_trees
@@ -27,8 +27,8 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class View:
-    """A chain and its jobs, at one look."""
+class ClusterSnapshot:
+    """A chain and its jobs, as they were at one moment."""
 
     body: Object
     trees: tuple[JobTree, ...]
@@ -39,9 +39,11 @@ class View:
         return int(self.body["metadata"].get("generation", 0))
 
 
-def view_of(body: Object, jobs: Iterable[Object], pods: Sequence[Object], memory: ChainMemory) -> View:
-    """A chain, with those of the jobs and pods that are really its own."""
-    return View(body, job_trees(reference_of(body), jobs, pods, memory.jobs.pods))
+def snapshot_of(
+    body: Object, jobs: Iterable[Object], pods: Sequence[Object], memory: ChainMemory
+) -> ClusterSnapshot:
+    """A chain, with those of the jobs and pods that it owns."""
+    return ClusterSnapshot(body, job_trees(reference_of(body), jobs, pods, memory.jobs.pods))
 
 
 def reference_of(body: Object) -> ChainReference:
@@ -52,7 +54,7 @@ def reference_of(body: Object) -> ChainReference:
 
 @dataclass
 class CreateRefusal:
-    """The API server refused a stage's job (a quota, an admission rule). It is asked again from time to time."""
+    """The API server refused a stage's job (a quota, an admission rule). It is tried again from time to time."""
 
     generation: int
     attempt: int
@@ -61,8 +63,8 @@ class CreateRefusal:
 
 
 @dataclass
-class Told:
-    """What Events say of a job that does not start."""
+class PendingReason:
+    """Why a job does not start, as its Events say."""
 
     lacks_pods: bool
     ask_at: float  # monotonic seconds
@@ -72,21 +74,22 @@ class Told:
 
 @dataclass
 class ChainMemory:
-    """What this process remembers of a chain. Losing it costs time, never correctness."""
+    """State of a chain between passes. Losing it costs time, never correctness."""
 
     uid: str
     jobs: JobMemory = field(default_factory=JobMemory)
-    made: set[tuple[str, int]] = field(default_factory=set)  # stage, attempt: jobs that we have made
+    made: set[tuple[str, int]] = field(default_factory=set)  # stage, attempt: jobs that this process has made
     refusals: dict[str, CreateRefusal] = field(default_factory=dict)  # by stage
-    # Of a generation that is refused: what of the chain runs all the same.
-    going_on: tuple[int, Accepted | None] | None = None
-    told: dict[str, Told] = field(default_factory=dict)  # by name of the job
+    # The generation that was refused, and what of the chain still runs.
+    still_running: tuple[int, Accepted | None] | None = None
+    pending_reasons: dict[str, PendingReason] = field(default_factory=dict)  # by name of the job
     queued: dict[str, Inquiry] = field(default_factory=dict)  # by name of the job
     written_at: float = float("-inf")  # monotonic seconds
     written_version: str = ""  # of the chain, after our last write
-    ending_since: float | None = None  # monotonic seconds; a stage is complete, which waits to be told
-    looked_again: set[tuple[str, int]] = field(default_factory=set)  # stage, attempt
-    missing_said: tuple[str, str] | None = None  # of ArtifactsMissing: status, since when
+    # Monotonic seconds: a stage is complete, and the write that says so waits for the end of its job.
+    ending_since: float | None = None
+    refreshed: set[tuple[str, int]] = field(default_factory=set)  # stage, attempt
+    reported_missing: tuple[str, str] | None = None  # of ArtifactsMissing: status, since when
 
 
 def status_of(body: Object) -> ChainStatus | None:
@@ -113,20 +116,26 @@ def status_object(status: ChainStatus) -> Object:
 
 
 def observe(
-    view: View, accepted: Accepted, seen: Seen, memory: ChainMemory, *, not_served: Iterable[Kind], now: float
+    snapshot: ClusterSnapshot,
+    accepted: Accepted,
+    seen: Seen,
+    memory: ChainMemory,
+    *,
+    not_served: Iterable[Kind],
+    now: float,
 ) -> Observation:
     """Everything that was seen, as values. `now` is in seconds since the epoch."""
-    jobs = [_with_reason(job, memory) for job in observe_jobs(view.trees, memory.jobs, now)]
-    annotations = view.body["metadata"].get("annotations") or {}
+    jobs = [_with_reason(job, memory) for job in observe_jobs(snapshot.trees, memory.jobs, now)]
+    annotations = snapshot.body["metadata"].get("annotations") or {}
     return Observation(
-        status=status_of(view.body),
-        generation=view.generation,
+        status=status_of(snapshot.body),
+        generation=snapshot.generation,
         jobs=_with_progress(jobs, seen),
         made=frozenset(memory.made),
         store=seen.facts,
         store_read_at=seen.read_at,
         store_readable_since=seen.readable_since,
-        backend_problem=_backend_problem(view, accepted, memory, frozenset(not_served)),
+        backend_problem=_backend_problem(snapshot, accepted, memory, frozenset(not_served)),
         retrain_missing=cut(annotations.get(labels.RETRAIN_MISSING_ANNOTATION) or ""),
         macs=accepted.macs,
         speedup_planned=accepted.speedup_planned,
@@ -134,34 +143,34 @@ def observe(
     )
 
 
-def queued_jobs(view: View, observed: Observation) -> list[Object]:
+def queued_jobs(snapshot: ClusterSnapshot, observed: Observation) -> list[Object]:
     """The jobs that somebody has suspended, as a queue does."""
     names = {job.name for job in observed.jobs if job.phase is JobPhase.QUEUED}
-    return [tree.job for tree in view.trees if tree.job is not None and tree.name in names]
+    return [tree.job for tree in snapshot.trees if tree.job is not None and tree.name in names]
 
 
-def silent_jobs(view: View, observed: Observation) -> dict[str, Silence]:
+def unexplained_jobs(snapshot: ClusterSnapshot, observed: Observation) -> dict[str, UnexplainedJob]:
     """By name: the pending jobs whose own status does not say what they wait for."""
     pending = {job.name for job in observed.jobs if job.phase is JobPhase.PENDING}
-    found: dict[str, Silence] = {}
-    for tree in view.trees:
+    found: dict[str, UnexplainedJob] = {}
+    for tree in snapshot.trees:
         if (
             tree.job is not None
             and tree.name in pending
-            and (silent := silence(tree.job, tree.pods, tree.intermediate)) is not None
+            and (job := unexplained(tree.job, tree.pods, tree.intermediate)) is not None
         ):
-            found[tree.name] = silent
+            found[tree.name] = job
     return found
 
 
 def _with_reason(job: Job, memory: ChainMemory) -> Job:
-    """Says why a job does not start, where Kueue or an event has told it."""
+    """The job with the reason why it does not start, where Kueue or an Event gives one."""
     if job.phase is JobPhase.QUEUED and (inquiry := memory.queued.get(job.name)) is not None:
         return replace(job, reason=inquiry.wait.reason, message=inquiry.wait.message)
-    told = memory.told.get(job.name)
-    if told is None or not told.message or job.phase is not JobPhase.PENDING or job.reason:
+    pending = memory.pending_reasons.get(job.name)
+    if pending is None or not pending.message or job.phase is not JobPhase.PENDING or job.reason:
         return job
-    return replace(job, reason=told.reason, message=told.message)
+    return replace(job, reason=pending.reason, message=pending.message)
 
 
 def _with_progress(jobs: Sequence[Job], seen: Seen) -> tuple[Job, ...]:
@@ -172,13 +181,13 @@ def _with_progress(jobs: Sequence[Job], seen: Seen) -> tuple[Job, ...]:
 
 
 def _backend_problem(
-    view: View, accepted: Accepted, memory: ChainMemory, not_served: frozenset[Kind]
+    snapshot: ClusterSnapshot, accepted: Accepted, memory: ChainMemory, not_served: frozenset[Kind]
 ) -> dict[str, str]:
     """By stage: why no job of it can be made now."""
     found = {
         stage: refusal.message
         for stage, refusal in memory.refusals.items()
-        if refusal.generation == view.generation
+        if refusal.generation == snapshot.generation
     }
     for stage in accepted.chain.all_stages:
         backend = accepted.backend(stage.name)

@@ -1,4 +1,4 @@
-"""When a decision is worth a write, and when it may be carried out without another look."""
+"""When a decision is due to be written, and when it may be carried out on the cache alone."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from modelchain.reconcile.stale_reads import is_report_only, only_starts_fresh_s
 from modelchain.reconcile.start import PREDECESSOR_ENDING
 from modelchain.resolved import ResolvedChain
 from modelchain.status import ChainStatus, without_progress
-from modelchain_operator.observe import ChainMemory, View, status_of
+from modelchain_operator.observe import ChainMemory, ClusterSnapshot, status_of
 
-ENDING_SECONDS = 2.0  # from a stage's manifest to the end of its job, as a rule: both are told in one write
+ENDING_SECONDS = 2.0  # usually from a stage's manifest to the end of its job: both go into one write
 
 
 def due_in(
@@ -23,8 +23,8 @@ def due_in(
 ) -> float | None:
     """Seconds until there is something to do or to write; 0: now. None: there is nothing.
 
-    It waits where mere progress was told less than `progress_seconds` ago, or where a stage that is complete gives way
-    to the next in a moment.
+    Mere progress waits until `progress_seconds` after the last write; a stage that has just become complete waits a
+    moment for the end of its job.
     """
     if not decision.actions and before == after:
         return None
@@ -39,22 +39,24 @@ def due_in(
     return 0
 
 
-def suffices(view: View, chain: ResolvedChain, decision: Decision, memory: ChainMemory) -> bool:
-    """Whether to carry out a decision it is enough that nobody has changed the chain since, which the API server sees
-    to. What begins a stage builds on the status, so the last word in it has to be ours.
+def may_act_on_cache(
+    snapshot: ClusterSnapshot, chain: ResolvedChain, decision: Decision, memory: ChainMemory
+) -> bool:
+    """Whether a decision on the cache may be carried out: it is enough that nobody has changed the chain since, which
+    the API server checks. Starting a stage builds on the status, so the last write of it has to be this process's own.
     """
-    before = status_of(view.body)
+    before = status_of(snapshot.body)
     if before is None:
         return False
     if is_report_only(before, decision):
         return True
-    ours = view.body["metadata"]["resourceVersion"] == memory.written_version
-    seen = {(tree.place.stage, tree.place.attempt) for tree in view.trees if tree.job is not None}
+    ours = snapshot.body["metadata"]["resourceVersion"] == memory.written_version
+    seen = {(tree.place.stage, tree.place.attempt) for tree in snapshot.trees if tree.job is not None}
     return ours and not memory.refusals and only_starts_fresh_stages(before, decision, chain, seen)
 
 
-def is_asked_for(action: Action, decision: Decision) -> bool:
-    """Whether another look still asks for it. Of jobs, what they are counts, not how far they have come."""
+def is_still_asked_for(action: Action, decision: Decision) -> bool:
+    """Whether a later decision asks for the same. Jobs are compared by name, not by their progress."""
     if isinstance(action, StartJob):
         return action in decision.actions
     return any(

@@ -1,8 +1,8 @@
-"""Which fields of a status the cluster keeps: a CRD that is older than the operator has no place for newer ones, and
-the API server drops them without a word.
+"""Fields of the status that the API server prunes, because the installed CRD is older than the operator.
 
-A status is then compared with the stored one as it would be kept. Otherwise every pass would find a difference, and
-write it again.
+A status is compared with the stored one as it would be stored. Otherwise every pass would find a difference, and write
+it again.
+https://kubernetes.io/docs/tasks/extend-kubernetes/custom-resources/custom-resource-definitions/#field-pruning
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ logger = logging.getLogger(__name__)
 Path: TypeAlias = tuple[str, ...]  # of a field; [] stands for every item of a list
 
 
-class KeptFields:
-    """Learns from what comes back of what was written. Used in one event loop."""
+class PrunedFields:
+    """Learns them by comparing what was written with what was stored. Used in one event loop."""
 
     def __init__(self) -> None:
         self._dropped: frozenset[Path] = frozenset()
 
     def learn(self, asked: Object, kept: Object) -> None:
-        """A status was written, and this of it was stored."""
+        """Compare a status that was written with what the API server has stored of it."""
         dropped = frozenset(_absent(asked, kept, ()))
         if new := dropped - self._dropped:
             logger.warning(
@@ -38,7 +38,7 @@ class KeptFields:
         self._dropped |= dropped
 
     def of(self, status: ChainStatus) -> ChainStatus:
-        """The status as it would be kept."""
+        """The status as it would be stored."""
         if not self._dropped:
             return status
         written = status.model_dump(mode="json", by_alias=True, exclude_none=True)
@@ -46,7 +46,7 @@ class KeptFields:
             _remove(written, path)
         try:
             return ChainStatus.model_validate(written, context=WHOLE)
-        except ValidationError:  # it can't do without what is dropped
+        except ValidationError:  # invalid without the fields that are dropped
             return status
 
 

@@ -1,10 +1,10 @@
 """One pass over one chain: snapshot, decide, write the status, act.
 
 A pass begins with what is known already; a chain at rest ends there and costs no request. Before anything is done,
-or written that later decisions build on, the API server is asked anew, and `decide` decides on that answer: a stale
-cache, a second operator or a lost event can delay a chain, never make it do the wrong thing. Two things are done
-without asking, since the API server takes them only if nobody has changed the chain since: telling how a chain
-fares, and beginning a stage that never had a job.
+or written that later decisions build on, jobs and pods are read from the API server itself, and `decide` runs again on
+that: a stale cache, a second operator or a lost event can delay a chain, never make it do the wrong thing. Two things
+are done without that read, because the API server takes them only if nobody has changed the chain since: reporting
+progress, and starting a stage that never had a job.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from modelchain_operator.informers.cache import Cache
 from modelchain_operator.kubernetes.api import Conflict, Object
 from modelchain_operator.kubernetes.key import Key
 from modelchain_operator.live_view import LiveView
-from modelchain_operator.observe import ChainMemory, View, observe, status_of
-from modelchain_operator.pace import due_in, is_asked_for, suffices
+from modelchain_operator.observe import ChainMemory, ClusterSnapshot, observe, status_of
+from modelchain_operator.pace import due_in, is_still_asked_for, may_act_on_cache
 from modelchain_operator.pending_diagnosis import PendingDiagnosis
 from modelchain_operator.refused_chains import RefusedChains
 from modelchain_operator.status_writer import StatusWriter
-from modelchain_operator.store_freshness import expire_artifacts, expire_ended, missing_said
+from modelchain_operator.store_freshness import expire_artifacts, expire_ended, reported_missing
 from modelchain_operator.stores.views import StoreLooks
 from modelchain_operator.telemetry.metrics import Metrics
 from modelchain_operator.work_queue import KeyQueue
 
-AT_REST = (ChainPhase.COMPLETE, ChainPhase.FAILED, ChainPhase.SUSPENDED)  # a pass is rare then
-TRUST_SECONDS = 2.0  # in what the API server has shown, before a job is made or deleted
-LOOK_AGAIN_SECONDS = 1.0  # after an act, if no watch shows what came of it
+AT_REST = (ChainPhase.COMPLETE, ChainPhase.FAILED, ChainPhase.SUSPENDED)  # passes are rare then
+SNAPSHOT_SECONDS = 2.0  # for which a read of the API server is recent enough to create or delete a job on it
+RECHECK_SECONDS = 1.0  # before the next pass after an action, if no watch shows its outcome
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reconciler:
-    """Brings chains further, one pass at a time each. Used in one event loop."""
+    """Reconciles chains, one pass at a time for each. Used in one event loop."""
 
     cache: Cache
     queue: KeyQueue
@@ -59,22 +59,25 @@ class Reconciler:
 
     async def reconcile(self, key: Key) -> None:
         """One pass over a chain. Raises ApiError where the API server could not be asked."""
-        body, memory = self._recall(key)
+        body, memory = self._load(key)
         if body is None or memory is None:
             return
         if body["metadata"].get("deletionTimestamp") is not None:
             self.stores.forget(key)
             if await end_jobs(body, memory, self.cluster, self.actor):
-                self.queue.add_after(key, LOOK_AGAIN_SECONDS)
+                self.queue.add_after(key, RECHECK_SECONDS)
             return
         accepted = await self.refused.accept(body, memory)
         if isinstance(accepted, Refused):
-            await self.refused.tell(key, body, accepted)
+            await self.refused.report(key, body, accepted)
             return
-        view = self.cluster.cached(body, memory)
-        decision = await self._decide(key, view, accepted, memory)
-        if decision is None:  # the store was not looked at yet; it says when it was
-            if body.get("status", {}).get("phase") in (None, *AT_REST):  # a thousand may wait for that
+        snapshot = self.cluster.cached(body, memory)
+        decision = await self._decide(key, snapshot, accepted, memory)
+        if decision is None:  # the store was not read yet; the chain is queued when it was
+            if body.get("status", {}).get("phase") in (
+                None,
+                *AT_REST,
+            ):  # thousands may wait for that after a restart
                 self.acceptance.forget(body)
             return
         if not accepted.problems:
@@ -82,16 +85,16 @@ class Reconciler:
         probe = any(time.monotonic() >= refusal.ask_at for refusal in memory.refusals.values())
         if not probe and not self._is_due(key, body, decision, memory):
             self._schedule(key, body, decision, memory)
-        elif not probe and suffices(view, accepted.chain, decision, memory):
+        elif not probe and may_act_on_cache(snapshot, accepted.chain, decision, memory):
             try:
-                await self._carry_out(key, view, accepted, decision, memory, seen_at=time.monotonic())
-            except Conflict:  # it is not as we know it
+                await self._carry_out(key, snapshot, accepted, decision, memory, seen_at=time.monotonic())
+            except Conflict:  # the cache is stale
                 await self._carry_out_live(key, memory)
         else:
             await self._carry_out_live(key, memory)
 
-    def _recall(self, key: Key) -> tuple[Object | None, ChainMemory | None]:
-        """The chain as it was last shown, and what is remembered of it; None if it is gone."""
+    def _load(self, key: Key) -> tuple[Object | None, ChainMemory | None]:
+        """The chain as it is in the cache, and its state between passes; None if it is gone."""
         cached, memory = self.cache.chain(key), self.memories.get(key)
         if cached is None or (memory is not None and memory.uid != cached.uid):
             memory = self._forget(key)
@@ -108,28 +111,30 @@ class Reconciler:
 
     # ---- snapshot and decide
 
-    async def _decide(self, key: Key, view: View, accepted: Accepted, memory: ChainMemory) -> Decision | None:
-        """What to do about it; None if the store has to be looked at first, after which there is another pass."""
-        now, status = time.time(), status_of(view.body)
+    async def _decide(
+        self, key: Key, snapshot: ClusterSnapshot, accepted: Accepted, memory: ChainMemory
+    ) -> Decision | None:
+        """What to do; None if the store has to be read first, after which the chain is queued again."""
+        now, status = time.time(), status_of(snapshot.body)
         seen = await self.stores.look(key, accepted, status)
         if seen is None or expire_artifacts(key, status, memory, self.stores):
             return None
-        observed = observe(view, accepted, seen, memory, not_served=self.cluster.not_served, now=now)
-        await self.diagnosis.update(key, view, observed, memory)
+        observed = observe(snapshot, accepted, seen, memory, not_served=self.cluster.not_served, now=now)
+        await self.diagnosis.update(key, snapshot, observed, memory)
         if expire_ended(key, observed, memory, self.stores):
             return None
         chain, problems = accepted.chain, accepted.problems
         decision = (
-            decide_refused(chain, observed, problems, generation=view.generation, now=now)
+            decide_refused(chain, observed, problems, generation=snapshot.generation, now=now)
             if problems
             else decide(chain, observed, now)
         )
-        for stage in decision.reads:  # there is another pass when it was read
+        for stage in decision.reads:  # the chain is queued again when they were read
             self.stores.look_again(key, stage)
         return decision
 
     def _is_due(self, key: Key, body: Object, decision: Decision, memory: ChainMemory) -> bool:
-        """Whether there is something to do or to write now. If there is later, there is another pass then."""
+        """Whether there is something to do or to write now. If that is due later, the chain is queued for then."""
         after = self.statuses.as_stored(decision.status)
         wait = due_in(status_of(body), after, decision, memory, self.progress_seconds)
         if wait:
@@ -139,7 +144,7 @@ class Reconciler:
     # ---- write and act
 
     async def _carry_out_live(self, key: Key, memory: ChainMemory) -> None:
-        """Look at the API server itself, decide on that, write the status, act."""
+        """Read from the API server itself, decide on that, write the status, act."""
         body = await self.cluster.chain(key)
         if body is None or body["metadata"].get("deletionTimestamp") is not None:
             self.queue.add(key)
@@ -148,39 +153,39 @@ class Reconciler:
         if isinstance(accepted, Refused):
             self.queue.add(key)
             return
-        await self.executor.probe_refusals(View(body, ()), accepted, memory)
+        await self.executor.probe_refusals(ClusterSnapshot(body, ()), accepted, memory)
         seen_at = time.monotonic()
-        view = await self.cluster.live(body, memory, accepted)
-        decision = await self._decide(key, view, accepted, memory)
+        snapshot = await self.cluster.live(body, memory, accepted)
+        decision = await self._decide(key, snapshot, accepted, memory)
         if decision is not None:
-            await self._carry_out(key, view, accepted, decision, memory, seen_at=seen_at)
+            await self._carry_out(key, snapshot, accepted, decision, memory, seen_at=seen_at)
 
     async def _carry_out(
         self,
         key: Key,
-        view: View,
+        snapshot: ClusterSnapshot,
         accepted: Accepted,
         decision: Decision,
         memory: ChainMemory,
         *,
         seen_at: float,
     ) -> None:
-        """Write the status; then act, as long as a fresh look still asks for it. Raises Conflict if the chain is not
-        as it was when that was decided.
+        """Write the status; then act, as long as a fresh snapshot still asks for it. Raises Conflict if the chain was
+        changed since the decision.
         """
-        body = await self._write(key, view.body, accepted, decision.status, memory)
+        body = await self._write(key, snapshot.body, accepted, decision.status, memory)
         acted = False
         for action in decision.actions:
-            if acted or time.monotonic() - seen_at > TRUST_SECONDS:
+            if acted or time.monotonic() - seen_at > SNAPSHOT_SECONDS:
                 seen_at = time.monotonic()
-                view = await self.cluster.live(body, memory, accepted)
-                again = await self._decide(key, view, accepted, memory)
-                if again is None or not is_asked_for(action, again):
+                snapshot = await self.cluster.live(body, memory, accepted)
+                again = await self._decide(key, snapshot, accepted, memory)
+                if again is None or not is_still_asked_for(action, again):
                     break
-            await self.executor.carry_out(key, view, accepted, action, memory)
+            await self.executor.carry_out(key, snapshot, accepted, action, memory)
             acted = True
         if acted:
-            self.queue.add_after(key, LOOK_AGAIN_SECONDS)
+            self.queue.add_after(key, RECHECK_SECONDS)
         self._schedule(key, body, decision, memory)
 
     async def _write(
@@ -193,13 +198,13 @@ class Reconciler:
         memory.written_at = time.monotonic()
         memory.ending_since = None
         memory.written_version = written["metadata"]["resourceVersion"]
-        memory.missing_said = missing_said(status)
+        memory.reported_missing = reported_missing(status)
         if not accepted.problems:  # the record is of the whole chain
             await self.stores.written(key, accepted, status)
         return written
 
     def _schedule(self, key: Key, body: Object, decision: Decision, memory: ChainMemory) -> None:
-        """Nothing more to do now: when to look again by the clock alone."""
+        """Nothing more to do now: queue the chain for when something is due by the clock alone."""
         self.metrics.chain_seen(key, decision.status)
         if decision.wake_at is not None:
             self.queue.add_after(key, max(0.05, decision.wake_at - time.time()))

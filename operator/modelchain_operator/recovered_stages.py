@@ -1,4 +1,4 @@
-"""What a job trains, read back from the job: the chain's spec may say something else by now, or nothing right."""
+"""What a job trains, read back from the job itself: the chain's spec may say something else by now, or be invalid."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from modelchain_operator.kubernetes.api import Object
 
 
 def recovered(body: Object, trees: Iterable[JobTree], open_stages: Iterable[StageStatus]) -> Accepted | None:
-    """The stages of these whose job says what it trains, as a chain; None if there is none.
+    """Those of the open stages whose job says what it trains, as a chain; None if there is none.
 
-    `trees` hold jobs as the API server has them, with their pod templates. Of the spec, only `suspend` is heard, and
-    with whose keys the store is read.
+    `trees` hold jobs as the API server has them, with their pod templates. Of the spec, only `suspend` and the name of
+    the store's Secret count.
     """
     wanted = {(stage.name, stage.attempt): stage.digest for stage in open_stages}
     stages: list[ResolvedStage] = []
     for tree in trees:
         stage = stage_of(tree.job) if tree.job is not None else None
         if stage is not None and wanted.get((tree.place.stage, tree.place.attempt)) == stage.digest:
-            alone = {"predecessor": None, "teacher": None}  # those are complete: it has begun
+            alone = {"predecessor": None, "teacher": None}  # complete, since the stage has started
             stages.append(stage.model_copy(update=alone))
     if not stages:
         return None
@@ -52,7 +52,7 @@ def recovered(body: Object, trees: Iterable[JobTree], open_stages: Iterable[Stag
 
 
 def stage_of(job: Object) -> ResolvedStage | None:
-    """The stage that a job's pods are told to train; None if it does not say so."""
+    """The stage that a job's pods train, by its environment; None if it has none."""
     for container in _containers(job):
         for variable in container.get("env") or ():
             if variable.get("name") == STAGE_ENVIRONMENT_VARIABLE:
@@ -70,7 +70,7 @@ def _containers(job: Object) -> Iterator[dict[str, Any]]:
 
 
 def _secret_name(spec: dict[str, Any]) -> str | None:
-    """As the spec has it, if that much of it is right."""
+    """As the spec has it, if that much of it is valid."""
     try:
         return StoreSpec.model_validate(spec.get("store")).secret_name
     except ValidationError:

@@ -1,4 +1,4 @@
-"""Chains that can't be trained as they are written: said once, while what runs of them stays under control."""
+"""Chains that can't be trained as they are written: reported once, while what runs of them stays under control."""
 
 from __future__ import annotations
 
@@ -34,22 +34,22 @@ class RefusedChains:
     metrics: Metrics
 
     async def accept(self, body: Object, memory: ChainMemory) -> Accepted | Refused:
-        """Whether the chain can be trained as it is written; if not, what of it runs all the same."""
-        judged = self.acceptance.judge(body)
-        open_stages = under_way(status_of(body)) if isinstance(judged, Refused) else ()
-        if isinstance(judged, Accepted) or not open_stages:
-            memory.going_on = None
-            return judged
+        """Whether the chain can be trained as it is written; if not, what of it still runs."""
+        answer = self.acceptance.validate(body)
+        open_stages = under_way(status_of(body)) if isinstance(answer, Refused) else ()
+        if isinstance(answer, Accepted) or not open_stages:
+            memory.still_running = None
+            return answer
         generation = _generation(body)
-        if memory.going_on is None or memory.going_on[0] != generation:
+        if memory.still_running is None or memory.still_running[0] != generation:
             jobs = await self.cluster.jobs(JOB_KINDS, body["metadata"]["namespace"], memory.uid)
             trees = job_trees(reference_of(body), jobs, ())
-            memory.going_on = generation, recovered(body, trees, open_stages)
-        running = memory.going_on[1]
-        return judged if running is None else replace(running, problems=judged.problems)
+            memory.still_running = generation, recovered(body, trees, open_stages)
+        running = memory.still_running[1]
+        return answer if running is None else replace(running, problems=answer.problems)
 
-    async def tell(self, key: Key, body: Object, refused: Refused) -> None:
-        """Say what is wrong with the chain, once. Nothing of it runs."""
+    async def report(self, key: Key, body: Object, refused: Refused) -> None:
+        """Write what is wrong with the chain into its status, once. Nothing of it runs."""
         self.stores.forget(key)
         after = _refused_status(body, refused)
         if status_of(body) == self.statuses.as_stored(after):
@@ -57,7 +57,7 @@ class RefusedChains:
             return
         live = await self.cluster.chain(key)
         gone = live is None or live["metadata"].get("deletionTimestamp") is not None
-        if live is None or gone or not isinstance(self.acceptance.judge(live), Refused):
+        if live is None or gone or not isinstance(self.acceptance.validate(live), Refused):
             self.queue.add(key)
             return
         before, after = status_of(live), _refused_status(live, refused)

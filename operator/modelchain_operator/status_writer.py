@@ -1,4 +1,4 @@
-"""Writes statuses, and tells what has changed: in the log, in metrics and as Kubernetes Events."""
+"""Writes statuses, and reports what has changed: in the log, in metrics and as Kubernetes Events."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from modelchain_operator.informers.cache import Cache
 from modelchain_operator.kubernetes.api import ApiError, KubernetesApi, Object
 from modelchain_operator.kubernetes.key import Key
 from modelchain_operator.observe import status_object
-from modelchain_operator.pruned_fields import KeptFields
+from modelchain_operator.pruned_fields import PrunedFields
 from modelchain_operator.telemetry.events import event_of, notes
 from modelchain_operator.telemetry.metrics import Metrics
 
@@ -30,38 +30,40 @@ class StatusWriter:
         self._cache = cache
         self._metrics = metrics
         self._identity = identity
-        self._kept = KeptFields()
+        self._pruned = PrunedFields()
         self._posting: set[asyncio.Task[None]] = set()
 
     def as_stored(self, status: ChainStatus) -> ChainStatus:
-        """The status as the API server would give it back: an older CRD drops fields."""
-        return self._kept.of(status)
+        """The status as the API server would return it: an older CRD drops fields."""
+        return self._pruned.of(status)
 
     async def write(self, key: Key, body: Object, before: ChainStatus | None, status: ChainStatus) -> Object:
-        """Write the status over the version of the chain that it was decided on; then tell what has happened. Returns
+        """Write the status over the version of the chain that it was decided on; then report what has happened. Returns
         the chain as it is then. Raises Conflict if it was changed meanwhile, ApiError.
         """
         asked = status_object(status)
         written = await self._api.write_status(body, asked)
-        self._kept.learn(asked, written.get("status") or {})
+        self._pruned.learn(asked, written.get("status") or {})
         self._cache.show_chain(written)
         self._metrics.status_written(key, before, status)
-        said = list(notes(before, self._kept.of(status)))
-        for note in said:
+        reported = list(notes(before, self._pruned.of(status)))
+        for note in reported:
             log = logger.warning if note.type == "Warning" else logger.info
             log("%s: %s: %s", key, note.reason, note.message)
-        if said:
+        if reported:
             now = time.time()
-            await self._post(key, [event_of(body, note, time=now, instance=self._identity) for note in said])
+            await self._post(
+                key, [event_of(body, note, time=now, instance=self._identity) for note in reported]
+            )
         return written
 
     async def close(self, seconds: float) -> None:
-        """Give Events that are being posted a few seconds."""
+        """Wait `seconds` at most for Events that are being posted."""
         if self._posting:
             await asyncio.wait(self._posting, timeout=seconds)
 
     async def _post(self, key: Key, events: Sequence[Object]) -> None:
-        """Post Events while the pass goes on: a courtesy that must not hold up a job."""
+        """Post Events beside the pass: they must not hold up a job."""
         if len(self._posting) >= EVENTS_UNDER_WAY:
             await asyncio.wait(self._posting, return_when=asyncio.FIRST_COMPLETED)
 

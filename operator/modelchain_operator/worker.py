@@ -1,4 +1,4 @@
-"""Takes chains from the queue, one pass after another, and puts those back whose pass an error has ended."""
+"""Takes chains from the queue, runs their passes, and queues those again whose pass failed."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from modelchain_operator.work_queue import KeyQueue
 
 logger = logging.getLogger(__name__)
 
-LONGEST_WAIT_SECONDS = 60.0  # between passes that an error has ended
-PASS_SECONDS = 120.0  # a pass that takes longer has lost its way
+LONGEST_WAIT_SECONDS = 60.0  # between passes that fail
+PASS_SECONDS = 120.0  # a pass that takes longer is cancelled
 
 
 class Worker:
@@ -29,7 +29,7 @@ class Worker:
         self._reconcile = reconcile
         self._queue = queue
         self._metrics = metrics
-        self._failures: Counter[Key] = Counter()  # passes in a row that an error has ended
+        self._failures: Counter[Key] = Counter()  # failed passes in a row
 
     async def run(self) -> None:
         """Take chains from the queue until it is closed."""

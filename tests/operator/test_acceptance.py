@@ -42,23 +42,23 @@ def body(**spec: object) -> Object:
 
 
 def problems(of: Object, default_image: str | None = None) -> str:
-    judged = accept(of, default_image=default_image)
-    assert isinstance(judged, Refused)
-    return "\n".join(judged.problems)
+    answer = accept(of, default_image=default_image)
+    assert isinstance(answer, Refused)
+    return "\n".join(answer.problems)
 
 
 def test_a_valid_chain_is_resolved_with_the_jobs_of_its_stages() -> None:
-    judged = accept(BODY, default_image=None)
-    assert isinstance(judged, Accepted)
-    assert judged.chain.chain.uid == BODY["metadata"]["uid"]
-    assert judged.backend("s").name == JobBackend.PYTORCH_JOB
-    assert judged.backend("b").name == JobBackend.JOB
-    assert judged.jobs["b"].gpus_per_node == 2
-    assert judged.jobs["b"].nodes == 2
-    assert judged.jobs["s"].nodes is None
-    assert set(judged.macs) == {"s", "b"}
-    assert judged.speedup_planned is not None
-    assert judged.speedup_planned > 0
+    answer = accept(BODY, default_image=None)
+    assert isinstance(answer, Accepted)
+    assert answer.chain.chain.uid == BODY["metadata"]["uid"]
+    assert answer.backend("s").name == JobBackend.PYTORCH_JOB
+    assert answer.backend("b").name == JobBackend.JOB
+    assert answer.jobs["b"].gpus_per_node == 2
+    assert answer.jobs["b"].nodes == 2
+    assert answer.jobs["s"].nodes is None
+    assert set(answer.macs) == {"s", "b"}
+    assert answer.speedup_planned is not None
+    assert answer.speedup_planned > 0
 
 
 def test_all_problems_are_named_at_once() -> None:
@@ -89,13 +89,13 @@ def test_what_is_no_spec_is_refused(spec: object) -> None:
 
 def test_a_generation_is_judged_once() -> None:
     acceptance = Acceptance(None)
-    first = acceptance.judge(BODY)
-    assert acceptance.judge(copy.deepcopy(BODY)) is first
+    first = acceptance.validate(BODY)
+    assert acceptance.validate(copy.deepcopy(BODY)) is first
     edited = body(suspend=True)
     edited["metadata"]["generation"] = 2
-    assert acceptance.judge(edited) is not first
+    assert acceptance.validate(edited) is not first
     acceptance.forget(BODY)
-    assert acceptance.judge(BODY) is not first
+    assert acceptance.validate(BODY) is not first
 
 
 def test_gang_scheduling_is_for_the_kind_of_job_that_has_it() -> None:

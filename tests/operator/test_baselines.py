@@ -47,12 +47,12 @@ def test_a_models_job_alone_is_as_its_stages() -> None:
         {"name": "pets", "type": "ZeroShot", "data": {"shards": ["s3://b/x.tar"]}, "classes": ["a", "b"]}
     ]
     body["spec"]["baseline"] = {"train": ["all"], "epochs": 3}
-    judged = accept(body, default_image=None)
-    assert isinstance(judged, Accepted)
-    assert set(judged.jobs) == {"s", "b", "s-alone", "b-alone"}
-    assert judged.backend("b-alone").name == JobBackend.JOB
-    assert (judged.jobs["b-alone"].nodes, judged.chain.stage("b-alone").job.nodes) == (2, 2)
-    assert set(judged.macs) == {"s", "b"}, "estimates are of the chain"
+    answer = accept(body, default_image=None)
+    assert isinstance(answer, Accepted)
+    assert set(answer.jobs) == {"s", "b", "s-alone", "b-alone"}
+    assert answer.backend("b-alone").name == JobBackend.JOB
+    assert (answer.jobs["b-alone"].nodes, answer.chain.stage("b-alone").job.nodes) == (2, 2)
+    assert set(answer.macs) == {"s", "b"}, "estimates are of the chain"
 
 
 def test_the_names_of_their_jobs_have_room() -> None:

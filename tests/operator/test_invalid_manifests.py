@@ -66,9 +66,9 @@ def test_an_invalid_manifest_is_refused_with_field_and_remedy(
         answer = done.stderr
     else:
         assert done.returncode == 0, done.stderr
-        judged = accept(json.loads(done.stdout), default_image=None)
-        assert isinstance(judged, Refused), "the operator would train it"
-        answer = "\n".join(judged.problems)
+        answer = accept(json.loads(done.stdout), default_image=None)
+        assert isinstance(answer, Refused), "the operator would train it"
+        answer = "\n".join(answer.problems)
         assert len(answer) < MAX_ANSWER
     for message in expected.messages:
         assert message in answer, f"{message!r} is not in the answer:\n{answer[:4000]}"

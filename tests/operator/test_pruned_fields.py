@@ -9,7 +9,7 @@ import pytest
 
 from modelchain.status import ChainPhase, ChainStatus, StageStatus
 from modelchain_operator.observe import status_object
-from modelchain_operator.pruned_fields import KeptFields
+from modelchain_operator.pruned_fields import PrunedFields
 
 STATUS = ChainStatus(
     phase=ChainPhase.RUNNING,
@@ -19,13 +19,13 @@ STATUS = ChainStatus(
 
 
 def test_a_status_that_is_kept_whole_is_itself() -> None:
-    kept = KeptFields()
+    kept = PrunedFields()
     kept.learn(status_object(STATUS), status_object(STATUS))
     assert kept.of(STATUS) is STATUS
 
 
 def test_a_status_is_without_what_was_dropped_before(caplog: pytest.LogCaptureFixture) -> None:
-    kept, asked = KeptFields(), status_object(STATUS)
+    kept, asked = PrunedFields(), status_object(STATUS)
     stored = copy.deepcopy(asked)
     del stored["speedupPlanned"], stored["stages"][0]["activity"]
     with caplog.at_level(logging.WARNING):
@@ -38,7 +38,7 @@ def test_a_status_is_without_what_was_dropped_before(caplog: pytest.LogCaptureFi
 
 
 def test_a_status_that_can_not_do_without_a_field_stays_as_it_is() -> None:
-    kept, asked = KeptFields(), status_object(STATUS)
+    kept, asked = PrunedFields(), status_object(STATUS)
     stored = copy.deepcopy(asked)
     for stage in stored["stages"]:
         del stage["name"]

@@ -1,4 +1,4 @@
-"""Why a job does not start, where only Kubernetes Events tell it: its pods are refused, or a node can't set them up.
+"""Why a job does not start, where only Kubernetes Events say so: its pods are refused, or a node can't set them up.
 
 https://kubernetes.io/docs/reference/kubernetes-api/cluster-resources/event-v1/
 """
@@ -20,8 +20,8 @@ _REFUSALS = (
     "HeadlessServiceCreationFailed",
     "PVCCreationFailed",
 )
-ASKED_PODS = 3  # all pods of a job are made alike: the first that wait tell what holds up the others
-LONGEST_TOLD = 700  # characters, so that the remedy has room in a status
+ASKED_PODS = 3  # all pods of a job are alike: what holds up the first that wait holds up the others
+MAX_EVENT_MESSAGE = 700  # characters, so that the remedy has room in a status
 INIT_CONTAINER = "init-pytorch"  # the training operator's, in the pods of workers
 
 _SET_UP_FAILURES = frozenset(
@@ -38,39 +38,41 @@ _NAMED = "what names it, spec.store.caBundleConfigMap or spec.job.podTemplate"
 
 
 @dataclass(frozen=True)
-class Silence:
-    """A job that does not start, and the objects whose events may tell why."""
+class UnexplainedJob:
+    """A job that does not start, and the objects whose Events may say why."""
 
     lacks_pods: bool
     uids: tuple[str, ...]
 
 
-def silence(job: Object, pods: Sequence[Object], intermediate: Sequence[Object] = ()) -> Silence | None:
-    """Of a job with these pods, and what stands between them; None if their status tells all there is to tell.
+def unexplained(
+    job: Object, pods: Sequence[Object], intermediate: Sequence[Object] = ()
+) -> UnexplainedJob | None:
+    """The job with these pods, and `intermediate` objects between them; None if their status says all there is to say.
 
-    Pods are refused to whoever makes them: of a TrainJob, that is the Job of its JobSet.
+    That pods are refused is reported on the object that creates them: of a TrainJob, the Job of its JobSet.
     """
     state = backend_of(job).read(job)
     if job["metadata"].get("deletionTimestamp") is not None or state.managed_by:
         return None
     if len(pods) < state.wanted_pods:
         makers = (job, *intermediate)
-        return Silence(lacks_pods=True, uids=tuple(maker["metadata"]["uid"] for maker in makers))
+        return UnexplainedJob(lacks_pods=True, uids=tuple(maker["metadata"]["uid"] for maker in makers))
     waiting = sorted((pod for pod in pods if pod_view.is_being_set_up(pod)), key=pod_view.name)
     if not waiting:
         return None
-    return Silence(lacks_pods=False, uids=tuple(pod_view.uid(pod) for pod in waiting[:ASKED_PODS]))
+    return UnexplainedJob(lacks_pods=False, uids=tuple(pod_view.uid(pod) for pod in waiting[:ASKED_PODS]))
 
 
-def why_it_waits(events: Iterable[Object]) -> tuple[str, str]:
+def explain_pending(events: Iterable[Object]) -> tuple[str, str]:
     """Reason and message, from events about a job or its pods; both empty if nothing says so."""
     by_object: dict[str, list[Object]] = {}
     for event in events:
         by_object.setdefault(str((event.get("involvedObject") or {}).get("uid", "")), []).append(event)
-    told = [problem for about in by_object.values() if (problem := _problem(about)) is not None]
-    if not told:
+    found = [problem for about in by_object.values() if (problem := _problem(about)) is not None]
+    if not found:
         return "", ""
-    event = max(told, key=_told_at)
+    event = max(found, key=_last_seen)
     reason, message = str(event["reason"]), str(event.get("message") or "it can't be made")
     if _is_refusal(event):
         return "FailedCreate", _join(message, _refusal_remedy(message))
@@ -79,11 +81,11 @@ def why_it_waits(events: Iterable[Object]) -> tuple[str, str]:
 
 
 def _problem(events: Iterable[Object]) -> Object | None:
-    """The last event about one object that says what it can't get past, unless it got past that since."""
+    """The last Event of one object that says what blocks it, unless it got past that since."""
     found = [
         event for event in events if _is_refusal(event) or event.get("reason") in _SET_UP_FAILURES | _SET_UP
     ]
-    last = max(found, key=_told_at, default=None)
+    last = max(found, key=_last_seen, default=None)
     return last if last is not None and last.get("type") == "Warning" else None
 
 
@@ -109,23 +111,23 @@ def _refusal_remedy(message: str) -> str:
 
 def _set_up_remedy(reason: str, message: str) -> str:
     if reason == "FailedCreatePodSandBox":
-        return "look at the node's container runtime and network plugin"
+        return "check the node's container runtime and network plugin"
     if reason == "FailedPrepareDynamicResources":
-        return "look at the resource driver of the node"
+        return "check the resource driver of the node"
     if "references non-existent" in message:
         return f"add that key, or correct {_NAMED}"
     if "not found" in message:
         return f"create it in the chain's namespace, or correct {_NAMED}"
-    return "mend the storage, or correct the volume in spec.job.podTemplate"
+    return "repair the storage, or correct the volume in spec.job.podTemplate"
 
 
 def _join(message: str, remedy: str) -> str:
-    told = cut(message, LONGEST_TOLD)
-    return f"{told}; {remedy}" if remedy else told
+    text = cut(message, MAX_EVENT_MESSAGE)
+    return f"{text}; {remedy}" if remedy else text
 
 
-def _told_at(event: Object) -> str:
-    """When it was last told, to the second: which field says so depends on who tells it."""
+def _last_seen(event: Object) -> str:
+    """When it was last reported, to the second: which field holds that depends on the reporter."""
     series, metadata = event.get("series") or {}, event.get("metadata") or {}
     at = (
         series.get("lastObservedTime")

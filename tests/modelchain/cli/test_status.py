@@ -64,16 +64,16 @@ def test_conditions_that_are_fine_are_not_mentioned() -> None:
 @pytest.mark.parametrize(
     ("kind", "holds", "note"),
     [
-        (ConditionType.FAILED, True, "Failed (Why): stage small: mend it"),
-        (ConditionType.UNRESPONSIVE, True, "Unresponsive (Why): stage small: mend it"),
-        (ConditionType.ARTIFACTS_MISSING, True, "ArtifactsMissing (Why): stage small: mend it"),
-        (ConditionType.PROGRESSING, False, "not Progressing (Why): stage small: mend it"),
-        (ConditionType.ACCEPTED, False, "not Accepted (Why): stage small: mend it"),
+        (ConditionType.FAILED, True, "Failed (Why): stage small: correct it"),
+        (ConditionType.UNRESPONSIVE, True, "Unresponsive (Why): stage small: correct it"),
+        (ConditionType.ARTIFACTS_MISSING, True, "ArtifactsMissing (Why): stage small: correct it"),
+        (ConditionType.PROGRESSING, False, "not Progressing (Why): stage small: correct it"),
+        (ConditionType.ACCEPTED, False, "not Accepted (Why): stage small: correct it"),
     ],
 )
 def test_a_condition_that_is_not_fine_is_told_once(kind: ConditionType, holds: bool, note: str) -> None:
-    stage = SMALL.model_copy(update={"message": "mend it"})
-    status = with_conditions(condition(kind, holds, "Why", "stage small: mend it"), stages=(stage,))
+    stage = SMALL.model_copy(update={"message": "correct it"})
+    status = with_conditions(condition(kind, holds, "Why", "stage small: correct it"), stages=(stage,))
     assert notes_of(chain(status)) == [note]
 
 

@@ -2,7 +2,13 @@
 
 import pytest
 
-from modelchain_operator.jobs.events import ASKED_PODS, LONGEST_TOLD, Silence, silence, why_it_waits
+from modelchain_operator.jobs.events import (
+    ASKED_PODS,
+    MAX_EVENT_MESSAGE,
+    UnexplainedJob,
+    explain_pending,
+    unexplained,
+)
 from modelchain_operator.kubernetes.api import Object
 
 JOB, POD = "squares-tiny-0a1b2c3d", "squares-tiny-0a1b2c3d-master-0"
@@ -90,7 +96,7 @@ MOUNT = 'MountVolume.SetUp failed for volume "ca" : '
                 "FailedAttachVolume", 'Multi-Attach error for volume "pvc-1" Volume is already used', "1"
             ),
             "FailedAttachVolume",
-            ("Multi-Attach", "mend the storage"),
+            ("Multi-Attach", "repair the storage"),
         ),
         (
             kubelet(
@@ -137,7 +143,7 @@ MOUNT = 'MountVolume.SetUp failed for volume "ca" : '
     ],
 )
 def test_what_an_event_tells_comes_with_a_remedy(event: Object, reason: str, told: tuple[str, ...]) -> None:
-    said, message = why_it_waits([scheduled("2026-11-24T09:10:41.878634Z"), event])
+    said, message = explain_pending([scheduled("2026-11-24T09:10:41.878634Z"), event])
     assert said == reason
     assert [part for part in told if part not in message] == []
 
@@ -157,13 +163,13 @@ def test_what_an_event_tells_comes_with_a_remedy(event: Object, reason: str, tol
     ids=["none", "on-its-way", "told-by-the-status", "exists", "mounted-since"],
 )
 def test_what_holds_nothing_up_is_not_told(events: list[Object]) -> None:
-    assert why_it_waits(events) == ("", "")
+    assert explain_pending(events) == ("", "")
 
 
 def test_one_pod_that_has_come_further_hides_no_other() -> None:
     pulling = kubelet("Pulling", "image", "2026-11-24T09:12:00Z", kind="Normal", pod="a")
     stuck = kubelet("FailedMount", f'{MOUNT}secret "x" not found', "2026-11-24T09:11:00Z", pod="b")
-    assert why_it_waits([stuck, pulling])[1].startswith("b: MountVolume")
+    assert explain_pending([stuck, pulling])[1].startswith("b: MountVolume")
 
 
 def test_the_last_word_counts() -> None:
@@ -175,16 +181,16 @@ def test_the_last_word_counts() -> None:
         "message": "newest",
         "series": {"count": 3, "lastObservedTime": "2026-11-24T09:11:01.500000Z"},
     }
-    assert '"b"' in why_it_waits([older, newer])[1]
-    assert '"b"' in why_it_waits([newer, older])[1]
-    assert "newest" in why_it_waits([series, newer])[1]
+    assert '"b"' in explain_pending([older, newer])[1]
+    assert '"b"' in explain_pending([newer, older])[1]
+    assert "newest" in explain_pending([series, newer])[1]
 
 
 def test_a_long_message_leaves_room_for_the_remedy() -> None:
     message = f'{MOUNT}configmap "a" not found{"!" * 4000}'
-    told = why_it_waits([kubelet("FailedMount", message, "2026-11-24T09:11:13Z")])[1]
+    told = explain_pending([kubelet("FailedMount", message, "2026-11-24T09:11:13Z")])[1]
     assert "create it" in told
-    assert len(told) < LONGEST_TOLD + 200
+    assert len(told) < MAX_EVENT_MESSAGE + 200
 
 
 def job(*, pods: int, deleted: bool = False) -> Object:
@@ -212,18 +218,18 @@ CREATING = containers(waiting={"reason": "ContainerCreating"})
 
 
 def test_a_job_that_lacks_pods_is_asked_about_itself() -> None:
-    assert silence(job(pods=2), [pod(0)]) == Silence(lacks_pods=True, uids=("job",))
+    assert unexplained(job(pods=2), [pod(0)]) == UnexplainedJob(lacks_pods=True, uids=("job",))
 
 
 def test_what_makes_the_pods_of_a_job_is_asked_about_too() -> None:
     inner = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "inner", "uid": "inner"}}
-    assert silence(job(pods=2), [], [inner]) == Silence(lacks_pods=True, uids=("job", "inner"))
+    assert unexplained(job(pods=2), [], [inner]) == UnexplainedJob(lacks_pods=True, uids=("job", "inner"))
 
 
 def test_few_of_the_pods_that_are_set_up_are_asked_about() -> None:
     pods = [pod(number, containerStatuses=CREATING) for number in reversed(range(9))]
     wanted = tuple(f"{JOB}-{number}" for number in range(ASKED_PODS))
-    assert silence(job(pods=9), pods) == Silence(lacks_pods=False, uids=wanted)
+    assert unexplained(job(pods=9), pods) == UnexplainedJob(lacks_pods=False, uids=wanted)
 
 
 @pytest.mark.parametrize(
@@ -242,4 +248,4 @@ def test_few_of_the_pods_that_are_set_up_are_asked_about() -> None:
     ids=["runs", "no-node", "image", "init-container-runs", "deleted"],
 )  # fmt: skip
 def test_nobody_is_asked_where_the_status_says_it_all(of: Object, there: Object) -> None:
-    assert silence(of, [there]) is None
+    assert unexplained(of, [there]) is None

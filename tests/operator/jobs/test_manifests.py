@@ -22,11 +22,11 @@ DIGEST_LENGTH = 16
 
 
 def request(attempt: int = 1, stage: int = 0, **spec: object) -> JobRequest:
-    judged = accept(body(**spec), default_image=None)
-    assert isinstance(judged, Accepted), judged
-    resolved = judged.chain.stages[stage]
-    job = judged.jobs[resolved.name]
-    return JobRequest(resolved, job, judged.store, attempt, JobDefaults(image="fallback"))
+    answer = accept(body(**spec), default_image=None)
+    assert isinstance(answer, Accepted), answer
+    resolved = answer.chain.stages[stage]
+    job = answer.jobs[resolved.name]
+    return JobRequest(resolved, job, answer.store, attempt, JobDefaults(image="fallback"))
 
 
 def test_a_pytorchjob_of_two_nodes() -> None:
@@ -225,9 +225,9 @@ def test_a_pod_template_is_merged_but_does_not_say_which_attempt_it_is() -> None
     ids=["label", "restart-policy", "variable"],
 )
 def test_a_template_that_would_say_so_is_refused(template: Object, said: str) -> None:
-    judged = accept(body(job={"podTemplate": template}), default_image=None)
-    assert isinstance(judged, Refused)
-    assert said in "".join(judged.problems)
+    answer = accept(body(job={"podTemplate": template}), default_image=None)
+    assert isinstance(answer, Refused)
+    assert said in "".join(answer.problems)
 
 
 def test_a_dollar_in_a_stage_is_not_expanded_by_kubernetes() -> None:

@@ -111,9 +111,9 @@ def test_what_kueue_takes_from_a_job_that_it_lets_go_is_not_patched() -> None:
     ],
 )
 def test_what_only_a_runtime_can_say_is_refused_with_the_remedy(job: Object, field: str) -> None:
-    judged = accept(body(job={"backend": "TrainJob", **job}), default_image="trainer")
-    assert isinstance(judged, Refused)
-    assert any(f"job.{field}:" in problem for problem in judged.problems), judged.problems
+    answer = accept(body(job={"backend": "TrainJob", **job}), default_image="trainer")
+    assert isinstance(answer, Refused)
+    assert any(f"job.{field}:" in problem for problem in answer.problems), answer.problems
 
 
 def status(job: Object, *conditions: Object, **more: Any) -> Object:
