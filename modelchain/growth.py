@@ -1,4 +1,4 @@
-"""What a model must be like to be built, and to grow out of its predecessor: as its task says."""
+"""What a model must be like to be built, to grow out of another, and to learn from it: as its task says."""
 
 from __future__ import annotations
 
@@ -11,6 +11,11 @@ from modelchain.tasks import Problem, task_for
 def unbuildable(model: AnyConfig) -> Iterator[Problem]:
     """What keeps a model from being built: where, what is wrong, what to do."""
     return task_for(model).unbuildable(model)
+
+
+def unteachable(student: AnyConfig, teacher: AnyConfig) -> Iterator[Problem]:
+    """What keeps `teacher` from teaching `student`, a model of the same task that did not grow out of it."""
+    return task_for(student).unteachable(student, teacher)
 
 
 def ungrowable(small: AnyConfig, large: AnyConfig) -> Iterator[Problem]:

@@ -54,6 +54,7 @@ from modelchain.spec import (
     TaskName,
     TrainingSpec,
     WeightsSpec,
+    WidthExpansion,
 )
 from modelchain.tasks import TASKS, task_of
 
@@ -91,8 +92,9 @@ def resolve(chain: ModelChain, *, base: Path | None = None) -> ResolvedChain:
     stages: list[ResolvedStage] = []
     for index, stage in enumerate(chain.spec.stages):
         position = predecessor_position(chain.spec.stages, index)
-        predecessor = None if position is None else stages[position]
-        teacher = _teacher(chain, index, stages) or predecessor
+        before = None if position is None else stages[position]
+        teacher = _teacher(chain, index, stages) or before
+        predecessor = None if starts_fresh(chain, index) else before
         stages.append(_resolve_stage(chain, index, stage, predecessor, teacher, reference, store, base))
 
     def alone(stage: ResolvedStage, epochs: int) -> ResolvedStage:
@@ -137,6 +139,12 @@ def predecessor_position(stages: list[StageSpec], index: int) -> int | None:
         if stages[position].name == wanted:
             return position
     raise UnresolvableError(f"spec.stages[{index}].from: no stage before this one is named {wanted!r}")
+
+
+def starts_fresh(chain: ModelChain, index: int) -> bool:
+    """Whether the stage before stage `index` only teaches it: its first weights are those of its seed."""
+    expansion = merged(chain.spec.expansion, chain.spec.stages[index].expansion)
+    return expansion is not None and expansion.width is WidthExpansion.FRESH
 
 
 def teacher_name(chain: ModelChain, index: int) -> str | None:

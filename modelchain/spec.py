@@ -86,6 +86,7 @@ class WidthExpansion(StrEnum):
     EXACT = "Exact"
     PADDED = "Padded"
     SLICE = "Slice"
+    FRESH = "Fresh"
 
 
 class DepthExpansion(StrEnum):
@@ -505,6 +506,7 @@ class ExpansionSpec(Block):
         Field(
             description="Exact: copies that keep the function. Padded: the same function in a stream with "
             "room for more, whose new units and heads start without effect. Slice: the paper's leading slice. "
+            "Fresh: nothing grows; the model starts from its seed, of any shape, and its predecessor only teaches. "
             "Default: Exact."
         ),
     ] = None

@@ -50,6 +50,7 @@ SIZES: Mapping[str, Mapping[str, Size]] = {
         Size("w192-shallow", (192, 1), (96, 1), wanted=False),
     ),
     "unifont": _sizes(
+        Size("w32", (32, 2), (32, 1)),
         Size("w48", (48, 3), (48, 2)),
         Size("w64", (64, 3), (48, 2)),
         Size("w80", (80, 4), (64, 2)),
@@ -79,6 +80,7 @@ FAMILIES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     },
     "unifont": {
         "3": ("w48", "w96", "w192"),
+        "3-small": ("w32", "w64", "w96"),  # where a core has to do
         "4": ("w48", "w80", "w128", "w192"),
         "7": ("w48", "w64", "w80", "w96", "w128", "w160", "w192"),
         "late-jump": ("w192-shallow", "w192"),

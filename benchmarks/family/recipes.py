@@ -71,6 +71,10 @@ RECIPES: Mapping[str, Recipe] = {
         "the paper's: leading slices, interleaved copies, distillation with weight 0.98",
         later={"expansion": {"width": "Slice", "depth": "Interleave"}, "distillation": {"weight": 0.98}},
     ),
+    "distillation-only": Recipe(
+        "fresh models, distillation with weight 1",
+        later={"expansion": {"width": "Fresh"}, "distillation": {"weight": 1}},
+    ),
     "growth-only": Recipe("exact growth, no distillation", later={"expansion": _EXACT, **_NO_TEACHER}),
     "strong-then-weak": Recipe(
         "exact growth, a distillation weight that falls from 10 to 0 in a third of the stage",

@@ -21,6 +21,7 @@ from modelchain.spec import (
     DataSpec,
     DistillationSchedule,
     EvaluationSpec,
+    ExpansionSpec,
     JobSpec,
     LearningRateSchedule,
     ModelChainSpec,
@@ -287,6 +288,14 @@ BLOCK_RULES: Mapping[type[BaseModel], tuple[Rule, ...]] = {
             "a Cosine schedule has no decayFraction; write type: WarmupStableDecay, or remove it",
             ".decayFraction",
         ),
+    ),
+    ExpansionSpec: tuple(
+        Rule(
+            f"!(has(self.width) && self.width == 'Fresh' && has(self.{field}))",
+            f"nothing grows under width: Fresh, so {field} is never used; remove it, or write another width",
+            f".{field}",
+        )
+        for field in ("depth", "weights", "optimizerState")
     ),
     DistillationSchedule: tuple(
         Rule(

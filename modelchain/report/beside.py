@@ -42,7 +42,7 @@ def against_alone(chain: ChainArtifacts, costs: Costs, measure: Measure | None) 
     rows: list[AloneRow] = []
     for i, stage in enumerate(chain.stages):
         baseline = costs.baseline(stage.name)
-        if baseline is None or not stage.complete or stage.recorded.predecessor is None:
+        if baseline is None or not stage.complete or i == 0:
             continue
         alone = baseline.artifacts
         if not alone.complete or alone.macs is None:

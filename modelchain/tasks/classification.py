@@ -78,6 +78,10 @@ class ClassificationTask(Task[ClassifierConfig]):
             ("vision", "headWidth"), "the vision head width", small.vision.head_width, large.vision.head_width
         )
 
+    def unteachable(self, student: ClassifierConfig, teacher: ClassifierConfig) -> Iterator[Problem]:
+        """Both tell the same classes apart."""
+        yield from differs(("classes",), "the number of classes", teacher.classes, student.classes)
+
     def digest_form(self, config: ClassifierConfig) -> dict[str, object]:
         """Of the tower and its head."""
         return deciding(config, MODEL_DIGEST) | {"vision": deciding(config.vision, VISION_DIGEST)}

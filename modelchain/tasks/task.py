@@ -55,6 +55,10 @@ class Task(ABC, Generic[C]):
         """What keeps `large` from growing out of `small`. Both can be built."""
 
     @abstractmethod
+    def unteachable(self, student: C, teacher: C) -> Iterator[Problem]:
+        """What keeps `teacher` from teaching a model that did not grow out of it. Both can be built."""
+
+    @abstractmethod
     def digest_form(self, config: C) -> dict[str, object]:
         """What of the model decides its weights."""
 

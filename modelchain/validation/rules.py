@@ -6,13 +6,15 @@ from collections.abc import Iterable, Iterator
 
 from modelchain import catalogue
 from modelchain.errors import UserDataError
-from modelchain.growth import unbuildable, ungrowable
+from modelchain.growth import unbuildable, ungrowable, unteachable
 from modelchain.resolve import (
     UnresolvableError,
     merged,
     predecessor_position,
     resolve,
     resolve_model,
+    starts_fresh,
+    teacher_name,
     with_loss,
     written_models,
 )
@@ -28,6 +30,7 @@ from modelchain.spec import (
     StageSpec,
     TaskName,
     TrainingSpec,
+    WidthExpansion,
 )
 from modelchain.tasks import TASKS, Task, task_for, task_of
 from modelchain.tasks.clip import CLIP
@@ -93,9 +96,14 @@ def _check_stages(chain: ModelChain) -> Iterator[Finding]:
         yield from _check_from(stages, index, at)
         yield from _check_teacher(stages, index, at)
         before = _predecessor(stages, index)
+        fresh = before is not None and starts_fresh(chain, index)
         if before is not None:
-            yield from _check_fresh_start(stage, stages[before].name, at)
-            yield from _check_initial_weights(chain, index, before)
+            yield from _check_foreign_weights(stage, stages[before].name, at)
+            yield from (
+                _check_fresh(chain, index, stages[before].name)
+                if fresh
+                else _check_initial_weights(chain, index, before)
+            )
         else:
             yield from _check_idle_blocks(stage, index, at)
             yield from _check_held_weights(chain, stage, at)
@@ -103,9 +111,10 @@ def _check_stages(chain: ModelChain) -> Iterator[Finding]:
         yield from found
         training = merged(chain.spec.training, stage.training)
         models.append(None if found else with_loss(resolve_model(stage)[1], training))
-        small, large = None if before is None else models[before], models[index]
-        if small is not None and large is not None and before is not None:
-            yield from _check_growth(stage, stages[before].name, small, large, at)
+        source = _teacher_position(chain, index, before) if fresh else before
+        small, large = None if source is None else models[source], models[index]
+        if small is not None and large is not None and source is not None:
+            yield from _check_models(stage, stages[source].name, small, large, at, taught=fresh)
 
 
 def _predecessor(stages: list[StageSpec], index: int) -> int | None:
@@ -114,6 +123,13 @@ def _predecessor(stages: list[StageSpec], index: int) -> int | None:
         return predecessor_position(stages, index)
     except UnresolvableError:
         return None
+
+
+def _teacher_position(chain: ModelChain, index: int, before: int | None) -> int | None:
+    """Where the teacher of stage `index` stands: the one that it names, or the stage before it."""
+    names = [stage.name for stage in chain.spec.stages[:index]]
+    wanted = teacher_name(chain, index)
+    return before if wanted is None else names.index(wanted) if wanted in names else None
 
 
 def _check_from(stages: list[StageSpec], index: int, at: FieldPath) -> Iterator[Finding]:
@@ -180,6 +196,32 @@ def _check_initial_weights(chain: ModelChain, index: int, before: int) -> Iterat
         )
 
 
+def _check_fresh(chain: ModelChain, index: int, predecessor: str) -> Iterator[Finding]:
+    """A stage that is only taught: it has to learn from its teacher, and nothing says how it would grow."""
+    spec, stage = chain.spec, chain.spec.stages[index]
+    own = stage.expansion is not None and stage.expansion.width is WidthExpansion.FRESH
+    block = stage.expansion if own else spec.expansion
+    at: FieldPath = ("spec", "stages", index, "expansion") if own else ("spec", "expansion")
+    for name in ("depth", "weights", "optimizerState"):
+        if block is not None and name in block.model_dump(by_alias=True, exclude_none=True):
+            message = f"nothing grows under width: Fresh, so {name} is never used"
+            yield Finding(
+                (*at, name), message, "remove it, or write another width", frozenset({name, "width"})
+            )
+    distillation = merged(spec.distillation, stage.distillation)
+    if distillation is not None and distillation.weight == 0:
+        own = stage.distillation is not None and stage.distillation.weight == 0
+        yield Finding(
+            ("spec", "stages", index, "distillation", "weight")
+            if own
+            else ("spec", "distillation", "weight"),
+            f"{quoted(stage.name)} starts fresh and would not learn from {quoted(predecessor)} either",
+            "write a weight above 0; a model trained alone is named in baseline.train",
+            frozenset({"weight", "width"}),
+        )
+    yield from _check_held_weights(chain, stage, ("spec", "stages", index))
+
+
 def _has_trunk(chain: ModelChain, stage: StageSpec) -> bool:
     """Whether a stage is trained at a constant rate before its decay. Yes where its steps are not known."""
     training = merged(chain.spec.training, stage.training) or TrainingSpec()
@@ -220,7 +262,7 @@ def _check_anything_is_trained(chain: ModelChain) -> Iterator[Finding]:
         )
 
 
-def _check_fresh_start(stage: StageSpec, predecessor: str, at: FieldPath) -> Iterator[Finding]:
+def _check_foreign_weights(stage: StageSpec, predecessor: str, at: FieldPath) -> Iterator[Finding]:
     if stage.from_weights is not None:
         yield Finding(
             (*at, "fromWeights"),
@@ -281,24 +323,27 @@ def _check_task(task: Task, stage: StageSpec, at: FieldPath, about: frozenset[st
             yield Finding((*at, field), message, remedy, about | {"task"})
 
 
-def _check_growth(
-    stage: StageSpec, predecessor: str, small: AnyConfig, large: AnyConfig, at: FieldPath
+def _check_models(
+    stage: StageSpec, other: str, small: AnyConfig, large: AnyConfig, at: FieldPath, *, taught: bool
 ) -> Iterator[Finding]:
-    about = frozenset({"model", "modelConfig", "from"})
+    """Whether `large` can grow out of `small`, the model of stage `other`; or, if only `taught`, learn from it."""
     if type(small) is not type(large):
         return  # one of them is none of the chain's task, which is said there
-    wrong = list(ungrowable(small, large))
+    wrong = list(unteachable(large, small) if taught else ungrowable(small, large))
+    about = frozenset({"model", "modelConfig", "from"})
     field = task_for(large).config_field
-    before = f"the stage can't grow out of {quoted(predecessor)}"
+    problem = f"the stage can't {'learn from' if taught else 'grow out of'} {quoted(other)}"
     if stage.model is None:
         for part, message, remedy in wrong:
-            yield Finding((*at, field, *part), f"{before}: {message}", remedy, about | set(part))
+            yield Finding((*at, field, *part), f"{problem}: {message}", remedy, about | set(part))
     elif wrong:
         messages = ", ".join(message for _, message, _ in wrong)
         remedy = (
-            "name a model that is as large in every dimension and has the same head widths, or put it first"
+            "name a model like it in these, or another teacher"
+            if taught
+            else "name a model that is as large in every dimension and has the same head widths, or put it first"
         )
-        yield Finding((*at, "model"), f"{before}: {messages}", remedy, about)
+        yield Finding((*at, "model"), f"{problem}: {messages}", remedy, about)
 
 
 def _check_resolves(chain: ModelChain) -> Iterator[Finding]:

@@ -131,6 +131,7 @@ DECIDING: list[tuple[Path, Any, int]] = [
     (("stages", 1, "training"), {"seed": 3}, 1),
     (("stages", 2, "training"), {"epochs": 2}, 2),
     (("stages", 2, "expansion"), {"width": "Slice"}, 2),
+    (("stages", 2, "expansion"), {"width": "Fresh"}, 2),
     (("stages", 2, "from"), "tiny", 2),
     (("stages", 2, "modelConfig", "embedDim"), 640, 2),
     (("stages", 2, "modelConfig", "quickGelu"), True, 2),
@@ -480,6 +481,14 @@ def test_existing_weights_have_no_trunk_so_options_about_it_are_not_part_of_thei
 
 def test_a_teacher_that_is_the_predecessor_anyway_changes_nothing() -> None:
     assert digests({("stages", 2, "distillation"): {"teacher": "small"}}) == BASE
+
+
+def test_only_its_teacher_decides_what_a_stage_that_starts_fresh_learns() -> None:
+    fresh = {("stages", 2, "expansion"): {"width": "Fresh"}}
+    of_small, of_tiny = (digests({**fresh, ("stages", 2, "from"): name}) for name in ("small", "tiny"))
+    taught = digests({**fresh, ("stages", 2, "distillation"): {"teacher": "tiny"}})
+    assert of_small[2] != of_tiny[2]
+    assert of_tiny == taught, "a stage that is only taught has no predecessor"
 
 
 def test_golden_digests() -> None:

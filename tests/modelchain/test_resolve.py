@@ -171,6 +171,18 @@ def test_a_stage_needs_its_predecessor_and_its_teacher_each_once() -> None:
     assert stages[2].teacher is not None and stages[2].teacher.digest == stages[0].digest
 
 
+def test_a_stage_that_starts_fresh_is_taught_and_has_no_predecessor() -> None:
+    stages = resolved({("stages", 2, "expansion"): {"width": "Fresh"}}).stages
+    assert stages[1].predecessor is not None
+    assert stages[2].predecessor is None
+    assert stages[2].teacher is not None and stages[2].teacher.name == "small"
+    assert [other.name for other in stages[2].needs] == ["small"]
+    assert (
+        stages[2].training.warmup_steps
+        == resolved({("stages", 2, "from"): "tiny"}).stages[2].training.steps // 10
+    )
+
+
 def test_baseline_defaults_to_the_first_stages_epochs() -> None:
     assert resolved().baseline_epochs == 8
     assert resolved({("baseline",): {"epochs": 32}}).baseline_epochs == 32

@@ -67,6 +67,24 @@ def test_held_weights_teach_and_are_grown_out_of(
     assert lines_of(large)[0]["metrics"] == manifest_of(held).metrics
 
 
+def test_held_weights_teach_a_model_that_starts_fresh_and_has_another_shape(
+    held: ResolvedStage, stage_of: StageOf, train: Train
+) -> None:
+    options: dict[str, Any] = {"width": 48, "layers": 1, "embed_dim": 24}
+    teacher = stage_of("grown", predecessor=held).teacher
+    assert teacher is not None
+    alone = stage_of("alone", **options)
+    fresh = stage_of("fresh", **options, teacher=teacher.model_dump(by_alias=True))
+    train(alone, "uid-3-nonce")
+    train(fresh, "uid-4-nonce")
+    assert lines_of(fresh)[0]["metrics"] == lines_of(alone)[0]["metrics"], "both start from the seed"
+    assert lines_of(fresh)[1]["loss"]["distillation"] > 0.01
+    assert manifest_of(fresh).macs > manifest_of(alone).macs, "the teacher's passes are counted"
+    assert manifest_of(fresh).predecessor is None
+    before, after = (load_file(weights_of(stage)) for stage in (alone, fresh))
+    assert any(not torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
 def test_a_stage_may_hold_what_it_has_grown(held: ResolvedStage, stage_of: StageOf, train: Train) -> None:
     large: Any = stage_of("grown", width=32, layers=2, epochs=0, predecessor=held)
     train(large, "uid-3-nonce")

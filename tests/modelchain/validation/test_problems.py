@@ -539,6 +539,40 @@ MISTAKES: list[tuple[dict[Path, Any], str, str, str]] = [
         "out of range",
         "at least 1",
     ),
+    # a stage that is only taught
+    (
+        {("stages", 2, "expansion"): {"width": "Fresh", "weights": "Trunk"}},
+        "spec.stages[2].expansion.weights",
+        "nothing grows under width: Fresh, so weights is never used",
+        "remove it, or write another width",
+    ),
+    (
+        {("expansion",): {"width": "Fresh", "depth": "Stack"}},
+        "spec.expansion.depth",
+        "nothing grows under width: Fresh, so depth is never used",
+        "remove it",
+    ),
+    (
+        {("stages", 2, "expansion"): {"width": "Fresh"}, ("distillation", "weight"): 0},
+        "spec.distillation.weight",
+        '"base" starts fresh and would not learn from "small" either',
+        "baseline.train",
+    ),
+    (
+        {("stages", 2, "expansion"): {"width": "Fresh"}, ("stages", 2, "training"): {"epochs": 0}},
+        "spec.stages[2].training.epochs",
+        '"base" is not trained and has no weights to hold',
+        "at least 1 epoch",
+    ),
+    (
+        {
+            ("stages", 2, "expansion"): {"width": "Fresh"},
+            ("stages", 2, "modelConfig", "text", "contextLength"): 32,
+        },
+        "spec.stages[2].modelConfig.text.contextLength",
+        'the stage can\'t learn from "small": contextLength changes from 77 to 32',
+        "write 77",
+    ),
     # the trunk
     (
         {("stages", 2, "expansion"): {"weights": "Trunk"}},
@@ -690,6 +724,15 @@ def test_the_chain_these_mistakes_are_made_in_is_valid(tmp_path: FilePath) -> No
             ("training", "emaDecay"): 0.999,
         },
         {("training", "schedule"): {"type": "WarmupStableDecay", "decayFraction": 1}},
+        {  # only taught, by a model that is larger
+            ("stages", 2, "expansion"): {"width": "Fresh"},
+            ("stages", 2, "modelConfig", "embedDim"): 64,
+            ("stages", 2, "distillation"): {"teacher": "small", "weight": 2},
+        },
+        {  # what the chain says of growth is for the other stages
+            ("expansion",): {"depth": "Stack"},
+            ("stages", 2, "expansion"): {"width": "Fresh"},
+        },
         {("stages", 1, "training"): {"epochs": 0}},  # holds what it has grown
     ],
     ids=lambda _: None,

@@ -61,9 +61,13 @@ def plan_expansion(
 
     Raises ConfigurationError where `large` cannot grow out of `small`: a width, depth, MLP or embedding that
     shrinks, or a head width, context or activation that differs. Images and patches may change
-    either way.
+    either way. And always under `Fresh`: nothing grows.
     """
     chosen = expansion or ResolvedExpansion()
+    if chosen.width is WidthExpansion.FRESH:
+        raise ConfigurationError(
+            "expansion.width is Fresh, under which nothing grows; give the weights' own model, or another width"
+        )
     check_buildable(small)
     check_buildable(large)
     for part, message, remedy in ungrowable(small, large):
