@@ -11,6 +11,7 @@ import asyncio
 import logging
 
 from modelchain import __version__
+from modelchain.errors import ExitCode
 from modelchain_operator.acceptance import Acceptance
 from modelchain_operator.act import Actor
 from modelchain_operator.executor import Executor
@@ -19,6 +20,7 @@ from modelchain_operator.informers.resync import Resync
 from modelchain_operator.informers.watches import Watches
 from modelchain_operator.jobs import JobDefaults
 from modelchain_operator.kubernetes.api import KubernetesApi, load_config
+from modelchain_operator.kubernetes.leader_election import ElectionTerms, LeaderElector, Leadership
 from modelchain_operator.live_view import LiveView
 from modelchain_operator.pending_diagnosis import PendingDiagnosis
 from modelchain_operator.reconciler import Reconciler
@@ -39,45 +41,85 @@ CLOSE_SECONDS = 20.0  # for the passes under way when the operator is told to st
 
 
 async def run(settings: Settings) -> int:
-    """Run the operator until it is told to stop. Returns the exit code. Raises ConfigurationError."""
+    """Run the operator until it is told to stop, or another one leads. Returns the exit code. Raises
+    ConfigurationError.
+    """
     metrics = Metrics()
     cluster_access = load_config(settings.kubeconfig, settings.context)
-    api = KubernetesApi(cluster_access, on_request=metrics.api_request)
+    leadership = Leadership() if settings.lease else Leadership.unopposed()
+    api = KubernetesApi(cluster_access, on_request=metrics.api_request, may_write=leadership.is_held)
+    election_api = KubernetesApi(cluster_access, on_request=metrics.api_request)
+    elector = _elector(settings, election_api, leadership)
     cache, queue = Cache(), KeyQueue()
-    metrics.watch_queue(lambda: len(queue))
+    metrics.watch_queue(lambda: len(queue) if leadership.is_held() else 0)
+    metrics.watch_leadership(leadership.is_held)
     access = _store_access(settings, api, metrics)
-    reader = _store_reader(settings, access, queue)
+    reader = _store_reader(settings, access, queue, leadership)
     cluster = LiveView(api, cache)
     statuses = StatusWriter(api, cache, metrics, settings.identity)
     reconciler = _reconciler(
         settings, api, cluster, cache, queue, StoreLooks(access, reader), statuses, metrics
     )
     resync = Resync(api, cache, queue, cluster.not_served, namespaces=settings.namespaces)
-    health = HealthServer(settings, metrics, resync)
+    health = HealthServer(settings, metrics, resync, leadership)
     await health.start()
     _say_where(settings, api, health)
     reader.start()
     listing = asyncio.create_task(resync.run(settings.resync_seconds), name="resync")
     worker = Worker(reconciler.reconcile, queue, metrics)
     passes = [
-        asyncio.create_task(_work(resync, worker), name=f"pass-{number}")
+        asyncio.create_task(_work(resync, leadership, worker), name=f"pass-{number}")
         for number in range(settings.workers)
     ]
+    stop = asyncio.Event()
+    election = asyncio.create_task(_elect(elector, queue, stop), name="election") if elector else None
     try:
-        await Watches(api, cache, queue, settings.namespaces).run()
+        await Watches(api, cache, queue, settings.namespaces).run(stop)
     finally:
+        lost = election is not None and election.done()
+        patience = 0.0 if lost else CLOSE_SECONDS
         listing.cancel()
         queue.close()
-        _, late = await asyncio.wait(passes, timeout=CLOSE_SECONDS)
+        _, late = await asyncio.wait(passes, timeout=patience)
         for task in late:
             task.cancel()
         await asyncio.gather(listing, *passes, return_exceptions=True)
-        await statuses.close(CLOSE_SECONDS / 4)
+        await statuses.close(patience / 4)
         await reader.close()
+        if elector is not None and election is not None:
+            election.cancel()
+            await asyncio.gather(election, return_exceptions=True)
+            await elector.release()  # now that nothing acts here any more
         access.close()
         await health.close()
+        await election_api.close()
         await api.close()
-    return 0
+    return ExitCode.HELD if lost else ExitCode.OK
+
+
+async def _elect(elector: LeaderElector, queue: KeyQueue, stop: asyncio.Event) -> None:
+    """Stand by, then lead; end the operator when another one may lead, or this can't be told any more."""
+    try:
+        await elector.acquire()
+        queue.begin()
+        logger.error("%s: this operator ends, and stands by when it is started again", await elector.keep())
+    except Exception:
+        logger.exception("the election failed: this operator ends")
+    finally:
+        stop.set()
+
+
+def _elector(settings: Settings, api: KubernetesApi, leadership: Leadership) -> LeaderElector | None:
+    if settings.lease is None:
+        return None
+    terms = ElectionTerms(
+        namespace=settings.lease.namespace,
+        name=settings.lease.name,
+        duration_seconds=settings.lease_duration_seconds,
+        renew_deadline_seconds=settings.renew_deadline_seconds,
+        retry_period_seconds=settings.retry_period_seconds,
+    )
+    return LeaderElector(api, terms, settings.identity, leadership)
 
 
 def _store_access(settings: Settings, api: KubernetesApi, metrics: Metrics) -> StoreAccess:
@@ -91,7 +133,9 @@ def _store_access(settings: Settings, api: KubernetesApi, metrics: Metrics) -> S
     )
 
 
-def _store_reader(settings: Settings, access: StoreAccess, queue: KeyQueue) -> StoreReader:
+def _store_reader(
+    settings: Settings, access: StoreAccess, queue: KeyQueue, leadership: Leadership
+) -> StoreReader:
     return StoreReader(
         queue.add,
         on_finished=lambda key: queue.add(key, urgent=True),
@@ -100,6 +144,7 @@ def _store_reader(settings: Settings, access: StoreAccess, queue: KeyQueue) -> S
         artifact_check_seconds=settings.artifact_check_seconds,
         progress_seconds=settings.progress_seconds,
         on_refused=access.doubt,
+        may_write=leadership.is_held,
     )
 
 
@@ -149,7 +194,8 @@ def _say_where(settings: Settings, api: KubernetesApi, health: HealthServer) -> 
     )
 
 
-async def _work(resync: Resync, worker: Worker) -> None:
-    """Passes begin once everything was listed: what runs already is known then."""
+async def _work(resync: Resync, leadership: Leadership, worker: Worker) -> None:
+    """Passes begin once everything was listed, so that what runs already is known, and once this operator leads."""
     await resync.listed.wait()
+    await leadership.begun.wait()
     await worker.run()

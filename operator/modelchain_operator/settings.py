@@ -15,7 +15,7 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Generic, NoReturn, TypeVar
+from typing import Generic, NamedTuple, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
 from modelchain import __version__
@@ -30,6 +30,16 @@ _NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 class LogFormat(StrEnum):
     TEXT = "text"  # for people
     JSON = "json"  # one object a line
+
+
+class LeaseName(NamedTuple):
+    """The Lease by which the replicas of one operator elect a leader."""
+
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
 
 
 @dataclass(frozen=True)
@@ -70,7 +80,11 @@ class Settings:
     context: str | None = None
     log_format: LogFormat = LogFormat.TEXT
     log_level: str = "info"
-    identity: str = field(default_factory=socket.gethostname)  # the pod's name, in Events
+    identity: str = field(default_factory=socket.gethostname)  # the pod's name, in Events and in the Lease
+    lease: LeaseName | None = None  # by which a leader is elected; None: this operator acts alone
+    lease_duration_seconds: float = 15.0
+    renew_deadline_seconds: float = 10.0
+    retry_period_seconds: float = 2.0
 
 
 def read_settings(
@@ -98,7 +112,22 @@ def read_settings(
         values.pop("identity", None)
         if pod := environment.get("POD_NAME", "").strip():
             values["identity"] = pod
+    _check_election(values)
     return Settings(**values)  # pyright: ignore[reportArgumentType]  each option's parser gives its field's type
+
+
+def _check_election(values: Mapping[str, object]) -> None:
+    """A leader must give up before others may begin, and have several tries before it gives up. Raises UsageError."""
+    defaults = Settings(identity="")
+    duration, deadline, period = (
+        float(str(values.get(name, getattr(defaults, name))))
+        for name in ("lease_duration_seconds", "renew_deadline_seconds", "retry_period_seconds")
+    )
+    if not duration > deadline > 2 * period:
+        raise UsageError(
+            "--lease-duration-seconds must be more than --renew-deadline-seconds, and that more than twice "
+            f"--retry-period-seconds: {duration:g}, {deadline:g} and {period:g} are not"
+        )
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -108,7 +137,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="The Kubernetes operator of ModelChain: trains every ModelChain of the cluster, stage by stage.",
         epilog="A flag wins over its environment variable; where several values are possible, the variable "
         "holds them separated by commas. Exit codes: 0 stopped as asked, 64 wrong usage, 78 no cluster to "
-        "work for; anything else is unforeseen, and the operator may be started again.",
+        "work for, 80 another operator leads; anything else is unforeseen, and the operator may be started again.",
         formatter_class=_Formatter,
         allow_abbrev=False,
     )
@@ -253,6 +282,13 @@ def is_endpoint(text: str) -> bool:
         return False
 
 
+def _lease_name(text: str) -> LeaseName:
+    namespace, _, name = text.partition("/")
+    if not (_NAMESPACE.fullmatch(namespace) and _NAMESPACE.fullmatch(name)):
+        raise ValueError("the namespace and the name of a Lease; give e.g. modelchain-system/modelchain")
+    return LeaseName(namespace, name)
+
+
 def _own_identity_store(text: str) -> OwnIdentityStore:
     uri, _, endpoint = text.partition("=")
     uri = uri.strip().rstrip("/")
@@ -277,6 +313,7 @@ def _endpoint_pattern(text: str) -> str:
 
 
 _CLUSTER, _CHAINS, _STORES, _PROCESS = "the cluster", "chains", "stores", "the process"
+_ELECTION = "the election of a leader, as client-go has it"
 _OPTIONS: tuple[_Option[object], ...] = (
     _Option(
         _CLUSTER,
@@ -423,7 +460,40 @@ _OPTIONS: tuple[_Option[object], ...] = (
         "--identity",
         "NAME",
         _text,
-        "name of this process in Events",
+        "name of this process in Events and in the Lease; no two that run at a time may share it",
         shown_default="POD_NAME, or the host's name",
+    ),
+    _Option(
+        _ELECTION,
+        "lease",
+        "--lease",
+        "NAMESPACE/NAME",
+        _lease_name,
+        "act only while holding this Lease; of several operators with the same one, the others stand by",
+        shown_default="none: this operator acts, whoever else does",
+    ),
+    _Option(
+        _ELECTION,
+        "lease_duration_seconds",
+        "--lease-duration-seconds",
+        "SECONDS",
+        _seconds(3),
+        "take over from a leader that has not renewed the Lease for this long",
+    ),
+    _Option(
+        _ELECTION,
+        "renew_deadline_seconds",
+        "--renew-deadline-seconds",
+        "SECONDS",
+        _seconds(2),
+        "stop acting, and end, after trying in vain to renew the Lease for this long",
+    ),
+    _Option(
+        _ELECTION,
+        "retry_period_seconds",
+        "--retry-period-seconds",
+        "SECONDS",
+        _seconds(0.5),
+        "renew the Lease, or look whether it can be taken, this often",
     ),
 )

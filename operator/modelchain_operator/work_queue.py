@@ -101,6 +101,10 @@ class KeyQueue:
         else:
             self._wake_next()
 
+    def begin(self) -> None:
+        """Keys have been added while nobody took any: they wait from now on."""
+        self._since = dict.fromkeys(self._since, self._clock())
+
     def close(self) -> None:
         """No pass begins any more."""
         self._closed = True

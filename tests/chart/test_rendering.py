@@ -11,15 +11,16 @@ from typing import Any
 import pytest
 import yaml
 
-from modelchain_operator.settings import LogFormat, OwnIdentityStore, Settings, read_settings
+from modelchain_operator.settings import LeaseName, LogFormat, OwnIdentityStore, Settings, read_settings
 from tests.chart.golden import FOLDER, VALUES, snapshot
-from tests.chart.helm import CHART, Object, environment, helm, objects, only, render
+from tests.chart.helm import CHART, NAMESPACE, RELEASE, Object, environment, helm, objects, only, render
 from tests.chart.openapi import LOCATION, install_foreign_kinds, write_schemas
 from tests.control_plane import binaries
 from tests.control_plane.plane import ControlPlane
 
 pytestmark = pytest.mark.long
 
+LEASE = LeaseName(NAMESPACE, RELEASE)
 EVERYTHING = CHART.parents[1] / "tests" / "chart" / "values" / "everything.yaml"
 
 
@@ -40,7 +41,9 @@ def test_the_operator_understands_its_environment_and_defaults_are_its_own() -> 
     image = settings.default_image
     assert image is not None
     assert image.startswith("ghcr.io/modelchain/modelchain-trainer:")
-    assert settings == Settings(default_image=image, log_format=LogFormat.JSON, identity="modelchain-0")
+    assert settings == Settings(
+        default_image=image, log_format=LogFormat.JSON, identity="modelchain-0", lease=LEASE
+    )
 
 
 def test_every_setting_reaches_the_operator() -> None:
@@ -59,6 +62,7 @@ def test_every_setting_reaches_the_operator() -> None:
         "storeThreads": 4,
         "storeRequestsPerSecond": 100000,
         "log": {"format": "text", "level": "debug"},
+        "leaderElection": {"leaseDurationSeconds": 60, "renewDeadlineSeconds": 40, "retryPeriodSeconds": 3},
     }
     told = environment(only(objects(render(values=values)), "Deployment"), "modelchain-0")
     assert read_settings([], told) == Settings(
@@ -77,6 +81,10 @@ def test_every_setting_reaches_the_operator() -> None:
         store_requests_per_second=100000,
         log_level="debug",
         identity="modelchain-0",
+        lease=LEASE,
+        lease_duration_seconds=60,
+        renew_deadline_seconds=40,
+        retry_period_seconds=3,
     )
 
 

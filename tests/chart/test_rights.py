@@ -43,10 +43,13 @@ def test_each_right_is_used_and_none_is_missing(
     wait_in_a_queue(team, audit_log, release)
     asked = list(audit_log.asked_by("modelchain", release.namespace))
     assert not [one for one in asked if not one.allowed]
-    role = only(
-        [one for one in release.manifest() if one["metadata"]["name"].endswith(":modelchain")], "ClusterRole"
+    manifest = release.manifest()
+    everywhere = only(
+        [one for one in manifest if one["metadata"]["name"].endswith(":modelchain")], "ClusterRole"
     )
-    given, used = granted(role["rules"]), {one.right for one in asked}
+    at_home = only(manifest, "Role")
+    rules = [*everywhere["rules"], *at_home["rules"]]
+    given, used = granted(rules), {one.right for one in asked}
     assert given - used == set(), "rights that nothing needs"
     assert used - given == set(), "rights that the chart does not give, and others did"
 

@@ -59,6 +59,24 @@ class OperatorProcess:
         process.send_signal(signal.SIGTERM)
         return process.wait(timeout=60)
 
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal, SIGSTOP and SIGCONT among them."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def wait(self, seconds: float) -> int:
+        """Its exit code, once it has ended by itself."""
+        process, self._process = self._process, None
+        assert process is not None
+        return process.wait(timeout=seconds)
+
+    def leads(self) -> bool:
+        """Whether it acts, by its own metrics."""
+        try:
+            return "\nmodelchain_leader 1.0\n" in self.metrics()
+        except OSError:
+            return False
+
     @property
     def pid(self) -> int:
         """Of the process that runs."""
@@ -91,7 +109,7 @@ class OperatorProcess:
     def _get(self, path: str) -> tuple[int, str]:
         with self.log.open("rb") as log:
             log.seek(self._seen)
-            found = re.search(rb"http://127\.0\.0\.1:(\d+)", log.read())
+            found = re.search(rb"metrics at http://127\.0\.0\.1:(\d+)", log.read())
         if found is None:
             raise ConnectionError("it listens at no port yet")
         url = f"http://127.0.0.1:{int(found.group(1))}{path}"

@@ -72,6 +72,8 @@ def test_every_field_of_the_settings_has_a_flag() -> None:
         ("--own-identity-store", "file:///folder=http://minio"),
         ("--allowed-endpoint", "minio:9000"),
         ("--allowed-endpoint", "ftp://minio"),
+        ("--lease", "modelchain"),
+        ("--lease", "a/b/c"),
     ],
 )
 def test_what_cannot_be_is_refused_with_the_name_under_which_it_was_asked(
@@ -83,6 +85,15 @@ def test_what_cannot_be_is_refused_with_the_name_under_which_it_was_asked(
     assert flag in lines[0]
     assert text in lines[0]
     assert " is not " in lines[0]
+
+
+@pytest.mark.parametrize(("duration", "deadline", "period"), [(10, 10, 2), (15, 16, 2), (15, 10, 5)])
+def test_a_leader_has_to_give_up_before_others_begin_and_to_try_more_than_once(
+    duration: int, deadline: int, period: int
+) -> None:
+    times = (f"--lease-duration-seconds={duration}", f"--renew-deadline-seconds={deadline}")
+    with pytest.raises(UsageError, match=f"{duration}, {deadline} and {period} are not"):
+        read_settings([*times, f"--retry-period-seconds={period}"], {})
 
 
 def test_a_wrong_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,9 +59,8 @@ class Watches:
     queue: KeyQueue
     namespaces: Sequence[str]  # empty: all
 
-    async def run(self) -> None:
-        """Watch every kind until SIGTERM or SIGINT, whatever happens."""
-        stop = asyncio.Event()
+    async def run(self, stop: asyncio.Event) -> None:
+        """Watch every kind until `stop` is set, whatever happens; SIGTERM and SIGINT set it."""
         asyncio.get_running_loop().set_task_factory(_remembered_task)
         tasks = [
             asyncio.create_task(self._keep_watching(kind, stop), name=f"watch-{kind.plural}")

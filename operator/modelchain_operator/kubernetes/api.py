@@ -83,11 +83,15 @@ class KubernetesApi:
         access: ClusterAccess,
         *,
         on_request: Callable[[str], None] | None = None,
+        may_write: Callable[[], bool] = lambda: True,
     ) -> None:
-        """`on_request` is told the verb of every write that was carried out."""
+        """`on_request` is told the verb of every request that was answered; `may_write` is asked before each that is
+        not a GET.
+        """
         self.access = access
         self._connection = Connection(access)
         self._on_request = on_request
+        self._may_write = may_write
 
     async def close(self) -> None:
         """End all connections."""
@@ -182,6 +186,18 @@ class KubernetesApi:
             raise await self._absent(kind, what, namespace)
         return answer
 
+    async def replace(self, kind: Kind, manifest: Object) -> Object:
+        """Put an object over the version of it that it was read from. Returns it as it is then. Raises Conflict if it
+        was changed meanwhile or is gone.
+        """
+        metadata = manifest["metadata"]
+        what = f"update {_named(kind, metadata['namespace'], metadata['name'])}"
+        path = _path(kind, metadata["namespace"], metadata["name"])
+        answer = await self._send("PUT", path, what, body=manifest)
+        if answer is None:
+            raise Conflict(f"{what}: it is gone", status=404, reason="NotFound")
+        return answer
+
     async def delete(
         self, kind: Kind, namespace: str, name: str, uid: str, *, grace_seconds: int | None = None
     ) -> None:
@@ -274,6 +290,8 @@ class KubernetesApi:
         read: bool = True,
     ) -> Object | None:
         """One request; None for 404. Without `read`, the answer is only looked at for its status."""
+        if method != "GET" and not self._may_write():
+            raise Unavailable(f"{what}: not sent, since this operator does not lead any more")
         content = None if body is None else json.dumps(body, separators=(",", ":")).encode()
         headers = {"Accept": accept}
         if content is not None:

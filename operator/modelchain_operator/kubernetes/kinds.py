@@ -33,6 +33,7 @@ SERVICE = Kind("v1", "Service", "services")
 SECRET = Kind("v1", "Secret", "secrets")
 CONFIG_MAP = Kind("v1", "ConfigMap", "configmaps")
 EVENT = Kind("v1", "Event", "events")
+LEASE = Kind("coordination.k8s.io/v1", "Lease", "leases")
 # Of Kueue. https://kueue.sigs.k8s.io/docs/reference/kueue.v1beta2/
 LOCAL_QUEUE = Kind("kueue.x-k8s.io/v1beta2", "LocalQueue", "localqueues")
 WORKLOAD = Kind("kueue.x-k8s.io/v1beta2", "Workload", "workloads")

@@ -198,15 +198,17 @@ class StoreReader:
         progress_seconds: float = 15.0,
         on_finished: Callable[[Key], None] | None = None,
         on_refused: Callable[[Store], None] | None = None,
+        may_write: Callable[[], bool] = lambda: True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`on_change` is called when something is new about a chain, for mere progress every `progress_seconds`
         at most; `on_finished` (by default the same) when a stage is found complete; `on_refused` when a store refuses
-        its keys.
+        its keys. `may_write` is asked before a record is written.
         """
         self.on_change = on_change
         self.on_finished = on_finished or on_change
         self.on_refused = on_refused
+        self._may_write = may_write
         self._artifact_check_seconds = artifact_check_seconds
         self._progress_seconds = progress_seconds
         self._clock = clock
@@ -569,7 +571,7 @@ class StoreReader:
 
     async def _write(self, record: _Record) -> float | None:
         source, pending = record.chain.source, record.pending
-        if pending is None or isinstance(source, NoAccess):
+        if pending is None or isinstance(source, NoAccess) or not self._may_write():
             return None
         try:
             await self._schedule.call(source.place, source.store.put, *pending)

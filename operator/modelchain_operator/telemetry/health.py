@@ -1,9 +1,12 @@
 """/healthz, /readyz and /metrics over HTTP.
 
-/healthz means that the operator still reconciles. Whoever runs it ends a process that does not answer in time
-(an event loop that is blocked), or that answers 503: the listings do not come to an end any more, or chains
+/healthz means that the operator still reconciles, or could. Whoever runs it ends a process that does not answer in
+time (an event loop that is blocked), or that answers 503: the listings do not come to an end any more, or chains
 wait and no pass over any of them does. An API server that is away is not a reason: to start anew would not
 bring it back.
+
+/readyz means that it has listed everything and follows the election of a leader. An operator that stands by is ready
+as well: it could take over at once.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from typing import Protocol
 from aiohttp import web
 
 from modelchain.errors import ConfigurationError
+from modelchain_operator.kubernetes.leader_election import Leadership
 from modelchain_operator.settings import Settings
 from modelchain_operator.telemetry.metrics import CONTENT_TYPE, Metrics
 
@@ -33,11 +37,18 @@ class Listings(Protocol):
 class HealthServer:
     """Answers the kubelet and Prometheus, in the event loop whose life it tells of."""
 
-    def __init__(self, settings: Settings, metrics: Metrics, listings: Listings) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        metrics: Metrics,
+        listings: Listings,
+        leadership: Leadership | None = None,
+    ) -> None:
         self._host, self._port = settings.http_host, settings.http_port
         self._allowed_seconds = max(INTERVALS * settings.resync_seconds, LEAST_SECONDS)
         self._metrics = metrics
         self._listings = listings
+        self._leadership = leadership or Leadership.unopposed()
         self._started_at = time.monotonic()
         self._nothing_waited_at = self._started_at
         self._runner: web.AppRunner | None = None
@@ -93,9 +104,11 @@ class HealthServer:
         return web.Response(status=503 if problem else 200, text=(problem or "ok") + "\n")
 
     async def _readyz(self, _: web.Request) -> web.Response:
-        if self._listings.listed.is_set():
-            return web.Response(text="ok\n")
-        return web.Response(status=503, text="the cluster was not listed yet\n")
+        if not self._listings.listed.is_set():
+            return web.Response(status=503, text="the cluster was not listed yet\n")
+        if self._leadership.problem:
+            return web.Response(status=503, text=f"no leader can be elected: {self._leadership.problem}\n")
+        return web.Response(text="ok\n")
 
     async def _expose(self, _: web.Request) -> web.Response:
         return web.Response(body=self._metrics.exposition(), headers={"Content-Type": CONTENT_TYPE})

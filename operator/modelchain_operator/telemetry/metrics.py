@@ -76,6 +76,8 @@ class Metrics:
         self._reasons: set[str] = set()
         build = self._gauge("build_info", "Version of the operator.", "version")
         build.labels(__version__).set(1)
+        self._leader = self._gauge("leader", "1 where this operator acts on chains, 0 where it stands by.")
+        self._leader.set(1)
         depth = self._gauge("queue_depth", "Chains that wait for their pass.")
         depth.set_function(self.queue_depth)
         self._stages = self._counter("stages", "Stages that have ended, by outcome.", "outcome")
@@ -128,6 +130,10 @@ class Metrics:
     def watch_queue(self, depth: Callable[[], int]) -> None:
         """Where to ask how many chains wait for their pass."""
         self._queue_depth = depth
+
+    def watch_leadership(self, is_held: Callable[[], bool]) -> None:
+        """Where to ask whether this operator acts on chains; unless it is said, it does."""
+        self._leader.set_function(lambda: float(is_held()))
 
     def queue_depth(self) -> int:
         """Chains that wait for their pass."""

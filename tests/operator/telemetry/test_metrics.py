@@ -52,6 +52,7 @@ def test_names_types_and_units_are_as_prometheus_asks(tmp_path: Path) -> None:
         "modelchain_chain_measured_speedup_ratio",
         "modelchain_chain_measured_speedup_is_bound",
         "modelchain_chain_gpu_seconds",
+        "modelchain_leader",
         "modelchain_queue_depth",
         "modelchain_stages",
         "modelchain_attempts",
