@@ -1,4 +1,4 @@
-"""What a stage keeps on each GPU from step to step, by calculation: weights, gradients, moments, averages, a teacher.
+"""What a stage needs of each GPU, by calculation: weights, gradients, moments, averages, a teacher.
 
 Master weights, their gradients and AdamW's two moments are fp32. Activations come on top: they grow with the
 micro-batch, and shrink to each block's input with `gradientCheckpointing`.
@@ -7,39 +7,79 @@ micro-batch, and shrink to each block's input with `gradientCheckpointing`.
 from __future__ import annotations
 
 from modelchain.cost import parameters
-from modelchain.resolved import ResolvedStage, ResolvedTraining
-from modelchain.spec import Precision
+from modelchain.resolved import ResolvedStage
+from modelchain.spec import AnyConfig, Precision, Sharding
 from modelchain.tasks import task_of
+from modelchain.tasks.towers import block_parameters
 
 FP32_BYTES, BF16_BYTES = 4, 2
 MOMENTS = 2  # of each parameter
 MOMENTS_SHARE = 1 / 8  # of a GPU's memory, from which on moments are sharded unless the spec says
+KEPT_SHARE = 1 / 2  # of a GPU's memory: where more would be kept all the same, weights are sharded too
+BLOCKS_AT_ONCE = 2  # gathered: the one that runs and the one that comes next
 
 
-def shards_moments(training: ResolvedTraining, parameters: int, gpu_bytes: int) -> bool:
-    """Whether moments are sharded over the ranks: as `training.shardOptimizer` says, else by their size."""
-    if training.shard_optimizer is not None:
-        return training.shard_optimizer
-    return MOMENTS * FP32_BYTES * parameters > MOMENTS_SHARE * gpu_bytes
+def sharding_of(stage: ResolvedStage, *, ranks: int, gpu_bytes: int) -> Sharding:
+    """What is kept in parts on the ranks: as `training.sharding` says, else by its size."""
+    if ranks == 1:
+        return Sharding.NONE
+    if stage.training.sharding is not None:
+        return stage.training.sharding
+    if MOMENTS * FP32_BYTES * parameters(stage.model_config_) <= MOMENTS_SHARE * gpu_bytes:
+        return Sharding.NONE
+    kept = _kept_bytes(stage, ranks, Sharding.OPTIMIZER)
+    return Sharding.FULL if kept > KEPT_SHARE * gpu_bytes else Sharding.OPTIMIZER
 
 
 def kept_bytes(stage: ResolvedStage, *, ranks: int, gpu_bytes: int) -> int:
     """Bytes that one of `ranks` GPUs of `gpu_bytes` each keeps of a stage between two steps, at most.
 
-    Where moments are sharded, a rank has an equal part of them, and at most one parameter more than that.
+    Where moments are sharded, a rank has an equal part of them, and at most one parameter more than that. Sharded
+    fully it has equal parts of everything, but for what a table's last row takes on one rank and not on another.
     """
+    return _kept_bytes(stage, ranks, sharding_of(stage, ranks=ranks, gpu_bytes=gpu_bytes))
+
+
+def gathered_bytes(stage: ResolvedStage, *, ranks: int, gpu_bytes: int) -> int:
+    """Bytes that a step of a fully sharded stage gathers on each GPU at once, at most; 0 for any other.
+
+    Of student and teacher what lies outside of blocks and two blocks; of the student also the gradients of that much.
+    """
+    if sharding_of(stage, ranks=ranks, gpu_bytes=gpu_bytes) is not Sharding.FULL:
+        return 0
+    whole = 2 * FP32_BYTES * _at_once(stage.model_config_)
+    if stage.teacher is not None:
+        whole += FP32_BYTES * _at_once(stage.teacher.model_config_)
+    return whole
+
+
+def _kept_bytes(stage: ResolvedStage, ranks: int, sharding: Sharding) -> int:
     model, training = stage.model_config_, stage.training
     count = parameters(model)
     copies = 2 + (training.ema_decay is not None)  # weights, gradients, their average
-    if ranks > 1 and shards_moments(training, count, gpu_bytes):
-        moments = min(count, count // ranks + task_of(stage.task).largest_parameter(model))
-    else:
-        moments = count
-    kept = FP32_BYTES * (copies * count + MOMENTS * moments)
-    if stage.teacher is not None:
-        # In bf16 its matrix products' weights are kept in bf16; embeddings are not, which this leaves out.
-        width = BF16_BYTES if training.precision is Precision.BF16 else FP32_BYTES
-        teacher = stage.teacher.model_config_
-        embeddings = task_of(stage.task).embedding_parameters(teacher)
-        kept += width * (parameters(teacher) - embeddings) + FP32_BYTES * embeddings
-    return kept
+    match sharding:
+        case Sharding.NONE:
+            kept = (copies + MOMENTS) * count
+        case Sharding.OPTIMIZER:
+            moments = min(count, count // ranks + task_of(stage.task).largest_parameter(model))
+            kept = copies * count + MOMENTS * moments
+        case Sharding.FULL:
+            kept = -(-(copies + MOMENTS) * count // ranks)
+    teacher = 0 if stage.teacher is None else _teacher_bytes(stage, stage.teacher.model_config_)
+    return FP32_BYTES * kept + (-(-teacher // ranks) if sharding is Sharding.FULL else teacher)
+
+
+def _teacher_bytes(stage: ResolvedStage, teacher: AnyConfig) -> int:
+    # In bf16 its matrix products' weights are kept in bf16; embeddings are not.
+    width = BF16_BYTES if stage.training.precision is Precision.BF16 else FP32_BYTES
+    embeddings = task_of(stage.task).embedding_parameters(teacher)
+    return width * (parameters(teacher) - embeddings) + FP32_BYTES * embeddings
+
+
+def _at_once(model: AnyConfig) -> int:
+    """Parameters that are whole on a rank at once: those outside of blocks, and the largest blocks."""
+    towers = [tower for name in ("vision", "text") if (tower := getattr(model, name, None)) is not None]
+    if not towers:
+        return parameters(model)
+    blocks = sum(tower.layers * block_parameters(tower) for tower in towers)
+    return parameters(model) - blocks + BLOCKS_AT_ONCE * max(map(block_parameters, towers))

@@ -23,6 +23,7 @@ from modelchain.spec import (
     OptimizerState,
     Precision,
     Sha256,
+    Sharding,
     TaskName,
     WeightsSpec,
     WidthExpansion,
@@ -96,7 +97,7 @@ class ResolvedTraining(Block):
     keep_checkpoints: int = 2
     log_every_steps: int = 10
     gradient_checkpointing: bool = False
-    shard_optimizer: bool | None = None  # None: by size
+    sharding: Sharding | None = None  # None: by size (modelchain.memory)
     compile: bool = False
     data_workers: int = 4
     steps_per_epoch: int  # samples // global_batch_size: the incomplete last batch of an epoch is left out

@@ -110,6 +110,12 @@ class Precision(StrEnum):
     BF16 = "Bf16"
 
 
+class Sharding(StrEnum):
+    NONE = "None"
+    OPTIMIZER = "Optimizer"
+    FULL = "Full"
+
+
 class LearningRateScheduleType(StrEnum):
     COSINE = "Cosine"
     WARMUP_STABLE_DECAY = "WarmupStableDecay"
@@ -435,12 +441,13 @@ class TrainingSpec(Block):
         bool | None,
         Field(description="Recompute activations in the backward pass to save memory. Default: false."),
     ] = None
-    shard_optimizer: Annotated[
-        bool | None,
+    sharding: Annotated[
+        Sharding | None,
         Field(
-            description="Keep the optimizer's moments of each parameter on one GPU only (ZeRO stage 1): the same "
-            "weights, less memory, more to send. Default: where they would take more than an eighth of a GPU's "
-            "memory."
+            description="What is kept in parts on the processes of a stage, for less memory and more to send. "
+            "Optimizer: each parameter's moments on one of them (ZeRO stage 1). Full: the weights too, the teacher's "
+            "among them, gathered block by block (FSDP2). Default: Optimizer where moments would take more than an "
+            "eighth of a GPU's memory, Full where that still leaves less than half of it."
         ),
     ] = None
     compile: Annotated[bool | None, Field(description="Use torch.compile. Default: false.")] = None

@@ -295,7 +295,7 @@ def test_every_field_of_a_stage_is_known_to_decide_or_not_to() -> None:
                 "keepCheckpoints",
                 "logEverySteps",
                 "gradientCheckpointing",
-                "shardOptimizer",
+                "sharding",
             ),
             *("compile", "dataWorkers", "stepsPerEpoch", "steps"),  # the last two follow from the others
         },

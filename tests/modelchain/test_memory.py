@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from modelchain import catalogue
-from modelchain.cost import parameters
-from modelchain.memory import kept_bytes, shards_moments
+from modelchain.memory import gathered_bytes, kept_bytes, sharding_of
 from modelchain.resolved import ResolvedStage, StageReference
+from modelchain.spec import Sharding
 from tests.trainer.test_step import stage
 
 GIB = 2**30
@@ -25,19 +25,22 @@ def of(name: str, teacher: str | None = None, **training: Any) -> ResolvedStage:
 
 
 @pytest.mark.parametrize(
-    ("name", "sharded"),
+    ("name", "gpu_bytes", "expected"),
     [
-        ("ViT-B-16", False),
-        ("open_clip/ViT-H-14", False),
-        ("open_clip/ViT-g-14", True),
-        ("open_clip/ViT-bigG-14", True),
+        ("ViT-B-16", H100, Sharding.NONE),
+        ("open_clip/ViT-H-14", H100, Sharding.NONE),
+        ("open_clip/ViT-g-14", H100, Sharding.OPTIMIZER),
+        ("open_clip/ViT-bigG-14", H100, Sharding.OPTIMIZER),
+        ("open_clip/ViT-bigG-14", H100 // 2, Sharding.FULL),
     ],
 )
-def test_moments_are_sharded_where_they_are_large_unless_the_spec_says(name: str, sharded: bool) -> None:
-    count = parameters(catalogue.find(name))
-    assert shards_moments(of(name).training, count, H100) is sharded
-    assert not shards_moments(of(name, shard_optimizer=False).training, count, H100)
-    assert shards_moments(of(name, shard_optimizer=True).training, count, H100)
+def test_as_little_is_sharded_as_the_memory_allows_unless_the_spec_says(
+    name: str, gpu_bytes: int, expected: Sharding
+) -> None:
+    assert sharding_of(of(name), ranks=8, gpu_bytes=gpu_bytes) is expected
+    assert sharding_of(of(name), ranks=1, gpu_bytes=gpu_bytes) is Sharding.NONE
+    for wanted in Sharding:
+        assert sharding_of(of(name, sharding=wanted), ranks=8, gpu_bytes=gpu_bytes) is wanted
 
 
 def test_the_largest_models_fit_an_h100_with_room_for_activations() -> None:
@@ -48,3 +51,12 @@ def test_the_largest_models_fit_an_h100_with_room_for_activations() -> None:
     assert kept[8] == pytest.approx(2.54e9 * 9 / GIB + 2.6 + 0.47, rel=0.01)
     assert kept[8] < H100 / GIB / 2.5
     assert kept_bytes(of("open_clip/ViT-g-14"), ranks=8, gpu_bytes=H100) / GIB < 13
+
+
+def test_fully_sharded_the_largest_models_leave_a_gpu_to_activations() -> None:
+    large = of("open_clip/ViT-bigG-14", "open_clip/ViT-g-14", precision="Bf16", sharding=Sharding.FULL)
+    kept = kept_bytes(large, ranks=8, gpu_bytes=H100) / GIB
+    assert kept == pytest.approx((2.54e9 * 16 / GIB + 2.6) / 8, rel=0.01)
+    # Of bigG two blocks of its image tower and what lies outside of blocks, each with its gradient; of g without.
+    assert kept + gathered_bytes(large, ranks=8, gpu_bytes=H100) / GIB < 6.6
+    assert gathered_bytes(of("open_clip/ViT-bigG-14"), ranks=8, gpu_bytes=H100) == 0

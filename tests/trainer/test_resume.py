@@ -15,6 +15,7 @@ from modelchain.artifacts import Manifest
 from modelchain.commit import list_checkpoints, verify_stage
 from modelchain.errors import ExitCode
 from modelchain.resolved import ResolvedStage
+from modelchain.spec import Sharding
 from modelchain.store.folder import FolderStore
 from tests.processes import wait_until
 
@@ -224,9 +225,10 @@ def _are_alike(one: Result, other: Result) -> None:
             assert theirs["gradientNorm"] == pytest.approx(mine["gradientNorm"], rel=1e-3)
 
 
-def _sharded(stage: ResolvedStage) -> ResolvedStage:
-    """The same weights: `shardOptimizer` is no part of a digest."""
-    return stage.model_copy(update={"training": stage.training.model_copy(update={"shard_optimizer": True})})
+def _sharded(stage: ResolvedStage, sharding: Sharding = Sharding.OPTIMIZER) -> ResolvedStage:
+    """The same weights: `sharding` is no part of a digest."""
+    training = stage.training.model_copy(update={"sharding": sharding})
+    return stage.model_copy(update={"training": training})
 
 
 @pair
@@ -247,6 +249,26 @@ def test_what_two_ranks_with_parts_of_the_optimizer_saved_one_goes_on_from(
     assert (first.wait(), second.wait()) == (KILLED, ExitCode.FAILURE)
     assert fork_server.run(stage, tmp_path / "second") == 0
     _are_alike(reference(1), _result(stage))
+
+
+@pair
+def test_what_two_fully_sharded_ranks_saved_one_goes_on_from(
+    stage: ResolvedStage, fork_server: Any, tmp_path: Path, reference: Callable[[int], Result]
+) -> None:
+    ranks = fork_server.start(
+        _sharded(stage, Sharding.FULL), tmp_path / "stopped", ranks=2, failpoint="step:5:TERM"
+    )
+    assert [rank.wait() for rank in ranks] == [TERMINATED, TERMINATED]
+    assert fork_server.run(stage, tmp_path / "second") == 0
+    _are_alike(reference(1), _result(stage))
+
+
+@pair
+def test_fully_sharded_ranks_train_and_publish_what_others_do(
+    stage: ResolvedStage, fork_server: Any, tmp_path: Path, reference: Callable[[int], Result]
+) -> None:
+    assert fork_server.run(_sharded(stage, Sharding.FULL), tmp_path / "whole", ranks=2) == 0
+    _are_alike(reference(2), _result(stage))
 
 
 @pair

@@ -292,7 +292,7 @@ def shards_bit_for_bit(group: Group) -> list[str]:
 
 def kept_and_calculated(group: Group) -> list[int]:
     """Bytes of weights, gradients, moments and averages on this rank, and what `modelchain.memory` says."""
-    made_for = stage(shard_optimizer=True, ema_decay=0.9)
+    made_for = stage(sharding="Optimizer", ema_decay=0.9)
     trained, model, named = train_step(made_for, teacher_size=0, group=group, sharded=True)
     trained.run(batch(0, group.rank, group.world_size), 0)
     tensors = [*model.parameters(), *gradients(named).values(), *trained.published.parameters()]

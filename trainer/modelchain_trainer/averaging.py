@@ -9,30 +9,66 @@ of the learning rate (Morales-Brotons et al., arXiv 2411.18704).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
+from modelchain_trainer.collectives import Group
 from modelchain_trainer.model.build import model_from
 from modelchain_trainer.model.families import AnyModel
+from modelchain_trainer.sharding import (
+    gathered,
+    in_parts,
+    own_part,
+    part_from_first,
+    part_of,
+    parts_of,
+    whole_model,
+)
 
 
 class AveragedModel:
-    """The average of a model on its device; it begins as a copy."""
+    """The average of a model on its device; it begins as a copy. Of a sharded model each rank averages its part."""
 
-    def __init__(self, model: AnyModel, decay: float) -> None:
-        self._decay = decay
-        self._weights = [parameter.detach() for parameter in model.parameters()]
-        copy = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        self.model = model_from(copy, model.config).requires_grad_(False)
-        self._averages = list(self.model.parameters())
+    def __init__(self, model: AnyModel, decay: float, group: Group | None = None) -> None:
+        self._decay, self._group = decay, group or Group()
+        self._trained = model
+        self._parameters = dict(model.named_parameters())
+        self._parts = {name: part.clone() for name, part in parts_of(model).items()}
+        self._whole = None
+        if not in_parts(model):
+            self._whole = model_from(self._parts, model.config).requires_grad_(False)
+            self._parts = parts_of(self._whole)
+
+    @property
+    def model(self) -> AnyModel:
+        """A model with the averages for weights. Of a sharded one a copy, for which all ranks must ask."""
+        if self._whole is not None:
+            return self._whole
+        return whole_model(self._trained, self._group, parts=self._parts)
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take up the weights after `step`, counted from 0."""
         decay = min(self._decay, (1 + step) / (10 + step))
-        for average, weights in zip(self._averages, self._weights, strict=True):
-            average.lerp_(weights, 1 - decay)
+        for name, part in self._parts.items():
+            part.lerp_(own_part(self._parameters[name]), 1 - decay)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The averages by parameter. Shares memory with this."""
-        return {f"average.{name}": parameter.data for name, parameter in self.model.named_parameters()}
+        """The averages by parameter, as `sharding.gathered` has them."""
+        state = gathered(self._parts, self._parameters, self._group)
+        return {f"average.{name}": tensor for name, tensor in state.items()}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what `state_dict` gave. Raises KeyError where a parameter is missing."""
+        for name, part in self._parts.items():
+            part.copy_(part_of(state[f"average.{name}"], self._parameters[name], self._group))
+
+    @torch.no_grad()
+    def load_from_first(self, state: Mapping[str, Tensor] | None) -> None:
+        """Take over rank 0's `state` on every rank; the others pass None."""
+        for name, part in self._parts.items():
+            whole = None if state is None else state[f"average.{name}"]
+            part.copy_(part_from_first(whole, self._parameters[name], self._group))

@@ -119,7 +119,7 @@ class GradientSum:
 
     def finish(self) -> None:
         """Wait until every gradient is the sum over all ranks."""
-        if self._group.alone:
+        if self._group.alone or not self._parameters:
             return
         self._armed = False
         if not self._buckets:

@@ -204,7 +204,7 @@ class TrainingLoop:
     def _save(self, result: StepResult | None, *, due: bool = True) -> None:
         """Begin a checkpoint, unless one is still being written: a slow store holds nothing up.
 
-        Of a sharded optimizer all ranks have a part: then all call it, and rank 0 decides.
+        Of what is sharded all ranks have a part: then all call it, and rank 0 decides.
         """
         attempt, trainee = self._attempt, self._trainee
         trunk = trainee.step == self._training.trunk_steps
@@ -219,11 +219,11 @@ class TrainingLoop:
             return
         if result is not None:
             result.read()  # raises DivergedError: no checkpoint of a model that is lost
-        rest = trainee.train_step.state_dict()
+        weights, rest = trainee.train_step.model_state(), trainee.train_step.state_dict()
         if not attempt.ranks.first:
             return
         attempt.telemetry.begin_segment(trainee.step)
-        snapshot = take_snapshot(trainee.state(), trainee.model.state_dict(), rest)
+        snapshot = take_snapshot(trainee.state(), weights, rest)
         self._writer.start(snapshot, required=trunk)
 
     def _committed(self, step: int) -> None:

@@ -5,8 +5,9 @@ of every stage. The kernels are the same (`torch.optim.adamw.adamw`), the state 
 tensors.
 
 Sharded (ZeRO stage 1, arXiv 1910.02054) each parameter has its moments on one rank alone, which updates it and gives
-it to the others. Nothing else changes: an update reads one element's own numbers, so weights are those of the
-unsharded optimizer bit for bit, and the state has the same form on any number of ranks.
+it to the others. Of parameters that lie in parts on the ranks (sharding.py) each rank has the moments of its part.
+Nothing else changes: an update reads one element's own numbers, so weights are those of the unsharded optimizer bit for
+bit, and the state has the same form on any number of ranks.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch.optim.adamw import adamw
 
 from modelchain.resolved import ResolvedTraining
 from modelchain_trainer.collectives import BUCKET_BYTES, Group
+from modelchain_trainer.sharding import is_sharded, own_part, part_from_first, part_of, whole_of
 
 STEPS = "steps"
 
@@ -52,32 +54,38 @@ class AdamW:
         """All ranks of `group` pass the same parameters in the same order."""
         self._training = training
         self._ranks = group or Group()
-        self.sharded = sharded and not self._ranks.alone
         # Those that decay first: the order in which gradients are summed.
-        self._named = sorted(named_parameters, key=lambda item: item[1].ndim < 2)
-        sizes = [parameter.numel() for _, parameter in self._named]
+        self.named = sorted(named_parameters, key=lambda item: item[1].ndim < 2)
+        sizes = [parameter.numel() for _, parameter in self.named]
+        self._in_parts = any(is_sharded(parameter) for _, parameter in self.named)
+        self._by_owner = sharded and not self._ranks.alone and not self._in_parts
         owners = (
-            shard_owners(sizes, self._ranks.world_size) if self.sharded else [self._ranks.rank] * len(sizes)
+            shard_owners(sizes, self._ranks.world_size) if self._by_owner else [self._ranks.rank] * len(sizes)
         )
         self._owners = owners
         self._groups = [_ParameterGroup(training.weight_decay), _ParameterGroup(0.0)]
-        for (name, parameter), owner in zip(self._named, owners, strict=True):
+        for (name, parameter), owner in zip(self.named, owners, strict=True):
             if owner != self._ranks.rank:
                 continue
             group_ = self._groups[parameter.ndim < 2]
             group_.names.append(name)
             group_.parameters.append(parameter)
-            group_.mean.append(torch.zeros_like(parameter))
-            group_.square.append(torch.zeros_like(parameter))
+            group_.mean.append(torch.zeros_like(own_part(parameter)))
+            group_.square.append(torch.zeros_like(own_part(parameter)))
         self._groups = [each for each in self._groups if each.names]
         for each in self._groups:
             device = each.parameters[0].device
             each.steps.extend(torch.zeros(len(each.parameters), device=device).unbind())
 
     @property
+    def sharded(self) -> bool:
+        """Whether no rank has all of the moments: all must take part where they are asked for."""
+        return self._by_owner or self._in_parts
+
+    @property
     def parameters(self) -> list[nn.Parameter]:
         """All parameters, those that decay first."""
-        return [parameter for _, parameter in self._named]
+        return [parameter for _, parameter in self.named]
 
     @torch.no_grad()
     def step(
@@ -89,14 +97,16 @@ class AdamW:
         fp32) is 1 nothing changes; it is read on the device, so nothing waits for it.
         """
         for group in self._groups:
-            gradients = [parameter.grad for parameter in group.parameters]
+            # A rank may have no row of a parameter; the kernel is not asked about it.
+            here = [index for index, part in enumerate(group.mean) if part.numel()]
+            gradients = [group.parameters[index].grad for index in here]
             adamw(
-                list(group.parameters),
-                [gradient for gradient in gradients if gradient is not None],
-                group.mean,
-                group.square,
+                [own_part(group.parameters[index]) for index in here],
+                [own_part(gradient) for gradient in gradients if gradient is not None],
+                [group.mean[index] for index in here],
+                [group.square[index] for index in here],
                 [],
-                group.steps,
+                [group.steps[index] for index in here],
                 fused=True,
                 grad_scale=divisor,
                 found_inf=skip,
@@ -109,7 +119,7 @@ class AdamW:
                 eps=self._training.epsilon,
             )
 
-        if self.sharded:
+        if self._by_owner:
             self._spread()
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -123,8 +133,11 @@ class AdamW:
             return own
         state: dict[str, Tensor] = {}
         for name, owner, like in self._layout():
-            tensor = own[name] if owner == self._ranks.rank else torch.empty_like(like)
-            self._ranks.broadcast(tensor, source=owner)
+            if self._in_parts:
+                tensor = whole_of(own[name], like, self._ranks)
+            else:
+                tensor = own[name] if owner == self._ranks.rank else torch.empty_like(like)
+                self._ranks.broadcast(tensor, source=owner)
             if self._ranks.rank == 0:
                 state[name] = tensor.cpu()
         return state
@@ -132,8 +145,10 @@ class AdamW:
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take over what `state_dict` gave, bit for bit. Raises KeyError where a parameter is missing."""
-        for name, tensor in self.own_state().items():
-            tensor.copy_(state[name])
+        own = self.own_state()
+        for name, _, like in self._layout():
+            if name in own:
+                own[name].copy_(part_of(state[name], like, self._ranks))
         self._equal_steps()
 
     @torch.no_grad()
@@ -144,10 +159,7 @@ class AdamW:
         """
         own = self.own_state()
         for name, owner, like in self._layout():
-            tensor = torch.zeros_like(like)
-            if state is not None and name in state:
-                tensor.copy_(state[name])
-            self._ranks.broadcast(tensor)
+            tensor = part_from_first(None if state is None else state.get(name), like, self._ranks)
             if name in own and owner == self._ranks.rank:
                 own[name].copy_(tensor)
             if name == STEPS:
@@ -167,10 +179,10 @@ class AdamW:
 
     def _layout(self) -> Iterator[tuple[str, int, Tensor]]:
         """Everything that a whole state has: its name, the rank that has it, and a tensor of its form."""
-        first = self._named[0][1]
+        first = self.named[0][1]
         yield STEPS, self._owners[0], torch.zeros((), device=first.device)
         for kind in ("mean", "square"):
-            for (name, parameter), owner in zip(self._named, self._owners, strict=True):
+            for (name, parameter), owner in zip(self.named, self._owners, strict=True):
                 yield f"{kind}.{name}", owner, parameter.detach()
 
     def _equal_steps(self) -> None:
@@ -181,7 +193,7 @@ class AdamW:
     def _spread(self) -> None:
         """Give every rank the parameters that it does not update, in flat tensors of one owner."""
         for owner in range(self._ranks.world_size):
-            mine = [p for (_, p), o in zip(self._named, self._owners, strict=True) if o == owner]
+            mine = [p for (_, p), o in zip(self.named, self._owners, strict=True) if o == owner]
             for bucket in _buckets(mine):
                 flat = torch.cat([parameter.detach().flatten() for parameter in bucket])
                 self._ranks.broadcast(flat, source=owner)

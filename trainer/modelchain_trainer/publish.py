@@ -40,10 +40,11 @@ def publish(
     """
     folder = attempt.scratch / "export"
     folder.mkdir()
+    model = trainee.published
     labelled = next((s for s in sets if s.spec.type.gives_top1), None)
     if labelled is not None:
         example_predictions(
-            trainee.published,
+            model,
             labelled,
             tokenizer,
             folder / PREDICTIONS,
@@ -53,7 +54,7 @@ def publish(
     if not attempt.ranks.first:
         return
     attempt.telemetry.phase("Uploading")
-    save_weights(trainee.published, attempt.stage.model_config_, folder)
+    save_weights(model, attempt.stage.model_config_, folder)
     attempt.check_lease()
     files = _upload(attempt, folder)
     attempt.check_lease()

@@ -20,6 +20,7 @@ from modelchain_trainer.collectives import GradientSum, Group
 from modelchain_trainer.model.families import AnyModel
 from modelchain_trainer.optimizer import AdamW
 from modelchain_trainer.schedule import distillation_weight, learning_rate
+from modelchain_trainer.sharding import gathered, is_sharded, parts_of, total_norm, whole_model
 from modelchain_trainer.tasks import task_of
 from modelchain_trainer.tasks.task import Objective, Setting, StepBatch
 
@@ -103,14 +104,16 @@ class TrainStep:
         self._margin = torch.full((), teaching.margin, dtype=torch.float64, device=device)
         self._model = model.train()
         decay = stage.training.ema_decay
-        self._average = None if decay is None else AveragedModel(model, decay)
+        self._average = None if decay is None else AveragedModel(model, decay, group)
         self._projections = projections
         self.optimizer = optimizer
         self._stage = stage
         self._training = stage.training
         self._device = device
         self._group = group or Group()
-        self._gradients = GradientSum(optimizer.parameters, self._group)
+        # Those of parameters that lie in parts on the ranks are summed where they are cut.
+        self._sharded = [p for p in optimizer.parameters if is_sharded(p)]
+        self._gradients = GradientSum([p for p in optimizer.parameters if not is_sharded(p)], self._group)
         self._diverged_at = torch.full((), -1, dtype=torch.float64, device=device)
         self._has_teacher = teacher is not None
         if teacher is not None:
@@ -131,6 +134,8 @@ class TrainStep:
         if not taught:
             weight = 0.0
         self._gradients.zero()
+        for parameter in self._sharded:
+            parameter.grad = None
 
         losses = self._objective.accumulate(batch, weight=weight, taught=taught)
         if taught:
@@ -144,8 +149,13 @@ class TrainStep:
 
     @property
     def published(self) -> AnyModel:
-        """The model whose weights are evaluated and published: the average where there is one."""
-        return self._model if self._average is None else self._average.model
+        """The model whose weights are evaluated and published: the average where there is one.
+
+        Of a model that lies in parts on the ranks a whole copy, for which all ranks must ask.
+        """
+        if self._average is not None:
+            return self._average.model
+        return whole_model(self._model, self._group) if self._sharded else self._model
 
     def teaching(self) -> Teaching:
         """How far distillation has come. Waits for the device."""
@@ -154,11 +164,17 @@ class TrainStep:
     def state_dict(self) -> dict[str, Tensor]:
         """What a checkpoint needs besides the model: moments, projections and averaged weights.
 
-        Shares memory with this, but for sharded moments, for which every rank must call it and rank 0 gets them all.
+        Shares memory with this, but for what is sharded, for which every rank must call it and rank 0 gets it all.
         """
-        return {
-            f"{OPTIMIZER}{name}": tensor for name, tensor in self.optimizer.state_dict().items()
-        } | self._replicated_state()
+        state = {f"{OPTIMIZER}{name}": tensor for name, tensor in self.optimizer.state_dict().items()}
+        state |= self._replicated_state()
+        return state if self._average is None else state | self._average.state_dict()
+
+    def model_state(self) -> dict[str, Tensor]:
+        """The model's own weights, as `state_dict` gives the rest."""
+        if not self._sharded:
+            return self._model.state_dict()
+        return gathered(parts_of(self._model), dict(self._model.named_parameters()), self._group)
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -166,6 +182,8 @@ class TrainStep:
         self.optimizer.load_state_dict(_of_optimizer(state))
         for name, tensor in self._replicated_state().items():
             tensor.copy_(state[name])
+        if self._average is not None:
+            self._average.load_state_dict(state)
 
     @torch.no_grad()
     def load_from_first(self, state: Mapping[str, Tensor] | None) -> None:
@@ -175,6 +193,8 @@ class TrainStep:
             if state is not None:
                 tensor.copy_(state[name])
             self._group.broadcast(tensor)
+        if self._average is not None:
+            self._average.load_from_first(state)
 
     def load_moments_from_first(self, state: Mapping[str, Tensor] | None) -> None:
         """Take over the optimizer's part of rank 0's `state` on every rank; what it lacks begins at zero."""
@@ -186,13 +206,10 @@ class TrainStep:
         return self.optimizer.sharded
 
     def _replicated_state(self) -> dict[str, Tensor]:
-        """What every rank has besides model and moments, sharing memory."""
-        state: dict[str, Tensor] = {}
-        if self._projections is not None:
-            state |= {f"projections.{name}": p.data for name, p in self._projections.named_parameters()}
-        if self._average is not None:
-            state |= self._average.state_dict()
-        return state
+        """What every rank has whole besides model and moments, sharing memory."""
+        if self._projections is None:
+            return {}
+        return {f"projections.{name}": p.data for name, p in self._projections.named_parameters()}
 
     def _judge_teacher(self, losses: Tensor) -> None:
         """Count a step with the teacher; at the end of a window see whether the student is better by now."""
@@ -207,8 +224,7 @@ class TrainStep:
 
     @torch.no_grad()
     def _update(self, step: int, rate: float, weight: float, losses: Tensor) -> StepResult:
-        gradients = [p.grad for p in self.optimizer.parameters if p.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
+        norm = total_norm(self.optimizer.parameters, self._group)
         total = losses.sum()
         not_finite = ~(norm.isfinite() & total.isfinite())
         clip = self._training.gradient_clip_norm
@@ -241,7 +257,7 @@ def freeze(teacher: AnyModel, precision: Precision) -> None:
     if precision is not Precision.BF16:
         return
     for name, parameter in teacher.named_parameters():
-        if parameter.ndim >= 2 and "embedding" not in name:
+        if parameter.ndim >= 2 and "embedding" not in name and parameter.dtype is not torch.bfloat16:
             parameter.data = parameter.data.to(torch.bfloat16)
 
 

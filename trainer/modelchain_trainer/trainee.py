@@ -8,27 +8,26 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from modelchain.artifacts import MetricsLine, attempt_folder
-from modelchain.memory import shards_moments
+from modelchain.memory import sharding_of
 from modelchain.resolved import ResolvedStage
-from modelchain.spec import AnyConfig, OptimizerState
+from modelchain.spec import AnyConfig, OptimizerState, Sharding
 from modelchain.times import rfc3339
 from modelchain_trainer.attempt import Attempt
 from modelchain_trainer.checkpoint import Restored, TrainingState, restore_latest, restore_random
-from modelchain_trainer.collectives import Group
 from modelchain_trainer.initial_weights import first_weights, published_model
 from modelchain_trainer.metrics_log import MetricsLog, decode_lines, is_metrics_file
 from modelchain_trainer.model.build import model_from
 from modelchain_trainer.model.families import AnyModel, family_of
 from modelchain_trainer.optimizer import AdamW
 from modelchain_trainer.schedule import distillation_weight
-from modelchain_trainer.step import Teaching, TrainStep
+from modelchain_trainer.sharding import sharded_model
+from modelchain_trainer.step import Teaching, TrainStep, freeze
 from modelchain_trainer.tasks import task_of
 
 logger = logging.getLogger(__name__)
@@ -77,28 +76,21 @@ def prepare(attempt: Attempt) -> Trainee:
     resumed = bool(state_json)
     state = TrainingState.model_validate_json(state_json) if resumed else _new_state()
 
-    teacher = None
-    if stage.teacher is not None and _needs_teacher(stage, state):
-        teacher = (
-            published_model(attempt, stage.teacher)
-            if attempt.ranks.first
-            else _allocated(stage.teacher.model_config_)
-        )
-    moments = None
+    sharding = _sharding(attempt)
+    teacher = moments = None
+    taught_by = stage.teacher if _needs_teacher(stage, state) else None
+    if taught_by is not None and attempt.ranks.first:
+        teacher = published_model(attempt, taught_by)
     if restored is not None:
         model = model_from(restored.model, stage.model_config_)
-    elif attempt.ranks.first:
-        model, moments = first_weights(attempt, teacher)
     else:
-        model = _allocated(stage.model_config_)
-    model = model.to(attempt.device)
-    _broadcast(model.state_dict().values(), attempt.ranks.group)
+        model, moments = first_weights(attempt, teacher) if attempt.ranks.first else (None, None)
+    model = _spread(attempt, model, stage.model_config_, sharding)
     model.set_gradient_checkpointing(stage.training.gradient_checkpointing)
-    if teacher is not None:
-        teacher = teacher.to(attempt.device)
-        _broadcast(teacher.state_dict().values(), attempt.ranks.group)
+    if taught_by is not None:
+        teacher = _spread(attempt, teacher, taught_by.model_config_, sharding, teaches=True)
 
-    train_step = _train_step(attempt, model, teacher, state)
+    train_step = _train_step(attempt, model, teacher, state, sharding)
     if resumed:
         train_step.load_from_first(None if restored is None else restored.optimizer)
     elif stage.expansion.optimizer_state is OptimizerState.CARRIED and stage.predecessor is not None:
@@ -119,8 +111,36 @@ def prepare(attempt: Attempt) -> Trainee:
     )
 
 
-def _allocated(config: AnyConfig) -> AnyModel:
-    return family_of(config).build(config, None)
+def _sharding(attempt: Attempt) -> Sharding:
+    """What is kept in parts on the ranks. Rank 0 says: GPUs need not be alike."""
+
+    def decide() -> str:
+        on_gpu = attempt.device.type == "cuda"
+        memory = torch.cuda.get_device_properties(attempt.device).total_memory if on_gpu else sys.maxsize
+        return sharding_of(attempt.stage, ranks=attempt.ranks.world_size, gpu_bytes=memory).value
+
+    return Sharding(attempt.ranks.share("sharding", decide))
+
+
+def _spread(
+    attempt: Attempt, first: AnyModel | None, config: AnyConfig, sharding: Sharding, *, teaches: bool = False
+) -> AnyModel:
+    """The model that rank 0 passes (the others None), on the device of every rank: whole, or its part of it."""
+    if sharding is Sharding.FULL:
+        precision = attempt.stage.training.precision
+        return sharded_model(
+            config,
+            None if first is None else first.state_dict(),
+            device=attempt.device,
+            group=attempt.ranks.group,
+            prepare=(lambda model: freeze(model, precision)) if teaches else lambda _model: None,
+        )
+    model = first or family_of(config).build(config, None)
+    model = model.to(attempt.device)
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            attempt.ranks.group.broadcast(tensor)
+    return model
 
 
 def _new_state() -> TrainingState:
@@ -137,7 +157,7 @@ def _needs_teacher(stage: ResolvedStage, state: TrainingState) -> bool:
 
 
 def _train_step(
-    attempt: Attempt, model: AnyModel, teacher: AnyModel | None, state: TrainingState
+    attempt: Attempt, model: AnyModel, teacher: AnyModel | None, state: TrainingState, sharding: Sharding
 ) -> TrainStep:
     stage = attempt.stage
     projections = _projections(stage)
@@ -147,10 +167,7 @@ def _train_step(
         parameters += [
             (f"projections.{name}", parameter) for name, parameter in projections.named_parameters()
         ]
-    count, on_gpu = sum(parameter.numel() for _, parameter in parameters), attempt.device.type == "cuda"
-    memory = torch.cuda.get_device_properties(attempt.device).total_memory if on_gpu else sys.maxsize
-    sharded = shards_moments(stage.training, count, memory)
-    optimizer = AdamW(parameters, stage.training, attempt.ranks.group, sharded=sharded)
+    optimizer = AdamW(parameters, stage.training, attempt.ranks.group, sharded=sharding is Sharding.OPTIMIZER)
     teaching = Teaching(state.teacher_steps, state.teacher_margin, state.teacher_surpassed)
     return TrainStep(
         model, teacher, projections, optimizer, stage, attempt.device, attempt.ranks.group, teaching
@@ -165,12 +182,6 @@ def _projections(stage: ResolvedStage) -> nn.Module | None:
     if stage.teacher is None:
         return None
     return task_of(stage).projections(stage.model_config_, stage.teacher.model_config_)
-
-
-def _broadcast(tensors: Iterable[Tensor], group: Group) -> None:
-    with torch.no_grad():
-        for tensor in tensors:
-            group.broadcast(tensor)
 
 
 def _history(attempt: Attempt, restored: Restored) -> list[MetricsLine]:
