@@ -74,14 +74,19 @@ _WITHOUT_WORKLOAD = (
 def _explain_workload(workload: Object, job: str, queue: str) -> QueueWait:
     metadata, spec = workload["metadata"], workload.get("spec") or {}
     where = f"{job} waits in LocalQueue {queue}"
-    if spec.get("active") is False:
+    given_up = _is_given_up(workload)
+    if spec.get("active") is False or given_up:
         why = _message(workload, "Evicted") or _message(workload, "DeactivationTarget")
         text = f"Kueue's Workload {metadata['name']} of {job} is deactivated{f' ({why})' if why else ''}"
-        remedy = (
-            f"when that is mended: kubectl -n {metadata['namespace']} patch workloads.kueue.x-k8s.io "
-            f'{metadata["name"]} --type merge -p \'{{"spec":{{"active":true}}}}\''
+        which = f"workloads.kueue.x-k8s.io {metadata['name']}"
+        command = (
+            f"delete {which}"  # and Kueue makes another for the job
+            if given_up
+            else f'patch {which} --type merge -p \'{{"spec":{{"active":true}}}}\''
         )
-        return QueueWait(DEACTIVATED, cut(f"{text}; {remedy}"))
+        return QueueWait(
+            DEACTIVATED, cut(f"{text}; when that is mended: kubectl -n {metadata['namespace']} {command}")
+        )
     reserved = _condition(workload, "QuotaReserved")
     if reserved.get("status") == "True":
         checks = _unready_checks(workload)
@@ -90,6 +95,19 @@ def _explain_workload(workload: Object, job: str, queue: str) -> QueueWait:
     said = [_evicted(workload), str(reserved.get("message") or "").strip()]
     text = "; ".join(dict.fromkeys(part for part in said if part))
     return QueueWait(reason, cut(f"{where}: {text}") if text else "")
+
+
+def _is_given_up(workload: Object) -> bool:
+    """Whether Kueue itself has deactivated it, for a cause such as too many returns to the queue.
+
+    Such a one does not return to the queue when it is set active (read and tried in 0.19.2: it looks for the reason
+    `Deactivated`, and here the cause is part of the reason).
+    https://github.com/kubernetes-sigs/kueue/blob/v0.19.2/pkg/controller/core/workload_controller.go
+    """
+    requeued = _condition(workload, "Requeued")
+    if requeued.get("status") == "False" and str(requeued.get("reason")).startswith("DeactivatedDueTo"):
+        return True
+    return _condition(workload, "DeactivationTarget").get("status") == "True"
 
 
 def _evicted(workload: Object) -> str:

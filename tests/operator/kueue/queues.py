@@ -19,9 +19,10 @@ class Queues:
         self.plane, self.namespace = plane, namespace
         self._cluster_scoped: list[tuple[str, str]] = []
 
-    def quota(self, cpu: str, *, queue: str = "research", **spec: Any) -> None:
+    def quota(self, cpu: str, *, queue: str = "research", namespace: str | None = None, **spec: Any) -> None:
         """A LocalQueue that admits as long as the requests of its jobs do not exceed `cpu`.
 
+        `namespace`: where its LocalQueue stands, if elsewhere.
         `spec`: further fields of the ClusterQueue, such as `preemption` or `cohortName`.
         """
         flavor, cluster_queue = self.name("flavor"), self.name(queue)
@@ -35,11 +36,11 @@ class Queues:
             cluster_queue,
             {"namespaceSelector": {}, "resourceGroups": [group], **spec},
         )
-        self.local_queue(queue, cluster_queue)
+        self.local_queue(queue, cluster_queue, namespace)
 
-    def local_queue(self, name: str, cluster_queue: str) -> None:
-        """A queue of the namespace."""
-        metadata = {"name": name, "namespace": self.namespace}
+    def local_queue(self, name: str, cluster_queue: str, namespace: str | None = None) -> None:
+        """A queue of the namespace, or of another."""
+        metadata = {"name": name, "namespace": namespace or self.namespace}
         self.plane.apply(
             {
                 "apiVersion": API_VERSION,

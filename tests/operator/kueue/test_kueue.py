@@ -6,10 +6,15 @@ import shlex
 
 import pytest
 
-from modelchain.commit import list_checkpoints
 from tests.control_plane.kueue import FRAMEWORKS, Kueue
 from tests.control_plane.pods import PodRunner
 from tests.operator.chains import ClusterChain
+from tests.operator.kueue.queued import (
+    newest_checkpoint,
+    queued_chain,
+    wait_for_message,
+    wait_until_taken_back,
+)
 from tests.operator.kueue.queues import Queues
 from tests.operator.operator_process import OperatorProcess
 from tests.processes import wait_until
@@ -20,30 +25,6 @@ CHAIN_SECONDS = 300.0
 PLURALS = {"PyTorchJob": "pytorchjobs", "TrainJob": "trainjobs", "Job": "jobs"}
 every_backend = pytest.mark.parametrize("backend", PLURALS)
 one_of_each_controller = pytest.mark.parametrize("backend", ["TrainJob", "Job"])
-
-
-def queued_chain(chain: ClusterChain, backend: str = "PyTorchJob", **job: object) -> None:
-    """Of one stage, which asks for a tenth of a CPU in queue `research`."""
-    chain.document["spec"]["stages"] = chain.document["spec"]["stages"][:1]
-    chain.document["spec"]["job"] |= {"backend": backend, "queueName": "research", **job}
-    if backend == "TrainJob":  # its runtime's
-        del chain.document["spec"]["job"]["terminationGracePeriodSeconds"]
-
-
-def wait_for_message(chain: ClusterChain, text: str, seconds: float = 60) -> None:
-    """Until condition Progressing says this."""
-    wait_until(
-        lambda: text in chain.condition("Progressing").get("message", ""),
-        f"the chain says {text!r}: {chain.condition('Progressing')}, {chain.stage('tiny')}",
-        seconds=seconds,
-        pause=0.3,
-    )
-
-
-def newest_checkpoint(chain: ClusterChain) -> int:
-    """The step of the only stage's newest checkpoint."""
-    stored = list_checkpoints(chain.store, chain.resolved().stages[0].folder)
-    return max((checkpoint.step for checkpoint in stored if checkpoint.finished), default=0)
 
 
 @every_backend
@@ -80,12 +61,7 @@ def test_a_stage_gives_way_to_a_higher_priority_and_goes_on_from_its_checkpoint(
     pod_runner.wait_for_held("*")
     step = newest_checkpoint(chain)
     queues.occupy("urgent", "100m", **{"kueue.x-k8s.io/priority-class": high})
-    wait_until(
-        lambda: all("deletionTimestamp" in pod["metadata"] for pod in chain.pods()),
-        "its pod is taken back",
-        seconds=60,
-        pause=0.1,
-    )
+    wait_until_taken_back(chain)
     pod_runner.release()
     wait_for_message(chain, "Preempted to accommodate a workload")
     assert chain.stage("tiny")["phase"] == "Queued"
@@ -147,12 +123,7 @@ def test_a_deactivated_workload_is_told_with_the_command_that_activates_it(
     (job,) = chain.jobs(PLURALS[backend])
     workload = queues.workload_of(job)
     queues.patch_workload(workload, {"active": False})
-    wait_until(
-        lambda: all("deletionTimestamp" in pod["metadata"] for pod in chain.pods()),
-        "its pod is taken back",
-        seconds=60,
-        pause=0.1,
-    )
+    wait_until_taken_back(chain)
     pod_runner.release()
     wait_for_message(chain, f"{workload['metadata']['name']} of {job['metadata']['name']} is deactivated")
     condition = chain.condition("Progressing")

@@ -86,17 +86,23 @@ def test_what_no_time_lets_go_has_a_reason_of_its_own(said: str, reason: str) ->
 
 
 def test_a_deactivated_workload_comes_with_the_command_that_activates_it() -> None:
-    exceeded = condition(
-        "Evicted",
-        "True",
-        "DeactivatedDueToRequeuingLimitExceeded",
-        "exceeded the maximum number of re-queuing retries",
-    )
-    wait = explained(workload(exceeded, active=False))
+    evicted = condition("Evicted", "True", "Deactivated", "The workload is deactivated")
+    wait = explained(workload(evicted, active=False))
     assert wait.reason == "WorkloadDeactivated"
-    assert exceeded["message"] in wait.message
+    assert evicted["message"] in wait.message
     assert "kubectl -n vision patch workloads.kueue.x-k8s.io" in wait.message
     assert '{"spec":{"active":true}}' in wait.message
+
+
+@pytest.mark.parametrize("active", [False, True], ids=["deactivated", "activated-in-vain"])
+def test_one_that_kueue_has_given_up_is_to_be_made_anew(active: bool) -> None:
+    why = "The workload is deactivated due to exceeding the maximum number of re-queuing retries"
+    reason = "DeactivatedDueToRequeuingLimitExceeded"
+    conditions = (condition("Evicted", "True", reason, why), condition("Requeued", "False", reason, why))
+    wait = explained(workload(*conditions, active=active))
+    assert wait.reason == "WorkloadDeactivated"
+    assert why in wait.message
+    assert wait.message.endswith(f"kubectl -n vision delete workloads.kueue.x-k8s.io pytorchjob-{NAME}-5d1c2")
 
 
 def test_checks_that_have_to_be_passed_are_named() -> None:

@@ -1,0 +1,41 @@
+"""Chains for a queue, and what tests wait for of them."""
+
+from __future__ import annotations
+
+from modelchain.commit import list_checkpoints
+from tests.operator.chains import ClusterChain
+from tests.processes import wait_until
+
+
+def queued_chain(chain: ClusterChain, backend: str = "PyTorchJob", *, stages: int = 1, **job: object) -> None:
+    """Of so many stages, which ask for a tenth of a CPU in queue `research`."""
+    chain.document["spec"]["stages"] = chain.document["spec"]["stages"][:stages]
+    chain.document["spec"]["job"] |= {"backend": backend, "queueName": "research", **job}
+    if backend == "TrainJob":  # its runtime's
+        del chain.document["spec"]["job"]["terminationGracePeriodSeconds"]
+
+
+def wait_for_message(chain: ClusterChain, text: str, seconds: float = 60) -> None:
+    """Until condition Progressing says this."""
+    wait_until(
+        lambda: text in chain.condition("Progressing").get("message", ""),
+        f"the chain says {text!r}: {chain.condition('Progressing')}, {chain.stage('tiny')}",
+        seconds=seconds,
+        pause=0.3,
+    )
+
+
+def newest_checkpoint(chain: ClusterChain) -> int:
+    """The step of the only stage's newest checkpoint."""
+    stored = list_checkpoints(chain.store, chain.resolved().stages[0].folder)
+    return max((checkpoint.step for checkpoint in stored if checkpoint.finished), default=0)
+
+
+def wait_until_taken_back(chain: ClusterChain) -> None:
+    """Until the pods of the chain are asked to go."""
+    wait_until(
+        lambda: all("deletionTimestamp" in pod["metadata"] for pod in chain.pods()),
+        "its pod is taken back",
+        seconds=60,
+        pause=0.1,
+    )

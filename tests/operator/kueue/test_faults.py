@@ -1,0 +1,66 @@
+"""A Kueue that lacks something, or is not there: the chain says so, loses nothing and makes no job too many."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.control_plane.kueue import Kueue
+from tests.control_plane.pods import PodRunner
+from tests.operator.chains import ClusterChain
+from tests.operator.kueue.queued import queued_chain, wait_for_message
+from tests.operator.kueue.queues import Queues
+from tests.operator.operator_process import OperatorProcess
+from tests.processes import wait_until
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.xdist_group("kueue")]
+
+PRIORITY = "kueue.x-k8s.io/priority-class"
+
+
+def test_what_is_missing_is_named_in_turn_and_nothing_is_made_before_it_is_there(
+    chain: ClusterChain, operator: OperatorProcess, queues: Queues
+) -> None:
+    queues.quota("150m", queue="elsewhere", namespace="default")
+    queues.local_queue("research", queues.name("elsewhere"))
+    queued_chain(chain, "TrainJob", labels={PRIORITY: "absent"})
+    chain.document["spec"]["job"]["queueName"] = "elsewhere"
+    operator.start()
+    chain.apply()
+    wait_for_message(chain, f"namespace {chain.namespace} has no LocalQueue elsewhere (it has research)")
+    wait_for_message(chain, "a queue serves its own namespace only")
+    assert not chain.jobs("trainjobs")
+
+    job = chain.document["spec"]["job"]
+    chain.apply(job={**job, "queueName": "research"})
+    wait_for_message(chain, "has no WorkloadPriorityClass absent")
+    wait_for_message(chain, f"create it, or correct {PRIORITY} in spec.job.labels")
+    assert chain.condition("Progressing")["reason"] == "BackendUnavailable"
+    assert not chain.jobs("trainjobs")
+
+    there = {PRIORITY: queues.priority("there", 10)}
+    chain.apply(job={**job, "queueName": "research", "labels": there})
+    wait_until(lambda: len(chain.pods()) == 1, "its pod is made", seconds=90, pause=0.3)
+    assert len(chain.jobs("trainjobs")) == 1
+
+
+def test_a_chain_outlives_a_kueue_that_stops_and_starts(
+    chain: ClusterChain, operator: OperatorProcess, kueue: Kueue, pod_runner: PodRunner, queues: Queues
+) -> None:
+    queues.quota("150m")
+    queued_chain(chain, stages=2)
+    pod_runner.hold("*tiny*", "checkpoint-committed:1")
+    operator.start()
+    chain.apply()
+    pod_runner.wait_for_held("*tiny*")
+    kueue.kill()
+    pod_runner.release()
+    chain.wait_for_phase("tiny", "Complete")
+    wait_for_message(chain, "failed calling webhook")
+    wait_for_message(chain, "start the controller whose Service this address names")
+    assert [job["metadata"]["labels"]["modelchain.dev/stage"] for job in chain.jobs()] == ["tiny"]
+
+    kueue.start()
+    chain.wait("Complete", seconds=300)
+    assert len(chain.jobs()) == 2
+    for stage in ("tiny", "small"):
+        assert (chain.stage(stage)["attempt"], chain.stage(stage)["failures"]) == (1, 0)
