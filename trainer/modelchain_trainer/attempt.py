@@ -28,6 +28,7 @@ from modelchain_trainer.position import Position
 from modelchain_trainer.ranks import Ranks
 from modelchain_trainer.stopping import StopRequest
 from modelchain_trainer.telemetry import Telemetry
+from modelchain_trainer.trainjob_status import StatusReporter, find_server
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +96,10 @@ def begin(
             stack.callback(lease.release)
             telemetry = Telemetry(store, attempt_folder(stage.folder, token), steps=stage.training.steps)
             stack.callback(telemetry.close)
+            if (server := find_server(os.environ)) is not None:
+                reporter = StatusReporter(server, telemetry.progress)
+                stack.callback(reporter.close)
+                reporter.start()
             patience.attempt(lambda: _write_stage(store, stage))
         telemetry.start()
         ranks.share("lease", lambda: token)  # nobody goes on before it is held

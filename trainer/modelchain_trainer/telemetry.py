@@ -101,6 +101,11 @@ class Telemetry:
         with self._lock:
             return self._log.evaluated_steps()
 
+    def progress(self) -> Progress:
+        """How far it is, as progress.json says it or will."""
+        with self._lock:
+            return self._progress
+
     def metrics(self) -> dict[str, float]:
         """The latest figure of each metric."""
         with self._lock:
