@@ -22,7 +22,7 @@ from modelchain.local.display import Display
 from modelchain.local.events import AttemptFailed, Note, PlannedStage, RunStarted, changes
 from modelchain.local.outcome import Stopped, ending, exit_code
 from modelchain.local.processes import TrainerProcess
-from modelchain.local.watch import Seen, StoreWatch
+from modelchain.local.watch import StoreWatch
 from modelchain.reconcile.actions import Action, Decision, StartJob, StopJob
 from modelchain.reconcile.baseline import is_due
 from modelchain.reconcile.decide import decide
@@ -31,6 +31,7 @@ from modelchain.reconcile.start import CHAIN_INCOMPLETE
 from modelchain.reconcile.supersede import SUPERSEDED
 from modelchain.reconcile.suspend import SUSPENDED
 from modelchain.resolved import ResolvedChain, ResolvedStage
+from modelchain.stage_probe import StoreSnapshot
 from modelchain.status import ChainStatus, StageStatus, without_progress
 from modelchain.store import Store
 from modelchain.times import rfc3339
@@ -80,8 +81,8 @@ class Runner:
         before = self._status = read_status(self._store, self._chain, self._note)
         if before is not None:
             self._generation = (before.observed_generation or 0) + 1
-        self._watch.look_at_all()
-        first = self._decide(self._watch.seen())
+        self._watch.read_all()
+        first = self._decide(self._watch.snapshot())
         code = exit_code(first.status, self._stopped)
         if code is not None and not first.actions:
             if before is None or without_progress(before) != without_progress(first.status):
@@ -109,7 +110,7 @@ class Runner:
     def _loop(self) -> tuple[ChainStatus, int]:
         while True:
             self._poll_processes()
-            decision = self._decide(self._watch.seen())
+            decision = self._decide(self._watch.snapshot())
             self._publish(decision.status)
             acted = [self._act(action) for action in decision.actions]
             if not acted and not self._live_processes():
@@ -122,23 +123,23 @@ class Runner:
 
     # ---- observe
 
-    def _decide(self, seen: Seen) -> Decision:
+    def _decide(self, snapshot: StoreSnapshot) -> Decision:
         observed = Observation(
             status=self._status,
             generation=self._generation,
             jobs=tuple(
-                process.job(seen.progress_changed_at.get((process.stage.name, process.attempt)))
+                process.job(snapshot.progress_changed_at.get((process.stage.name, process.attempt)))
                 for process in self._processes
             ),
-            store=seen.facts,
-            store_read_at=seen.read_at,
-            store_readable_since=seen.readable_since,
+            store=snapshot.facts,
+            store_read_at=snapshot.read_at,
+            store_readable_since=snapshot.readable_since,
             max_parallel_jobs=1,
             interrupted=bool(self._stopped),
             retrain_missing=f"run {self._generation}" if self._options.retrain_missing else "",
             macs=self._macs,
             speedup_planned=self._plan.speedup,
-            measurement=seen.measurement,
+            measurement=snapshot.measurement,
         )
         return decide(self._chain, observed, time.time())
 
@@ -147,7 +148,7 @@ class Runner:
             if self._stop_at_once:
                 process.kill()
             if not process.poll():
-                self._watch.look_again(process.stage.name)
+                self._watch.refresh(process.stage.name)
 
     def _live_processes(self) -> list[TrainerProcess]:
         return [process for process in self._processes if process.live]
@@ -190,11 +191,11 @@ class Runner:
         known = {stage.name for stage in before.all_stages if stage.finished} if before is not None else set()
         for stage in self._chain.stages:
             if any(other.name in finished - known for other in stage.needs):
-                self._watch.look_again(stage.name)  # its turn has come: is it trained by somebody already?
+                self._watch.refresh(stage.name)  # its turn has come: is it trained by somebody already?
         chain = {stage.name for stage in self._chain.stages}
         if chain <= finished and not chain <= known:
             for stage in self._chain.baselines:
-                self._watch.look_again(stage.name)
+                self._watch.refresh(stage.name)
         self._watch.follow(
             {process.stage.name: process.attempt for process in self._live_processes()},
             finished=finished,

@@ -1,4 +1,4 @@
-"""Looks at the store in a thread of its own, so that a slow or absent one never holds up the runner."""
+"""Reads the store in a thread of its own, so that a slow or absent one never holds up the runner."""
 
 from __future__ import annotations
 
@@ -6,49 +6,38 @@ import logging
 import threading
 import time
 from collections.abc import Mapping, Set
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from modelchain.errors import ModelChainError, UserDataError
 from modelchain.measuring import read_measurement
 from modelchain.reconcile.observation import StageFacts, StoreProblem, Unmeasurable
 from modelchain.resolved import ResolvedChain
-from modelchain.stage_probe import StageLook, problem_of, silence
+from modelchain.stage_probe import StageProbe, StoreSnapshot, problem_of, unresponsive_message
 from modelchain.status import Measurement
 from modelchain.store import Store, StoreUnavailable
 
 log = logging.getLogger(__name__)
 
-LOCAL_SECONDS = 0.5  # between looks at a folder
-REMOTE_SECONDS = 2.0  # and at a store that charges for each request
-RARE_SECONDS = 15.0  # between looks at a stage whose turn has not come
-SILENT_SECONDS = 6.0  # a look that takes longer means that the store does not answer now
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What the last looks showed."""
-
-    facts: Mapping[str, StageFacts]
-    readable_since: float  # seconds since the epoch
-    progress_changed_at: Mapping[tuple[str, int], float]  # by stage and attempt, by our clock
-    measurement: Measurement | Unmeasurable | None = None  # once it was asked for and read
-    read_at: Mapping[str, float] = field(default_factory=dict)  # by stage: when the read of its facts began
+LOCAL_SECONDS = 0.5  # between reads of a folder
+REMOTE_SECONDS = 2.0  # of a store that charges for each request
+RARE_SECONDS = 15.0  # of a stage that can't start yet
+UNRESPONSIVE_SECONDS = 6.0  # a read that takes longer means that the store is unresponsive
 
 
 @dataclass
 class _StageWatch:
-    """What is remembered of one stage between looks."""
+    """State of one stage between reads."""
 
-    look: StageLook
+    probe: StageProbe
     facts: StageFacts | None = None
-    looked_at: float = 0.0  # monotonic: when that look began
+    probed_at: float = 0.0  # monotonic: when that read began
     read_at: float = 0.0  # seconds since the epoch: likewise
-    wanted_since: float = 0.0  # monotonic: an older look is not good enough
+    stale_before: float = 0.0  # monotonic: older facts are stale
     attempt: int | None = None  # the one that runs
 
 
 class StoreWatch:
-    """Keeps looking at the stages that are not finished, and writes the chain's record when there is a new
+    """Keeps reading the stages that are not finished, and writes the chain's record when there is a new
     one.
     """
 
@@ -56,7 +45,7 @@ class StoreWatch:
         self._store = store
         self._chain = chain
         self._watches = {
-            stage.name: _StageWatch(StageLook(store, chain.chain, stage.folder, stage.digest))
+            stage.name: _StageWatch(StageProbe(store, chain.chain, stage.folder, stage.digest))
             for stage in chain.all_stages
         }
         self._interval = REMOTE_SECONDS if store.uri.startswith("s3://") else LOCAL_SECONDS
@@ -66,21 +55,21 @@ class StoreWatch:
         self._finished: frozenset[str] = frozenset()
         self._not_yet: frozenset[str] = frozenset()
         self._readable_since = time.time()
-        self._busy_since: float | None = None  # monotonic: a look is under way since
-        self._was_silent = False
+        self._busy_since: float | None = None  # monotonic: a read is under way since
+        self._was_unresponsive = False
         self._record: tuple[str, bytes] | None = None
         self._measuring = False
         self._measurement: Measurement | Unmeasurable | None = None
         self._error: Exception | None = None  # ended the thread
         self._thread = threading.Thread(target=self._run, name="store", daemon=True)
 
-    def look_at_all(self) -> None:
-        """One look at every stage, here and now. Raises what the store raises."""
+    def read_all(self) -> None:
+        """Read every stage once, in this thread. Raises what the store raises."""
         for watch in self._watches.values():
-            self._look(watch, raising=True)
+            self._probe(watch, raising=True)
 
     def start(self) -> None:
-        """Begin to look."""
+        """Start the thread."""
         self._thread.start()
 
     def close(self, *, timeout_seconds: float) -> None:
@@ -91,60 +80,64 @@ class StoreWatch:
             self._thread.join(timeout_seconds)
 
     def follow(self, running: Mapping[str, int], *, finished: Set[str], not_yet: Set[str]) -> None:
-        """Which attempts run now, which stages need no further look, and which only a rare one."""
+        """Which attempts run now, which stages need not be read any more, and which only rarely."""
         with self._lock:
             self._finished, self._not_yet = frozenset(finished), frozenset(not_yet)
             for name, watch in self._watches.items():
                 watch.attempt = running.get(name)
 
-    def look_again(self, stage: str) -> None:
-        """Something has happened to the stage: what was seen before says nothing any more."""
+    def refresh(self, stage: str) -> None:
+        """Something has happened to the stage: what is known of it is stale."""
         with self._lock:
-            self._watches[stage].wanted_since = time.monotonic()
+            self._watches[stage].stale_before = time.monotonic()
         self._wake.set()
 
     def measure(self) -> None:
-        """Read the evaluations of the models trained alone, which are all complete; `seen` says what they show."""
+        """Read the evaluations of the models trained alone, which are all complete; `snapshot` says what they show."""
         with self._lock:
             self._measuring = self._measurement is None
         self._wake.set()
 
     def write(self, key: str, data: bytes) -> None:
-        """Write the record when the store lets us; only the newest counts."""
+        """Write the record when the store allows; only the newest is written."""
         with self._lock:
             self._record = (key, data)
         self._wake.set()
 
-    def seen(self) -> Seen:
-        """What is known now. Raises what has ended the thread that looks: nothing more will be known then."""
+    def snapshot(self) -> StoreSnapshot:
+        """What is known now. Raises the error that has ended the thread, if one has."""
         with self._lock:
             if self._error is not None:
                 raise self._error
-            silent = self._busy_since is not None and time.monotonic() - self._busy_since > SILENT_SECONDS
-            self._was_silent = self._was_silent or silent
+            unresponsive = (
+                self._busy_since is not None and time.monotonic() - self._busy_since > UNRESPONSIVE_SECONDS
+            )
+            self._was_unresponsive = self._was_unresponsive or unresponsive
             facts = {
-                name: replace(watch.facts, problem=StoreProblem.UNAVAILABLE, message=silence(self._store))
-                if silent and watch.facts.problem is None
+                name: replace(
+                    watch.facts, problem=StoreProblem.UNAVAILABLE, message=unresponsive_message(self._store)
+                )
+                if unresponsive and watch.facts.problem is None
                 else watch.facts
                 for name, watch in self._watches.items()
-                if watch.facts is not None and watch.looked_at >= watch.wanted_since
+                if watch.facts is not None and watch.probed_at >= watch.stale_before
             }
             changed = {
                 (name, attempt): at
                 for name, watch in self._watches.items()
-                for attempt, at in watch.look.progress_changed_at.copy().items()
+                for attempt, at in watch.probe.progress_changed_at.copy().items()
             }
             read_at = {name: watch.read_at for name, watch in self._watches.items()}
-            return Seen(facts, self._readable_since, changed, self._measurement, read_at)
+            return StoreSnapshot(facts, self._readable_since, changed, self._measurement, read_at)
 
     def _run(self) -> None:
         try:
-            self._look_until_closed()
-        except Exception as error:  # noqa: BLE001 - raised by `seen`, in the thread of the runner
+            self._read_until_closed()
+        except Exception as error:  # noqa: BLE001 - raised by `snapshot`, in the thread of the runner
             with self._lock:
                 self._error = error
 
-    def _look_until_closed(self) -> None:
+    def _read_until_closed(self) -> None:
         while True:
             self._wake.clear()
             self._write_record()
@@ -155,28 +148,28 @@ class StoreWatch:
             for watch in due:
                 if self._closing:
                     break
-                self._look(watch, raising=False)
+                self._probe(watch, raising=False)
             if self._measuring and not self._closing:
                 self._measure()
             if not self._closing:
                 self._wake.wait(self._interval)
 
     def _is_due(self, name: str, watch: _StageWatch) -> bool:
-        if watch.facts is None or watch.looked_at < watch.wanted_since:
+        if watch.facts is None or watch.probed_at < watch.stale_before:
             return True
         if name in self._not_yet:
-            return time.monotonic() - watch.looked_at > RARE_SECONDS
+            return time.monotonic() - watch.probed_at > RARE_SECONDS
         return name not in self._finished
 
-    def _look(self, watch: _StageWatch, *, raising: bool) -> None:
+    def _probe(self, watch: _StageWatch, *, raising: bool) -> None:
         began, read_at = time.monotonic(), time.time()
         with self._lock:
             self._busy_since = began
-            watch.look.follow(watch.attempt)
+            watch.probe.follow(watch.attempt)
         facts = watch.facts
-        whole = facts is None or facts.problem is not None or watch.looked_at < watch.wanted_since
+        whole = facts is None or facts.problem is not None or watch.probed_at < watch.stale_before
         try:
-            facts = watch.look.look(whole=whole)
+            facts = watch.probe.read(whole=whole)
         except Exception as error:
             if raising and not isinstance(error, UserDataError):
                 raise
@@ -188,10 +181,10 @@ class StoreWatch:
                 self._busy_since = None
         unavailable = facts.problem is StoreProblem.UNAVAILABLE
         with self._lock:
-            if not unavailable and self._was_silent:
+            if not unavailable and self._was_unresponsive:
                 self._readable_since = time.time()
-            self._was_silent = unavailable
-            watch.facts, watch.looked_at, watch.read_at = facts, began, read_at
+            self._was_unresponsive = unavailable
+            watch.facts, watch.probed_at, watch.read_at = facts, began, read_at
 
     def _measure(self) -> None:
         try:

@@ -29,7 +29,7 @@ from modelchain_operator.settings import Settings
 from modelchain_operator.status_writer import StatusWriter
 from modelchain_operator.stores.access import StoreAccess
 from modelchain_operator.stores.reader import StoreReader
-from modelchain_operator.stores.views import StoreLooks
+from modelchain_operator.stores.views import StoreViews
 from modelchain_operator.telemetry.health import HealthServer
 from modelchain_operator.telemetry.metrics import Metrics
 from modelchain_operator.work_queue import KeyQueue
@@ -58,7 +58,7 @@ async def run(settings: Settings) -> int:
     cluster = LiveView(api, cache)
     statuses = StatusWriter(api, cache, metrics, settings.identity)
     reconciler = _reconciler(
-        settings, api, cluster, cache, queue, StoreLooks(access, reader), statuses, metrics
+        settings, api, cluster, cache, queue, StoreViews(access, reader), statuses, metrics
     )
     resync = Resync(api, cache, queue, cluster.not_served, namespaces=settings.namespaces)
     health = HealthServer(settings, metrics, resync, leadership)
@@ -143,7 +143,7 @@ def _store_reader(
         requests_per_second=settings.store_requests_per_second,
         artifact_check_seconds=settings.artifact_check_seconds,
         progress_seconds=settings.progress_seconds,
-        on_refused=access.doubt,
+        on_refused=access.expire_credentials,
         may_write=leadership.is_held,
     )
 
@@ -154,7 +154,7 @@ def _reconciler(
     cluster: LiveView,
     cache: Cache,
     queue: KeyQueue,
-    stores: StoreLooks,
+    stores: StoreViews,
     statuses: StatusWriter,
     metrics: Metrics,
 ) -> Reconciler:

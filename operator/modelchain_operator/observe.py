@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from modelchain.reconcile.observation import Job, JobPhase, Observation
 from modelchain.resolved import ChainReference
+from modelchain.stage_probe import StoreSnapshot
 from modelchain.status import ChainStatus, cut
 from modelchain_operator.acceptance import Accepted
 from modelchain_operator.jobs import kinds_of
@@ -21,7 +22,6 @@ from modelchain_operator.kubernetes import labels
 from modelchain_operator.kubernetes.api import Object
 from modelchain_operator.kubernetes.kinds import Kind
 from modelchain_operator.kueue.waits import Inquiry
-from modelchain_operator.stores.reader import Seen
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +118,7 @@ def status_object(status: ChainStatus) -> Object:
 def observe(
     snapshot: ClusterSnapshot,
     accepted: Accepted,
-    seen: Seen,
+    stores: StoreSnapshot,
     memory: ChainMemory,
     *,
     not_served: Iterable[Kind],
@@ -130,16 +130,16 @@ def observe(
     return Observation(
         status=status_of(snapshot.body),
         generation=snapshot.generation,
-        jobs=_with_progress(jobs, seen),
+        jobs=_with_progress(jobs, stores),
         made=frozenset(memory.made),
-        store=seen.facts,
-        store_read_at=seen.read_at,
-        store_readable_since=seen.readable_since,
+        store=stores.facts,
+        store_read_at=stores.read_at,
+        store_readable_since=stores.readable_since,
         backend_problem=_backend_problem(snapshot, accepted, memory, frozenset(not_served)),
         retrain_missing=cut(annotations.get(labels.RETRAIN_MISSING_ANNOTATION) or ""),
         macs=accepted.macs,
         speedup_planned=accepted.speedup_planned,
-        measurement=seen.measurement,
+        measurement=stores.measurement,
     )
 
 
@@ -173,9 +173,9 @@ def _with_reason(job: Job, memory: ChainMemory) -> Job:
     return replace(job, reason=pending.reason, message=pending.message)
 
 
-def _with_progress(jobs: Sequence[Job], seen: Seen) -> tuple[Job, ...]:
+def _with_progress(jobs: Sequence[Job], stores: StoreSnapshot) -> tuple[Job, ...]:
     return tuple(
-        replace(job, progress_changed_at=seen.progress_changed_at.get((job.stage, job.attempt)))
+        replace(job, progress_changed_at=stores.progress_changed_at.get((job.stage, job.attempt)))
         for job in jobs
     )
 

@@ -30,7 +30,7 @@ from modelchain_operator.pending_diagnosis import PendingDiagnosis
 from modelchain_operator.refused_chains import RefusedChains
 from modelchain_operator.status_writer import StatusWriter
 from modelchain_operator.store_freshness import expire_artifacts, expire_ended, reported_missing
-from modelchain_operator.stores.views import StoreLooks
+from modelchain_operator.stores.views import StoreViews
 from modelchain_operator.telemetry.metrics import Metrics
 from modelchain_operator.work_queue import KeyQueue
 
@@ -46,7 +46,7 @@ class Reconciler:
     cache: Cache
     queue: KeyQueue
     cluster: LiveView
-    stores: StoreLooks
+    stores: StoreViews
     acceptance: Acceptance
     refused: RefusedChains
     diagnosis: PendingDiagnosis
@@ -116,10 +116,10 @@ class Reconciler:
     ) -> Decision | None:
         """What to do; None if the store has to be read first, after which the chain is queued again."""
         now, status = time.time(), status_of(snapshot.body)
-        seen = await self.stores.look(key, accepted, status)
-        if seen is None or expire_artifacts(key, status, memory, self.stores):
+        stores = await self.stores.snapshot(key, accepted, status)
+        if stores is None or expire_artifacts(key, status, memory, self.stores):
             return None
-        observed = observe(snapshot, accepted, seen, memory, not_served=self.cluster.not_served, now=now)
+        observed = observe(snapshot, accepted, stores, memory, not_served=self.cluster.not_served, now=now)
         await self.diagnosis.update(key, snapshot, observed, memory)
         if expire_ended(key, observed, memory, self.stores):
             return None
@@ -130,7 +130,7 @@ class Reconciler:
             else decide(chain, observed, now)
         )
         for stage in decision.reads:  # the chain is queued again when they were read
-            self.stores.look_again(key, stage)
+            self.stores.refresh(key, stage)
         return decision
 
     def _is_due(self, key: Key, body: Object, decision: Decision, memory: ChainMemory) -> bool:

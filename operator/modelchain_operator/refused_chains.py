@@ -17,7 +17,7 @@ from modelchain_operator.live_view import LiveView
 from modelchain_operator.observe import ChainMemory, reference_of, status_of
 from modelchain_operator.recovered_stages import recovered
 from modelchain_operator.status_writer import StatusWriter
-from modelchain_operator.stores.views import StoreLooks
+from modelchain_operator.stores.views import StoreViews
 from modelchain_operator.telemetry.metrics import Metrics
 from modelchain_operator.work_queue import KeyQueue
 
@@ -29,7 +29,7 @@ class RefusedChains:
     acceptance: Acceptance
     cluster: LiveView
     queue: KeyQueue
-    stores: StoreLooks
+    stores: StoreViews
     statuses: StatusWriter
     metrics: Metrics
 

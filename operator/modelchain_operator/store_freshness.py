@@ -6,7 +6,7 @@ from modelchain.reconcile.observation import Observation
 from modelchain.status import ChainStatus, ConditionType
 from modelchain_operator.kubernetes.key import Key
 from modelchain_operator.observe import ChainMemory
-from modelchain_operator.stores.views import StoreLooks
+from modelchain_operator.stores.views import StoreViews
 
 
 def reported_missing(status: ChainStatus | None) -> tuple[str, str] | None:
@@ -15,7 +15,7 @@ def reported_missing(status: ChainStatus | None) -> tuple[str, str] | None:
     return None if condition is None else (condition.status, condition.last_transition_time)
 
 
-def expire_artifacts(key: Key, status: ChainStatus | None, memory: ChainMemory, stores: StoreLooks) -> bool:
+def expire_artifacts(key: Key, status: ChainStatus | None, memory: ChainMemory, stores: StoreViews) -> bool:
     """Expire what is known of finished stages, if another operator has reported that artifacts are missing or are back.
     Returns whether they are read again.
     """
@@ -24,11 +24,11 @@ def expire_artifacts(key: Key, status: ChainStatus | None, memory: ChainMemory, 
         return False
     for stage in status.all_stages:
         if stage.finished:
-            stores.look_again(key, stage.name)
+            stores.refresh(key, stage.name)
     return True
 
 
-def expire_ended(key: Key, observed: Observation, memory: ChainMemory, stores: StoreLooks) -> bool:
+def expire_ended(key: Key, observed: Observation, memory: ChainMemory, stores: StoreViews) -> bool:
     """Expire what is known of stages whose job has ended. Returns whether there are any new ones."""
     memory.refreshed &= {(job.stage, job.attempt) for job in observed.jobs}
     status = observed.status
@@ -38,6 +38,6 @@ def expire_ended(key: Key, observed: Observation, memory: ChainMemory, stores: S
         open_end = known is not None and not known.finished and known.attempt > known.last_ended_attempt
         if open_end and not job.live and (job.stage, job.attempt) not in memory.refreshed:
             memory.refreshed.add((job.stage, job.attempt))
-            stores.look_again(key, job.stage)
+            stores.refresh(key, job.stage)
             expired = True
     return expired

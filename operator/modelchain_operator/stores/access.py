@@ -1,8 +1,8 @@
-"""Whose rights may read which store.
+"""With whose credentials each store is read.
 
-A chain's store is read with the keys in the Secret that the chain names, in the chain's own namespace; with
-the operator's own identity only where the administrator has listed that store, at that endpoint. A user must
-not aim the operator's rights, or its requests, anywhere else.
+A chain's store is read with the credentials in the Secret that the chain names, in the chain's own namespace; with the
+operator's own identity only where the administrator has listed that store, at that endpoint. A user must not be able
+to direct the operator's credentials, or its requests, anywhere else.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from modelchain_operator.settings import OwnIdentityStore, is_endpoint
 log = logging.getLogger(__name__)
 
 REREAD_SECONDS = 300.0  # a Secret is read again after this long
-DOUBT_SECONDS = 15.0  # and after this long where it is missing, or where the store refuses its keys
+RETRY_SECONDS = 15.0  # where it is missing, or the store refuses its credentials
 STORES = 4096
 CERTIFICATES = 256
 
@@ -50,7 +50,7 @@ ACCESS_KEY_ID, SECRET_ACCESS_KEY, SESSION_TOKEN = (
 )
 CA_KEY = "ca.crt"
 
-# The reader comes again: a look that waits longer only keeps others waiting.
+# The reader tries again later: longer waits would only hold up others.
 TIMEOUTS = Timeouts(connect_seconds=3, read_seconds=10, attempts=1)
 
 _METADATA_NAMES = frozenset(
@@ -67,7 +67,7 @@ _IPV4_BELOW = tuple(ipaddress.ip_network(text) for text in ("::/96", "64:ff9b::/
 
 
 class KubernetesApi(Protocol):
-    """What is asked of the Kubernetes API."""
+    """The requests to the Kubernetes API that are needed here."""
 
     async def get_secret(self, namespace: str, name: str) -> Object | None:
         """None if there is none. Raises ApiError."""
@@ -87,7 +87,7 @@ class NoAccess:
 
 
 class _RefusedError(Exception):
-    """As NoAccess, on its way out."""
+    """Carries a NoAccess to `open`."""
 
     def __init__(self, message: str, problem: StoreProblem = StoreProblem.FORBIDDEN) -> None:
         super().__init__(message)
@@ -99,13 +99,13 @@ class _Known:
     """What is known of a chain's store."""
 
     answer: Store | NoAccess
-    made_of: tuple[Credentials | None, str | None] | None  # keys and certificates; None: no store
+    made_of: tuple[Credentials | None, str | None] | None  # credentials and certificate file; None: no store
     read_at: float  # monotonic
-    doubted: bool = False
+    expired: bool = False
 
 
 class StoreAccess:
-    """Opens the stores of chains. Used in one event loop; the stores may be used in any thread."""
+    """Opens the stores of chains. Used in one event loop; the stores themselves in any thread."""
 
     def __init__(
         self,
@@ -119,9 +119,9 @@ class StoreAccess:
         resolve_host: Callable[[str], list[str]] | None = None,
         api_server: str = "",
     ) -> None:
-        """`clients`: at most so many S3 clients are kept; `connections`: of each of them. `wrap` goes around every
-        store (metrics). `resolve_host` gives the addresses of a host, by default the system's resolver. `api_server` is
-        the URL of the Kubernetes API, which trusts this process and is no store.
+        """`clients`: S3 clients that are kept at most, each with so many `connections`. `wrap` is applied to every
+        store (metrics). `resolve_host` gives the addresses of a host, by default the system's resolver. `api_server`
+        is the URL of the Kubernetes API, which trusts this process and is no store.
         """
         self._api = api
         self._own = tuple(own_identity_stores)
@@ -129,7 +129,7 @@ class StoreAccess:
         self._allowed = tuple(_pattern(text) for text in allowed)
         self._named = tuple(
             _pattern(text) for text in allowed if text != "*"
-        )  # what the administrator has named
+        )  # what the administrator has listed
         self._api_server = _host_and_port(api_server) if api_server else None
         self._wrap = wrap
         self._resolve_host = resolve_host or _addresses
@@ -147,20 +147,20 @@ class StoreAccess:
         return len(self._clients)
 
     async def open(self, chain: ResolvedChain, spec: StoreSpec) -> Store | NoAccess:
-        """The chain's store, the same object as long as nothing about it has changed; or why not.
+        """The chain's store, the same object as long as nothing about it has changed; or why there is no access.
 
-        Costs nothing but for every few minutes, when Secret and ConfigMap are read again.
+        Cached: Secret and ConfigMap are read every REREAD_SECONDS.
         """
         key = (chain.chain.namespace, spec.model_dump_json(exclude_none=True))
         known = self._known.get(key)
-        if known is not None and time.monotonic() - known.read_at < _patience(known):
+        if known is not None and time.monotonic() - known.read_at < _lifetime(known):
             self._known.move_to_end(key)
             return known.answer
         lock = self._locks.setdefault(key, asyncio.Lock())
         try:
             async with lock:
                 known = self._known.get(key)
-                if known is None or time.monotonic() - known.read_at >= _patience(known):
+                if known is None or time.monotonic() - known.read_at >= _lifetime(known):
                     known = self._known[key] = await self._read(chain, spec, known)
                 self._known.move_to_end(key)
                 while len(self._known) > STORES:
@@ -170,11 +170,11 @@ class StoreAccess:
             if not lock.locked():
                 self._locks.pop(key, None)
 
-    def doubt(self, store: Store) -> None:
-        """The store refuses these keys: they are read again soon, as somebody may mend them."""
+    def expire_credentials(self, store: Store) -> None:
+        """The store refuses these credentials: read them again soon, since somebody may have corrected them."""
         for known in self._known.values():
             if known.answer is store:
-                known.doubted = True
+                known.expired = True
 
     def close(self) -> None:
         """Remove what lies on disk."""
@@ -191,14 +191,14 @@ class StoreAccess:
         except _RefusedError as refused:
             unavailable = refused.answer.problem is StoreProblem.UNAVAILABLE
             if unavailable and known is not None and known.made_of is not None:
-                known.read_at = now - REREAD_SECONDS + DOUBT_SECONDS  # good enough for as long as that lasts
+                known.read_at = now - REREAD_SECONDS + RETRY_SECONDS  # the last credentials serve until then
                 return known
             return _Known(refused.answer, None, now)
         if known is not None and known.made_of == made_of:
-            known.read_at, known.doubted = now, False
+            known.read_at, known.expired = now, False
             return known
         credentials, certificate = made_of
-        # What the chain's pods find under a path is not what lies there on this machine.
+        # A path of a certificate in the spec is one of the chain's pods, not of this machine.
         access = chain.store.model_copy(update={"ca_bundle": certificate})
         try:
             store = open_store(access, patience_seconds=0.0, credentials=credentials, clients=self._clients)
@@ -254,11 +254,12 @@ class StoreAccess:
         return any(path == root or root in path.parents for root in roots)
 
     def _check_url(self, url: str) -> None:
-        """Raises Forbidden if the URL leads to what trusts whoever can reach it from this machine: cloud metadata and
-        link-local addresses, this machine itself (unless the administrator has named that endpoint), the API server.
+        """Raises Forbidden if the URL leads to something that trusts whoever reaches it from this machine: cloud
+        metadata and link-local addresses, this machine itself (unless the administrator has listed that endpoint),
+        the API server.
 
-        Asked before every request too: a name may lead elsewhere than it did. (Between here and the connection it
-        may still change; a NetworkPolicy is what closes that.)
+        Checked before every request too, since a name may resolve to another address than before. (Between this check
+        and the connection it may still change; a NetworkPolicy closes that.)
         """
         host, port = _host_and_port(url)
         addresses = self._addresses_of(host)
@@ -277,7 +278,7 @@ class StoreAccess:
 
     def _addresses_of(self, host: str) -> list[str]:
         known = self._hosts.get(host)
-        if known is None or time.monotonic() - known[0] > DOUBT_SECONDS:
+        if known is None or time.monotonic() - known[0] > RETRY_SECONDS:
             known = self._hosts[host] = (time.monotonic(), self._resolved(host))
             while len(self._hosts) > STORES:
                 self._hosts.popitem(last=False)
@@ -289,7 +290,7 @@ class StoreAccess:
         try:
             return self._resolve_host(host)
         except OSError:
-            return []  # it has no address now: the request itself will find that out
+            return []  # it has no address now: the request itself will fail
 
     def _leads_to_api_server(self, host: str, port: int, addresses: list[str]) -> bool:
         if self._api_server is None or port != self._api_server[1]:
@@ -347,7 +348,7 @@ class StoreAccess:
 
 
 class _Certificates:
-    """Certificates as files of a folder of ours, named by their content."""
+    """Certificates as files of a temporary folder, named by their content."""
 
     def __init__(self) -> None:
         self._folder: Path | None = None
@@ -374,8 +375,8 @@ class _Certificates:
             shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def _patience(known: _Known) -> float:
-    return DOUBT_SECONDS if known.doubted or known.made_of is None else REREAD_SECONDS
+def _lifetime(known: _Known) -> float:
+    return RETRY_SECONDS if known.expired or known.made_of is None else REREAD_SECONDS
 
 
 def _decoded(secret: Object, what: str) -> dict[str, str]:

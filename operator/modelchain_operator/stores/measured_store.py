@@ -12,12 +12,12 @@ from modelchain.store import ConflictError, Forbidden, NotFound, ObjectInfo, Sto
 
 T = TypeVar("T")
 
-# operation, seconds, why it failed: forbidden, unavailable or other; None: it did not
+# operation, seconds, kind of error: forbidden, unavailable or other; None: no error
 OnAnswer = Callable[[str, float, str | None], None]
 
 
 class MeasuredStore(Store):
-    """Another store, with every call told to `on_answer`. That something is absent is no error."""
+    """Wraps a store, and reports every call to `on_answer`. That something is absent is no error."""
 
     def __init__(self, store: Store, on_answer: OnAnswer) -> None:
         self.uri = store.uri

@@ -1,7 +1,7 @@
-"""What the stores say of all chains: looked at in threads, each stage at its own pace, never on the event loop.
+"""What the stores say of all chains: read in threads, each stage at its own rate, never on the event loop.
 
-A stage that trains is looked at every few seconds, one whose turn has come the more rarely the longer nothing
-happens to it, one at rest (its turn has not come, its chain is suspended, or it is finished) from time to time.
+A stage that trains is read every few seconds; one that may start, at intervals that grow while nothing changes; one at
+rest (it can't start yet, its chain is suspended, or it is finished) every few minutes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Mapping, Set
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from enum import Enum
 from typing import NamedTuple
 
@@ -21,47 +21,34 @@ from modelchain.errors import ModelChainError
 from modelchain.measuring import read_measurement
 from modelchain.reconcile.observation import StageFacts, StoreProblem, Unmeasurable
 from modelchain.resolved import ChainReference, ResolvedChain, ResolvedStage
-from modelchain.stage_probe import StageLook, problem_of, silence
+from modelchain.stage_probe import StageProbe, StoreSnapshot, problem_of, unresponsive_message
 from modelchain.status import ChainStatus, Measurement, without_progress
 from modelchain.store import Store, StoreUnavailable
 from modelchain_operator.kubernetes.key import Key
 from modelchain_operator.stores.access import NoAccess
-from modelchain_operator.stores.schedule import CLOSE_SECONDS, Place, StoreSchedule, Task
+from modelchain_operator.stores.schedule import CLOSE_SECONDS, StoreEndpoint, StoreSchedule, Task
 
 logger = logging.getLogger(__name__)
 
-RUNNING_SECONDS = 5.0  # between looks at a stage that trains
-STARTING_SECONDS = 60.0  # at one whose trainer does not run yet: it says nothing
-WAITING_SECONDS = 5.0  # at one whose turn has come; half as long again after each that shows nothing new
+RUNNING_SECONDS = 5.0  # between reads of a stage that trains
+STARTING_SECONDS = 60.0  # of one whose trainer does not run yet and writes nothing
+WAITING_SECONDS = 5.0  # of one that may start; 1.5 times as long after each that shows nothing new
 LONGEST_WAITING_SECONDS = 60.0
-AT_REST_SECONDS = 900.0  # at one that can't begin: before it does, it is looked at anew
-LEASED_SECONDS = 15.0  # at one that somebody else trains
-REFUSED_SECONDS = (
-    20.0,
-    300.0,
-)  # before a chain whose store can't be read has another pass: first, and longest
+AT_REST_SECONDS = 900.0  # of one that can't start: before it does, it is read again
+LEASED_SECONDS = 15.0  # of one that somebody else trains
+# Before a chain is queued again whose store can't be read: first, and longest.
+REFUSED_SECONDS = (20.0, 300.0)
 RECORD_SECONDS = 60.0  # between records of a chain while only its progress changes
-REFUSED_RECORD_SECONDS = 3600.0  # before the next record where the store did not let us write one
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What the last looks showed of a chain."""
-
-    facts: Mapping[str, StageFacts]  # by stage; one that was not looked at since it had to be is missing
-    readable_since: float  # seconds since the epoch: the store has answered without a gap since
-    progress_changed_at: Mapping[tuple[str, int], float]  # by stage and attempt, by our clock
-    measurement: Measurement | Unmeasurable | None = None  # of models trained alone, where it was asked for
-    read_at: Mapping[str, float] = field(default_factory=dict)  # by stage: when the read of its facts began
+REFUSED_RECORD_SECONDS = 3600.0  # before the next record where the store refused the last
 
 
 _PRESENT = StageFacts(present=True)
 
 
 class _Pace(Enum):
-    """Why a stage is looked at."""
+    """How a stage stands, and so how often it is read."""
 
-    NEW = "new"  # nobody has said yet
+    NEW = "new"  # not known yet
     STARTING = "starting"
     RUNNING = "running"
     WAITING = "waiting"
@@ -73,11 +60,11 @@ class _Source(NamedTuple):
     """Where a chain's artifacts are."""
 
     store: Store
-    place: Place
+    endpoint: StoreEndpoint
 
 
 class _Stage(Task):
-    """What is remembered of a stage between looks; little, where it is finished."""
+    """State of a stage between reads; little, where it is finished."""
 
     __slots__ = (
         "attempt",
@@ -87,52 +74,58 @@ class _Stage(Task):
         "facts",
         "folder",
         "interval",
-        "look",
-        "looked_at",
         "name",
         "needs",
         "pace",
+        "probe",
+        "probed_at",
         "read_at",
-        "wanted_since",
+        "stale_before",
     )
 
-    def __init__(self, chain: _Chain, stage: ResolvedStage, place: Place) -> None:
-        super().__init__(place)
+    def __init__(self, chain: _Chain, stage: ResolvedStage, endpoint: StoreEndpoint) -> None:
+        super().__init__(endpoint)
         self.chain = chain
-        self.name = sys.intern(stage.name)  # thousands of chains call theirs alike
+        self.name = sys.intern(stage.name)  # thousands of chains use the same names
         self.folder = stage.folder
         self.digest = stage.digest
         self.needs = tuple(sys.intern(other.name) for other in stage.needs)
         self.pace = _Pace.NEW
         self.attempt: int | None = None  # the one that runs
-        self.facts: StageFacts | None = None  # None: not looked at, or finished and there
-        self.looked_at = float("-inf")  # monotonic: when the look began that showed the facts
+        self.facts: StageFacts | None = None  # None: not read, or finished and there
+        self.probed_at = float("-inf")  # monotonic: when the read of the facts began
         self.read_at = float("-inf")  # seconds since the epoch: likewise
-        self.wanted_since = 0.0  # monotonic: an older look is not good enough
+        self.stale_before = 0.0  # monotonic: older facts are stale
         self.interval = WAITING_SECONDS
-        self.look: StageLook | None = None
+        self.probe: StageProbe | None = None
         self.changed_at: dict[int, float] = {}  # by attempt, seconds since the epoch
 
     @property
     def known_facts(self) -> StageFacts | None:
-        """What the last look showed; None before the first."""
-        if self.facts is None and self.pace is _Pace.FINISHED and self.looked_at > 0:
+        """What the last read showed; None before the first."""
+        if self.facts is None and self.pace is _Pace.FINISHED and self.probed_at > 0:
             return _PRESENT
         return self.facts
 
     @property
     def outdated(self) -> bool:
-        """Whether it has to be looked at before anything can be said of it."""
-        return self.looked_at < self.wanted_since
+        """Whether it has to be read before its facts count."""
+        return self.probed_at < self.stale_before
 
 
 class _Record(Task):
-    """The chain's record in the store: what has to be written, and what was."""
+    """The chain's record in the store: what is to be written, and what was."""
 
-    __slots__ = ("chain", "meaning", "pending", "refused_at", "written_at")
+    __slots__ = (
+        "chain",
+        "meaning",
+        "pending",
+        "refused_at",
+        "written_at",
+    )
 
-    def __init__(self, chain: _Chain, place: Place) -> None:
-        super().__init__(place)
+    def __init__(self, chain: _Chain, endpoint: StoreEndpoint) -> None:
+        super().__init__(endpoint)
         self.chain = chain
         self.pending: tuple[str, bytes] | None = None
         self.meaning = 0  # hash of the last status less its progress
@@ -141,12 +134,16 @@ class _Record(Task):
 
 
 class _Comparison(Task):
-    """The evaluations of models trained alone: to be read, and what they showed."""
+    """The evaluations of models trained alone: whether they were read, and what they show."""
 
-    __slots__ = ("chain", "found", "resolved")
+    __slots__ = (
+        "chain",
+        "found",
+        "resolved",
+    )
 
-    def __init__(self, chain: _Chain, resolved: ResolvedChain, place: Place) -> None:
-        super().__init__(place)
+    def __init__(self, chain: _Chain, resolved: ResolvedChain, endpoint: StoreEndpoint) -> None:
+        super().__init__(endpoint)
         self.chain = chain
         self.resolved = resolved
         self.found: Measurement | Unmeasurable | None = None
@@ -158,13 +155,13 @@ class _Chain:
     __slots__ = (
         "comparison",
         "key",
-        "patience",
+        "notified_at",
         "readable_since",
         "record",
-        "reminder",
+        "retry_seconds",
+        "retry_timer",
         "source",
         "stages",
-        "told_at",
         "uid",
     )
 
@@ -176,9 +173,9 @@ class _Chain:
         self.record: _Record | None = None
         self.comparison: _Comparison | None = None
         self.readable_since = time.time()
-        self.told_at = float("-inf")  # monotonic: when mere progress was last told
-        self.patience = REFUSED_SECONDS[0]
-        self.reminder: asyncio.TimerHandle | None = None
+        self.notified_at = float("-inf")  # monotonic: when mere progress was last reported
+        self.retry_seconds = REFUSED_SECONDS[0]
+        self.retry_timer: asyncio.TimerHandle | None = None
 
     def reference(self) -> ChainReference:
         """The chain as leases name it."""
@@ -186,7 +183,7 @@ class _Chain:
 
 
 class StoreReader:
-    """Follows the stages of many chains. Every method is called in the event loop that `start` is called in."""
+    """Reads the stages of many chains. Every method is called in the event loop that `start` is called in."""
 
     def __init__(
         self,
@@ -201,9 +198,9 @@ class StoreReader:
         may_write: Callable[[], bool] = lambda: True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`on_change` is called when something is new about a chain, for mere progress every `progress_seconds`
+        """`on_change` is called when something about a chain has changed, for mere progress every `progress_seconds`
         at most; `on_finished` (by default the same) when a stage is found complete; `on_refused` when a store refuses
-        its keys. `may_write` is asked before a record is written.
+        its credentials. `may_write` is asked before a record is written.
         """
         self.on_change = on_change
         self.on_finished = on_finished or on_change
@@ -215,7 +212,7 @@ class StoreReader:
         self._chains: dict[Key, _Chain] = {}
         self._schedule = StoreSchedule(
             self._work,
-            self._on_silence,
+            self._on_availability,
             threads=threads,
             requests_per_second=requests_per_second,
             clock=clock,
@@ -226,21 +223,23 @@ class StoreReader:
         return len(self._chains)
 
     def start(self) -> None:
-        """Begin to look."""
+        """Start reading."""
         self._schedule.start()
 
     async def close(self) -> None:
-        """End. Records that wait, and what is under way, get a few seconds."""
+        """Stop. Pending records, and reads under way, get CLOSE_SECONDS."""
         waiting = [
             self._write(chain.record)
             for chain in self._chains.values()
-            if chain.record is not None and chain.record.pending is not None and not chain.record.place.silent
+            if chain.record is not None
+            and chain.record.pending is not None
+            and not chain.record.endpoint.unresponsive
         ]
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), CLOSE_SECONDS)
         await self._schedule.close()
 
-    # ---- what the reconciler says and asks
+    # ---- what the reconciler calls
 
     def follow(
         self,
@@ -253,14 +252,14 @@ class StoreReader:
         finished: Set[str],
         at_rest: Set[str],
     ) -> None:
-        """Follow these stages of the chain from now on: which attempts are under way (and of which of them no trainer
-        runs yet), which stages are finished, and which can't begin now. Saying the same again changes nothing.
+        """Read these stages of the chain from now on: which attempts are under way (and of which of them no trainer
+        runs yet), which stages are finished, and which can't start now. Idempotent.
         """
         known = self._chains.get(key)
         if known is None or known.uid != chain.chain.uid or not _is_same(known.source, store):
-            known = self._follow_anew(key, chain, store, known)
+            known = self._follow_new(key, chain, store, known)
         if isinstance(known.source, NoAccess):
-            self._remind(known)
+            self._schedule_retry(known)
         self._take_stages(known, chain)
         for stage in known.stages.values():
             attempt = running.get(stage.name)
@@ -273,19 +272,19 @@ class StoreReader:
             if (pace, attempt) != (stage.pace, stage.attempt):
                 self._change_pace(stage, pace, attempt)
 
-    def look_again(self, key: Key, stage: str) -> None:
-        """Something has happened to the stage: what was seen before says nothing any more."""
+    def refresh(self, key: Key, stage: str) -> None:
+        """Something has happened to the stage: what is known of it is stale, and it is read at once."""
         chain = self._chains.get(key)
         found = chain.stages.get(stage) if chain is not None else None
         if found is not None:
-            found.wanted_since = self._clock()
+            found.stale_before = self._clock()
             self._schedule.soon(found, urgent=True)
 
-    def seen(self, key: Key) -> Seen:
+    def snapshot(self, key: Key) -> StoreSnapshot:
         """What is known of the chain now."""
         chain = self._chains.get(key)
         if chain is None:
-            return Seen({}, time.time(), {})
+            return StoreSnapshot({}, time.time(), {})
         changed = {
             (stage.name, attempt): at
             for stage in chain.stages.values()
@@ -293,15 +292,15 @@ class StoreReader:
         }
         if isinstance(chain.source, NoAccess):
             facts = StageFacts(problem=chain.source.problem, message=chain.source.message)
-            return Seen(dict.fromkeys(chain.stages, facts), chain.readable_since, changed)
-        store, place = chain.source
+            return StoreSnapshot(dict.fromkeys(chain.stages, facts), chain.readable_since, changed)
+        store, endpoint = chain.source
         known = {
             stage.name: facts
             for stage in chain.stages.values()
             if (facts := stage.known_facts) is not None and not stage.outdated
         }
-        if place.silent:
-            away = StageFacts(problem=StoreProblem.UNAVAILABLE, message=silence(store))
+        if endpoint.unresponsive:
+            away = StageFacts(problem=StoreProblem.UNAVAILABLE, message=unresponsive_message(store))
             known = {
                 stage.name: facts if facts is not None and facts.problem is not None else away
                 for stage in chain.stages.values()
@@ -309,18 +308,20 @@ class StoreReader:
                 for facts in [known.get(stage.name)]
             }
         read_at = {stage.name: stage.read_at for stage in chain.stages.values()}
-        return Seen(known, max(chain.readable_since, place.readable_since), changed, read_at=read_at)
+        return StoreSnapshot(
+            known, max(chain.readable_since, endpoint.readable_since), changed, read_at=read_at
+        )
 
     def record(self, key: Key, chain: ResolvedChain, status: ChainStatus) -> None:
-        """The chain's status has changed: write its record (for people, and for `modelchain report`) when the
-        store lets us. Only the newest counts.
+        """The chain's status has changed: write its record (for people, and for `modelchain report`) when the store
+        allows. Only the newest is written.
         """
         known = self._chains.get(key)
         if known is None or isinstance(known.source, NoAccess):
             return
         record = known.record
         if record is None:
-            record = known.record = _Record(known, known.source.place)
+            record = known.record = _Record(known, known.source.endpoint)
         now = self._clock()
         if now - record.refused_at < REFUSED_RECORD_SECONDS:
             return
@@ -333,7 +334,7 @@ class StoreReader:
 
     def measure(self, key: Key, chain: ResolvedChain) -> Measurement | Unmeasurable | None:
         """What models trained alone show, all of which are complete; None until their evaluations were read, after
-        which something is new about the chain.
+        which `on_change` is called.
         """
         known = self._chains.get(key)
         if known is None or isinstance(known.source, NoAccess):
@@ -342,7 +343,7 @@ class StoreReader:
         if comparison is None or comparison.resolved != chain:
             if comparison is not None:
                 self._schedule.drop(comparison)
-            comparison = known.comparison = _Comparison(known, chain, known.source.place)
+            comparison = known.comparison = _Comparison(known, chain, known.source.endpoint)
             self._schedule.soon(comparison)
         return comparison.found
 
@@ -350,64 +351,66 @@ class StoreReader:
         """The chain is gone."""
         chain = self._chains.pop(key, None)
         if chain is not None:
-            self._leave(chain)
+            self._release(chain)
 
     # ---- chains and their stages
 
-    def _follow_anew(
+    def _follow_new(
         self, key: Key, chain: ResolvedChain, store: Store | NoAccess, known: _Chain | None
     ) -> _Chain:
-        """Follow a chain that is another one now, or whose store is."""
+        """Start with a chain that is new, was created again, or has another store."""
         source = (
-            store if isinstance(store, NoAccess) else _Source(store, self._schedule.use(_place_of(chain)))
+            store
+            if isinstance(store, NoAccess)
+            else _Source(store, self._schedule.acquire(_endpoint_of(chain)))
         )
         new = self._chains[key] = _Chain(key, chain.chain.uid, source)
         if known is not None:
             if known.uid == chain.chain.uid:
                 self._take_stages(new, chain)
                 for stage in new.stages.values():
-                    if stage.name in known.stages:  # what its attempts did stays true
+                    if stage.name in known.stages:  # the progress of its attempts stays known
                         stage.changed_at = known.stages[stage.name].changed_at
-            self._leave(known)
+            self._release(known)
         return new
 
-    def _remind(self, chain: _Chain) -> None:
-        """Have a pass of the chain from time to time: somebody may mend what keeps its store from being read."""
-        if chain.reminder is None:
+    def _schedule_retry(self, chain: _Chain) -> None:
+        """Queue the chain again after a while: somebody may fix what keeps its store from being read."""
+        if chain.retry_timer is None:
             loop = asyncio.get_running_loop()
-            chain.reminder = loop.call_later(chain.patience, self._tell_reminded, chain)
-            chain.patience = min(REFUSED_SECONDS[1], 1.5 * chain.patience)
+            chain.retry_timer = loop.call_later(chain.retry_seconds, self._retry, chain)
+            chain.retry_seconds = min(REFUSED_SECONDS[1], 1.5 * chain.retry_seconds)
 
-    def _tell_reminded(self, chain: _Chain) -> None:
-        chain.reminder = None
+    def _retry(self, chain: _Chain) -> None:
+        chain.retry_timer = None
         if self._chains.get(chain.key) is chain:
             self.on_change(chain.key)
 
-    def _leave(self, chain: _Chain) -> None:
-        if chain.reminder is not None:
-            chain.reminder.cancel()
+    def _release(self, chain: _Chain) -> None:
+        if chain.retry_timer is not None:
+            chain.retry_timer.cancel()
         for stage in chain.stages.values():
             self._schedule.drop(stage)
         for task in (chain.record, chain.comparison):
             if task is not None:
                 self._schedule.drop(task)
         if isinstance(chain.source, _Source):
-            self._schedule.leave(chain.source.place)
+            self._schedule.release(chain.source.endpoint)
 
     def _take_stages(self, chain: _Chain, resolved: ResolvedChain) -> None:
-        """Bring the stages to those of the spec."""
+        """Make the stages those of the spec."""
         if [(stage.name, stage.digest) for stage in chain.stages.values()] == [
             (stage.name, stage.digest) for stage in resolved.all_stages
         ]:
             return
         old, chain.stages = chain.stages, {}
-        place = chain.source.place if isinstance(chain.source, _Source) else _NOWHERE
+        endpoint = chain.source.endpoint if isinstance(chain.source, _Source) else _NO_ENDPOINT
         for stage in resolved.all_stages:
             known = old.pop(stage.name, None)
             if known is not None and (known.digest, known.folder) == (stage.digest, stage.folder):
                 chain.stages[stage.name] = known
                 continue
-            new = chain.stages[stage.name] = _Stage(chain, stage, place)
+            new = chain.stages[stage.name] = _Stage(chain, stage, endpoint)
             if known is not None:
                 new.changed_at = known.changed_at
                 self._schedule.drop(known)
@@ -419,22 +422,22 @@ class StoreReader:
         if isinstance(stage.chain.source, NoAccess):
             return
         if pace is _Pace.FINISHED:
-            stage.look = None
+            stage.probe = None
             if stage.facts is not None and stage.facts.manifest is not None:
                 stage.facts = None
-            else:  # another operator saw its end: what we saw is from before
-                stage.wanted_since = self._clock()
-        elif was is _Pace.FINISHED or (was is _Pace.AT_REST and attempt is None and self._is_old(stage)):
-            stage.wanted_since = self._clock()  # nothing may begin on what was seen that long ago
-        if stage.looked_at == float("-inf"):  # at first sight; only what may go on is urgent
+            else:  # another operator saw its end: the facts are from before
+                stage.stale_before = self._clock()
+        elif was is _Pace.FINISHED or (was is _Pace.AT_REST and attempt is None and self._is_stale(stage)):
+            stage.stale_before = self._clock()  # nothing may start on facts that old
+        if stage.probed_at == float("-inf"):  # never read; only stages that may go on are urgent
             self._schedule.soon(stage, urgent=pace in (_Pace.STARTING, _Pace.RUNNING, _Pace.WAITING))
         elif stage.outdated or pace is _Pace.RUNNING:
             self._schedule.soon(stage, urgent=stage.outdated)
         else:
             self._schedule.later(stage, self._interval_of(stage))
 
-    def _is_old(self, stage: _Stage) -> bool:
-        return self._clock() - stage.looked_at > WAITING_SECONDS
+    def _is_stale(self, stage: _Stage) -> bool:
+        return self._clock() - stage.probed_at > WAITING_SECONDS
 
     def _interval_of(self, stage: _Stage) -> float:
         if stage.pace is _Pace.RUNNING:
@@ -450,7 +453,7 @@ class StoreReader:
         leased = stage.facts is not None and stage.facts.lease is not None and stage.facts.lease.fresh
         return min(stage.interval, LEASED_SECONDS if leased else LONGEST_WAITING_SECONDS)
 
-    # ---- looking and writing
+    # ---- reading and writing
 
     async def _work(self, task: Task) -> float | None:
         if isinstance(task, _Record):
@@ -458,48 +461,46 @@ class StoreReader:
         if isinstance(task, _Comparison):
             return await self._measure(task)
         assert isinstance(task, _Stage)
-        await self._look_at(task)
+        await self._probe_and_notify(task)
         if task.outdated and not task.dropped:
-            task.again = True
+            task.rerun = True
         return self._interval_of(task)
 
-    async def _look_at(self, stage: _Stage) -> None:
-        """Look, and say so if there is something new."""
+    async def _probe_and_notify(self, stage: _Stage) -> None:
+        """Read the stage, and notify if something has changed."""
         before = stage.facts
         first = stage.outdated
-        await self._look(stage)
+        await self._probe(stage)
         if stage.dropped or (stage.facts == before and not first):
             stage.interval = min(LONGEST_WAITING_SECONDS, stage.interval * 1.5)
             return
         stage.interval = WAITING_SECONDS
         if stage.facts is not None and stage.facts.manifest is not None:
-            for each in list(
-                stage.chain.stages.values()
-            ):  # whose turn comes now: a fresh look before anybody asks
+            for each in list(stage.chain.stages.values()):  # that may start now: read before anybody asks
                 waits = stage.name in each.needs and each.pace in (_Pace.AT_REST, _Pace.WAITING)
                 if waits and self._schedule.begin(each):
                     try:
-                        await self._look(each)
+                        await self._probe(each)
                     finally:
                         self._schedule.end(each, self._interval_of(each))
-        self._tell(stage, before, first=first)
+        self._notify(stage, before, first=first)
 
-    async def _look(self, stage: _Stage) -> None:
-        """One look; the stage then knows its facts."""
+    async def _probe(self, stage: _Stage) -> None:
+        """Read the stage once, and keep its facts."""
         source = stage.chain.source
         if isinstance(source, NoAccess):
             return
-        store, place = source
-        look = stage.look or StageLook(store, stage.chain.reference(), stage.folder, stage.digest)
-        # A look remembers nothing worth keeping where no attempt has run or can end.
-        keep = stage.pace is not _Pace.FINISHED and (stage.pace is not _Pace.AT_REST or look.remembers)
-        stage.look = look if keep else None
-        look.follow(stage.attempt)
+        store, endpoint = source
+        probe = stage.probe or StageProbe(store, stage.chain.reference(), stage.folder, stage.digest)
+        # Without an attempt that has run or can end, a probe has no state worth keeping.
+        keep = stage.pace is not _Pace.FINISHED and (stage.pace is not _Pace.AT_REST or probe.has_history)
+        stage.probe = probe if keep else None
+        probe.follow(stage.attempt)
         before = stage.facts
         whole = stage.outdated or before is None or before.problem is not None
         began, read_at = self._clock(), time.time()
         try:
-            facts = await self._schedule.call(place, lambda: look.look(whole=whole))
+            facts = await self._schedule.call(endpoint, lambda: probe.read(whole=whole))
         except Exception as error:
             facts = problem_of(error, store, quoting=False)
             if facts.problem is StoreProblem.UNREADABLE:
@@ -507,7 +508,7 @@ class StoreReader:
                     "chain %s, stage %s: reading the store has failed", stage.chain.key, stage.name
                 )
             if facts.problem in (StoreProblem.FORBIDDEN, StoreProblem.MISCONFIGURED) and not stage.dropped:
-                self._remind(stage.chain)
+                self._schedule_retry(stage.chain)
                 if self.on_refused is not None:
                     self.on_refused(store)
             logger.info("chain %s, stage %s: %s", stage.chain.key, stage.name, error)
@@ -519,28 +520,28 @@ class StoreReader:
             and facts.problem is not before.problem
         ):
             stage.chain.readable_since = time.time()
-        if look.progress_changed_at:
-            stage.changed_at.update(look.progress_changed_at)
-        stage.looked_at, stage.read_at = began, read_at
-        # Of a finished stage, all that matters is that it is there.
+        if probe.progress_changed_at:
+            stage.changed_at.update(probe.progress_changed_at)
+        stage.probed_at, stage.read_at = began, read_at
+        # Of a finished stage, only its presence matters.
         stage.facts = None if stage.pace is _Pace.FINISHED and facts.manifest is not None else facts
 
-    def _tell(self, stage: _Stage, before: StageFacts | None, *, first: bool) -> None:
-        """Say that there is something new, of mere progress only from time to time."""
+    def _notify(self, stage: _Stage, before: StageFacts | None, *, first: bool) -> None:
+        """Call `on_change` or `on_finished`; for mere progress, not too often."""
         now = self._clock()
         if stage.pace is _Pace.FINISHED and stage.facts is None and before is None:
             return
         if not first and _same_but_progress(before, stage.facts):
-            if now - stage.chain.told_at < self._progress_seconds:
+            if now - stage.chain.notified_at < self._progress_seconds:
                 return
-            stage.chain.told_at = now
+            stage.chain.notified_at = now
         finished = stage.facts is not None and stage.facts.manifest is not None
         (self.on_finished if finished else self.on_change)(stage.chain.key)
 
-    def _on_silence(self, place: Place) -> None:
-        """A place has fallen silent, or answers again: those who wait for it want to know."""
+    def _on_availability(self, endpoint: StoreEndpoint) -> None:
+        """An endpoint has become unresponsive, or answers again: queue the chains whose store it is."""
         for chain in list(self._chains.values()):
-            if not (isinstance(chain.source, _Source) and chain.source.place is place):
+            if not (isinstance(chain.source, _Source) and chain.source.endpoint is endpoint):
                 continue
             unfinished = [stage for stage in chain.stages.values() if stage.pace is not _Pace.FINISHED]
             for stage in unfinished:
@@ -555,7 +556,7 @@ class StoreReader:
             return None
         try:
             found = await self._schedule.call(
-                source.place, read_measurement, source.store, comparison.resolved
+                source.endpoint, read_measurement, source.store, comparison.resolved
             )
         except StoreUnavailable:
             return WAITING_SECONDS
@@ -574,9 +575,9 @@ class StoreReader:
         if pending is None or isinstance(source, NoAccess) or not self._may_write():
             return None
         try:
-            await self._schedule.call(source.place, source.store.put, *pending)
+            await self._schedule.call(source.endpoint, source.store.put, *pending)
         except StoreUnavailable:
-            return WAITING_SECONDS  # still the newest: tried again
+            return WAITING_SECONDS  # still pending: tried again
         except ModelChainError as error:
             record.refused_at, record.pending = self._clock(), None
             logger.info("the record of chain %s is not written: %s", record.chain.key, error)
@@ -587,15 +588,15 @@ class StoreReader:
         return 0.0
 
 
-_NOWHERE = Place("nowhere")  # of stages whose store can't be read: they are never scheduled
+_NO_ENDPOINT = StoreEndpoint("nowhere")  # of stages whose store can't be opened: they are never scheduled
 
 
 def _is_same(source: _Source | NoAccess, store: Store | NoAccess) -> bool:
     return source == store if isinstance(source, NoAccess) else source.store is store
 
 
-def _place_of(chain: ResolvedChain) -> str:
-    """What answers, or does not, for this chain's store."""
+def _endpoint_of(chain: ResolvedChain) -> str:
+    """The name of the endpoint of this chain's store."""
     store = chain.store
     if not store.uri.startswith("s3://"):
         return store.uri

@@ -1,8 +1,8 @@
-"""Which store is asked when: tasks in a few threads, so that no store holds up another.
+"""When each store is read: tasks in a few threads, so that no store holds up another.
 
-All routine requests share one budget a second; what somebody waits for goes before it. A store that does not
-answer is tried by one task at a time, more and more rarely; all such stores together get a quarter of the
-threads, and with those that were never asked yet one half.
+All routine tasks share one budget of requests per second; urgent ones go first. A store that does not answer is tried
+by one task at a time, with growing intervals; all such stores together get a quarter of the threads, and with those
+that were never read yet one half.
 """
 
 from __future__ import annotations
@@ -26,33 +26,41 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-SILENT_SECONDS = 6.0  # a task that takes longer means that its store does not answer now
-FAILURES = 3  # in a row, before a store is said not to answer
-PROBE_SECONDS = (1.0, 15.0)  # between tasks at a store that does not answer: first, and longest
+UNRESPONSIVE_SECONDS = 6.0  # a task that takes longer means that its store is unresponsive
+FAILURES = 3  # in a row, before a store counts as unresponsive
+PROBE_SECONDS = (1.0, 15.0)  # between tasks at an unresponsive store: first, and longest
 REQUESTS_OF_A_TASK = 2.0
 CLOSE_SECONDS = 5.0
 TIDY_SECONDS = 60.0
-DEFECT_SECONDS = 60.0  # before a task is done again that has failed by a defect of ours
-DEBT_SECONDS = 5.0  # urgent requests hold up routine ones no longer than this
+DEFECT_SECONDS = 60.0  # before a task runs again that an unforeseen error has ended
+DEBT_SECONDS = 5.0  # for which urgent requests hold up routine ones at most
 
 
 class Task:
-    """Something to do at a place, again and again. Every task is of one place and done once at a time."""
+    """Something to do at an endpoint, again and again; it never runs twice at once."""
 
-    __slots__ = ("again", "busy", "dropped", "due", "place", "queued", "urgent")
+    __slots__ = (
+        "busy",
+        "dropped",
+        "due",
+        "endpoint",
+        "queued",
+        "rerun",
+        "urgent",
+    )
 
-    def __init__(self, place: Place) -> None:
-        self.place = place
+    def __init__(self, endpoint: StoreEndpoint) -> None:
+        self.endpoint = endpoint
         self.due: float | None = None  # monotonic
         self.queued = False
         self.urgent = False
         self.busy = False
-        self.again = False  # asked for while it was being done
-        self.dropped = False  # never to be done any more
+        self.rerun = False  # urgently wanted while it was running
+        self.dropped = False  # never to run again
 
 
-class Place:
-    """A server (or a folder), and whether it answers."""
+class StoreEndpoint:
+    """A server (or a folder), its tasks, and whether it answers."""
 
     __slots__ = (
         "failures",
@@ -62,8 +70,8 @@ class Place:
         "proven",
         "readable_since",
         "routine",
-        "silent",
         "under_way",
+        "unresponsive",
         "urgent",
         "users",
     )
@@ -71,10 +79,10 @@ class Place:
     def __init__(self, name: str) -> None:
         self.name = name
         self.users = 0
-        self.silent = False  # it does not answer
-        self.readable_since = time.time()  # it has answered without a gap since
+        self.unresponsive = False
+        self.readable_since = time.time()  # seconds since the epoch: it has answered without a gap since
         self.proven = False  # the last request was answered
-        self.failures = 0  # requests in a row that were not
+        self.failures = 0  # requests in a row that were not answered
         self.probe_at = 0.0  # monotonic
         self.probe_wait = PROBE_SECONDS[0]
         self.urgent: deque[Task] = deque()
@@ -83,62 +91,62 @@ class Place:
 
     @property
     def failing(self) -> bool:
-        """Whether the last it was asked went without an answer."""
-        return bool(self.failures) or self.silent
+        """Whether its last request was not answered."""
+        return bool(self.failures) or self.unresponsive
 
     @property
     def dependable(self) -> bool:
-        """Whether it may be asked several things at once."""
-        return self.proven and not self.silent
+        """Whether several tasks may run there at once."""
+        return self.proven and not self.unresponsive
 
 
 @dataclass
 class _Load:
-    """What is under way at all places: counted once, then kept, or thousands of places would each count them all."""
+    """What runs at all endpoints: counted once a dispatch, then kept up to date."""
 
     busy: int = 0  # tasks
-    doubtful: int = 0  # places with a task that are not known to answer
-    failing: int = 0  # those of them that did not answer
+    unproven: int = 0  # endpoints with a task that are not known to answer
+    failing: int = 0  # of those, the ones that did not answer
 
     @classmethod
-    def of(cls, places: Iterable[Place]) -> _Load:
+    def of(cls, endpoints: Iterable[StoreEndpoint]) -> _Load:
         load = cls()
-        for place in places:
-            if place.under_way:
-                load.busy += len(place.under_way) - 1
-                load.add(place)
+        for endpoint in endpoints:
+            if endpoint.under_way:
+                load.busy += len(endpoint.under_way) - 1
+                load.add(endpoint)
         return load
 
-    def add(self, place: Place) -> None:
-        """A task begins there; one that is not dependable has no other."""
+    def add(self, endpoint: StoreEndpoint) -> None:
+        """A task starts there; an endpoint that is not dependable has no other."""
         self.busy += 1
-        if not place.dependable:
-            self.doubtful += 1
-            self.failing += place.failing
+        if not endpoint.dependable:
+            self.unproven += 1
+            self.failing += endpoint.failing
 
 
 class StoreSchedule:
-    """Does tasks when their time has come and there is room. Every method is called in one event loop."""
+    """Runs tasks when they are due and there is capacity. Every method is called in one event loop."""
 
     def __init__(
         self,
         work: Callable[[Task], Awaitable[float | None]],
-        on_silence: Callable[[Place], None],
+        on_availability: Callable[[StoreEndpoint], None],
         *,
         threads: int,
         requests_per_second: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`work` does a task and returns the seconds until it is to be done again (None: when asked for).
+        """`work` runs a task and returns the seconds until its next run (None: when asked for).
 
-        `on_silence` is called when a place has fallen silent, and when it answers again.
+        `on_availability` is called when an endpoint becomes unresponsive, and when it answers again.
         """
         self._work = work
-        self._on_silence = on_silence
+        self._on_availability = on_availability
         self._threads = threads
         self._rate = requests_per_second
         self._clock = clock
-        self._places: OrderedDict[str, Place] = OrderedDict()
+        self._endpoints: OrderedDict[str, StoreEndpoint] = OrderedDict()
         self._heap: list[tuple[float, int, Task]] = []
         self._count = itertools.count()
         self._tokens = requests_per_second
@@ -149,39 +157,39 @@ class StoreSchedule:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="store")
         self._under_way: set[asyncio.Future[None]] = set()
 
-    # ---- places and tasks
+    # ---- endpoints and tasks
 
-    def use(self, name: str) -> Place:
-        """The place of that name, for one more user."""
-        place = self._places.get(name)
-        if place is None:
-            place = self._places[name] = Place(name)
-        place.users += 1
-        return place
+    def acquire(self, name: str) -> StoreEndpoint:
+        """The endpoint of that name, for one more user; `release` must follow."""
+        endpoint = self._endpoints.get(name)
+        if endpoint is None:
+            endpoint = self._endpoints[name] = StoreEndpoint(name)
+        endpoint.users += 1
+        return endpoint
 
-    def leave(self, place: Place) -> None:
-        """A user less."""
-        place.users -= 1
-        self._tidy(place)
+    def release(self, endpoint: StoreEndpoint) -> None:
+        """One user of the endpoint has gone; without users it is forgotten."""
+        endpoint.users -= 1
+        self._drop_unused(endpoint)
 
     def soon(self, task: Task, *, urgent: bool = False) -> None:
-        """Do it as soon as there is room; `urgent`: before what is routine."""
+        """Run the task as soon as there is capacity; `urgent`: before routine ones."""
         if task.dropped:
             return
         if task.busy:
-            task.again = task.again or urgent
+            task.rerun = task.rerun or urgent
             return
         task.due = None
         if task.queued and (task.urgent or not urgent):
             return
         if task.queued:
-            task.place.routine.remove(task)
+            task.endpoint.routine.remove(task)
         task.queued, task.urgent = True, urgent
-        (task.place.urgent if urgent else task.place.routine).append(task)
+        (task.endpoint.urgent if urgent else task.endpoint.routine).append(task)
         self._wake.set()
 
     def later(self, task: Task, seconds: float) -> None:
-        """Do it after that time, more or less: a thousand tasks must not march in step."""
+        """Run the task after about that time: jitter keeps thousands from running at once."""
         if task.dropped or task.queued or task.busy:
             return
         task.due = self._clock() + seconds * random.uniform(0.85, 1.15)  # noqa: S311
@@ -190,48 +198,48 @@ class StoreSchedule:
             self._wake.set()
 
     def drop(self, task: Task) -> None:
-        """Never do it any more; what is under way goes on."""
+        """Never run the task again; a run under way goes on."""
         task.dropped, task.due = True, None
 
     def begin(self, task: Task) -> bool:
-        """Take a task that does not run out of the queue, for doing it elsewhere; `end` must follow."""
+        """Take an idle task out of the queue, to run it elsewhere; `end` must follow."""
         if task.dropped or task.busy:
             return False
         if task.queued:
-            (task.place.urgent if task.urgent else task.place.routine).remove(task)
+            (task.endpoint.urgent if task.urgent else task.endpoint.routine).remove(task)
         task.queued, task.due, task.busy = False, None, True
         return True
 
     def end(self, task: Task, seconds: float | None) -> None:
-        """The task is done; next time after so many seconds, unless it was asked for meanwhile."""
+        """The task has run; next time after so many seconds, unless it was urgently wanted meanwhile."""
         task.busy = False
-        if task.again:
-            task.again = False
+        if task.rerun:
+            task.rerun = False
             self.soon(task, urgent=True)
         elif seconds is not None:
             self.later(task, seconds)
 
-    async def call(self, place: Place, function: Callable[..., T], *arguments: object) -> T:
-        """Ask the place something in a thread; whether it answers is remembered. Raises what `function` does."""
+    async def call(self, endpoint: StoreEndpoint, function: Callable[..., T], *arguments: object) -> T:
+        """Call `function` in a thread, and record whether the endpoint answered. Raises what `function` does."""
         try:
             answer = await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
         except StoreUnavailable:
-            self._unanswered(place)
+            self._unanswered(endpoint)
             raise
         except ModelChainError:
-            self._answered(place)  # not what was hoped for, but an answer
+            self._answered(endpoint)  # an error, but an answer
             raise
-        self._answered(place)
+        self._answered(endpoint)
         return answer
 
     # ---- life
 
     def start(self) -> None:
-        """Begin."""
+        """Start dispatching, in the running event loop."""
         self._loop_task = asyncio.get_running_loop().create_task(self._run(), name="store schedule")
 
     async def close(self) -> None:
-        """End. What is under way gets a few seconds."""
+        """Stop. Tasks under way get CLOSE_SECONDS."""
         self._closing = True
         self._wake.set()
         if self._loop_task is not None:  # not cancelled: asyncio.wait_for may lose that (before Python 3.12)
@@ -245,45 +253,45 @@ class StoreSchedule:
     async def _run(self) -> None:
         while not self._closing:
             self._wake.clear()
-            wait = self._pump()
+            wait = self._dispatch()
             try:
                 await asyncio.wait_for(self._wake.wait(), wait)
             except TimeoutError:
                 continue
 
-    # ---- what is done next
+    # ---- which tasks run next
 
-    def _pump(self) -> float:
-        """Begin whatever may begin now. Returns the seconds until there may be more."""
+    def _dispatch(self) -> float:
+        """Start every task that may start now. Returns the seconds until there may be more."""
         now = self._clock()
         self._tokens = min(self._rate, self._tokens + (now - self._tokens_at) * self._rate)
         self._tokens_at = now
         self._collect_due(now)
-        self._notice_silence(now)
+        self._detect_unresponsive(now)
         wait = min(1.0, self._heap[0][0] - now) if self._heap else 1.0
-        load = _Load.of(self._places.values())
+        load = _Load.of(self._endpoints.values())
         progress = True
         while progress and load.busy < self._threads:
             progress = False
-            for name in list(self._places):  # in turn: one that was served goes to the end
+            for name in list(self._endpoints):  # round robin: one that was served goes to the end
                 if load.busy >= self._threads:
                     break
-                place = self._places[name]
-                if not (place.urgent or place.routine):
+                endpoint = self._endpoints[name]
+                if not (endpoint.urgent or endpoint.routine):
                     continue
-                if not self._has_room(place, load, now):
-                    if place.probe_at > now:
-                        wait = min(wait, place.probe_at - now)
+                if not self._has_room(endpoint, load, now):
+                    if endpoint.probe_at > now:
+                        wait = min(wait, endpoint.probe_at - now)
                     continue
-                if not place.urgent and self._tokens < 0:
+                if not endpoint.urgent and self._tokens < 0:
                     wait = min(wait, -self._tokens / self._rate)
                     continue
-                task = (place.urgent or place.routine).popleft()
+                task = (endpoint.urgent or endpoint.routine).popleft()
                 task.queued = False
-                self._places.move_to_end(name)
+                self._endpoints.move_to_end(name)
                 progress = True
                 if not task.dropped:
-                    load.add(place)
+                    load.add(endpoint)
                     self._begin_work(task, now)
         return max(0.005, wait)
 
@@ -297,19 +305,19 @@ class StoreSchedule:
             self._heap = [entry for entry in self._heap if entry[2].due == entry[0]]
             heapq.heapify(self._heap)
 
-    def _has_room(self, place: Place, load: _Load, now: float) -> bool:
-        if place.dependable:
-            return len(place.under_way) < max(1, self._threads * 3 // 4)
-        if place.under_way or now < place.probe_at:
+    def _has_room(self, endpoint: StoreEndpoint, load: _Load, now: float) -> bool:
+        if endpoint.dependable:
+            return len(endpoint.under_way) < max(1, self._threads * 3 // 4)
+        if endpoint.under_way or now < endpoint.probe_at:
             return False
-        if place.failing:
+        if endpoint.failing:
             return load.failing < max(1, self._threads // 4)
-        return load.doubtful < max(1, self._threads // 2)
+        return load.unproven < max(1, self._threads // 2)
 
     def _begin_work(self, task: Task, now: float) -> None:
         task.busy = True
         number = next(self._count)
-        task.place.under_way[number] = now
+        task.endpoint.under_way[number] = now
         self._tokens = max(self._tokens - REQUESTS_OF_A_TASK, -DEBT_SECONDS * self._rate)
 
         async def run() -> None:
@@ -317,47 +325,47 @@ class StoreSchedule:
             try:
                 seconds = await self._work(task)
             except Exception:
-                logger.exception("%s: reading the store has failed", task.place.name)
+                logger.exception("%s: reading the store has failed", task.endpoint.name)
             finally:
-                task.place.under_way.pop(number, None)
+                task.endpoint.under_way.pop(number, None)
                 self.end(task, seconds)
-                self._tidy(task.place)
+                self._drop_unused(task.endpoint)
                 self._wake.set()
 
         future = asyncio.ensure_future(run())
         self._under_way.add(future)
         future.add_done_callback(self._under_way.discard)
 
-    def _tidy(self, place: Place) -> None:
-        if place.users <= 0 and not place.under_way and self._places.get(place.name) is place:
-            del self._places[place.name]
+    def _drop_unused(self, endpoint: StoreEndpoint) -> None:
+        if endpoint.users <= 0 and not endpoint.under_way and self._endpoints.get(endpoint.name) is endpoint:
+            del self._endpoints[endpoint.name]
 
-    # ---- whether places answer
+    # ---- whether endpoints answer
 
-    def _notice_silence(self, now: float) -> None:
-        for place in list(self._places.values()):
-            if place.under_way and now - min(place.under_way.values()) > SILENT_SECONDS:
-                self._fall_silent(place)
+    def _detect_unresponsive(self, now: float) -> None:
+        for endpoint in list(self._endpoints.values()):
+            if endpoint.under_way and now - min(endpoint.under_way.values()) > UNRESPONSIVE_SECONDS:
+                self._mark_unresponsive(endpoint)
 
-    def _fall_silent(self, place: Place) -> None:
-        if place.silent:
+    def _mark_unresponsive(self, endpoint: StoreEndpoint) -> None:
+        if endpoint.unresponsive:
             return
-        place.silent = True
-        logger.warning("%s does not answer; the chains that are kept there wait for it", place.name)
-        self._on_silence(place)
+        endpoint.unresponsive = True
+        logger.warning("%s does not answer; the chains whose store it is wait for it", endpoint.name)
+        self._on_availability(endpoint)
 
-    def _unanswered(self, place: Place) -> None:
-        place.failures += 1
-        place.proven = False
-        place.probe_at = self._clock() + place.probe_wait * random.uniform(0.8, 1.2)  # noqa: S311
-        place.probe_wait = min(PROBE_SECONDS[1], place.probe_wait * 2)
-        if place.failures >= FAILURES:
-            self._fall_silent(place)
+    def _unanswered(self, endpoint: StoreEndpoint) -> None:
+        endpoint.failures += 1
+        endpoint.proven = False
+        endpoint.probe_at = self._clock() + endpoint.probe_wait * random.uniform(0.8, 1.2)  # noqa: S311
+        endpoint.probe_wait = min(PROBE_SECONDS[1], endpoint.probe_wait * 2)
+        if endpoint.failures >= FAILURES:
+            self._mark_unresponsive(endpoint)
 
-    def _answered(self, place: Place) -> None:
-        place.failures, place.proven = 0, True
-        place.probe_at, place.probe_wait = 0.0, PROBE_SECONDS[0]
-        if place.silent:
-            place.silent, place.readable_since = False, time.time()
-            logger.warning("%s answers again", place.name)
-            self._on_silence(place)
+    def _answered(self, endpoint: StoreEndpoint) -> None:
+        endpoint.failures, endpoint.proven = 0, True
+        endpoint.probe_at, endpoint.probe_wait = 0.0, PROBE_SECONDS[0]
+        if endpoint.unresponsive:
+            endpoint.unresponsive, endpoint.readable_since = False, time.time()
+            logger.warning("%s answers again", endpoint.name)
+            self._on_availability(endpoint)

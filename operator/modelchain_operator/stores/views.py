@@ -1,4 +1,4 @@
-"""What the reconciler knows of stores: opened with the right rights, followed at the right pace."""
+"""The stores as the reconciler sees them: opened with the right credentials, read at the right rate."""
 
 from __future__ import annotations
 
@@ -7,35 +7,38 @@ from dataclasses import dataclass, replace
 
 from modelchain.reconcile.baseline import is_due
 from modelchain.resolved import ResolvedChain
+from modelchain.stage_probe import StoreSnapshot
 from modelchain.status import ChainStatus, StagePhase, StageStatus
 from modelchain_operator.acceptance import Accepted
 from modelchain_operator.kubernetes.key import Key
 from modelchain_operator.stores.access import StoreAccess
-from modelchain_operator.stores.reader import Seen, StoreReader
+from modelchain_operator.stores.reader import StoreReader
 
 
-class StoreLooks:
-    """The facts of the stores, by chain. Used in one event loop."""
+class StoreViews:
+    """What the stores say, by chain. Used in one event loop."""
 
     def __init__(self, access: StoreAccess, reader: StoreReader) -> None:
         self._access = access
         self._reader = reader
 
-    async def look(self, key: Key, accepted: Accepted, status: ChainStatus | None) -> Seen | None:
-        """What is known of the chain's stages; None if something that matters was not looked at yet: the reader
-        says when it was.
+    async def snapshot(
+        self, key: Key, accepted: Accepted, status: ChainStatus | None
+    ) -> StoreSnapshot | None:
+        """What is known of the chain's stages; None if something that matters was not read yet: the chain is queued
+        when it was.
         """
         stages = _Stages.of(accepted.chain, status)
         await self._follow(key, accepted, stages)
-        seen = self._reader.seen(key)
+        snapshot = self._reader.snapshot(key)
         if is_due(accepted.chain, status):
-            seen = replace(seen, measurement=self._reader.measure(key, accepted.chain))
+            snapshot = replace(snapshot, measurement=self._reader.measure(key, accepted.chain))
         needed = {stage.name for stage in accepted.chain.all_stages} - stages.finished - stages.not_yet
-        return seen if needed <= set(seen.facts) else None
+        return snapshot if needed <= set(snapshot.facts) else None
 
     async def written(self, key: Key, accepted: Accepted, status: ChainStatus) -> None:
-        """This is the chain's status now: follow the stages as it says, and write the chain's record when the store
-        lets us.
+        """The chain's status was written: follow its stages accordingly, and write the chain's record when the store
+        allows.
         """
         await self._follow(key, accepted, _Stages.of(accepted.chain, status))
         self._reader.record(key, accepted.chain, status)
@@ -51,27 +54,27 @@ class StoreLooks:
             running=stages.running,
             starting=stages.starting,
             finished=stages.finished,
-            # Nothing begins in a suspended chain; when it goes on, all is looked at anew.
+            # Nothing starts in a suspended chain; when it is resumed, all is read again.
             at_rest=frozenset(stage.name for stage in chain.all_stages) if chain.suspend else stages.not_yet,
         )
 
-    def look_again(self, key: Key, stage: str) -> None:
-        """Something has happened to the stage: what was seen of it is old."""
-        self._reader.look_again(key, stage)
+    def refresh(self, key: Key, stage: str) -> None:
+        """Something has happened to the stage: what is known of it is stale."""
+        self._reader.refresh(key, stage)
 
     def forget(self, key: Key) -> None:
-        """The chain is gone, or nothing may be asked of its store."""
+        """The chain is gone, or its store must not be read."""
         self._reader.forget(key)
 
 
 @dataclass(frozen=True)
 class _Stages:
-    """How a chain's stages stand by its status."""
+    """A chain's stages, by their status."""
 
     finished: frozenset[str]
     running: dict[str, int]  # the attempts that are under way
-    starting: frozenset[str]  # whose job was seen last without all of its pods
-    not_yet: frozenset[str]  # can't begin before another one is finished
+    starting: frozenset[str]  # whose job did not have all of its pods when last seen
+    not_yet: frozenset[str]  # can't start before another one is finished
 
     @classmethod
     def of(cls, chain: ResolvedChain, status: ChainStatus | None) -> _Stages:
@@ -88,7 +91,7 @@ class _Stages:
 
 
 def _not_yet(chain: ResolvedChain, finished: frozenset[str]) -> frozenset[str]:
-    """The stages that can't begin yet, by what is finished: a model is trained alone when the chain is complete."""
+    """The stages that can't start yet, given those that are finished: baselines wait for the whole chain."""
     waiting = {
         stage.name for stage in chain.stages if any(other.name not in finished for other in stage.needs)
     }

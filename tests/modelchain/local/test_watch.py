@@ -51,7 +51,7 @@ def store(tmp_path: Path) -> MoodyStore:
 @pytest.fixture
 def watch(store: MoodyStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[StoreWatch]:
     monkeypatch.setattr(watching, "LOCAL_SECONDS", 0.02)
-    monkeypatch.setattr(watching, "SILENT_SECONDS", 0.2)
+    monkeypatch.setattr(watching, "UNRESPONSIVE_SECONDS", 0.2)
     one = StoreWatch(store, CHAIN)
     one.start()
     yield one
@@ -82,7 +82,7 @@ def advance(store: MoodyStore, token: str, step: int) -> str:
 
 
 def known_step(watch: StoreWatch) -> int | None:
-    facts = watch.seen().facts.get("tiny")
+    facts = watch.snapshot().facts.get("tiny")
     return facts.progress.step if facts is not None and facts.progress is not None else None
 
 
@@ -92,13 +92,13 @@ def test_signs_of_life_of_the_attempt_that_runs_are_dated_by_our_clock(
     token = train(store, 1)
     watch.follow({"tiny": 3}, finished=set(), not_yet={"small"})
     wait_until(lambda: known_step(watch) == 1, "the first sign of life is seen")
-    first = watch.seen().progress_changed_at["tiny", 3]
-    facts = watch.seen().facts["tiny"]
+    first = watch.snapshot().progress_changed_at["tiny", 3]
+    facts = watch.snapshot().facts["tiny"]
     assert facts.lease is not None
     assert (facts.lease.own, facts.progress_attempt) == (True, 3)
     advance(store, token, 2)
     wait_until(lambda: known_step(watch) == 2, "the second is seen")
-    assert watch.seen().progress_changed_at["tiny", 3] > first
+    assert watch.snapshot().progress_changed_at["tiny", 3] > first
 
 
 def test_what_an_earlier_attempt_left_is_not_taken_for_a_sign_of_life(
@@ -106,37 +106,37 @@ def test_what_an_earlier_attempt_left_is_not_taken_for_a_sign_of_life(
 ) -> None:
     train(store, 9, attempt=2)
     watch.follow({"tiny": 3}, finished=set(), not_yet=set())
-    watch.look_again("tiny")
-    wait_until(lambda: "tiny" in watch.seen().facts, "it was looked at")
+    watch.refresh("tiny")
+    wait_until(lambda: "tiny" in watch.snapshot().facts, "it was looked at")
     assert known_step(watch) is None
-    assert ("tiny", 3) not in watch.seen().progress_changed_at
+    assert ("tiny", 3) not in watch.snapshot().progress_changed_at
 
 
 def test_nothing_is_known_of_a_stage_between_being_told_to_look_again_and_having_looked(
     store: MoodyStore, watch: StoreWatch
 ) -> None:
-    wait_until(lambda: "tiny" in watch.seen().facts, "it was looked at")
+    wait_until(lambda: "tiny" in watch.snapshot().facts, "it was looked at")
     store.answers.clear()
-    watch.look_again("tiny")
-    assert "tiny" not in watch.seen().facts
+    watch.refresh("tiny")
+    assert "tiny" not in watch.snapshot().facts
     store.answers.set()
-    wait_until(lambda: "tiny" in watch.seen().facts, "it was looked at again")
+    wait_until(lambda: "tiny" in watch.snapshot().facts, "it was looked at again")
 
 
 def test_a_store_that_hangs_is_called_unavailable_until_it_answers_and_that_time_is_known(
     store: MoodyStore, watch: StoreWatch
 ) -> None:
-    wait_until(lambda: "tiny" in watch.seen().facts, "it was looked at")
-    before = watch.seen().readable_since
+    wait_until(lambda: "tiny" in watch.snapshot().facts, "it was looked at")
+    before = watch.snapshot().readable_since
     store.answers.clear()
 
     def problem() -> StoreProblem | None:
-        return watch.seen().facts["tiny"].problem
+        return watch.snapshot().facts["tiny"].problem
 
     wait_until(lambda: problem() is StoreProblem.UNAVAILABLE, "its silence is noticed")
     store.answers.set()
     wait_until(lambda: problem() is None, "it answers")
-    wait_until(lambda: watch.seen().readable_since > before, "the gap is noted")
+    wait_until(lambda: watch.snapshot().readable_since > before, "the gap is noted")
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_errors_of_the_store_are_told_apart(
 ) -> None:
     store.problem = error
     wait_until(
-        lambda: (facts := watch.seen().facts.get("tiny")) is not None and facts.problem is problem,
+        lambda: (facts := watch.snapshot().facts.get("tiny")) is not None and facts.problem is problem,
         "it is noticed",
     )
 
@@ -160,11 +160,12 @@ def test_a_damaged_manifest_is_a_problem_of_its_own(store: MoodyStore, watch: St
     store.put(f"{TINY.folder}/manifest.json", b"{")
     wait_until(
         lambda: (
-            (facts := watch.seen().facts.get("tiny")) is not None and facts.problem is StoreProblem.DAMAGED
+            (facts := watch.snapshot().facts.get("tiny")) is not None
+            and facts.problem is StoreProblem.DAMAGED
         ),
         "it is noticed",
     )
-    assert "manifest.json" in watch.seen().facts["tiny"].message
+    assert "manifest.json" in watch.snapshot().facts["tiny"].message
 
 
 def test_a_manifest_is_verified_before_it_is_believed(store: MoodyStore, watch: StoreWatch) -> None:
@@ -172,7 +173,8 @@ def test_a_manifest_is_verified_before_it_is_believed(store: MoodyStore, watch: 
     store.put(f"{TINY.folder}/manifest.json", other.model_dump_json(by_alias=True).encode())
     wait_until(
         lambda: (
-            (facts := watch.seen().facts.get("tiny")) is not None and facts.problem is StoreProblem.DAMAGED
+            (facts := watch.snapshot().facts.get("tiny")) is not None
+            and facts.problem is StoreProblem.DAMAGED
         ),
         "it is noticed that it is another stage's",
     )
@@ -198,19 +200,19 @@ def test_closing_writes_the_last_record(store: MoodyStore, watch: StoreWatch) ->
 def test_the_first_look_raises_what_a_person_must_mend(store: MoodyStore) -> None:
     store.problem = Forbidden("s3://x: refused")
     with pytest.raises(Forbidden):
-        StoreWatch(store, CHAIN).look_at_all()
+        StoreWatch(store, CHAIN).read_all()
 
 
 def test_an_error_that_nobody_foresaw_is_told_and_the_store_is_read_on(
     store: MoodyStore, watch: StoreWatch
 ) -> None:
-    wait_until(lambda: "tiny" in watch.seen().facts, "the store is read")
+    wait_until(lambda: "tiny" in watch.snapshot().facts, "the store is read")
     store.problem = KeyError("ETag")
-    watch.look_again("tiny")
+    watch.refresh("tiny")
     wait_until(
         lambda: known_problem(watch) is StoreProblem.UNREADABLE, "reading it has failed, and that is known"
     )
-    assert "unforeseen KeyError" in watch.seen().facts["tiny"].message
+    assert "unforeseen KeyError" in watch.snapshot().facts["tiny"].message
     store.problem = None
     wait_until(lambda: known_problem(watch) is None, "it is read again")
 
@@ -225,7 +227,7 @@ def test_whatever_ends_the_thread_reaches_the_runner(
 
     def has_told() -> bool:
         try:
-            watch.seen()
+            watch.snapshot()
         except RecursionError:
             return True
         return False
@@ -234,5 +236,5 @@ def test_whatever_ends_the_thread_reaches_the_runner(
 
 
 def known_problem(watch: StoreWatch) -> StoreProblem | None:
-    facts = watch.seen().facts.get("tiny")
+    facts = watch.snapshot().facts.get("tiny")
     return facts.problem if facts is not None else None

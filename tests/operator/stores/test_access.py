@@ -293,7 +293,7 @@ def test_the_api_server_is_never_asked_as_a_store(cluster: Cluster, endpoint: st
 def test_a_name_that_leads_to_metadata_is_not_asked_and_not_later_either(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_access, "DOUBT_SECONDS", 0.0)
+    monkeypatch.setattr(store_access, "RETRY_SECONDS", 0.0)
     assert "metadata" in refusal(
         cluster, spec(secret_name="keys"), resolve_host=lambda _: ["169.254.169.254"]
     )
@@ -351,7 +351,7 @@ def test_a_secret_that_is_made_later_is_found(cluster: Cluster, monkeypatch: pyt
         assert isinstance(await opened(access, spec(secret_name="later")), NoAccess), (
             "it is not asked each pass"
         )
-        monkeypatch.setattr(store_access, "DOUBT_SECONDS", 0.0)
+        monkeypatch.setattr(store_access, "RETRY_SECONDS", 0.0)
         assert isinstance(await opened(access, spec(secret_name="later")), Store)
 
     run(scenario())
@@ -366,9 +366,9 @@ def test_keys_that_the_store_refuses_are_read_again_and_new_ones_make_a_new_stor
         assert isinstance(store, Store)
         cluster.secret(KEYS | {"AWS_SECRET_ACCESS_KEY": "new"})
         assert await opened(access, spec(secret_name="keys")) is store
-        monkeypatch.setattr(store_access, "DOUBT_SECONDS", 0.0)
+        monkeypatch.setattr(store_access, "RETRY_SECONDS", 0.0)
         assert await opened(access, spec(secret_name="keys")) is store, "nobody has doubted it"
-        access.doubt(store)
+        access.expire_credentials(store)
         other = await opened(access, spec(secret_name="keys"))
         assert isinstance(other, Store)
         assert other is not store

@@ -45,7 +45,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_reader, "LONGEST_WAITING_SECONDS", 0.3)
     monkeypatch.setattr(store_reader, "AT_REST_SECONDS", 0.3)
     monkeypatch.setattr(store_reader, "REFUSED_SECONDS", (0.05, 0.2))
-    monkeypatch.setattr(schedule, "SILENT_SECONDS", 0.3)
+    monkeypatch.setattr(schedule, "UNRESPONSIVE_SECONDS", 0.3)
     monkeypatch.setattr(schedule, "PROBE_SECONDS", (0.02, 0.1))
     monkeypatch.setattr(schedule, "CLOSE_SECONDS", 2.0)
 
@@ -114,7 +114,7 @@ def follow(
 
 
 def fact(reader: StoreReader, stage: str, key: Key = KEY) -> StageFacts | None:
-    return reader.seen(key).facts.get(stage)
+    return reader.snapshot(key).facts.get(stage)
 
 
 def step(reader: StoreReader, stage: str = "tiny", key: Key = KEY) -> int | None:
@@ -137,10 +137,10 @@ def test_every_stage_of_a_new_chain_is_looked_at_and_its_chain_told(store: Moody
     async def scenario() -> None:
         told = Told()
         async with reading(told) as reader:
-            assert reader.seen(KEY).facts == {}
+            assert reader.snapshot(KEY).facts == {}
             follow(reader, store)
-            assert reader.seen(KEY).facts == {}, "nothing may be said before the first look"
-            await until(lambda: set(reader.seen(KEY).facts) == {"tiny", "small"}, "both are known")
+            assert reader.snapshot(KEY).facts == {}, "nothing may be said before the first look"
+            await until(lambda: set(reader.snapshot(KEY).facts) == {"tiny", "small"}, "both are known")
             assert fact(reader, "tiny") == StageFacts()
             assert told.changes[KEY] >= 1
 
@@ -153,17 +153,19 @@ def test_signs_of_life_of_the_attempt_that_runs_are_dated_by_our_clock(store: Mo
             token = train(store, CHAIN, TINY, 1, attempt=3)
             follow(reader, store, running={"tiny": 3})
             await until(lambda: step(reader) == 1, "the first sign of life is seen")
-            first = reader.seen(KEY).progress_changed_at["tiny", 3]
+            first = reader.snapshot(KEY).progress_changed_at["tiny", 3]
             assert abs(first - time.time()) < 60
             facts = fact(reader, "tiny")
             assert facts is not None
             assert facts.lease is not None
             assert (facts.lease.own, facts.lease.fresh, facts.progress_attempt) == (True, True, 3)
             await asyncio.sleep(0.1)
-            assert reader.seen(KEY).progress_changed_at["tiny", 3] == first, "no change is no sign of life"
+            assert reader.snapshot(KEY).progress_changed_at["tiny", 3] == first, (
+                "no change is no sign of life"
+            )
             advance(store, TINY, token, 2)
             await until(lambda: step(reader) == 2, "the second is seen")
-            assert reader.seen(KEY).progress_changed_at["tiny", 3] > first
+            assert reader.snapshot(KEY).progress_changed_at["tiny", 3] > first
 
     run(scenario())
 
@@ -172,7 +174,7 @@ def test_an_attempt_is_asked_for_signs_of_life_once_its_trainer_runs(store: Mood
     async def scenario() -> None:
         async with reading() as reader:
             follow(reader, store)
-            await until(lambda: len(reader.seen(KEY).facts) == 2, "all is known")
+            await until(lambda: len(reader.snapshot(KEY).facts) == 2, "all is known")
             follow(reader, store, running={"tiny": 1}, starting=frozenset({"tiny"}))
             asked = store.asked[f"{TINY.folder}/{LEASE}"]
             await asyncio.sleep(0.3)
@@ -192,7 +194,7 @@ def test_what_an_earlier_attempt_left_is_not_taken_for_a_sign_of_life(store: Moo
             follow(reader, store, running={"tiny": 3})
             await until(lambda: fact(reader, "tiny") is not None, "it was looked at")
             assert step(reader) is None
-            assert ("tiny", 3) not in reader.seen(KEY).progress_changed_at
+            assert ("tiny", 3) not in reader.snapshot(KEY).progress_changed_at
 
     run(scenario())
 
@@ -203,7 +205,7 @@ def test_a_chain_is_told_of_mere_progress_only_from_time_to_time(store: MoodySto
         async with reading(told, progress_seconds=3600.0) as reader:
             token = train(store, CHAIN, TINY, 1)
             follow(reader, store, running={"tiny": 1})
-            await until(lambda: step(reader) == 1 and "small" in reader.seen(KEY).facts, "all is known")
+            await until(lambda: step(reader) == 1 and "small" in reader.snapshot(KEY).facts, "all is known")
             advance(store, TINY, token, 2)
             await until(lambda: step(reader) == 2, "the next step is seen")
             before = told.changes[KEY]
@@ -212,7 +214,7 @@ def test_a_chain_is_told_of_mere_progress_only_from_time_to_time(store: MoodySto
                 await until(lambda number=number: step(reader) == number, "the step is seen")
             assert told.changes[KEY] == before
             complete(store, TINY)
-            reader.look_again(KEY, "tiny")
+            reader.refresh(KEY, "tiny")
             await until(lambda: told.changes[KEY] > before, "more than progress is told at once")
 
     run(scenario())
@@ -225,10 +227,12 @@ def test_nothing_is_known_of_a_stage_between_being_told_to_look_again_and_having
         told = Told()
         async with reading(told) as reader:
             follow(reader, store)
-            await until(lambda: "small" in reader.seen(KEY).facts and fact(reader, "tiny"), "all is known")
+            await until(
+                lambda: "small" in reader.snapshot(KEY).facts and fact(reader, "tiny"), "all is known"
+            )
             store.answers.clear()
-            reader.look_again(KEY, "tiny")
-            assert "tiny" not in reader.seen(KEY).facts
+            reader.refresh(KEY, "tiny")
+            assert "tiny" not in reader.snapshot(KEY).facts
             before = told.changes[KEY]
             store.answers.set()
             await until(lambda: fact(reader, "tiny") is not None, "it was looked at again")
@@ -245,7 +249,7 @@ def test_a_look_that_began_before_it_was_asked_for_does_not_count(store: MoodySt
             store.answers.clear()
             follow(reader, store)
             await until(lambda: store.under_way > 0, "a look is under way")
-            reader.look_again(KEY, "tiny")
+            reader.refresh(KEY, "tiny")
             complete(FolderStoreOf(store), TINY)
             store.answers.set()
             await until(lambda: fact(reader, "tiny") is not None, "it was looked at")
@@ -270,11 +274,11 @@ def test_what_is_seen_says_when_the_look_began_and_a_look_that_is_asked_for_is_t
             began = time.time()
             store.answers.set()
             await until(lambda: fact(reader, "tiny") is not None, "it was looked at")
-            assert reader.seen(KEY).read_at["tiny"] <= began
+            assert reader.snapshot(KEY).read_at["tiny"] <= began
             before, asked_at = told.changes[KEY], time.time()
-            reader.look_again(KEY, "tiny")
+            reader.refresh(KEY, "tiny")
             await until(lambda: told.changes[KEY] > before, "it was told, though nothing has changed")
-            await until(lambda: reader.seen(KEY).read_at["tiny"] >= asked_at, "the look was a fresh one")
+            await until(lambda: reader.snapshot(KEY).read_at["tiny"] >= asked_at, "the look was a fresh one")
 
     run(scenario())
 
@@ -307,14 +311,16 @@ def test_with_a_manifest_the_next_stage_is_looked_at_before_its_chain_is_told(
         told, known = Told(), []
 
         def finished(_: Key) -> None:
-            facts = reader.seen(KEY).facts
+            facts = reader.snapshot(KEY).facts
             known.append({name for name in facts if facts[name].manifest is not None})
 
         reader = StoreReader(told.change, on_finished=finished, threads=4, artifact_check_seconds=60.0)
         reader.start()
         token = train(store, resolved, trained, 1)
         follow(reader, store, resolved=resolved, running={first: 1}, finished=before)
-        await until(lambda: step(reader, first) == 1 and following in reader.seen(KEY).facts, "all is known")
+        await until(
+            lambda: step(reader, first) == 1 and following in reader.snapshot(KEY).facts, "all is known"
+        )
         assert told.changes[KEY] > 0
         complete(store, resolved.stage(following))
         complete(store, trained)
@@ -335,7 +341,7 @@ def test_why_an_attempt_has_failed_is_known_from_the_store_where_its_job_is_gone
             failure = Failure(exit_code=65, reason="DataError", message="shard 7 is damaged")
             data = failure.model_dump_json(by_alias=True).encode()
             store.put(f"{attempt_folder(TINY.folder, token)}/{FAILURE}", data)
-            reader.look_again(KEY, "tiny")
+            reader.refresh(KEY, "tiny")
             await until(lambda: (facts := fact(reader, "tiny")) is not None and facts.failure, "it is read")
             facts = fact(reader, "tiny")
             assert facts is not None
@@ -353,7 +359,9 @@ def test_a_finished_stage_is_looked_at_from_time_to_time_and_missed_when_it_is_g
             complete(store, TINY)
             follow(reader, store, finished=frozenset({"tiny"}))
             await until(lambda: store.asked[f"{TINY.folder}/{MANIFEST}"] >= 2, "it was looked at twice")
-            assert reader.seen(KEY).facts["tiny"].present, "one that is there has nothing else to be said of"
+            assert reader.snapshot(KEY).facts["tiny"].present, (
+                "one that is there has nothing else to be said of"
+            )
             kept = store.get(f"{TINY.folder}/{MANIFEST}")[0]
             store.delete([f"{TINY.folder}/{MANIFEST}"])
             await until(lambda: fact(reader, "tiny") == StageFacts(), "it is missed")
@@ -372,7 +380,7 @@ def test_an_end_that_somebody_else_saw_is_not_denied_by_what_was_seen_before_it(
             await until(lambda: fact(reader, "tiny") == StageFacts(), "it is not there yet")
             complete(store, TINY)
             follow(reader, store, finished=frozenset({"tiny"}))
-            assert "tiny" not in reader.seen(KEY).facts
+            assert "tiny" not in reader.snapshot(KEY).facts
             await until(lambda: fact(reader, "tiny") == StageFacts(present=True), "it is there")
 
     run(scenario())
@@ -398,16 +406,18 @@ def test_a_store_that_hangs_is_called_unavailable_until_it_answers_and_that_time
         told = Told()
         async with reading(told) as reader:
             follow(reader, store)
-            await until(lambda: len(reader.seen(KEY).facts) == 2, "all is known")
-            before = reader.seen(KEY).readable_since
+            await until(lambda: len(reader.snapshot(KEY).facts) == 2, "all is known")
+            before = reader.snapshot(KEY).readable_since
             store.answers.clear()
             told.changes.clear()
             await until(lambda: problem(reader) is StoreProblem.UNAVAILABLE, "its silence is noticed")
             assert problem(reader, "small") is StoreProblem.UNAVAILABLE
             assert told.changes[KEY] >= 1
             store.answers.set()
-            await until(lambda: problem(reader) is None and "tiny" in reader.seen(KEY).facts, "it answers")
-            assert reader.seen(KEY).readable_since > before
+            await until(
+                lambda: problem(reader) is None and "tiny" in reader.snapshot(KEY).facts, "it answers"
+            )
+            assert reader.snapshot(KEY).readable_since > before
 
     run(scenario())
 
@@ -418,7 +428,7 @@ def test_a_store_that_answers_with_errors_is_unavailable_and_comes_back(store: M
             train(store, CHAIN, TINY, 1)
             follow(reader, store, running={"tiny": 1})
             await until(lambda: step(reader) == 1, "it runs")
-            before = reader.seen(KEY).readable_since
+            before = reader.snapshot(KEY).readable_since
             store.problem = StoreUnavailable("s3://x: 503")
             await until(lambda: problem(reader) is StoreProblem.UNAVAILABLE, "it is noticed")
             await asyncio.sleep(0.3)
@@ -427,7 +437,7 @@ def test_a_store_that_answers_with_errors_is_unavailable_and_comes_back(store: M
             assert sum(store.asked.values()) - asked < 20, "a failing store is not flooded"
             store.problem = None
             await until(lambda: step(reader) == 1, "it is read again")
-            assert reader.seen(KEY).readable_since > before
+            assert reader.snapshot(KEY).readable_since > before
 
     run(scenario())
 
@@ -495,12 +505,12 @@ def test_without_access_every_stage_says_why_and_passes_go_on_until_there_is(sto
                 before = told.changes[KEY]
                 await until(lambda before=before: told.changes[KEY] > before, "the chain has a pass")
                 follow(reader, NoAccess(StoreProblem.FORBIDDEN, why))
-            since = reader.seen(KEY).readable_since
+            since = reader.snapshot(KEY).readable_since
             await asyncio.sleep(0.02)
             follow(reader, store)
-            assert "tiny" not in reader.seen(KEY).facts
+            assert "tiny" not in reader.snapshot(KEY).facts
             await until(lambda: fact(reader, "tiny") == StageFacts(), "it is read")
-            assert reader.seen(KEY).readable_since > since
+            assert reader.snapshot(KEY).readable_since > since
 
     run(scenario())
 
@@ -510,13 +520,13 @@ def test_an_edit_makes_only_the_stages_anew_that_it_changes(store: MoodyStore) -
         async with reading(artifact_check_seconds=3600.0) as reader:
             complete(store, TINY)
             follow(reader, store, finished=frozenset({"tiny"}))
-            await until(lambda: "small" in reader.seen(KEY).facts, "all is known")
+            await until(lambda: "small" in reader.snapshot(KEY).facts, "all is known")
             await until(lambda: store.asked[f"{TINY.folder}/{MANIFEST}"] == 1 + 1, "tiny was looked at")
             edited = chain((("tiny", None), ("small", "tiny")), epochs={"small": 3})
             complete(store, edited.stage("small"))
             store.answers.clear()
             follow(reader, store, resolved=edited, finished=frozenset({"tiny"}))
-            assert "small" not in reader.seen(KEY).facts, (
+            assert "small" not in reader.snapshot(KEY).facts, (
                 "what was seen of the old one says nothing of the new"
             )
             store.answers.set()
@@ -536,7 +546,7 @@ def test_a_stage_that_is_trained_again_is_looked_at_before_anything_is_said_of_i
             await until(lambda: fact(reader, "tiny") == StageFacts(), "it is missed")
             complete(store, TINY)
             follow(reader, store)
-            assert "tiny" not in reader.seen(KEY).facts
+            assert "tiny" not in reader.snapshot(KEY).facts
             await until(
                 lambda: (facts := fact(reader, "tiny")) is not None and facts.manifest is not None,
                 "it is seen to be there",
@@ -549,13 +559,13 @@ def test_a_chain_that_is_gone_costs_nothing_more(store: MoodyStore) -> None:
     async def scenario() -> None:
         async with reading() as reader:
             follow(reader, store)
-            await until(lambda: len(reader.seen(KEY).facts) == 2, "all is known")
+            await until(lambda: len(reader.snapshot(KEY).facts) == 2, "all is known")
             reader.forget(KEY)
             await asyncio.sleep(0.1)  # what is under way
             asked = sum(store.asked.values())
             await asyncio.sleep(0.4)
             assert sum(store.asked.values()) == asked
-            assert reader.seen(KEY).facts == {}
+            assert reader.snapshot(KEY).facts == {}
             assert len(reader) == 0
 
     run(scenario())
@@ -569,7 +579,7 @@ def test_a_suspended_chain_costs_next_to_nothing_and_is_looked_at_anew_before_it
     async def scenario() -> None:
         async with reading() as reader:
             follow(reader, store, suspended=True)
-            await until(lambda: len(reader.seen(KEY).facts) == 2, "all is known")
+            await until(lambda: len(reader.snapshot(KEY).facts) == 2, "all is known")
             asked = sum(store.asked.values())
             await asyncio.sleep(0.3)
             assert sum(store.asked.values()) == asked
@@ -590,16 +600,18 @@ def test_routine_looks_share_a_budget_and_what_is_waited_for_goes_before(store: 
             chains = [named(f"chain-{number}") for number in range(40)]
             for key, resolved in chains:
                 follow(reader, store, key=key, resolved=resolved)
-            await until(lambda: all(len(reader.seen(key).facts) == 2 for key, _ in chains), "all are known")
+            await until(
+                lambda: all(len(reader.snapshot(key).facts) == 2 for key, _ in chains), "all are known"
+            )
             await asyncio.sleep(1.0)
             store.asked.clear()
             await asyncio.sleep(3.0)
             assert 40 <= sum(store.asked.values()) <= 40 * 3 * 1.5
             began = time.monotonic()
             for key, _ in chains[-5:]:
-                reader.look_again(key, "small")
+                reader.refresh(key, "small")
             await until(
-                lambda: all("small" in reader.seen(key).facts for key, _ in chains[-5:]), "these first"
+                lambda: all("small" in reader.snapshot(key).facts for key, _ in chains[-5:]), "these first"
             )
             assert time.monotonic() - began < 20, "80 stages wait at 20 looks a second, these did not"
 
@@ -660,7 +672,7 @@ def test_a_record_that_waits_is_written_before_the_end(store: MoodyStore) -> Non
     async def scenario() -> None:
         async with reading(requests_per_second=1.0) as reader:
             follow(reader, store)
-            await until(lambda: len(reader.seen(KEY).facts) == 2, "the budget is spent")
+            await until(lambda: len(reader.snapshot(KEY).facts) == 2, "the budget is spent")
             reader.record(KEY, CHAIN, status())
         assert recorded(store) is not None
 
@@ -672,7 +684,7 @@ def test_a_store_that_takes_no_record_is_left_in_peace(store: MoodyStore, error:
     async def scenario() -> None:
         async with reading() as reader:
             follow(reader, store)
-            await until(lambda: len(reader.seen(KEY).facts) == 2, "all is known")
+            await until(lambda: len(reader.snapshot(KEY).facts) == 2, "all is known")
             store.put = refuse  # pyright: ignore[reportAttributeAccessIssue]
             for number in range(3):
                 reader.record(KEY, CHAIN, status(list(ChainPhase)[number]))
@@ -712,10 +724,10 @@ def test_a_launch_that_takes_over_within_an_attempt_is_followed(
             train(store, CHAIN, TINY, 5)
             follow(reader, store, running={"tiny": 1})
             await until(lambda: step(reader) == 5, "the first launch is followed")
-            first = reader.seen(KEY).progress_changed_at["tiny", 1]
+            first = reader.snapshot(KEY).progress_changed_at["tiny", 1]
             second = train(store, CHAIN, TINY, 2)
             await until(lambda: step(reader) == 2, "the second is followed")
-            assert reader.seen(KEY).progress_changed_at["tiny", 1] > first
+            assert reader.snapshot(KEY).progress_changed_at["tiny", 1] > first
             hold_lease(store, CHAIN, TINY, second, sequence=2)
 
     run(scenario())
@@ -775,13 +787,13 @@ def test_an_outage_of_a_real_store_delays_and_nothing_else(seaweedfs: SeaweedFS,
             token = train(s3_store, CHAIN, TINY, 1)
             follow(reader, short_of_patience(s3_store), running={"tiny": 1})
             await until(lambda: step(reader) == 1, "it is followed")
-            before = reader.seen(KEY).readable_since
+            before = reader.snapshot(KEY).readable_since
             seaweedfs.kill()
             await until(lambda: problem(reader) is StoreProblem.UNAVAILABLE, "the outage is noticed")
             await asyncio.to_thread(seaweedfs.start)
             await asyncio.to_thread(advance, s3_store, TINY, token, 2)
             await until(lambda: step(reader) == 2, "it is followed again")
-            assert reader.seen(KEY).readable_since > before
+            assert reader.snapshot(KEY).readable_since > before
 
     run(scenario())
 

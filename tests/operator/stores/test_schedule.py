@@ -6,7 +6,7 @@ import asyncio
 import time
 
 from modelchain.store import StoreUnavailable
-from modelchain_operator.stores.schedule import Place, StoreSchedule, Task
+from modelchain_operator.stores.schedule import StoreEndpoint, StoreSchedule, Task
 from tests.operator.stores.moody_store import run, until
 
 
@@ -14,24 +14,24 @@ def absent() -> None:
     raise StoreUnavailable("no answer")
 
 
-async def seconds_to_begin(places: int) -> float:
+async def seconds_to_begin(endpoints: int) -> float:
     """How long the loop is held to find the one task that may be done, among so many places that do not answer."""
     done = asyncio.Event()
 
     async def work(task: Task) -> float | None:
-        if task.place.name == "there":
+        if task.endpoint.name == "there":
             done.set()
             return None
-        await schedule.call(task.place, absent)
+        await schedule.call(task.endpoint, absent)
         return None
 
     schedule = StoreSchedule(work, lambda _: None, threads=4, requests_per_second=10**6)
-    silent: list[Place] = [schedule.use(f"silent-{number}") for number in range(places)]
-    for place in silent:
-        place.failures, place.probe_at = 3, time.monotonic() + 3600
-        schedule.soon(Task(place))
+    unresponsive: list[StoreEndpoint] = [schedule.acquire(f"silent-{number}") for number in range(endpoints)]
+    for endpoint in unresponsive:
+        endpoint.failures, endpoint.probe_at = 3, time.monotonic() + 3600
+        schedule.soon(Task(endpoint))
     for _ in range(20):
-        schedule.soon(Task(schedule.use("there")))
+        schedule.soon(Task(schedule.acquire("there")))
     began = time.perf_counter()
     schedule.start()
     await until(done.is_set, "it was done")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from modelchain.spec import StoreSpec
+from modelchain.stage_probe import StoreSnapshot
 from modelchain.status import ChainPhase, ChainStatus, StagePhase, StageStatus
 from modelchain_operator.acceptance import Accepted
 from modelchain_operator.kubernetes.api import Object
@@ -18,8 +19,8 @@ from modelchain_operator.kubernetes.key import Key
 from modelchain_operator.settings import read_settings
 from modelchain_operator.stores import reader
 from modelchain_operator.stores.access import StoreAccess
-from modelchain_operator.stores.reader import Seen, StoreReader
-from modelchain_operator.stores.views import StoreLooks
+from modelchain_operator.stores.reader import StoreReader
+from modelchain_operator.stores.views import StoreViews
 from tests.modelchain.reconcile.chains import chain
 from tests.operator.stores.moody_store import WAIT_SECONDS, MoodyStore, complete, run, train
 
@@ -38,7 +39,7 @@ class NoCluster:
 
 
 @asynccontextmanager
-async def looking(store: MoodyStore) -> AsyncIterator[tuple[StoreLooks, Accepted]]:
+async def looking(store: MoodyStore) -> AsyncIterator[tuple[StoreViews, Accepted]]:
     """Looks at that store and a chain in it."""
     accepted = Accepted(CHAIN, StoreSpec(uri=store.uri), jobs={}, macs={}, speedup_planned=1.0)
     settings = read_settings(["--own-identity-store", store.uri])
@@ -46,7 +47,7 @@ async def looking(store: MoodyStore) -> AsyncIterator[tuple[StoreLooks, Accepted
     reader = StoreReader(lambda _: None, threads=4, requests_per_second=1000.0)
     reader.start()
     try:
-        yield StoreLooks(access, reader), accepted
+        yield StoreViews(access, reader), accepted
     finally:
         await reader.close()
         access.close()
@@ -79,12 +80,12 @@ def test_a_chain_that_is_complete_is_left_in_peace_from_the_write_on_that_says_s
     store = MoodyStore(tmp_path / "store")
 
     async def scenario() -> None:
-        async with looking(store) as (looks, accepted):
+        async with looking(store) as (views, accepted):
             for stage in CHAIN.stages:
                 complete(store, stage)
-            await look(looks, accepted, None)
+            await look(views, accepted, None)
             now = status(ChainPhase.COMPLETE, {"tiny": StagePhase.CACHED, "small": StagePhase.CACHED})
-            await looks.written(KEY, accepted, now)
+            await views.written(KEY, accepted, now)
             await asyncio.sleep(0.2)  # what was under way is over
             before = asked(store)
             assert before > 0
@@ -98,12 +99,12 @@ def test_a_stage_whose_job_starts_is_left_in_peace_until_it_trains(tmp_path: Pat
     store = MoodyStore(tmp_path / "store")
 
     async def scenario() -> None:
-        async with looking(store) as (looks, accepted):
-            await look(looks, accepted, None)
+        async with looking(store) as (views, accepted):
+            await look(views, accepted, None)
             starts = status(
                 ChainPhase.PENDING, {"tiny": StagePhase.PENDING, "small": StagePhase.PENDING}, attempt=1
             )
-            await looks.written(KEY, accepted, starts)
+            await views.written(KEY, accepted, starts)
             await asyncio.sleep(0.2)
             before = asked(store)
             await asyncio.sleep(0.5)
@@ -112,23 +113,25 @@ def test_a_stage_whose_job_starts_is_left_in_peace_until_it_trains(tmp_path: Pat
             runs = status(
                 ChainPhase.RUNNING, {"tiny": StagePhase.RUNNING, "small": StagePhase.PENDING}, attempt=1
             )
-            await looks.written(KEY, accepted, runs)
-            await look(looks, accepted, runs, until=lambda seen: seen.facts["tiny"].progress is not None)
+            await views.written(KEY, accepted, runs)
+            await look(
+                views, accepted, runs, until=lambda snapshot: snapshot.facts["tiny"].progress is not None
+            )
 
     run(scenario())
 
 
 async def look(
-    looks: StoreLooks,
+    views: StoreViews,
     accepted: Accepted,
     told: ChainStatus | None,
-    until: Callable[[Seen], bool] = lambda _: True,
-) -> Seen:
+    until: Callable[[StoreSnapshot], bool] = lambda _: True,
+) -> StoreSnapshot:
     """The first look that shows all that matters."""
     deadline = time.monotonic() + WAIT_SECONDS
     while time.monotonic() < deadline:
-        seen = await looks.look(KEY, accepted, told)
-        if seen is not None and until(seen):
-            return seen
+        snapshot = await views.snapshot(KEY, accepted, told)
+        if snapshot is not None and until(snapshot):
+            return snapshot
         await asyncio.sleep(0.01)
     raise AssertionError(f"not seen in {WAIT_SECONDS} s")
