@@ -63,11 +63,11 @@ images:  ## Build the images of operator and trainer with docker or buildah; doc
 	done
 
 version: setup  ## Write the version of modelchain/__init__.py wherever it is repeated
-	$(BIN)/python -m tests.release version
+	$(BIN)/python -m tools.release version
 	@$(MAKE) --no-print-directory crds
 
 release-check: setup  ## Say what stands in the way of a release
-	@$(BIN)/python -m tests.release check
+	@$(BIN)/python -m tools.release check
 
 lint: setup  ## Check style and types
 	$(BIN)/ruff check
@@ -87,7 +87,7 @@ goldens: setup  ## Write the job manifests that tests pin anew; read the differe
 
 chart: setup  ## Generate the chart's schema, README and dashboard, and what tests pin of it; read the difference before committing it
 	$(BIN)/python -m charts.generate charts/modelchain
-	$(BIN)/python -m tests.monitoring.dashboard
+	$(BIN)/python -m charts.dashboard
 	$(BIN)/python -m tests.monitoring.reference
 	$(BIN)/python -m tests.chart.golden
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
+from charts import dashboard
 from modelchain.status import ChainPhase, StagePhase
-from tests.monitoring import dashboard
 from tests.monitoring.conftest import Promtool
 from tests.monitoring.exported import Labels, check
 from tests.monitoring.promql import names
@@ -42,7 +42,7 @@ def queries() -> Iterator[tuple[Object, Object]]:
 
 
 def test_the_file_in_the_chart_is_what_its_source_says() -> None:
-    assert dashboard.PATH.read_text() == dashboard.text(), "run: python -m tests.monitoring.dashboard"
+    assert dashboard.PATH.read_text() == dashboard.text(), "run: python -m charts.dashboard"
 
 
 def test_every_query_names_what_the_operator_exports(exported: Labels) -> None:

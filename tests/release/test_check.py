@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import modelchain
-from tests.release.check import CHANGELOG, PLACES, SOURCE, Place, problems, version_of
+from tools.release.check import CHANGELOG, PLACES, SOURCE, Place, problems, version_of
 
 ROOT = Path(__file__).parents[2]
 RELEASED = """\

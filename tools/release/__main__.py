@@ -1,5 +1,5 @@
-"""python -m tests.release check    say what stands in the way of a release (`make release-check`)
-python -m tests.release version  write the package's version wherever it is repeated (`make version`)
+"""python -m tools.release check    say what stands in the way of a release (`make release-check`)
+python -m tools.release version  write the package's version wherever it is repeated (`make version`)
 """
 
 from __future__ import annotations
@@ -7,7 +7,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from tests.release.check import PLACES, NoVersionError, problems, version_of
+from tools.release.check import PLACES, NoVersionError, problems, version_of
 
 ROOT = Path(__file__).parents[2]
 

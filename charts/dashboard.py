@@ -1,4 +1,4 @@
-"""The Grafana dashboard. Its JSON in the chart is written by `python -m tests.monitoring.dashboard`.
+"""The Grafana dashboard. Its JSON in the chart is written by `python -m charts.dashboard`.
 
 Panels stand here in the order in which they are read; places and ids follow from that. Gauges are aggregated over
 whatever labels a scrape adds (instance, pod), so that a line goes on when the operator is restarted.
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-PATH = Path(__file__).parents[2] / "charts/modelchain/files/dashboards/modelchain.json"
+PATH = Path(__file__).parent / "modelchain/files/dashboards/modelchain.json"
 COLUMNS = 24
 
 Object = dict[str, Any]
