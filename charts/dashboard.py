@@ -429,10 +429,12 @@ def operator() -> list[Object]:
         ),
         lines(
             "Operators, by version",
-            [query("sum by (version) (modelchain_build_info)", "{{version}}")],
+            [
+                query("sum by (version) (modelchain_build_info)", "{{version}}"),
+                query("sum(modelchain_leader)", "leaders"),
+            ],
             COUNT,
-            "One, but for the moment of an upgrade. A gap is a time without any.",
-            stacked=True,
+            "Running operators, and how many of them act on chains: one. A gap is a time without any.",
         ),
     ]
 
