@@ -24,7 +24,7 @@ from pydantic.fields import FieldInfo
 
 from modelchain import digest, spec, status
 from modelchain.cli import build_parser
-from modelchain.tasks import classification, clip, towers
+from modelchain.tasks import TASKS, classification, clip, language_model, towers
 from modelchain_operator import settings
 
 DOCS = Path(__file__).parent
@@ -52,6 +52,8 @@ SPEC_BLOCKS: Mapping[str, tuple[type[BaseModel], str]] = {
     "modelConfig.vision": (spec.VisionSpec, "the vision of spec.stages[].modelConfig and classifierConfig"),
     "modelConfig.text": (spec.TextSpec, "spec.stages[].modelConfig.text"),
     "classifierConfig": (spec.ClassifierConfig, "spec.stages[].classifierConfig"),
+    "languageModelConfig": (spec.LanguageModelConfig, "spec.stages[].languageModelConfig"),
+    "data.tokenizer": (spec.TokenizerSpec, "spec.data.tokenizer, spec.stages[].data.tokenizer"),
     "fromWeights": (spec.WeightsSpec, "spec.stages[].fromWeights"),
 }
 STATUS_BLOCKS: Mapping[str, tuple[type[BaseModel], str]] = {
@@ -205,7 +207,11 @@ def decides_weights(block: str, field: str) -> bool:
         "modelConfig.vision": towers.VISION_DIGEST,
         "modelConfig.text": clip.TEXT_DIGEST,
         "classifierConfig": {**classification.MODEL_DIGEST, "vision": None},
-        "stages": dict.fromkeys(("model", "modelConfig", "classifierConfig", "from", "fromWeights")),
+        "languageModelConfig": language_model.MODEL_DIGEST,
+        "data.tokenizer": digest._TOKENIZER,  # noqa: SLF001
+        "stages": dict.fromkeys(
+            ("model", *(task.config_field for task in TASKS.values()), "from", "fromWeights")
+        ),
         "fromWeights": {"sha256": None},
         "spec": {"task": None},
     }

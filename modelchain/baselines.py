@@ -16,7 +16,7 @@ from modelchain.spec import BaselineSpec, EvaluationSpec, EvaluationType
 ALL = "all"  # in spec.baseline.train: every model of the family
 MAX_NAME = 30  # as of a stage that a user names: the name of a job has room for it
 MOST_EPOCHS = 100_000  # as training.epochs
-_TOP1, _RECALL, _LOSS = "top1", "imageToText@1", "loss"
+_TOP1, _RECALL, _LOSS, _PERPLEXITY = "top1", "imageToText@1", "loss", "perplexity"
 _RECALLS = tuple(f"{way}@{rank}" for way in ("imageToText", "textToImage") for rank in (1, 5, 10))
 _TOP5_CLASSES = 10  # from so many on, the accuracy among the best five is measured too
 
@@ -91,6 +91,7 @@ def leading_metrics(sets: Sequence[EvaluationSpec]) -> tuple[str, ...]:
         *(f"{one.name}/{_TOP1}" for one in sets if one.type.gives_top1),
         *(f"{one.name}/{_RECALL}" for one in sets if one.type is EvaluationType.RETRIEVAL),
         *(f"{one.name}/{_LOSS}" for one in sets if one.type is EvaluationType.RETRIEVAL),
+        *(f"{one.name}/{_PERPLEXITY}" for one in sets if one.type is EvaluationType.PERPLEXITY),
     )
 
 
@@ -100,6 +101,8 @@ def metrics_of(evaluation: EvaluationSpec) -> tuple[str, ...]:
         kinds = (_LOSS, *_RECALLS)
     elif evaluation.type is EvaluationType.ACCURACY:
         kinds = (_LOSS, _TOP1, "top5")
+    elif evaluation.type is EvaluationType.PERPLEXITY:
+        kinds = (_PERPLEXITY, _LOSS)
     elif evaluation.classes is not None and len(evaluation.classes) < _TOP5_CLASSES:
         kinds = (_TOP1,)
     else:

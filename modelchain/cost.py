@@ -63,8 +63,7 @@ class Plan:
 
     namespace: str
     name: str
-    captions: tuple[int, ...]  # texts a sample, of each stage
-    text: str  # what they are: caption, label
+    sample: str  # what of a sample is learnt: 5 captions
     baseline_epochs: int
     stages: tuple[StagePlan, ...]
     metric: str | None = None  # by which models are compared that are trained alone too
@@ -106,8 +105,7 @@ def plan(chain: ResolvedChain) -> Plan:
     return Plan(
         namespace=chain.chain.namespace,
         name=chain.chain.name,
-        captions=tuple(_texts(stage) for stage in chain.stages),
-        text=task_of(chain.stages[0].task).text,
+        sample=" and ".join(dict.fromkeys(map(_sample, chain.stages))),
         baseline_epochs=chain.baseline_epochs,
         stages=tuple(_plan_stage(stage, chain.baseline_epochs) for stage in chain.stages),
         metric=chain.baseline.metric if chain.baseline else None,
@@ -170,6 +168,10 @@ def scheduled_teacher_steps(
 
 def _texts(stage: ResolvedStage) -> int:
     return len(task_of(stage.task).text_keys(stage.data))
+
+
+def _sample(stage: ResolvedStage) -> str:
+    return task_of(stage.task).sample(stage.data, stage.model_config_)
 
 
 def _plan_stage(stage: ResolvedStage, baseline_epochs: int) -> StagePlan:

@@ -48,10 +48,13 @@ _DATA: Final[Table] = {  # shards are added apart
     "captionKeys": ["txt"],
     "imageKeys": None,
     "classKey": "cls",
+    "tokens": None,
+    "textKey": None,
     "blockMebibytes": 4,
     "windowBlocks": 128,
     "randomCropScale": [0.9, 1.0],
 }
+_TOKENIZER: Final[Table] = {"sha256": REQUIRED, "endOfText": "<|endoftext|>"}
 _DISTILLATION: Final[Table] = {"weight": 1.0, "logitsWeight": 1.0, "surpassWindowSteps": None}
 _DISTILLATION_SCHEDULE: Final[Table] = {"type": "Constant", "until": 1.0, "endWeight": 0.0}
 _EXPANSION: Final[Table] = {
@@ -113,7 +116,7 @@ def canonical_form(
         "digestVersion": DIGEST_VERSION,
         "task": task,
         "model": task_for(model).digest_form(model),
-        "data": deciding(data, _DATA) | {"shards": _shards_digest(data.shards)},
+        "data": deciding(data, _DATA) | {"shards": _shards_digest(data.shards)} | _tokenizer(data),
         "training": deciding(training, _TRAINING)
         | {"schedule": deciding(training.schedule, _LEARNING_RATE_SCHEDULE)},
     }
@@ -132,6 +135,13 @@ def canonical_form(
     return json.dumps(
         form, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     ).encode()
+
+
+def _tokenizer(data: ResolvedData) -> dict[str, object]:
+    """By its content, wherever it lies."""
+    if data.tokenizer is None:
+        return {}
+    return {"tokenizer": deciding(data.tokenizer, _TOKENIZER)}
 
 
 @lru_cache(maxsize=64)

@@ -56,7 +56,7 @@ from modelchain.spec import (
     WeightsSpec,
     WidthExpansion,
 )
-from modelchain.tasks import TASKS, task_of
+from modelchain.tasks import TASKS, Task, task_of
 
 B = TypeVar("B", bound=Block)
 
@@ -210,6 +210,18 @@ def with_loss(config: AnyConfig, training: TrainingSpec | None) -> AnyConfig:
     return config.model_copy(update={"logit_bias": True})
 
 
+def samples_of(chain: ModelChain, stage: StageSpec) -> int | None:
+    """Samples of an epoch of a stage; None where the chain does not say, or has no such model."""
+    task = task_of(chain.spec.task or TaskName.CLIP)
+    data = merged(chain.spec.data, stage.data)
+    if data is None:
+        return None
+    if task.size_field == "samples":
+        return data.samples
+    config = stage.written(task.config_field)
+    return None if config is None else task.samples(data, config)
+
+
 def written_models(stage: StageSpec) -> dict[str, AnyConfig]:
     """The models that a stage writes out, by field: one, in a valid chain whose model has no name."""
     return {
@@ -304,7 +316,7 @@ def _resolve_stage(
     config = with_loss(config, merged(spec.training, stage.training))
     if predecessor is not None and stage.from_weights is not None:
         raise UnresolvableError(f"stage {stage.name}: fromWeights is only for a stage without predecessor")
-    data = _resolve_data(stage.name, merged(spec.data, stage.data))
+    data = _resolve_data(stage.name, merged(spec.data, stage.data), task_of(task), config)
     expansion = ResolvedExpansion.model_validate(_given(merged(spec.expansion, stage.expansion)))
     training = resolve_training(
         merged(spec.training, stage.training),
@@ -359,12 +371,13 @@ def _resolve_stage(
     return resolved
 
 
-def _resolve_data(stage: str, data: DataSpec | None) -> ResolvedData:
-    if data is None or data.shards is None or data.samples is None:
+def _resolve_data(stage: str, data: DataSpec | None, task: Task, config: AnyConfig) -> ResolvedData:
+    samples = None if data is None else task.samples(data, config)
+    if data is None or data.shards is None or samples is None:
         raise UnresolvableError(
-            f"stage {stage}: data.shards and data.samples are needed, here or in spec.data"
+            f"stage {stage}: data.shards and data.{task.size_field} are needed, here or in spec.data"
         )
-    return ResolvedData.model_validate(_given(data))
+    return ResolvedData.model_validate(_given(data) | {"samples": samples})
 
 
 def _reference_to(stage: ResolvedStage) -> StageReference:

@@ -25,6 +25,7 @@ from modelchain.spec import (
     Sha256,
     Sharding,
     TaskName,
+    TokenizerSpec,
     WeightsSpec,
     WidthExpansion,
 )
@@ -69,6 +70,9 @@ class ResolvedData(Block):
     caption_keys: tuple[str, ...] = ("txt",)
     image_keys: tuple[str, ...] | None = None  # None: the trainer's own list of image formats
     class_key: str = "cls"
+    tokens: int | None = None  # of a language model; `samples` are sequences then
+    text_key: str | None = None  # None: txt, or the field text of lines of JSON
+    tokenizer: TokenizerSpec | None = None  # None: bytes
     block_mebibytes: int = 4
     window_blocks: int = 128
     random_crop_scale: tuple[float, float] = (0.9, 1.0)
@@ -229,8 +233,8 @@ class ResolvedBaseline(Block):
 
 
 def higher_is_better(metric: str) -> bool:
-    """Whether a higher value of a metric (<set>/<metric>) is better: of all but a loss."""
-    return metric.rpartition("/")[2] != "loss"
+    """Whether a higher value of a metric (<set>/<metric>) is better: of all but a loss and a perplexity."""
+    return metric.rpartition("/")[2] not in ("loss", "perplexity")
 
 
 class ResolvedChain(Block):

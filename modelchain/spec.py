@@ -80,6 +80,12 @@ def first_problem(error: ValidationError) -> str:
 class TaskName(StrEnum):
     CLIP = "Clip"
     CLASSIFICATION = "Classification"
+    LANGUAGE_MODEL = "LanguageModel"
+
+
+class Activation(StrEnum):
+    GELU = "Gelu"
+    GELU_TANH = "GeluTanh"
 
 
 class WidthExpansion(StrEnum):
@@ -135,6 +141,7 @@ class EvaluationType(StrEnum):
     ZERO_SHOT = "ZeroShot"
     RETRIEVAL = "Retrieval"
     ACCURACY = "Accuracy"
+    PERPLEXITY = "Perplexity"
 
     @property
     def gives_top1(self) -> bool:
@@ -186,15 +193,26 @@ class StoreSpec(Block):
     ] = None
 
 
+class TokenizerSpec(Block):
+    """How documents become tokens, as a file of the tokenizers library."""
+
+    uri: Annotated[Uri, Field(description="A tokenizer.json, as the tokenizers library writes it.")]
+    sha256: Annotated[Sha256, Field(description="SHA-256 of that file.")]
+    end_of_text: Annotated[
+        ShortText,
+        Field(description="The token that stands before each document and after the last one."),
+    ] = "<|endoftext|>"
+
+
 class DataSpec(Block):
     shards: Annotated[
         list[Uri] | None,
         Field(
             min_length=1,
             max_length=MAX_SHARD_PATTERNS,
-            description="Webdataset tars: s3://, https:// or file:// URIs or (local runs) paths, with brace "
-            "ranges such as {00000..00331}. S3 shards are read from the store's endpoint with the store's "
-            "credentials; gs://, az:// and hf:// need their fsspec package in the image.",
+            description="Webdataset tars (of documents also .jsonl files): s3://, https:// or file:// URIs or (local "
+            "runs) paths, with brace ranges such as {00000..00331}. S3 shards are read from the store's endpoint with "
+            "the store's credentials; gs://, az:// and hf:// need their fsspec package in the image.",
         ),
     ] = None
     samples: Annotated[
@@ -223,6 +241,26 @@ class DataSpec(Block):
         Field(
             description="Task Classification: extension of the file with a sample's class number, or a field of a JSON "
             "file (json:label). Default: cls.",
+        ),
+    ] = None
+    tokens: Annotated[
+        Count | None,
+        Field(
+            description="Task LanguageModel, in place of samples: tokens in all shards together, one more for each "
+            "document than its text has. One epoch sees each once, in sequences of contextLength tokens.",
+        ),
+    ] = None
+    text_key: Annotated[
+        FileKey | None,
+        Field(
+            description="Task LanguageModel: extension of the file with a document's text, or a field of a JSON file "
+            "(json:text). Default: txt; of shards that end in .jsonl, the field text of each line.",
+        ),
+    ] = None
+    tokenizer: Annotated[
+        TokenizerSpec | None,
+        Field(
+            description="Task LanguageModel: how text becomes tokens. Default: bytes, 257 of them with the end of text."
         ),
     ] = None
     block_mebibytes: Annotated[
@@ -291,6 +329,10 @@ class EvaluationDataSpec(Block):
             "(json:label). Default: cls.",
         ),
     ] = None
+    text_key: Annotated[
+        FileKey | None,
+        Field(description="Perplexity: where a document's text is. Default: data.textKey."),
+    ] = None
 
 
 class EvaluationSpec(Block):
@@ -301,7 +343,7 @@ class EvaluationSpec(Block):
         EvaluationType,
         Field(
             description="ZeroShot: accuracy over classes. Retrieval: loss and recall@1/5/10. Accuracy: loss and "
-            "accuracy of a classifier."
+            "accuracy of a classifier. Perplexity: loss a token and perplexity of a language model."
         ),
     ]
     data: Annotated[EvaluationDataSpec, Field(description="The samples.")]
@@ -487,8 +529,9 @@ class DistillationSpec(Block):
     logits_weight: Annotated[
         Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] | None,
         Field(
-            description="Task Classification: weight of the divergence of the stage's class probabilities from its "
-            "teacher's, beside that of the features; both are multiplied with `weight`. Default: 1."
+            description="Tasks Classification and LanguageModel: weight of the divergence of the stage's probabilities "
+            "of classes or tokens from its teacher's, beside that of the features; both are multiplied with `weight`. "
+            "Default: 1."
         ),
     ] = None
     teacher: Annotated[
@@ -783,7 +826,38 @@ class ClassifierConfig(Block):
     vision: Annotated[VisionSpec, Field(description="The image tower.")]
 
 
-AnyConfig: TypeAlias = ModelConfig | ClassifierConfig
+class LanguageModelConfig(Block):
+    """A causal transformer over tokens, as GPT-2: pre-norm, learned positions, the output tied to the input."""
+
+    context_length: Annotated[
+        int, Field(ge=2, le=65536, description="Tokens of a sequence; longer documents are split.")
+    ] = 1024
+    vocabulary_size: Annotated[
+        int,
+        Field(
+            ge=2,
+            le=2**20,
+            description="Tokens: as many as the tokenizer has, or more to fill up a multiple of 64.",
+        ),
+    ]
+    width: Annotated[int, Field(ge=8, le=65536, description="Width of the residual stream.")]
+    layers: Annotated[int, Field(ge=1, le=512, description="Transformer blocks.")]
+    heads: Annotated[int, Field(ge=1, le=1024, description="Attention heads; divides width.")]
+    mlp_ratio: Annotated[
+        float, Field(gt=0, le=64, allow_inf_nan=False, description="Hidden width of the MLP over width.")
+    ] = 4.0
+    activation: Annotated[
+        Activation,
+        Field(description="Gelu, or GeluTanh: its approximation, as in the published weights of GPT-2."),
+    ] = Activation.GELU
+
+    @property
+    def hidden_width(self) -> int:
+        """Units of the MLP between its two layers."""
+        return int(self.width * self.mlp_ratio)
+
+
+AnyConfig: TypeAlias = ModelConfig | ClassifierConfig | LanguageModelConfig
 
 
 class WeightsSpec(Block):
@@ -792,7 +866,7 @@ class WeightsSpec(Block):
         Field(
             description="A folder with the weights and configuration that a stage of the task publishes: for Clip "
             "open_clip_model.safetensors and open_clip_config.json (open_clip loads it as local-dir:), for "
-            "Classification model.safetensors and config.json (timm loads it as local-dir:)."
+            "the others model.safetensors and config.json (timm loads it as local-dir:, or transformers as GPT-2)."
         ),
     ]
     sha256: Annotated[Sha256, Field(description="SHA-256 of the safetensors file.")]
@@ -816,6 +890,10 @@ class StageSpec(Block):
     classifier_config: Annotated[
         ClassifierConfig | None,
         Field(description="The model of a chain whose task is Classification."),
+    ] = None
+    language_model_config: Annotated[
+        LanguageModelConfig | None,
+        Field(description="The model of a chain whose task is LanguageModel."),
     ] = None
     from_: Annotated[
         StageName | None,
@@ -848,15 +926,17 @@ class StageSpec(Block):
 
     def written(self, field: str) -> AnyConfig | None:
         """The model written out under that field (modelConfig, classifierConfig), if it is."""
-        return {"modelConfig": self.model_config_, "classifierConfig": self.classifier_config}[field]
+        return getattr(
+            self, next(name for name, info in type(self).model_fields.items() if info.alias == field)
+        )
 
 
 class ModelChainSpec(Block):
     task: Annotated[
         TaskName | None,
         Field(
-            description="What is trained: Clip (images and captions) or Classification (images and labels). "
-            "Default: Clip."
+            description="What is trained: Clip (images and captions), Classification (images and labels) or "
+            "LanguageModel (documents). Default: Clip."
         ),
     ] = None
     image: Annotated[

@@ -155,11 +155,9 @@ def as_text(plan: Plan) -> str:
     label = max(len(name) for name, _, _ in totals)
     number = max(len(macs) for _, macs, _ in totals)
     lines = (f"{name:<{label}}  {macs:>{number}} MACs  {ratio}".rstrip() for name, macs, ratio in totals)
-    captions = " and ".join(str(one) for one in sorted(set(plan.captions)))
-    plural = "" if captions == "1" else "s"
     return "\n".join(
         (
-            f"{plan.namespace}/{plan.name}, {captions} {plan.text}{plural} a sample",
+            f"{plan.namespace}/{plan.name}, {plan.sample} a sample",
             "",
             render(columns, [row(stage) for stage in plan.stages]),
             "",

@@ -10,7 +10,7 @@ A message can't name the stage: to find it costs more than the whole budget (`fi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -23,6 +23,7 @@ from modelchain.spec import (
     EvaluationSpec,
     ExpansionSpec,
     JobSpec,
+    LanguageModelConfig,
     LearningRateSchedule,
     ModelChainSpec,
     StageSpec,
@@ -31,7 +32,14 @@ from modelchain.spec import (
     VisionSpec,
     WeightsSpec,
 )
+from modelchain.tasks import TASKS
 
+_TASK = "(has(self.task) ? self.task : 'Clip')"
+_MODELS = ("model", *(task.config_field for task in TASKS.values()))  # fields of a stage that say its model
+_SIZES = {  # fields of spec.data that say how much data there is, and the tasks that read them
+    task.size_field: [one.name.value for one in TASKS.values() if one.size_field == task.size_field]
+    for task in TASKS.values()
+}
 MAX_CHAIN_NAME = 63  # the name is a label of the chain's jobs
 
 
@@ -95,9 +103,11 @@ def _no_stage(condition: str, message: str, path: str) -> Rule:
     return Rule(expression, message, path)
 
 
-def _missing(field: str, remedy: str) -> Rule:
+def _missing(field: str, remedy: str, tasks: Sequence[str] | None = None) -> Rule:
+    """A field that each stage of chains of these tasks (None: of all) needs."""
+    others = "" if tasks is None else f"!({_TASK} in {list(tasks)}) || "
     return Rule(
-        f"{_optional('self', field)}.hasValue() || self.stages.all(s, {_optional('s', field)}.hasValue())",
+        f"{others}{_optional('self', field)}.hasValue() || self.stages.all(s, {_optional('s', field)}.hasValue())",
         f"{field} is missing; {remedy}, here or in every stage",
         f".{field}",
     )
@@ -140,8 +150,6 @@ _FITTING = (
         ".training.minimumLearningRate",
     ),
 )
-
-_TASK = "(has(self.task) ? self.task : 'Clip')"
 
 _SPEC = (
     _no_stage(
@@ -188,14 +196,13 @@ _SPEC = (
             "write a model of its task, or give the chain another task",
             ".stages",
         )
-        for field, task in (
-            ("model", "Clip"),
-            ("modelConfig", "Clip"),
-            ("classifierConfig", "Classification"),
-        )
+        for field, task in (("model", "Clip"), *((one.config_field, one.name) for one in TASKS.values()))
     ),
     _missing("data.shards", "list the tars to train on"),
-    _missing("data.samples", "write how many samples all shards have together"),
+    *(
+        _missing(f"data.{size}", f"write how many {size} all shards have together", tasks)
+        for size, tasks in _SIZES.items()
+    ),
     _missing("training.epochs", "write how many times each sample is seen"),
     *_FITTING,
 )
@@ -222,6 +229,11 @@ def _or_default(field: str) -> str:
     return f"(has(self.{field}) ? self.{field} : {_default(field)})"
 
 
+_HEADS = Rule(
+    "self.width % self.heads == 0",
+    "the heads do not divide the width; make width a multiple of heads",
+    ".heads",
+)
 _UNITS = Rule(
     "!has(self.mlpRatio) || double(self.width) * self.mlpRatio >= 1.0",
     "this leaves the MLP without units; write about 4",
@@ -232,8 +244,8 @@ BLOCK_RULES: Mapping[type[BaseModel], tuple[Rule, ...]] = {
     ModelChainSpec: _SPEC,
     StageSpec: (
         Rule(
-            "has(self.model) || has(self.modelConfig) || has(self.classifierConfig)",
-            "the stage has no model; write model, modelConfig or classifierConfig",
+            " || ".join(f"has(self.{field})" for field in _MODELS),
+            f"the stage has no model; write {', '.join(_MODELS[:-1])} or {_MODELS[-1]}",
         ),
         *(
             Rule(
@@ -241,7 +253,7 @@ BLOCK_RULES: Mapping[type[BaseModel], tuple[Rule, ...]] = {
                 f"both {one} and {other} are given; remove one of the two",
                 f".{other}",
             )
-            for one, other in combinations(("model", "modelConfig", "classifierConfig"), 2)
+            for one, other in combinations(_MODELS, 2)
         ),
         Rule(
             "!has(self.from) || self.from != self.name",
@@ -328,14 +340,8 @@ BLOCK_RULES: Mapping[type[BaseModel], tuple[Rule, ...]] = {
         ),
         _UNITS,
     ),
-    TextSpec: (
-        Rule(
-            "self.width % self.heads == 0",
-            "the heads do not divide the width; make width a multiple of heads",
-            ".heads",
-        ),
-        _UNITS,
-    ),
+    TextSpec: (_HEADS, _UNITS),
+    LanguageModelConfig: (_HEADS, _UNITS),
 }
 
 # Rules of one field: `self` is its value, or with [] each of its items.

@@ -9,7 +9,11 @@ from modelchain.report.data import ChainArtifacts, StageArtifacts
 from modelchain.spec import TaskName
 from modelchain.tasks import Task, task_of
 
-_LEADING = ("top1", "imageToText@1")  # the one figure that stands for a set, by kind of evaluation
+_LEADING = (
+    "top1",
+    "imageToText@1",
+    "perplexity",
+)  # the one figure that stands for a set, by kind of evaluation
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ spec and resolved.
 from modelchain.spec import AnyConfig, Block, TaskName
 from modelchain.tasks.classification import CLASSIFICATION
 from modelchain.tasks.clip import CLIP
+from modelchain.tasks.language_model import LANGUAGE_MODEL
 from modelchain.tasks.task import Problem, Task
 
-TASKS: dict[TaskName, Task] = {task.name: task for task in (CLIP, CLASSIFICATION)}
+TASKS: dict[TaskName, Task] = {task.name: task for task in (CLIP, CLASSIFICATION, LANGUAGE_MODEL)}
 
 __all__ = ["CLIP", "TASKS", "Problem", "Task", "task_for", "task_of"]
 

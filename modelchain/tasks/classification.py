@@ -12,6 +12,7 @@ from modelchain.resolved import ResolvedData
 from modelchain.spec import ClassifierConfig, EvaluationType, TaskName
 from modelchain.tasks.task import Problem, Task, differs
 from modelchain.tasks.towers import (
+    IMAGE_FIELDS,
     VISION_DIGEST,
     image_tower_macs,
     image_tower_parameters,
@@ -31,7 +32,7 @@ class ClassificationTask(Task[ClassifierConfig]):
     name = TaskName.CLASSIFICATION
     config = ClassifierConfig
     config_field = "classifierConfig"
-    own_fields = frozenset({("data", "classKey"), ("distillation", "logitsWeight")})
+    own_fields = IMAGE_FIELDS | {("data", "classKey"), ("distillation", "logitsWeight")}
     evaluations = (EvaluationType.ACCURACY,)
     text = "label"
     metric_names = MappingProxyType(

@@ -11,6 +11,7 @@ from modelchain.resolved import ResolvedData
 from modelchain.spec import EvaluationType, ModelConfig, TaskName
 from modelchain.tasks.task import Problem, Task, differs, near_multiple, shrinks
 from modelchain.tasks.towers import (
+    IMAGE_FIELDS,
     VISION_DIGEST,
     block_macs,
     block_parameters,
@@ -40,7 +41,7 @@ class ClipTask(Task[ModelConfig]):
     name = TaskName.CLIP
     config = ModelConfig
     config_field = "modelConfig"
-    own_fields = frozenset({("data", "captionKeys"), ("training", "loss")})
+    own_fields = IMAGE_FIELDS | {("data", "captionKeys"), ("training", "loss")}
     evaluations = (EvaluationType.ZERO_SHOT, EvaluationType.RETRIEVAL)
     text = "caption"
     metric_names = MappingProxyType(

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import ClassVar, Generic, TypeAlias, TypeVar
 
 from modelchain.resolved import ResolvedData
-from modelchain.spec import Block, EvaluationType, TaskName
+from modelchain.spec import Block, DataSpec, EvaluationType, TaskName
 
 C = TypeVar("C", bound=Block)
 
@@ -23,6 +23,7 @@ class Task(ABC, Generic[C]):
     own_fields: ClassVar[frozenset[tuple[str, str]]]  # (block, field) of the chain that not every task reads
     evaluations: ClassVar[tuple[EvaluationType, ...]]
     text: ClassVar[str]  # what a sample's texts are to people: captions, labels
+    size_field: ClassVar[str] = "samples"  # of spec.data: how much data there is
     metric_names: ClassVar[Mapping[str, str]]  # for people
     loss: ClassVar[str]  # the task's loss in a sentence
     distillation: ClassVar[str]  # and the distillation's, after "Distillation loss:"
@@ -69,6 +70,19 @@ class Task(ABC, Generic[C]):
     @abstractmethod
     def text_keys(self, data: ResolvedData) -> tuple[str, ...]:
         """Extensions of the files of a sample that are read beside its image."""
+
+    def samples(self, data: DataSpec, config: C) -> int | None:  # noqa: ARG002
+        """Samples of an epoch; None where `size_field` is not given."""
+        return data.samples
+
+    def sample(self, data: ResolvedData, config: C) -> str:  # noqa: ARG002
+        """What of a sample is learnt, for people: 5 captions."""
+        texts = len(self.text_keys(data))
+        return f"{texts} {self.text}{'s' * (texts != 1)}"
+
+    def unfit(self, data: DataSpec, config: C) -> Iterator[Problem]:  # noqa: ARG002
+        """What keeps a model from being trained on this data: where in the configuration, and so on."""
+        yield from ()
 
 
 def shrinks(part: tuple[str, ...], name: str, before: int, after: int) -> Iterator[Problem]:

@@ -19,6 +19,17 @@ VISION_DIGEST: Final[Table] = {
 }
 
 
+IMAGE_FIELDS: Final = frozenset(  # of spec.data, where samples are images
+    {
+        ("data", "samples"),
+        ("data", "imageKeys"),
+        ("data", "blockMebibytes"),
+        ("data", "windowBlocks"),
+        ("data", "randomCropScale"),
+    }
+)
+
+
 class Tower(Protocol):
     """The sizes of a tower."""
 

@@ -207,6 +207,8 @@ def _check_evaluations(evaluations: list[EvaluationSpec], at: FieldPath) -> Iter
                 yield from _check_retrieval(evaluation, own)
             case EvaluationType.ACCURACY:
                 yield from _check_accuracy(evaluation, own)
+            case EvaluationType.PERPLEXITY:
+                yield from _check_perplexity(evaluation, own)
 
 
 def _check_zero_shot(evaluation: EvaluationSpec, at: FieldPath) -> Iterator[Finding]:
@@ -245,6 +247,21 @@ def _check_accuracy(evaluation: EvaluationSpec, at: FieldPath) -> Iterator[Findi
     ):
         if value is not None:
             message = f"{part[-1]} is for sets of texts, this one is Accuracy"
+            yield _finding((*at, *part), message, "remove it", "evaluation.type")
+
+
+def _check_perplexity(evaluation: EvaluationSpec, at: FieldPath) -> Iterator[Finding]:
+    unused = (
+        (("classes",), evaluation.classes),
+        (("classesUri",), evaluation.classes_uri),
+        (("templates",), evaluation.templates),
+        (("data", "classKey"), evaluation.data.class_key),
+        (("data", "captionKeys"), evaluation.data.caption_keys),
+        (("data", "imageKeys"), evaluation.data.image_keys),
+    )
+    for part, value in unused:
+        if value is not None:
+            message = f"{part[-1]} is for sets of images, this one is Perplexity"
             yield _finding((*at, *part), message, "remove it", "evaluation.type")
 
 

@@ -13,6 +13,7 @@ from modelchain.resolve import (
     predecessor_position,
     resolve,
     resolve_model,
+    samples_of,
     starts_fresh,
     teacher_name,
     with_loss,
@@ -228,10 +229,10 @@ def _has_trunk(chain: ModelChain, stage: StageSpec) -> bool:
     schedule = training.schedule or LearningRateSchedule()
     if schedule.type is not LearningRateScheduleType.WARMUP_STABLE_DECAY:
         return False
-    data = merged(chain.spec.data, stage.data)
-    if training.epochs is None or data is None or data.samples is None:
+    samples = samples_of(chain, stage)
+    if training.epochs is None or samples is None:
         return True
-    steps = training.epochs * (data.samples // (training.global_batch_size or DEFAULT_BATCH))
+    steps = training.epochs * (samples // (training.global_batch_size or DEFAULT_BATCH))
     return steps > decay_steps(schedule, steps)
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from modelchain.spec import EvaluationSpec, ModelChain, TaskName
+from modelchain.resolve import UnresolvableError, merged, predecessor_position
+from modelchain.spec import EvaluationSpec, ModelChain, StageSpec, TaskName
 from modelchain.tasks import TASKS, Task, task_of
 from modelchain.validation.problem import Finding, quoted
 from modelchain.yaml_reader import FieldPath
+
+_ALL_OWN_FIELDS = frozenset(field for task in TASKS.values() for field in task.own_fields)
 
 
 def check_task_fields(chain: ModelChain) -> Iterator[Finding]:
@@ -16,16 +19,18 @@ def check_task_fields(chain: ModelChain) -> Iterator[Finding]:
     task = task_of(spec.task or TaskName.CLIP)
     holders = ((("spec",), spec), *((("spec", "stages", i), stage) for i, stage in enumerate(spec.stages)))
     for at, holder in holders:
-        for other in TASKS.values():
-            for block, field in sorted(other.own_fields - task.own_fields):
-                own = getattr(holder, block)
-                if own is not None and field in own.model_dump(by_alias=True, exclude_none=True):
-                    message = f"{field} is read by task {other.name}, and the chain's is {task.name}"
-                    remedy = "remove it, or give the chain another task"
-                    yield Finding((*at, block, field), message, remedy, frozenset({field, "task"}))
+        for block, field in sorted(_ALL_OWN_FIELDS - task.own_fields):
+            own = getattr(holder, block)
+            if own is not None and field in own.model_dump(by_alias=True, exclude_none=True):
+                readers = " and ".join(t.name for t in TASKS.values() if (block, field) in t.own_fields)
+                message = f"{field} is read by task {readers}, and the chain's is {task.name}"
+                remedy = "remove it, or give the chain another task"
+                yield Finding((*at, block, field), message, remedy, frozenset({field, "task"}))
         for index, evaluation in enumerate(holder.evaluation or ()):
             yield from _check_type(task, evaluation, (*at, "evaluation", index))
     yield from _check_class_names(chain)
+    yield from _check_fit(chain, task)
+    yield from _check_tokenizers(chain)
 
 
 def _check_type(task: Task, evaluation: EvaluationSpec, at: FieldPath) -> Iterator[Finding]:
@@ -51,3 +56,45 @@ def _check_class_names(chain: ModelChain) -> Iterator[Finding]:
                 )
                 path = (*at, "evaluation", index, "classes")
                 yield Finding(path, message, f"name all {classes}, or none", frozenset({"classes"}))
+
+
+def _check_fit(chain: ModelChain, task: Task) -> Iterator[Finding]:
+    """A model that can't be trained on its stage's data."""
+    for number, stage in enumerate(chain.spec.stages):
+        config = stage.written(task.config_field)
+        data = merged(chain.spec.data, stage.data)
+        if config is None or data is None:
+            continue
+        for part, message, remedy in task.unfit(data, config):
+            at: FieldPath = ("spec", "stages", number, task.config_field, *part)
+            yield Finding(at, message, remedy, frozenset({*part, task.config_field}))
+
+
+def _check_tokenizers(chain: ModelChain) -> Iterator[Finding]:
+    """A token means the same to a model and to what it grows out of."""
+    stages = chain.spec.stages
+    tokenizers = [_tokenizer(chain, stage) for stage in stages]
+    for number, stage in enumerate(stages):
+        try:
+            before = predecessor_position(stages, number)
+        except UnresolvableError:
+            continue
+        if before is not None and tokenizers[before] != tokenizers[number]:
+            message = (
+                f"its tokens are others than those of {quoted(stages[before].name)}, which it grows out of"
+            )
+            at: FieldPath = ("spec", "stages", number, "data", "tokenizer")
+            if stage.data is None or stage.data.tokenizer is None:
+                at = ("spec", "stages", before, "data", "tokenizer")
+                message = (
+                    f"{quoted(stage.name)} grows out of {quoted(stages[before].name)} and has other tokens"
+                )
+            remedy = "write one tokenizer for all stages, under spec.data"
+            yield Finding(at, message, remedy, frozenset({"tokenizer", "data"}))
+
+
+def _tokenizer(chain: ModelChain, stage: StageSpec) -> tuple[str, str] | None:
+    data = merged(chain.spec.data, stage.data)
+    if data is None or data.tokenizer is None:
+        return None
+    return data.tokenizer.sha256, data.tokenizer.end_of_text

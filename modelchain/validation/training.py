@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from modelchain.resolve import largest_divisor, merged, resolve_job
+from modelchain.resolve import largest_divisor, merged, resolve_job, samples_of
 from modelchain.resolved import DEFAULT_BATCH, ResolvedJob, ResolvedTraining, decay_steps
-from modelchain.spec import DataSpec, LearningRateSchedule, ModelChain, StageSpec, TrainingSpec
+from modelchain.spec import DataSpec, LearningRateSchedule, ModelChain, StageSpec, TaskName, TrainingSpec
+from modelchain.tasks import task_of
 from modelchain.validation.problem import Finding, quoted
 from modelchain.yaml_reader import FieldPath
 
@@ -26,9 +27,10 @@ def check_training(chain: ModelChain) -> Iterator[Finding]:
 
 
 def _check_missing(chain: ModelChain) -> Iterator[Finding]:
+    size = task_of(chain.spec.task or TaskName.CLIP).size_field
     needed = (
         ("data", "shards", "list the tars to train on: shards: ['s3://bucket/{0000..0127}.tar']"),
-        ("data", "samples", "write how many samples all shards have together"),
+        ("data", size, f"write how many {size} all shards have together"),
         ("training", "epochs", "write how many times each sample is seen"),
     )
     spec = chain.spec
@@ -65,13 +67,14 @@ class _Numbers:
     def check(self) -> Iterator[Finding]:
         yield from self._check_world()
         yield from self._check_rates()
-        samples = self._data.samples
+        samples = samples_of(self._chain, self._stage)
         if samples is None:
             return
         if samples < self._batch:
             message = f"{samples} samples do not fill one batch of {self._batch}"
             remedy = f"write training.globalBatchSize: {samples} or less, or add samples"
-            yield self._finding("data", "samples", message, remedy, "globalBatchSize")
+            size = task_of(self._chain.spec.task or TaskName.CLIP).size_field
+            yield self._finding("data", size, message, remedy, "globalBatchSize")
         elif self._training.epochs is not None:
             yield from self._check_warmup(self._training.epochs * (samples // self._batch))
 

@@ -27,13 +27,15 @@ from modelchain.spec import (
     Block,
     ClassifierConfig,
     DistillationSchedule,
+    LanguageModelConfig,
     LearningRateSchedule,
     ModelChain,
     ModelConfig,
     TextSpec,
+    TokenizerSpec,
     VisionSpec,
 )
-from modelchain.tasks import classification, clip, towers
+from modelchain.tasks import classification, clip, language_model, towers
 from modelchain.validation import load_chains
 from modelchain.yaml_reader import read_documents
 from tests.modelchain.documents import REMOVED, Path, digests, document, resolved
@@ -300,11 +302,13 @@ def test_every_field_of_a_stage_is_known_to_decide_or_not_to() -> None:
             *("compile", "dataWorkers", "stepsPerEpoch", "steps"),  # the last two follow from the others
         },
         ResolvedData: {"maxCorruptFraction", "maxMissingShards"},
+        TokenizerSpec: {"uri"},
     }
     tables: dict[type[Block], tuple[str, set[str]]] = {
         ResolvedTraining: ("_TRAINING", {"schedule"}),
         LearningRateSchedule: ("_LEARNING_RATE_SCHEDULE", set()),
-        ResolvedData: ("_DATA", {"shards"}),
+        ResolvedData: ("_DATA", {"shards", "tokenizer"}),
+        TokenizerSpec: ("_TOKENIZER", set()),
         ResolvedDistillation: ("_DISTILLATION", {"schedule"}),
         DistillationSchedule: ("_DISTILLATION_SCHEDULE", set()),
         ResolvedExpansion: ("_EXPANSION", set()),
@@ -314,6 +318,7 @@ def test_every_field_of_a_stage_is_known_to_decide_or_not_to() -> None:
         VisionSpec: (towers.VISION_DIGEST, set()),
         TextSpec: (clip.TEXT_DIGEST, set()),
         ClassifierConfig: (classification.MODEL_DIGEST, {"vision"}),
+        LanguageModelConfig: (language_model.MODEL_DIGEST, set()),
     }
     known = {kind: (getattr(digest_module, table), apart) for kind, (table, apart) in tables.items()} | models
     for kind, (table, apart) in known.items():

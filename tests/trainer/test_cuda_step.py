@@ -17,10 +17,11 @@ from modelchain_trainer.data import sample
 from modelchain_trainer.losses import Features
 from modelchain_trainer.model.classifier import Classifier
 from modelchain_trainer.model.clip import Clip
+from modelchain_trainer.model.language_model import LanguageModel
 from modelchain_trainer.optimizer import AdamW
 from modelchain_trainer.step import StepResult, TrainStep
 from modelchain_trainer.tasks import contrastive, task_of
-from tests.trainer.expansion.families import classifier
+from tests.trainer.expansion.families import classifier, language_model
 from tests.trainer.test_step import BATCH, CAPTIONS, CONTEXT, IMAGE_SIZE, Rows, config, stage
 
 CUDA = torch.device("cuda", 0)
@@ -46,12 +47,15 @@ def without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def run_on_cuda(
     monkeypatch: pytest.MonkeyPatch, *, micro_batch_size: int | None, task: str = "Contrastive"
 ) -> StepResult:
-    """One step with teacher, projections and clipping; the task is a loss of CLIP's, or Classification."""
+    """One step with teacher, projections and clipping; the task is a loss of CLIP's, or another task."""
     with FakeTensorMode():
         made_for = stage(micro_batch_size=micro_batch_size, gradient_clip_norm=1.0)
         if task == "Classification":
             made_for = made_for.model_copy(update={"task": TaskName.CLASSIFICATION})
             model, teacher = (Classifier(classifier(width=size, image=16), device=CUDA) for size in (32, 16))
+        elif task == "LanguageModel":
+            made_for = made_for.model_copy(update={"task": TaskName.LANGUAGE_MODEL})
+            model, teacher = (LanguageModel(language_model(width=size), device=CUDA) for size in (32, 16))
         else:
             loss = LossName(task)
             made_for = made_for.model_copy(
@@ -76,12 +80,15 @@ def run_on_cuda(
         monkeypatch.setattr(Tensor, "backward", backward)
         optimizer = AdamW(named, made_for.training)
         trained = TrainStep(model, teacher, projections, optimizer, made_for, CUDA)
-        tokens = torch.empty(CAPTIONS, BATCH, CONTEXT, dtype=torch.int64)
+        texts, context = (
+            (2, model.config.context_length + 1) if task == "LanguageModel" else (CAPTIONS, CONTEXT)
+        )
+        tokens = torch.empty(texts, BATCH, context, dtype=torch.int64)
         rows = Rows(torch.empty(BATCH, 3, IMAGE_SIZE, IMAGE_SIZE, dtype=torch.uint8), tokens)
         return trained.run(rows, 0)
 
 
-@pytest.mark.parametrize("task", ["Contrastive", "Sigmoid", "Classification"])
+@pytest.mark.parametrize("task", ["Contrastive", "Sigmoid", "Classification", "LanguageModel"])
 @pytest.mark.parametrize("micro_batch_size", [None, 5])
 def test_a_step_mixes_no_devices_and_never_waits_for_the_gpu(
     monkeypatch: pytest.MonkeyPatch, micro_batch_size: int | None, task: str

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import torch
 from PIL import Image
@@ -28,10 +28,12 @@ from modelchain.spec import EvaluationSpec, EvaluationType, Precision
 from modelchain_trainer.collectives import Group
 from modelchain_trainer.data.sample import normalize
 from modelchain_trainer.evaluation_accuracy import TOP_FIVE_CLASSES, accuracy, classify
+from modelchain_trainer.evaluation_perplexity import PerplexitySet, perplexity
 from modelchain_trainer.losses import full_precision
 from modelchain_trainer.model.classifier import Classifier
 from modelchain_trainer.model.clip import Clip, crop_tokens
 from modelchain_trainer.model.families import AnyModel
+from modelchain_trainer.model.language_model import LanguageModel
 
 RECALL_AT = (1, 5, 10)
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
@@ -92,6 +94,9 @@ class EvaluationSet:
     captions: int = 0  # Retrieval: captions of each sample
 
 
+AnySet: TypeAlias = EvaluationSet | PerplexitySet
+
+
 class Tokenize(Protocol):
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """int64 [number of texts, T]"""
@@ -100,7 +105,7 @@ class Tokenize(Protocol):
 
 def evaluate(
     model: AnyModel,
-    sets: Sequence[EvaluationSet],
+    sets: Sequence[AnySet],
     tokenizer: Tokenize | None,
     *,
     precision: Precision = Precision.FP32,
@@ -115,7 +120,7 @@ def evaluate(
     images that find one of their captions among the k best of all distinct captions, and of distinct captions
     that find one of their images.
 
-    Accuracy: as `evaluation_accuracy.accuracy`.
+    Accuracy: as `evaluation_accuracy.accuracy`. Perplexity: as `evaluation_perplexity.perplexity`.
 
     Raises UserDataError for a set without a readable sample, or with a label that is no class.
     """
@@ -129,15 +134,19 @@ def evaluate(
 
 def _measure(
     model: AnyModel,
-    evaluation: EvaluationSet,
+    evaluation: AnySet,
     tokenizer: Tokenize | None,
     precision: Precision,
     group: Group,
     on_progress: Callable[[], None],
 ) -> dict[str, float]:
+    if isinstance(evaluation, PerplexitySet):
+        assert isinstance(model, LanguageModel)
+        return perplexity(model, evaluation, precision=precision, group=group, on_progress=on_progress)
     if isinstance(model, Classifier):
         return accuracy(model, evaluation, precision=precision, group=group, on_progress=on_progress)
     assert tokenizer is not None
+    assert isinstance(model, Clip)
     encoder = _Encoder(model, tokenizer, precision, group, on_progress)
     match evaluation.spec.type:
         case EvaluationType.ZERO_SHOT:
@@ -197,6 +206,7 @@ def _classifier(
     if isinstance(model, Classifier):
         return lambda images: classify(model, images, precision=precision)
     assert tokenizer is not None
+    assert isinstance(model, Clip)
     encoder = _Encoder(model, tokenizer, precision, group, lambda: None)
     class_ME = encoder.classes(evaluation)
     return lambda images: model.logit_scale.exp() * encoder.images(images) @ class_ME.T

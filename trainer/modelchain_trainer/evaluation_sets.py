@@ -6,28 +6,30 @@ from collections.abc import Callable
 
 from modelchain.errors import UserDataError
 from modelchain.resolved import ResolvedStage
-from modelchain.spec import EvaluationSpec, EvaluationType
+from modelchain.spec import EvaluationSpec, EvaluationType, LanguageModelConfig
 from modelchain.store import Store, open_location, split_uri
 from modelchain_trainer.data.evaluation_data import EvaluationReader
 from modelchain_trainer.data.patience import Patience
-from modelchain_trainer.evaluation import EvaluationSet
+from modelchain_trainer.evaluation import AnySet, EvaluationSet
+from modelchain_trainer.evaluation_perplexity import open_perplexity_set
 
 
-def open_sets(
-    stage: ResolvedStage, index_store: Store, on_progress: Callable[[], None]
-) -> list[EvaluationSet]:
+def open_sets(stage: ResolvedStage, index_store: Store, on_progress: Callable[[], None]) -> list[AnySet]:
     """All sets of the stage. Raises MissingInputError for shards or class files that do not exist."""
     return [_open(stage, spec, index_store, on_progress) for spec in stage.evaluation]
 
 
 def _open(
     stage: ResolvedStage, spec: EvaluationSpec, index_store: Store, on_progress: Callable[[], None]
-) -> EvaluationSet:
+) -> AnySet:
+    config = stage.model_config_
+    if isinstance(config, LanguageModelConfig):
+        return open_perplexity_set(stage, spec, index_store, on_progress)
     source = EvaluationReader(
         spec,
         stage.store,
         index_store,
-        image_size=stage.model_config_.vision.image_size,
+        image_size=config.vision.image_size,
         caption_keys=stage.data.caption_keys,
         workers=stage.training.data_workers,
         on_progress=lambda _done, _total: on_progress(),

@@ -19,9 +19,9 @@ from modelchain.cost import stage_macs
 from modelchain.errors import HeldError
 from modelchain_trainer.attempt import Attempt
 from modelchain_trainer.checkpoint import CheckpointWriter, take_snapshot
-from modelchain_trainer.data.loader import TrainingLoader
 from modelchain_trainer.data.sample import Cause
-from modelchain_trainer.evaluation import EvaluationSet, Tokenize, evaluate
+from modelchain_trainer.data.source import Loader
+from modelchain_trainer.evaluation import AnySet, Tokenize, evaluate
 from modelchain_trainer.failpoints import reach
 from modelchain_trainer.step import StepReading, StepResult
 from modelchain_trainer.stopping import Terminated
@@ -41,8 +41,8 @@ class TrainingLoop:
         self,
         attempt: Attempt,
         trainee: Trainee,
-        loader: TrainingLoader,
-        sets: Sequence[EvaluationSet],
+        loader: Loader,
+        sets: Sequence[AnySet],
         tokenizer: Tokenize | None,
     ) -> None:
         """The loader begins at the trainee's step."""

@@ -23,7 +23,7 @@ from modelchain.errors import MissingInputError
 from modelchain.times import rfc3339
 from modelchain_trainer.attempt import Attempt
 from modelchain_trainer.checkpoint import Trunk, delete_checkpoints, find_trunk
-from modelchain_trainer.evaluation import EvaluationSet, Tokenize, example_predictions
+from modelchain_trainer.evaluation import AnySet, EvaluationSet, Tokenize, example_predictions
 from modelchain_trainer.failpoints import reach
 from modelchain_trainer.model.weights import save_weights
 from modelchain_trainer.trainee import Trainee
@@ -31,9 +31,7 @@ from modelchain_trainer.trainee import Trainee
 logger = logging.getLogger(__name__)
 
 
-def publish(
-    attempt: Attempt, trainee: Trainee, sets: Sequence[EvaluationSet], tokenizer: Tokenize | None
-) -> None:
+def publish(attempt: Attempt, trainee: Trainee, sets: Sequence[AnySet], tokenizer: Tokenize | None) -> None:
     """Export, upload and commit. All ranks call it; rank 0 writes, the others return at once.
 
     Raises HeldError if another process has taken the stage over, StoreUnavailable if the store stays away.
@@ -41,7 +39,7 @@ def publish(
     folder = attempt.scratch / "export"
     folder.mkdir()
     model = trainee.published
-    labelled = next((s for s in sets if s.spec.type.gives_top1), None)
+    labelled = next((s for s in sets if isinstance(s, EvaluationSet) and s.spec.type.gives_top1), None)
     if labelled is not None:
         example_predictions(
             model,

@@ -5,17 +5,14 @@ from __future__ import annotations
 import logging
 
 from modelchain.resolved import ResolvedStage
-from modelchain.tasks import task_of as core_task_of
 from modelchain_trainer import trainee
 from modelchain_trainer.attempt import Attempt, begin
-from modelchain_trainer.data.index import DatasetIndex, open_index, write_training_index
-from modelchain_trainer.data.kept_index import index_missing
 from modelchain_trainer.data.left_out import find_shards, record_left_out
-from modelchain_trainer.data.loader import TrainingLoader
 from modelchain_trainer.data.patience import Patience
 from modelchain_trainer.data.shard_list import ShardList
+from modelchain_trainer.data.source import DataSource, OpenData
 from modelchain_trainer.environment import ProcessEnvironment
-from modelchain_trainer.evaluation import EvaluationSet
+from modelchain_trainer.evaluation import AnySet
 from modelchain_trainer.evaluation_sets import open_sets
 from modelchain_trainer.failpoints import reach
 from modelchain_trainer.loop import TrainingLoop
@@ -39,16 +36,15 @@ def train_stage(
             return
         task = task_of(stage)
         tokenizer = task.tokenizer(stage)
-        index = index_data(attempt)
+        source = task.source(stage)
+        data = index_data(attempt, source)
         sets = open_evaluation_sets(attempt)
         model = trainee.prepare(attempt)
-        loader = TrainingLoader(
-            index,
-            stage,
+        loader = source.loader(
+            data,
             rank=attempt.ranks.rank,
             world_size=attempt.ranks.world_size,
             first_step=model.step,
-            field=task.field(stage),
             pin_memory=attempt.device.type == "cuda",
         )
         TrainingLoop(attempt, model, loader, sets, tokenizer).run()
@@ -56,7 +52,7 @@ def train_stage(
         attempt.ranks.share("published", lambda: "yes")
 
 
-def open_evaluation_sets(attempt: Attempt) -> list[EvaluationSet]:
+def open_evaluation_sets(attempt: Attempt) -> list[AnySet]:
     """The stage's evaluation sets. Rank 0 indexes their shards, the others read its indexes."""
     stage, ranks = attempt.stage, attempt.ranks
     sets = open_sets(stage, attempt.store, attempt.telemetry.advance) if ranks.first else []
@@ -64,8 +60,8 @@ def open_evaluation_sets(attempt: Attempt) -> list[EvaluationSet]:
     return sets if ranks.first else open_sets(stage, attempt.store, attempt.telemetry.advance)
 
 
-def index_data(attempt: Attempt) -> DatasetIndex:
-    """Where the training samples lie.
+def index_data(attempt: Attempt, source: DataSource) -> OpenData:
+    """The training data, open on every rank (see `data.source`).
 
     Rank 0 asks which shards there are. The ranks index those that were never seen side by side; then one rank of each
     node puts the index together in a file that all its ranks map.
@@ -80,11 +76,11 @@ def index_data(attempt: Attempt) -> DatasetIndex:
 
     shards = ShardList.from_text(ranks.share("shards", find), stage.store)
     if ranks.world_size > 1:
-        index_missing(
+        source.share_work(
             shards,
             store,
             patience,
-            lambda _count: attempt.telemetry.advance(),
+            attempt.telemetry.advance,
             rank=ranks.rank,
             world_size=ranks.world_size,
         )
@@ -92,17 +88,9 @@ def index_data(attempt: Attempt) -> DatasetIndex:
     folder = attempt.scratch.parent / "index"  # of the node
     if ranks.first_of_node:
         folder.mkdir(exist_ok=True)
-        write_training_index(
-            folder,
-            shards,
-            stage.data,
-            store,
-            lambda _done, _total: attempt.telemetry.advance(),
-            text_keys=core_task_of(stage.task).text_keys(stage.data),
-            patience=patience,
-        )
+        source.write(folder, shards, store, patience, attempt.telemetry.advance)
     ranks.wait_for_all("index written")
-    index = open_index(folder, stage.store)
+    data = source.open(folder)
     if ranks.first:
-        record_left_out(stage, store, index, patience)
-    return index
+        record_left_out(stage, store, data, patience)
+    return data

@@ -10,12 +10,13 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from modelchain.spec import AnyConfig, ClassifierConfig, ModelConfig, VisionSpec
+from modelchain.spec import AnyConfig, ClassifierConfig, LanguageModelConfig, ModelConfig, VisionSpec
 from modelchain_trainer.expansion import embedding_map
 from modelchain_trainer.model.build import build_model
 from modelchain_trainer.model.classifier import Classifier
 from modelchain_trainer.model.clip import Clip
 from modelchain_trainer.model.families import AnyModel
+from modelchain_trainer.model.language_model import LanguageModel
 from tests.trainer.expansion.growth import batch_of, config_of
 from tests.trainer.expansion.growth import trained as trained_clip
 
@@ -30,6 +31,20 @@ def classifier(
         image_size=image, patch_size=patch, width=width, layers=layers, head_width=HEAD, mlp_ratio=ratio
     )
     return ClassifierConfig(classes=classes, vision=vision)
+
+
+def language_model(
+    *, width: int = 16, layers: int = 2, ratio: float = 4.0, vocabulary: int = 23, context: int = 12
+) -> LanguageModelConfig:
+    """A small language model, heads of 8 channels."""
+    return LanguageModelConfig(
+        context_length=context,
+        vocabulary_size=vocabulary,
+        width=width,
+        layers=layers,
+        heads=width // HEAD,
+        mlp_ratio=ratio,
+    )
 
 
 def trained(config: AnyConfig, *, dtype: torch.dtype = torch.float64) -> Any:
@@ -96,6 +111,25 @@ def _classifier_loss(model: Classifier) -> Tensor:
     return nn.functional.cross_entropy(logits, torch.arange(6) % model.config.classes)
 
 
+def _packed(config: LanguageModelConfig) -> tuple[Tensor, Tensor]:
+    """Sequences of documents of five tokens, and the tokens' positions in them."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(config.vocabulary_size, (4, config.context_length), generator=generator)
+    return tokens, (torch.arange(config.context_length) % 5).expand(4, -1)
+
+
+def _language_model_error(small: LanguageModel, large: LanguageModel) -> float:
+    packed = _packed(small.config)
+    before, after = small(*packed).flatten(0, 1), large(*packed).flatten(0, 1)
+    return float((after - before).norm() / (before - before.mean(0)).norm())
+
+
+def _language_model_loss(model: LanguageModel) -> Tensor:
+    tokens, positions = _packed(model.config)
+    logits = model(tokens[:, :-1], positions[:, :-1])
+    return nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+
+
 _heads, _layers, _ratios = st.integers(1, 3), st.integers(1, 3), st.sampled_from([1.5, 2.0, 4.0])
 _more = st.integers(0, 3)
 
@@ -116,6 +150,17 @@ def _clip_configs(d: dict[str, Any]) -> tuple[AnyConfig, AnyConfig]:
         embed=12 + d["more_embed"],
         vision_ratio=d["ratio"] + d["more_ratio"],
         text_ratio=d["ratio"] + d["more_ratio"],
+    )
+    return small, large
+
+
+def _language_model_configs(d: dict[str, Any]) -> tuple[AnyConfig, AnyConfig]:
+    width = HEAD * d["heads"]
+    small = language_model(width=width, layers=d["layers"], ratio=d["ratio"])
+    large = language_model(
+        width=width + HEAD * d["more_heads"],
+        layers=d["layers"] + d["more_layers"],
+        ratio=d["ratio"] + d["more_ratio"],
     )
     return small, large
 
@@ -166,6 +211,21 @@ FAMILIES: dict[str, FamilyCase] = {
         _classifier_configs,
         _classifier_error,
         _classifier_loss,
+    ),
+    "language model": FamilyCase(
+        st.fixed_dictionaries(
+            {
+                "heads": _heads,
+                "layers": _layers,
+                "ratio": _ratios,
+                "more_heads": _more,
+                "more_layers": _more,
+                "more_ratio": st.sampled_from([0.0, 0.7, 1.0]),
+            }
+        ),
+        _language_model_configs,
+        _language_model_error,
+        _language_model_loss,
     ),
 }
 

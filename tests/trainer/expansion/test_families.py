@@ -48,9 +48,7 @@ def test_every_growth_gives_tensors_and_moments_of_the_large_models_shapes(
 @pytest.mark.parametrize("family", FAMILIES)
 def test_copies_part_within_ten_steps(family: str) -> None:
     case = FAMILIES[family]
-    sizes = {"clip": "vision_heads text_heads vision_layers text_layers", "classifier": "heads layers"}[
-        family
-    ]
+    sizes = "vision_heads text_heads vision_layers text_layers" if family == "clip" else "heads layers"
     drawn = dict.fromkeys(sizes.split(), 1) | {"ratio": 2.0, "times": 1, "more_ratio": 0.0, "more_embed": 0}
     drawn |= dict.fromkeys(("more_text_heads", "more_heads"), 1)
     drawn |= dict.fromkeys(("more_vision_layers", "more_text_layers", "more_layers"), 1)

@@ -13,7 +13,7 @@ from modelchain.errors import ConfigurationError
 from modelchain.spec import ModelConfig
 from modelchain_trainer.model import build_model, crop_tokens
 from modelchain_trainer.model.clip import Clip
-from modelchain_trainer.model.transformer import Block, Transformer
+from modelchain_trainer.model.transformer import GELU, Block, Transformer
 
 START, END = 49406, 49407
 CONTEXT = 12
@@ -59,7 +59,7 @@ def test_unnormalised_embeddings_point_the_same_way(model: Clip, images: Tensor)
 @pytest.mark.parametrize("causal", [False, True], ids=["image", "text"])
 def test_the_last_block_computes_for_the_pooled_token_what_it_would_for_all(causal: bool) -> None:
     torch.manual_seed(0)
-    block = Block(24, 3, 40, False, None).double()
+    block = Block(24, 3, 40, GELU, None).double()
     for parameter in block.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     x_BTD = torch.randn(4, 7, 24, dtype=torch.float64)

@@ -96,7 +96,7 @@ class Assembler:
         image = self._small_images.get(sample)
         data = segment.image(sample) if image is None else b""
         texts = [
-            self._field.decode(segment.text(sample, column), name)
+            self._field.decode(segment.text(sample, column, self._field.missing), name)
             for column, name in enumerate(self._index.text_keys)
         ]
         if image is None:

@@ -185,11 +185,7 @@ class EvaluationReader:
 
 def _label(segment: Segment, sample: int) -> int:
     key = segment.index.text_keys[0]
-    try:
-        data = segment.text(sample, 0)
-    except CorruptSampleError as error:
-        raise CorruptSampleError(Cause.MISSING_LABEL, str(error)) from error
-    return decode_label(data, key)
+    return decode_label(segment.text(sample, 0, Cause.MISSING_LABEL), key)
 
 
 def _captions(segment: Segment, sample: int) -> list[str]:

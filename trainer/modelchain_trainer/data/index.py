@@ -177,6 +177,31 @@ def write_training_index(
         )
 
 
+def write_text_index(
+    folder: Path,
+    shards: ShardList,
+    text_keys: Sequence[str],
+    index_store: Store,
+    on_progress: OnProgress | None = None,
+    *,
+    max_hidden_fraction: float,
+    max_bad: int,
+    patience: Patience,
+) -> DatasetIndex:
+    """Write the index of samples without images into an empty folder. Raises UserDataError for bad shards."""
+    return _write_index(
+        folder,
+        shards,
+        tuple(text_keys),
+        index_store,
+        on_progress,
+        image_keys=(),
+        max_hidden_fraction=max_hidden_fraction,
+        max_bad=max_bad,
+        patience=patience,
+    )
+
+
 def open_index(folder: Path, access: ResolvedStore) -> DatasetIndex:
     """The index that was written into a folder; its columns are mapped, not read."""
     description = json.loads((folder / _DESCRIPTION).read_bytes())
@@ -205,7 +230,7 @@ def _write_index(
     max_bad: int,
     patience: Patience,
 ) -> DatasetIndex:
-    images = tuple(key.lower() for key in image_keys or IMAGE_EXTENSIONS)
+    images = tuple(key.lower() for key in (IMAGE_EXTENSIONS if image_keys is None else image_keys))
     unused = UnusedFiles(images, [extension_of(key) for key in text_keys])
     done, total = 0, len(shards.shards)
 
@@ -229,9 +254,10 @@ def _write_index(
             unused.add(shard.uri, found)
             if not len(columns):
                 wanted = ", ".join([*images, *map(extension_of, text_keys)])
+                remedy = "images and captions in data.imageKeys and data.captionKeys"
                 raise UserDataError(
                     f"{shard.uri}: has no sample with any of {wanted}; its files are {files_of(found)}; name the "
-                    "extensions of images and captions in data.imageKeys and data.captionKeys"
+                    f"extensions of {remedy if images else 'texts in data.textKey'}"
                 )
             writer.append(columns)
             used.append(shard.uri)
@@ -259,7 +285,7 @@ def _write_index(
 def _check_columns(index: DatasetIndex, images: tuple[str, ...]) -> None:
     """Raises UserDataError where no sample at all has an image, or a text of some key."""
     others = f"; files of other extensions: {index.unused}" if index.unused else ""
-    if (index.image_offsets < 0).all():
+    if images and (index.image_offsets < 0).all():
         raise UserDataError(
             f"none of the {len(index)} samples has an image (.{', .'.join(images)}){others}; "
             "name the extension of the images in data.imageKeys"

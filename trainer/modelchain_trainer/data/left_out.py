@@ -10,9 +10,9 @@ from modelchain.artifacts import DATA, DataRecord
 from modelchain.errors import UserDataError
 from modelchain.resolved import ResolvedStage
 from modelchain.store import ConflictError, Store
-from modelchain_trainer.data.index import DatasetIndex
 from modelchain_trainer.data.patience import Patience
 from modelchain_trainer.data.shard_list import ShardList
+from modelchain_trainer.data.source import OpenData
 
 
 def find_shards(stage: ResolvedStage, store: Store, patience: Patience) -> ShardList:
@@ -28,7 +28,7 @@ def find_shards(stage: ResolvedStage, store: Store, patience: Patience) -> Shard
     return ShardList.find(stage.data.shards, stage.store, patience, without=record.left_out)
 
 
-def record_left_out(stage: ResolvedStage, store: Store, index: DatasetIndex, patience: Patience) -> None:
+def record_left_out(stage: ResolvedStage, store: Store, index: OpenData, patience: Patience) -> None:
     """Write down what the stage does without, where it may do without any. Raises UserDataError where another attempt
     has begun with other samples.
     """

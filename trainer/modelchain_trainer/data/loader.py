@@ -17,6 +17,7 @@ import torch
 
 from modelchain.errors import ConfigurationError
 from modelchain.resolved import ResolvedStage
+from modelchain.spec import LanguageModelConfig
 from modelchain_trainer.data.assembly import Assembler
 from modelchain_trainer.data.corruption import Corrupt, CorruptionCounter
 from modelchain_trainer.data.index import DatasetIndex
@@ -76,7 +77,7 @@ class TrainingLoader:
             )
         self.wait_seconds = 0.0
         self._pin_memory = pin_memory
-        self._image_size = stage.model_config_.vision.image_size
+        self._image_size = _image_size(stage)
         self._texts, self._text_width = len(index.text_keys), field.width
         self._step, self._end_step = first_step, training.steps
         self._rows = training.global_batch_size // world_size
@@ -174,3 +175,9 @@ class TrainingLoader:
                 task = partial(self._assembler.fill, step, chunk, segments, images[mine], tokens[:, mine])
                 tasks.append(task if self._pool is None else self._pool.submit(task))
         return _Pending(Batch(images_BHW3.permute(0, 3, 1, 2), tokens_CBT, step), tasks)
+
+
+def _image_size(stage: ResolvedStage) -> int:
+    config = stage.model_config_
+    assert not isinstance(config, LanguageModelConfig), "it has no images"
+    return config.vision.image_size

@@ -28,6 +28,7 @@ class Purpose(IntEnum):
     WINDOW = 3
     CROP = 4
     SUBSTITUTE = 5
+    SEQUENCES = 6
 
 
 def key(*words: int | U64) -> U64:

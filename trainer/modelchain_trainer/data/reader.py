@@ -37,15 +37,13 @@ class Segment:
             raise CorruptSampleError(Cause.MISSING_IMAGE, f"has no image{others}")
         return self._body(sample, offset, int(self.index.image_sizes[sample]))
 
-    def text(self, sample: int, column: int) -> bytes:
-        """The text file of a sample in that column of the index. Raises CorruptSampleError where there is
-        none.
+    def text(self, sample: int, column: int, missing: Cause = Cause.MISSING_CAPTION) -> bytes:
+        """The text file of a sample in that column of the index. Raises CorruptSampleError, with the cause `missing`,
+        where there is none.
         """
         offset = int(self.index.text_offsets[sample, column])
         if offset < 0:
-            raise CorruptSampleError(
-                Cause.MISSING_CAPTION, f"has no .{extension_of(self.index.text_keys[column])}"
-            )
+            raise CorruptSampleError(missing, f"has no .{extension_of(self.index.text_keys[column])}")
         return self._body(sample, offset, int(self.index.text_sizes[sample, column]))
 
     def _body(self, sample: int, offset: int, size: int) -> bytes:

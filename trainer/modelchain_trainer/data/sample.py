@@ -45,6 +45,8 @@ class Cause(StrEnum):
     BAD_CAPTION = "BadCaption"
     MISSING_LABEL = "MissingLabel"
     BAD_LABEL = "BadLabel"
+    MISSING_TEXT = "MissingText"
+    BAD_TEXT = "BadText"
 
 
 class CorruptSampleError(Exception):

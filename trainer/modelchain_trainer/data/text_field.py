@@ -23,6 +23,11 @@ class TextField(Protocol):
         """Numbers that one text becomes."""
         ...
 
+    @property
+    def missing(self) -> Cause:
+        """What it counts as where a sample has no such file."""
+        ...
+
     def decode(self, data: bytes, key: str) -> Any:
         """The content of a file `.key`. Raises CorruptSampleError where it can't be used."""
         ...
@@ -34,6 +39,8 @@ class TextField(Protocol):
 
 class CaptionField:
     """Captions, as tokens."""
+
+    missing = Cause.MISSING_CAPTION
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -52,6 +59,7 @@ class LabelField:
     """The class numbers of a head with so many classes."""
 
     width = 1
+    missing = Cause.MISSING_LABEL
 
     def __init__(self, classes: int) -> None:
         self._classes = classes

@@ -16,16 +16,19 @@ from typing import overload
 import torch
 from torch import Tensor
 
-from modelchain.spec import AnyConfig, ClassifierConfig, ModelConfig
+from modelchain.spec import AnyConfig, ClassifierConfig, LanguageModelConfig, ModelConfig
 from modelchain_trainer.model.classifier import Classifier
 from modelchain_trainer.model.clip import Clip
 from modelchain_trainer.model.families import AnyModel, family_of, layout_of
+from modelchain_trainer.model.language_model import LanguageModel
 
 
 @overload
 def build_model(config: ModelConfig, *, seed: int) -> Clip: ...
 @overload
 def build_model(config: ClassifierConfig, *, seed: int) -> Classifier: ...
+@overload
+def build_model(config: LanguageModelConfig, *, seed: int) -> LanguageModel: ...
 def build_model(config: AnyConfig, *, seed: int) -> AnyModel:
     """A new model on the CPU in fp32. Raises ConfigurationError for sizes that do not divide."""
     model = family_of(config).build(config, None)
@@ -39,6 +42,8 @@ def build_model(config: AnyConfig, *, seed: int) -> AnyModel:
 def model_from(state: Mapping[str, Tensor], config: ModelConfig) -> Clip: ...
 @overload
 def model_from(state: Mapping[str, Tensor], config: ClassifierConfig) -> Classifier: ...
+@overload
+def model_from(state: Mapping[str, Tensor], config: LanguageModelConfig) -> LanguageModel: ...
 def model_from(state: Mapping[str, Tensor], config: AnyConfig) -> AnyModel:
     """A model around these tensors, which are not copied. Raises ConfigurationError for sizes that do not
     divide."""

@@ -46,7 +46,7 @@ from modelchain_trainer.model.layout import (
     transformer,
     uniform,
 )
-from modelchain_trainer.model.transformer import Transformer
+from modelchain_trainer.model.transformer import GELU, Transformer
 
 NORM_EPSILON = 1e-6  # timm's
 _CLASSES = Space("classes", Kind.FIXED)
@@ -72,7 +72,7 @@ class Classifier(nn.Module):
             vision.layers,
             vision_heads(vision),
             vision.hidden_width,
-            quick_gelu=False,
+            GELU,
             causal=False,
             device=device,
             norm_epsilon=NORM_EPSILON,

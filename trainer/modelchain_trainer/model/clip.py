@@ -35,7 +35,7 @@ from modelchain_trainer.model.layers import (
     grid_side,
     vision_heads,
 )
-from modelchain_trainer.model.transformer import Transformer
+from modelchain_trainer.model.transformer import GELU, QUICK_GELU, Transformer
 
 MOST_COMPILATIONS = 32  # of one block's code; torch's default is 8
 
@@ -58,7 +58,7 @@ class Clip(nn.Module):
             text.layers,
             text.heads,
             text.hidden_width,
-            config.quick_gelu,
+            _activation(config.quick_gelu),
             causal=True,
             device=device,
         )
@@ -137,7 +137,7 @@ class VisionTower(nn.Module):
             vision.layers,
             vision_heads(vision),
             vision.hidden_width,
-            quick_gelu,
+            _activation(quick_gelu),
             causal=False,
             device=device,
         )
@@ -149,6 +149,10 @@ class VisionTower(nn.Module):
         class_B1D = self.class_embedding.expand(patches_BND.shape[0], 1, -1)
         x_BTD = self.ln_pre(torch.cat([class_B1D, patches_BND], dim=1) + self.positional_embedding)
         return self.ln_post(self.transformer(x_BTD, None)) @ self.proj
+
+
+def _activation(quick_gelu: bool) -> str:
+    return QUICK_GELU if quick_gelu else GELU
 
 
 def _unit(x_BE: Tensor) -> Tensor:

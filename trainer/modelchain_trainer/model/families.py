@@ -9,14 +9,15 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from modelchain.spec import AnyConfig, Block, ClassifierConfig, ModelConfig
-from modelchain_trainer.model import open_clip_config, timm_config
+from modelchain.spec import AnyConfig, Block, ClassifierConfig, LanguageModelConfig, ModelConfig
+from modelchain_trainer.model import gpt2_config, open_clip_config, timm_config
 from modelchain_trainer.model.classifier import Classifier, classifier_layout
 from modelchain_trainer.model.clip import Clip
 from modelchain_trainer.model.clip_layout import clip_layout
+from modelchain_trainer.model.language_model import LanguageModel, language_model_layout
 from modelchain_trainer.model.layout import Layout
 
-AnyModel: TypeAlias = Clip | Classifier
+AnyModel: TypeAlias = Clip | Classifier | LanguageModel
 State: TypeAlias = dict[str, Tensor]
 
 
@@ -52,6 +53,14 @@ FAMILIES: dict[type[Block], Family] = {
         from_config=timm_config.from_timm,
         published_names=timm_config.timm_names,
         own_names=timm_config.own_names,
+    ),
+    LanguageModelConfig: Family(
+        build=lambda config, device: LanguageModel(config, device=device),
+        layout=language_model_layout,
+        to_config=gpt2_config.to_gpt2,
+        from_config=gpt2_config.from_gpt2,
+        published_names=gpt2_config.gpt2_names,
+        own_names=gpt2_config.own_names,
     ),
 }
 

@@ -1,6 +1,7 @@
 """Pre-norm transformer blocks, with open_clip's parameter names: what every family's towers are made of.
 
-q, k and v come from one matrix product, attention from torch's fused kernel, causality as a flag instead of a mask.
+q, k and v come from one matrix product, attention from torch's fused kernel, causality as a flag instead of a mask
+where nothing else hides a token.
 
 Shape suffixes: B rows, T tokens, D width, H heads, K width of a head, F width of q, k and v side by side.
 """
@@ -17,9 +18,11 @@ from torch.utils.checkpoint import checkpoint
 
 from modelchain_trainer.model.layers import LayerNorm, Linear, empty
 
+GELU, QUICK_GELU, GELU_TANH = "gelu", "quick-gelu", "gelu-tanh"  # activations of an MLP
+
 
 class Transformer(nn.Module):
-    """Pre-norm blocks, of which the last computes the pooled token only."""
+    """Pre-norm blocks. Called, the last of them computes the pooled token only; `sequence` computes all tokens."""
 
     def __init__(
         self,
@@ -27,7 +30,7 @@ class Transformer(nn.Module):
         layers: int,
         heads: int,
         hidden: int,
-        quick_gelu: bool,
+        activation: str,
         *,
         causal: bool,
         device: torch.device | str | None,
@@ -37,7 +40,7 @@ class Transformer(nn.Module):
         self.causal = causal
         self.gradient_checkpointing = False
         self.resblocks = nn.ModuleList(
-            Block(width, heads, hidden, quick_gelu, device, norm_epsilon) for _ in range(layers)
+            Block(width, heads, hidden, activation, device, norm_epsilon) for _ in range(layers)
         )
 
     def forward(self, x_BTD: Tensor, pooled_B: Tensor | None) -> Tensor:
@@ -46,6 +49,12 @@ class Transformer(nn.Module):
         for block in blocks:
             x_BTD = self._run(block, x_BTD, self.causal)
         return self._run(last.pooled, x_BTD, pooled_B)
+
+    def sequence(self, x_BTD: Tensor, visible_BTT: Tensor | None) -> Tensor:
+        """The outputs [B, T, D] of all positions; `visible_BTT` says which each attends to (None: as `causal`)."""
+        for block in self.resblocks:
+            x_BTD = self._run(block, x_BTD, self.causal, visible_BTT)
+        return x_BTD
 
     def compile_blocks(self, *, dynamic: bool | None) -> None:
         """See `Clip.compile_blocks`."""
@@ -68,7 +77,7 @@ class Block(nn.Module):
         width: int,
         heads: int,
         hidden: int,
-        quick_gelu: bool,
+        activation: str,
         device: torch.device | str | None,
         norm_epsilon: float = 1e-5,
     ) -> None:
@@ -76,10 +85,10 @@ class Block(nn.Module):
         self.ln_1 = LayerNorm(width, eps=norm_epsilon, device=device)
         self.attn = Attention(width, heads, device)
         self.ln_2 = LayerNorm(width, eps=norm_epsilon, device=device)
-        self.mlp = Mlp(width, hidden, quick_gelu, device)
+        self.mlp = Mlp(width, hidden, activation, device)
 
-    def forward(self, x_BTD: Tensor, causal: bool) -> Tensor:
-        x_BTD = x_BTD + self.attn(self.ln_1(x_BTD), causal)
+    def forward(self, x_BTD: Tensor, causal: bool, visible_BTT: Tensor | None = None) -> Tensor:
+        x_BTD = x_BTD + self.attn(self.ln_1(x_BTD), causal, visible_BTT)
         return x_BTD + self.mlp(self.ln_2(x_BTD))
 
     def pooled(self, x_BTD: Tensor, position_B: Tensor | None) -> Tensor:
@@ -107,13 +116,17 @@ class Attention(nn.Module):
         self.in_proj_bias = empty(3 * width, device=device)
         self.out_proj = Linear(width, width, device=device)
 
-    def forward(self, x_BTD: Tensor, causal: bool) -> Tensor:
+    def forward(self, x_BTD: Tensor, causal: bool, visible_BTT: Tensor | None = None) -> Tensor:
         B, T, D = x_BTD.shape
         qkv_BTF = F.linear(x_BTD, self.in_proj_weight, self.in_proj_bias)
         # Unbound where they stand, so that the backward pass puts their gradients there in one copy.
         q_BTHK, k_BTHK, v_BTHK = qkv_BTF.view(B, T, 3, self.heads, -1).unbind(2)
         y_BHTK = F.scaled_dot_product_attention(
-            q_BTHK.transpose(1, 2), k_BTHK.transpose(1, 2), v_BTHK.transpose(1, 2), is_causal=causal
+            q_BTHK.transpose(1, 2),
+            k_BTHK.transpose(1, 2),
+            v_BTHK.transpose(1, 2),
+            attn_mask=None if visible_BTT is None else visible_BTT[:, None],
+            is_causal=causal and visible_BTT is None,
         )
         return self.out_proj(y_BHTK.transpose(1, 2).reshape(B, T, D))
 
@@ -133,14 +146,16 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two layers with GELU, or its fast approximation, between them."""
+    """Two layers with GELU, or an approximation of it, between them."""
 
-    def __init__(self, width: int, hidden: int, quick_gelu: bool, device: torch.device | str | None) -> None:
+    def __init__(self, width: int, hidden: int, activation: str, device: torch.device | str | None) -> None:
         super().__init__()
-        self.quick_gelu = quick_gelu
+        self.activation = activation
         self.c_fc = Linear(width, hidden, device=device)
         self.c_proj = Linear(hidden, width, device=device)
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.c_fc(x)
-        return self.c_proj(hidden * torch.sigmoid(1.702 * hidden) if self.quick_gelu else F.gelu(hidden))
+        if self.activation == QUICK_GELU:
+            return self.c_proj(hidden * torch.sigmoid(1.702 * hidden))
+        return self.c_proj(F.gelu(hidden, approximate="tanh" if self.activation == GELU_TANH else "none"))

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from modelchain.resolved import ResolvedStage
 from modelchain.spec import AnyConfig, ClassifierConfig
 from modelchain_trainer.data.sample import normalize
+from modelchain_trainer.data.source import SampleSource
 from modelchain_trainer.data.text_field import LabelField
 from modelchain_trainer.tasks.local_loss import LocalObjective, Sums, rows_of
 from modelchain_trainer.tasks.task import Setting, StepBatch, Task
@@ -122,9 +124,10 @@ class ClassificationObjective(LocalObjective[Rows, Outputs]):
         return config.vision.image_size
 
 
-def _field(config: AnyConfig) -> LabelField:
+def _source(stage: ResolvedStage) -> SampleSource:
+    config = stage.model_config_
     assert isinstance(config, ClassifierConfig)
-    return LabelField(config.classes)
+    return SampleSource(stage, LabelField(config.classes), [stage.data.class_key])
 
 
 def _at_least_fp32(tensor: Tensor) -> Tensor:
@@ -132,7 +135,7 @@ def _at_least_fp32(tensor: Tensor) -> Tensor:
 
 
 CLASSIFICATION = Task(
-    field=lambda stage: _field(stage.model_config_),
+    source=_source,
     tokenizer=lambda _stage: None,
     projections=_projections,
     objective=ClassificationObjective,

@@ -6,6 +6,7 @@ from torch import nn
 
 from modelchain.resolved import ResolvedStage
 from modelchain.spec import AnyConfig, ModelConfig
+from modelchain_trainer.data.source import SampleSource
 from modelchain_trainer.data.text_field import CaptionField
 from modelchain_trainer.data.tokenizer import Tokenizer
 from modelchain_trainer.distillation import build_projections
@@ -26,7 +27,7 @@ def _projections(student: AnyConfig, teacher: AnyConfig) -> nn.Module | None:
 
 
 CLIP = Task(
-    field=lambda stage: CaptionField(_tokenizer(stage)),
+    source=lambda stage: SampleSource(stage, CaptionField(_tokenizer(stage)), stage.data.caption_keys),
     tokenizer=_tokenizer,
     projections=_projections,
     objective=ContrastiveObjective,

@@ -120,6 +120,6 @@ class _Forward(Generic[M, O]):
 
 def rows_of(batch: StepBatch, size: int | None) -> Iterator[slice]:
     """The rows of each micro-batch of so many rows (None: all)."""
-    rows = batch.images.shape[0]
+    rows = batch.tokens.shape[1]
     for start in range(0, rows, size or rows):
         yield slice(start, min(start + (size or rows), rows))

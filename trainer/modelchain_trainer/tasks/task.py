@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from modelchain.resolved import ResolvedStage
 from modelchain.spec import AnyConfig
 from modelchain_trainer.collectives import GradientSum, Group
-from modelchain_trainer.data.text_field import TextField
+from modelchain_trainer.data.source import DataSource
 from modelchain_trainer.data.tokenizer import Tokenizer
 from modelchain_trainer.model.families import AnyModel
 
@@ -22,7 +22,7 @@ class StepBatch(Protocol):
 
     @property
     def images(self) -> Tensor:
-        """uint8 [b, 3, H, W]"""
+        """uint8 [b, 3, H, W], or [b, 0, 0, 0] where a task has none"""
         ...
 
     @property
@@ -68,7 +68,7 @@ class Objective(Protocol):
 class Task:
     """One task, to torch. Its counterpart in `modelchain.tasks` has what needs no torch."""
 
-    field: Callable[[ResolvedStage], TextField]  # what becomes of a sample's texts
+    source: Callable[[ResolvedStage], DataSource]  # where batches come from
     tokenizer: Callable[[ResolvedStage], Tokenizer | None]  # of class names and captions, for evaluation
     projections: Callable[
         [AnyConfig, AnyConfig], nn.Module | None

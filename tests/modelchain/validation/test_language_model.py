@@ -1,0 +1,119 @@
+"""A chain of language models: valid as it is, and a message for each mistake."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path as FilePath
+from typing import Any
+
+import pytest
+
+from modelchain.cost import plan
+from modelchain.resolve import resolve
+from modelchain.spec import ModelChain
+from modelchain.validation import check_file
+from tests.modelchain.documents import REMOVED, Path, document
+
+MODEL: dict[str, Any] = {"contextLength": 64, "vocabularySize": 320, "width": 32, "layers": 2, "heads": 4}
+FILE = {"uri": "s3://data/tokenizer.json", "sha256": "a" * 64}
+
+
+def language_model() -> dict[Path, Any]:
+    """What makes the document a chain of two language models, anew each time."""
+    return {
+        ("task",): "LanguageModel",
+        ("data",): {"shards": ["s3://data/{0000..0003}.tar"], "tokens": 1_000_000},
+        ("evaluation",): [{"name": "val", "type": "Perplexity", "data": {"shards": ["s3://data/val.tar"]}}],
+        ("stages",): [
+            {"name": "small", "languageModelConfig": dict(MODEL)},
+            {"name": "base", "languageModelConfig": MODEL | {"width": 48, "heads": 6, "layers": 3}},
+        ],
+    }
+
+
+def test_an_epoch_is_as_many_sequences_as_the_tokens_fill(tmp_path: FilePath) -> None:
+    path = tmp_path / "chain.yaml"
+    path.write_text(json.dumps(document(language_model() | {("training", "globalBatchSize"): 100})))
+    (checked,) = check_file(path)
+    assert checked.chain is not None, checked.problems
+    resolved = resolve(checked.chain)
+    small, base = resolved.stages
+    assert small.data.samples == 1_000_000 // 64
+    assert small.training.steps_per_epoch == 1_000_000 // 64 // 100
+    assert small.folder.startswith("stages/gpt-32x2-320-")
+    assert small.digest != base.digest
+    assert plan(resolved).sample == "64 tokens"
+
+
+def test_tokens_and_tokenizer_decide_the_weights_and_where_it_lies_does_not() -> None:
+    def digests(changes: dict[Path, Any]) -> set[str]:
+        chain = ModelChain.model_validate(document(language_model() | changes))
+        return {stage.digest for stage in resolve(chain).stages}
+
+    def of_data(**data: Any) -> set[str]:
+        return digests({("data", key): value for key, value in data.items()})
+
+    found = [
+        of_data(),
+        of_data(tokens=999_999),
+        of_data(textKey="json:body"),
+        of_data(tokenizer=FILE),
+        of_data(tokenizer=FILE | {"sha256": "b" * 64}),
+        of_data(tokenizer=FILE | {"endOfText": "</s>"}),
+    ]
+    assert len(set.union(*found)) == 2 * len(found)
+    assert of_data(tokenizer=FILE | {"uri": "tokenizer.json"}) == of_data(tokenizer=FILE)
+
+
+LAST = ("stages", 1, "languageModelConfig")
+OF_LAST = "spec.stages[1].languageModelConfig"
+
+MISTAKES: list[tuple[dict[Path, Any], str, str, str]] = [
+    ({("data", "tokens"): REMOVED}, "spec.data.tokens", "is missing", "how many tokens"),
+    (
+        {("data", "samples"): 100},
+        "spec.data.samples",
+        "samples is read by task Clip and Classification, and the chain's is LanguageModel",
+        "remove it",
+    ),
+    ({("data", "tokens"): 640}, "spec.data.tokens", "10 samples do not fill one batch", "globalBatchSize"),
+    ({(*LAST, "vocabularySize"): 384}, f"{OF_LAST}.vocabularySize", "320 to 384", "the same"),
+    (
+        {("stages", 0, "languageModelConfig", "vocabularySize"): 256},
+        "spec.stages[0].languageModelConfig.vocabularySize",
+        "256 tokens are fewer than the 257 of the built-in tokenizer",
+        "at least 257",
+    ),
+    ({(*LAST, "heads"): 3}, f"{OF_LAST}.heads", "head width", "write 6 heads"),
+    ({(*LAST, "heads"): 5}, f"{OF_LAST}.heads", "do not divide", "multiple of 5"),
+    ({(*LAST, "width"): 24}, f"{OF_LAST}.width", "shrinks from 32 to 24", "at least 32"),
+    ({(*LAST, "contextLength"): 32}, f"{OF_LAST}.contextLength", "64 to 32", "write 64"),
+    ({(*LAST, "activation"): "GeluTanh"}, f"{OF_LAST}.activation", "Gelu to GeluTanh", "write Gelu"),
+    (
+        {("stages", 1, "data"): {"tokenizer": FILE}},
+        "spec.stages[1].data.tokenizer",
+        "its tokens are others",
+        "one tokenizer",
+    ),
+    (
+        {("evaluation", 0, "type"): "ZeroShot"},
+        "spec.evaluation[0].type",
+        "can't be evaluated",
+        "write type: Perplexity",
+    ),
+    ({("evaluation", 0, "classes"): ["a", "b"]}, "spec.evaluation[0].classes", "sets of images", "remove it"),
+    ({("task",): "Clip"}, "spec.stages[0].languageModelConfig", "of task LanguageModel", "write modelConfig"),
+]
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake[1] + mistake[2][:20])
+def test_each_mistake_is_said_with_its_remedy(
+    mistake: tuple[dict[Path, Any], str, str, str], tmp_path: FilePath
+) -> None:
+    changes, field, says, remedy = mistake
+    path = tmp_path / "chain.yaml"
+    path.write_text(json.dumps(document(language_model() | changes)))
+    (checked,) = check_file(path)
+    found = [problem for problem in checked.problems if problem.path == field]
+    assert found, checked.problems
+    assert any(says in problem.message and remedy in problem.remedy for problem in found), found

@@ -1,0 +1,239 @@
+"""Documents of shards as one line of tokens, and its sequences in the order of a seed."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from modelchain.errors import ConfigurationError, UserDataError
+from modelchain.resolved import ResolvedStage
+from modelchain.store import open_store
+from modelchain_trainer.data.document_tokenizer import ByteTokenizer
+from modelchain_trainer.data.documents import DocumentList
+from modelchain_trainer.data.patience import Patience
+from modelchain_trainer.data.sequences import SequenceLoader, SequenceOrder
+from modelchain_trainer.data.shard_list import ShardList
+from modelchain_trainer.data.source import DocumentSource
+from modelchain_trainer.data.token_stream import TokenStream, open_tokens, write_tokens
+from tests.trainer.stages import smallest_stage
+
+END = ByteTokenizer.end_of_text
+TEXTS = ("one", "twotwo", "", "vier vier vier", "fünf", "six")
+CONTEXT = 8
+
+
+def tar(path: Path, files: dict[str, bytes]) -> str:
+    with tarfile.open(path, "w") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return str(path)
+
+
+def stage(tmp_path: Path, shards: Sequence[str], tokens: int, **data: Any) -> ResolvedStage:
+    model = {"contextLength": CONTEXT, "vocabularySize": 320, "width": 16, "layers": 1, "heads": 2}
+    document = smallest_stage(
+        store={"uri": str(tmp_path / "store")},
+        data={"shards": list(shards), "tokens": tokens, "samples": tokens // CONTEXT, **data},
+        training={"globalBatchSize": 2},
+    )
+    return ResolvedStage.model_validate(document | {"task": "LanguageModel", "modelConfig": model})
+
+
+def opened(made: ResolvedStage, folder: Path) -> TokenStream:
+    """As training opens it."""
+    from modelchain.spec import LanguageModelConfig
+
+    assert isinstance(made.model_config_, LanguageModelConfig)
+    source = DocumentSource(made, made.model_config_)
+    patience = Patience()
+    shards = ShardList.find(made.data.shards, made.store, patience)
+    folder.mkdir()
+    source.write(folder, shards, open_store(made.store), patience, lambda: None)
+    return source.open(folder)
+
+
+def line_of(texts: Sequence[str]) -> list[int]:
+    return [token for text in texts for token in (END, *text.encode())] + [END]
+
+
+def count(texts: Sequence[str]) -> int:
+    return len(line_of(texts)) - 1
+
+
+def test_tars_and_lines_of_json_give_the_same_tokens_in_the_order_of_the_shards(tmp_path: Path) -> None:
+    texts = [text for text in TEXTS if text]
+    parts = (texts[:2], texts[2:])
+    tars = [
+        tar(tmp_path / f"{n}.tar", {f"{i}.txt": text.encode() for i, text in enumerate(part)})
+        for n, part in enumerate(parts)
+    ]
+    lines = []
+    for number, part in enumerate(parts):
+        path = tmp_path / f"{number}.jsonl"
+        path.write_text("".join(json.dumps({"text": text, "more": 1}) + "\n" for text in part) + "\n")
+        lines.append(str(path))
+    of_tars = opened(stage(tmp_path, tars, count(texts)), tmp_path / "tars")
+    of_lines = opened(stage(tmp_path, lines, count(texts)), tmp_path / "lines")
+    assert of_tars.tokens.tolist() == of_lines.tokens.tolist() == line_of(texts)
+    body = stage(tmp_path, lines, count(texts), textKey="json:body")
+    with pytest.raises(
+        UserDataError, match=r"line 3 of .*1.jsonl: .*in its field body \(it has: text, more\)"
+    ):
+        opened(body, tmp_path / "body")
+
+
+def stream_of(texts: Sequence[str], folder: Path) -> TokenStream:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tokens(folder, DocumentList(iter(texts), ()), ByteTokenizer(), max_corrupt_fraction=0)
+    return open_tokens(folder, CONTEXT)
+
+
+@settings(max_examples=40, deadline=None)
+@given(texts=st.lists(st.text("ab", max_size=25), min_size=1, max_size=12))
+def test_sequences_predict_every_token_once_but_those_that_fill_none(
+    texts: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    stream = stream_of(texts, tmp_path_factory.mktemp("stream"))
+    line = line_of(texts)
+    assert len(stream) == (len(line) - 1) // CONTEXT
+    tokens, places = stream.rows(np.arange(len(stream)))
+    assert tokens[:, 1:].flatten().tolist() == line[1 : len(stream) * CONTEXT + 1]
+    for row, positions in zip(tokens, places, strict=True):
+        for column, token in enumerate(row):
+            begins = token == END or column == 0
+            assert positions[column] == (0 if begins else positions[column - 1] + 1)
+
+
+def order(sequences: int, batch: int, seed: int = 0) -> list[NDArray[np.int64]]:
+    made = SequenceOrder(sequences, seed=seed, global_batch_size=batch)
+    return [made.step_sequences(step) for step in range(2 * made.steps_per_epoch)]
+
+
+def test_an_epoch_sees_each_sequence_at_most_once_in_an_order_of_its_own() -> None:
+    steps = order(23, 4)
+    first, second = np.concatenate(steps[:5]), np.concatenate(steps[5:])
+    assert len(set(first.tolist())) == len(set(second.tolist())) == 20
+    assert first.tolist() != second.tolist() != np.concatenate(order(23, 4, seed=1)[5:]).tolist()
+    assert first.tolist()[:4] == [12, 19, 20, 8], "the order is the same in every release"
+    with pytest.raises(ConfigurationError, match="more than the 3 sequences"):
+        SequenceOrder(3, seed=0, global_batch_size=4)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_any_number_of_ranks_from_any_step_see_the_batches_of_one_from_the_first(
+    tmp_path: Path, world_size: int
+) -> None:
+    stream = stream_of(["abc" * number for number in range(1, 20)], tmp_path)
+    made = stage(tmp_path, ["unused.tar"], 1).training.model_copy(
+        update={"global_batch_size": 4, "steps": 12}
+    )
+
+    def batches(rank: int, world_size: int, first_step: int) -> list[torch.Tensor]:
+        loader = SequenceLoader(stream, made, rank=rank, world_size=world_size, first_step=first_step)
+        return [batch.tokens for batch in loader]
+
+    whole = batches(0, 1, 0)
+    assert len(whole) == 12
+    parts = [batches(rank, world_size, 7) for rank in range(world_size)]
+    for step, wanted in enumerate(whole[7:]):
+        assert torch.equal(torch.cat([part[step] for part in parts], dim=1), wanted)
+
+
+def test_a_wrong_number_of_tokens_is_said_with_the_right_one(tmp_path: Path) -> None:
+    shard = tar(tmp_path / "0.tar", {"a.txt": b"abc", "b.txt": b"defg"})
+    with pytest.raises(UserDataError, match=r"data.tokens is 8, .* hold 9 tokens .* write tokens: 9"):
+        opened(stage(tmp_path, [shard], 8), tmp_path / "tokens")
+
+
+MISTAKES: list[tuple[dict[str, bytes], dict[str, Any], str]] = [
+    (
+        {"a.json": b'{"text": "a"}'},
+        {},
+        r"has no sample with any of txt; its files are .json \(1\).*data.textKey",
+    ),
+    ({"a.txt": b"\xff\xfe\xff"}, {}, r"1 of the 1 documents .*sample a of .*0.tar: the .txt is not UTF-8"),
+]
+
+
+@pytest.mark.parametrize(("files", "data", "says"), MISTAKES)
+def test_shards_without_texts_are_refused(
+    tmp_path: Path, files: dict[str, bytes], data: dict[str, Any], says: str
+) -> None:
+    shard = tar(tmp_path / "0.tar", files)
+    with pytest.raises(UserDataError, match=says):
+        opened(stage(tmp_path, [shard], 100, maxCorruptFraction=0, **data), tmp_path / "tokens")
+
+
+def test_tars_beside_lines_of_json_are_refused(tmp_path: Path) -> None:
+    shards = [tar(tmp_path / "0.tar", {"a.txt": b"a"}), str(tmp_path / "1.jsonl")]
+    (tmp_path / "1.jsonl").write_text('{"text": "a"}')
+    with pytest.raises(UserDataError, match=r"0.tar: stands beside shards of lines of JSON"):
+        opened(stage(tmp_path, shards, 4), tmp_path / "tokens")
+
+
+@pytest.fixture
+def tokenizer_file(tmp_path: Path) -> dict[str, str]:
+    """A byte-pair tokenizer with an end of text, as data.tokenizer names it."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    made.train_from_iterator(["the cat and the dog and the end"] * 3, trainer)
+    path = tmp_path / "tokenizer.json"
+    made.save(str(path))
+    return {"uri": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+
+
+def test_a_tokenizer_json_encodes_documents_and_a_written_out_end_is_text(
+    tmp_path: Path, tokenizer_file: dict[str, str]
+) -> None:
+    from tokenizers import Tokenizer
+
+    made = Tokenizer.from_file(tokenizer_file["uri"])
+    texts = ["the cat", "a <|endoftext|> in a text"]
+    shard = tar(tmp_path / "0.tar", {f"{n}.txt": text.encode() for n, text in enumerate(texts)})
+    end = made.token_to_id("<|endoftext|>")
+    made.encode_special_tokens = True
+    wanted = [token for text in texts for token in (end, *made.encode(text).ids)]
+    stream = opened(stage(tmp_path, [shard], len(wanted), tokenizer=tokenizer_file), tmp_path / "tokens")
+    assert stream.tokens.tolist() == [*wanted, end]
+    assert wanted.count(end) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "vocabulary", "says"),
+    [
+        ({"endOfText": "</s>"}, 320, r"has no token </s>; name its end of text in data.tokenizer.endOfText"),
+        ({"sha256": "0" * 64}, 320, r"its sha256 is .*, not the 000"),
+        ({}, 257, r"vocabularySize is 257, but the tokenizer has 2\d\d tokens; write vocabularySize: 320"),
+    ],
+)
+def test_a_tokenizer_that_does_not_fit_is_refused(
+    tmp_path: Path, tokenizer_file: dict[str, str], changes: dict[str, str], vocabulary: int, says: str
+) -> None:
+    shard = tar(tmp_path / "0.tar", {"a.txt": b"the cat"})
+    made = stage(tmp_path, [shard], 9, tokenizer=tokenizer_file | changes)
+    smaller = made.model_config_.model_copy(update={"vocabulary_size": vocabulary})
+    with pytest.raises(UserDataError, match=says):
+        opened(made.model_copy(update={"model_config_": smaller}), tmp_path / "tokens")

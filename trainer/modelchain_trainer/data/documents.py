@@ -1,0 +1,122 @@
+"""The documents of a data set, in the order of its shards and of the bytes in each: texts of tars, or lines of JSON."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from modelchain.errors import MissingInputError, UserDataError
+from modelchain.store import NotFound, Store
+from modelchain_trainer.data.corruption import describe_sample
+from modelchain_trainer.data.index import DatasetIndex, OnProgress, write_text_index
+from modelchain_trainer.data.order import cut_blocks
+from modelchain_trainer.data.patience import Patience
+from modelchain_trainer.data.reader import read_segment
+from modelchain_trainer.data.sample import Cause, CorruptSampleError
+from modelchain_trainer.data.shard_list import Located, ShardList
+from modelchain_trainer.data.text_keys import text_of
+
+LINES = ".jsonl"
+_DEFAULT_KEYS = {False: "txt", True: "json:text"}  # of shards of lines
+_BLOCK = 8 << 20  # bytes that are read at once
+
+Document = str | CorruptSampleError  # or why there is none
+
+
+@dataclass(frozen=True)
+class DocumentList:
+    """Documents that can be read once, and the shards that are done without."""
+
+    documents: Iterator[Document]
+    left_out: tuple[str, ...]
+
+
+def find_documents(
+    shards: ShardList,
+    key: str | None,
+    index_store: Store,
+    on_progress: OnProgress | None = None,
+    *,
+    max_missing: int = 0,
+    patience: Patience,
+) -> DocumentList:
+    """The documents of shards, by the key of their texts (see data.textKey).
+
+    Raises UserDataError for bad shards and for tars beside lines of JSON.
+    """
+    lines = [shard.uri.endswith(LINES) for shard in shards.shards]
+    if any(lines) and not all(lines):
+        uri = next(shard.uri for shard in shards.shards if not shard.uri.endswith(LINES))
+        raise UserDataError(
+            f"{uri}: stands beside shards of lines of JSON; write all shards as {LINES}, or as tars"
+        )
+    of_lines = all(lines)
+    key = key or _DEFAULT_KEYS[of_lines]
+    if of_lines:
+        if ":" not in key:
+            raise UserDataError(f"data.textKey is {key}, but the shards hold lines of JSON; write json:FIELD")
+        return DocumentList(_of_lines(shards, key, on_progress, patience), shards.missing)
+    with tempfile.TemporaryDirectory(prefix="modelchain-documents-") as folder:
+        index = write_text_index(
+            Path(folder),
+            shards,
+            (key,),
+            index_store,
+            on_progress,
+            max_hidden_fraction=1.0,  # a file of a dotted name is no document, as it would be no image
+            max_bad=max_missing - len(shards.missing),
+            patience=patience,
+        )
+    return DocumentList(_of_tars(index, key, patience), index.left_out)
+
+
+def _of_tars(index: DatasetIndex, key: str, patience: Patience) -> Iterator[Document]:
+    blocks = cut_blocks(index, _BLOCK).tolist()
+    for first, last in pairwise(blocks):
+        segment = read_segment(index, first, last, patience)
+        for sample in range(first, last):
+            try:
+                yield text_of(segment.text(sample, 0, Cause.MISSING_TEXT), key)
+            except CorruptSampleError as error:
+                yield _unusable(error, describe_sample(index, sample))
+
+
+def _of_lines(
+    shards: ShardList, key: str, on_progress: OnProgress | None, patience: Patience
+) -> Iterator[Document]:
+    for number, shard in enumerate(shards.shards, start=1):
+        for line_number, line in enumerate(_lines(shard, patience), start=1):
+            if not line.strip():
+                continue
+            try:
+                yield text_of(line, key)
+            except CorruptSampleError as error:
+                yield _unusable(error, f"line {line_number} of {shard.uri}")
+        if on_progress is not None:
+            on_progress(number, len(shards.shards))
+
+
+def _lines(shard: Located, patience: Patience) -> Iterator[bytes]:
+    """Without their ends. Read in blocks: a file may be larger than memory, a line may not."""
+    rest = b""
+    for start in range(0, shard.info.size, _BLOCK):
+        length = min(_BLOCK, shard.info.size - start)
+        try:
+            data = patience.attempt(
+                lambda start=start, n=length: shard.store.get_range(shard.info.key, start, n)
+            )
+        except NotFound as error:
+            raise MissingInputError(f"{shard.uri}: was removed while it was read; put it back") from error
+        *whole, rest = (rest + data).split(b"\n")
+        yield from whole
+    if rest:
+        yield rest
+
+
+def _unusable(error: CorruptSampleError, where: str) -> CorruptSampleError:
+    missing = error.cause in (Cause.MISSING_TEXT, Cause.MISSING_CAPTION)
+    cause = Cause.MISSING_TEXT if missing else Cause.BAD_TEXT
+    return CorruptSampleError(cause, f"{where}: {error}")

@@ -1,0 +1,209 @@
+"""Where a task's batches come from: samples of shards, decoded as they are needed, or documents, as tokens.
+
+Rank 0 asks which shards there are; then one rank of each node puts what is known of them into a folder, which all of
+its ranks map; each makes a loader of that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from modelchain.errors import UserDataError
+from modelchain.resolved import ResolvedStage
+from modelchain.spec import LanguageModelConfig
+from modelchain.store import Store
+from modelchain_trainer.data.document_tokenizer import open_tokenizer
+from modelchain_trainer.data.documents import LINES, find_documents
+from modelchain_trainer.data.index import DatasetIndex, open_index, write_training_index
+from modelchain_trainer.data.kept_index import index_missing
+from modelchain_trainer.data.loader import Batch, TrainingLoader
+from modelchain_trainer.data.patience import Patience
+from modelchain_trainer.data.sequences import SequenceLoader
+from modelchain_trainer.data.shard_list import ShardList
+from modelchain_trainer.data.text_field import TextField
+from modelchain_trainer.data.token_stream import TokenStream, check_vocabulary, open_tokens, write_tokens
+
+Progress = Callable[[], None]
+
+
+class OpenData(Protocol):
+    """A stage's data, as all ranks of a node map it."""
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Shards that can't be used, within what is allowed."""
+        ...
+
+    def __len__(self) -> int:
+        """Samples."""
+        ...
+
+
+class Loader(Protocol):
+    """The batches of one rank, from a step to the last."""
+
+    @property
+    def wait_seconds(self) -> float:
+        """For how long batches were waited for so far."""
+        ...
+
+    @property
+    def corrupt(self) -> dict[str, int]:
+        """Samples that were replaced so far, by cause."""
+        ...
+
+    def __iter__(self) -> Iterator[Batch]: ...
+    def __next__(self) -> Batch: ...
+    def close(self) -> None:
+        """Stop; the loader can't be used afterwards."""
+        ...
+
+
+class DataSource(Protocol):
+    """How a task reads its data."""
+
+    def share_work(
+        self,
+        shards: ShardList,
+        store: Store,
+        patience: Patience,
+        on_progress: Progress,
+        *,
+        rank: int,
+        world_size: int,
+    ) -> None:
+        """Do this rank's part of what all can do side by side, and keep it in the store."""
+        ...
+
+    def write(
+        self, folder: Path, shards: ShardList, store: Store, patience: Patience, on_progress: Progress
+    ) -> None:
+        """Put what is known of the shards into an empty folder. Raises UserDataError for data that does not fit."""
+        ...
+
+    def open(self, folder: Path) -> OpenData:
+        """What `write` wrote, mapped."""
+        ...
+
+    def loader(self, data: Any, *, rank: int, world_size: int, first_step: int, pin_memory: bool) -> Loader:
+        """The batches of a rank. `data` is what `open` gave."""
+        ...
+
+
+class SampleSource:
+    """Samples of images and texts, decoded as they are needed."""
+
+    def __init__(self, stage: ResolvedStage, field: TextField, text_keys: Sequence[str]) -> None:
+        self._stage, self._field, self._text_keys = stage, field, tuple(text_keys)
+
+    def share_work(
+        self,
+        shards: ShardList,
+        store: Store,
+        patience: Patience,
+        on_progress: Progress,
+        *,
+        rank: int,
+        world_size: int,
+    ) -> None:
+        """Index shards that were never seen."""
+        index_missing(shards, store, patience, lambda _count: on_progress(), rank=rank, world_size=world_size)
+
+    def write(
+        self, folder: Path, shards: ShardList, store: Store, patience: Patience, on_progress: Progress
+    ) -> None:
+        """The index."""
+        write_training_index(
+            folder,
+            shards,
+            self._stage.data,
+            store,
+            lambda _done, _total: on_progress(),
+            text_keys=self._text_keys,
+            patience=patience,
+        )
+
+    def open(self, folder: Path) -> DatasetIndex:
+        """The index."""
+        return open_index(folder, self._stage.store)
+
+    def loader(
+        self, data: DatasetIndex, *, rank: int, world_size: int, first_step: int, pin_memory: bool
+    ) -> TrainingLoader:
+        """Images and texts."""
+        return TrainingLoader(
+            data,
+            self._stage,
+            rank=rank,
+            world_size=world_size,
+            first_step=first_step,
+            field=self._field,
+            pin_memory=pin_memory,
+        )
+
+
+class DocumentSource:
+    """Documents as one line of tokens, which each node makes for itself at the start of an attempt: a corpus must fit
+    on its disk, two or four bytes a token.
+    """
+
+    def __init__(self, stage: ResolvedStage, config: LanguageModelConfig) -> None:
+        self._stage, self._config = stage, config
+
+    def share_work(
+        self,
+        shards: ShardList,
+        store: Store,
+        patience: Patience,
+        on_progress: Progress,
+        *,
+        rank: int,
+        world_size: int,
+    ) -> None:
+        """Index tars that were never seen."""
+        if not any(shard.uri.endswith(LINES) for shard in shards.shards):
+            index_missing(
+                shards, store, patience, lambda _count: on_progress(), rank=rank, world_size=world_size
+            )
+
+    def write(
+        self, folder: Path, shards: ShardList, store: Store, patience: Patience, on_progress: Progress
+    ) -> None:
+        """The tokens."""
+        data = self._stage.data
+        tokenizer = open_tokenizer(data, self._stage.store, patience)
+        check_vocabulary(tokenizer, self._config.vocabulary_size)
+        found = find_documents(
+            shards,
+            data.text_key,
+            store,
+            lambda _done, _total: on_progress(),
+            max_missing=data.max_missing_shards,
+            patience=patience,
+        )
+        count = write_tokens(folder, found, tokenizer, max_corrupt_fraction=data.max_corrupt_fraction)
+        fewer = found.left_out and data.tokens is not None and count < data.tokens
+        if count != data.tokens and not fewer:
+            raise UserDataError(
+                f"data.tokens is {data.tokens}, but the {len(shards.shards)} shards hold {count} tokens (one for each "
+                f"document beside those of its text); write tokens: {count}, or fix data.shards or data.tokenizer"
+            )
+
+    def open(self, folder: Path) -> TokenStream:
+        """The tokens."""
+        return open_tokens(folder, self._config.context_length)
+
+    def loader(
+        self, data: TokenStream, *, rank: int, world_size: int, first_step: int, pin_memory: bool
+    ) -> SequenceLoader:
+        """Sequences of tokens."""
+        return SequenceLoader(
+            data,
+            self._stage.training,
+            rank=rank,
+            world_size=world_size,
+            first_step=first_step,
+            pin_memory=pin_memory,
+        )
