@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Protocol, TextIO
 
 from modelchain.acceleration import Acceleration
+from modelchain.baselines import leading_metrics
 from modelchain.local.events import (
     AttemptFailed,
     Event,
@@ -184,12 +185,14 @@ def loss_text(loss: dict[str, float]) -> str:
 
 
 def leading_metric(chain: ResolvedChain, stage: str, metrics: dict[str, float]) -> str:
-    """Accuracy on the first zero-shot set; else the first metric there is."""
-    top1 = top1_of(chain.stage(stage), metrics)
+    """Accuracy on the first zero-shot set; else the most telling metric there is."""
+    resolved = chain.stage(stage)
+    top1 = top1_of(resolved, metrics)
     if top1 is not None:
         return f"top-1 {percent(top1)}"
-    first = next(iter(metrics.items()), None)
-    return f"{first[0]} {first[1]:.4g}" if first else ""
+    names = (*leading_metrics(resolved.evaluation), *metrics)
+    first = next((name for name in names if name in metrics), None)
+    return f"{first} {metrics[first]:.4g}" if first else ""
 
 
 def _alone(event: RunStarted) -> str:

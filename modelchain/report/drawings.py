@@ -67,7 +67,8 @@ def loss_plot(chain: ChainArtifacts, costs: Costs, colours: tuple[Colour, ...]) 
         return None
     ends = ", ".join(f"{curve.label} {units.digits(curve.task[-1][1])}" for curve in stages if curve.task)
     task = chain_task(chain)
-    caption = f"Task loss: {task.loss}."
+    training = next((stage.resolved.training for stage in chain.stages if stage.resolved), None)
+    caption = f"Task loss: {task.loss(training)}." if training else ""
     if any(curve.distillation for curve in stages):
         caption += (
             f" Distillation loss: {task.distillation}. The method asks that it stays below the task loss."

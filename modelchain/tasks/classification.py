@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Final
 
 from modelchain.digest_form import REQUIRED, Table, deciding
-from modelchain.resolved import ResolvedData
+from modelchain.resolved import ResolvedData, ResolvedTraining
 from modelchain.spec import ClassifierConfig, EvaluationType, TaskName
 from modelchain.tasks.task import Problem, Task, differs
 from modelchain.tasks.towers import (
@@ -38,7 +38,6 @@ class ClassificationTask(Task[ClassifierConfig]):
     metric_names = MappingProxyType(
         {"top1": "Accuracy", "top5": "Accuracy among the best five", "loss": "Cross-entropy"}
     )
-    loss = "the cross-entropy with the labels"
     distillation = (
         "the squared distance between the features of a model and of its teacher and the divergence of their "
         "probabilities, times its weight"
@@ -46,6 +45,10 @@ class ClassificationTask(Task[ClassifierConfig]):
     weights = "model.safetensors"
     weights_config = "config.json"
     weights_readers = "timm"
+
+    def loss(self, training: ResolvedTraining) -> str:  # noqa: ARG002
+        """One and the same."""
+        return "the cross-entropy with the labels"
 
     def parameters(self, config: ClassifierConfig) -> int:
         """The head included."""

@@ -7,8 +7,8 @@ from types import MappingProxyType
 from typing import Final
 
 from modelchain.digest_form import REQUIRED, Table, deciding
-from modelchain.resolved import ResolvedData
-from modelchain.spec import EvaluationType, ModelConfig, TaskName
+from modelchain.resolved import ResolvedData, ResolvedTraining
+from modelchain.spec import EvaluationType, LossName, ModelConfig, TaskName
 from modelchain.tasks.task import Problem, Task, differs, near_multiple, shrinks
 from modelchain.tasks.towers import (
     IMAGE_FIELDS,
@@ -51,13 +51,17 @@ class ClipTask(Task[ModelConfig]):
             "loss": "Contrastive loss",
         }
     )
-    loss = "the contrastive loss, averaged over captions"
     distillation = (
         "the squared distance between the embeddings of a model and of its teacher, times its weight"
     )
     weights = "open_clip_model.safetensors"
     weights_config = "open_clip_config.json"
     weights_readers = "open_clip"
+
+    def loss(self, training: ResolvedTraining) -> str:
+        """By training.loss."""
+        name = "sigmoid" if training.loss is LossName.SIGMOID else "contrastive"
+        return f"the {name} loss, averaged over captions"
 
     def parameters(self, config: ModelConfig) -> int:
         """Embeddings and the logit scale included."""

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Final
 
 from modelchain.digest_form import REQUIRED, Table, deciding
-from modelchain.resolved import ResolvedData
+from modelchain.resolved import ResolvedData, ResolvedTraining
 from modelchain.spec import DataSpec, EvaluationType, LanguageModelConfig, TaskName
 from modelchain.tasks.task import Problem, Task, differs, near_multiple, shrinks
 from modelchain.tasks.towers import block_macs, block_parameters, largest_in_block
@@ -43,7 +43,6 @@ class LanguageModelTask(Task[LanguageModelConfig]):
     text = "sequence"
     size_field = "tokens"
     metric_names = MappingProxyType({"perplexity": "Perplexity", "loss": "Cross-entropy a token"})
-    loss = "the cross-entropy with the next token, averaged over tokens"
     distillation = (
         "the squared distance between the features of a model and of its teacher and the divergence of their "
         "probabilities, averaged over tokens, times its weight"
@@ -51,6 +50,10 @@ class LanguageModelTask(Task[LanguageModelConfig]):
     weights = "model.safetensors"
     weights_config = "config.json"
     weights_readers = "transformers"
+
+    def loss(self, training: ResolvedTraining) -> str:  # noqa: ARG002
+        """One and the same."""
+        return "the cross-entropy with the next token, averaged over tokens"
 
     def parameters(self, config: LanguageModelConfig) -> int:
         """The table of tokens is the output too."""

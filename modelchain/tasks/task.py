@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import ClassVar, Generic, TypeAlias, TypeVar
 
-from modelchain.resolved import ResolvedData
+from modelchain.resolved import ResolvedData, ResolvedTraining
 from modelchain.spec import Block, DataSpec, EvaluationType, TaskName
 
 C = TypeVar("C", bound=Block)
@@ -25,11 +25,14 @@ class Task(ABC, Generic[C]):
     text: ClassVar[str]  # what a sample's texts are to people: captions, labels
     size_field: ClassVar[str] = "samples"  # of spec.data: how much data there is
     metric_names: ClassVar[Mapping[str, str]]  # for people
-    loss: ClassVar[str]  # the task's loss in a sentence
     distillation: ClassVar[str]  # and the distillation's, after "Distillation loss:"
     weights: ClassVar[str]  # file name of the published weights
     weights_config: ClassVar[str]  # and of the configuration beside them
     weights_readers: ClassVar[str]  # who loads them, for people
+
+    @abstractmethod
+    def loss(self, training: ResolvedTraining) -> str:
+        """The task's loss in a sentence, for people."""
 
     @abstractmethod
     def parameters(self, config: C) -> int:

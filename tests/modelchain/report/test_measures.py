@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from modelchain.report.measures import describe
-from modelchain.spec import TaskName
+from modelchain.resolved import ResolvedTraining
+from modelchain.spec import LossName, TaskName
 from modelchain.tasks import task_of
 
 
@@ -16,8 +17,17 @@ from modelchain.tasks import task_of
         (TaskName.CLASSIFICATION, "digits/top1", "Accuracy on digits"),
         (TaskName.CLIP, "val/loss", "Contrastive loss on val"),
         (TaskName.CLASSIFICATION, "val/loss", "Cross-entropy on val"),
+        (TaskName.LANGUAGE_MODEL, "val/perplexity", "Perplexity on val"),
         (TaskName.CLIP, "val/imageToText@5", "Recall@5 (image to text) on val"),
     ],
 )
 def test_metrics_are_called_as_their_task_calls_them(task: TaskName, metric: str, said: str) -> None:
     assert describe(metric, task_of(task)) == said
+
+
+@pytest.mark.parametrize("loss", LossName)
+def test_the_loss_of_a_clip_chain_is_called_by_its_name(loss: LossName) -> None:
+    training = ResolvedTraining(
+        epochs=1, warmup_steps=0, checkpoint_every_steps=1, steps_per_epoch=1, steps=1, loss=loss
+    )
+    assert loss.lower() in task_of(TaskName.CLIP).loss(training)

@@ -15,15 +15,16 @@ from modelchain.errors import ConfigurationError, MissingInputError, UserDataErr
 from modelchain.resolved import ResolvedStage
 from modelchain.store import Store, StoreUnavailable
 from modelchain.store.folder import FolderStore
-from modelchain_trainer.data.index import DatasetIndex
+from modelchain_trainer.data.index import DatasetIndex, build_index
 from modelchain_trainer.data.loader import Batch, TrainingLoader
 from modelchain_trainer.data.order import SampleOrder, cut_blocks
 from modelchain_trainer.data.patience import Patience
 from modelchain_trainer.data.reader import segment_bytes
-from modelchain_trainer.data.text_field import CaptionField
+from modelchain_trainer.data.text_field import CaptionField, LabelField
 from modelchain_trainer.data.tokenizer import Tokenizer
 from tests.seaweedfs import SeaweedFS
 from tests.trainer.data.shards import (
+    access,
     index_of,
     noise,
     number_of,
@@ -392,3 +393,14 @@ def test_s3_gives_the_same_batches_as_a_folder_also_over_a_restart(
     batches += loader
     restart.join()
     assert_same(batches, load(index, stage, tokenizer))
+
+
+def test_a_sample_without_its_label_is_counted_as_one_without_a_label(tmp_path: Path) -> None:
+    shards = write_shards(
+        tmp_path / "data", 40, 20, lambda n: {"png": png(n)} | ({} if n == 7 else {"cls": b"1"})
+    )
+    stage = stage_of(shards, 40, batch=20, steps=2, data={"maxCorruptFraction": 0.1})
+    index = build_index(stage.data, access(tmp_path), FolderStore(tmp_path), text_keys=["cls"])
+    loader = TrainingLoader(index, stage, rank=0, world_size=1, first_step=0, field=LabelField(2))
+    assert all(bool((batch.tokens == 1).all()) for batch in loader)
+    assert loader.corrupt == {"MissingLabel": 1}
