@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 import tarfile
@@ -41,7 +42,7 @@ def test_there_are_as_many_tokens_as_the_chain_says_and_none_are_in_both_parts(t
 
 @pytest.mark.parametrize("tokens", range(5, 20))
 def test_the_last_document_is_cut_where_the_tokens_end(tokens: int) -> None:
-    from prepare_topics import cut
+    cut = importlib.import_module("prepare_topics").cut
 
     documents = list(cut(["für".encode(), b"xy", "süß".encode(), b"longer than all"], tokens))
     assert sum(len(text) + 1 for text in documents) == tokens

@@ -80,10 +80,7 @@ def run_on_cuda(
         monkeypatch.setattr(Tensor, "backward", backward)
         optimizer = AdamW(named, made_for.training)
         trained = TrainStep(model, teacher, projections, optimizer, made_for, CUDA)
-        texts, context = (
-            (2, model.config.context_length + 1) if task == "LanguageModel" else (CAPTIONS, CONTEXT)
-        )
-        tokens = torch.empty(texts, BATCH, context, dtype=torch.int64)
+        tokens = torch.empty(2 if task == "LanguageModel" else CAPTIONS, BATCH, CONTEXT, dtype=torch.int64)
         rows = Rows(torch.empty(BATCH, 3, IMAGE_SIZE, IMAGE_SIZE, dtype=torch.uint8), tokens)
         return trained.run(rows, 0)
 

@@ -103,7 +103,7 @@ def perplexity(
         places_in_documents = torch.from_numpy(positions(tokens, stream.end_of_text)).to(device)
         tokens_BT = torch.from_numpy(tokens).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision is Precision.BF16):
-            logits_BSV = model(tokens_BT[:, :-1], places_in_documents[:, :-1])
+            logits_BSV = model.predict(tokens_BT[:, :-1], places_in_documents[:, :-1])
         logits_BSV = logits_BSV.to(torch.promote_types(logits_BSV.dtype, torch.float32))
         loss_BS = functional.cross_entropy(
             logits_BSV.flatten(0, 1), tokens_BT[:, 1:].flatten(), reduction="none"

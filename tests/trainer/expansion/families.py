@@ -120,13 +120,13 @@ def _packed(config: LanguageModelConfig) -> tuple[Tensor, Tensor]:
 
 def _language_model_error(small: LanguageModel, large: LanguageModel) -> float:
     packed = _packed(small.config)
-    before, after = small(*packed).flatten(0, 1), large(*packed).flatten(0, 1)
+    before, after = small.predict(*packed).flatten(0, 1), large.predict(*packed).flatten(0, 1)
     return float((after - before).norm() / (before - before.mean(0)).norm())
 
 
 def _language_model_loss(model: LanguageModel) -> Tensor:
     tokens, positions = _packed(model.config)
-    logits = model(tokens[:, :-1], positions[:, :-1])
+    logits = model.predict(tokens[:, :-1], positions[:, :-1])
     return nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
 
 

@@ -35,7 +35,9 @@ def test_every_growth_gives_tensors_and_moments_of_the_large_models_shapes(
 ) -> None:
     case = FAMILIES[family]
     small_config, large_config = case.configs(data.draw(case.sizes))
-    how = ResolvedExpansion(width=data.draw(st.sampled_from(WidthExpansion)))
+    how = ResolvedExpansion(
+        width=data.draw(st.sampled_from(sorted(set(WidthExpansion) - {WidthExpansion.FRESH})))
+    )
     state, shapes = trained(small_config).state_dict(), parameter_shapes(large_config)
     grown = expand(state, small_config, large_config, how, seed=1)
     assert {name: tensor.shape for name, tensor in grown.items()} == shapes

@@ -51,7 +51,7 @@ def test_transformers_loads_every_stage_of_a_chain_with_equal_logits(
         theirs = gpt2(folder)
         ids = tokens(3, 16)
         with torch.no_grad():
-            torch.testing.assert_close(theirs(ids).logits, model.double()(ids), rtol=0, atol=1e-10)
+            torch.testing.assert_close(theirs(ids).logits, model.double().predict(ids), rtol=0, atol=1e-10)
 
 
 def test_weights_written_by_transformers_are_read_back(tmp_path: Path) -> None:
@@ -91,8 +91,8 @@ def test_a_packed_document_has_the_logits_that_it_has_alone() -> None:
     parts = (first, second, third)
     positions = torch.cat([torch.arange(len(part)) for part in parts])
     with torch.no_grad():
-        found = model(torch.cat(parts)[None], positions[None])[0]
-        alone = [model(part[None])[0] for part in parts]
+        found = model.predict(torch.cat(parts)[None], positions[None])[0]
+        alone = [model.predict(part[None])[0] for part in parts]
     torch.testing.assert_close(found, torch.cat(alone), rtol=0, atol=1e-12)
 
 
@@ -100,7 +100,7 @@ def test_parameters_and_macs_are_those_of_the_plan() -> None:
     model = build_model(CONFIG, seed=0)
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters(CONFIG)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(tokens(1, CONFIG.context_length))
+        model.predict(tokens(1, CONFIG.context_length))
     assert counter.get_total_flops() == 2 * forward_macs(CONFIG, 1)
 
 
@@ -110,5 +110,5 @@ def test_a_new_model_says_nothing_of_any_token() -> None:
     model = build_model(config, seed=0)
     ids = torch.randint(257, (8, 16), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        loss = torch.nn.functional.cross_entropy(model(ids).flatten(0, 1), ids.roll(-1, 1).flatten())
+        loss = torch.nn.functional.cross_entropy(model.predict(ids).flatten(0, 1), ids.roll(-1, 1).flatten())
     assert abs(float(loss) - 5.549) < 0.1

@@ -18,7 +18,7 @@ from torch.nn import functional
 from modelchain.commit import verify_stage
 from modelchain.errors import UserDataError
 from modelchain.resolved import ResolvedDistillation, ResolvedExpansion, ResolvedStage
-from modelchain.spec import LanguageModelConfig
+from modelchain.spec import LanguageModelConfig, Sharding
 from modelchain.store.folder import FolderStore
 from modelchain.tasks import LANGUAGE_MODEL
 from modelchain_trainer.collectives import Group
@@ -73,10 +73,10 @@ def test_loss_and_gradients_are_those_of_the_definition() -> None:
     model, teacher = build_model(STUDENT, seed=1).double(), build_model(TEACHER, seed=2).double()
     projection = named["projections.features"].detach().clone().requires_grad_()
     tokens, positions = batch().tokens
-    features, target = model.features(tokens[:, :-1], positions[:, :-1]), tokens[:, 1:].flatten()
+    features, target = model(tokens[:, :-1], positions[:, :-1]), tokens[:, 1:].flatten()
     logits = model.logits(features)
     with torch.no_grad():
-        taught_features = teacher.features(tokens[:, :-1], positions[:, :-1])
+        taught_features = teacher(tokens[:, :-1], positions[:, :-1])
         taught_logits = teacher.logits(taught_features)
     task = functional.cross_entropy(logits.flatten(0, 1), target)
     mine = functional.normalize(features @ projection.T, dim=-1)
@@ -201,6 +201,25 @@ def test_other_tokens_than_the_chain_says_end_the_stage_with_what_to_write(
 ) -> None:
     with pytest.raises(UserDataError, match="write tokens: "):
         train(language_stage("wrong", tokens=2000))
+
+
+@pytest.mark.slow
+def test_a_model_in_parts_learns_what_a_whole_one_does(
+    language_stage: StageOf, fork_server: Any, tmp_path: Path
+) -> None:
+    """By FSDP; the table of tokens is read after the forward pass, for the logits."""
+    small = language_stage("small")
+    assert fork_server.run(small, tmp_path / "small", ranks=2) == 0
+    found = []
+    for name, sharding in (("whole", "None"), ("parts", "Full")):
+        made = language_stage(name, width=48, predecessor=small)
+        made = made.model_copy(
+            update={"training": made.training.model_copy(update={"sharding": Sharding(sharding)})}
+        )
+        assert fork_server.run(made, tmp_path / name, ranks=2) == 0
+        found.append(load_weights(published(made), LANGUAGE_MODEL)[0])
+    for name, tensor in found[0].items():
+        torch.testing.assert_close(found[1][name], tensor, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.slow

@@ -71,8 +71,8 @@ class LanguageModel(nn.Module):
         for block in self.transformer.resblocks:
             block.compile(dynamic=None)
 
-    def features(self, tokens_BT: Tensor, positions_BT: Tensor | None = None) -> Tensor:
-        """What the output reads, [B, T, D], of int64 tokens, T at most the context.
+    def forward(self, tokens_BT: Tensor, positions_BT: Tensor | None = None) -> Tensor:
+        """Features [B, T, D], which `logits` reads, of int64 tokens, T at most the context.
 
         `positions_BT` (int64) are their places in their documents; None: each sequence is one document.
         """
@@ -87,9 +87,9 @@ class LanguageModel(nn.Module):
         """Logits [..., V] of features [..., D]."""
         return F.linear(features, self.token_embedding.weight)
 
-    def forward(self, tokens_BT: Tensor, positions_BT: Tensor | None = None) -> Tensor:
-        """Logits [B, T, V]; see `features`."""
-        return self.logits(self.features(tokens_BT, positions_BT))
+    def predict(self, tokens_BT: Tensor, positions_BT: Tensor | None = None) -> Tensor:
+        """Logits [B, T, V] of the token behind each; see `forward`."""
+        return self.logits(self(tokens_BT, positions_BT))
 
 
 def visible(positions_BT: Tensor) -> Tensor:

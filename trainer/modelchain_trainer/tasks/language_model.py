@@ -93,7 +93,7 @@ class LanguageModelObjective(LocalObjective[Sequences, Outputs]):
     def outputs(self, model: nn.Module, micro_batch: Sequences, dtype: torch.dtype) -> Outputs:  # noqa: ARG002
         """Features of all tokens but the last, which is only predicted."""
         assert isinstance(model, LanguageModel)
-        features = model.features(micro_batch.tokens[:, :-1], micro_batch.positions[:, :-1])
+        features = model(micro_batch.tokens[:, :-1], micro_batch.positions[:, :-1])
         return Outputs(features.flatten(0, 1), model.token_embedding.weight)
 
     def losses(self, student: Outputs, teacher: Outputs | None, micro_batch: Sequences) -> Sums:
