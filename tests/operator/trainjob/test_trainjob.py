@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+import threading
+
 import pytest
 
 from tests.control_plane.pods import PodRunner
@@ -128,3 +131,47 @@ def test_a_chain_outlives_controllers_that_are_killed(
     chain.wait("Complete", seconds=CHAIN_SECONDS)
     for stage in ("tiny", "small"):
         assert (chain.stage(stage)["attempt"], chain.stage(stage)["failures"]) == (1, 0)
+
+
+class Killer(threading.Thread):
+    """Kills the Trainer's or JobSet's controller again and again, at random moments, until it is told to stop."""
+
+    def __init__(self, stack: TrainerStack, seed: int) -> None:
+        super().__init__(daemon=True)
+        self.kills = 0
+        self._stack, self._random, self._enough = stack, random.Random(seed), threading.Event()
+
+    def run(self) -> None:
+        while not self._enough.wait(self._random.uniform(0, 2)):
+            controller = self._random.choice((self._stack.trainer, self._stack.jobset))
+            controller.kill()
+            self.kills += 1
+            controller.start()
+
+    def stop(self) -> None:
+        self._enough.set()
+        self.join()
+
+
+@pytest.mark.long
+def test_controllers_that_die_twenty_times_cost_no_attempt_and_make_no_job_too_many(
+    chain: ClusterChain, operator: OperatorProcess, pod_runner: PodRunner, stack: TrainerStack
+) -> None:
+    use_trainjobs(chain, nodes=2)
+    pod_runner.hold("*small*", "checkpoint-committed:1")
+    operator.start()
+    killer = Killer(stack, seed=20)
+    killer.start()
+    try:
+        chain.apply()
+        pod_runner.wait_for_held("*small*", seconds=CHAIN_SECONDS)
+        wait_until(lambda: killer.kills >= 18, "they have died 18 times", seconds=300, pause=0.2)
+        pod_runner.release()
+        wait_until(lambda: killer.kills >= 20, "they have died 20 times", seconds=120, pause=0.2)
+    finally:
+        killer.stop()
+    chain.wait("Complete", seconds=CHAIN_SECONDS)
+    for stage in ("tiny", "small"):
+        assert (chain.stage(stage)["attempt"], chain.stage(stage)["failures"]) == (1, 0)
+    assert len(chain.jobs("trainjobs")) == 2
+    assert len(chain.pods()) == 4, "no pod was made twice"
