@@ -9,6 +9,7 @@ https://kueue.sigs.k8s.io/docs/concepts/workload/
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +37,8 @@ _LASTING = {
     "ExceedsMaxQuota": EXCEEDS_QUOTA,
     "NoMatchingFlavor": NO_SUCH_QUOTA,
 }
+# Without its feature gate UnadmittedWorkloadsObservability, Kueue says no more than `Inadmissible` of this one.
+_STOPPED = re.compile(r"(LocalQueue|ClusterQueue) \S+ is stopped")
 WORKLOAD_PATIENCE_SECONDS = 30.0  # for Kueue to make a Workload of a new job
 LASTING_REASONS = frozenset({NO_WORKLOAD, DEACTIVATED, *_LASTING.values()})
 
@@ -92,6 +95,8 @@ def _explain_workload(workload: Object, job: str, queue: str) -> QueueWait:
         checks = _unready_checks(workload)
         return QueueWait("", cut(f"{where}: {checks}") if checks else "")
     reason = _LASTING.get(str(reserved.get("reason") or ""), "")
+    if reason == MISCONFIGURED and _STOPPED.match(_message(workload, "QuotaReserved")):
+        reason = QUEUE_STOPPED
     said = [_evicted(workload), str(reserved.get("message") or "").strip()]
     text = "; ".join(dict.fromkeys(part for part in said if part))
     return QueueWait(reason, cut(f"{where}: {text}") if text else "")

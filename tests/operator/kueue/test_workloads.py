@@ -80,9 +80,19 @@ def test_what_took_the_job_back_stands_before_what_it_waits_for_now() -> None:
     ],
 )
 def test_what_no_time_lets_go_has_a_reason_of_its_own(said: str, reason: str) -> None:
-    wait = explained(workload(condition("QuotaReserved", "False", said, "ClusterQueue gpus is stopped")))
+    wait = explained(workload(condition("QuotaReserved", "False", said, "flavor a100 is not there")))
     assert wait.reason == reason
-    assert "ClusterQueue gpus is stopped" in wait.message
+    assert "flavor a100 is not there" in wait.message
+
+
+@pytest.mark.parametrize("queue", ["LocalQueue research", "ClusterQueue gpus"])
+def test_a_stopped_queue_is_told_from_one_that_is_wrong(queue: str) -> None:
+    """By Kueue's words: its reason is the same, unless a feature gate is on."""
+    assert explained(
+        workload(condition("QuotaReserved", "False", "Inadmissible", f"{queue} is stopped"))
+    ).reason == ("QueueStopped")
+    missing = condition("QuotaReserved", "False", "Inadmissible", f"{queue} is terminating or missing")
+    assert explained(workload(missing)).reason == "Inadmissible"
 
 
 def test_a_deactivated_workload_comes_with_the_command_that_activates_it() -> None:
