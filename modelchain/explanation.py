@@ -44,6 +44,12 @@ ADVICE = (
         "The operator watches that chain's lease, and takes the stage over if it runs out",
     ),
     Advice(
+        ("NamespaceLimit",),
+        "as many chains of the namespace train as the operator lets at a time",
+        "wait, suspend another chain, or have `maxRunningChains` raised",
+        "The operator starts the oldest that waits when one is done",
+    ),
+    Advice(
         ("Queued",),
         "Kueue holds the job; the message has its own words",
         "wait, or look at the queue",

@@ -12,6 +12,7 @@ from modelchain.reconcile.observation import JobPhase, StoreProblem
 from modelchain.reconcile.retry import DISRUPTIONS_EXHAUSTED
 from modelchain.reconcile.stage_context import StageContext
 from modelchain.reconcile.stall import STALLED
+from modelchain.reconcile.start import NAMESPACE_LIMIT
 from modelchain.reconcile.stuck_jobs import DELETION_STUCK, NODE_UNREACHABLE, blocked_text, is_blocked
 from modelchain.status import (
     MAX_CONDITION_MESSAGE,
@@ -33,6 +34,7 @@ _BLOCKED = frozenset(
         DELETION_STUCK,
         "LeaseHeld",
         NODE_UNREACHABLE,
+        NAMESPACE_LIMIT,
         "NotObserved",
         "Queued",
         *(problem.value for problem in StoreProblem),

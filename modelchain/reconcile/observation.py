@@ -122,6 +122,7 @@ class Observation:
         default_factory=dict
     )  # by stage: why no job of it can be made now (an API that is not installed, a quota), and what to do
     max_parallel_jobs: int | None = None  # of this chain; None: as many as it has branches
+    namespace_limit: str = ""  # why no job may be made while other chains train; empty: it may
     refused: bool = False  # the spec as it is written now can't be trained: nothing may start
     interrupted: bool = False  # whoever runs the chain was told to stop for now; as spec.suspend
     # Asked for: train again what was complete and has vanished. Any text, which is good for once; empty: not asked.

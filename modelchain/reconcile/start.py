@@ -23,6 +23,7 @@ from modelchain.status import StagePhase, StageStatus, cut
 from modelchain.times import rfc3339
 
 CHAIN_INCOMPLETE = "ChainIncomplete"  # a reason of a baseline
+NAMESPACE_LIMIT = "NamespaceLimit"  # a reason of a stage that only waits for other chains to be done
 PREDECESSOR_ENDING = "PredecessorEnding"  # a reason of a stage that begins as soon as a job has ended
 
 
@@ -267,6 +268,11 @@ def _too_many_jobs(context: StageContext, branches: Branches) -> Hold | None:
     return Hold(_idle_phase(context), "ParallelLimit", f"{limit} job(s) at once; another stage's runs")
 
 
+def _too_many_chains(context: StageContext, branches: Branches) -> Hold | None:
+    text = branches.observed.namespace_limit
+    return Hold(_idle_phase(context), NAMESPACE_LIMIT, text) if text else None
+
+
 _CHECKS: tuple[_Check, ...] = (
     _suspended,
     _refused,
@@ -281,4 +287,5 @@ _CHECKS: tuple[_Check, ...] = (
     _predecessor_ending,
     _backend_problem,
     _too_many_jobs,
+    _too_many_chains,  # last: who stands in line for a place could begin at once
 )

@@ -14,6 +14,7 @@ from modelchain import __version__
 from modelchain.errors import ExitCode
 from modelchain_operator.acceptance import Acceptance
 from modelchain_operator.act import Actor
+from modelchain_operator.chain_limit import ChainLimit
 from modelchain_operator.executor import Executor
 from modelchain_operator.informers.cache import Cache
 from modelchain_operator.informers.resync import Resync
@@ -50,7 +51,9 @@ async def run(settings: Settings) -> int:
     api = KubernetesApi(cluster_access, on_request=metrics.api_request, may_write=leadership.is_held)
     election_api = KubernetesApi(cluster_access, on_request=metrics.api_request)
     elector = _elector(settings, election_api, leadership)
-    cache, queue = Cache(), KeyQueue()
+    queue = KeyQueue()
+    limit = ChainLimit(settings.max_running_chains, queue.add)
+    cache = Cache(limit.show)
     metrics.watch_queue(lambda: len(queue) if leadership.is_held() else 0)
     metrics.watch_leadership(leadership.is_held)
     access = _store_access(settings, api, metrics)
@@ -58,7 +61,7 @@ async def run(settings: Settings) -> int:
     cluster = LiveView(api, cache)
     statuses = StatusWriter(api, cache, metrics, settings.identity)
     reconciler = _reconciler(
-        settings, api, cluster, cache, queue, StoreViews(access, reader), statuses, metrics
+        settings, api, cluster, cache, queue, StoreViews(access, reader), statuses, limit, metrics
     )
     resync = Resync(api, cache, queue, cluster.not_served, namespaces=settings.namespaces)
     health = HealthServer(settings, metrics, resync, leadership)
@@ -156,6 +159,7 @@ def _reconciler(
     queue: KeyQueue,
     stores: StoreViews,
     statuses: StatusWriter,
+    limit: ChainLimit,
     metrics: Metrics,
 ) -> Reconciler:
     acceptance = Acceptance(settings.default_image)
@@ -175,6 +179,7 @@ def _reconciler(
             metrics=metrics,
         ),
         diagnosis=PendingDiagnosis(api, queue),
+        limit=limit,
         statuses=statuses,
         executor=Executor(actor, cache),
         actor=actor,

@@ -10,14 +10,15 @@ progress, and starting a stage that never had a job.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from modelchain.reconcile.actions import Decision
+from modelchain.reconcile.actions import Decision, StartJob
 from modelchain.reconcile.decide import decide
 from modelchain.reconcile.refused import decide_refused
 from modelchain.status import ChainPhase, ChainStatus
 from modelchain_operator.acceptance import Acceptance, Accepted, Refused
 from modelchain_operator.act import Actor
+from modelchain_operator.chain_limit import ChainLimit
 from modelchain_operator.deleted_chains import end_jobs
 from modelchain_operator.executor import Executor
 from modelchain_operator.informers.cache import Cache
@@ -50,6 +51,7 @@ class Reconciler:
     acceptance: Acceptance
     refused: RefusedChains
     diagnosis: PendingDiagnosis
+    limit: ChainLimit
     statuses: StatusWriter
     executor: Executor
     actor: Actor
@@ -123,12 +125,15 @@ class Reconciler:
         await self.diagnosis.update(key, snapshot, observed, memory)
         if expire_ended(key, observed, memory, self.stores):
             return None
+        # From here on nothing is awaited, so that no two chains take the same place.
+        observed = replace(observed, namespace_limit=self.limit.refusal(key, snapshot.body))
         chain, problems = accepted.chain, accepted.problems
         decision = (
             decide_refused(chain, observed, problems, generation=snapshot.generation, now=now)
             if problems
             else decide(chain, observed, now)
         )
+        self.limit.decided(key, starts=any(isinstance(action, StartJob) for action in decision.actions))
         for stage in decision.reads:  # the chain is queued again when they were read
             self.stores.refresh(key, stage)
         return decision

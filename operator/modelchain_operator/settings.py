@@ -70,6 +70,7 @@ class Settings:
     progress_seconds: float = 15.0
     artifact_check_seconds: float = 900.0
     workers: int = 16
+    max_running_chains: int | None = None  # of a namespace; None: all
     store_threads: int = 8
     store_requests_per_second: float = 50.0
     own_identity_stores: tuple[OwnIdentityStore, ...] = ()
@@ -375,6 +376,15 @@ _OPTIONS: tuple[_Option[object], ...] = (
         "COUNT",
         _whole(1, 256),
         "chains that are looked after at the same time",
+    ),
+    _Option(
+        _CHAINS,
+        "max_running_chains",
+        "--max-running-chains",
+        "COUNT",
+        _whole(1, 100_000),
+        "chains of a namespace that train at the same time; the others wait, and the oldest goes next",
+        shown_default="no limit",
     ),
     _Option(
         _STORES,

@@ -53,6 +53,7 @@ def test_every_setting_reaches_the_operator() -> None:
         "resyncSeconds": 604800,
         "progressSeconds": 2,
         "workers": 3,
+        "maxRunningChains": 5,
         "ownIdentityStores": [
             {"uri": "s3://models/a"},
             {"uri": "s3://models/b", "endpointUrl": "https://s3.example.com"},
@@ -71,6 +72,7 @@ def test_every_setting_reaches_the_operator() -> None:
         resync_seconds=604800,
         progress_seconds=2,
         workers=3,
+        max_running_chains=5,
         own_identity_stores=(
             OwnIdentityStore("s3://models/a"),
             OwnIdentityStore("s3://models/b", "https://s3.example.com"),

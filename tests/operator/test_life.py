@@ -150,3 +150,31 @@ def test_a_quota_that_refuses_the_pods_is_said_and_what_to_do(
     )
     assert "raise the ResourceQuota" in chain.stage("tiny")["message"]
     assert len(chain.jobs()) == 1
+
+
+def test_a_second_chain_waits_where_one_may_train_and_goes_when_the_first_is_deleted(
+    chain: ClusterChain, tmp_path: Path
+) -> None:
+    operator = OperatorProcess(
+        chain.plane.kubeconfig, chain.namespace, tmp_path / "operator.log", "--max-running-chains=1"
+    )
+    second = ClusterChain(
+        chain.plane, chain.server, chain.namespace, tmp_path / "second", name="second", prefix="second"
+    )
+    try:
+        operator.start()
+        chain.apply()
+        wait_until(lambda: len(chain.jobs()) == 1, "its first job is made", seconds=60, pause=0.2)
+        second.apply()
+        wait_until(
+            lambda: second.condition("Progressing").get("reason") == "NamespaceLimit",
+            "the second says why it waits",
+            seconds=60,
+            pause=0.2,
+        )
+        second.wait_at_rest(3)
+        assert second.jobs() == []
+        chain.plane.kubectl("delete", "modelchain", chain.name, "-n", chain.namespace)
+        wait_until(lambda: len(second.jobs()) == 1, "its turn comes", seconds=60, pause=0.2)
+    finally:
+        operator.kill()

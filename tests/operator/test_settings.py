@@ -55,6 +55,7 @@ def test_every_field_of_the_settings_has_a_flag() -> None:
         ("--artifact-check-seconds", "3"),
         ("--workers", "0"),
         ("--workers", "2.5"),
+        ("--max-running-chains", "0"),
         ("--store-threads", "1"),
         ("--store-requests-per-second", "none"),
         ("--http-port", "65536"),

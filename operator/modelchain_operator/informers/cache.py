@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Container, Iterable, Iterator, Set
+from collections.abc import Callable, Container, Iterable, Iterator, Set
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -58,7 +58,9 @@ class Cache:
     is, so it lies apart and wakes nobody.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_chain: Callable[[Key, Object | None], None] = lambda _key, _body: None) -> None:
+        """`on_chain` is called with every chain that is news; with None for one that is gone."""
+        self._on_chain = on_chain
         self._chains: dict[Key, CachedChain] = {}
         self._keys: dict[_Owner, Key] = {}
         self._belongings: dict[_Owner, _Belongings] = {}
@@ -100,6 +102,7 @@ class Cache:
         packed = zlib.compress(json.dumps(slim(CHAIN, body), separators=(",", ":")).encode(), 1)
         self._chains[key] = CachedChain(uid=uid, resource_version=version, packed=packed)
         self._keys[_Owner(key.namespace, uid)] = key
+        self._on_chain(key, body)
         return key
 
     def drop_chain(self, key: Key, uid: str | None = None) -> bool:
@@ -111,6 +114,7 @@ class Cache:
         owner = _Owner(key.namespace, known.uid)
         self._keys.pop(owner, None)
         self._belongings.pop(owner, None)
+        self._on_chain(key, None)
         return True
 
     def show(self, kind: Kind, item: Object, *, deleted: bool = False) -> Key | None:

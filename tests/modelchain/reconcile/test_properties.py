@@ -70,6 +70,7 @@ class World(RuleBasedStateMachine):
         self.vanished: dict[str, Manifest] = {}
         self.foreign: set[str] = set()  # digests that another chain trains now
         self.store_down = False
+        self.full = False  # other chains of the namespace train, as many as may
         self.store_readable_since = 0.0
         self.status: ChainStatus | None = None
         self.generation = 1
@@ -157,6 +158,7 @@ class World(RuleBasedStateMachine):
             store_read_at=dict.fromkeys(store, self.now),
             store_readable_since=self.store_readable_since,
             max_parallel_jobs=self.limit,
+            namespace_limit="others train" if self.full else "",
             measurement=self.measured(),
         )
         return Seen(self.chain, observed)
@@ -301,6 +303,7 @@ class World(RuleBasedStateMachine):
         assert stage.digest not in self.finished_digests, "what was complete is not trained again"
         assert stage.digest not in self.foreign, "what another chain trains now is waited for"
         assert not self.store_down, "nothing is started blindly"
+        assert not self.full, "nor past the limit of the namespace"
         assert not self.suspended
         assert self.status is not None
         assert self.status.phase is not ChainPhase.FAILED, "a failed chain starts nothing"
@@ -426,6 +429,11 @@ class World(RuleBasedStateMachine):
         self.store_down = down
         self.remember()
 
+    @rule(full=st.booleans())
+    def other_chains_train_or_are_done(self, full: bool) -> None:
+        self.full = full
+        self.remember()
+
     @rule(choice=st.integers(0, 5))
     def another_chain_takes_a_stage(self, choice: int) -> None:
         stage = self.chain.all_stages[choice % len(self.chain.all_stages)]
@@ -514,7 +522,7 @@ class World(RuleBasedStateMachine):
         """In a quiet world the chain comes to its end, and then rests; a suspended one only rests."""
         if not self.tree:
             return
-        self.store_down = False
+        self.store_down = self.full = False
         self.foreign.clear()
         self.manifests.update(self.vanished)
         self.vanished.clear()
