@@ -35,7 +35,8 @@ from modelchain.spec import (
 from modelchain.tasks import TASKS
 
 _TASK = "(has(self.task) ? self.task : 'Clip')"
-_MODELS = ("model", *(task.config_field for task in TASKS.values()))  # fields of a stage that say its model
+# Fields of a stage that say its model.
+_MODELS = tuple(dict.fromkeys(("model", *(task.config_field for task in TASKS.values()))))
 _SIZES = {  # fields of spec.data that say how much data there is, and the tasks that read them
     task.size_field: [one.name.value for one in TASKS.values() if one.size_field == task.size_field]
     for task in TASKS.values()
