@@ -15,6 +15,7 @@ from modelchain.report import units
 from modelchain.report.accounting import Costs
 from modelchain.report.data import ChainArtifacts, StageArtifacts
 from modelchain.report.measures import Measure, chain_task, describe
+from modelchain.resolved import higher_is_better
 from modelchain.status import Measurement, ModelMeasured
 
 NOT_REACHED = "not reached"
@@ -145,8 +146,8 @@ def _best(costs: Costs, stage: StageArtifacts, metric: str) -> str:
         )
         if (value := metrics.get(metric)) is not None
     ]
-    higher = metric.rpartition("/")[2] != "loss"
-    return units.metric(metric, (max if higher else min)(values)) if values else "–"
+    best = max if higher_is_better(metric) else min
+    return units.metric(metric, best(values)) if values else "–"
 
 
 def _planned(costs: Costs) -> tuple[PlannedRow, ...]:

@@ -52,7 +52,7 @@ class StageRow:
     corrupt_known: bool
     digest: str
     weights: str | None
-    weights_reader: str  # who loads them
+    weights_reader: str  # who loads them, and how
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def _stage_row(
         predecessor=predecessor.model if predecessor else None,
         parameters=units.count(cost.parameters(resolved.model_config_)) if resolved else "–",
         steps=steps_text,
-        samples="–" if samples is None else f"{samples:,}",
+        samples=_samples(chain, stage),
         macs="–" if stage.macs is None else units.macs(stage.macs),
         time="–" if seconds is None else units.duration(seconds),
         speed=f"{units.digits(samples / seconds)}/s" if samples and seconds else "–",
@@ -148,6 +148,14 @@ def _stage_row(
         if stage.manifest
         else None,
     )
+
+
+def _samples(chain: ChainArtifacts, stage: StageArtifacts) -> str:
+    if stage.samples is None:
+        return "–"
+    if stage.resolved is None:
+        return f"{stage.samples:,}"
+    return chain_task(chain).count(stage.samples, stage.resolved)
 
 
 def cost_rows(chain: ChainArtifacts, costs: Costs) -> list[CostRow]:

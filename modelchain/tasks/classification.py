@@ -44,7 +44,7 @@ class ClassificationTask(Task[ClassifierConfig]):
     )
     weights = "model.safetensors"
     weights_config = "config.json"
-    weights_readers = "timm"
+    weights_readers = "timm loads as local-dir:"
 
     def loss(self, training: ResolvedTraining) -> str:  # noqa: ARG002
         """One and the same."""

@@ -56,7 +56,7 @@ class ClipTask(Task[ModelConfig]):
     )
     weights = "open_clip_model.safetensors"
     weights_config = "open_clip_config.json"
-    weights_readers = "open_clip"
+    weights_readers = "open_clip loads as local-dir:"
 
     def loss(self, training: ResolvedTraining) -> str:
         """By training.loss."""

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Final
 
 from modelchain.digest_form import REQUIRED, Table, deciding
-from modelchain.resolved import ResolvedData, ResolvedTraining
+from modelchain.resolved import ResolvedData, ResolvedStage, ResolvedTraining
 from modelchain.spec import DataSpec, EvaluationType, LanguageModelConfig, TaskName
 from modelchain.tasks.task import Problem, Task, differs, near_multiple, shrinks
 from modelchain.tasks.towers import block_macs, block_parameters, largest_in_block
@@ -49,7 +49,7 @@ class LanguageModelTask(Task[LanguageModelConfig]):
     )
     weights = "model.safetensors"
     weights_config = "config.json"
-    weights_readers = "transformers"
+    weights_readers = "transformers loads by GPT2LMHeadModel.from_pretrained"
 
     def loss(self, training: ResolvedTraining) -> str:  # noqa: ARG002
         """One and the same."""
@@ -140,6 +140,12 @@ class LanguageModelTask(Task[LanguageModelConfig]):
     def sample(self, data: ResolvedData, config: LanguageModelConfig) -> str:  # noqa: ARG002
         """Its tokens."""
         return f"{config.context_length} tokens"
+
+    def count(self, samples: int, stage: ResolvedStage) -> str:
+        """With their tokens."""
+        config = stage.model_config_
+        assert isinstance(config, LanguageModelConfig)
+        return f"{samples:,} ({samples * config.context_length:,} tokens)"
 
     def unfit(self, data: DataSpec, config: LanguageModelConfig) -> Iterator[Problem]:
         """A vocabulary that lacks tokens of the built-in tokenizer."""

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import ClassVar, Generic, TypeAlias, TypeVar
 
-from modelchain.resolved import ResolvedData, ResolvedTraining
+from modelchain.resolved import ResolvedData, ResolvedStage, ResolvedTraining
 from modelchain.spec import Block, DataSpec, EvaluationType, TaskName
 
 C = TypeVar("C", bound=Block)
@@ -28,7 +28,7 @@ class Task(ABC, Generic[C]):
     distillation: ClassVar[str]  # and the distillation's, after "Distillation loss:"
     weights: ClassVar[str]  # file name of the published weights
     weights_config: ClassVar[str]  # and of the configuration beside them
-    weights_readers: ClassVar[str]  # who loads them, for people
+    weights_readers: ClassVar[str]  # who loads them, and how, for people
 
     @abstractmethod
     def loss(self, training: ResolvedTraining) -> str:
@@ -82,6 +82,10 @@ class Task(ABC, Generic[C]):
         """What of a sample is learnt, for people: 5 captions."""
         texts = len(self.text_keys(data))
         return f"{texts} {self.text}{'s' * (texts != 1)}"
+
+    def count(self, samples: int, stage: ResolvedStage) -> str:  # noqa: ARG002
+        """So many samples that a stage has seen, for people."""
+        return f"{samples:,}"
 
     def unfit(self, data: DataSpec, config: C) -> Iterator[Problem]:  # noqa: ARG002
         """What keeps a model from being trained on this data: where in the configuration, and so on."""

@@ -15,7 +15,7 @@ from tests.squares import SAMPLES
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.xdist_group("control-plane")]
 
 CHAIN_SECONDS = 400.0
-TOKENS = 945  # of the captions in the shards, and an end of each
+TOKENS = 1639  # of the captions in the shards, and an end of each
 VISION = {"imageSize": 8, "patchSize": 4, "width": 16, "layers": 1, "headWidth": 16}
 WORDS = {"contextLength": 16, "vocabularySize": 257, "width": 16, "layers": 1, "heads": 1}
 # By task: its data, the type of its evaluation, its models, and the metrics that its status shows.
