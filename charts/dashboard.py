@@ -364,12 +364,12 @@ def operator() -> list[Object]:
             "A pass looks at one chain and does what has to be done.",
         ),
         quantiles(
-            "Time that chains wait for their pass",
+            "Time in the reconcile queue",
             "modelchain_queue_lag_seconds",
             "High values mean that the operator does not keep up.",
         ),
         lines(
-            "Passes that failed",
+            "Failed reconciliations",
             [
                 query(
                     "sum by (reason) (rate(modelchain_reconcile_errors_total[$__rate_interval])) > 0",
@@ -391,13 +391,13 @@ def operator() -> list[Object]:
             "Requests that were answered, and how many of them wrote a status.",
         ),
         lines(
-            "Passes, and chains that wait",
+            "Reconciliations, and queue depth",
             [
                 query(
                     "sum(rate(modelchain_reconcile_duration_seconds_count[$__rate_interval]))",
-                    "passes a second",
+                    "reconciliations a second",
                 ),
-                query("sum(modelchain_queue_depth)", "chains that wait"),
+                query("sum(modelchain_queue_depth)", "queue depth"),
             ],
             COUNT,
             "Of all namespaces.",

@@ -1,8 +1,7 @@
-"""The operator as a kopf program: what is watched, how it starts, how it ends.
+"""The operator as a program: how its parts are put together, how it starts, how it ends.
 
-kopf watches; an event only says which chain to look at, and whether that is urgent: it is where somebody has
-changed a chain, or a pod or a stage has ended. All passes, and all requests but the watches, are those of
-`reconciler`. No finalizers, no annotations, no state in handlers.
+kopf watches; an event only says which chain to reconcile, and whether that is urgent: a chain was changed, or a pod or
+a stage has ended. No finalizers, no annotations, no state in handlers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Chains that want a pass: each once, one pass of a chain at a time, some of them later, the urgent first."""
+"""The queue of chains to reconcile: each once, one pass of a chain at a time, some after a delay, urgent ones first."""
 
 from __future__ import annotations
 
@@ -11,35 +11,37 @@ from collections.abc import Callable
 
 from modelchain_operator.kubernetes.key import Key
 
-BESIDE_URGENT = 2  # passes that are not urgent, while one is under way that is
-COMPACT_FROM = 64  # entries of the heap beyond which those that count for nothing are taken out
-PATIENCE_SECONDS = 30.0  # for which a key that is not urgent lets others go first
+BESIDE_URGENT = 2  # passes that are not urgent, beside one that is
+COMPACT_FROM = 64  # stale entries of the heap beyond which it is rebuilt
+PATIENCE_SECONDS = 30.0  # for which a key that is not urgent gives way to urgent ones
 
 
 class KeyQueue:
-    """A work queue as controllers have it: whatever is added twice before its turn has one turn.
+    """A work queue as controllers have it: a key that is added twice before it is taken is taken once.
 
-    A key that is added while its pass is under way has another one after it. Urgent keys have their turn first, and
-    while their passes are under way few others are, so that a thousand chains with something to tell do not hold up
-    the one whose stage has ended. Used in one event loop.
+    A key that is added during its pass is taken again after it. Urgent keys come first, and few others are processed
+    beside them, so that a thousand chains that report progress do not hold up the one whose stage has ended. Used in
+    one event loop.
+
+    As https://pkg.go.dev/k8s.io/client-go/util/workqueue
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._since: dict[Key, float] = {}  # what is in `_urgent`, `_others` or `_again`, wanted since
-        self._urgent: dict[Key, None] = {}  # in the order of their turns
+        self._since: dict[Key, float] = {}  # when what is in `_urgent`, `_others` or `_again` was added
+        self._urgent: dict[Key, None] = {}  # in their order
         self._others: dict[Key, None] = {}
-        self._busy: dict[Key, bool] = {}  # whether its pass is urgent
-        self._again: dict[Key, bool] = {}  # wanted while busy, urgently or not
+        self._busy: dict[Key, bool] = {}  # being processed; whether urgently
+        self._again: dict[Key, bool] = {}  # added during its pass; whether urgently
         self._due: dict[Key, float] = {}
         self._heap: list[tuple[float, int, Key]] = []
         self._count = itertools.count()
-        self._waiting: deque[asyncio.Future[None]] = deque()  # who waits in `get`
+        self._waiting: deque[asyncio.Future[None]] = deque()  # callers that wait in `get`
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
 
     def __len__(self) -> int:
-        """Keys whose turn has come and not begun."""
+        """Keys that are queued, delayed ones left out."""
         return len(self._since)
 
     @property
@@ -48,7 +50,7 @@ class KeyQueue:
         return len(self._busy)
 
     def add(self, key: Key, *, urgent: bool = False) -> None:
-        """The key wants a pass now; `urgent`: before those that can wait."""
+        """Queue the key; `urgent`: before those that are not."""
         self._due.pop(key, None)
         self._since.setdefault(key, self._clock())
         if key in self._busy:
@@ -57,7 +59,7 @@ class KeyQueue:
             self._make_ready(key, urgent=urgent or key in self._urgent)
 
     def add_after(self, key: Key, seconds: float) -> None:
-        """The key wants a pass then, unless it has one before; the earliest of such wishes counts."""
+        """Queue the key after a delay, unless it is queued before; the earliest such time counts."""
         if seconds <= 0:
             self.add(key)
             return
@@ -71,9 +73,9 @@ class KeyQueue:
             self._set_timer()
 
     def forget(self, key: Key) -> None:
-        """The key wants no pass any more; one under way goes on."""
-        for wishes in (self._due, self._since, self._urgent, self._others, self._again):
-            wishes.pop(key, None)
+        """Remove the key; a pass under way goes on."""
+        for queued in (self._due, self._since, self._urgent, self._others, self._again):
+            queued.pop(key, None)
 
     async def get(self) -> tuple[Key, float] | None:
         """The next key and the seconds that it waited; None once the queue is closed. `done` must follow."""
@@ -89,7 +91,7 @@ class KeyQueue:
                 await waiter
             except asyncio.CancelledError:
                 if waiter.done() and not waiter.cancelled():
-                    self._wake_next()  # somebody else's turn
+                    self._wake_next()  # for the next waiter
                 raise
         return None
 
@@ -102,11 +104,11 @@ class KeyQueue:
             self._wake_next()
 
     def begin(self) -> None:
-        """Keys have been added while nobody took any: they wait from now on."""
+        """Start taking keys: the waiting times of those added before count from now on."""
         self._since = dict.fromkeys(self._since, self._clock())
 
     def close(self) -> None:
-        """No pass begins any more."""
+        """Give out no more keys."""
         self._closed = True
         while self._waiting:
             _wake(self._waiting.popleft())
@@ -114,14 +116,14 @@ class KeyQueue:
             self._timer.cancel()
 
     def _compact(self) -> None:
-        """Leave out what is not wanted any more, once it is the larger part: an entry that is due in a day would lie
-        there for a day, and each pass may leave one.
+        """Rebuild the heap once most of its entries are stale: each pass may leave one, and one that is due in a day
+        would stay for a day.
         """
         if len(self._heap) > 2 * len(self._due) + COMPACT_FROM:
             self._heap = [entry for entry in self._heap if self._due.get(entry[2]) == entry[0]]
             heapq.heapify(self._heap)
 
-    # ---- turns
+    # ---- which key is next
 
     def _make_ready(self, key: Key, *, urgent: bool) -> None:
         if urgent:
@@ -130,9 +132,9 @@ class KeyQueue:
         self._wake_next()
 
     def _take(self) -> Key | None:
-        """The key whose turn it is; its pass is under way then."""
+        """Take the next key, if one may be processed now."""
         urgent, other = next(iter(self._urgent), None), next(iter(self._others), None)
-        if other is not None and self._goes_now(other, urgent):
+        if other is not None and self._precedes(other, urgent):
             key, line = other, self._others
         elif urgent is not None:
             key, line = urgent, self._urgent
@@ -143,8 +145,8 @@ class KeyQueue:
         self._busy[key] = line is self._urgent
         return key
 
-    def _goes_now(self, other: Key, urgent: Key | None) -> bool:
-        """Whether the first of those that can wait does not have to, for the first of the urgent or for others."""
+    def _precedes(self, other: Key, urgent: Key | None) -> bool:
+        """Whether the first key that is not urgent is taken before the first urgent one, and beside urgent passes."""
         since = self._since[other]
         if urgent is not None:
             return since + PATIENCE_SECONDS < self._since[urgent]
@@ -162,10 +164,10 @@ class KeyQueue:
             if self._due.get(key) == due:
                 self.add(key)
 
-    # ---- who waits
+    # ---- waiters
 
     def _wake_next(self) -> None:
-        """Wake one who waits, if there may be something for it."""
+        """Wake a waiter, if there may be a key for it."""
         if not (self._urgent or self._others):
             return
         while self._waiting:
@@ -173,12 +175,12 @@ class KeyQueue:
                 return
 
     def _set_timer(self) -> None:
-        """Wake somebody when the next key is due."""
+        """Wake a waiter when the next key is due."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         while self._heap and self._due.get(self._heap[0][2]) != self._heap[0][0]:
-            heapq.heappop(self._heap)  # it had a pass before, or is wanted earlier
+            heapq.heappop(self._heap)  # stale: it was taken before, or is due earlier
         if self._heap:
             wait = max(0.0, self._heap[0][0] - self._clock())
             self._timer = asyncio.get_running_loop().call_later(wait, self._ring)
@@ -191,7 +193,7 @@ class KeyQueue:
 
 
 def _wake(waiter: asyncio.Future[None]) -> bool:
-    """Returns whether it still waited."""
+    """Wake the waiter. Returns whether it still waited."""
     if waiter.done():
         return False
     waiter.set_result(None)

@@ -70,7 +70,7 @@ class WatchedChain(Play):
         return value(self.metrics, f"modelchain_stage_{name}", **CHAIN, stage=stage, **labels)
 
     def attention(self) -> set[str]:
-        """Reasons for which somebody has to look at it."""
+        """Reasons for which it needs a person."""
         family = families(self.metrics)["modelchain_chain_needs_attention"]
         return {sample.labels["reason"] for sample in family.samples}
 

@@ -1,7 +1,7 @@
-"""Jobs on a cluster: manifests of the kinds of job that can train a stage, and what is to be seen of them.
+"""Jobs on a cluster: manifests of the kinds of job that can train a stage, and what their objects and pods show.
 
-Values in, values out: nothing here asks the API server. May import modelchain and the operator's kinds, labels
-and Object. `backend` is the seam that a kind of job fills, `registry` knows them all.
+Pure: nothing here sends a request. May import kubernetes. `backend` is the interface that a kind of job implements,
+`registry` lists them.
 """
 
 from modelchain_operator.jobs.backend import Backend, kinds_of

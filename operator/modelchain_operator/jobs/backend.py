@@ -1,10 +1,10 @@
-"""The seam to kinds of jobs: a backend builds the job of an attempt, and reads it back.
+"""The interface of a kind of job: a backend builds the job of an attempt, and reads it back.
 
-Whatever is peculiar to a kind stands in its backend: the shape of its spec and status, who makes its pods, and what to
-do where nobody does. Everything else sees `JobState`. To add a kind: one file here, its entry in `registry`, its test,
+Everything specific to a kind is in its backend: the shape of its spec and status, who creates its pods, and what to do
+where nobody does. Everything else sees `JobState`. To add a kind: one file here, its entry in `registry`, its test,
 and the operator's rights on it in the chart.
 
-The same cut as Kueue's GenericJob: https://pkg.go.dev/sigs.k8s.io/kueue/pkg/controller/jobframework#GenericJob
+Modelled on Kueue's GenericJob: https://pkg.go.dev/sigs.k8s.io/kueue/pkg/controller/jobframework#GenericJob
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from modelchain_operator.kubernetes.kinds import Kind
 
 
 class Owner(NamedTuple):
-    """The one object that manages another."""
+    """The controller of an object (its ownerReference with `controller: true`)."""
 
     group: str
     kind: str
@@ -42,22 +42,22 @@ class JobFailure:
 
 @dataclass(frozen=True)
 class JobState:
-    """What a job's object says of itself, in terms that all kinds share. Its pods say the rest."""
+    """What a job's own object says, in terms that all kinds share. Its pods say the rest."""
 
     wanted_pods: int
-    suspended: bool = False  # a queue holds it: its pods are deleted together, and made anew together
+    suspended: bool = False  # a queue holds it: its pods are deleted together, and created again together
     succeeded: bool = False  # its controller has declared it so
     failure: JobFailure | None = None  # its controller has declared it failed
     ending: bool = False  # its controller has decided how it ends, and ends its pods
-    # Who runs it in place of this cluster's own controllers, whose pods are not seen here; empty: nobody. So does the
-    # manager cluster of MultiKueue: https://kueue.sigs.k8s.io/docs/concepts/multikueue/
+    # The controller that runs it elsewhere, with pods that this cluster does not have; empty: none. So does the manager
+    # cluster of MultiKueue: https://kueue.sigs.k8s.io/docs/concepts/multikueue/
     managed_by: str = ""
-    ready_pods: int = 0  # as the job counts them; only asked where `managed_by` says that no pod is seen
+    ready_pods: int = 0  # as the job counts them; only used where `managed_by` is set
     untouched: bool = False  # no controller has written to its status yet
 
     @property
     def finished(self) -> bool:
-        """Whether its controller has declared how it ended."""
+        """Whether its controller has declared its end."""
         return self.succeeded or self.failure is not None
 
 
@@ -75,14 +75,14 @@ class Backend(Protocol):
 
     name: str  # as spec.job.backend has it
     kind: Kind  # of the job
-    # What stands between the job and its pods, top down: a TrainJob makes a JobSet, which makes Jobs. Watched and
+    # Kinds between the job and its pods, top down: a TrainJob makes a JobSet, which makes Jobs. Watched and
     # listed as the job is, by the chain's label.
     intermediate: tuple[Kind, ...]
     requirement: str  # what has to be installed for these kinds, from which version on, and how
     install_hint: str  # what to do where the API server does not know one of these kinds
     # What to do where the kind's own webhook refuses a job, by words of the refusal.
     refusal_hints: Mapping[str, str]
-    controller_hint: str  # what to look at where nobody makes pods for a job
+    controller_hint: str  # what to check where nobody creates pods for a job
 
     def unsupported(self, spec: JobSpec) -> Iterable[Unsupported]:
         """What a chain asks for that this kind of job can't do."""
@@ -93,11 +93,11 @@ class Backend(Protocol):
         ...
 
     def suspended(self, job: Object) -> Object:
-        """What `build` has made as the job, to be made suspended: a queue lets it go."""
+        """The job of `build`, suspended: a queue will resume it."""
         ...
 
     def read(self, job: Object) -> JobState:
-        """How a job fares by its own account. It may be slim (`slim`)."""
+        """The state of a job, which may be slim (`slim`)."""
         ...
 
     def pod_templates(self, job: Object) -> Iterable[Object]:
@@ -109,14 +109,14 @@ class Backend(Protocol):
         ...
 
     def position(self, pod: Object) -> str:
-        """Where a pod stands in its job: one made anew has the position of the one that it follows. Empty: unknown."""
+        """A pod's position in its job: its replacement has the same. Empty: unknown."""
         ...
 
     def is_pod_owner(self, owner: Owner, job_name: str) -> bool:
-        """Whether an owner of pods, of which only this reference is seen, can only be of the job of that name."""
+        """Whether an owner of pods, of which only this reference is known, belongs to the job of that name."""
         ...
 
 
 def kinds_of(backend: Backend) -> tuple[Kind, ...]:
-    """The job's, and what stands between it and its pods."""
+    """The job's kind, and those between it and its pods."""
     return (backend.kind, *backend.intermediate)

@@ -12,7 +12,7 @@ from modelchain_operator.kubernetes.api import Object
 
 
 def condition(item: Object, kind: str) -> Mapping[str, Any] | None:
-    """The condition of that type. Their order says nothing."""
+    """The condition of that type; their order means nothing."""
     found = (item.get("status") or {}).get("conditions") or []
     return next((one for one in found if one.get("type") == kind), None)
 

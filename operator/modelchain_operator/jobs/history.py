@@ -1,4 +1,4 @@
-"""What earlier looks have shown of a job, which its object and its pods no longer show."""
+"""What a job's object and pods have shown earlier, and no longer show."""
 
 from __future__ import annotations
 
@@ -20,17 +20,19 @@ class JobHistory:
     last_seen: float
     started_at: float | None = None
     ended_at: float | None = None
-    pending_since: float | None = None  # it could have started since: a queue lets it
+    pending_since: float | None = None  # since when it could start: no queue holds it
     scheduled: set[str] = field(default_factory=set)  # positions in the job whose pod had a node
     positions: dict[str, str] = field(
         default_factory=dict
     )  # by position in the job: the uid of its first pod
     ends: dict[str, PodEnd] = field(default_factory=dict)  # by uid: pods that failed
-    taken_back: set[str] = field(default_factory=set)  # uids of pods that a queue has taken back
+    taken_back: set[str] = field(
+        default_factory=set
+    )  # uids of pods that were deleted when a queue suspended the job
     pods: dict[str, Place] = field(default_factory=dict)  # by uid: every pod that was this job's
 
-    def begin_anew(self) -> None:
-        """A queue has taken the pods back: they are made anew together when it lets the job go on."""
+    def reset(self) -> None:
+        """A queue has suspended the job: its pods are gone, and all are created again when it is resumed."""
         self.positions.clear()
         self.scheduled.clear()
         self.ends.clear()
@@ -39,15 +41,15 @@ class JobHistory:
 
 @dataclass
 class JobMemory:
-    """What earlier looks have shown, by the operator's clock.
+    """The histories of a chain's jobs, by the operator's clock.
 
-    Lost at a restart: deadlines then only get longer, and a pod made anew is not told from the first.
+    Lost at a restart: deadlines then only get longer, and a replaced pod is not told from the first.
     """
 
     _by_uid: dict[str, JobHistory] = field(default_factory=dict)
 
     def of(self, uid: str, now: float) -> JobHistory:
-        """What is remembered of a job, which is seen now."""
+        """The history of a job, which is seen now."""
         history = self._by_uid.setdefault(uid, JobHistory(first_seen=now, last_seen=now))
         history.last_seen = now
         return history

@@ -19,7 +19,9 @@ from modelchain_operator.kubernetes import labels
 from modelchain_operator.kubernetes.api import Object
 from modelchain_operator.kubernetes.kinds import JOB, SERVICE
 
-OWN_CONTROLLER = "kubernetes.io/job-controller"  # runs the jobs that name it, or nobody, in spec.managedBy
+OWN_CONTROLLER = (
+    "kubernetes.io/job-controller"  # runs the jobs that name it, or no controller, in spec.managedBy
+)
 INDEX_ANNOTATION = "batch.kubernetes.io/job-completion-index"  # a label too
 
 
@@ -35,7 +37,7 @@ class IndexedJobBackend:
     controller_hint = "is kube-controller-manager running?"
 
     def unsupported(self, spec: JobSpec) -> Iterable[Unsupported]:
-        """Gangs."""
+        """Gang scheduling."""
         if spec.scheduling_policy is not None:
             yield Unsupported(
                 "schedulingPolicy",
@@ -90,7 +92,7 @@ class IndexedJobBackend:
 def build_indexed_job(request: JobRequest) -> Object:
     """The job of an attempt: the first pod that fails ends it."""
     nodes = request.stage.job.nodes
-    template = build_pod_template(request, env=_meeting_point(request))
+    template = build_pod_template(request, env=_rendezvous(request))
     template["spec"]["restartPolicy"] = "Never"
     if nodes > 1:
         template["spec"]["subdomain"] = names.service_name(request.stage)
@@ -124,8 +126,8 @@ def build_service(request: JobRequest) -> Object:
     }
 
 
-def _meeting_point(request: JobRequest) -> list[Object]:
-    """What the training operator would tell the pods, in torchrun's names."""
+def _rendezvous(request: JobRequest) -> list[Object]:
+    """The rendezvous, in torchrun's variables, as the training operator sets them."""
     stage = request.stage
     env: list[Object] = [
         {"name": "PET_NNODES", "value": str(stage.job.nodes)},

@@ -35,7 +35,7 @@ def _observe_tree(tree: JobTree, memory: JobMemory, now: float) -> Job:
     state = backend.read(tree.job)
     if state.suspended and not state.finished:
         history.taken_back |= {pod_view.uid(pod) for pod in tree.pods}
-        history.begin_anew()
+        history.reset()
     pods = tuple(pod for pod in tree.pods if pod_view.uid(pod) not in history.taken_back)
     return _Sight(backend, tree.job, state, pods, tree.pods, history, now).job(tree)
 

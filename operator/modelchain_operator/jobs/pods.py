@@ -1,4 +1,4 @@
-"""One pod of a job: whether anything of it may live, how it ended, what it waits for."""
+"""One pod of a job: whether anything of it may run, how it ended, what it waits for."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ _DISRUPTED = re.compile(
     r"Evicted|Preempting|Preempted|Shutdown|NodeShutdown|Terminated|NodeLost|NodeAffinity|NodeName|OutOf.+|"
     r"UnexpectedAdmissionError|TopologyAffinityError"
 )
-# Of a container's end: the node was restarted, and knows no more how it was.
-_FORGOTTEN = frozenset({(137, "ContainerStatusUnknown"), (255, "Unknown")})
+# Of a container's end: the node was restarted, and has lost its state.
+_STATE_LOST = frozenset({(137, "ContainerStatusUnknown"), (255, "Unknown")})
 _OWN_LIMIT = re.compile(r"exceeds the (total )?limit|exceeded its local ephemeral storage limit")
 _UNREAD = frozenset({"containers", "initContainers", "volumes", "affinity"})
 _STARTING = frozenset({"", "ContainerCreating", "PodInitializing"})
@@ -53,8 +53,8 @@ class PodEnd:
 
     @property
     def rank(self) -> tuple[int, float]:
-        """Root causes first: what can't be mended by trying again, then what ended by itself, then what was
-        brought down by others; the earliest of its sort.
+        """Root causes first: permanent errors, then pods that ended by themselves, then those that others brought
+        down; the earliest of each.
         """
         if self.exit_code is not None and is_permanent(self.exit_code):
             sort = 0
@@ -68,7 +68,7 @@ class PodEnd:
 
 
 def uid(pod: Object) -> str:
-    """Of the object: a pod made anew under the same name has another."""
+    """Of the object: a replacement of the same name has another."""
     return pod["metadata"]["uid"]
 
 
@@ -83,25 +83,25 @@ def phase(pod: Object) -> str:
 
 
 def has_ended(pod: Object) -> bool:
-    """Whether its trainer has ended. Pods of ours are never restarted; other containers of it (a service mesh's proxy,
-    a log shipper) may run on for ever, and then the pod says Running.
+    """Whether its trainer has ended. Its pods are never restarted; other containers (a service mesh's proxy, a log
+    shipper) may run on for ever, and then the pod's phase is Running.
     """
     return is_over(pod) or _trainer_end(pod) is not None
 
 
 def is_over(pod: Object) -> bool:
-    """Whether nothing of it lives any more."""
+    """Whether nothing of it runs any more."""
     return phase(pod) in ("Succeeded", "Failed")
 
 
 def has_succeeded(pod: Object) -> bool:
-    """Whether its trainer has ended with success, whatever became of other containers."""
+    """Whether its trainer has ended with success, whatever other containers did."""
     end = _trainer_end(pod)
     return phase(pod) == "Succeeded" if end is None else end.get("exitCode") == 0
 
 
 def has_failed(pod: Object) -> bool:
-    """Whether its trainer has ended otherwise, or never began."""
+    """Whether its trainer has ended otherwise, or never started."""
     return has_ended(pod) and not has_succeeded(pod)
 
 
@@ -111,7 +111,7 @@ def has_node(pod: Object) -> bool:
 
 
 def slim_pod_spec(spec: dict[str, Any]) -> dict[str, Any]:
-    """A pod's spec, less what nobody here reads."""
+    """A pod's spec without what is not read here."""
     return {name: value for name, value in spec.items() if name not in _UNREAD}
 
 
@@ -125,7 +125,7 @@ def is_running(pod: Object) -> bool:
 
 
 def is_being_set_up(pod: Object) -> bool:
-    """Whether a node has it and has begun none of its containers: volumes, network and images come first."""
+    """Whether it has a node, which has started none of its containers yet: volumes, network and images come first."""
     if phase(pod) != "Pending" or is_being_deleted(pod) or not (pod.get("spec") or {}).get("nodeName"):
         return False
     containers = (*_statuses(pod, "initContainerStatuses"), *_statuses(pod, "containerStatuses"))
@@ -149,19 +149,19 @@ def unreachable_node(pod: Object, now: float) -> str | None:
 
 
 def disruption(pod: Object) -> str:
-    """Who took the pod from the job, in words; empty if nobody did, as far as the pod itself tells."""
+    """What disrupted the pod (eviction, preemption, a lost node), for people; empty if nothing did."""
     status = pod.get("status") or {}
     if _OWN_LIMIT.search(status.get("message") or ""):
         return ""
     target = condition(pod, "DisruptionTarget")
     if target is not None and target.get("status") == "True":
-        return _told(pod, target.get("reason") or "Disrupted", target.get("message"))
+        return _describe(pod, target.get("reason") or "Disrupted", target.get("message"))
     reason = status.get("reason") or ""
     if phase(pod) == "Failed" and _DISRUPTED.fullmatch(reason):
-        return _told(pod, reason, status.get("message"))
+        return _describe(pod, reason, status.get("message"))
     ended = _terminated(pod)
-    if phase(pod) == "Failed" and (ended.get("exitCode"), ended.get("reason")) in _FORGOTTEN:
-        return _told(pod, "its container was lost, as when a node is restarted", ended.get("message"))
+    if phase(pod) == "Failed" and (ended.get("exitCode"), ended.get("reason")) in _STATE_LOST:
+        return _describe(pod, "its container was lost, as when a node is restarted", ended.get("message"))
     return ""
 
 
@@ -174,30 +174,30 @@ def how_it_ended(pod: Object) -> PodEnd | None:
     at = ended.get("finishedAt")
     finished_at = from_rfc3339(at) if at else float("inf")
     code = ended.get("exitCode")
-    if taken := disruption(pod):
+    if disrupted := disruption(pod):
         failure = _failure(ended)
-        reason, message = (failure.reason, failure.message) if failure else ("Disrupted", taken)
+        reason, message = (failure.reason, failure.message) if failure else ("Disrupted", disrupted)
         permanent = code is not None and is_permanent(code)
         return PodEnd(
-            code, reason if permanent else "Disrupted", message if permanent else taken, finished_at, True
+            code, reason if permanent else "Disrupted", message if permanent else disrupted, finished_at, True
         )
     reason, message = _why(pod, ended, status)
     return PodEnd(code, reason, cut(message), finished_at)
 
 
 def waits_for(pods: Iterable[Object]) -> tuple[str, str]:
-    """Reason and message of the first pod that can't start as it is; both empty if all are on their way."""
+    """Reason and message of the first pod that can't start as it is; both empty if all are starting."""
     for pod in pods:
         if has_ended(pod) or is_being_deleted(pod):
             continue
         scheduled = condition(pod, "PodScheduled")
         if scheduled is not None and scheduled.get("status") == "False":
-            return scheduled.get("reason") or "Unschedulable", _told(pod, "", scheduled.get("message"))
+            return scheduled.get("reason") or "Unschedulable", _describe(pod, "", scheduled.get("message"))
         for container in (*_statuses(pod, "initContainerStatuses"), *_statuses(pod, "containerStatuses")):
             waiting = (container.get("state") or {}).get("waiting") or {}
             reason = waiting.get("reason") or ""
             if reason not in _STARTING:
-                text = _told(pod, "", waiting.get("message") or reason)
+                text = _describe(pod, "", waiting.get("message") or reason)
                 remedy = _WAITING_REMEDIES.get(reason)
                 return reason, cut(f"{text}; {remedy}" if remedy else text)
     return "", ""
@@ -217,22 +217,20 @@ def _why(pod: Object, ended: Mapping[str, Any], status: Mapping[str, Any]) -> tu
         return "StorageLimitExceeded", f"{name}: {pod_message}; raise the limit in spec.job"
     if (failure := _failure(ended)) is not None:
         return failure.reason, failure.message
-    said = _last_line(str(ended.get("message") or pod_message))
+    last = _last_line(str(ended.get("message") or pod_message))
     code_text = f"exit code {code}" if code is not None else "no exit code"
-    text = f"{name} ended with {code_text}" + (
-        f"; its last words: {said}" if said else "; its log may tell why"
-    )
+    text = f"{name} ended with {code_text}" + (f"; last line: {last}" if last else "; its log may say why")
     reason = str(ended.get("reason") or pod_reason)
     return ("TrainerFailed" if reason in ("", "Error") else reason), text
 
 
 def _last_line(text: str) -> str:
-    """Of the end of a log, or of what a kubelet says: where an exception names itself."""
+    """The last line that is not empty: of the end of a log, that is where an exception is named."""
     return next((line for line in reversed(text.splitlines()) if line.strip()), "")
 
 
 def _failure(ended: Mapping[str, Any]) -> Failure | None:
-    """The trainer's own words; None if it left none that can be read."""
+    """What the trainer wrote about its end; None if it left nothing that can be read."""
     try:
         return Failure.model_validate_json(ended.get("message") or "")
     except ValidationError:
@@ -247,7 +245,7 @@ def _trainer_end(pod: Object) -> Mapping[str, Any] | None:
 
 
 def _terminated(pod: Object) -> Mapping[str, Any]:
-    """How the trainer's container ended; another's, if that one failed and the trainer never began."""
+    """How the trainer's container ended; another's, if that one failed and the trainer never started."""
     statuses = [*_statuses(pod, "containerStatuses"), *_statuses(pod, "initContainerStatuses")]
     ends = [(one.get("name"), (one.get("state") or {}).get("terminated")) for one in statuses]
     own = next((end for name, end in ends if end and name in CONTAINERS), None)
@@ -260,6 +258,6 @@ def _statuses(pod: Object, field: str) -> list[Mapping[str, Any]]:
     return (pod.get("status") or {}).get(field) or []
 
 
-def _told(pod: Object, reason: str, message: str | None) -> str:
+def _describe(pod: Object, reason: str, message: str | None) -> str:
     parts = [pod["metadata"]["name"], reason, message or ""]
     return cut(": ".join(part for part in parts if part))

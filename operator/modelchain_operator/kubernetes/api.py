@@ -1,4 +1,4 @@
-"""The operator's requests to the Kubernetes API: plain objects in and out, every failure an error of our own.
+"""The operator's requests to the Kubernetes API: plain objects in and out, every failure an ApiError.
 
 The requests are plain REST.
 https://kubernetes.io/docs/reference/using-api/api-concepts/
@@ -132,9 +132,9 @@ class KubernetesApi:
             raise await self._absent(kind, what, namespace)
 
     async def write_status(self, chain: Object, status: Object) -> Object:
-        """Replace the chain's status, if nothing of the chain was changed since it was read.
+        """Replace the chain's status, if the chain was not changed since it was read.
 
-        Returns the chain as it is then. Raises Conflict if somebody was faster or the chain is gone.
+        Returns the chain as it is then. Raises Conflict if it was changed or is gone.
         """
         metadata = chain["metadata"]
         body = {**chain, "status": status, "metadata": {**metadata, "managedFields": None}}
@@ -174,7 +174,7 @@ class KubernetesApi:
         return await self._find(kind, namespace, name)
 
     async def create(self, kind: Kind, manifest: Object, *, dry_run: bool = False) -> Object:
-        """Make an object. Raises Conflict if one of that name exists; Forbidden, Invalid if it is refused, as is one
+        """Create an object. Raises Conflict if one of that name exists; Forbidden, Invalid if it is refused, as is one
         with a field that the API server does not know, which it would otherwise drop.
         https://kubernetes.io/docs/reference/using-api/api-concepts/#field-validation
         """
@@ -214,7 +214,7 @@ class KubernetesApi:
             what = f"delete {_named(kind, namespace, name)}"
             await self._send("DELETE", _path(kind, namespace, name), what, body=body)
         except Conflict:
-            return  # another object has taken the name: ours is gone
+            return  # another object has the name now: this one is gone
 
     # ---- what chains refer to, and events
 
@@ -265,8 +265,8 @@ class KubernetesApi:
             asked = {**query, "limit": str(PAGE), "continue": token}
 
     async def _absent(self, kind: Kind, what: str, namespace: str | None) -> ApiError:
-        """Why the collection of a kind answers 404: the kind, or the namespace. Discovery says it, which everybody
-        may read: who looks after some namespaces only may not list all.
+        """Why the collection of a kind answers 404: the kind is not served, or the namespace is gone. Discovery tells
+        them apart, which every user may read.
         """
         group = f"{'/apis' if '/' in kind.api_version else '/api'}/{kind.api_version}"
         served = await self._send("GET", group, f"ask which kinds {kind.api_version} has")
@@ -289,7 +289,7 @@ class KubernetesApi:
         accept: str = "application/json",
         read: bool = True,
     ) -> Object | None:
-        """One request; None for 404. Without `read`, the answer is only looked at for its status."""
+        """One request; None for 404. Without `read`, only the status of the response is used."""
         if method != "GET" and not self._may_write():
             raise Unavailable(f"{what}: not sent, since this operator does not lead any more")
         content = None if body is None else json.dumps(body, separators=(",", ":")).encode()
@@ -326,8 +326,8 @@ def _named(kind: Kind, namespace: str, name: str) -> str:
 def _error(what: str, answer: Answer) -> ApiError:
     status, reason, message = answer.status, "", ""
     try:
-        told = answer.json()
-        reason, message = str(told.get("reason", "")), str(told.get("message", ""))
+        content = answer.json()
+        reason, message = str(content.get("reason", "")), str(content.get("message", ""))
     except (ValueError, AttributeError):
         message = answer.content[:200].decode(errors="replace")
     text = f"{what}: {message or f'HTTP {status}'}"

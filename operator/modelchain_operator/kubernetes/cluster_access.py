@@ -1,7 +1,7 @@
-"""How to reach the cluster: the pod's service account, or a kubeconfig. What kopf connects with, and our own requests.
+"""How to reach the cluster: by the pod's service account, or a kubeconfig. For kopf's watches and the other requests.
 
-kopf's own logins read neither `exec` commands nor token files of a kubeconfig, nor take another context than its
-current one.
+kopf's own logins support neither `exec` commands nor token files of a kubeconfig, and no other context than the current
+one.
 https://kubernetes.io/docs/concepts/configuration/organize-cluster-access-kubeconfig/
 https://kubernetes.io/docs/tasks/run-application/access-api-from-pod/
 """
@@ -32,7 +32,7 @@ class ExecCommand:
 
 @dataclass(frozen=True)
 class ClusterAccess:
-    """A cluster, and who asks it. Paths are absolute."""
+    """A cluster, and the user's credentials for it. Paths are absolute."""
 
     server: str
     ca_path: str | None = None
@@ -45,21 +45,21 @@ class ClusterAccess:
     username: str | None = None
     password: str | None = None
     token: str | None = None
-    token_file: str | None = None  # read again and again: it goes before `token`
-    token_command: ExecCommand | None = None  # where there is no token
+    token_file: str | None = None  # read again regularly; takes precedence over `token`
+    token_command: ExecCommand | None = None  # used without a token
     namespace: str | None = None
 
     @property
     def token_changes(self) -> bool:
-        """Whether a token that is refused may have a successor."""
+        """Whether a refused token may have been replaced."""
         return self.token_file is not None or self.token_command is not None
 
 
 def load_access(
     kubeconfig: str | None, context: str | None, environment: Mapping[str, str] | None = None
 ) -> ClusterAccess:
-    """From that kubeconfig; without one from the pod's service account, else from KUBECONFIG, else from ~/.kube/config.
-    Raises ConfigurationError.
+    """Access from that kubeconfig; without one from the pod's service account, else from KUBECONFIG, else from
+    ~/.kube/config. Raises ConfigurationError.
     """
     environment = os.environ if environment is None else environment
     try:
@@ -75,7 +75,7 @@ def load_access(
 
 
 def from_service_account(folder: Path, environment: Mapping[str, str]) -> ClusterAccess:
-    """Of the pod that this is. Raises KeyError, OSError."""
+    """Access by the service account of this pod. Raises KeyError, OSError."""
     host, port = environment["KUBERNETES_SERVICE_HOST"], environment["KUBERNETES_SERVICE_PORT"]
     address = f"[{host}]" if ":" in host else host
     namespace = folder / "namespace"
@@ -88,7 +88,9 @@ def from_service_account(folder: Path, environment: Mapping[str, str]) -> Cluste
 
 
 def from_kubeconfigs(paths: list[Path], context: str | None = None) -> ClusterAccess:
-    """Of several files, the first that names a thing counts, as with kubectl. Raises ValueError, KeyError, OSError."""
+    """Access by kubeconfigs: the first file that has an entry counts, as with kubectl. Raises ValueError, KeyError,
+    OSError.
+    """
     current = context
     found: dict[str, dict[str, tuple[Any, Path]]] = {"clusters": {}, "users": {}, "contexts": {}}
     for path in paths:
@@ -127,9 +129,9 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         document = yaml.safe_load(path.read_text()) or {}
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(document, dict):
-        raise ValueError(f"{path} is no kubeconfig")
+        raise ValueError(f"{path} is not a kubeconfig")
     return document
 
 

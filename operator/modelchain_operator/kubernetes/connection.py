@@ -1,4 +1,4 @@
-"""Plain requests to the API server, over aiohttp, which kopf has loaded already."""
+"""Requests to the API server over aiohttp, which kopf has loaded already."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ UNREACHABLE = (aiohttp.ClientError, OSError, TimeoutError)  # what `send` raises
 
 @dataclass(frozen=True)
 class Answer:
-    """What the API server has answered."""
+    """A response of the API server."""
 
     status: int
     headers: Mapping[str, str]
@@ -44,7 +44,7 @@ class Connection:
         self._reading = asyncio.Lock()
 
     async def close(self) -> None:
-        """End all connections."""
+        """Close all connections."""
         if self._session is not None:
             await self._session.close()
 
@@ -57,9 +57,9 @@ class Connection:
         body: bytes | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Answer:
-        """One request. Raises one of UNREACHABLE, and ConfigurationError if no credentials can be had.
+        """One request. Raises one of UNREACHABLE, and ConfigurationError if there are no credentials.
 
-        A token that is refused is read anew, once: service accounts' tokens, and those of commands, do not last.
+        A refused token is read again, once: tokens of service accounts and of commands expire.
         """
         if self._session is None:
             self._session = self._open()
@@ -87,7 +87,7 @@ class Connection:
             return Answer(response.status, response.headers, await response.read())
 
     async def _read_token(self, refused: str | None) -> str | None:
-        """The user's token, unless somebody has replaced the refused one meanwhile."""
+        """The user's token; read again if the current one is the refused one."""
         async with self._reading:
             if self._token == refused:
                 self._token = await read_token(self._access)
@@ -97,7 +97,7 @@ class Connection:
         access = self._access
         context = tls_context(access)
         headers = {"User-Agent": f"modelchain-operator/{__version__}"}
-        if access.username:  # a token goes before it
+        if access.username:  # a token takes precedence
             password = base64.b64encode(f"{access.username}:{access.password or ''}".encode()).decode()
             headers["Authorization"] = f"Basic {password}"
         return aiohttp.ClientSession(
@@ -110,7 +110,7 @@ class Connection:
 
 
 def _proxy(server: str) -> str | None:
-    """What the environment says of the way there: HTTPS_PROXY and NO_PROXY."""
+    """The proxy to use, by HTTPS_PROXY and NO_PROXY of the environment."""
     parts = urlsplit(server)
     if proxy_bypass(parts.netloc.rpartition("@")[2]):
         return None

@@ -1,4 +1,4 @@
-"""Credentials, for kopf's watches and for our own requests."""
+"""Credentials, for kopf's watches and for the other requests."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ import kopf
 from modelchain.errors import ConfigurationError
 from modelchain_operator.kubernetes.cluster_access import ClusterAccess, ExecCommand
 
-# A service account's token is replaced in its file while it is still good: it is read again in time.
+# A service account's token is replaced in its file before it expires.
 REREAD = dt.timedelta(minutes=5)
 
 
 class ConnectionInfo(kopf.ConnectionInfo):
-    """kopf's, for clusters whose certificate authority Python 3.13 refuses as well."""
+    """kopf's, also for clusters whose certificate authority Python 3.13 refuses."""
 
     def as_ssl_context(self) -> ssl.SSLContext:
-        """How kopf's connections check the API server."""
+        """How kopf's connections verify the API server."""
         return as_kubectl_verifies(super().as_ssl_context())
 
 
 def as_kubectl_verifies(context: ssl.SSLContext) -> ssl.SSLContext:
-    """The context, without the insistence of Python 3.13 on extensions that RFC 5280 asks of certificates.
+    """The context, without Python 3.13's check for extensions that RFC 5280 requires of certificates.
 
-    The authorities of many clusters lack some (key usage, authority key identifier), and kubectl does not mind.
+    The authorities of many clusters lack some (key usage, authority key identifier), and kubectl accepts them.
     """
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     return context
 
 
 async def connection_info(access: ClusterAccess) -> kopf.ConnectionInfo:
-    """What kopf connects with. Raises ConfigurationError if the credentials can't be had."""
+    """What kopf connects with. Raises ConfigurationError if there are no credentials."""
     return _connection_info(access, await read_token(access))
 
 
 def tls_context(access: ClusterAccess) -> ssl.SSLContext:
-    """How our own connections check the API server, and show who they are. Raises OSError, ssl.SSLError."""
+    """How other connections verify the API server, and authenticate. Raises OSError, ssl.SSLError."""
     return _connection_info(access, None).as_ssl_context()
 
 
@@ -64,7 +64,7 @@ def _connection_info(access: ClusterAccess, token: str | None) -> ConnectionInfo
 
 
 async def read_token(access: ClusterAccess) -> str | None:
-    """The token as it is now; None if there is none. Raises ConfigurationError if it can't be had."""
+    """The token as it is now; None if there is none. Raises ConfigurationError if it can't be read."""
     if access.token_file is not None:
         return await asyncio.to_thread(_read, access.token_file)
     if access.token is None and access.token_command is not None:

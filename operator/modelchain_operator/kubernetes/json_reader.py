@@ -1,8 +1,8 @@
-"""JSON of the API server, which may be nested more deeply than Python's reader goes.
+"""JSON of the API server, which may be nested more deeply than Python's json module reads.
 
 The API server takes objects up to 10,000 deep where a schema leaves a field open (job.podTemplate). Python's json
-raises RecursionError from about 1,000 on, or from a limit of the C stack; one such chain must not hold up the listing
-that it stands in.
+raises RecursionError from about 1,000 on, or from a limit of the C stack; one such chain must not break the listing
+that it is in.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import json
 import re
 from typing import Any
 
-MAX_DEPTH = 200  # of what is read whole; `modelchain.validation` refuses a chain from a third of that on
+MAX_DEPTH = 200  # of what is read completely; `modelchain.validation` refuses chains from a third of that on
 _BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]')
 
 
 def loads(data: bytes) -> Any:
     """The value; where it is nested deeper than can be read, with null for what lies below MAX_DEPTH. Raises
-    ValueError for what is no JSON.
+    ValueError for what is not JSON.
     """
     try:
         return json.loads(data)
@@ -26,7 +26,7 @@ def loads(data: bytes) -> Any:
 
 
 def shallow(value: Any) -> Any:
-    """A value with null for what lies below MAX_DEPTH, changed in place: whatever was read can be written then."""
+    """The value with null for what lies below MAX_DEPTH, changed in place, so that it can be written."""
     stack: list[tuple[Any, int]] = [(value, 1)]
     while stack:
         part, depth = stack.pop()

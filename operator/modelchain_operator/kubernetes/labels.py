@@ -1,6 +1,6 @@
-"""Labels and annotations on what the operator makes, and those that people may put on a chain.
+"""Labels and annotations of the objects that the operator creates, and annotations that users may put on a chain.
 
-Labels and annotations of a job stand on its pods too.
+A job's labels and annotations are on its pods too.
 """
 
 from modelchain.cluster_labels import ATTEMPT, CHAIN_UID, STAGE
@@ -26,5 +26,5 @@ QUEUE_PRIORITY = "kueue.x-k8s.io/priority-class"
 DIGEST_ANNOTATION = "modelchain.dev/stage-digest"  # all 64
 CHAIN_ANNOTATION = "modelchain.dev/chain"  # namespace/name
 
-# On a chain: any text, each good for once, allows to train anew what was complete and has vanished from the store.
+# On a chain: any new value asks once to retrain what was complete and has vanished from the store.
 RETRAIN_MISSING_ANNOTATION = "modelchain.dev/retrain-missing"

@@ -1,12 +1,11 @@
-"""What Prometheus is told of chains and their stages: how they stand now, by their statuses.
+"""Prometheus metrics of chains and their stages, as their statuses have them.
 
-A status outlives the operator, so what follows from one is right from the first pass after a restart on. Hence gauges
-of what is, and not counters of what was seen happening. GPU time is the exception, because no status has it: it is
-counted while it passes, from zero in every process, as Prometheus expects of counters. What jobs use while
-no operator runs is missing from it.
+A status outlives the operator, so these are right from the first pass after a restart on: gauges of what is, not
+counters of what was seen happening. GPU time is the exception, because no status has it: it is counted while it passes,
+from zero in every process, as Prometheus expects of counters. What jobs use while no operator runs is missing from it.
 
-Series exist for chains that exist, and figures of a stage for as long as they mean something, so their number is
-bounded by what lives in the cluster.
+Series exist for chains that exist, and those of a stage while they mean something, so their number is bounded by what
+is in the cluster.
 """
 
 from __future__ import annotations
@@ -34,8 +33,8 @@ MAX_LOSS_TERMS = 8  # of one stage
 CHAIN_LABELS = ("namespace", "chain")
 STAGE_LABELS = (*CHAIN_LABELS, "stage")
 
-# Reasons of Progressing=False that last until a person does something. (A queue lets a job go by itself, and so does
-# another chain that trains the same stage.)
+# Reasons of Progressing=False that last until a person acts. (A queue admits a job by itself, and another chain that
+# trains the same stage completes it.)
 _BLOCKED = frozenset(
     {
         "BackendUnavailable",
@@ -52,14 +51,14 @@ _BLOCKED = frozenset(
         "FailedMount",
         "NoController",
         "Unschedulable",
-        *LASTING_REASONS,  # what Kueue says of a job that no time lets go
+        *LASTING_REASONS,  # of Kueue, for jobs that it will not admit by itself
     }
 )
 _ALARMING = (ConditionType.FAILED, ConditionType.UNRESPONSIVE, ConditionType.ARTIFACTS_MISSING)
 _REFUSED = "Refused"  # Accepted=False
 ATTENTION = frozenset({_REFUSED, *(kind.value for kind in _ALARMING), *_BLOCKED})
 _LIVE = (StagePhase.RUNNING, StagePhase.RETRYING)
-_STOPPING = "Stopping"  # reason of a stage whose attempt is accounted for while its pods still end
+_STOPPING = "Stopping"  # reason of a stage whose attempt is recorded as ended while its pods still end
 
 _CHAIN_GAUGES = {
     "progress_ratio": "Share of the compute of all stages that is done; stages found in the store are done.",
@@ -84,7 +83,7 @@ _STAGE_GAUGES = {
 
 
 class ChainMetrics(Collector):
-    """How all chains stand. Shown in one thread, collected in any."""
+    """The figures of all chains. Updated in one thread, collected in any."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -93,13 +92,13 @@ class ChainMetrics(Collector):
         self._shown: dict[Key, _Shown] = {}
 
     def accept(self, key: Key, chain: ResolvedChain) -> None:
-        """The chain is trained like this: what its stages cost, and on how many GPUs they run. Said at each pass."""
+        """Plan the costs and the GPUs of a valid chain's stages. Called at the start of each pass."""
         known = self._plans.get(key)
         if known is None or known.chain is not chain:
             self._plans[key] = _Plan.of(chain)
 
     def show(self, key: Key, status: ChainStatus) -> None:
-        """How the chain stands now."""
+        """Update the chain's figures to this status."""
         plan, before = self._plans.get(key), self._shown.get(key)
         if plan is not None:
             gpus = self._gpus.get(key, _GpuTime())
@@ -115,19 +114,19 @@ class ChainMetrics(Collector):
             ),
         )
 
-    def add_gpu_time(self, key: Key, status: ChainStatus) -> None:
-        """How the chain stands at the end of a pass."""
+    def end_pass(self, key: Key, status: ChainStatus) -> None:
+        """Update the chain's figures at the end of a pass."""
         self.show(key, status)
         if not any(stage.phase in _LIVE for stage in status.all_stages):
-            self._plans.pop(key, None)  # a resolved chain is large; the next pass brings it again
+            self._plans.pop(key, None)  # a resolved chain is large; the next pass plans it again
 
     def forget(self, key: Key) -> None:
-        """The chain is gone, and with it what was said of it."""
+        """The chain is gone, and with it its series."""
         for known in (self._plans, self._gpus, self._shown):
             known.pop(key, None)
 
     def describe(self) -> Iterable[Metric]:
-        return ()  # so that nothing is collected when it is registered
+        return ()  # so that registering it collects nothing
 
     def collect(self) -> Iterator[Metric]:
         shown = list(self._shown.items())
@@ -147,11 +146,11 @@ class ChainMetrics(Collector):
 
 @dataclass(frozen=True, slots=True)
 class _Shown:
-    """What is said of one chain."""
+    """The figures of one chain."""
 
     phase: ChainPhase
     stages: tuple[StagePhase, ...]
-    attention: tuple[str, ...]  # reasons for which somebody has to look at it
+    attention: tuple[str, ...]  # reasons for which it needs a person
     figures: Mapping[str, float]  # by name, of _CHAIN_GAUGES
     of_stages: tuple[_StageFigures, ...]
 
@@ -161,12 +160,12 @@ class _StageFigures:
     name: str
     figures: Mapping[str, float]  # by name, of _STAGE_GAUGES
     loss: tuple[tuple[str, float], ...]  # its terms
-    attempts: int | None  # None: it is finished, and nobody counts any more
+    attempts: int | None  # None: it is finished
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """What a chain's stages cost. Kept from the beginning of a pass to its end, and while a stage is live."""
+    """The costs of a chain's stages. Kept during a pass, and while a stage is live."""
 
     chain: ResolvedChain
     macs: Mapping[str, int]
@@ -182,7 +181,7 @@ class _Plan:
         )
 
     def stage_of(self, status: StageStatus) -> ResolvedStage | None:
-        """The stage that a status is about; None if it tells of what was before an edit."""
+        """The stage that a status is about; None if the stage was edited since."""
         found = next((stage for stage in self.chain.all_stages if stage.name == status.name), None)
         return found if found is not None and found.digest == status.digest else None
 
@@ -194,8 +193,8 @@ _Attempt = tuple[str, int]  # stage, number
 
 @dataclass(frozen=True, slots=True)
 class _GpuTime:
-    """GPU seconds up to a moment, and the GPUs that are held since. Never changed, so that whoever reads it sees
-    both as of one moment.
+    """GPU seconds up to a moment, and the GPUs that are held since. Immutable, so that a reader sees both as of one
+    moment.
     """
 
     seconds: float = 0.0
@@ -210,7 +209,7 @@ class _GpuTime:
 
 
 def _gpus_held(plan: _Plan, status: ChainStatus, before: Mapping[_Attempt, int]) -> dict[_Attempt, int]:
-    """GPUs of each attempt whose pods run, or still end. An attempt keeps what it began with, however the chain is
+    """GPUs of each attempt whose pods run, or still end. An attempt keeps what it started with, however the chain is
     edited meanwhile.
     """
     held: dict[_Attempt, int] = {}
@@ -230,7 +229,7 @@ def _gpus_held(plan: _Plan, status: ChainStatus, before: Mapping[_Attempt, int])
 
 
 def _attention(status: ChainStatus) -> Iterator[str]:
-    """Why somebody has to look at the chain: nothing of this passes by itself."""
+    """The reasons for which the chain needs a person: none of them passes by itself."""
     accepted = status.condition(ConditionType.ACCEPTED)
     if accepted is not None and accepted.status == "False":
         yield _REFUSED
@@ -280,8 +279,8 @@ def _comparison_figures(plan: _Plan, status: ChainStatus) -> dict[str, float]:
 
 
 def _trained_here(status: StageStatus, chain: ResolvedChain) -> bool:
-    """Whether the chain has trained the stage itself. One that it had begun may have been finished by another chain:
-    the weights lie in the folder of the attempt that made them.
+    """Whether the chain has trained the stage itself. One that it had started may have been finished by another chain:
+    the weights are in the folder of the attempt that made them.
     """
     if not status.finished:
         return True
@@ -354,7 +353,7 @@ def _of_chains(shown: list[tuple[Key, _Shown]]) -> Iterator[Metric]:
     )
     attention = GaugeMetricFamily(
         "modelchain_chain_needs_attention",
-        "1 for each reason for which somebody has to look at the chain.",
+        "1 for each reason for which the chain needs a person.",
         labels=[*CHAIN_LABELS, "reason"],
     )
     families = {name: _gauge("chain", name, text, CHAIN_LABELS) for name, text in _CHAIN_GAUGES.items()}

@@ -1,4 +1,4 @@
-"""What `kubectl describe modelchain` tells of a chain's life: Kubernetes Events, from one status to the next."""
+"""Kubernetes Events of a chain, from the difference of two statuses; `kubectl describe modelchain` shows them."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from modelchain_operator.kubernetes.kinds import CHAIN
 COMPONENT = "modelchain-operator"
 NORMAL, WARNING = "Normal", "Warning"
 MAX_NOTE = 1000  # the API allows 1024
-_CALM_ENDS = frozenset({SUSPENDED, SUPERSEDED})
+_NORMAL_ENDS = frozenset({SUSPENDED, SUPERSEDED})
 
 
 @dataclass(frozen=True)
 class Note:
-    """One thing to tell."""
+    """What one Event says."""
 
     type: str  # Normal or Warning
     reason: str
@@ -38,7 +38,7 @@ class Note:
 
 
 def notes(before: ChainStatus | None, after: ChainStatus) -> tuple[Note, ...]:
-    """What has happened between two statuses of a chain, in the order in which it is told."""
+    """What has happened between two statuses of a chain, in the order in which it is reported."""
     return (
         *_refusal(before, after),
         *_stages(before, after),
@@ -49,10 +49,10 @@ def notes(before: ChainStatus | None, after: ChainStatus) -> tuple[Note, ...]:
 
 
 def event_of(chain: Object, note: Note, *, time: float, instance: str) -> Object:
-    """The Event that tells a note about a chain.
+    """The Event of a note about a chain.
 
-    Its name follows from the chain's state and the note, so that telling it twice (after a crash, by a second
-    operator) makes one event.
+    Its name follows from the chain's state and the note, so that posting it twice (after a crash, by a second operator)
+    makes one Event.
     """
     metadata = chain["metadata"]
     what = "\n".join((metadata["uid"], metadata["resourceVersion"], note.reason, note.message))
@@ -107,7 +107,7 @@ def _stage(before: StageStatus, stage: StageStatus) -> Iterator[Note]:
     name = f"stage {stage.name}"
     ended = stage.last_ended
     if ended is not None and ended != before.last_ended:
-        kind = NORMAL if ended.reason in _CALM_ENDS else WARNING
+        kind = NORMAL if ended.reason in _NORMAL_ENDS else WARNING
         code = f" (exit code {ended.exit_code})" if ended.exit_code is not None else ""
         counted = "" if ended.counted or kind == NORMAL else "; this does not count as a failure"
         text = f"{name}: attempt {ended.attempt} ended: {ended.reason}{code}: {ended.message}{counted}"

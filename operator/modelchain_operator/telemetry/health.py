@@ -22,20 +22,20 @@ from modelchain_operator.kubernetes.leader_election import Leadership
 from modelchain_operator.settings import Settings
 from modelchain_operator.telemetry.metrics import CONTENT_TYPE, Metrics
 
-INTERVALS = 3  # of the resync, without which the operator is taken for dead
-LEAST_SECONDS = 60.0  # however short the interval is
+INTERVALS = 3  # of the resync: without a listing for so long, the operator is not live
+LEAST_SECONDS = 60.0  # at least
 
 
 class Listings(Protocol):
-    """The resync, as far as it matters here."""
+    """What the health of the resync is read from."""
 
     listed: asyncio.Event  # everything was listed once
 
-    attempted_at: float | None  # monotonic: the last listing ended, well or not; None: none has
+    attempted_at: float | None  # monotonic: when the last listing ended, with success or not; None: none has
 
 
 class HealthServer:
-    """Answers the kubelet and Prometheus, in the event loop whose life it tells of."""
+    """Answers the kubelet and Prometheus, in the event loop that it reports on."""
 
     def __init__(
         self,
@@ -55,12 +55,12 @@ class HealthServer:
 
     @property
     def port(self) -> int:
-        """The port that it listens at; any free one was asked for with 0."""
+        """The port that it listens on; 0 in the settings means any free one."""
         assert self._runner is not None
         return int(self._runner.addresses[0][1])
 
     async def start(self) -> None:
-        """Begin to answer. Raises ConfigurationError if the port can't be had."""
+        """Start listening. Raises ConfigurationError if the port is not free."""
         app = web.Application()
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/readyz", self._readyz)
@@ -77,12 +77,12 @@ class HealthServer:
             ) from None
 
     async def close(self) -> None:
-        """Answer no more."""
+        """Stop listening."""
         if self._runner is not None:
             await self._runner.cleanup()
 
     def problem(self) -> str:
-        """Why the operator is taken for dead; empty if it is not."""
+        """Why the operator is not live; empty if it is."""
         now = time.monotonic()
         listing = now - (self._listings.attempted_at or self._started_at)
         if listing > self._allowed_seconds:
@@ -94,7 +94,7 @@ class HealthServer:
         return ""
 
     def _waiting_since(self, now: float, waiting: int) -> float:
-        """When nothing was last seen to wait: after a quiet hour, the first chain is not late yet."""
+        """When the queue was last seen empty: after a quiet hour, the first chain is not late yet."""
         if not (waiting and self._listings.listed.is_set()):
             self._nothing_waited_at = now
         return self._nothing_waited_at

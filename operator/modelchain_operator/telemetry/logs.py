@@ -1,4 +1,4 @@
-"""What the operator says: a line for people, or a JSON object a line, and no line that somebody else has written.
+"""The operator's log: lines for people, or a JSON object a line; no text from elsewhere can forge a line.
 
 JSON lines hold `ts` (RFC 3339, UTC), `level`, `logger`, `message`, and where it is known `chain` (namespace/name)
 and `stage`: from `extra=`, or from a `Key` among the arguments of the message.
@@ -28,7 +28,7 @@ _TAMED = {
     "httpx2": logging.WARNING,
     "kopf": logging.WARNING,
     "s3transfer": logging.WARNING,
-    "urllib3": logging.ERROR,  # warns of every connection that it makes again
+    "urllib3": logging.ERROR,  # warns of every connection that it opens again
 }
 MAX_MESSAGE = 4096
 
@@ -84,7 +84,7 @@ def _time(record: logging.LogRecord) -> str:
 
 
 def _message(record: logging.LogRecord) -> str:
-    """On one line: what others wrote (a trainer's message, an answer of a server) must not look like a line of
+    """On one line: text from elsewhere (a trainer's message, a server's answer) must not look like a line of
     ours.
     """
     try:

@@ -1,5 +1,5 @@
-"""What Prometheus is told: of the operator's own work here, of the chains in chain_metrics.py. Every set of labels is
-bounded: by the phases there are, by the chains that live.
+"""Prometheus metrics of the operator's own work; those of chains are in chain_metrics.py. Every set of labels is
+bounded: by the phases there are, by the chains that exist.
 
 https://prometheus.io/docs/practices/naming/
 """
@@ -34,16 +34,16 @@ from modelchain_operator.telemetry.chain_metrics import ChainMetrics
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-MAX_REASONS = 48  # that are not ours; those that come later are counted as Other
+MAX_REASONS = 48  # distinct reasons from elsewhere; further ones are counted as Other
 OTHER = "Other"
-INTERNAL = "Internal"  # a pass that ended with an error of ours
+INTERNAL = "Internal"  # a pass that ended with an unforeseen error
 
-disable_created_metrics()  # a second series beside each counter, which nobody reads
+disable_created_metrics()  # they would double the series of counters
 
 _FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _REASON = re.compile(r"[A-Z][A-Za-z0-9]{0,47}")
 _ENDED = {StagePhase.COMPLETE: "complete", StagePhase.CACHED: "cached", StagePhase.FAILED: "failed"}
-# Reasons that the trainer gives most often: names of its errors, and one of the kubelet's.
+# The most frequent reasons: names of the trainer's errors, and one of the kubelet's.
 _TRAINER_ERRORS = (
     "DivergedError",
     "OOMKilled",
@@ -54,7 +54,7 @@ _TRAINER_ERRORS = (
         if kind.__module__ == ModelChainError.__module__
     ),
 )
-# Series that begin at 0: an increase is only seen from the second sample of a series on.
+# Series that are exported from the start, at 0: an increase shows only from the second sample of a series on.
 _ATTEMPTS = {
     "started": ("Started",),
     "succeeded": ("Complete",),
@@ -62,11 +62,11 @@ _ATTEMPTS = {
     "interrupted": ("Disrupted", "JobVanished", "LeaseHeld", "Superseded", "Suspended"),
 }
 _PASS_ERRORS = (INTERNAL, *(kind.__name__ for kind in (ApiError, *ApiError.__subclasses__())))
-_OURS = frozenset(_PASS_ERRORS).union(*_ATTEMPTS.values())
+_KNOWN_REASONS = frozenset(_PASS_ERRORS).union(*_ATTEMPTS.values())
 
 
 class Metrics:
-    """The operator's metrics, in a registry of their own. Any thread may count."""
+    """The operator's metrics, in a registry of their own. Any thread may update them."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.registry = CollectorRegistry()
@@ -78,7 +78,7 @@ class Metrics:
         build.labels(__version__).set(1)
         self._leader = self._gauge("leader", "1 where this operator acts on chains, 0 where it stands by.")
         self._leader.set(1)
-        depth = self._gauge("queue_depth", "Chains that wait for their pass.")
+        depth = self._gauge("queue_depth", "Reconcile queue depth: chains that wait to be reconciled.")
         depth.set_function(self.queue_depth)
         self._stages = self._counter("stages", "Stages that have ended, by outcome.", "outcome")
         self._attempts = self._counter(
@@ -87,13 +87,13 @@ class Metrics:
             "outcome",
             "reason",
         )
-        self._pass_seconds = self._histogram(
-            "reconcile_duration_seconds", "Time that a pass over a chain took."
-        )
+        self._pass_seconds = self._histogram("reconcile_duration_seconds", "Duration of reconciliations.")
         self._pass_errors = self._counter(
-            "reconcile_errors", "Passes that failed and are repeated, by reason.", "reason"
+            "reconcile_errors", "Reconciliations that failed and are retried, by reason.", "reason"
         )
-        self._queue_lag = self._histogram("queue_lag_seconds", "Time that a chain waited for its pass.")
+        self._queue_lag = self._histogram(
+            "queue_lag_seconds", "Time that a chain waited in the reconcile queue."
+        )
         self._status_writes = self._counter("status_writes", "Statuses written to the API server.")
         self._api_requests = self._counter(
             "kubernetes_requests", "Requests that the API server has answered, by verb.", "verb"
@@ -128,23 +128,23 @@ class Metrics:
     # ---- passes
 
     def watch_queue(self, depth: Callable[[], int]) -> None:
-        """Where to ask how many chains wait for their pass."""
+        """Export this as the depth of the reconcile queue."""
         self._queue_depth = depth
 
     def watch_leadership(self, is_held: Callable[[], bool]) -> None:
-        """Where to ask whether this operator acts on chains; unless it is said, it does."""
+        """Export this as whether the operator acts on chains; by default it does."""
         self._leader.set_function(lambda: float(is_held()))
 
     def queue_depth(self) -> int:
-        """Chains that wait for their pass."""
+        """Reconcile queue depth: chains that wait to be reconciled."""
         return self._queue_depth()
 
     def queue_lag(self, seconds: float) -> None:
-        """A chain has waited this long for its pass."""
+        """A chain has waited this long in the queue."""
         self._queue_lag.observe(seconds)
 
     def pass_ended(self, seconds: float) -> None:
-        """A pass has ended, well or not."""
+        """A pass has ended, with success or not."""
         self.pass_ended_at = time.monotonic()
         self._pass_seconds.observe(seconds)
 
@@ -159,19 +159,19 @@ class Metrics:
     # ---- chains
 
     def chain_accepted(self, key: Key, chain: ResolvedChain) -> None:
-        """A pass begins over a chain that can be trained, like this: it tells the cost and the GPUs of its stages."""
+        """A pass starts over a valid chain: from it follow the costs and the GPUs of its stages."""
         self._chains.accept(key, chain)
 
     def chain_seen(self, key: Key, status: ChainStatus) -> None:
-        """How a chain stands at the end of a pass."""
-        self._chains.add_gpu_time(key, status)
+        """The chain's status at the end of a pass."""
+        self._chains.end_pass(key, status)
 
     def chain_gone(self, key: Key) -> None:
-        """The chain is gone, and with it what was said of it."""
+        """The chain is gone, and with it its series."""
         self._chains.forget(key)
 
     def status_written(self, key: Key, before: ChainStatus | None, status: ChainStatus) -> None:
-        """The chain's status was written: count what has happened between the two."""
+        """The chain's status was written: count what has happened since the one before."""
         self._status_writes.inc()
         self._chains.show(key, status)
         for stage in status.all_stages:
@@ -179,8 +179,8 @@ class Metrics:
 
     def _count(self, before: StageStatus | None, stage: StageStatus) -> None:
         outcome = _ENDED.get(stage.phase)
-        anew = before is None or before.phase is not stage.phase or before.digest != stage.digest
-        if outcome is not None and anew:
+        is_new = before is None or before.phase is not stage.phase or before.digest != stage.digest
+        if outcome is not None and is_new:
             self._stages.labels(outcome).inc()
             if stage.phase is StagePhase.COMPLETE:
                 self._attempts.labels("succeeded", "Complete").inc()
@@ -188,14 +188,14 @@ class Metrics:
             self._attempts.labels("started", "Started").inc()
         ended = stage.last_ended
         if before is not None and before.finished:
-            return  # an edit has begun the stage anew, which ends no attempt
+            return  # an edit has reset the stage, which ends no attempt
         if ended is not None and ended.attempt > (before.last_ended_attempt if before is not None else 0):
             outcome = "failed" if ended.counted else "interrupted"
             self._attempts.labels(outcome, self._bounded(ended.reason)).inc()
 
     def _bounded(self, reason: str) -> str:
-        """A reason that a trainer made up must not fill the memory of a Prometheus."""
-        if reason in self._reasons or reason in _OURS:
+        """The reason, or Other: a trainer that invents reasons must not create series without limit."""
+        if reason in self._reasons or reason in _KNOWN_REASONS:
             return reason
         if len(self._reasons) >= MAX_REASONS or not _REASON.fullmatch(reason):
             return OTHER

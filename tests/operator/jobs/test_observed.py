@@ -281,7 +281,7 @@ def test_a_trainer_that_could_not_say_why_is_quoted_from_its_log() -> None:
     log = "Traceback (most recent call last):\n  ...\nModuleNotFoundError: No module named 'torch'\n\n"
     seen = look([job("Failed")], [failed(0, 1, message=log)])
     assert seen.message == (
-        f"{JOB}-0 ended with exit code 1; its last words: ModuleNotFoundError: No module named 'torch'"
+        f"{JOB}-0 ended with exit code 1; last line: ModuleNotFoundError: No module named 'torch'"
     )
 
 

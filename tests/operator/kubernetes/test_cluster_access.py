@@ -78,8 +78,8 @@ def test_of_several_kubeconfigs_the_first_that_names_a_thing_counts(tmp_path: Pa
         ("", "names no current-context"),
         ("current-context: x", "has no context 'x'"),
         ("current-context: x\ncontexts: [{name: x, context: {cluster: gone}}]", "'gone' is missing"),
-        ("current-context: [", "config is no YAML: "),
-        ("- a", "config is no kubeconfig"),
+        ("current-context: [", "config is not YAML: "),
+        ("- a", "config is not a kubeconfig"),
     ],
     ids=["empty", "context", "cluster", "yaml", "list"],
 )
