@@ -38,6 +38,7 @@ SPEC_BLOCKS: Mapping[str, tuple[type[BaseModel], str]] = {
     "data": (spec.DataSpec, "spec.data, spec.stages[].data"),
     "evaluation": (spec.EvaluationSpec, "an item of spec.evaluation, spec.stages[].evaluation"),
     "evaluation.data": (spec.EvaluationDataSpec, "the data of an evaluation set"),
+    "evaluation.fineTune": (spec.FineTuneSpec, "the recipe of a FineTune set"),
     "training": (spec.TrainingSpec, "spec.training, spec.stages[].training"),
     "training.schedule": (spec.LearningRateSchedule, "the schedule of the learning rate"),
     "distillation": (spec.DistillationSpec, "spec.distillation, spec.stages[].distillation"),

@@ -88,10 +88,11 @@ def baseline_metric(spec: BaselineSpec | None, stages: Sequence[ResolvedStage]) 
 def leading_metrics(sets: Sequence[EvaluationSpec]) -> tuple[str, ...]:
     """The metrics that stand for how good a model is, the most telling first."""
     return (
-        *(f"{one.name}/{_TOP1}" for one in sets if one.type.gives_top1),
+        *(f"{one.name}/{_TOP1}" for one in sets if one.type.gives_top1 and not one.type.trains),
         *(f"{one.name}/{_RECALL}" for one in sets if one.type is EvaluationType.RETRIEVAL),
         *(f"{one.name}/{_LOSS}" for one in sets if one.type is EvaluationType.RETRIEVAL),
         *(f"{one.name}/{_PERPLEXITY}" for one in sets if one.type is EvaluationType.PERPLEXITY),
+        *(f"{one.name}/{_TOP1}" for one in sets if one.type.trains),  # one point a stage: no curve to compare
     )
 
 
@@ -103,6 +104,8 @@ def metrics_of(evaluation: EvaluationSpec) -> tuple[str, ...]:
         kinds = (_LOSS, _TOP1, "top5")
     elif evaluation.type is EvaluationType.PERPLEXITY:
         kinds = (_PERPLEXITY, _LOSS)
+    elif evaluation.type.trains:
+        kinds = (_TOP1, "top5", *(("top1Std",) if (evaluation.seeds or 1) > 1 else ()))
     elif evaluation.classes is not None and len(evaluation.classes) < _TOP5_CLASSES:
         kinds = (_TOP1,)
     else:

@@ -40,6 +40,7 @@ from modelchain.spec import (
     DistillationSchedule,
     DistillationScheduleType,
     DistillationSpec,
+    EvaluationDataSpec,
     EvaluationSpec,
     JobSpec,
     LearningRateSchedule,
@@ -414,7 +415,13 @@ def _located_weights(weights: WeightsSpec | None, base: Path | None) -> WeightsS
 
 
 def _located_evaluation(evaluation: EvaluationSpec, base: Path | None) -> EvaluationSpec:
-    shards = [_located(shard, base) for shard in evaluation.data.shards]
-    classes = evaluation.classes_uri and _located(evaluation.classes_uri, base)
-    data = evaluation.data.model_copy(update={"shards": shards})
-    return evaluation.model_copy(update={"data": data, "classes_uri": classes})
+    def located(data: EvaluationDataSpec) -> EvaluationDataSpec:
+        return data.model_copy(update={"shards": [_located(shard, base) for shard in data.shards]})
+
+    return evaluation.model_copy(
+        update={
+            "data": located(evaluation.data),
+            "train_data": evaluation.train_data and located(evaluation.train_data),
+            "classes_uri": evaluation.classes_uri and _located(evaluation.classes_uri, base),
+        }
+    )

@@ -142,11 +142,18 @@ class EvaluationType(StrEnum):
     RETRIEVAL = "Retrieval"
     ACCURACY = "Accuracy"
     PERPLEXITY = "Perplexity"
+    LINEAR_PROBE = "LinearProbe"
+    FINE_TUNE = "FineTune"
 
     @property
     def gives_top1(self) -> bool:
         """Whether sets of this type give the accuracy `top1`."""
-        return self in (EvaluationType.ZERO_SHOT, EvaluationType.ACCURACY)
+        return self not in (EvaluationType.RETRIEVAL, EvaluationType.PERPLEXITY)
+
+    @property
+    def trains(self) -> bool:
+        """Whether something is trained on `trainData` first, which is done once, at the end of a stage."""
+        return self in (EvaluationType.LINEAR_PROBE, EvaluationType.FINE_TUNE)
 
 
 class JobBackend(StrEnum):
@@ -325,13 +332,33 @@ class EvaluationDataSpec(Block):
     class_key: Annotated[
         FileKey | None,
         Field(
-            description="ZeroShot and Accuracy: extension of the file with the class number, or a field of a JSON file "
+            description="All but Retrieval: extension of the file with the class number, or a field of a JSON file "
             "(json:label). Default: cls.",
         ),
     ] = None
     text_key: Annotated[
         FileKey | None,
         Field(description="Perplexity: where a document's text is. Default: data.textKey."),
+    ] = None
+
+
+class FineTuneSpec(Block):
+    epochs: Annotated[int | None, Field(ge=1, le=1000, description="Passes over trainData. Default: 10.")] = (
+        None
+    )
+    batch_size: Annotated[
+        int | None, Field(ge=1, le=2**20, description="Samples a step, over all processes. Default: 128.")
+    ] = None
+    learning_rate: Annotated[
+        Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)] | None,
+        Field(
+            description="Peak learning rate of tower and head, after a warm-up of a tenth of the steps; down to 0 "
+            "along a half cosine. Default: 3e-5."
+        ),
+    ] = None
+    weight_decay: Annotated[
+        Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)] | None,
+        Field(description="AdamW weight decay, as in training.weightDecay. Default: 0.1."),
     ] = None
 
 
@@ -343,7 +370,10 @@ class EvaluationSpec(Block):
         EvaluationType,
         Field(
             description="ZeroShot: accuracy over classes. Retrieval: loss and recall@1/5/10. Accuracy: loss and "
-            "accuracy of a classifier. Perplexity: loss a token and perplexity of a language model."
+            "accuracy of a classifier. Perplexity: loss a token and perplexity of a language model. "
+            "LinearProbe: accuracy of a logistic regression on frozen features. FineTune: "
+            "accuracy of the image tower and a new head after a short training. The last two are done at the end of a "
+            "stage."
         ),
     ]
     data: Annotated[EvaluationDataSpec, Field(description="The samples.")]
@@ -352,7 +382,7 @@ class EvaluationSpec(Block):
         Field(
             min_length=2,
             max_length=MAX_CLASSES,
-            description="ZeroShot and Accuracy: class names, in the order of their numbers.",
+            description="All but Retrieval: class names, in the order of their numbers. Needed by ZeroShot alone.",
         ),
     ] = None
     classes_uri: Annotated[
@@ -369,6 +399,24 @@ class EvaluationSpec(Block):
     every_steps: Annotated[
         Count | None, Field(description="Evaluate every this many steps, besides the start and the end.")
     ] = None
+    train_data: Annotated[
+        EvaluationDataSpec | None,
+        Field(
+            description="LinearProbe and FineTune: labelled samples to train on; data is what is measured."
+        ),
+    ] = None
+    seeds: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=100,
+            description="LinearProbe and FineTune: how often it is done, each time with another seed; top1 is the mean "
+            "and top1Std the standard deviation. Default: 1.",
+        ),
+    ] = None
+    fine_tune: Annotated[FineTuneSpec | None, Field(description="FineTune: the recipe, field by field.")] = (
+        None
+    )
 
 
 class LearningRateSchedule(Block):

@@ -235,6 +235,8 @@ _HEADS = Rule(
     "the heads do not divide the width; make width a multiple of heads",
     ".heads",
 )
+_TRAINS = "self.type in ['LinearProbe', 'FineTune']"
+
 _UNITS = Rule(
     "!has(self.mlpRatio) || double(self.width) * self.mlpRatio >= 1.0",
     "this leaves the MLP without units; write about 4",
@@ -288,11 +290,38 @@ BLOCK_RULES: Mapping[type[BaseModel], tuple[Rule, ...]] = {
         ),
         *(
             Rule(
-                f"self.type != 'Accuracy' || !has(self.{field})",
-                f"{field} is for sets of texts, this one is Accuracy; remove it",
+                f"self.type in ['ZeroShot', 'Retrieval'] || !has(self.{field})",
+                f"{field} is for ZeroShot and Retrieval sets; remove it",
                 f".{field}",
             )
             for field in ("templates", "data.captionKeys")
+        ),
+        Rule(
+            f"!({_TRAINS}) || has(self.trainData)",
+            "LinearProbe and FineTune sets need labelled samples to train on; name their shards under trainData",
+        ),
+        Rule(
+            f"!({_TRAINS}) || !has(self.everySteps)",
+            "LinearProbe and FineTune sets are evaluated once, at the end of a stage; remove everySteps",
+            ".everySteps",
+        ),
+        Rule(
+            "!has(self.trainData) || !has(self.trainData.captionKeys)",
+            "captionKeys is for Retrieval sets, trainData for LinearProbe and FineTune ones; remove it",
+            ".trainData.captionKeys",
+        ),
+        *(
+            Rule(
+                f"{_TRAINS} || !has(self.{field})",
+                f"{field} is for LinearProbe and FineTune sets; remove it",
+                f".{field}",
+            )
+            for field in ("trainData", "seeds")
+        ),
+        Rule(
+            "self.type == 'FineTune' || !has(self.fineTune)",
+            "fineTune is for FineTune sets; remove it, or write type: FineTune",
+            ".fineTune",
         ),
     ),
     LearningRateSchedule: (

@@ -146,8 +146,10 @@ def top1_of(stage: ResolvedStage, metrics: Mapping[str, float]) -> float | None:
 
 
 def top1_on(evaluation: Sequence[EvaluationSpec], metrics: Mapping[str, float]) -> float | None:
-    """Accuracy on the first of these sets that is a zero-shot set, if it was measured."""
-    names = [one.name for one in evaluation if one.type.gives_top1]
+    """Accuracy on the first of these sets that has one, if it was measured; those that are measured throughout come
+    before those of the end."""
+    labelled = sorted((one for one in evaluation if one.type.gives_top1), key=lambda one: one.type.trains)
+    names = [one.name for one in labelled]
     return metrics.get(f"{names[0]}/top1") if names else None
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from modelchain.report import units
 from modelchain.report.data import ChainArtifacts, StageArtifacts
-from modelchain.spec import TaskName
+from modelchain.spec import EvaluationType, TaskName
 from modelchain.tasks import Task, task_of
 
 _LEADING = (
@@ -14,6 +15,11 @@ _LEADING = (
     "imageToText@1",
     "perplexity",
 )  # the one figure that stands for a set, by kind of evaluation
+
+_OF_TYPE: Mapping[EvaluationType | None, Mapping[str, str]] = {
+    EvaluationType.LINEAR_PROBE: {"top1": "Linear-probe accuracy"},
+    EvaluationType.FINE_TUNE: {"top1": "Accuracy after fine-tuning"},
+}
 
 
 @dataclass(frozen=True)
@@ -35,14 +41,13 @@ class Measure:
 
 def leading_measures(chain: ChainArtifacts) -> tuple[Measure, ...]:
     """One measure for each evaluation set of the chain, in the order in which the settings name the sets."""
-    task = chain_task(chain)
     seen = {name for stage in chain.stages for name in _metric_names(stage)}
     wanted = [
         spec.name for stage in reversed(chain.stages) if stage.resolved for spec in stage.resolved.evaluation
     ]
     sets = list(dict.fromkeys([*wanted, *sorted(name.rpartition("/")[0] for name in seen)]))
     return tuple(
-        Measure(metric, name, describe(metric, task))
+        Measure(metric, name, title_of(metric, chain))
         for name in sets
         for metric in [next((f"{name}/{last}" for last in _LEADING if f"{name}/{last}" in seen), None)]
         if metric is not None
@@ -54,7 +59,14 @@ def chain_task(chain: ChainArtifacts) -> Task:
     return task_of(next((stage.resolved.task for stage in chain.stages if stage.resolved), TaskName.CLIP))
 
 
-def describe(metric: str, task: Task) -> str:
+def title_of(metric: str, chain: ChainArtifacts) -> str:
+    """What people call a metric of the chain."""
+    sets = (spec for stage in chain.stages if stage.resolved for spec in stage.resolved.evaluation)
+    kind = next((spec.type for spec in sets if spec.name == metric.rpartition("/")[0]), None)
+    return describe(metric, chain_task(chain), kind)
+
+
+def describe(metric: str, task: Task, evaluated: EvaluationType | None = None) -> str:
     """A metric's name for people: digits/top1 is 'Zero-shot accuracy on digits'."""
     name, _, last = metric.rpartition("/")
     kind, _, rank = last.partition("@")
@@ -62,7 +74,7 @@ def describe(metric: str, task: Task) -> str:
         direction = {"imageToText": "image to text", "textToImage": "text to image"}.get(kind, kind)
         what = f"Recall@{rank} ({direction})"
     else:
-        what = task.metric_names.get(last, last)
+        what = (_OF_TYPE.get(evaluated) or task.metric_names).get(last, last)
     return f"{what} on {name}" if name else what
 
 

@@ -14,7 +14,7 @@ from modelchain.measuring import Trained, measure_model
 from modelchain.report import units
 from modelchain.report.accounting import Costs
 from modelchain.report.data import ChainArtifacts, StageArtifacts
-from modelchain.report.measures import Measure, chain_task, describe
+from modelchain.report.measures import Measure, title_of
 from modelchain.resolved import higher_is_better
 from modelchain.status import Measurement, ModelMeasured
 
@@ -68,7 +68,7 @@ def savings(chain: ChainArtifacts, costs: Costs, measure: Measure | None) -> Sav
     return Savings(
         planned=_planned(costs) if len(chain.stages) > 1 else (),
         measured=_measured(chain, costs, found),
-        metric=describe(metric, chain_task(chain)) if metric is not None else "",
+        metric=title_of(metric, chain) if metric is not None else "",
         acceleration=found.acceleration if found is not None else None,
         covers_all=found is not None and len(found.models) == len(chain.stages),
         waiting=waiting,

@@ -13,6 +13,7 @@ from modelchain.spec import ClassifierConfig, EvaluationType, TaskName
 from modelchain.tasks.task import Problem, Task, differs
 from modelchain.tasks.towers import (
     IMAGE_FIELDS,
+    OF_IMAGES,
     VISION_DIGEST,
     image_tower_macs,
     image_tower_parameters,
@@ -33,7 +34,7 @@ class ClassificationTask(Task[ClassifierConfig]):
     config = ClassifierConfig
     config_field = "classifierConfig"
     own_fields = IMAGE_FIELDS | {("data", "classKey"), ("distillation", "logitsWeight")}
-    evaluations = (EvaluationType.ACCURACY,)
+    evaluations = (EvaluationType.ACCURACY, *OF_IMAGES)
     text = "label"
     metric_names = MappingProxyType(
         {"top1": "Accuracy", "top5": "Accuracy among the best five", "loss": "Cross-entropy"}

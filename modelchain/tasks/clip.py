@@ -12,6 +12,7 @@ from modelchain.spec import EvaluationType, LossName, ModelConfig, TaskName
 from modelchain.tasks.task import Problem, Task, differs, near_multiple, shrinks
 from modelchain.tasks.towers import (
     IMAGE_FIELDS,
+    OF_IMAGES,
     VISION_DIGEST,
     block_macs,
     block_parameters,
@@ -42,7 +43,7 @@ class ClipTask(Task[ModelConfig]):
     config = ModelConfig
     config_field = "modelConfig"
     own_fields = IMAGE_FIELDS | {("data", "captionKeys"), ("training", "loss")}
-    evaluations = (EvaluationType.ZERO_SHOT, EvaluationType.RETRIEVAL)
+    evaluations = (EvaluationType.ZERO_SHOT, EvaluationType.RETRIEVAL, *OF_IMAGES)
     text = "caption"
     metric_names = MappingProxyType(
         {

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Final, Protocol
 
 from modelchain.digest_form import REQUIRED, Table
-from modelchain.spec import VisionSpec
+from modelchain.spec import EvaluationType, VisionSpec
 from modelchain.tasks.task import Problem, near_multiple, shrinks
 
 VISION_DIGEST: Final[Table] = {
@@ -17,6 +17,11 @@ VISION_DIGEST: Final[Table] = {
     "headWidth": 64,
     "mlpRatio": 4.0,
 }
+
+OF_IMAGES: Final = (
+    EvaluationType.LINEAR_PROBE,
+    EvaluationType.FINE_TUNE,
+)  # what every image tower is evaluated by
 
 
 IMAGE_FIELDS: Final = frozenset(  # of spec.data, where samples are images

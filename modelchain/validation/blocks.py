@@ -209,6 +209,9 @@ def _check_evaluations(evaluations: list[EvaluationSpec], at: FieldPath) -> Iter
                 yield from _check_accuracy(evaluation, own)
             case EvaluationType.PERPLEXITY:
                 yield from _check_perplexity(evaluation, own)
+            case EvaluationType.LINEAR_PROBE | EvaluationType.FINE_TUNE:
+                yield from _check_accuracy(evaluation, own)
+        yield from _check_trained(evaluation, own)
 
 
 def _check_zero_shot(evaluation: EvaluationSpec, at: FieldPath) -> Iterator[Finding]:
@@ -246,7 +249,7 @@ def _check_accuracy(evaluation: EvaluationSpec, at: FieldPath) -> Iterator[Findi
         (("data", "captionKeys"), evaluation.data.caption_keys),
     ):
         if value is not None:
-            message = f"{part[-1]} is for sets of texts, this one is Accuracy"
+            message = f"{part[-1]} is for sets of texts, this one is {evaluation.type}"
             yield _finding((*at, *part), message, "remove it", "evaluation.type")
 
 
@@ -263,6 +266,29 @@ def _check_perplexity(evaluation: EvaluationSpec, at: FieldPath) -> Iterator[Fin
         if value is not None:
             message = f"{part[-1]} is for sets of images, this one is Perplexity"
             yield _finding((*at, *part), message, "remove it", "evaluation.type")
+
+
+def _check_trained(evaluation: EvaluationSpec, at: FieldPath) -> Iterator[Finding]:
+    """What belongs to evaluations that train something, and to no other."""
+    if not evaluation.type.trains:
+        for field, value in (("trainData", evaluation.train_data), ("seeds", evaluation.seeds)):
+            if value is not None:
+                message = f"{field} is for LinearProbe and FineTune sets, this one is {evaluation.type}"
+                yield _finding((*at, field), message, "remove it", "evaluation.type")
+    elif evaluation.train_data is None:
+        message = f"a {evaluation.type} set needs labelled samples to train on"
+        yield _finding((*at, "trainData"), message, "name their shards under trainData", "evaluation.type")
+    else:
+        yield from _check_shards(evaluation.train_data.shards, (*at, "trainData", "shards"))
+        if evaluation.train_data.caption_keys is not None:
+            message = f"captionKeys is for sets of texts, this one is {evaluation.type}"
+            yield _finding((*at, "trainData", "captionKeys"), message, "remove it", "evaluation.type")
+    if evaluation.type.trains and evaluation.every_steps is not None:
+        message = f"a {evaluation.type} set is evaluated once, at the end of a stage"
+        yield _finding((*at, "everySteps"), message, "remove it", "evaluation.type")
+    if evaluation.fine_tune is not None and evaluation.type is not EvaluationType.FINE_TUNE:
+        message = f"fineTune is for FineTune sets, this one is {evaluation.type}"
+        yield _finding((*at, "fineTune"), message, "remove it, or write type: FineTune", "evaluation.type")
 
 
 def _check_retrieval(evaluation: EvaluationSpec, at: FieldPath) -> Iterator[Finding]:

@@ -186,6 +186,13 @@ def zero_shot(**more: Any) -> dict[str, Any]:
     return {"name": "val", "type": "ZeroShot", "data": {"shards": ["s3://bucket/val.tar"]}, **more}
 
 
+PROBE = {
+    "name": "probe",
+    "type": "LinearProbe",
+    "data": {"shards": ["s3://bucket/val.tar"]},
+    "trainData": {"shards": ["s3://bucket/train.tar"]},
+    "seeds": 3,
+}
 SMALL, BASE = document()["spec"]["stages"]
 DATA, TRAINING = document()["spec"]["data"], document()["spec"]["training"]
 AT_THE_LIMIT: dict[str, dict[str, Any]] = {
@@ -231,6 +238,9 @@ AT_THE_LIMIT: dict[str, dict[str, Any]] = {
         ],
     },
     "no-evaluation": {"evaluation": []},
+    "probe": {
+        "evaluation": [PROBE, {**PROBE, "name": "tuned", "type": "FineTune", "fineTune": {"epochs": 3}}]
+    },
     "paths": {"data": {**DATA, "shards": ["data/{00..03}.tar", "file:///data/04.tar"]}},
     "endpoint": {
         "store": {"uri": "s3://bucket", "endpointUrl": "http://minio:9000", "secretName": "s3.keys"}

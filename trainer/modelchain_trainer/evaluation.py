@@ -29,6 +29,8 @@ from modelchain_trainer.collectives import Group
 from modelchain_trainer.data.sample import normalize
 from modelchain_trainer.evaluation_accuracy import TOP_FIVE_CLASSES, accuracy, classify
 from modelchain_trainer.evaluation_perplexity import PerplexitySet, perplexity
+from modelchain_trainer.evaluation_probe import linear_probe
+from modelchain_trainer.evaluation_tuning import Tuning, fine_tune
 from modelchain_trainer.losses import full_precision
 from modelchain_trainer.model.classifier import Classifier
 from modelchain_trainer.model.clip import Clip, crop_tokens
@@ -92,6 +94,8 @@ class EvaluationSet:
     source: EvaluationSource
     classes: tuple[str, ...] = ()  # ZeroShot: their names, in the order of their numbers
     captions: int = 0  # Retrieval: captions of each sample
+    train_source: EvaluationSource | None = None  # LinearProbe and FineTune: what is trained on
+    tuning: Tuning | None = None  # FineTune: the same for a training
 
 
 AnySet: TypeAlias = EvaluationSet | PerplexitySet
@@ -120,7 +124,8 @@ def evaluate(
     images that find one of their captions among the k best of all distinct captions, and of distinct captions
     that find one of their images.
 
-    Accuracy: as `evaluation_accuracy.accuracy`. Perplexity: as `evaluation_perplexity.perplexity`.
+    Accuracy: as `evaluation_accuracy.accuracy`. Perplexity: as `evaluation_perplexity.perplexity`. LinearProbe:
+    as `evaluation_probe.linear_probe`. FineTune: as `evaluation_tuning.fine_tune`.
 
     Raises UserDataError for a set without a readable sample, or with a label that is no class.
     """
@@ -143,6 +148,11 @@ def _measure(
     if isinstance(evaluation, PerplexitySet):
         assert isinstance(model, LanguageModel)
         return perplexity(model, evaluation, precision=precision, group=group, on_progress=on_progress)
+    assert not isinstance(model, LanguageModel)
+    if evaluation.spec.type.trains:
+        probe = evaluation.spec.type is EvaluationType.LINEAR_PROBE
+        measure = linear_probe if probe else fine_tune
+        return measure(model, evaluation, precision=precision, group=group, on_progress=on_progress)
     if isinstance(model, Classifier):
         return accuracy(model, evaluation, precision=precision, group=group, on_progress=on_progress)
     assert tokenizer is not None

@@ -65,7 +65,7 @@ def accuracy(
             [
                 torch.ones_like(labels_B, dtype=torch.float64),
                 functional.cross_entropy(logits_BK, labels_B, reduction="none").double(),
-                *_hits(logits_BK, labels_B),
+                *top_hits(logits_BK, labels_B),
             ],
             dim=1,
         )
@@ -87,8 +87,8 @@ def classify(model: Classifier, images_u8_B3HW: Tensor, *, precision: Precision)
     return logits_BK.to(torch.promote_types(logits_BK.dtype, torch.float32))
 
 
-def _hits(logits_BK: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
-    """For k of 1 and 5 the chance that the label is among the k best, in a random order of equals.
+def top_hits(logits_BK: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
+    """For k of 1 and 5 [B], fp64: the chance that the label is among the k best, in a random order of equals.
 
     Not "greater": a model that says NaN must not be right.
     """

@@ -22,6 +22,7 @@ from modelchain_trainer.checkpoint import CheckpointWriter, take_snapshot
 from modelchain_trainer.data.sample import Cause
 from modelchain_trainer.data.source import Loader
 from modelchain_trainer.evaluation import AnySet, Tokenize, evaluate
+from modelchain_trainer.evaluation_sets import is_due
 from modelchain_trainer.failpoints import reach
 from modelchain_trainer.step import StepReading, StepResult
 from modelchain_trainer.stopping import Terminated
@@ -169,10 +170,7 @@ class TrainingLoop:
     def _evaluate_if_due(self) -> None:
         attempt, trainee = self._attempt, self._trainee
         step = trainee.step
-        ends = (0, self._training.steps)
-        due = [
-            s for s in self._sets if step in ends or (s.spec.every_steps and step % s.spec.every_steps == 0)
-        ]
+        due = [s for s in self._sets if is_due(s.spec, step, self._training.steps)]
         known = attempt.ranks.share(f"evaluated-{step}", lambda: "yes" if self._is_evaluated(step) else "")
         if not due or known:
             return

@@ -39,7 +39,14 @@ def publish(attempt: Attempt, trainee: Trainee, sets: Sequence[AnySet], tokenize
     folder = attempt.scratch / "export"
     folder.mkdir()
     model = trainee.published
-    labelled = next((s for s in sets if isinstance(s, EvaluationSet) and s.spec.type.gives_top1), None)
+    labelled = next(
+        (
+            s
+            for s in sets
+            if isinstance(s, EvaluationSet) and s.spec.type.gives_top1 and not s.spec.type.trains
+        ),
+        None,
+    )
     if labelled is not None:
         example_predictions(
             model,

@@ -6,7 +6,7 @@ import pytest
 
 from modelchain.report.measures import describe
 from modelchain.resolved import ResolvedTraining
-from modelchain.spec import LossName, TaskName
+from modelchain.spec import EvaluationType, LossName, TaskName
 from modelchain.tasks import task_of
 
 
@@ -31,3 +31,10 @@ def test_the_loss_of_a_clip_chain_is_called_by_its_name(loss: LossName) -> None:
         epochs=1, warmup_steps=0, checkpoint_every_steps=1, steps_per_epoch=1, steps=1, loss=loss
     )
     assert loss.lower() in task_of(TaskName.CLIP).loss(training)
+
+
+def test_a_metric_is_called_by_what_was_done_for_it() -> None:
+    clip = task_of(TaskName.CLIP)
+    assert describe("cars/top1", clip, EvaluationType.LINEAR_PROBE) == "Linear-probe accuracy on cars"
+    assert describe("cars/top1", clip, EvaluationType.FINE_TUNE) == "Accuracy after fine-tuning on cars"
+    assert describe("cars/top1", clip, EvaluationType.ZERO_SHOT) == "Zero-shot accuracy on cars"

@@ -15,6 +15,13 @@ from tests.modelchain.documents import REMOVED, Path, document
 VISION: dict[str, Any] = {"imageSize": 32, "patchSize": 8, "width": 64, "layers": 2, "headWidth": 16}
 LAST = ("stages", 1, "classifierConfig")
 
+PROBE: dict[str, Any] = {
+    "name": "val",
+    "type": "LinearProbe",
+    "data": {"shards": ["s3://data/val.tar"]},
+    "trainData": {"shards": ["s3://data/train.tar"]},
+}
+
 
 def classifier() -> dict[Path, Any]:
     """What makes the document a chain of two classifiers, anew each time."""
@@ -129,6 +136,36 @@ MISTAKES: list[tuple[dict[Path, Any], str | Path, str, str]] = [
         "spec.evaluation[0].templates",
         "templates is for sets of texts, this one is Accuracy",
         "remove it",
+    ),
+    (
+        {("evaluation", 0, "type"): "LinearProbe"},
+        "spec.evaluation[0].trainData",
+        "a LinearProbe set needs labelled samples to train on",
+        "name their shards under trainData",
+    ),
+    (
+        {("evaluation", 0, "trainData"): {"shards": ["s3://data/train.tar"]}},
+        "spec.evaluation[0].trainData",
+        "trainData is for LinearProbe and FineTune sets, this one is Accuracy",
+        "remove it",
+    ),
+    (
+        {("evaluation", 0): PROBE | {"everySteps": 10}},
+        "spec.evaluation[0].everySteps",
+        "a LinearProbe set is evaluated once, at the end of a stage",
+        "remove it",
+    ),
+    (
+        {("evaluation", 0): PROBE | {"fineTune": {"epochs": 2}}},
+        "spec.evaluation[0].fineTune",
+        "fineTune is for FineTune sets, this one is LinearProbe",
+        "write type: FineTune",
+    ),
+    (
+        {("evaluation", 0): PROBE | {"trainData": {"shards": ["s3:data/a.tar"]}}},
+        "spec.evaluation[0].trainData.shards[0]",
+        "lacks slashes",
+        "write s3://bucket/prefix",
     ),
     (
         {("evaluation", 0, "classes"): ["cat", "dog"]},

@@ -19,7 +19,7 @@ from modelchain.resolved import ResolvedStore
 from modelchain.spec import EvaluationSpec, EvaluationType
 from modelchain.store import Store
 from modelchain_trainer.data.corruption import Corrupt, CorruptionCounter
-from modelchain_trainer.data.index import OnProgress, index_samples
+from modelchain_trainer.data.index import DatasetIndex, OnProgress, first_samples, index_samples
 from modelchain_trainer.data.patience import Patience
 from modelchain_trainer.data.reader import Segment, read_segment
 from modelchain_trainer.data.sample import (
@@ -107,6 +107,11 @@ class EvaluationReader:
     def __len__(self) -> int:
         """Samples of the set, unreadable ones included."""
         return self._length
+
+    @property
+    def index(self) -> DatasetIndex:
+        """Where its samples lie: those of the set alone, if its shards have more."""
+        return first_samples(self._index, self._length)
 
     @property
     def corrupt(self) -> dict[str, int]:

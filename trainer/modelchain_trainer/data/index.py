@@ -9,7 +9,7 @@ import json
 import logging
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -141,6 +141,22 @@ def index_samples(
             patience=patience,
         )
         return open_index(Path(folder), access)
+
+
+def first_samples(index: DatasetIndex, count: int) -> DatasetIndex:
+    """The index of its first samples."""
+    if count == len(index):
+        return index
+    return replace(
+        index,
+        first_samples=np.minimum(index.first_samples, count),
+        starts=index.starts[:count],
+        lengths=index.lengths[:count],
+        image_offsets=index.image_offsets[:count],
+        image_sizes=index.image_sizes[:count],
+        text_offsets=index.text_offsets[:count],
+        text_sizes=index.text_sizes[:count],
+    )
 
 
 def write_training_index(
