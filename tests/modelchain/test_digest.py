@@ -461,6 +461,16 @@ GOLDEN: dict[str, list[str]] = {
         "dd27e5a52c7bf8c0b9a983c4782c154ca2fafcd2b75cd8ada9c23e8d80304a2e",
         "9ecbf6eb0729e4cd18d4361a0f9baec56eea68ec623cfe8692e09afd3166852a",
     ],
+    "examples/digits-classifier.yaml": [
+        "328b8a4d492c9655c158c687f9474823f04297ab71c1b1763b91457b5c5f507e",
+        "3fe19341171ccc7917e75a8695344e55cb1a5e1fc890468b2d47144d0fec63ac",
+        "69f4b1d61f731f0e14eb0a8de242c1cc470f133c5abe1b23d599d55c982aca43",
+    ],
+    "examples/topics-language-model.yaml": [
+        "9d815f63a87eadd68dc122a79101855f2512f398a0c2602ddc5023753409d50c",
+        "a30bef7667a8a346ae33eb1dcbfe26e06c0e9e773e432a284906e75eace10a15",
+        "5836e9cdc298a29157b4e399116555e50f505e92a62067afec92c77f152b6924",
+    ],
 }
 
 
@@ -501,6 +511,7 @@ def test_golden_digests() -> None:
     assert digests(EVERY_FIELD) == GOLDEN["every field"]
 
 
-def test_golden_digests_of_the_papers_chain() -> None:
-    (cc3m,) = load_chains(EXAMPLES / "cc3m.yaml")
-    assert [stage.digest for stage in resolve(cc3m).stages] == GOLDEN["examples/cc3m.yaml"]
+@pytest.mark.parametrize("name", ["cc3m", "digits-classifier", "topics-language-model"])
+def test_golden_digests_of_the_papers_chain_and_of_each_task(name: str) -> None:
+    (chain,) = load_chains(EXAMPLES / f"{name}.yaml")
+    assert [stage.digest for stage in resolve(chain).stages] == GOLDEN[f"examples/{name}.yaml"]

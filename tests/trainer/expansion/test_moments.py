@@ -9,10 +9,11 @@ from torch import Tensor
 
 from modelchain.resolved import ResolvedExpansion
 from modelchain.spec import DepthExpansion, ModelConfig, WidthExpansion
-from modelchain_trainer.expansion import expand_moments
+from modelchain_trainer.expansion import expand, expand_moments
 from modelchain_trainer.expansion.spaces import Copies
 from modelchain_trainer.model import Clip
-from modelchain_trainer.model.build import parameter_shapes
+from modelchain_trainer.model.build import model_from, parameter_shapes
+from tests.trainer.expansion.families import language_model, trained
 from tests.trainer.expansion.growth import EXACT, PAPER, Grown, config_of, grow
 
 PADDED = ResolvedExpansion(width=WidthExpansion.PADDED)
@@ -33,7 +34,11 @@ def mean_over_copies(tensor: Tensor, small: ModelConfig, large: ModelConfig, nam
     """Each element's mean over the copies of its source along every axis: what uneven splits leave the same."""
     vision = name.startswith("visual.")
     before, after = (small.vision, large.vision) if vision else (small.text, large.text)
-    copied = {after.width: before.width, after.hidden_width: before.hidden_width}
+    return _mean_over(tensor, {after.width: before.width, after.hidden_width: before.hidden_width}, name)
+
+
+def _mean_over(tensor: Tensor, copied: dict[int, int], name: str) -> Tensor:
+    """`copied` are the sizes that have copies, and those of their sources."""
     in_proj = "in_proj" in name
     tensor = tensor.unflatten(0, (3, -1)) if in_proj else tensor
     for dim, size in enumerate(tensor.shape):
@@ -88,6 +93,22 @@ def _is_new(name: str, grown: Grown) -> bool:
     tower, _, rest = name.partition(".resblocks.")
     block = rest.partition(".")[0]
     return not grown.large.state_dict()[f"{tower}.resblocks.{block}.mlp.c_proj.weight"].any()
+
+
+def test_a_tied_table_has_the_moments_of_what_it_writes_and_of_what_it_reads() -> None:
+    small_config, large_config = language_model(width=16), language_model(width=48)
+    small = trained(small_config)
+    how = ResolvedExpansion()
+    large = model_from(expand(small.state_dict(), small_config, large_config, how, seed=0), large_config)
+    tokens = torch.randint(23, (4, 12), generator=torch.Generator().manual_seed(0))
+    found: list[Gradients] = []
+    for model in (small, large):
+        F.cross_entropy(model.predict(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten()).backward()
+        found.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    lifted = expand_moments(found[0], small_config, large_config, how, power=1)
+    copied = {48: 16, large_config.hidden_width: small_config.hidden_width}
+    for name, expected in lifted.items():
+        assert_close(_mean_over(found[1][name], copied, name), expected, name, tolerance=1e-9)
 
 
 @pytest.mark.parametrize("expansion", [EXACT, PADDED], ids=["Exact", "Padded"])
