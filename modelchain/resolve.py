@@ -351,7 +351,7 @@ def _resolve_stage(
         from_weights=_located_weights(stage.from_weights, base),
         image=stage.image or spec.image,
         store=store,
-        data=data.model_copy(update={"shards": tuple(_located(shard, base) for shard in data.shards)}),
+        data=_located_data(data, base),
         evaluation=tuple(
             _located_evaluation(one, base)
             for one in (spec.evaluation if stage.evaluation is None else stage.evaluation) or ()
@@ -408,6 +408,14 @@ def _located(location: str, base: Path | None) -> str:
     if base is None or "://" in location or location.startswith("/"):
         return location
     return str(base / location)
+
+
+def _located_data(data: ResolvedData, base: Path | None) -> ResolvedData:
+    tokenizer = data.tokenizer and data.tokenizer.model_copy(
+        update={"uri": _located(data.tokenizer.uri, base)}
+    )
+    shards = tuple(_located(shard, base) for shard in data.shards)
+    return data.model_copy(update={"shards": shards, "tokenizer": tokenizer})
 
 
 def _located_weights(weights: WeightsSpec | None, base: Path | None) -> WeightsSpec | None:

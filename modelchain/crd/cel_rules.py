@@ -29,6 +29,7 @@ from modelchain.spec import (
     StageSpec,
     StoreSpec,
     TextSpec,
+    TokenizerSpec,
     VisionSpec,
     WeightsSpec,
 )
@@ -395,6 +396,7 @@ FIELD_RULES: Mapping[tuple[type[BaseModel], str], tuple[Rule, ...]] = {
         ),
     ),
     (WeightsSpec, "uri"): (_URI,),
+    (TokenizerSpec, "uri"): (_URI,),
     **{
         (kind, "evaluation"): (
             Rule(

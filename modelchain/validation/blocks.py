@@ -147,6 +147,8 @@ def _check_image(image: str | None, path: FieldPath) -> Iterator[Finding]:
 def _check_data(data: DataSpec, at: FieldPath) -> Iterator[Finding]:
     if data.shards is not None:
         yield from _check_shards(data.shards, (*at, "shards"))
+    if data.tokenizer is not None:
+        yield from _check_uri(data.tokenizer.uri, (*at, "tokenizer", "uri"))
     if data.caption_keys is not None:
         yield from _check_caption_keys(data.caption_keys, (*at, "captionKeys"))
     if data.image_keys is not None:

@@ -65,6 +65,21 @@ def test_tokens_and_tokenizer_decide_the_weights_and_where_it_lies_does_not() ->
     assert of_data(tokenizer=FILE | {"uri": "tokenizer.json"}) == of_data(tokenizer=FILE)
 
 
+def test_a_relative_tokenizer_lies_beside_the_chains_file_and_its_digest_does_not_depend_on_it(
+    tmp_path: FilePath,
+) -> None:
+    chain = ModelChain.model_validate(
+        document(language_model() | {("data", "tokenizer"): FILE | {"uri": "data/tokenizer.json"}})
+    )
+    here, there = resolve(chain), resolve(chain, base=tmp_path)
+    for stage, located in zip(here.stages, there.stages, strict=True):
+        assert stage.data.tokenizer is not None
+        assert located.data.tokenizer is not None
+        assert stage.data.tokenizer.uri == "data/tokenizer.json"
+        assert located.data.tokenizer.uri == str(tmp_path / "data/tokenizer.json")
+        assert stage.digest == located.digest
+
+
 LAST = ("stages", 1, "languageModelConfig")
 OF_LAST = "spec.stages[1].languageModelConfig"
 
@@ -100,6 +115,12 @@ MISTAKES: list[tuple[dict[Path, Any], str, str, str]] = [
         "spec.evaluation[0].type",
         "can't be evaluated",
         "write type: Perplexity",
+    ),
+    (
+        {("data", "tokenizer"): FILE | {"uri": "~/tokenizer.json"}},
+        "spec.data.tokenizer.uri",
+        "only known to a shell",
+        "write the path itself",
     ),
     ({("evaluation", 0, "classes"): ["a", "b"]}, "spec.evaluation[0].classes", "sets of images", "remove it"),
     ({("task",): "Clip"}, "spec.stages[0].languageModelConfig", "of task LanguageModel", "write modelConfig"),

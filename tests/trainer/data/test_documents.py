@@ -185,6 +185,13 @@ def test_tars_beside_lines_of_json_are_refused(tmp_path: Path) -> None:
         opened(stage(tmp_path, shards, 4), tmp_path / "tokens")
 
 
+def test_compressed_lines_of_json_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "0.jsonl.gz"
+    path.write_bytes(b"\x1f\x8b")
+    with pytest.raises(UserDataError, match=r"0.jsonl.gz: compressed .*unpack it to .jsonl"):
+        opened(stage(tmp_path, [str(path)], 4), tmp_path / "tokens")
+
+
 @pytest.fixture
 def tokenizer_file(tmp_path: Path) -> dict[str, str]:
     """A byte-pair tokenizer with an end of text, as data.tokenizer names it."""

@@ -45,8 +45,13 @@ def find_documents(
 ) -> DocumentList:
     """The documents of shards, by the key of their texts (see data.textKey).
 
-    Raises UserDataError for bad shards and for tars beside lines of JSON.
+    Raises UserDataError for bad shards, for tars beside lines of JSON and for compressed ones.
     """
+    packed = next((shard.uri for shard in shards.shards if f"{LINES}." in shard.uri.rpartition("/")[2]), None)
+    if packed is not None:
+        raise UserDataError(
+            f"{packed}: compressed lines of JSON can't be read in parts; unpack it to {LINES}"
+        )
     lines = [shard.uri.endswith(LINES) for shard in shards.shards]
     if any(lines) and not all(lines):
         uri = next(shard.uri for shard in shards.shards if not shard.uri.endswith(LINES))
