@@ -38,7 +38,7 @@ _LASTING = {
     "NoMatchingFlavor": NO_SUCH_QUOTA,
 }
 # Without its feature gate UnadmittedWorkloadsObservability, Kueue says no more than `Inadmissible` of this one.
-_STOPPED = re.compile(r"(LocalQueue|ClusterQueue) \S+ is stopped")
+_STOPPED = re.compile(r"(LocalQueue|ClusterQueue) \S+ is (stopped|inactive)")
 WORKLOAD_PATIENCE_SECONDS = 30.0  # for Kueue to make a Workload of a new job
 LASTING_REASONS = frozenset({NO_WORKLOAD, DEACTIVATED, *_LASTING.values()})
 

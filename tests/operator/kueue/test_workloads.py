@@ -88,9 +88,9 @@ def test_what_no_time_lets_go_has_a_reason_of_its_own(said: str, reason: str) ->
 @pytest.mark.parametrize("queue", ["LocalQueue research", "ClusterQueue gpus"])
 def test_a_stopped_queue_is_told_from_one_that_is_wrong(queue: str) -> None:
     """By Kueue's words: its reason is the same, unless a feature gate is on."""
-    assert explained(
-        workload(condition("QuotaReserved", "False", "Inadmissible", f"{queue} is stopped"))
-    ).reason == ("QueueStopped")
+    for said in (f"{queue} is stopped", f"{queue} is inactive"):
+        stopped = condition("QuotaReserved", "False", "Inadmissible", said)
+        assert explained(workload(stopped)).reason == "QueueStopped"
     missing = condition("QuotaReserved", "False", "Inadmissible", f"{queue} is terminating or missing")
     assert explained(workload(missing)).reason == "Inadmissible"
 
