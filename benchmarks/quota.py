@@ -4,10 +4,10 @@
 
 Everything is real but the training: etcd, API server, Kueue, the controllers of the kind of job, the operator, and a
 process for each pod (`simulated_trainer`). Half of the chains stand in each of two queues, which share the quota of a
-cohort fairly; then some of a higher priority come. What is measured is read from a watch of the pods alone:
+cohort fairly; then some of a higher priority come. What is measured is read from watches alone (`quota_slots`):
 
-- most pods at once, which has to be the quota;
-- how long a free slot stays free while chains wait, from the end of a pod to the making of the next;
+- most pods at once, which has to be the quota, and as many with those that have been asked to end;
+- how long a free slot stays free while chains wait, and in which step;
 - the share that each queue has of the slots, while both have chains that wait;
 - failures that preempted stages count, which has to be none.
 """
@@ -21,14 +21,16 @@ import json
 import os
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.quota_slots import QUEUE_ANNOTATION, Watch, quantile, summary
 from benchmarks.simulated_jobs import Api
+from modelchain.spec import JobBackend
+from modelchain_operator.jobs import BACKENDS
 from tests.control_plane.fixtures import install_modelchain
 from tests.control_plane.kueue import Kueue
 from tests.control_plane.plane import ControlPlane
@@ -53,99 +55,39 @@ class Result:
     backend: str
     chains: int
     quota: int
-    most_at_once: int
+    most_admitted: int  # Workloads with a quota at once
+    most_at_once: int  # pods that nobody has asked to end
+    most_with_ending: int  # and those that were
     free_slot_seconds_p50: float
     free_slot_seconds_p99: float
+    steps: dict[str, tuple[float, float]]  # of a free slot: median and 99th percentile, seconds
     shares: dict[str, float]  # of the slots, by queue, while both had chains that wait
     preempted: int  # pods that were ended before their time
     failures: int
     most_attempts: int  # of any stage
     seconds: float  # until all were complete
+    processor_seconds: dict[str, float]  # by program
 
     def __str__(self) -> str:
         free = f"p50 {self.free_slot_seconds_p50:.2f} s, p99 {self.free_slot_seconds_p99:.2f}"
         shares = ", ".join(f"{queue} {share:.1%}" for queue, share in self.shares.items())
+        steps = ", ".join(f"{name} {p50:.2f} / {p99:.2f}" for name, (p50, p99) in self.steps.items())
+        spent = ", ".join(f"{name} {seconds:.0f}" for name, seconds in self.processor_seconds.items())
         return "\n".join(
             [
                 f"{self.chains} chains of {self.backend}s under a quota of {self.quota}: {self.seconds:.0f} s",
-                f"  most pods at once        {self.most_at_once}",
+                (
+                    f"  most at once             {self.most_admitted} Workloads, {self.most_at_once} pods, "
+                    f"{self.most_with_ending} with those that were asked to end"
+                ),
                 f"  a free slot stays free   {free} s",
+                f"    of that, p50 / p99     {steps}",
                 f"  shares                   {shares}",
                 f"  preempted pods           {self.preempted}",
                 f"  failures counted         {self.failures}; attempts of a stage at most {self.most_attempts}",
+                f"  processor seconds        {spent}",
             ]
         )
-
-
-@dataclass
-class Slots:
-    """Who had a slot, and when, by the pods that a watch shows."""
-
-    live: dict[str, str] = field(default_factory=dict)  # by uid of the pod: its queue
-    most: int = 0
-    freed: list[float] = field(default_factory=list)  # when slots were freed that nobody has taken yet
-    waits: list[tuple[float, float]] = field(
-        default_factory=list
-    )  # when a slot was taken, how long it was free
-    held: list[tuple[float, dict[str, int]]] = field(
-        default_factory=list
-    )  # from then on, so many of each queue
-    preempted: set[str] = field(default_factory=set)
-    ending: set[str] = field(default_factory=set)  # names of pods that are deleted, and may live yet
-    _gone: set[str] = field(default_factory=set)
-
-    def show(self, kind: str, pod: dict[str, Any], now: float) -> None:
-        """An event of the watch."""
-        uid, metadata = pod["metadata"]["uid"], pod["metadata"]
-        ended = kind == "DELETED" or pod.get("status", {}).get("phase") in ("Succeeded", "Failed")
-        if metadata.get("deletionTimestamp") and not ended:
-            self.ending.add(metadata["name"])
-        elif ended:
-            self.ending.discard(metadata["name"])
-        if ended and uid not in self._gone:
-            if pod.get("status", {}).get("phase") != "Succeeded":
-                self.preempted.add(metadata["name"])
-            self._gone.add(uid)
-            if self.live.pop(uid, None) is not None:
-                self.freed.append(now)
-        elif not ended and uid not in self.live and uid not in self._gone:
-            self.live[uid] = metadata["annotations"]["benchmark/queue"]
-            if len(self.live) > self.most:
-                self.most = len(self.live)
-                say(f"{self.most} pods at once: {metadata['name']} beside {sorted(self.ending)} that end")
-            if self.freed:
-                self.waits.append((now, now - self.freed.pop(0)))
-        else:
-            return
-        self.held.append((now, {queue: list(self.live.values()).count(queue) for queue in QUEUES}))
-
-    def shares(self, since: float, until: float) -> dict[str, float]:
-        """Of the time that all slots were held in, by queue."""
-        total: dict[str, float] = dict.fromkeys(QUEUES, 0.0)
-        for (begin, counts), (end, _) in zip(self.held, [*self.held[1:], (until, {})], strict=True):
-            seconds = max(0.0, min(end, until) - max(begin, since))
-            for queue, count in counts.items():
-                total[queue] += count * seconds
-        whole = sum(total.values()) or 1.0
-        return {queue: seconds / whole for queue, seconds in total.items()}
-
-
-class Watch:
-    """Watches the pods of the namespace, in a thread."""
-
-    def __init__(self, api: Api) -> None:
-        self._api, self.slots, self._lock = api, Slots(), threading.Lock()
-        path = f"/api/v1/namespaces/{NAMESPACE}/pods"
-        version = api.send("GET", path)["metadata"]["resourceVersion"]
-        self._thread = threading.Thread(target=self._run, args=(path, version), daemon=True)
-        self._thread.start()
-
-    def _run(self, path: str, version: str) -> None:
-        for line in self._api.watch(path, version):
-            event = json.loads(line)
-            if "modelchain.dev/stage" in event["object"].get("metadata", {}).get("labels", {}):
-                with self._lock:
-                    self.slots.show(event["type"], event["object"], time.monotonic())
 
 
 def main() -> None:
@@ -203,35 +145,61 @@ def environment(folder: Path) -> Iterator[tuple[ControlPlane, SeaweedFS]]:
 def measure(plane: ControlPlane, server: SeaweedFS, folder: Path, arguments: argparse.Namespace) -> Result:
     priority = make_queues(plane, arguments.quota)
     first = ClusterChain(plane, server, NAMESPACE, folder, name="first")
-    watch = Watch(Api(plane.url, plane.token))
+    kind = BACKENDS[JobBackend(arguments.backend)].kind
+    watch = Watch(Api(plane.url, plane.token), NAMESPACE, kind, QUEUES, arguments.quota)
+    spent = processor_seconds()
     began = time.monotonic()
     names = [f"{queue}-{index}" for index in range(arguments.chains // 2) for queue in QUEUES]
     plane.apply(*(chain(first, name, arguments) for name in names))
-    wait_until(lambda: len(complete(plane)) >= len(names) // 3, "a third is complete", seconds=3600, pause=1)
+    wait_until(lambda: len(watch.complete) >= len(names) // 3, "a third is complete", seconds=3600, pause=1)
     urgent = [f"{QUEUES[0]}-urgent-{index}" for index in range(max(1, arguments.chains // URGENT_SHARE))]
     shared_until = time.monotonic()
     say(f"urgent chains come after {shared_until - began:.0f} s")
     plane.apply(*(chain(first, name, arguments, priority) for name in urgent))
     everything = len(names) + len(urgent)
-    wait_until(lambda: len(complete(plane)) == everything, "all are complete", seconds=3600, pause=1)
+    wait_until(lambda: len(watch.complete) == everything, "all are complete", seconds=3600, pause=1)
     stages = [stage for one in chains(plane) for stage in one["status"]["stages"]]
     slots = watch.slots
     longest = sorted(slots.waits, key=lambda one: -one[1])[:5]
     say("longest waits: " + ", ".join(f"{wait:.1f} s until {at - began:.0f} s" for at, wait in longest))
-    waits = sorted(wait for _, wait in slots.waits)
+    waits = [wait for _, wait in slots.waits]
     return Result(
         backend=arguments.backend,
         chains=everything,
         quota=arguments.quota,
+        most_admitted=watch.admissions.most,
         most_at_once=slots.most,
-        free_slot_seconds_p50=waits[len(waits) // 2],
-        free_slot_seconds_p99=waits[min(len(waits) - 1, int(len(waits) * 0.99))],
-        shares=slots.shares(slots.held[0][0], shared_until),
+        most_with_ending=slots.most_with_ending,
+        free_slot_seconds_p50=quantile(waits, 0.5),
+        free_slot_seconds_p99=quantile(waits, 0.99),
+        steps=summary(watch.admissions.steps),
+        shares=slots.shares(shared_until),
         preempted=len(slots.preempted),
         failures=sum(stage["failures"] for stage in stages),
         most_attempts=max(stage["attempt"] for stage in stages),
         seconds=time.monotonic() - began,
+        processor_seconds={name: value - spent.get(name, 0.0) for name, value in processor_seconds().items()},
     )
+
+
+def processor_seconds() -> dict[str, float]:
+    """What the programs that we have started, and we ourselves, have used so far. Pods are counted as one, and only
+    those that have ended: their parent is told then.
+    """
+    tick, own = os.sysconf("SC_CLK_TCK"), str(os.getpid())
+    found: dict[str, float] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            name, _, rest = (folder / "stat").read_text().partition("(")[2].rpartition(")")
+            fields = rest.split()
+            if fields[1] == own:
+                found[name] = found.get(name, 0.0) + sum(map(int, fields[11:13])) / tick
+    ours = os.times()
+    return {
+        **found,
+        "this benchmark": ours.user + ours.system,
+        "pods": ours.children_user + ours.children_system,
+    }
 
 
 def make_queues(plane: ControlPlane, quota: int) -> str:
@@ -271,7 +239,7 @@ def chain(
         "labels": {"kueue.x-k8s.io/priority-class": priority} if priority else {},
         "resources": {"requests": {"cpu": CPU}},
         "podTemplate": {
-            "metadata": {"annotations": {"benchmark/queue": queue}},
+            "metadata": {"annotations": {QUEUE_ANNOTATION: queue}},
             "spec": {"containers": [container]},
         },
     }
@@ -281,13 +249,6 @@ def chain(
 def chains(plane: ControlPlane) -> list[dict[str, Any]]:
     """As the API server has them."""
     return json.loads(plane.kubectl("get", "modelchains", "-n", NAMESPACE, "-o", "json").stdout)["items"]
-
-
-def complete(plane: ControlPlane) -> list[str]:
-    """Names of those that are."""
-    return [
-        one["metadata"]["name"] for one in chains(plane) if one.get("status", {}).get("phase") == "Complete"
-    ]
 
 
 if __name__ == "__main__":
