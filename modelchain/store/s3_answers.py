@@ -1,4 +1,4 @@
-"""Whether what answers is an S3 server at all, judged by each answer before botocore reads it.
+"""Whether what answers is an S3 server at all, by each response before botocore reads it.
 
 botocore takes any answer of status 200 for what it asked for, so a sign-in page would pass for an empty listing
 or for an object's bytes; and it follows a redirect by asking the same endpoint for the bucket's region, for ever.
@@ -10,15 +10,15 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from botocore.handlers import _handle_200_error  # pyright: ignore[reportAttributeAccessIssue]
-
 from modelchain.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 _LISTINGS = {"ListObjectsV2": b"ListBucketResult", "ListMultipartUploads": b"ListMultipartUploadsResult"}
-_EVERY_ANSWER = "before-parse.s3.*"
+# Of all services, for handlers of these are called before those of "before-parse.s3.*", where botocore's own is: that
+# one makes an error 500, which is retried, of a body that is not XML.
+_EVERY_ANSWER = "before-parse.*.*"
 _BEGINNING_BYTES = 2048  # of a listing, in which its first element stands
 _OF_S3 = ("x-amz-request-id", "x-amz-id-2", "x-amz-bucket-region", "etag")
 
@@ -38,11 +38,7 @@ def check_answers(client: S3Client) -> None:
             response_dict["body"],
         )
 
-    # botocore's own comes after ours: it makes an error 500, which is asked again, of a body that is no XML.
-    events = client.meta.events
-    events.unregister(_EVERY_ANSWER, _handle_200_error)
-    events.register_first(_EVERY_ANSWER, before_parse)
-    events.register(_EVERY_ANSWER, _handle_200_error)
+    client.meta.events.register_first(_EVERY_ANSWER, before_parse)
 
 
 def check_answer(operation: str, status: int, headers: Mapping[str, str], body: object) -> None:
