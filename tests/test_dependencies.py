@@ -46,7 +46,7 @@ OPERATOR_PACKAGES = {
     "telemetry": {"kubernetes", "jobs", "kueue", "stores", "settings"},
 }
 # Modules that may only be imported inside functions: every command starts without them.
-LAZY = {"boto3", "botocore", "matplotlib", "numpy", "jinja2", "rich", "PIL"}
+LAZY = {"boto3", "botocore", "matplotlib", "numpy", "jinja2", "rich", "PIL", "fsspec"}
 # Modules that are themselves only imported where they are needed.
 LAZILY_IMPORTED = ("modelchain/store/s3", "modelchain/report/", "modelchain/local/")
 

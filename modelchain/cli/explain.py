@@ -8,7 +8,7 @@ import sys
 import textwrap
 import time
 
-from modelchain.cli.options import add_cluster_options
+from modelchain.cli.options import CLUSTER_EXIT_CODES, add_cluster_options
 from modelchain.errors import ExitCode
 
 SUMMARY = "say why a chain in the cluster waits or has failed, what the operator will do, and what you can do"
@@ -20,8 +20,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "explain",
         help=SUMMARY,
         description=f"{SUMMARY.capitalize()}. Reads the resource and its Events with kubectl, and nothing else.",
-        epilog="Exit codes: 0 explained, 1 the cluster does not answer, 66 no such chain, 77 the cluster refuses it, "
-        "78 there is no kubectl, or no ModelChain in this cluster.",
+        epilog=f"Exit codes: 0 explained, {CLUSTER_EXIT_CODES}",
     )
     parser.add_argument("name", help="name of the chain")
     add_cluster_options(parser)

@@ -8,6 +8,10 @@ import sys
 from pathlib import Path, PurePath
 
 CLUSTER_FLAGS = ("namespace", "context", "kubeconfig")
+CLUSTER_EXIT_CODES = (
+    "1 the cluster does not answer, 66 no such chain, 77 the cluster refuses it, 78 there is no kubectl, or no "
+    "ModelChain in this cluster."
+)
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 _FILE_ENDINGS = (".yaml", ".yml", ".json")

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from modelchain.cli.options import add_cluster_options
+from modelchain.cli.options import CLUSTER_EXIT_CODES, add_cluster_options
 from modelchain.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -32,8 +32,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "status",
         help=SUMMARY,
         description=f"{SUMMARY.capitalize()}. Reads the resource with kubectl, and nothing else.",
-        epilog="Exit codes: 0 shown, 1 the cluster does not answer, 66 no such chain, 77 the cluster refuses it, "
-        "78 there is no kubectl, or no ModelChain in this cluster.",
+        epilog=f"Exit codes: 0 shown, {CLUSTER_EXIT_CODES}",
     )
     parser.add_argument("name", nargs="?", help="name of the chain; default: all of the namespace")
     parser.add_argument(

@@ -28,11 +28,6 @@ class Captions:
     place: Tensor | None  # where each text [C, m] stands among those of all buckets; None: in its place
     shape: tuple[int, int]  # C, m
 
-    @property
-    def tokens_computed(self) -> int:
-        """Tokens that a tower computes, what is left of the padding included."""
-        return sum(bucket.numel() for bucket in self.buckets)
-
     def to(self, device: torch.device) -> Captions:
         """The same on another device, without waiting for it."""
         move = _upload(device)

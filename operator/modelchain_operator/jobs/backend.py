@@ -120,3 +120,8 @@ class Backend(Protocol):
 def kinds_of(backend: Backend) -> tuple[Kind, ...]:
     """The job's kind, and those between it and its pods."""
     return (backend.kind, *backend.intermediate)
+
+
+def suspended_by_spec(job: Object) -> Object:
+    """The job, suspended as a Job and a TrainJob are: by `spec.suspend`."""
+    return {**job, "spec": {**job["spec"], "suspend": True}}

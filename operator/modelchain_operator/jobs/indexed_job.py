@@ -11,7 +11,7 @@ from typing import Any
 
 from modelchain.spec import JobSpec
 from modelchain_operator.jobs import names
-from modelchain_operator.jobs.backend import JobFailure, JobState, Owner, Unsupported
+from modelchain_operator.jobs.backend import JobFailure, JobState, Owner, Unsupported, suspended_by_spec
 from modelchain_operator.jobs.conditions import condition, is_true
 from modelchain_operator.jobs.pod_template import build_pod_template
 from modelchain_operator.jobs.request import JobRequest, job_metadata, life_cycle, owned_metadata
@@ -52,7 +52,7 @@ class IndexedJobBackend:
 
     def suspended(self, job: Object) -> Object:
         """By its spec."""
-        return {**job, "spec": {**job["spec"], "suspend": True}}
+        return suspended_by_spec(job)
 
     def read(self, job: Object) -> JobState:
         """By the conditions of the job controller."""

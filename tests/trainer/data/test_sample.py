@@ -22,7 +22,7 @@ from modelchain_trainer.data.sample import (
     MAX_PIXELS,
     Cause,
     CorruptSampleError,
-    crop_and_resize,
+    crop_and_resize_into,
     decode_caption,
     decode_image,
     enough_pixels,
@@ -48,6 +48,12 @@ def photograph(side: int) -> Image.Image:
     coarse = Image.fromarray(random.integers(0, 256, (12, 16, 3), np.uint8))
     pixels = np.asarray(coarse.resize((side, side), Image.Resampling.BICUBIC), np.int16)
     return Image.fromarray((pixels + random.integers(-8, 9, pixels.shape)).clip(0, 255).astype(np.uint8))
+
+
+def crop_and_resize(image: Image.Image, box: tuple[int, int, int, int], size: int) -> np.ndarray:
+    pixels_HW3 = np.empty((size, size, 3), np.uint8)
+    crop_and_resize_into(image, box, pixels_HW3)
+    return pixels_HW3
 
 
 def encoded(image: Image.Image, format_: str) -> bytes:

@@ -128,13 +128,6 @@ def enough_pixels(size: int, crop_scale: tuple[float, float]) -> int:
     return math.ceil(size / math.sqrt(crop_scale[0]))
 
 
-def crop_and_resize(image: Image.Image, box: tuple[int, int, int, int], size: int) -> Pixels:
-    """The part of an RGB image in `box`, as size x size pixels: [H, W, 3]."""
-    pixels_HW3 = np.empty((size, size, 3), np.uint8)
-    crop_and_resize_into(image, box, pixels_HW3)
-    return pixels_HW3
-
-
 def crop_and_resize_into(image: Image.Image, box: tuple[int, int, int, int], out_HW3: Pixels) -> None:
     """Fill a square of pixels with the part of an RGB image in `box`."""
     left, top, right, bottom = box
