@@ -142,12 +142,13 @@ class TrainerStack:
             },
         )
 
-    def install(self) -> None:
-        """Returns when both answer."""
+    def install(self, *, runtime: bool = True) -> None:
+        """Returns when both answer. Without `runtime`, somebody else installs the chart's."""
         jobset, trainer = binaries.jobset_manifests(), binaries.trainer_manifests()
         self.jobset.install([*_read(jobset / "components/crd/bases"), *_built(jobset / "components/webhook")])
         self.trainer.install([*_built(trainer / "base/crds"), *_built(trainer / "base/webhook")])
-        self.plane.apply(yaml.safe_load(RUNTIME.read_text()))
+        if runtime:
+            self.plane.apply(yaml.safe_load(RUNTIME.read_text()))
 
     def restore(self) -> None:
         """Bring up again what a test has left dead."""

@@ -20,6 +20,7 @@ NOT_RUN = {
     r"\. \.venv/bin/activate$": "the tests run in this environment",
     r"kubectl apply --server-side -k .?github\.com/kubeflow/": "fetches from GitHub; the tests' control plane has the "
     "same release from its Go module",
+    r"kubectl apply --server-side -f https://github\.com/kubernetes-sigs/kueue/": "as above",
     r"kubectl (-n \S+ )?port-forward ": "needs a kubelet, which the tests' control plane has not",
     r"kubectl (-n \S+ )?rollout status ": "needs a kubelet",
     r"kubectl (-n \S+ )?logs ": "needs a kubelet",
