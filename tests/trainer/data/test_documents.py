@@ -165,6 +165,11 @@ MISTAKES: list[tuple[dict[str, bytes], dict[str, Any], str]] = [
         {},
         r"has no sample with any of txt; its files are .json \(1\).*data.textKey",
     ),
+    (
+        {"a.txt": b"a", "2021.05.txt": b"b"},
+        {},
+        r"1 texts beside the 1 samples would be lost: .*ends at its first dot.*data.textKey",
+    ),
     ({"a.txt": b"\xff\xfe\xff"}, {}, r"1 of the 1 documents .*sample a of .*0.tar: the .txt is not UTF-8"),
 ]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from modelchain.errors import MissingInputError, UserDataError
 from modelchain.store import NotFound, Store
 from modelchain_trainer.data.corruption import describe_sample
-from modelchain_trainer.data.index import DatasetIndex, OnProgress, write_text_index
+from modelchain_trainer.data.index import MAX_HIDDEN_FRACTION, DatasetIndex, OnProgress, write_text_index
 from modelchain_trainer.data.order import cut_blocks
 from modelchain_trainer.data.patience import Patience
 from modelchain_trainer.data.reader import read_segment
@@ -41,6 +41,7 @@ def find_documents(
     on_progress: OnProgress | None = None,
     *,
     max_missing: int = 0,
+    max_hidden_fraction: float = MAX_HIDDEN_FRACTION,
     patience: Patience,
 ) -> DocumentList:
     """The documents of shards, by the key of their texts (see data.textKey).
@@ -71,7 +72,7 @@ def find_documents(
             (key,),
             index_store,
             on_progress,
-            max_hidden_fraction=1.0,  # a file of a dotted name is no document, as it would be no image
+            max_hidden_fraction=max_hidden_fraction,
             max_bad=max_missing - len(shards.missing),
             patience=patience,
         )

@@ -320,13 +320,13 @@ def _check_hidden(index: DatasetIndex, unused: UnusedFiles, max_fraction: float)
             _logger.info("%d samples; files that none of them uses: %s", len(index), index.unused)
         return
     message = (
-        f"{unused.hidden} images beside the {len(index)} samples would be lost: their names hold more than one dot, "
-        f"and none of these extensions is asked for: {index.unused}; for example {unused.example}"
+        f"{unused.hidden} {unused.what} beside the {len(index)} samples would be lost: their names hold more than one "
+        f"dot, and none of these extensions is asked for: {index.unused}; for example {unused.example}"
     )
     if unused.hidden > max_fraction * len(index):
+        fields = "data.imageKeys and data.captionKeys" if unused.what == "images" else "data.textKey"
         raise UserDataError(
-            f"{message}; a sample's name ends at its first dot: rename the files, or name their extension in "
-            "data.imageKeys and data.captionKeys"
+            f"{message}; a sample's name ends at its first dot: rename the files, or name their extension in {fields}"
         )
     _logger.warning("%s", message)
 

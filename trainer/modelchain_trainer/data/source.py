@@ -181,6 +181,7 @@ class DocumentSource:
             store,
             lambda _done, _total: on_progress(),
             max_missing=data.max_missing_shards,
+            max_hidden_fraction=data.max_corrupt_fraction,
             patience=patience,
         )
         count = write_tokens(folder, found, tokenizer, max_corrupt_fraction=data.max_corrupt_fraction)

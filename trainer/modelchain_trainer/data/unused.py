@@ -61,10 +61,20 @@ class UnusedFiles:
                 self.example = f".{files[0]} in {uri}"
 
     def _stems(self, files: Sequence[str], *, complete: bool) -> set[str]:
-        """The names that the files would have but for their dots. `complete`: with both a picture and a text."""
+        """The names that the files would have but for their dots. `complete`: with both a picture and a text.
+
+        Where samples have no pictures, a text is one by itself.
+        """
         pictures = {stem for file in files if (stem := _stem(file, self._image_ends)) is not None}
         texts = {stem for file in files if (stem := _stem(file, self._text_ends)) is not None}
+        if not self._image_ends:
+            return texts
         return pictures & texts if complete else pictures
+
+    @property
+    def what(self) -> str:
+        """What hidden samples are, for people."""
+        return "images" if self._image_ends else "texts"
 
     def describe(self) -> str:
         """The files, for people: `.json (100), .cls (3)`; empty if there are none."""
