@@ -70,6 +70,51 @@ class StagePhase(StrEnum):
     FAILED = "Failed"
 
 
+class StageReason(StrEnum):
+    """Why a stage is where it is, or why an attempt ended, as `decide` puts it.
+
+    Reasons of trainers, of Kubernetes and of Kueue, and those of StoreProblem, come beside these.
+    """
+
+    ARTIFACTS_MISSING = "ArtifactsMissing"
+    BACK_OFF = "BackOff"
+    BACKEND_UNAVAILABLE = "BackendUnavailable"
+    CACHED = "Cached"
+    CHAIN_INCOMPLETE = "ChainIncomplete"
+    COMMITTING = "Committing"
+    COMPLETE = "Complete"
+    DELETION_STUCK = "DeletionStuck"
+    DISRUPTED = "Disrupted"
+    DISRUPTIONS_EXHAUSTED = "DisruptionsExhausted"
+    ENDING = "Ending"
+    JOB_PENDING = "JobPending"
+    JOB_VANISHED = "JobVanished"
+    LEASE_HELD = "LeaseHeld"
+    MANIFEST_MISSING = "ManifestMissing"
+    NAMESPACE_LIMIT = "NamespaceLimit"
+    NODE_UNREACHABLE = "NodeUnreachable"
+    NOT_OBSERVED = "NotObserved"
+    PARALLEL_LIMIT = "ParallelLimit"
+    PREDECESSOR_ENDING = "PredecessorEnding"
+    PREDECESSOR_FAILED = "PredecessorFailed"
+    PREDECESSOR_INCOMPLETE = "PredecessorIncomplete"
+    QUEUED = "Queued"
+    REMOVING_JOB = "RemovingJob"
+    RETRIES_EXHAUSTED = "RetriesExhausted"
+    RUNNING = "Running"
+    SPEC_REFUSED = "SpecRefused"
+    STAGE_COMPLETE = "StageComplete"
+    STALLED = "Stalled"
+    START_DEADLINE_EXCEEDED = "StartDeadlineExceeded"
+    STARTING = "Starting"
+    STOPPING = "Stopping"
+    SUPERSEDED = "Superseded"
+    SUSPENDED = "Suspended"
+    TIMED_OUT = "TimedOut"
+    TRAINER_FAILED = "TrainerFailed"
+    UNSCHEDULABLE = "Unschedulable"
+
+
 class ConditionType(StrEnum):
     READY = "Ready"  # what kstatus (and with it Flux) and `kubectl wait` look at
     STALLED = "Stalled"  # as kstatus means it: for good, until somebody acts

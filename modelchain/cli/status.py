@@ -185,13 +185,15 @@ def as_list(
 
 def notes_of(chain: ClusterChain) -> list[str]:
     """What the table does not say: what is wrong, why stages wait, and how their last attempts ended."""
+    from modelchain.status import StageReason
+
     status = chain.status
     notes = _problems(chain)
     for stage in status.all_stages if status is not None else ():
         if stage.finished:
             continue
         text = f"stage {stage.name}: {stage.message}"
-        waits_its_turn = stage.reason in ("PredecessorIncomplete", "ChainIncomplete")
+        waits_its_turn = stage.reason in (StageReason.PREDECESSOR_INCOMPLETE, StageReason.CHAIN_INCOMPLETE)
         if stage.message and not waits_its_turn and not any(text in note for note in notes):
             notes.append(text)
         ended = stage.last_ended

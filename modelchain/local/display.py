@@ -21,11 +21,10 @@ from modelchain.local.events import (
     StageChanged,
     to_json,
 )
-from modelchain.reconcile.start import CHAIN_INCOMPLETE
 from modelchain.reconcile.summary import duration, percent, top1_of
 from modelchain.report.units import macs
 from modelchain.resolved import ResolvedChain
-from modelchain.status import ChainStatus, StagePhase
+from modelchain.status import ChainStatus, StagePhase, StageReason
 
 PROGRESS_LINE_SECONDS = 10.0
 
@@ -138,11 +137,11 @@ def lines_of(event: Event, chain: ResolvedChain, width: int) -> list[str]:
                 f"logs: {event.logs}",
             ]
         case StageChanged():
-            if event.reason in ("PredecessorIncomplete", CHAIN_INCOMPLETE) or (
+            if event.reason in (StageReason.PREDECESSOR_INCOMPLETE, StageReason.CHAIN_INCOMPLETE) or (
                 event.phase is StagePhase.RUNNING and not event.message
             ):
                 return []  # the predecessor's line, or the progress that follows, says it
-            if event.reason == "Starting":
+            if event.reason == StageReason.STARTING:
                 return [f"{event.stage:<{width}}  {event.message}"]
             attempt = f" (attempt {event.attempt})" if event.attempt > 1 else ""
             text = f": {event.message}" if event.message else ""

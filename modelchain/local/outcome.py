@@ -10,8 +10,15 @@ from modelchain.errors import ExitCode
 from modelchain.local.events import RunEnded, SpeedupMeasured, StageResult
 from modelchain.reconcile.baseline import MEASURED, MEASURING
 from modelchain.reconcile.observation import StoreProblem
-from modelchain.reconcile.suspend import SUSPENDED
-from modelchain.status import ChainPhase, ChainStatus, ConditionType, Measurement, StagePhase, StageStatus
+from modelchain.status import (
+    ChainPhase,
+    ChainStatus,
+    ConditionType,
+    Measurement,
+    StagePhase,
+    StageReason,
+    StageStatus,
+)
 from modelchain.times import rfc3339
 
 _PROBLEM_EXIT_CODES = {
@@ -44,7 +51,11 @@ def exit_code(status: ChainStatus, stopped: Stopped) -> int | None:
     if status.phase is ChainPhase.FAILED:
         failed = next(stage for stage in status.stages if stage.phase is StagePhase.FAILED)
         code = failed.last_ended.exit_code if failed.last_ended is not None else None
-        return code if code is not None and failed.reason != "RetriesExhausted" else int(ExitCode.FAILURE)
+        return (
+            code
+            if code is not None and failed.reason != StageReason.RETRIES_EXHAUSTED
+            else int(ExitCode.FAILURE)
+        )
     if status.phase is ChainPhase.SUSPENDED:
         if stopped.lease_lost:
             return int(ExitCode.HELD)
@@ -111,7 +122,7 @@ def _compares(status: ChainStatus, stopped: Stopped) -> bool:
     }
     if not reasons:
         return condition.reason == MEASURING
-    return not reasons <= {*_PROBLEM_EXIT_CODES, *(() if stopped else (SUSPENDED,))}
+    return not reasons <= {*_PROBLEM_EXIT_CODES, *(() if stopped else (StageReason.SUSPENDED,))}
 
 
 def _blocked(status: ChainStatus) -> int | None:

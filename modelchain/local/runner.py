@@ -27,12 +27,9 @@ from modelchain.reconcile.actions import Action, Decision, StartJob, StopJob
 from modelchain.reconcile.baseline import is_due
 from modelchain.reconcile.decide import decide
 from modelchain.reconcile.observation import Observation
-from modelchain.reconcile.start import CHAIN_INCOMPLETE
-from modelchain.reconcile.supersede import SUPERSEDED
-from modelchain.reconcile.suspend import SUSPENDED
 from modelchain.resolved import ResolvedChain, ResolvedStage
 from modelchain.stage_probe import StoreSnapshot
-from modelchain.status import ChainStatus, StageStatus, without_progress
+from modelchain.status import ChainStatus, StageReason, StageStatus, without_progress
 from modelchain.store import Store
 from modelchain.times import rfc3339
 
@@ -40,8 +37,9 @@ LOOP_SECONDS = 0.25
 RECORD_SECONDS = 5.0  # between writes of the record, where only progress has changed
 CLOSE_SECONDS = 15.0  # for the last write of the record
 
-_NOT_YET = frozenset({"PredecessorIncomplete", CHAIN_INCOMPLETE})  # reasons of stages whose turn comes later
-_ASKED_FOR = frozenset({SUSPENDED, SUPERSEDED, CHAIN_INCOMPLETE})  # ends that nobody needs to be told of
+_NOT_YET = frozenset({StageReason.PREDECESSOR_INCOMPLETE, StageReason.CHAIN_INCOMPLETE})
+# Ends of attempts that need no notice.
+_EXPECTED_ENDS = frozenset({StageReason.SUSPENDED, StageReason.SUPERSEDED, StageReason.CHAIN_INCOMPLETE})
 
 
 @dataclass(frozen=True)
@@ -265,7 +263,11 @@ class Runner:
     def _tell_failure(self, before: StageStatus | None, stage: StageStatus, time_text: str) -> None:
         """Say how an attempt ended; show its log where it could not say so itself."""
         ended = stage.last_ended
-        if ended is None or ended.reason in _ASKED_FOR or (before is not None and before.last_ended == ended):
+        if (
+            ended is None
+            or ended.reason in _EXPECTED_ENDS
+            or (before is not None and before.last_ended == ended)
+        ):
             return
         process = next(
             (known for known in self._processes if known.name == f"{stage.name}-{ended.attempt}"), None

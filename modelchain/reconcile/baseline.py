@@ -13,7 +13,6 @@ from modelchain.reconcile.completion import is_missing
 from modelchain.reconcile.observation import Observation, Unmeasurable
 from modelchain.reconcile.retry import End, end_attempt
 from modelchain.reconcile.stage_context import StageContext
-from modelchain.reconcile.start import CHAIN_INCOMPLETE
 from modelchain.resolved import ResolvedChain
 from modelchain.status import (
     ChainPhase,
@@ -21,6 +20,7 @@ from modelchain.status import (
     ConditionType,
     Measurement,
     StagePhase,
+    StageReason,
     StageStatus,
 )
 
@@ -53,7 +53,7 @@ def give_way(context: StageContext, chain: Sequence[StageContext]) -> StageStatu
     ):
         return context.status
     text = "the chain is to be trained first; this goes on from the latest checkpoint"
-    return end_attempt(context, CHAIN_INCOMPLETE, text, end=End.REQUESTED)
+    return end_attempt(context, StageReason.CHAIN_INCOMPLETE, text, end=End.REQUESTED)
 
 
 def assess(
@@ -67,7 +67,9 @@ def assess(
     if chain.baseline is None:
         return None
     if phase is not ChainPhase.COMPLETE:
-        return Verdict(False, CHAIN_INCOMPLETE, "models are trained alone once the chain is complete")
+        return Verdict(
+            False, StageReason.CHAIN_INCOMPLETE, "models are trained alone once the chain is complete"
+        )
     statuses = [context.status for context in baselines]
     failed = [status for status in statuses if status.phase is StagePhase.FAILED]
     unfinished = [status for status in statuses if not status.finished and status not in failed]

@@ -8,7 +8,7 @@ from modelchain.artifacts import Manifest, attempt_folder
 from modelchain.reconcile.observation import StoreProblem
 from modelchain.reconcile.stage_context import StageContext
 from modelchain.reconcile.supersede import restarted
-from modelchain.status import ConditionType, StagePhase, StageStatus, bounded, cut
+from modelchain.status import ConditionType, StagePhase, StageReason, StageStatus, bounded, cut
 from modelchain.times import from_rfc3339, rfc3339
 
 LINGER_SECONDS = 30.0  # a trainer that has committed its stage may take this long to go
@@ -21,7 +21,7 @@ def mark_complete(context: StageContext) -> StageStatus:
         if not (is_missing(context) and context.observed.retrains_missing):
             return status
         text = "its artifacts have vanished, and training them again was asked for"
-        return restarted(context, "ArtifactsMissing", text)
+        return restarted(context, StageReason.ARTIFACTS_MISSING, text)
     if not context.readable or context.facts is None or context.facts.manifest is None:
         return status
     return _completed(context, context.facts.manifest)
@@ -78,7 +78,7 @@ def _completed(context: StageContext, manifest: Manifest) -> StageStatus:
     return status.model_copy(
         update={
             "phase": StagePhase.COMPLETE if trained_here else StagePhase.CACHED,
-            "reason": "Complete" if trained_here else "Cached",
+            "reason": StageReason.COMPLETE if trained_here else StageReason.CACHED,
             "message": "" if trained_here else cut(found),
             "retry_at": None,
             "completed_at": rfc3339(context.now) if trained_here else cut(manifest.completed_at, 40),

@@ -9,11 +9,8 @@ from typing import TypeAlias
 from modelchain.reconcile.baseline import Verdict
 from modelchain.reconcile.completion import is_missing, was_missing
 from modelchain.reconcile.observation import JobPhase, StoreProblem
-from modelchain.reconcile.retry import DISRUPTIONS_EXHAUSTED
 from modelchain.reconcile.stage_context import StageContext
-from modelchain.reconcile.stall import STALLED
-from modelchain.reconcile.start import NAMESPACE_LIMIT
-from modelchain.reconcile.stuck_jobs import DELETION_STUCK, NODE_UNREACHABLE, blocked_text, is_blocked
+from modelchain.reconcile.stuck_jobs import blocked_text, is_blocked
 from modelchain.status import (
     MAX_CONDITION_MESSAGE,
     ChainPhase,
@@ -21,6 +18,7 @@ from modelchain.status import (
     Condition,
     ConditionType,
     StagePhase,
+    StageReason,
     cut,
 )
 from modelchain.times import rfc3339
@@ -30,13 +28,13 @@ _Entry: TypeAlias = tuple[ConditionType, bool, str, str]  # whether it holds, wh
 # Nothing moves until somebody or something else does.
 _BLOCKED = frozenset(
     {
-        "BackendUnavailable",
-        DELETION_STUCK,
-        "LeaseHeld",
-        NODE_UNREACHABLE,
-        NAMESPACE_LIMIT,
-        "NotObserved",
-        "Queued",
+        StageReason.BACKEND_UNAVAILABLE,
+        StageReason.DELETION_STUCK,
+        StageReason.LEASE_HELD,
+        StageReason.NODE_UNREACHABLE,
+        StageReason.NAMESPACE_LIMIT,
+        StageReason.NOT_OBSERVED,
+        StageReason.QUEUED,
         *(problem.value for problem in StoreProblem),
     }
 )
@@ -162,7 +160,7 @@ def _progressing(contexts: Sequence[StageContext], phase: ChainPhase) -> tuple[b
         for context in contexts
         if not context.status.finished
         and context.status.phase is not StagePhase.FAILED
-        and context.status.reason not in ("PredecessorIncomplete", "PredecessorFailed")
+        and context.status.reason not in (StageReason.PREDECESSOR_INCOMPLETE, StageReason.PREDECESSOR_FAILED)
     ]
     first = next((context.status for context in waiting if not _is_blocked(context)), None)
     if first is not None:
@@ -216,7 +214,7 @@ def _unresponsive(contexts: Sequence[StageContext]) -> tuple[bool, str, str]:
     for context in contexts:
         status = context.status
         ended = status.last_ended
-        if status.finished or ended is None or ended.reason != STALLED:
+        if status.finished or ended is None or ended.reason != StageReason.STALLED:
             continue
         if status.attempt > ended.attempt and status.activity is not None:
             continue  # the next attempt has given a sign of life
@@ -228,9 +226,9 @@ def _disrupted(contexts: Sequence[StageContext]) -> tuple[bool, str, str]:
     """Whether a stage was given up because its attempts never last: something outside of it has to be mended."""
     for context in contexts:
         status = context.status
-        if status.phase is StagePhase.FAILED and status.reason == DISRUPTIONS_EXHAUSTED:
+        if status.phase is StagePhase.FAILED and status.reason == StageReason.DISRUPTIONS_EXHAUSTED:
             text = f"stage {status.name}: {status.message}. Find out what ends its pods, then edit the chain"
-            return True, DISRUPTIONS_EXHAUSTED, text
+            return True, StageReason.DISRUPTIONS_EXHAUSTED, text
     return False, "NotDisrupted", ""
 
 

@@ -30,7 +30,7 @@ from modelchain.reconcile.start import Starts, start_baselines, start_stages
 from modelchain.reconcile.stop import jobs_to_stop
 from modelchain.reconcile.stuck_jobs import stuck_at
 from modelchain.resolved import ResolvedChain, ResolvedStage
-from modelchain.status import ChainStatus, StageStatus, cut
+from modelchain.status import ChainStatus, StageReason, StageStatus, cut
 
 # What has happened to a stage: each policy brings its status further. The order is part of the meaning.
 POLICIES: tuple[Callable[[StageContext], StageStatus], ...] = (
@@ -63,7 +63,7 @@ def decide(chain: ResolvedChain, observed: Observation, now: float) -> Decision:
     alone_starts = start_baselines(alone, contexts, observed, at_once=baseline.AT_ONCE, superseded=superseded)
     baselines = _started(alone, alone_starts)
     stops = [stop for context in (*in_order, *baselines) for stop in jobs_to_stop(context)]
-    stops += [StopJob(job, supersede.SUPERSEDED) for job in former_stages.to_stop(chain, observed)]
+    stops += [StopJob(job, StageReason.SUPERSEDED) for job in former_stages.to_stop(chain, observed)]
     phase = summary.chain_phase(in_order, suspended=bool(suspend.why_suspended(chain, observed)))
     headline = summary.headline(in_order, observed)
     compared = baseline.assess(chain, in_order, baselines, phase, observed)

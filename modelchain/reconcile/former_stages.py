@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from modelchain.reconcile.observation import Job, Observation
 from modelchain.reconcile.stuck_jobs import blocked_text, is_blocked
-from modelchain.reconcile.supersede import SUPERSEDED, ended
+from modelchain.reconcile.supersede import ended
 from modelchain.resolved import ResolvedChain, ResolvedStage
-from modelchain.status import MAX_FORMER_STAGES, ChainStatus, FormerStage, StageStatus
+from modelchain.status import MAX_FORMER_STAGES, ChainStatus, FormerStage, StageReason, StageStatus
 
 _REMOVED = "the stage was removed, and added again"
 
@@ -23,7 +23,7 @@ def first_status(stage: ResolvedStage, status: ChainStatus, now: float) -> Stage
     former = next((one for one in status.former_stages if one.name == stage.name), None)
     if former is None:
         return new
-    last = ended(former.attempt, SUPERSEDED, _REMOVED, now)
+    last = ended(former.attempt, StageReason.SUPERSEDED, _REMOVED, now)
     return new.model_copy(update={"attempt": former.attempt, "last_ended": last})
 
 

@@ -14,7 +14,7 @@ from modelchain.reconcile.conditions import refused
 from modelchain.reconcile.decide import decide
 from modelchain.reconcile.observation import Observation
 from modelchain.resolved import ResolvedChain
-from modelchain.status import ChainStatus, Condition, ConditionType, StagePhase, StageStatus, cut
+from modelchain.status import ChainStatus, Condition, ConditionType, StagePhase, StageReason, StageStatus, cut
 
 # What is said about what runs; of the chain as a whole (Complete, ArtifactsMissing), the last word stays.
 _OF_STAGES = (
@@ -81,7 +81,7 @@ def _without_job(stage: StageStatus) -> StageStatus:
         StagePhase.PENDING,
         cut(_JOB_GONE if stage.attempt > stage.last_ended_attempt else stage.message),
     )
-    return stage.model_copy(update={"phase": phase, "reason": "SpecRefused", "message": message})
+    return stage.model_copy(update={"phase": phase, "reason": StageReason.SPEC_REFUSED, "message": message})
 
 
 def _merged(previous: Sequence[Condition], status: ChainStatus) -> tuple[Condition, ...]:

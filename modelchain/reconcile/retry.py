@@ -16,15 +16,13 @@ from modelchain.errors import ExitCode, is_permanent
 from modelchain.reconcile.observation import Job, JobPhase, StoreProblem
 from modelchain.reconcile.stage_context import StageContext
 from modelchain.resolved import ResolvedRetry
-from modelchain.status import EndedAttempt, StagePhase, StageStatus, cut
+from modelchain.status import EndedAttempt, StagePhase, StageReason, StageStatus, cut
 from modelchain.times import from_rfc3339, rfc3339
 
 MAX_BACKOFF_SECONDS = 600
 FIRST_DISRUPTION_SECONDS = 1  # before another try after a disruption; doubled with each that follows
 HELD_SECONDS = 10  # before another try, after somebody else was quicker to take the stage's lease
 COMMIT_SECONDS = 60.0  # a job may have succeeded this long before its manifest must be seen
-
-DISRUPTIONS_EXHAUSTED = "DisruptionsExhausted"
 
 
 class End(Enum):
@@ -118,13 +116,13 @@ def end_attempt(
         text = (
             f"attempt {ended.attempt} was failure {failures}, retry.limit is {retry.limit}: {ended.message}"
         )
-        return _give_up(status, update, "RetriesExhausted", text)
+        return _give_up(status, update, StageReason.RETRIES_EXHAUSTED, text)
     if disruptions > retry.disruption_limit:
         text = (
             f"attempt {ended.attempt} was disruption {disruptions} since the last new checkpoint, "
             f"retry.disruptionLimit is {retry.disruption_limit}: {ended.reason}: {ended.message}"
         )
-        return _give_up(status, update, DISRUPTIONS_EXHAUSTED, text)
+        return _give_up(status, update, StageReason.DISRUPTIONS_EXHAUSTED, text)
     wait = 0.0
     if end is not End.REQUESTED:
         wait = max(at_least, _wait_after(retry, end, failures, disruptions))
@@ -184,17 +182,19 @@ def _failed(context: StageContext, job: Job) -> StageStatus:
         return _disrupted(context, job, exit_code=code)
     if code == ExitCode.HELD:
         text = text or "somebody else trains this stage"
-        return end_attempt(context, "LeaseHeld", text, End.DISRUPTION, exit_code=code, at_least=HELD_SECONDS)
+        return end_attempt(
+            context, StageReason.LEASE_HELD, text, End.DISRUPTION, exit_code=code, at_least=HELD_SECONDS
+        )
     text = text or f"{job.name} ended with exit code {code if code is not None else 'unknown'}"
     if job.unscheduled and (code is None or not is_permanent(code)):
         waited = f"not all pods of {job.name} had a node before its first one ended: {text}"
-        return end_attempt(context, "Unschedulable", waited, End.DISRUPTION, exit_code=code)
-    return end_attempt(context, reason or "TrainerFailed", text, End.FAILURE, exit_code=code)
+        return end_attempt(context, StageReason.UNSCHEDULABLE, waited, End.DISRUPTION, exit_code=code)
+    return end_attempt(context, reason or StageReason.TRAINER_FAILED, text, End.FAILURE, exit_code=code)
 
 
 def _disrupted(context: StageContext, job: Job, *, exit_code: int | None = None) -> StageStatus:
     text = job.message or "a pod was evicted, preempted or lost"
-    return end_attempt(context, "Disrupted", text, End.DISRUPTION, exit_code=exit_code)
+    return end_attempt(context, StageReason.DISRUPTED, text, End.DISRUPTION, exit_code=exit_code)
 
 
 def _vanished(context: StageContext) -> StageStatus:
@@ -206,7 +206,7 @@ def _vanished(context: StageContext) -> StageStatus:
     if failure is not None and is_permanent(failure.exit_code):
         return end_attempt(context, failure.reason, failure.message, End.FAILURE, exit_code=failure.exit_code)
     text = f"job {status.job or 'just made'} is gone: deleted, or lost with its node or its runner"
-    return end_attempt(context, "JobVanished", text, End.DISRUPTION)
+    return end_attempt(context, StageReason.JOB_VANISHED, text, End.DISRUPTION)
 
 
 def _recorded_failure(context: StageContext) -> Failure | None:
@@ -225,7 +225,7 @@ def _succeeded_without_manifest(context: StageContext, job: Job) -> StageStatus:
         f"{job.name} ended with exit code 0 but {context.stage.folder}/manifest.json is not there: "
         "is the job's command the trainer, and its store the chain's?"
     )
-    return end_attempt(context, "ManifestMissing", text, End.FAILURE, exit_code=0)
+    return end_attempt(context, StageReason.MANIFEST_MISSING, text, End.FAILURE, exit_code=0)
 
 
 def _give_up(status: StageStatus, update: dict[str, object], reason: str, message: str) -> StageStatus:

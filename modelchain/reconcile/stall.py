@@ -5,9 +5,7 @@ from __future__ import annotations
 from modelchain.reconcile.observation import Job, JobPhase
 from modelchain.reconcile.retry import End, end_attempt
 from modelchain.reconcile.stage_context import StageContext
-from modelchain.status import StageStatus
-
-STALLED = "Stalled"
+from modelchain.status import StageReason, StageStatus
 
 
 def end_stalled(context: StageContext) -> StageStatus:
@@ -20,7 +18,7 @@ def end_stalled(context: StageContext) -> StageStatus:
         return context.status
     seconds = context.stage.retry.stall_seconds
     text = f"no progress for {seconds} s (retry.stallSeconds): ended, to go on from the latest checkpoint"
-    return end_attempt(context, STALLED, text, End.FAILURE)
+    return end_attempt(context, StageReason.STALLED, text, End.FAILURE)
 
 
 def end_overdue(context: StageContext) -> StageStatus:
@@ -31,7 +29,7 @@ def end_overdue(context: StageContext) -> StageStatus:
     text = (
         f"the job ran longer than {context.stage.job.active_deadline_seconds} s (job.activeDeadlineSeconds)"
     )
-    return end_attempt(context, "TimedOut", text, End.FAILURE)
+    return end_attempt(context, StageReason.TIMED_OUT, text, End.FAILURE)
 
 
 def awaits_read(context: StageContext) -> bool:
@@ -50,7 +48,7 @@ def end_unstarted(context: StageContext) -> StageStatus:
     text = f"not all of its pods ran within {context.stage.job.start_deadline_seconds} s (job.startDeadlineSeconds)"
     waited = f": {job.reason + ': ' if job.reason else ''}{job.message}" if job.message else ""
     end = End.DISRUPTION if job.unscheduled else End.FAILURE
-    return end_attempt(context, "StartDeadlineExceeded", text + waited, end)
+    return end_attempt(context, StageReason.START_DEADLINE_EXCEEDED, text + waited, end)
 
 
 def start_deadline(context: StageContext) -> float | None:

@@ -18,13 +18,8 @@ from modelchain.reconcile.retry import retry_due
 from modelchain.reconcile.stage_context import StageContext
 from modelchain.reconcile.stuck_jobs import blocked_text, is_blocked, why_blocked
 from modelchain.reconcile.summary import failed_ancestor
-from modelchain.reconcile.suspend import SUSPENDED
-from modelchain.status import StagePhase, StageStatus, cut
+from modelchain.status import StagePhase, StageReason, StageStatus, cut
 from modelchain.times import rfc3339
-
-CHAIN_INCOMPLETE = "ChainIncomplete"  # a reason of a baseline
-NAMESPACE_LIMIT = "NamespaceLimit"  # a reason of a stage that only waits for other chains to be done
-PREDECESSOR_ENDING = "PredecessorEnding"  # a reason of a stage that begins as soon as a job has ended
 
 
 @dataclass(frozen=True)
@@ -116,7 +111,11 @@ def _start(contexts: Mapping[str, StageContext], branches: Branches, checks: Seq
             actions.extend(RemoveJob(job) for job in context.jobs)
             text = f"removing what is left of {context.jobs[-1].name}"
             statuses[name] = context.status.model_copy(
-                update={"phase": _idle_phase(context), "reason": "RemovingJob", "message": cut(text)}
+                update={
+                    "phase": _idle_phase(context),
+                    "reason": StageReason.REMOVING_JOB,
+                    "message": cut(text),
+                }
             )
         else:
             statuses[name] = _intent(context.status)
@@ -131,7 +130,7 @@ def _intent(status: StageStatus) -> StageStatus:
     return status.model_copy(
         update={
             "phase": StagePhase.PENDING,
-            "reason": "Starting",
+            "reason": StageReason.STARTING,
             "message": f"attempt {attempt} is starting",
             "attempt": attempt,
             "job": None,
@@ -149,7 +148,11 @@ def _chain_incomplete(_: StageContext, branches: Branches) -> Hold | None:
     waiting = [name for name, context in branches.contexts.items() if not context.status.finished]
     if not waiting:
         return None
-    return Hold(StagePhase.PENDING, CHAIN_INCOMPLETE, f"trained alone once {', '.join(waiting)} is complete")
+    return Hold(
+        StagePhase.PENDING,
+        StageReason.CHAIN_INCOMPLETE,
+        f"trained alone once {', '.join(waiting)} is complete",
+    )
 
 
 def _suspended(context: StageContext, _: Branches) -> Hold | None:
@@ -157,14 +160,14 @@ def _suspended(context: StageContext, _: Branches) -> Hold | None:
         return None
     blocked = next((job for job in context.jobs if job.live and is_blocked(job, context.now)), None)
     text = context.suspended if blocked is None else f"{context.suspended}; {blocked_text(blocked)}"
-    return Hold(StagePhase.SUSPENDED, SUSPENDED, text)
+    return Hold(StagePhase.SUSPENDED, StageReason.SUSPENDED, text)
 
 
 def _refused(context: StageContext, branches: Branches) -> Hold | None:
     if not branches.observed.refused:
         return None
     text = "not started: the chain is refused as it is written now (condition Accepted)"
-    return Hold(_idle_phase(context), "SpecRefused", text)
+    return Hold(_idle_phase(context), StageReason.SPEC_REFUSED, text)
 
 
 def _predecessor_incomplete(context: StageContext, branches: Branches) -> Hold | None:
@@ -173,7 +176,7 @@ def _predecessor_incomplete(context: StageContext, branches: Branches) -> Hold |
             predecessor = context.stage.predecessor
             grows = predecessor is not None and predecessor.name == other.name
             verb = "grows out of" if grows else "learns from"
-            return Hold(StagePhase.PENDING, "PredecessorIncomplete", f"{verb} stage {other.name}")
+            return Hold(StagePhase.PENDING, StageReason.PREDECESSOR_INCOMPLETE, f"{verb} stage {other.name}")
     return None
 
 
@@ -182,14 +185,16 @@ def _predecessor_failed(context: StageContext, branches: Branches) -> Hold | Non
     failed = failed_ancestor(context, branches.contexts)
     if failed is None:
         return None
-    return Hold(_idle_phase(context), "PredecessorFailed", f"it needs stage {failed}, which has failed")
+    return Hold(
+        _idle_phase(context), StageReason.PREDECESSOR_FAILED, f"it needs stage {failed}, which has failed"
+    )
 
 
 def _artifacts_missing(context: StageContext, branches: Branches) -> Hold | None:
     if not branches.missing:
         return None
     text = f"not started: the artifacts of {', '.join(branches.missing)} were complete and are gone"
-    return Hold(_idle_phase(context), "ArtifactsMissing", text)
+    return Hold(_idle_phase(context), StageReason.ARTIFACTS_MISSING, text)
 
 
 def _last_job_ending(context: StageContext, _: Branches) -> Hold | None:
@@ -203,7 +208,7 @@ def _last_job_ending(context: StageContext, _: Branches) -> Hold | None:
     why = f" ({ended.reason})" if ended is not None else ""
     return Hold(
         _idle_phase(context),
-        "Stopping",
+        StageReason.STOPPING,
         f"{live[0].name} is ending{why}; the next attempt starts when it is gone",
     )
 
@@ -215,13 +220,13 @@ def _same_weights_elsewhere(context: StageContext, branches: Branches) -> Hold |
     if is_blocked(job, context.now):
         return Hold(_idle_phase(context), why_blocked(job, context.now), blocked_text(job))
     text = f"{job.name} trains the very same weights as stage {job.stage}; this one starts when it is gone"
-    return Hold(_idle_phase(context), "Stopping", text)
+    return Hold(_idle_phase(context), StageReason.STOPPING, text)
 
 
 def _store_unknown(context: StageContext, _: Branches) -> Hold | None:
     facts = context.facts
     if facts is None:
-        return Hold(_idle_phase(context), "NotObserved", "the store was not looked at yet")
+        return Hold(_idle_phase(context), StageReason.NOT_OBSERVED, "the store was not looked at yet")
     if facts.problem is None:
         return None
     return Hold(
@@ -236,7 +241,7 @@ def _held_by_another(context: StageContext, _: Branches) -> Hold | None:
     text = (
         f"{lease.chain} trains this very stage now ({lease.holder}); its weights will be used when it is done"
     )
-    return Hold(StagePhase.WAITING, "LeaseHeld", text)
+    return Hold(StagePhase.WAITING, StageReason.LEASE_HELD, text)
 
 
 def _backing_off(context: StageContext, _: Branches) -> Hold | None:
@@ -246,31 +251,37 @@ def _backing_off(context: StageContext, _: Branches) -> Hold | None:
     ended = context.status.last_ended
     why = f"{ended.reason}: {ended.message}" if ended is not None else "the last attempt failed"
     text = f"the next attempt starts at {rfc3339(due)}; attempt {context.status.attempt} ended with {why}"
-    return Hold(_idle_phase(context), "BackOff", text)
+    return Hold(_idle_phase(context), StageReason.BACK_OFF, text)
 
 
 def _predecessor_ending(context: StageContext, branches: Branches) -> Hold | None:
     for other in context.stage.needs:
         if job_lingers(branches.contexts[other.name]):
-            return Hold(_idle_phase(context), PREDECESSOR_ENDING, f"the job of stage {other.name} is ending")
+            return Hold(
+                _idle_phase(context),
+                StageReason.PREDECESSOR_ENDING,
+                f"the job of stage {other.name} is ending",
+            )
     return None
 
 
 def _backend_problem(context: StageContext, branches: Branches) -> Hold | None:
     problem = branches.observed.backend_problem.get(context.stage.name)
-    return Hold(_idle_phase(context), "BackendUnavailable", problem) if problem else None
+    return Hold(_idle_phase(context), StageReason.BACKEND_UNAVAILABLE, problem) if problem else None
 
 
 def _too_many_jobs(context: StageContext, branches: Branches) -> Hold | None:
     limit = branches.limit
     if limit is None or branches.running < limit:
         return None
-    return Hold(_idle_phase(context), "ParallelLimit", f"{limit} job(s) at once; another stage's runs")
+    return Hold(
+        _idle_phase(context), StageReason.PARALLEL_LIMIT, f"{limit} job(s) at once; another stage's runs"
+    )
 
 
 def _too_many_chains(context: StageContext, branches: Branches) -> Hold | None:
     text = branches.observed.namespace_limit
-    return Hold(_idle_phase(context), NAMESPACE_LIMIT, text) if text else None
+    return Hold(_idle_phase(context), StageReason.NAMESPACE_LIMIT, text) if text else None
 
 
 _CHECKS: tuple[_Check, ...] = (

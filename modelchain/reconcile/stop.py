@@ -6,7 +6,7 @@ from modelchain.reconcile.actions import StopJob
 from modelchain.reconcile.completion import linger_deadline
 from modelchain.reconcile.observation import Job
 from modelchain.reconcile.stage_context import StageContext
-from modelchain.reconcile.supersede import SUPERSEDED
+from modelchain.status import StageReason
 
 
 def jobs_to_stop(context: StageContext) -> list[StopJob]:
@@ -22,12 +22,12 @@ def jobs_to_stop(context: StageContext) -> list[StopJob]:
 def _why(context: StageContext, job: Job) -> str:
     status = context.status
     if job.digest != status.digest:
-        return SUPERSEDED
+        return StageReason.SUPERSEDED
     if status.finished:
-        return "StageComplete" if context.now >= linger_deadline(context) else ""
+        return StageReason.STAGE_COMPLETE if context.now >= linger_deadline(context) else ""
     if job.attempt <= status.last_ended_attempt:
         ended = status.last_ended
-        return ended.reason if ended is not None and ended.attempt == job.attempt else SUPERSEDED
+        return ended.reason if ended is not None and ended.attempt == job.attempt else StageReason.SUPERSEDED
     if job.attempt < status.attempt:
-        return SUPERSEDED
+        return StageReason.SUPERSEDED
     return ""

@@ -7,10 +7,9 @@ waited for in silence, and neither is taken for an end.
 from __future__ import annotations
 
 from modelchain.reconcile.observation import Job, JobPhase
+from modelchain.status import StageReason
 
 STUCK_SECONDS = 600.0  # a job that was deleted this long ago, grace periods included, does not go by itself
-NODE_UNREACHABLE = "NodeUnreachable"
-DELETION_STUCK = "DeletionStuck"
 
 
 def stuck_at(job: Job) -> float | None:
@@ -28,9 +27,9 @@ def is_blocked(job: Job, now: float) -> bool:
 def why_blocked(job: Job, now: float) -> str:
     """The reason, in one word, for which its end waits for a person; empty if it does not."""
     if job.blocked_by_node:
-        return NODE_UNREACHABLE
+        return StageReason.NODE_UNREACHABLE
     at = stuck_at(job)
-    return DELETION_STUCK if at is not None and now >= at else ""
+    return StageReason.DELETION_STUCK if at is not None and now >= at else ""
 
 
 def blocked_text(job: Job) -> str:

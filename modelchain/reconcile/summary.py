@@ -13,17 +13,26 @@ from modelchain.reconcile.stage_context import StageContext
 from modelchain.reconcile.stuck_jobs import blocked_text, is_blocked, why_blocked
 from modelchain.resolved import ResolvedStage, higher_is_better
 from modelchain.spec import EvaluationSpec
-from modelchain.status import MAX_REASON, ChainPhase, Columns, Quality, StagePhase, StageStatus, cut
+from modelchain.status import (
+    MAX_REASON,
+    ChainPhase,
+    Columns,
+    Quality,
+    StagePhase,
+    StageReason,
+    StageStatus,
+    cut,
+)
 
 T = TypeVar("T")
 
 _OF_JOB = {
-    JobPhase.PENDING: (StagePhase.PENDING, "JobPending"),
-    JobPhase.QUEUED: (StagePhase.QUEUED, "Queued"),
-    JobPhase.RUNNING: (StagePhase.RUNNING, "Running"),
-    JobPhase.SUCCEEDED: (StagePhase.RUNNING, "Committing"),  # its manifest was not seen yet
-    JobPhase.FAILED: (StagePhase.RUNNING, "Ending"),
-    JobPhase.TERMINATING: (StagePhase.RUNNING, "Stopping"),
+    JobPhase.PENDING: (StagePhase.PENDING, StageReason.JOB_PENDING),
+    JobPhase.QUEUED: (StagePhase.QUEUED, StageReason.QUEUED),
+    JobPhase.RUNNING: (StagePhase.RUNNING, StageReason.RUNNING),
+    JobPhase.SUCCEEDED: (StagePhase.RUNNING, StageReason.COMMITTING),  # its manifest was not seen yet
+    JobPhase.FAILED: (StagePhase.RUNNING, StageReason.ENDING),
+    JobPhase.TERMINATING: (StagePhase.RUNNING, StageReason.STOPPING),
 }
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from modelchain.reconcile.stage_context import StageContext
-from modelchain.status import EndedAttempt, StageStatus
+from modelchain.status import EndedAttempt, StageReason, StageStatus
 from modelchain.times import rfc3339
 
-SUPERSEDED = "Superseded"
 _EDITED = "the stage was edited: its weights would be others"
 
 
@@ -14,7 +13,7 @@ def carry_over(context: StageContext) -> StageStatus:
     """The status of the stage as it is asked for now, with every attempt counted that a job shows."""
     status = context.status
     if status.digest != context.stage.digest:
-        status = restarted(context, SUPERSEDED, _EDITED)
+        status = restarted(context, StageReason.SUPERSEDED, _EDITED)
     newest = max(context.jobs, key=lambda job: job.attempt, default=None)
     if newest is None or newest.attempt < status.attempt:
         return status
@@ -25,7 +24,7 @@ def carry_over(context: StageContext) -> StageStatus:
             update={
                 "attempt": newest.attempt,
                 "job": None,
-                "last_ended": ended(newest.attempt, SUPERSEDED, _EDITED, context.now),
+                "last_ended": ended(newest.attempt, StageReason.SUPERSEDED, _EDITED, context.now),
             }
         )
     if newest.attempt > status.attempt or (status.job is None and newest.attempt > status.last_ended_attempt):

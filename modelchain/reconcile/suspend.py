@@ -8,9 +8,7 @@ from modelchain.reconcile.observation import Observation
 from modelchain.reconcile.retry import End, end_attempt
 from modelchain.reconcile.stage_context import StageContext
 from modelchain.resolved import ResolvedChain
-from modelchain.status import StagePhase, StageStatus
-
-SUSPENDED = "Suspended"
+from modelchain.status import StagePhase, StageReason, StageStatus
 
 
 def why_suspended(chain: ResolvedChain, observed: Observation) -> str:
@@ -27,4 +25,4 @@ def end_suspended(context: StageContext) -> StageStatus:
     job = context.current_job
     if job is None or not job.live:
         return context.status
-    return end_attempt(context, SUSPENDED, context.suspended, End.REQUESTED)
+    return end_attempt(context, StageReason.SUSPENDED, context.suspended, End.REQUESTED)

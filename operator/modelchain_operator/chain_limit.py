@@ -13,8 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from modelchain.reconcile.start import NAMESPACE_LIMIT
-from modelchain.status import ChainStatus, ConditionType, StagePhase
+from modelchain.status import ChainStatus, ConditionType, StagePhase, StageReason
 from modelchain_operator.kubernetes.api import Object
 from modelchain_operator.kubernetes.key import Key
 from modelchain_operator.observe import status_of
@@ -39,7 +38,9 @@ def holds_place(status: ChainStatus | None) -> bool:
 
 def in_line(status: ChainStatus | None) -> bool:
     """Whether nothing but the limit holds a stage of the chain, by its status."""
-    return status is not None and any(stage.reason == NAMESPACE_LIMIT for stage in status.all_stages)
+    return status is not None and any(
+        stage.reason == StageReason.NAMESPACE_LIMIT for stage in status.all_stages
+    )
 
 
 @dataclass

@@ -6,9 +6,8 @@ import time
 
 from modelchain.reconcile.actions import Action, Decision, StartJob
 from modelchain.reconcile.stale_reads import is_report_only, only_starts_fresh_stages
-from modelchain.reconcile.start import PREDECESSOR_ENDING
 from modelchain.resolved import ResolvedChain
-from modelchain.status import ChainStatus, without_progress
+from modelchain.status import ChainStatus, StageReason, without_progress
 from modelchain_operator.observe import ChainMemory, ClusterSnapshot, status_of
 
 ENDING_SECONDS = 2.0  # usually from a stage's manifest to the end of its job: both go into one write
@@ -33,7 +32,7 @@ def due_in(
     now = time.monotonic()
     if without_progress(before) == without_progress(after):
         return max(0, memory.written_at + progress_seconds - now)
-    if any(stage.reason == PREDECESSOR_ENDING for stage in decision.status.stages):
+    if any(stage.reason == StageReason.PREDECESSOR_ENDING for stage in decision.status.stages):
         memory.ending_since = memory.ending_since or now
         return max(0, memory.ending_since + ENDING_SECONDS - now)
     return 0

@@ -19,7 +19,7 @@ from modelchain.resolved import (
     ResolvedTraining,
 )
 from modelchain.spec import Block
-from modelchain.status import ChainPhase, ConditionType, StagePhase
+from modelchain.status import ChainPhase, ConditionType, StagePhase, StageReason
 from tests.docs.markdown import DOCS, ROOT
 
 # Words in CamelCase that the operator knows and shows in no status: kinds, what Kubernetes says of pods and jobs,
@@ -145,7 +145,7 @@ def test_every_reason_is_explained() -> None:
     page = (DOCS / "reference" / "status.md").read_text()
     section = page.split("\n## Reasons\n")[1].split("\n## ")[0]
     explained = set(re.findall(r"`(\w+)`", section))
-    known: set[str] = set()
+    known = {reason.value for reason in StageReason}
     for source in SOURCES:
         path = ROOT / source
         for file in [path] if path.is_file() else sorted(path.glob("*.py")):

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from modelchain.reconcile.actions import Decision, RemoveJob, StartJob, StopJob
 from modelchain.reconcile.decide import decide
 from modelchain.reconcile.observation import Job, JobPhase, Observation, StageFacts, StoreProblem
-from modelchain.reconcile.start import NAMESPACE_LIMIT
-from modelchain.status import ChainPhase, ChainStatus, ConditionType
+from modelchain.status import ChainPhase, ChainStatus, ConditionType, StageReason
 from modelchain_operator.chain_limit import ChainLimit, holds_place
 from modelchain_operator.kubernetes.api import Object
 from modelchain_operator.kubernetes.key import Key
@@ -62,7 +61,7 @@ class Member:
     @property
     def in_line(self) -> bool:
         return self.status is not None and any(
-            stage.reason == NAMESPACE_LIMIT for stage in self.status.stages
+            stage.reason == StageReason.NAMESPACE_LIMIT for stage in self.status.stages
         )
 
 
@@ -220,7 +219,7 @@ def test_a_chain_that_waits_says_so_once_and_goes_when_the_other_is_deleted() ->
     assert status is not None
     progressing = status.condition(ConditionType.PROGRESSING)
     assert progressing is not None
-    assert (progressing.status, progressing.reason) == ("False", NAMESPACE_LIMIT)
+    assert (progressing.status, progressing.reason) == ("False", StageReason.NAMESPACE_LIMIT)
     assert "1 chain(s) of namespace team train at a time" in status.message
     world.queued.clear()
     del world.members[first]

@@ -22,9 +22,8 @@ from prometheus_client.registry import Collector
 from modelchain import cost
 from modelchain.artifacts import attempt_prefix
 from modelchain.reconcile.observation import StoreProblem
-from modelchain.reconcile.stuck_jobs import DELETION_STUCK, NODE_UNREACHABLE
 from modelchain.resolved import ResolvedChain, ResolvedStage
-from modelchain.status import ChainPhase, ChainStatus, ConditionType, StagePhase, StageStatus
+from modelchain.status import ChainPhase, ChainStatus, ConditionType, StagePhase, StageReason, StageStatus
 from modelchain_operator.kubernetes.key import Key
 from modelchain_operator.kueue.workloads import LASTING_REASONS
 
@@ -37,9 +36,9 @@ STAGE_LABELS = (*CHAIN_LABELS, "stage")
 # trains the same stage completes it.)
 _BLOCKED = frozenset(
     {
-        "BackendUnavailable",
-        DELETION_STUCK,
-        NODE_UNREACHABLE,
+        StageReason.BACKEND_UNAVAILABLE,
+        StageReason.DELETION_STUCK,
+        StageReason.NODE_UNREACHABLE,
         *(problem.value for problem in StoreProblem),
         # What the pods of a job wait for.
         "ErrImagePull",
@@ -50,7 +49,7 @@ _BLOCKED = frozenset(
         "FailedCreate",
         "FailedMount",
         "NoController",
-        "Unschedulable",
+        StageReason.UNSCHEDULABLE,
         *LASTING_REASONS,  # of Kueue, for jobs that it will not admit by itself
     }
 )
@@ -58,7 +57,9 @@ _ALARMING = (ConditionType.FAILED, ConditionType.UNRESPONSIVE, ConditionType.ART
 _REFUSED = "Refused"  # Accepted=False
 ATTENTION = frozenset({_REFUSED, *(kind.value for kind in _ALARMING), *_BLOCKED})
 _LIVE = (StagePhase.RUNNING, StagePhase.RETRYING)
-_STOPPING = "Stopping"  # reason of a stage whose attempt is recorded as ended while its pods still end
+_STOPPING = (
+    StageReason.STOPPING
+)  # reason of a stage whose attempt is recorded as ended while its pods still end
 
 _CHAIN_GAUGES = {
     "progress_ratio": "Share of the compute of all stages that is done; stages found in the store are done.",

@@ -7,14 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from modelchain.reconcile.baseline import MEASURED, SETTLED
-from modelchain.reconcile.stuck_jobs import DELETION_STUCK, NODE_UNREACHABLE
-from modelchain.reconcile.supersede import SUPERSEDED
-from modelchain.reconcile.suspend import SUSPENDED
 from modelchain.status import (
     ChainPhase,
     ChainStatus,
     ConditionType,
     StagePhase,
+    StageReason,
     StageStatus,
     cut,
 )
@@ -25,7 +23,7 @@ from modelchain_operator.kubernetes.kinds import CHAIN
 COMPONENT = "modelchain-operator"
 NORMAL, WARNING = "Normal", "Warning"
 MAX_NOTE = 1000  # the API allows 1024
-_NORMAL_ENDS = frozenset({SUSPENDED, SUPERSEDED})
+_NORMAL_ENDS = frozenset({StageReason.SUSPENDED, StageReason.SUPERSEDED})
 
 
 @dataclass(frozen=True)
@@ -146,9 +144,9 @@ def _warnings(before: ChainStatus | None, after: ChainStatus) -> Iterator[Note]:
         progressing is not None
         and progressing.reason
         in (
-            "BackendUnavailable",
-            DELETION_STUCK,
-            NODE_UNREACHABLE,
+            StageReason.BACKEND_UNAVAILABLE,
+            StageReason.DELETION_STUCK,
+            StageReason.NODE_UNREACHABLE,
             "StoreForbidden",
             "StoreMisconfigured",
             "StoreUnreadable",
