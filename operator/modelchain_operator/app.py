@@ -76,7 +76,7 @@ async def run(settings: Settings) -> int:
     stop = asyncio.Event()
     election = asyncio.create_task(_elect(elector, queue, stop), name="election") if elector else None
     try:
-        await Watches(api, cache, queue, settings.namespaces).run(stop)
+        await Watches(api, cache, queue, settings.namespaces, resync.hint).run(stop)
     finally:
         lost = election is not None and election.done()
         patience = 0.0 if lost else CLOSE_SECONDS

@@ -66,7 +66,7 @@ class Settings:
 
     namespaces: tuple[str, ...] = ()  # empty: all
     default_image: str | None = None  # the trainer's, where a chain names none
-    resync_seconds: float = 45.0
+    resync_seconds: float = 180.0
     progress_seconds: float = 15.0
     artifact_check_seconds: float = 900.0
     workers: int = 16
@@ -359,7 +359,7 @@ _OPTIONS: tuple[_Option[object], ...] = (
         "--resync-seconds",
         "SECONDS",
         _seconds(5),
-        "list everything anew this often: what a watch missed is found then",
+        "list everything anew this often: what the watches have missed is found then",
     ),
     _Option(
         _CHAINS,

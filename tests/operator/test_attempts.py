@@ -160,7 +160,7 @@ def test_without_pytorchjobs_a_chain_says_how_to_get_them_and_starts_when_they_a
     plane = new_plane(kubeflow=False)
     plane.kubectl("create", "namespace", "new")
     chain = ClusterChain(plane, seaweedfs, "new", tmp_path)
-    operator = OperatorProcess(plane.kubeconfig, "new", tmp_path / "operator.log", "--resync-seconds=5")
+    operator = OperatorProcess(plane.kubeconfig, "new", tmp_path / "operator.log", "--resync-seconds=600")
     operator.start()
     try:
         chain.apply()

@@ -15,7 +15,7 @@ from modelchain_operator.settings import LogFormat, OwnIdentityStore, Settings, 
 def test_without_flags_and_variables_the_defaults_hold() -> None:
     settings = read_settings([], {})
     assert settings == Settings(identity=settings.identity)
-    assert (settings.namespaces, settings.resync_seconds, settings.log_format) == ((), 45.0, LogFormat.TEXT)
+    assert (settings.namespaces, settings.resync_seconds, settings.log_format) == ((), 180.0, LogFormat.TEXT)
 
 
 def test_the_name_of_the_pod_is_the_identity_unless_another_is_given() -> None:

@@ -1,12 +1,16 @@
-"""Lists everything from time to time: watches lose events, above all deletions between two of them."""
+"""Lists everything every few minutes: watches lose events, above all deletions between two of them.
+
+The watches are the source. A listing is of metadata alone; it is read what the watches have not shown a moment later.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import time
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TypeVar
 
 from modelchain_operator import gc_tuning
@@ -30,6 +34,10 @@ T = TypeVar("T")
 
 RETRY_SECONDS = 5.0  # after a listing that failed
 WATCH_SECONDS = 2.0  # in which a watch shows what a listing has shown, unless it has missed it
+START_SECONDS = 15.0  # the same at the start, when the watches have yet to begin
+POLL_SECONDS = 0.5
+HINT_SECONDS = 15.0  # between listings that are made because a watch has missed something
+FEW = 20  # objects that are read at once at the start, one by one; more of them a watch reads sooner
 UNANSWERED = 5  # single objects in a row, after which it is the API server that does not answer
 MANY = 50  # chains whose jobs are listed one by one; those of more are listed all together
 
@@ -56,10 +64,13 @@ class Resync:
         self._refused: set[tuple[Kind, str | None]] = set()  # what the operator's rights do not let it list
         self._unanswered = 0  # single objects in a row that the API server did not answer for
         self.listed = asyncio.Event()  # everything was listed once
-        self.attempted_at: float | None = None  # monotonic: the last listing ended, well or not
+        self.attempted_at: float | None = (
+            None  # monotonic: the last listing ended, well or not, or came further
+        )
+        self._hinted = asyncio.Event()
 
     async def run(self, every_seconds: float) -> None:
-        """Resync for ever: at once, then about every `every_seconds`."""
+        """Resync for ever: at once, then about every `every_seconds`, and soon after each hint."""
         while True:
             wait = every_seconds * random.uniform(0.9, 1.1)  # noqa: S311
             try:
@@ -71,7 +82,20 @@ class Resync:
                 logger.exception("a listing failed; again in %.0f s", wait)
             self.attempted_at = time.monotonic()
             gc_tuning.give_back()  # what the listing has used
-            await asyncio.sleep(wait)
+            await self._sleep(wait)
+
+    def hint(self) -> None:
+        """A watch has begun anew, or a kind is served now: there may be what no watch has shown."""
+        self._hinted.set()
+
+    async def _sleep(self, seconds: float) -> None:
+        if seconds > HINT_SECONDS:
+            await asyncio.sleep(HINT_SECONDS)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._hinted.wait(), seconds - HINT_SECONDS)
+        else:
+            await asyncio.sleep(seconds)
+        self._hinted.clear()
 
     async def once(self) -> None:
         """One whole listing. What is refused is left out and said once: a namespace, a kind, a chain that can't be read
@@ -108,10 +132,8 @@ class Resync:
 
     async def _read_stale(self, kind: Kind, listed: Sequence[ObjectVersion]) -> set[Key]:
         """Read what the listing shows newer than it is known here. Returns the chains for which that is news."""
+        await self._let_watch_catch_up(lambda: len(self._cache.stale_owners(kind, listed)))
         owners = self._cache.stale_owners(kind, listed)
-        if owners and self.listed.is_set():
-            await asyncio.sleep(WATCH_SECONDS)
-            owners = self._cache.stale_owners(kind, listed)
         wanted: Iterable[tuple[str | None, str | None]] = sorted(owners)
         if len(owners) > MANY:
             wanted = [(namespace, None) for namespace in self._seen_namespaces(kind)]
@@ -128,6 +150,7 @@ class Resync:
     async def _list_chains(self) -> None:
         before = self._cache.chain_uids()
         listed = await self._list_versions(CHAIN)
+        await self._let_watch_catch_up(lambda: len(self._cache.stale_chains(listed, before)[0]))
         stale, gone = self._cache.stale_chains(listed, before)
         for key in stale:
             body = await self._alone(f"chain {key}", self._api.get_chain(*key))
@@ -138,6 +161,17 @@ class Resync:
             seen = unseen is not None and key.namespace not in unseen
             if seen and self._cache.drop_chain(key, before[key]):
                 self._queue.add(key)
+
+    async def _let_watch_catch_up(self, missing: Callable[[], int]) -> None:
+        """Wait while a watch shows what a listing has shown: it reads many objects with one request."""
+        started = self.listed.is_set()
+        few, patience = (0, WATCH_SECONDS) if started else (FEW, START_SECONDS)
+        left, since = missing(), time.monotonic()
+        while left > few and time.monotonic() - since < patience:
+            await asyncio.sleep(POLL_SECONDS)
+            before, left = left, missing()
+            if left < before:
+                self.attempted_at = since = time.monotonic()
 
     async def _alone(self, what: str, request: Awaitable[T]) -> T | None:
         """The answer; None where only this one thing can't be read, which is said. Raises Unavailable where it goes

@@ -34,7 +34,10 @@ from modelchain_operator.work_queue import KeyQueue
 
 logger = logging.getLogger(__name__)
 
-WATCH_SECONDS = 300  # then a watch is begun anew, so that a dead one is not believed for long
+WATCH_SECONDS = 120  # then a watch is begun anew, so that a dead one is not believed for long
+RELISTED_SECONDS = (
+    60.0  # after a kopf has begun, from which on a listing of its own is a watch that begins anew
+)
 CONNECT_SECONDS = 60
 REWATCH_SECONDS = (5.0, 60.0)  # after watching a kind has failed: first, and longest
 ERROR_BACKOFFS = (1.0, 2.0, 4.0)  # of kopf's requests, before the watch of that kind has failed
@@ -58,6 +61,7 @@ class Watches:
     cache: Cache
     queue: KeyQueue
     namespaces: Sequence[str]  # empty: all
+    on_gap: Callable[[], None]  # called when something may have happened that no watch has shown
 
     async def run(self, stop: asyncio.Event) -> None:
         """Watch every kind until `stop` is set, whatever happens; SIGTERM and SIGINT set it."""
@@ -75,11 +79,16 @@ class Watches:
     async def _keep_watching(self, kind: Kind, stop: asyncio.Event) -> None:
         wait = REWATCH_SECONDS[0]
         refused: frozenset[str | None] = frozenset()
+        gap = False
         while not stop.is_set():
             before, answer = refused, await self._refused(kind)
             if answer is None:
+                gap = True
                 await _sleep(NOT_SERVED_SECONDS, stop)  # the resync says so
                 continue
+            if gap:
+                self.on_gap()
+            gap = True
             refused = answer
             for namespace in refused - before:
                 where = f"in {namespace}" if namespace else "in the cluster"
@@ -168,7 +177,14 @@ class Watches:
                 with contextlib.suppress(NotImplementedError, RuntimeError):
                     asyncio.get_running_loop().add_signal_handler(number, stop.set)
 
-        handler = self._on_chain if kind == CHAIN else self._on_belonging(kind)
+        handle = self._on_chain if kind == CHAIN else self._on_belonging(kind)
+        began = asyncio.get_running_loop().time()
+
+        async def handler(event: Any, **_: Any) -> None:
+            await handle(event=event)
+            if event["type"] is None and asyncio.get_running_loop().time() - began > RELISTED_SECONDS:
+                self.on_gap()  # listed anew: what was deleted before that, kopf does not tell
+
         kopf.on.event(group, version, kind.plural, registry=registry, id=f"{kind.plural}-event")(handler)
         return registry
 

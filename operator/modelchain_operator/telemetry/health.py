@@ -22,8 +22,9 @@ from modelchain_operator.kubernetes.leader_election import Leadership
 from modelchain_operator.settings import Settings
 from modelchain_operator.telemetry.metrics import CONTENT_TYPE, Metrics
 
-INTERVALS = 3  # of the resync: without a listing for so long, the operator is not live
-LEAST_SECONDS = 60.0  # at least
+# Without which the operator is not live:
+LISTING_SECONDS = 120.0  # in which a listing that is due comes further
+PASS_SECONDS = 150.0  # in which a pass ends; the worker ends one that takes longer than 120
 
 
 class Listings(Protocol):
@@ -31,7 +32,7 @@ class Listings(Protocol):
 
     listed: asyncio.Event  # everything was listed once
 
-    attempted_at: float | None  # monotonic: when the last listing ended, with success or not; None: none has
+    attempted_at: float | None  # monotonic: when the last listing ended or came further, with success or not
 
 
 class HealthServer:
@@ -45,7 +46,7 @@ class HealthServer:
         leadership: Leadership | None = None,
     ) -> None:
         self._host, self._port = settings.http_host, settings.http_port
-        self._allowed_seconds = max(INTERVALS * settings.resync_seconds, LEAST_SECONDS)
+        self._listing_seconds = 1.1 * settings.resync_seconds + LISTING_SECONDS
         self._metrics = metrics
         self._listings = listings
         self._leadership = leadership or Leadership.unopposed()
@@ -85,11 +86,11 @@ class HealthServer:
         """Why the operator is not live; empty if it is."""
         now = time.monotonic()
         listing = now - (self._listings.attempted_at or self._started_at)
-        if listing > self._allowed_seconds:
+        if listing > self._listing_seconds:
             return f"no listing of the cluster has ended for {listing:.0f} s"
         waiting = self._metrics.queue_depth()
         since = now - max(self._metrics.pass_ended_at or self._started_at, self._waiting_since(now, waiting))
-        if waiting and since > self._allowed_seconds:
+        if waiting and since > PASS_SECONDS:
             return f"{waiting} chains wait, and no pass has ended for {since:.0f} s"
         return ""
 

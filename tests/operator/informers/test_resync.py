@@ -1,0 +1,104 @@
+"""Listings find what no watch has shown, and leave the rest to the watches. On a real API server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from modelchain_operator.informers import resync as module
+from modelchain_operator.informers.cache import Cache
+from modelchain_operator.informers.resync import FEW, Resync
+from modelchain_operator.kubernetes.api import KubernetesApi, Object
+from modelchain_operator.kubernetes.kinds import CHAIN
+from modelchain_operator.work_queue import KeyQueue
+from tests.control_plane.plane import ControlPlane
+from tests.operator.kubernetes.test_api import chain, with_api
+
+pytestmark = pytest.mark.xdist_group("control-plane")
+
+
+class Scene:
+    """A cache and its listings, of one namespace with a few more chains than are read one by one."""
+
+    def __init__(self, api: KubernetesApi, namespace: str) -> None:
+        self.api, self.namespace = api, namespace
+        self.cache = Cache()
+        self.read: list[str] = []  # names of chains that were read one by one
+        self.resync = Resync(api, self.cache, KeyQueue(), set(), namespaces=[namespace])
+        get = api.get_chain
+
+        async def counted(where: str, name: str) -> Object | None:
+            self.read.append(name)
+            return await get(where, name)
+
+        api.get_chain = counted  # type: ignore[method-assign]
+
+    async def create_chains(self) -> None:
+        for number in range(FEW + 5):
+            await self.api.create(CHAIN, chain(self.namespace, f"chain-{number}"))
+
+    async def watch(self, *, but: int = 0) -> None:
+        """Show what there is, but for a few, as a watch does when it begins."""
+        for body in (await self.api.list_selected(CHAIN, self.namespace))[but:]:
+            self.cache.show_chain(body)
+
+
+def play(plane: ControlPlane, namespace: str, scenario: Callable[[Scene], Awaitable[None]]) -> None:
+    async def run(api: KubernetesApi) -> None:
+        scene = Scene(api, namespace)
+        await scene.create_chains()
+        await scenario(scene)
+
+    with_api(plane, run)
+
+
+def test_many_chains_are_left_to_the_watch_and_those_that_it_lacks_are_read(
+    control_plane: ControlPlane, namespace: str
+) -> None:
+    async def scenario(scene: Scene) -> None:
+        listing = asyncio.create_task(scene.resync.once())
+        await asyncio.sleep(0)
+        assert len(scene.cache) == 0
+        await scene.watch(but=2)
+        await listing
+        assert len(scene.cache) == FEW + 5
+        assert len(scene.read) == 2
+
+    play(control_plane, namespace, scenario)
+
+
+def test_without_a_watch_all_are_read_after_a_while(
+    control_plane: ControlPlane, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "START_SECONDS", 1.0)
+
+    async def scenario(scene: Scene) -> None:
+        await scene.resync.once()
+        assert len(scene.read) == len(scene.cache) == FEW + 5
+
+    play(control_plane, namespace, scenario)
+
+
+def test_a_hint_finds_a_deletion_that_no_watch_has_told_long_before_the_next_listing(
+    control_plane: ControlPlane, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "HINT_SECONDS", 0.2)
+
+    async def scenario(scene: Scene) -> None:
+        await scene.watch()
+        gone = asyncio.Event()
+        scene.cache._on_chain = lambda _key, body: gone.set() if body is None else None
+        running = asyncio.create_task(scene.resync.run(3600))
+        await scene.resync.listed.wait()
+        (first, *_) = await scene.api.list_selected(CHAIN, namespace)
+        metadata = first["metadata"]
+        await scene.api.delete(CHAIN, namespace, metadata["name"], metadata["uid"])
+        scene.resync.hint()
+        async with asyncio.timeout(30):
+            await gone.wait()
+        assert len(scene.cache) == FEW + 4
+        running.cancel()
+
+    play(control_plane, namespace, scenario)
