@@ -7,7 +7,7 @@ below a percent.
 
 The figures are those of the models as published. The trainer computes less (it cuts texts after their last
 token and the last block to what is read), which no figure here credits, so that chains compare with the
-literature.
+literature. Patches that `training.patchDropout` leaves out are part of the recipe, and are not counted.
 
 What is counted are the products of the forward pass: patches, attention (also the masked half, which is
 computed), projections, MLPs. Norms, activations, softmax and sums are not.
@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from modelchain.resolved import BaselineRun, ResolvedChain, ResolvedDistillation, ResolvedStage
 from modelchain.spec import AnyConfig, DistillationScheduleType
 from modelchain.tasks import task_for, task_of
+from modelchain.tasks.towers import image_tower_macs
 
 TRAINING_PASSES = 3  # forward; backward by the weights; backward by the activations
 
@@ -135,7 +136,7 @@ def stage_macs(
     """
     steps = stage.training.steps if until_step is None else min(until_step, stage.training.steps)
     captions = _texts(stage)
-    macs = TRAINING_PASSES * steps * forward_macs(stage.model_config_, captions)
+    macs = TRAINING_PASSES * steps * _student_macs(stage)
     if stage.teacher is not None:
         taught = teacher_steps
         if taught is None:
@@ -174,6 +175,15 @@ def _sample(stage: ResolvedStage) -> str:
     return task_of(stage.task).sample(stage.data, stage.model_config_)
 
 
+def _student_macs(stage: ResolvedStage) -> int:
+    """MACs of the student's forward pass over one sample in training: without the patches that are dropped."""
+    whole, dropout = forward_macs(stage.model_config_, _texts(stage)), stage.training.patch_dropout
+    vision = getattr(stage.model_config_, "vision", None)
+    if vision is None or not dropout:
+        return whole
+    return whole - image_tower_macs(vision) + image_tower_macs(vision, dropout)
+
+
 def _plan_stage(stage: ResolvedStage, baseline_epochs: int) -> StagePlan:
     training = stage.training
     per_sample = forward_macs(stage.model_config_, _texts(stage))
@@ -193,7 +203,11 @@ def _plan_stage(stage: ResolvedStage, baseline_epochs: int) -> StagePlan:
         samples=training.steps * batch,
         teacher_samples=taught * batch,
         macs=stage_macs(stage),
-        alone_macs=TRAINING_PASSES * per_sample * baseline_epochs * training.steps_per_epoch * batch,
+        alone_macs=TRAINING_PASSES
+        * _student_macs(stage)
+        * baseline_epochs
+        * training.steps_per_epoch
+        * batch,
     )
 
 

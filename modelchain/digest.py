@@ -41,6 +41,7 @@ _TRAINING: Final[Table] = {
     "seed": 0,
     "emaDecay": None,
     "loss": "Contrastive",
+    "patchDropout": 0.0,
 }
 _LEARNING_RATE_SCHEDULE: Final[Table] = {"type": "Cosine", "decayFraction": REQUIRED}
 _DATA: Final[Table] = {  # shards are added apart

@@ -95,6 +95,7 @@ class ResolvedTraining(Block):
     beta2: float = 0.98
     epsilon: float = 1e-6
     gradient_clip_norm: float | None = None
+    patch_dropout: float = 0.0
     precision: Precision = Precision.FP32
     seed: int = 0
     checkpoint_every_steps: int

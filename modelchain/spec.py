@@ -507,6 +507,13 @@ class TrainingSpec(Block):
         Annotated[float, Field(gt=0, allow_inf_nan=False)] | None,
         Field(description="Clip the gradient to this norm. Default: no clipping."),
     ] = None
+    patch_dropout: Annotated[
+        Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] | None,
+        Field(
+            description="Tasks with images: share of each picture's patches that the student does not see in a step "
+            "(FLIP). The teacher and evaluations see all. Default: 0."
+        ),
+    ] = None
     precision: Annotated[
         Precision | None,
         Field(description="Fp32, or Bf16 (autocast; master weights stay fp32). Default: Fp32."),

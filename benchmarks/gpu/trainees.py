@@ -95,7 +95,7 @@ class ModelChainTrainee:
         assert isinstance(objective, ContrastiveObjective)
         texts: Counter[int] = Counter()
         for batch in self._batches:
-            for _, captions in objective.micro_batches(batch):
+            for _, captions, _ in objective.micro_batches(batch):
                 texts.update({bucket.shape[1]: bucket.shape[0] for bucket in captions.buckets})
         samples = sum(batch.images.shape[0] for batch in self._batches)
         return {length: many / samples for length, many in texts.items()}

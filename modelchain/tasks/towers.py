@@ -24,13 +24,14 @@ OF_IMAGES: Final = (
 )  # what every image tower is evaluated by
 
 
-IMAGE_FIELDS: Final = frozenset(  # of spec.data, where samples are images
+IMAGE_FIELDS: Final = frozenset(  # of the chain, where samples are images
     {
         ("data", "samples"),
         ("data", "imageKeys"),
         ("data", "blockMebibytes"),
         ("data", "windowBlocks"),
         ("data", "randomCropScale"),
+        ("training", "patchDropout"),
     }
 )
 
@@ -73,6 +74,11 @@ def image_tokens(vision: VisionSpec) -> int:
     return (vision.image_size // vision.patch_size) ** 2 + 1
 
 
+def kept_patches(vision: VisionSpec, dropout: float) -> int:
+    """Patches of a picture that are computed where a share of them is left out: at least one."""
+    return max(1, int((image_tokens(vision) - 1) * (1 - dropout)))
+
+
 def image_tower_parameters(vision: VisionSpec) -> int:
     """Class token, positions, patches (without a bias), blocks, and the norm behind them."""
     return (
@@ -84,11 +90,11 @@ def image_tower_parameters(vision: VisionSpec) -> int:
     )
 
 
-def image_tower_macs(vision: VisionSpec) -> int:
-    """Of the forward pass over one image, up to the features."""
-    tokens = image_tokens(vision)
-    patches = (tokens - 1) * 3 * vision.patch_size**2 * vision.width
-    return patches + vision.layers * block_macs(tokens, vision)
+def image_tower_macs(vision: VisionSpec, dropout: float = 0.0) -> int:
+    """Of the forward pass over one image, up to the features, without a share of its patches."""
+    patches = kept_patches(vision, dropout)
+    embedding = patches * 3 * vision.patch_size**2 * vision.width
+    return embedding + vision.layers * block_macs(patches + 1, vision)
 
 
 def unbuildable_image_tower(vision: VisionSpec) -> Iterator[Problem]:

@@ -20,8 +20,9 @@ from modelchain.cost import (
     stage_macs,
 )
 from modelchain.resolve import resolve, resolve_distillation
-from modelchain.spec import DistillationSpec
+from modelchain.spec import DistillationSpec, ModelConfig
 from modelchain.tasks.clip import text_macs, vision_macs
+from modelchain.tasks.towers import block_macs, image_tower_macs
 from modelchain.validation import load_chains
 from tests.modelchain.documents import REMOVED, resolved
 
@@ -75,6 +76,19 @@ def test_a_stage_costs_three_passes_and_one_of_its_predecessor() -> None:
     seen = second.training.steps * 256
     assert stage_macs(first) == 3 * small * first.training.steps * 256
     assert stage_macs(second) == (3 * large + small) * seen
+
+
+def test_patches_that_are_dropped_are_not_counted_of_the_student_but_of_its_teacher() -> None:
+    for dropping, whole in zip(
+        resolved({("training", "patchDropout"): 0.5}).stages, resolved().stages, strict=True
+    ):
+        assert isinstance(dropping.model_config_, ModelConfig)
+        vision = dropping.model_config_.vision
+        saved = image_tower_macs(vision) - image_tower_macs(vision, 0.5)
+        assert saved > 0.5 * (
+            image_tower_macs(vision) - block_macs(1, vision)
+        )  # scores shrink with the square
+        assert stage_macs(whole) - stage_macs(dropping) == 3 * saved * whole.training.steps * 256
 
 
 def test_distillation_that_is_off_saves_the_predecessors_pass() -> None:

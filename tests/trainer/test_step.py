@@ -60,6 +60,7 @@ pair = pytest.mark.xdist_group("step-2")  # one worker of the test run starts th
 class Rows:
     images: Tensor
     tokens: Tensor
+    patches: Tensor | None = None
 
 
 def config(width: int, embed_dim: int, image_size: int = IMAGE_SIZE) -> ModelConfig:
@@ -201,6 +202,29 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(size: int) -> None:
         expected, found = whole.run(batch(step), step).read(), split.run(batch(step), step).read()
         assert found.loss == pytest.approx(expected.loss, rel=1e-10)
         assert relative_error(gradients(split_named), gradients(whole_named)) < 1e-10
+
+
+@pytest.mark.parametrize("size", [None, 5])
+def test_the_student_learns_from_the_patches_that_are_kept_and_its_teacher_from_all(size: int | None) -> None:
+    rows, kept = batch(0), torch.tensor([[0, 3], [1, 2], [2, 3]] * 4)
+    trained, model, named = train_step(stage(micro_batch_size=size), dtype=torch.float64)
+    dropped, _, dropped_named = train_step(stage(micro_batch_size=size), dtype=torch.float64)
+    images = normalize(rows.images, torch.float64)
+    patches = model.visual.conv1(images) + model.visual.positional_embedding[1:]
+    first = (model.visual.class_embedding + model.visual.positional_embedding[0]).expand(BATCH, 1, -1)
+    seen = torch.stack([patches[row, places] for row, places in enumerate(kept.tolist())])
+    visual = model.visual
+    pooled = visual.transformer(visual.ln_pre(torch.cat([first, seen], dim=1)), None)
+    expected = functional.normalize(visual.ln_post(pooled) @ visual.proj, dim=-1)
+    assert torch.equal(model.encode_image(images, kept_BK=kept), expected)
+
+    every = Rows(rows.images, rows.tokens, torch.arange(4).expand(BATCH, -1))
+    assert dropped.run(every, 0).read() == trained.run(rows, 0).read()  # none is dropped
+    assert relative_error(gradients(dropped_named), gradients(named)) == 0
+    teacher = build_model(config(32, 24), seed=1)
+    alike, _, _ = train_step(stage(), teacher=teacher, teacher_size=24)
+    losses = alike.run(Rows(rows.images, rows.tokens, kept), 0).read().loss
+    assert losses["distillation"] > 1e-3  # the student, equal to its teacher, does not see what that one does
 
 
 @pytest.fixture(scope="module")
@@ -365,7 +389,7 @@ def test_the_teacher_runs_only_while_the_weight_is_above_zero(monkeypatch: pytes
     calls: list[int] = []
     encode = teacher.encode_image
     monkeypatch.setattr(
-        teacher, "encode_image", lambda images: (calls.append(len(images)), encode(images))[1]
+        teacher, "encode_image", lambda images, **kept: (calls.append(len(images)), encode(images, **kept))[1]
     )
     schedule = DistillationSchedule(type=DistillationScheduleType.LINEAR, until=0.1)  # two of twenty steps
     falling = stage(distillation=ResolvedDistillation(weight=1.0, schedule=schedule))

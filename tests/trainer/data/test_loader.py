@@ -13,8 +13,10 @@ import torch
 
 from modelchain.errors import ConfigurationError, MissingInputError, UserDataError
 from modelchain.resolved import ResolvedStage
+from modelchain.spec import ModelConfig
 from modelchain.store import Store, StoreUnavailable
 from modelchain.store.folder import FolderStore
+from modelchain.tasks.towers import image_tokens
 from modelchain_trainer.data.index import DatasetIndex, build_index
 from modelchain_trainer.data.loader import Batch, TrainingLoader
 from modelchain_trainer.data.order import SampleOrder, cut_blocks
@@ -83,6 +85,28 @@ def load(
         index, stage, rank=rank, world_size=world_size, first_step=first_step, field=CaptionField(tokenizer)
     )
     return list(loader)
+
+
+def test_patches_that_are_kept_follow_from_the_sample_and_the_epoch(
+    clean: Data, tokenizer: Tokenizer
+) -> None:
+    shards, index = clean
+    stage = stage_of(shards, SAMPLES, batch=20, steps=8, training={"patchDropout": 0.5})
+    assert isinstance(stage.model_config_, ModelConfig)
+    kept = image_tokens(stage.model_config_.vision) // 2
+    batches = load(index, stage, tokenizer)
+    patches = [batch.patches for batch in batches]
+    whole = torch.stack([one for one in patches if one is not None])
+    assert whole.shape == (8, 20, kept)
+    assert (whole.diff(dim=-1) > 0).all()  # each once, in order
+    assert whole.min() == 0
+    assert whole.max() == 2 * kept - 1
+    assert len(whole.flatten(0, 1).unique(dim=0)) == 6  # every choice of two out of four
+    halves = [load(index, stage, tokenizer, rank=rank, world_size=2, first_step=3) for rank in range(2)]
+    for batch, *parts in zip(batches[3:], *halves, strict=True):
+        assert batch.patches is not None
+        assert torch.equal(batch.patches, torch.cat([p.patches for p in parts if p.patches is not None]))
+    assert load(index, stage_of(shards, SAMPLES, batch=20, steps=1), tokenizer)[0].patches is None
 
 
 def assert_same(ours: Sequence[Batch], theirs: Sequence[Batch]) -> None:

@@ -17,11 +17,13 @@ import torch
 
 from modelchain.errors import ConfigurationError
 from modelchain.resolved import ResolvedStage
-from modelchain.spec import LanguageModelConfig
+from modelchain.spec import LanguageModelConfig, VisionSpec
+from modelchain.tasks.towers import image_tokens, kept_patches
 from modelchain_trainer.data.assembly import Assembler
 from modelchain_trainer.data.corruption import Corrupt, CorruptionCounter
 from modelchain_trainer.data.index import DatasetIndex
 from modelchain_trainer.data.order import SampleOrder, Slice, cut_blocks
+from modelchain_trainer.data.patches import choose_patches
 from modelchain_trainer.data.patience import Patience
 from modelchain_trainer.data.reader import WindowReader, read_ahead_bytes
 from modelchain_trainer.data.text_field import TextField
@@ -40,6 +42,7 @@ class Batch:
     images: torch.Tensor  # uint8 [B, 3, H, W]; in memory the colours of a pixel lie together (channels last)
     tokens: torch.Tensor  # int64 [C, B, T]: texts, samples, what the field makes of a text
     step: int
+    patches: torch.Tensor | None = None  # int64 [B, K]: places of those that the student sees; None: all
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,8 +80,10 @@ class TrainingLoader:
             )
         self.wait_seconds = 0.0
         self._pin_memory = pin_memory
-        self._image_size = _image_size(stage)
+        self._vision = _vision(stage)
+        self._image_size = self._vision.image_size
         self._texts, self._text_width = len(index.text_keys), field.width
+        self._seed, self._patch_dropout = training.seed, training.patch_dropout
         self._step, self._end_step = first_step, training.steps
         self._rows = training.global_batch_size // world_size
         self._first_row = rank * self._rows
@@ -163,6 +168,10 @@ class TrainingLoader:
         images_BHW3 = torch.empty((rows, size, size, 3), dtype=torch.uint8, pin_memory=pin)
         tokens_CBT = torch.zeros((self._texts, rows, self._text_width), dtype=torch.int64, pin_memory=pin)
         images, tokens = images_BHW3.numpy(), tokens_CBT.numpy()
+        patches_BK = None
+        if self._patch_dropout:
+            kept = kept_patches(self._vision, self._patch_dropout)
+            patches_BK = torch.empty((rows, kept), dtype=torch.int64, pin_memory=pin)
         tasks: list[Future[list[Corrupt]] | _Task] = []
         for part in self._order.slices(step, self._lanes):
             segments = self._reader.segments(part.window)
@@ -174,10 +183,22 @@ class TrainingLoader:
                 mine = slice(first - self._first_row, last - self._first_row)
                 task = partial(self._assembler.fill, step, chunk, segments, images[mine], tokens[:, mine])
                 tasks.append(task if self._pool is None else self._pool.submit(task))
-        return _Pending(Batch(images_BHW3.permute(0, 3, 1, 2), tokens_CBT, step), tasks)
+                if patches_BK is not None:
+                    self._choose_patches(step, chunk, patches_BK[mine])
+        return _Pending(Batch(images_BHW3.permute(0, 3, 1, 2), tokens_CBT, step, patches_BK), tasks)
+
+    def _choose_patches(self, step: int, part: Slice, patches_nK: torch.Tensor) -> None:
+        epoch, _ = self._order.epoch_of(step)
+        patches_nK.numpy()[:] = choose_patches(
+            self._seed,
+            epoch,
+            part.samples,
+            patches=image_tokens(self._vision) - 1,
+            kept=patches_nK.shape[1],
+        )
 
 
-def _image_size(stage: ResolvedStage) -> int:
+def _vision(stage: ResolvedStage) -> VisionSpec:
     config = stage.model_config_
     assert not isinstance(config, LanguageModelConfig), "it has no images"
-    return config.vision.image_size
+    return config.vision

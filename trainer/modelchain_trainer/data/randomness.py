@@ -29,6 +29,7 @@ class Purpose(IntEnum):
     CROP = 4
     SUBSTITUTE = 5
     SEQUENCES = 6
+    PATCHES = 7
 
 
 def key(*words: int | U64) -> U64:

@@ -30,6 +30,7 @@ from modelchain_trainer.model.layers import (
     PatchEmbedding,
     check_buildable,
     grid_side,
+    keep_patches,
     vision_heads,
 )
 from modelchain_trainer.model.layout import (
@@ -88,16 +89,19 @@ class Classifier(nn.Module):
         """Compile the blocks, each by itself (see `Clip.compile_blocks`)."""
         self.transformer.compile_blocks(dynamic=None)
 
-    def features(self, images_BCHW: Tensor) -> Tensor:
-        """What the head reads, [B, D], of normalised float images [B, 3, S, S]."""
+    def features(self, images_BCHW: Tensor, kept_BK: Tensor | None = None) -> Tensor:
+        """What the head reads, [B, D], of normalised float images [B, 3, S, S].
+
+        `kept_BK` are the places of the patches that are seen; None: all.
+        """
         patches_BND = self.conv1(images_BCHW)
         class_B1D = self.class_embedding.expand(patches_BND.shape[0], 1, -1)
         x_BTD = torch.cat([class_B1D, patches_BND], dim=1) + self.positional_embedding
-        return self.ln_post(self.transformer(x_BTD, None))
+        return self.ln_post(self.transformer(keep_patches(x_BTD, kept_BK), None))
 
-    def forward(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """Features [B, D] and logits [B, K]."""
-        features_BD = self.features(images_BCHW)
+    def forward(self, images_BCHW: Tensor, kept_BK: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Features [B, D] and logits [B, classes]."""
+        features_BD = self.features(images_BCHW, kept_BK)
         return features_BD, self.head(features_BD)
 
 

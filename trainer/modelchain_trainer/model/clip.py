@@ -33,6 +33,7 @@ from modelchain_trainer.model.layers import (
     check_buildable,
     empty,
     grid_side,
+    keep_patches,
     vision_heads,
 )
 from modelchain_trainer.model.transformer import GELU, QUICK_GELU, Transformer
@@ -84,9 +85,14 @@ class Clip(nn.Module):
         self.visual.transformer.compile_blocks(dynamic=None)
         self.transformer.compile_blocks(dynamic=True)
 
-    def encode_image(self, images_BCHW: Tensor, normalize: bool = True) -> Tensor:
-        """Embeddings [B, E] of normalised float images [B, 3, S, S]; of unit length if `normalize`."""
-        image_BE = self.visual(images_BCHW)
+    def encode_image(
+        self, images_BCHW: Tensor, normalize: bool = True, kept_BK: Tensor | None = None
+    ) -> Tensor:
+        """Embeddings [B, E] of normalised float images [B, 3, S, S]; of unit length if `normalize`.
+
+        `kept_BK` are the places of the patches that are seen; None: all.
+        """
+        image_BE = self.visual(images_BCHW, kept_BK)
         return _unit(image_BE) if normalize else image_BE
 
     def encode_text(self, tokens_BT: Tensor, normalize: bool = True) -> Tensor:
@@ -144,10 +150,11 @@ class VisionTower(nn.Module):
         self.ln_post = LayerNorm(width, device=device)
         self.proj = empty(width, embed_dim, device=device)
 
-    def forward(self, images_BCHW: Tensor) -> Tensor:
+    def forward(self, images_BCHW: Tensor, kept_BK: Tensor | None = None) -> Tensor:
         patches_BND = self.conv1(images_BCHW)
         class_B1D = self.class_embedding.expand(patches_BND.shape[0], 1, -1)
-        x_BTD = self.ln_pre(torch.cat([class_B1D, patches_BND], dim=1) + self.positional_embedding)
+        x_BTD = torch.cat([class_B1D, patches_BND], dim=1) + self.positional_embedding
+        x_BTD = self.ln_pre(keep_patches(x_BTD, kept_BK))
         return self.ln_post(self.transformer(x_BTD, None)) @ self.proj
 
 

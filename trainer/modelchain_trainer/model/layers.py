@@ -53,6 +53,14 @@ class PatchEmbedding(nn.Conv2d):
         return F.linear(patches.reshape(B, rows * columns, -1), self.weight.flatten(1), self.bias)
 
 
+def keep_patches(x_BTD: Tensor, kept_BK: Tensor | None) -> Tensor:
+    """The class token [B, 1 + K, D] of an image tower's input, with the patches at these places; None: all."""
+    if kept_BK is None:
+        return x_BTD
+    places_BK = F.pad(kept_BK + 1, (1, 0))
+    return x_BTD.gather(1, places_BK[:, :, None].expand(-1, -1, x_BTD.shape[2]))
+
+
 def vision_heads(vision: VisionSpec) -> int:
     """Attention heads of the image tower."""
     return vision.width // vision.head_width

@@ -19,7 +19,7 @@ from modelchain_trainer.data.sample import normalize
 from modelchain_trainer.data.source import SampleSource
 from modelchain_trainer.data.text_field import LabelField
 from modelchain_trainer.tasks.local_loss import LocalObjective, Sums, rows_of
-from modelchain_trainer.tasks.task import Setting, StepBatch, Task
+from modelchain_trainer.tasks.task import Setting, StepBatch, Task, patches_of
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Rows:
 
     images: Tensor  # uint8 [m, 3, H, W]
     labels: Tensor  # int64 [m]
+    patches: Tensor | None = None  # int64 [m, K]: places of those that the student sees; None: all
 
 
 @dataclass(frozen=True)
@@ -82,19 +83,24 @@ class ClassificationObjective(LocalObjective[Rows, Outputs]):
             images, labels = (one if one.is_pinned() else one.pin_memory() for one in (images, labels))
         images, labels = (one.to(self.setting.device, non_blocking=True) for one in (images, labels))
         size = self.setting.stage.training.micro_batch_size
-        return [Rows(images[part], labels[part]) for part in rows_of(batch, size)]
+        kept_bK = patches_of(batch, self.setting.device)
+        return [
+            Rows(images[part], labels[part], None if kept_bK is None else kept_bK[part])
+            for part in rows_of(batch, size)
+        ]
 
     def weight(self, batch: StepBatch) -> int:
         """Rows."""
         return batch.images.shape[0]
 
     def outputs(self, model: nn.Module, micro_batch: Rows, dtype: torch.dtype) -> Outputs:
-        """A teacher sees the student's pictures at its own size."""
+        """A teacher sees the student's pictures whole, at its own size."""
         images_m3HW = normalize(micro_batch.images, dtype)
         side = self._side(model)
         if images_m3HW.shape[-1] != side:
             images_m3HW = functional.interpolate(images_m3HW, (side, side), mode="bicubic", antialias=True)
-        features_mD, logits_mK = model(images_m3HW)
+        patches = micro_batch.patches if model is self.setting.model else None
+        features_mD, logits_mK = model(images_m3HW, patches)
         return Outputs(_at_least_fp32(features_mD), _at_least_fp32(logits_mK))
 
     def losses(self, student: Outputs, teacher: Outputs | None, micro_batch: Rows) -> Sums:

@@ -24,7 +24,7 @@ from modelchain_trainer.data.sample import normalize
 from modelchain_trainer.distillation import Projections
 from modelchain_trainer.losses import Features, LossAndGradients, loss_and_feature_gradients, task_loss
 from modelchain_trainer.model.clip import Clip
-from modelchain_trainer.tasks.task import Setting, StepBatch
+from modelchain_trainer.tasks.task import Setting, StepBatch, patches_of
 
 MAXIMUM_LOG_SCALE = math.log(100)
 # A bucket of captions more must save so many tokens: about what its own kernels' launches cost.
@@ -56,7 +56,7 @@ class ContrastiveObjective:
         """See `Objective`. Without a teacher's forward pass projections get a gradient of zero."""
         micro_batches = self.micro_batches(batch)
         with torch.no_grad():
-            teacher = None if not taught else _join([self._teacher_forward(*m) for m in micro_batches])
+            teacher = None if not taught else _join([self._teacher_forward(*m[:2]) for m in micro_batches])
             parts = [self._student_forward(*m) for m in micro_batches[:-1]]
         with_graph = self._student_forward(*micro_batches[-1])
         features = _join([*parts, Features(with_graph.image.detach(), with_graph.text.detach())])
@@ -99,8 +99,11 @@ class ContrastiveObjective:
         """The factor itself."""
         return self._log_scale.exp()
 
-    def micro_batches(self, batch: StepBatch) -> list[tuple[Tensor, Captions]]:
-        """The rank's rows in parts that fit into memory, on the device: uint8 [m, 3, H, W] and m samples' captions."""
+    def micro_batches(self, batch: StepBatch) -> list[tuple[Tensor, Captions, Tensor | None]]:
+        """The rank's rows in parts that fit into memory, on the device.
+
+        uint8 [m, 3, H, W], m samples' captions, and the places [m, K] of the patches that the student sees (None: all).
+        """
         on_gpu = self._device.type == "cuda"
         images_b3HW = batch.images
         if on_gpu and not images_b3HW.is_pinned():
@@ -116,7 +119,9 @@ class ContrastiveObjective:
             for tokens_CmT in batch.tokens.split(size, dim=1)
         ]
         images = images_b3HW.to(self._device, non_blocking=True).split(size)
-        return list(zip(images, captions, strict=True))
+        kept_bK = patches_of(batch, self._device)
+        kept = [None] * len(captions) if kept_bK is None else kept_bK.split(size)
+        return list(zip(images, captions, kept, strict=True))
 
     def _teacher_loss(self, teacher: Features | None) -> Tensor:
         """This rank's share of the teacher's task loss on the batch, where somebody wants to know it; else 0."""
@@ -125,21 +130,21 @@ class ContrastiveObjective:
         assert self._teacher_log_scale is not None
         return task_loss(teacher, self._teacher_log_scale, self._setting.group, self._teacher_bias)
 
-    def _forward(self, model: Clip) -> Callable[[Tensor, Captions], Features]:
+    def _forward(self, model: Clip) -> Callable[..., Features]:
         if self._training.compile:
             model.compile_blocks()
         bf16 = self._training.precision is Precision.BF16
         side = model.config.vision.image_size
         dtype = model.logit_scale.dtype
 
-        def forward(images_u8_m3HW: Tensor, captions: Captions) -> Features:
+        def forward(images_u8_m3HW: Tensor, captions: Captions, kept_mK: Tensor | None = None) -> Features:
             images_m3HW = normalize(images_u8_m3HW, dtype)
             if images_m3HW.shape[-1] != side:  # a teacher sees the student's pictures at its own size
                 images_m3HW = functional.interpolate(
                     images_m3HW, (side, side), mode="bicubic", antialias=True
                 )
             with torch.autocast(self._device.type, torch.bfloat16, enabled=bf16):
-                image_mE = model.encode_image(images_m3HW)
+                image_mE = model.encode_image(images_m3HW, kept_BK=kept_mK)
                 text_CmE = captions.encode(model.encode_text)
             return Features(image_mE, text_CmE)
 

@@ -31,6 +31,19 @@ class StepBatch(Protocol):
         ...
 
 
+def patches_of(batch: StepBatch, device: torch.device) -> Tensor | None:
+    """The places [b, K] of the patches that the student sees, on the device; None: all.
+
+    Only batches of pictures have them, and only where some are dropped.
+    """
+    kept_bK: Tensor | None = getattr(batch, "patches", None)
+    if kept_bK is None:
+        return None
+    if device.type == "cuda" and not kept_bK.is_pinned():
+        kept_bK = kept_bK.pin_memory()
+    return kept_bK.to(device, non_blocking=True)
+
+
 @dataclass(frozen=True)
 class Setting:
     """What an objective works on; models and projections are on `device` already."""
