@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from modelchain import catalogue
+from modelchain.cost import parameters
 from modelchain.memory import gathered_bytes, kept_bytes, sharding_of
 from modelchain.resolved import ResolvedStage, StageReference
-from modelchain.spec import Sharding
+from modelchain.spec import LanguageModelConfig, Sharding
 from tests.trainer.test_step import stage
 
 GIB = 2**30
@@ -60,3 +61,12 @@ def test_fully_sharded_the_largest_models_leave_a_gpu_to_activations() -> None:
     # Of bigG two blocks of its image tower and what lies outside of blocks, each with its gradient; of g without.
     assert kept + gathered_bytes(large, ranks=8, gpu_bytes=H100) / GIB < 6.6
     assert gathered_bytes(of("open_clip/ViT-bigG-14"), ranks=8, gpu_bytes=H100) == 0
+
+
+def test_of_a_language_model_two_blocks_are_gathered_and_what_lies_outside_of_them() -> None:
+    sizes = LanguageModelConfig(vocabulary_size=50304, width=1600, layers=48, heads=25)
+    made = stage(sharding=Sharding.FULL).model_copy(update={"task": "LanguageModel", "model_config_": sizes})
+    block = 12 * 1600**2 + 13 * 1600
+    outside = (50304 + 1024 + 2) * 1600
+    assert gathered_bytes(made, ranks=8, gpu_bytes=H100) == 2 * 4 * (outside + 2 * block)
+    assert 48 * block + outside == parameters(sizes)

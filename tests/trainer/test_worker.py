@@ -23,8 +23,10 @@ from modelchain.cost import stage_macs
 from modelchain.errors import ConfigurationError, HeldError, MissingInputError, ModelChainError, UserDataError
 from modelchain.lease import LeaseKeeper
 from modelchain.resolved import ResolvedStage
+from modelchain.spec import Precision
 from modelchain.store.folder import FolderStore
 from modelchain_trainer import publish
+from modelchain_trainer.attempt import check_precision
 from modelchain_trainer.metrics_log import decode_lines
 from modelchain_trainer.model.weights import load_weights
 from modelchain_trainer.position import Position
@@ -329,6 +331,15 @@ def test_a_gpu_that_is_asked_for_must_be_there(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigurationError, match="finds no GPU"):
         train(stage_of("gpu"))
+
+
+def test_a_gpu_without_bf16_is_named_with_what_to_write() -> None:
+    check_precision(Precision.FP32, False, "Tesla T4")
+    check_precision(Precision.BF16, True, "NVIDIA H100")
+    with pytest.raises(
+        ConfigurationError, match=r"training\.precision is Bf16, which Tesla T4 .* write Fp32"
+    ):
+        check_precision(Precision.BF16, False, "Tesla T4")
 
 
 @pytest.mark.slow

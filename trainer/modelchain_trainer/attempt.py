@@ -16,6 +16,7 @@ from modelchain.commit import require_conditional_writes, verify_stage
 from modelchain.errors import ConfigurationError, HeldError
 from modelchain.lease import LeaseKeeper
 from modelchain.resolved import ResolvedStage
+from modelchain.spec import Precision
 from modelchain.store import ConflictError, Store, open_store
 from modelchain_trainer.data.patience import Patience
 from modelchain_trainer.environment import (
@@ -72,6 +73,12 @@ def begin(
     Raises LostPeerError if ranks are missing, and HeldError while somebody else trains the stage.
     """
     device = _choose_device(stage, environment)
+    if device.type == "cuda":
+        check_precision(
+            stage.training.precision,
+            torch.cuda.is_bf16_supported(including_emulation=False),
+            torch.cuda.get_device_name(device),
+        )
     _configure_torch(environment, device)
     ranks = Ranks(environment, device)
     store = open_store(stage.store)
@@ -126,6 +133,15 @@ def _choose_device(stage: ResolvedStage, environment: ProcessEnvironment) -> tor
             "set job.processesPerNode to at most that"
         )
     return torch.device("cuda", environment.local_rank)
+
+
+def check_precision(precision: Precision, has_bf16: bool, gpu: str) -> None:
+    """Raises ConfigurationError where the stage's precision is one that this kind of GPU lacks."""
+    if precision is Precision.BF16 and not has_bf16:
+        raise ConfigurationError(
+            f"training.precision is Bf16, which {gpu} does not compute; write Fp32, or train on GPUs that do (Ampere "
+            "or newer)"
+        )
 
 
 def _configure_torch(environment: ProcessEnvironment, device: torch.device) -> None:
