@@ -1,4 +1,4 @@
-"""How the operator fares with many chains: how soon the next stage starts, what it asks of the API server and of
+"""The operator with many chains: how soon the next stage starts, what it asks of the API server and of
 the store, what it needs in memory.
 
     python -m benchmarks.operator_scale                         500 live chains, 1,000 idle ones; about 15 minutes

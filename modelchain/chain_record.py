@@ -45,7 +45,7 @@ def hold_chain(
 ) -> Iterator[None]:
     """Be the only run of the chain. Raises HeldError if another is under way, here or elsewhere.
 
-    One that was killed on another machine shows only by its silence: that takes up to LEASE_SECONDS.
+    One that was killed on another machine only shows by not renewing its lease: that takes up to LEASE_SECONDS.
     """
     name = chain.chain.full_name
     key = chain_lease_key(chain.chain.namespace, chain.chain.name)

@@ -1,4 +1,4 @@
-"""Errors that a person can mend, and the exit codes they end with (sysexits.h where one fits).
+"""Errors that a person can fix, and the exit codes they end with (sysexits.h where one fits).
 
 0 done; 64..78 permanent: trying again can't help; anything else may be retried from the latest checkpoint.
 """

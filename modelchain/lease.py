@@ -129,7 +129,7 @@ class LeaseKeeper:
         """Take the lease if nobody holds it.
 
         If it looks held, watch it for its duration: a holder that is dead on another machine is only known
-        by its silence. `wait=False` does not watch. Raises HeldError at the first sign of life.
+        by not renewing it. `wait=False` does not watch. Raises HeldError at the first sign of life.
         """
         assert self._thread is None, "a keeper takes its lease once"
         observer = LeaseObserver(self._store, self._key)

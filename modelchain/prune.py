@@ -168,7 +168,7 @@ def _needed_stages(store: Store) -> set[str]:
             json.loads(text)
         except ValueError as error:
             raise UserDataError(
-                f"{store.uri_of(info.key)}: damaged, so nobody knows which stages this chain needs; mend or delete it"
+                f"{store.uri_of(info.key)}: damaged, so nobody knows which stages this chain needs; repair or delete it"
             ) from error
         needed.update(_STAGE_FOLDER.findall(text))
     return needed

@@ -2,4 +2,4 @@
 
 
 class StudyError(Exception):
-    """Something that the user can mend; the message says what, where, and how."""
+    """Something that the user can fix; the message says what, where, and how."""

@@ -93,7 +93,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def prepared_environment(kit: Path | None, packages: Path) -> dict[str, str]:
     """The environment of the parts: the kit's packages, installed into `packages`, and this working tree."""
-    paths = [str(ROOT / room) for room in ("", "trainer", "operator")]
+    paths = [str(ROOT / folder) for folder in ("", "trainer", "operator")]
     if kit is not None:
         wheels = sorted(map(str, (kit / "wheels").glob("*.whl")))
         command = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--no-compile"]

@@ -118,9 +118,7 @@ class Kubectl:
                 "install it, or give the chain's YAML file"
             ) from None
         except OSError as error:
-            raise ConfigurationError(
-                f"kubectl can't be started: {error.strerror}; mend what PATH finds"
-            ) from None
+            raise ConfigurationError(f"kubectl can't be started: {error.strerror}; correct PATH") from None
         complaints = _Complaints(process)
         try:
             yield process, complaints

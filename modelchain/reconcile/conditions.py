@@ -223,7 +223,7 @@ def _unresponsive(contexts: Sequence[StageContext]) -> tuple[bool, str, str]:
 
 
 def _disrupted(contexts: Sequence[StageContext]) -> tuple[bool, str, str]:
-    """Whether a stage was given up because its attempts never last: something outside of it has to be mended."""
+    """Whether a stage was given up because its attempts never last: something outside of it has to be fixed."""
     for context in contexts:
         status = context.status
         if status.phase is StagePhase.FAILED and status.reason == StageReason.DISRUPTIONS_EXHAUSTED:

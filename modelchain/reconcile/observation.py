@@ -66,10 +66,10 @@ class Job:
 
 
 class StoreProblem(StrEnum):
-    UNAVAILABLE = "StoreUnavailable"  # time may mend it
-    FORBIDDEN = "StoreForbidden"  # somebody must mend the rights; nothing is known about what exists
-    MISCONFIGURED = "StoreMisconfigured"  # no store answers there, or not as it must: time will not mend that
-    UNREADABLE = "StoreUnreadable"  # reading it failed in a way that nobody foresaw: a defect
+    UNAVAILABLE = "StoreUnavailable"  # it may pass
+    FORBIDDEN = "StoreForbidden"  # a person has to correct the rights; nothing is known about what exists
+    MISCONFIGURED = "StoreMisconfigured"  # no store answers there, or not as one: this does not pass
+    UNREADABLE = "StoreUnreadable"  # reading it failed unforeseen: a defect
     DAMAGED = "ArtifactDamaged"  # something lies there that can't be what it says it is
 
 

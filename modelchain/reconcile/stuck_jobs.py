@@ -1,7 +1,7 @@
 """Jobs that are being ended and do not go: something holds them that the operator can't end.
 
-A node that does not answer may still run a pod; an object may have a finalizer that nobody takes away. Neither is
-waited for in silence, and neither is taken for an end.
+A node that does not answer may still run a pod; an object may have a finalizer that nobody takes away. Both are
+reported, and neither is taken for an end.
 """
 
 from __future__ import annotations

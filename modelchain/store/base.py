@@ -37,7 +37,7 @@ class ConflictError(StoreError):
 
 
 class StoreUnavailable(StoreError):  # noqa: N818
-    """The store does not answer, or answers 5xx, also after retries. Time may mend it."""
+    """The store does not answer, or answers 5xx, also after retries. This may pass."""
 
 
 @dataclass(frozen=True)

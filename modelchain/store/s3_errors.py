@@ -163,7 +163,9 @@ def is_missing(error: ClientError) -> bool:
 def missing_bucket(bucket: str, uri: str, endpoint: str | None) -> MissingBucket:
     """The error for a bucket that does not exist, with what to do."""
     at = f" at {without_credentials(endpoint)}" if endpoint else ""
-    return MissingBucket(f"{uri}: bucket {bucket!r} does not exist{at}; create it, or mend URI or endpoint")
+    return MissingBucket(
+        f"{uri}: bucket {bucket!r} does not exist{at}; create it, or correct URI or endpoint"
+    )
 
 
 def _explain_answer(error: ClientError, uri: str, bucket: str, endpoint: str | None) -> ModelChainError:

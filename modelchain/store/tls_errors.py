@@ -30,7 +30,7 @@ def tls_error(error: BaseException) -> TlsError | None:
 
 def explain_tls(error: TlsError, endpoint: str | None) -> tuple[str, str] | None:
     """What is wrong for good with the certificate or the protocol, and what the server says of itself (the hosts
-    that its certificate is for); None for what time may mend.
+    that its certificate is for); None for what may pass.
     """
     host = urlsplit(endpoint or "").hostname
     at = f" of {host}" if host else ""

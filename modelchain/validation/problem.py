@@ -49,7 +49,7 @@ class Finding:
     line: int | None = None  # where it is not the field's
 
     def follows_from(self, other: Finding) -> bool:
-        """Whether mending `other` may mend this one: whoever misspelt `epochs` need not read that it is
+        """Whether fixing `other` may fix this one: whoever misspelt `epochs` need not read that it is
         missing.
         """
         return bool(self.fields & other.fields) and (

@@ -17,9 +17,9 @@ from tests.processes import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.xdist_group("control-plane")]
 
-MENDED_BY_DEFAULTS = {"image-missing"}  # the operator of the tests has a default image
+FIXED_BY_DEFAULTS = {"image-missing"}  # the operator of the tests has a default image
 REFUSED = [
-    file for file in FILES if expectation(file).by == "accepted" and file.stem not in MENDED_BY_DEFAULTS
+    file for file in FILES if expectation(file).by == "accepted" and file.stem not in FIXED_BY_DEFAULTS
 ]
 REST_SECONDS = 4.0
 

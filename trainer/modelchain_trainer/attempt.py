@@ -1,4 +1,4 @@
-"""One attempt at a stage: its place among the ranks, its store, its lease, its voice."""
+"""One attempt at a stage: its place among the ranks, its store, its lease, its telemetry."""
 
 from __future__ import annotations
 

@@ -135,7 +135,7 @@ class CheckpointWriter:
         self.check()
 
     def check(self) -> None:
-        """Raises the error of the last checkpoint, if time will not mend it (disk full, forbidden).
+        """Raises the error of the last checkpoint, if it does not pass (disk full, forbidden).
 
         A store that stays away for longer than our patience is no such error: the training goes on, and the
         next checkpoint is tried.

@@ -2,7 +2,7 @@
 
 A thread writes them, so that a slow or absent store never holds up a step. progress.json is written only when
 there *is* progress: a step, a phase, a shard indexed, a batch evaluated, a file uploaded. So an attempt that
-hangs falls silent, and whoever watches notices. Only rank 0 has a telemetry that writes.
+hangs stops updating it, and observers notice. Only rank 0 has a telemetry that writes.
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ class StepRate:
 
 
 class Telemetry:
-    """The voice of an attempt. Methods may be called from any thread; only `flush` waits for the store."""
+    """What an attempt reports: progress, metrics, failures. Methods may be called from any thread; only `flush` waits
+    for the store.
+    """
 
     def __init__(
         self, store: Store | None, folder: str, *, steps: int, heartbeat_seconds: float | None = None
@@ -86,7 +88,7 @@ class Telemetry:
             self._thread.start()
 
     def check(self) -> None:
-        """Raises what keeps the thread from writing, if time will not mend it (forbidden, disk full, unforeseen)."""
+        """Raises what keeps the thread from writing, if it does not pass (forbidden, disk full, unforeseen)."""
         if self._error is not None:
             raise self._error
 

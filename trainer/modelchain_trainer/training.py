@@ -29,7 +29,7 @@ def train_stage(
 ) -> None:
     """Train a stage to its manifest, from its latest checkpoint if there is one. Every rank calls it.
 
-    Raises ModelChainError for what a person can mend, Terminated if asked to end.
+    Raises ModelChainError for what a person can fix, Terminated if asked to end.
     """
     with begin(stage, environment, stop, position) as attempt:
         if attempt is None:

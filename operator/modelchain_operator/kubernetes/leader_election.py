@@ -31,7 +31,7 @@ JITTER = 1.2  # of the standby's period, so that two do not ask in step
 
 @dataclass(frozen=True)
 class ElectionTerms:
-    """By which Lease a leader is elected, and how long its holder may be silent."""
+    """By which Lease a leader is elected, and how long its holder may fail to renew it."""
 
     namespace: str
     name: str

@@ -88,7 +88,7 @@ def _explain_workload(workload: Object, job: str, queue: str) -> QueueWait:
             else f'patch {which} --type merge -p \'{{"spec":{{"active":true}}}}\''
         )
         return QueueWait(
-            DEACTIVATED, cut(f"{text}; when that is mended: kubectl -n {metadata['namespace']} {command}")
+            DEACTIVATED, cut(f"{text}; when that is fixed: kubectl -n {metadata['namespace']} {command}")
         )
     reserved = _condition(workload, "QuotaReserved")
     if reserved.get("status") == "True":

@@ -78,11 +78,13 @@ def test_a_condition_that_is_not_fine_is_told_once(kind: ConditionType, holds: b
 
 
 def test_everything_that_is_wrong_with_a_refused_chain_has_a_line_of_its_own() -> None:
-    refused = condition(ConditionType.ACCEPTED, False, "Invalid", "spec.a: bad; mend | spec.b: worse; mend")
+    refused = condition(
+        ConditionType.ACCEPTED, False, "Invalid", "spec.a: bad; correct it | spec.b: worse; correct it"
+    )
     status = ChainStatus(phase=ChainPhase.REFUSED, message="refused: spec.a ...", conditions=(refused,))
     assert notes_of(chain(status)) == [
-        "not Accepted (Invalid): spec.a: bad; mend",
-        "not Accepted (Invalid): spec.b: worse; mend",
+        "not Accepted (Invalid): spec.a: bad; correct it",
+        "not Accepted (Invalid): spec.b: worse; correct it",
     ]
 
 

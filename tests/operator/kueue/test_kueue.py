@@ -130,7 +130,7 @@ def test_a_deactivated_workload_is_told_with_the_command_that_activates_it(
     assert (condition["status"], condition["reason"]) == ("False", "WorkloadDeactivated")
     wait_until(lambda: not chain.pods(), "its pod is gone", seconds=60, pause=0.2)
 
-    command = condition["message"].partition("when that is mended: kubectl ")[2]
+    command = condition["message"].partition("when that is fixed: kubectl ")[2]
     assert command, condition
     chain.plane.kubectl(*shlex.split(command))
     chain.wait("Complete", seconds=CHAIN_SECONDS)

@@ -100,7 +100,7 @@ def test_pods_that_do_not_start_are_taken_back_queued_again_and_given_up(
     assert "exceeding the maximum number of re-queuing retries" in condition["message"]
 
     pod_runner.unschedulable(None)
-    command = condition["message"].partition("when that is mended: kubectl ")[2]
+    command = condition["message"].partition("when that is fixed: kubectl ")[2]
     chain.plane.kubectl(*shlex.split(command))
     chain.wait("Complete", seconds=CHAIN_SECONDS)
     assert (chain.stage("tiny")["attempt"], chain.stage("tiny")["failures"]) == (1, 0)

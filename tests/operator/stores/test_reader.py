@@ -488,7 +488,7 @@ def test_a_store_that_refuses_is_told_and_its_chain_has_another_pass_from_time_t
             before = told.changes[KEY]
             await until(lambda: told.changes[KEY] > before + 1, "the chain has passes")
             store.problem = None
-            await until(lambda: fact(reader, "tiny") == StageFacts(), "the rights are mended")
+            await until(lambda: fact(reader, "tiny") == StageFacts(), "the rights are corrected")
 
     run(scenario())
 

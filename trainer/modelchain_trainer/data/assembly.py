@@ -121,7 +121,7 @@ class Assembler:
                 continue  # counted when its own turn comes
         raise UserDataError(
             f"{describe(self._index, corrupt)}; and none of {2 * _SUBSTITUTES} other samples could be used "
-            "in its place; mend the shards"
+            "in its place; fix the shards"
         )
 
     def _candidates(

@@ -47,7 +47,7 @@ class CorruptionCounter:
             raise UserDataError(
                 f"{total} of the {self._seen} samples read so far can't be used ({causes}), more than "
                 f"{self._limit}; for example "
-                f"{describe(self._index, corrupt[-1])}; mend the shards"
+                f"{describe(self._index, corrupt[-1])}; fix the shards"
             )
 
 

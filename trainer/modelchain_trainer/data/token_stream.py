@@ -92,7 +92,7 @@ def write_tokens(
     if len(bad) > max_corrupt_fraction * max(documents, _FORGIVEN):
         raise UserDataError(
             f"{len(bad)} of the {documents} documents read so far can't be used, more than "
-            f"data.maxCorruptFraction {max_corrupt_fraction:g} allows; for example {bad[-1]}; mend the shards"
+            f"data.maxCorruptFraction {max_corrupt_fraction:g} allows; for example {bad[-1]}; fix the shards"
         )
     for error in bad[:10]:
         _logger.warning("%s; left out", error)

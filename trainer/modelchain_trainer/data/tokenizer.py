@@ -89,7 +89,7 @@ class Tokenizer:
 
 
 def clean(text: str) -> str:
-    """Mend broken Unicode, undo HTML entities (twice), squeeze white space, lower case: open_clip's
+    """Fix broken Unicode, undo HTML entities (twice), squeeze white space, lower case: open_clip's
     clean='lower'.
     """
     # Plain printable ASCII without entities is most of what there is, and comes out of ftfy as it went in.
