@@ -118,7 +118,7 @@ ADVICE = (
     ),
     Advice(
         ("StoreUnreadable",),
-        "reading the store failed in a way that nobody foresaw: a defect",
+        "reading the store failed in an unforeseen way: a defect",
         "report what the operator's log says",
         _ASKS_STORE,
     ),
