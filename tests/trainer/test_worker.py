@@ -342,6 +342,18 @@ def test_a_gpu_without_bf16_is_named_with_what_to_write() -> None:
         check_precision(Precision.BF16, False, "Tesla T4")
 
 
+def test_a_pod_that_should_have_gpus_does_not_train_on_the_cpu(
+    stage_of: StageOf, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(
+        ConfigurationError, match=r"job\.gpusPerNode is 8, but .* finds no GPU here.*gpusPerNode: 0"
+    ):
+        train(stage_of("gpus", job={"gpusPerNode": 8}))
+    train(stage_of("none", epochs=1, job={"gpusPerNode": 0}))
+
+
 @pytest.mark.slow
 def test_the_real_program_trains_a_stage_and_stops_when_asked(stage_of: StageOf, tmp_path: Path) -> None:
     stage = stage_of("program", epochs=2000)

@@ -33,6 +33,8 @@ from modelchain_trainer.trainjob_status import StatusReporter, find_server
 
 logger = logging.getLogger(__name__)
 
+IN_A_POD = "KUBERNETES_SERVICE_HOST"  # the kubelet sets it in every container
+
 
 @dataclass(frozen=True)
 class Attempt:
@@ -126,6 +128,15 @@ def _choose_device(stage: ResolvedStage, environment: ProcessEnvironment) -> tor
                 f"{DEVICE_VARIABLE}=cuda, but torch {torch.__version__} finds no GPU here; "
                 "check the node's driver and the pod's resources"
             )
+        gpus = (
+            f"job.gpusPerNode is {stage.job.gpus_per_node}, but torch {torch.__version__} finds no GPU here"
+        )
+        if IN_A_POD in os.environ:
+            raise ConfigurationError(
+                f"{gpus}: the node's driver may be too old for the image's CUDA {torch.version.cuda}, or the pod was "
+                "given none; check both, or write gpusPerNode: 0 to train on the CPU"
+            )
+        logger.warning("%s; training on the CPU", gpus)
         return torch.device("cpu")
     if environment.local_world_size > torch.cuda.device_count():
         raise ConfigurationError(
