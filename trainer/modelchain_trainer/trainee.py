@@ -85,6 +85,8 @@ def prepare(attempt: Attempt) -> Trainee:
         model = model_from(restored.model, stage.model_config_)
     else:
         model, moments = first_weights(attempt, teacher) if attempt.ranks.first else (None, None)
+    # Rank 0 may have downloaded and grown for long: the others wait here, and not in a collective, which gives up.
+    attempt.ranks.share("weights", lambda: "ready")
     model = _spread(attempt, model, stage.model_config_, sharding)
     model.set_gradient_checkpointing(stage.training.gradient_checkpointing)
     if taught_by is not None:
