@@ -11,7 +11,7 @@ from torch import Tensor
 
 from modelchain.spec import Precision
 from modelchain_trainer.model.build import build_model
-from modelchain_trainer.step import DivergedError
+from modelchain_trainer.step import MOST_SKIPPED_STEPS, DivergedError
 from tests.gpu.steps import CPU, Trained, batch, config, relative_error, stage, train_step
 
 pytestmark = pytest.mark.gpu
@@ -78,8 +78,10 @@ def test_a_step_that_is_not_finite_leaves_the_weights_alone_and_is_told_when_rea
     with torch.no_grad():
         trained.model.visual.ln_post.bias[0] = float("inf")
     before = trained.weights()
+    for step in range(1, MOST_SKIPPED_STEPS + 1):
+        assert trained.step.run(batch(step), step).read().skipped
     with pytest.raises(DivergedError, match="not finite at step 1"):
-        trained.step.run(batch(1), 1).read()
+        trained.step.run(batch(9), MOST_SKIPPED_STEPS + 1).read()
     assert all(torch.equal(weight, before[name]) for name, weight in trained.weights().items())
 
 

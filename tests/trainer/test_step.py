@@ -45,7 +45,7 @@ from modelchain_trainer.environment import free_port
 from modelchain_trainer.model.build import build_model
 from modelchain_trainer.model.clip import Clip
 from modelchain_trainer.optimizer import AdamW
-from modelchain_trainer.step import DivergedError, Teaching, TrainStep
+from modelchain_trainer.step import MOST_SKIPPED_STEPS, DivergedError, Teaching, TrainStep
 
 CPU = torch.device("cpu")
 IMAGE_SIZE, CONTEXT, CAPTIONS, BATCH = 16, 12, 2, 12
@@ -451,15 +451,31 @@ def test_clipping_scales_the_gradient_and_reports_its_norm_before() -> None:
     assert loose_named.keys() == tight_named.keys()
 
 
-def test_a_step_that_is_not_finite_is_reported_and_leaves_the_weights_alone() -> None:
+def test_a_step_that_is_not_finite_is_skipped_and_too_many_in_a_row_end_the_stage() -> None:
     trained, model, named = train_step(stage())
     trained.run(batch(0), 0)
     with torch.no_grad():
+        good = model.visual.ln_post.bias[0].clone()
         model.visual.ln_post.bias[0] = float("inf")
     before = {name: parameter.detach().clone() for name, parameter in named.items()}
-    with pytest.raises(DivergedError, match=r"not finite at step 1: lower training\.learningRate"):
-        trained.run(batch(1), 1)
+    for step in range(1, MOST_SKIPPED_STEPS + 1):
+        reading = trained.run(batch(step), step).read()
+        assert (reading.skipped, reading.skipped_steps) == (True, step)
     assert all(torch.equal(parameter, before[name]) for name, parameter in named.items())
+
+    with torch.no_grad():
+        model.visual.ln_post.bias[0] = good
+    reading = trained.run(batch(4), 4).read()
+    assert (reading.skipped, reading.skipped_steps) == (False, MOST_SKIPPED_STEPS)
+    assert math.isfinite(reading.loss["total"])
+    assert not torch.equal(named["text_projection"], before["text_projection"]), "it learns on"
+
+    with torch.no_grad():
+        model.visual.ln_post.bias[0] = float("inf")
+    for step in range(5, 5 + MOST_SKIPPED_STEPS):
+        trained.run(batch(step), step)
+    with pytest.raises(DivergedError, match=r"not finite at step 5 nor .*: lower training\.learningRate"):
+        trained.run(batch(8), 8)
 
 
 def test_logit_scale_never_exceeds_one_hundred() -> None:

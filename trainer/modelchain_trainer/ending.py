@@ -15,7 +15,8 @@ from pathlib import Path
 
 from modelchain.artifacts import FAILURE, Failure, attempt_folder
 from modelchain.errors import ExitCode, ModelChainError
-from modelchain.resolved import TERMINATION_LOG_VARIABLE, ResolvedStage
+from modelchain.resolve import largest_divisor
+from modelchain.resolved import TERMINATION_LOG_VARIABLE, ResolvedStage, ResolvedTraining
 from modelchain.spec import Block
 from modelchain.store.local_files import explain
 from modelchain_trainer.environment import ProcessEnvironment
@@ -33,6 +34,12 @@ LOST_PEER = "LostPeerError"
 
 class OutOfMemoryError(ModelChainError):
     """The model and its batch do not fit. Retried: what else runs on the machine may be to blame."""
+
+
+class GpuOutOfMemoryError(ModelChainError):
+    """A micro-batch does not fit on the GPU, which the stage has to itself: another attempt would end the same."""
+
+    exit_code = ExitCode.CONFIG
 
 
 class RankReport(Block):
@@ -53,6 +60,21 @@ class RankReport(Block):
             return cls.model_validate_json(path.read_bytes())
         except (OSError, ValueError):
             return None
+
+
+def out_of_memory(share: int, training: ResolvedTraining, error: Exception) -> GpuOutOfMemoryError:
+    """What to do where `share` samples of a process, in micro-batches of the training's size, do not fit on its GPU."""
+    size = min(share, training.micro_batch_size or share)
+    remedies = [] if training.gradient_checkpointing else ["set training.gradientCheckpointing"]
+    if size > 1:
+        smaller = largest_divisor(share, size // 2)
+        remedies.insert(
+            0, f"write training.microBatchSize: {smaller}, which changes no digest and no gradient"
+        )
+    remedy = ", or ".join(remedies) or "take a larger GPU, or shard the model over more of them"
+    return GpuOutOfMemoryError(
+        f"a micro-batch of {size} samples does not fit into the GPU's memory; {remedy} ({error})"
+    )
 
 
 def one_line(text: str) -> str:

@@ -21,16 +21,15 @@ from modelchain_trainer.attempt import Attempt
 from modelchain_trainer.checkpoint import CheckpointWriter, take_snapshot
 from modelchain_trainer.data.sample import Cause
 from modelchain_trainer.data.source import Loader
+from modelchain_trainer.ending import out_of_memory
 from modelchain_trainer.evaluation import AnySet, Tokenize, evaluate
 from modelchain_trainer.evaluation_sets import is_due
 from modelchain_trainer.failpoints import reach
 from modelchain_trainer.step import StepReading, StepResult
-from modelchain_trainer.stopping import Terminated
+from modelchain_trainer.stopping import Terminated, steps_between_agreements
 from modelchain_trainer.trainee import Trainee
 
 logger = logging.getLogger(__name__)
-
-GPU_STEPS_BETWEEN_AGREEMENTS = 8  # agreeing makes ranks wait for each other; on a CPU a step is long enough
 
 _GO_ON, _STOP, _LEASE_LOST = 0, 1, 2
 
@@ -56,6 +55,9 @@ class TrainingLoop:
         self._corrupt_before = dict(trainee.corrupt)
         self._line_from = _Clock(trainee.step, trainee.train_seconds, loader.wait_seconds)
         self._agreed = False  # with the other ranks, to stop
+        self._next_agreement, self._agreed_at = trainee.step + 1, time.perf_counter()
+        self._last_agreement = trainee.step
+        self._skipped = 0  # steps, as far as told
         self._writer = CheckpointWriter(
             attempt.store,
             attempt.stage,
@@ -87,7 +89,7 @@ class TrainingLoop:
         attempt, trainee = self._attempt, self._trainee
         while trainee.step < end:
             started = time.perf_counter()
-            result = trainee.train_step.run(next(self._loader), trainee.step)
+            result = self._step()
             trainee.step += 1
             last = trainee.step == self._training.steps
             log = last or trainee.step % self._training.log_every_steps == 0
@@ -108,11 +110,18 @@ class TrainingLoop:
             attempt.telemetry.check()
             self._agree()
 
+    def _step(self) -> StepResult:
+        batch = next(self._loader)
+        try:
+            return self._trainee.train_step.run(batch, self._trainee.step)
+        except torch.OutOfMemoryError as error:
+            share = self._training.global_batch_size // self._attempt.ranks.world_size
+            raise out_of_memory(share, self._training, error) from None
+
     def _agree(self) -> None:
         """Stop if any rank has been asked to, all at the same step."""
         attempt = self._attempt
-        every = 1 if attempt.device.type == "cpu" else GPU_STEPS_BETWEEN_AGREEMENTS
-        if attempt.ranks.world_size > 1 and self._trainee.step % every:
+        if attempt.ranks.world_size > 1 and self._trainee.step < self._next_agreement:
             return
         mine = _STOP if attempt.stop.requested else _GO_ON
         if attempt.lease is not None and attempt.lease.lost:
@@ -124,9 +133,29 @@ class TrainingLoop:
         if agreed == _STOP:
             self._agreed = True
             raise Terminated
+        self._schedule_agreement()
+
+    def _schedule_agreement(self) -> None:
+        """When to agree next: all ranks at the same step, by the slowest one's pace. On a CPU a step is long enough."""
+        if self._attempt.device.type == "cpu":
+            return
+        step, now = self._trainee.step, time.perf_counter()
+        pace = (now - self._agreed_at) / max(1, step - self._last_agreement)
+        milliseconds = self._attempt.ranks.agree(round(1000 * pace))
+        self._next_agreement = step + steps_between_agreements(milliseconds / 1000)
+        self._last_agreement, self._agreed_at = step, now
 
     def _log(self, reading: StepReading) -> None:
         attempt, trainee = self._attempt, self._trainee
+        if reading.skipped_steps > self._skipped:
+            logger.warning(
+                "step %d: %d steps of this attempt were skipped, for their loss or gradient was not finite",
+                trainee.step,
+                reading.skipped_steps,
+            )
+            self._skipped = reading.skipped_steps
+        if reading.skipped:
+            return  # its figures are no numbers
         now = _Clock(trainee.step, trainee.train_seconds, self._loader.wait_seconds)
         seconds = max(now.seconds - self._line_from.seconds, 1e-9)
         samples = (now.step - self._line_from.step) * self._training.global_batch_size
@@ -215,8 +244,10 @@ class TrainingLoop:
             due = bool(attempt.ranks.agree(int(due)))
         if not due:
             return
-        if result is not None:
-            result.read()  # raises DivergedError: no checkpoint of a model that is lost
+        # Reading raises DivergedError, and what may be the beginning of that is not kept either.
+        if result is not None and result.read().skipped and not (last or trunk):
+            logger.info("no checkpoint at step %d: that step was skipped", trainee.step)
+            return
         weights, rest = trainee.train_step.model_state(), trainee.train_step.state_dict()
         if not attempt.ranks.first:
             return

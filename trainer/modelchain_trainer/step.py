@@ -27,8 +27,11 @@ from modelchain_trainer.tasks.task import Objective, Setting, StepBatch
 OPTIMIZER = "optimizer."  # before the names of its tensors in a state
 
 
+MOST_SKIPPED_STEPS = 3  # in a row; a single batch that overflows is no reason to give up
+
+
 class DivergedError(ModelChainError):
-    """The loss or the gradient is not a finite number; the weights are those before that step."""
+    """Loss or gradient were no finite numbers for too many steps in a row; the weights are those before them."""
 
     exit_code = ExitCode.CONFIG
 
@@ -42,6 +45,8 @@ class StepReading:
     logit_scale: float | None  # the factor itself, after the step; None where the task has none
     learning_rate: float
     distillation_weight: float
+    skipped: bool  # not finite: the weights stayed as they were
+    skipped_steps: int  # of this attempt, up to this one
 
 
 @dataclass(frozen=True)
@@ -51,16 +56,17 @@ class StepResult:
     step: int
     learning_rate: float
     distillation_weight: float
-    # fp64 [6]: total, task, distillation, gradient norm, logit scale or NaN, first step that diverged or -1
+    # fp64 [8]: total, task, distillation, gradient norm, logit scale or NaN, first step that diverged or -1, whether
+    # this one was skipped, steps skipped so far
     figures: Tensor
 
     def read(self) -> StepReading:
-        """Wait for the device. Raises DivergedError if this step or one before it was not finite."""
-        total, task, distillation, norm, scale, diverged = self.figures.tolist()
+        """Wait for the device. Raises DivergedError if more steps in a row than are tolerated were not finite."""
+        total, task, distillation, norm, scale, diverged, skipped, skipped_steps = self.figures.tolist()
         if diverged >= 0:
             raise DivergedError(
-                f"the loss or the gradient is not finite at step {int(diverged)}: "
-                "lower training.learningRate, raise training.warmupSteps or set training.gradientClipNorm"
+                f"the loss or the gradient is not finite at step {int(diverged)} nor at the {MOST_SKIPPED_STEPS} after "
+                "it: lower training.learningRate, raise training.warmupSteps or set training.gradientClipNorm"
             )
         return StepReading(
             loss={"total": total, "task": task, "distillation": distillation},
@@ -68,6 +74,8 @@ class StepResult:
             logit_scale=None if math.isnan(scale) else scale,
             learning_rate=self.learning_rate,
             distillation_weight=self.distillation_weight,
+            skipped=bool(skipped),
+            skipped_steps=int(skipped_steps),
         )
 
 
@@ -115,6 +123,7 @@ class TrainStep:
         self._sharded = [p for p in optimizer.parameters if is_sharded(p)]
         self._gradients = GradientSum([p for p in optimizer.parameters if not is_sharded(p)], self._group)
         self._diverged_at = torch.full((), -1, dtype=torch.float64, device=device)
+        self._skipped_in_a_row, self._skipped = torch.zeros(2, dtype=torch.float64, device=device).unbind()
         self._has_teacher = teacher is not None
         if teacher is not None:
             freeze(teacher, self._training.precision)
@@ -125,8 +134,8 @@ class TrainStep:
     def run(self, batch: StepBatch, step: int) -> StepResult:
         """Train on the global batch of which `batch` holds this rank's rows, at `step` of the stage.
 
-        On the CPU a step that is not finite raises DivergedError at once; on other devices `StepResult.read`
-        does, and until then the weights stay as they were before it.
+        A step that is not finite leaves the weights as they are. Too many in a row raise DivergedError: on the CPU at
+        once, on other devices from `StepResult.read`.
         """
         rate = learning_rate(self._training, step)
         weight = distillation_weight(self._stage.distillation, step, self._training.steps)
@@ -217,7 +226,7 @@ class TrainStep:
         window = self._stage.distillation.surpass_window_steps
         if window is None:
             return
-        self._margin += losses[0] - losses[2]
+        self._margin += torch.nan_to_num(losses[0] - losses[2], nan=0.0, posinf=0.0, neginf=0.0)
         if self.teacher_steps % window == 0:
             self._surpassed = bool(self._margin < 0)
             self._margin.zero_()
@@ -236,10 +245,15 @@ class TrainStep:
         self._objective.constrain()
         if self._average is not None:
             self._average.update(step)
-        self._diverged_at = torch.where(not_finite & (self._diverged_at < 0), float(step), self._diverged_at)
+        self._skipped = self._skipped + not_finite
+        self._skipped_in_a_row = torch.where(not_finite, self._skipped_in_a_row + 1, 0.0)
+        too_many = (self._skipped_in_a_row > MOST_SKIPPED_STEPS) & (self._diverged_at < 0)
+        self._diverged_at = torch.where(too_many, float(step - MOST_SKIPPED_STEPS), self._diverged_at)
         scale = self._objective.logit_scale()
         scale = torch.full_like(total, math.nan) if scale is None else scale.double()
-        figures = torch.stack([total, *losses, norm.double(), scale, self._diverged_at])
+        figures = torch.stack(
+            [total, *losses, norm.double(), scale, self._diverged_at, not_finite.double(), self._skipped]
+        )
         result = StepResult(step, rate, weight, figures)
         if self._device.type == "cpu":
             result.read()

@@ -10,6 +10,9 @@ import signal
 from collections.abc import Iterator
 from types import FrameType
 
+MOST_STEPS_BETWEEN_AGREEMENTS = 8  # agreeing makes ranks wait for each other
+SECONDS_BETWEEN_AGREEMENTS = 10.0  # at most, or a step: a pod has but its grace period for a checkpoint
+
 
 class Terminated(BaseException):
     """Somebody asked this process to end."""
@@ -43,3 +46,9 @@ class StopRequest:
         self.requested = True
         if first and not self._deferred:
             raise Terminated
+
+
+def steps_between_agreements(seconds_per_step: float) -> int:
+    """As many as fit into SECONDS_BETWEEN_AGREEMENTS, at least one."""
+    fitting = int(SECONDS_BETWEEN_AGREEMENTS / max(seconds_per_step, 1e-3))
+    return min(MOST_STEPS_BETWEEN_AGREEMENTS, max(1, fitting))

@@ -1,0 +1,41 @@
+"""What the loop decides, and what it says of a GPU that is too small."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from modelchain.errors import ExitCode
+from modelchain.resolved import ResolvedTraining
+from modelchain_trainer.ending import out_of_memory
+from modelchain_trainer.stopping import steps_between_agreements
+
+
+@pytest.mark.parametrize(("seconds", "steps"), [(0.0, 8), (1.0, 8), (2.0, 5), (9.0, 1), (600.0, 1)])
+def test_ranks_agree_often_enough_to_stop_within_a_grace_period(seconds: float, steps: int) -> None:
+    assert steps_between_agreements(seconds) == steps
+
+
+def training(**fields: Any) -> ResolvedTraining:
+    plain = ResolvedTraining(epochs=1, warmup_steps=0, checkpoint_every_steps=1, steps_per_epoch=1, steps=1)
+    return plain.model_copy(update=fields)
+
+
+@pytest.mark.parametrize(
+    ("share", "fields", "remedy"),
+    [
+        (1024, {}, "write training.microBatchSize: 512, which"),
+        (1024, {"micro_batch_size": 96}, "write training.microBatchSize: 32, which"),
+        (1, {}, "; set training.gradientCheckpointing ("),
+        (1, {"gradient_checkpointing": True}, "; take a larger GPU, or shard the model"),
+    ],
+)
+def test_a_gpu_that_is_too_small_is_not_tried_again_and_a_smaller_micro_batch_is_named(
+    share: int, fields: dict[str, Any], remedy: str
+) -> None:
+    error = out_of_memory(share, training(**fields), torch.OutOfMemoryError("CUDA out of memory"))
+    assert remedy in str(error)
+    assert "CUDA out of memory" in str(error)
+    assert error.exit_code is ExitCode.CONFIG, "permanent"
