@@ -93,6 +93,10 @@ def _check_uri(uri: str, path: FieldPath, *, only_read: bool = True) -> Iterator
         message = f"{quoted(uri)}: ~ and variables are only known to a shell"
         yield _finding(path, message, "write the path itself, or one relative to this file")
         return
+    if uri.startswith("hf-hub:"):
+        message = f"{quoted(uri)} is open_clip's way to name a repository of a hub"
+        yield _finding(path, message, f"write hf://{uri.removeprefix('hf-hub:')}, or a folder with its files")
+        return
     if not separator:
         if re.match(r"(s3|file):", uri):
             yield _finding(path, f"{quoted(uri)} lacks slashes", "write s3://bucket/prefix or file:///folder")

@@ -47,6 +47,19 @@ def test_weights_from_elsewhere_are_published_as_they_are(small: ResolvedStage, 
     assert [line["kind"] for line in lines_of(held)] == ["evaluation"]
 
 
+def test_weights_in_a_file_of_torch_are_held_likewise(
+    small: ResolvedStage, stage_of: StageOf, train: Train, tmp_path: Path
+) -> None:
+    path = tmp_path / "epoch_3.pt"
+    state = load_file(weights_of(small))
+    torch.save({"epoch": 3, "state_dict": {f"module.{name}": tensor for name, tensor in state.items()}}, path)
+    given = {"uri": str(path), "sha256": hash_file(path).sha256}
+    stage = stage_of("of-a-file", epochs=0, fromWeights=given)
+    train(stage, "uid-2-nonce")
+    after = load_file(weights_of(stage))
+    assert all(torch.equal(tensor, after[name]) for name, tensor in state.items())
+
+
 def test_what_is_measured_of_an_averaged_model_is_what_is_published(
     small: ResolvedStage, held: ResolvedStage
 ) -> None:

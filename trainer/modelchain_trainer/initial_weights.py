@@ -19,11 +19,12 @@ from modelchain.commit import download_verified, verify_stage
 from modelchain.errors import MissingInputError, UserDataError
 from modelchain.resolved import ResolvedStage, StageReference
 from modelchain.spec import InitialWeights, OptimizerState, WeightsSpec
-from modelchain.store import open_location
+from modelchain.store import open_location, split_uri
 from modelchain.tasks import task_of
 from modelchain_trainer.attempt import Attempt
 from modelchain_trainer.expansion import expand, expand_moments
 from modelchain_trainer.model.build import build_model, model_from
+from modelchain_trainer.model.checkpoint_file import SUFFIXES, load_checkpoint_file
 from modelchain_trainer.model.families import AnyModel
 from modelchain_trainer.model.weights import load_weights
 
@@ -126,20 +127,38 @@ def _download(attempt: Attempt, other: StageReference, manifest: Manifest, name:
 def _foreign_model(attempt: Attempt, weights: WeightsSpec) -> AnyModel:
     folder = attempt.scratch / "weights"
     folder.mkdir()
+    if weights.uri.endswith(SUFFIXES):
+        return _model_of_file(attempt, weights, folder)
     store = open_location(weights.uri, attempt.stage.store)
     task = task_of(attempt.stage.task)
     sha256 = attempt.patience.attempt(lambda: store.download(task.weights, folder / task.weights))
     attempt.telemetry.advance()
     attempt.patience.attempt(lambda: store.download(task.weights_config, folder / task.weights_config))
     attempt.telemetry.advance()
-    if sha256 != weights.sha256:
-        raise UserDataError(
-            f"{store.uri_of(task.weights)}: its sha256 is {sha256}, not the {weights.sha256} of fromWeights; "
-            "the file is damaged or another one"
-        )
+    _check_sha256(sha256, weights, store.uri_of(task.weights))
     state, config = load_weights(folder, task)
     shutil.rmtree(folder)
     return model_from(state, config)
+
+
+def _model_of_file(attempt: Attempt, weights: WeightsSpec, folder: Path) -> AnyModel:
+    """A model out of one file, which is of the stage's own configuration."""
+    parent, name = split_uri(weights.uri)
+    path = folder / name
+    store = open_location(parent, attempt.stage.store)
+    sha256 = attempt.patience.attempt(lambda: store.download(name, path))
+    attempt.telemetry.advance()
+    _check_sha256(sha256, weights, weights.uri)
+    state = load_checkpoint_file(path, attempt.stage.model_config_)
+    shutil.rmtree(folder)
+    return model_from(state, attempt.stage.model_config_)
+
+
+def _check_sha256(found: str, weights: WeightsSpec, uri: str) -> None:
+    if found != weights.sha256:
+        raise UserDataError(
+            f"{uri}: its sha256 is {found}, not the {weights.sha256} of fromWeights; the file is damaged or another one"
+        )
 
 
 def _expanded(stage: ResolvedStage, small: AnyModel) -> AnyModel:

@@ -238,6 +238,12 @@ MISTAKES: list[tuple[dict[Path, Any], str, str, str]] = [
         "keep fromWeights to the first stage",
     ),
     (
+        {("stages", 0, "fromWeights"): {"uri": "hf-hub:laion/CLIP", "sha256": SHA}},
+        "spec.stages[0].fromWeights.uri",
+        "is open_clip's way to name a repository of a hub",
+        "write hf://laion/CLIP",
+    ),
+    (
         {("stages", 0, "fromWeights"): {"uri": "s3://a", "sha256": "ab"}},
         "spec.stages[0].fromWeights.sha256",
         '"ab" is not allowed',

@@ -81,7 +81,7 @@ def load_weights(folder: Path, task: Task = CLIP) -> tuple[dict[str, Tensor], An
         expected = parameter_shapes(config)
     except ConfigurationError as error:
         raise UserDataError(f"{config_path}: {error}") from None
-    return _checked(family_of(config).own_names(state), expected, path, task), config
+    return checked_state(family_of(config).own_names(state), expected, path, task.weights_config), config
 
 
 def _load_config(path: Path, task: Task) -> AnyConfig:
@@ -94,19 +94,18 @@ def _load_config(path: Path, task: Task) -> AnyConfig:
     return FAMILIES[task.config].from_config(content, str(path))
 
 
-def _checked(
-    state: dict[str, Tensor], expected: Mapping[str, torch.Size], path: Path, task: Task
+def checked_state(
+    state: dict[str, Tensor], expected: Mapping[str, torch.Size], path: Path, described_by: str
 ) -> dict[str, Tensor]:
-    """The tensors in the model's order and in fp32, if they are what the configuration says."""
+    """The tensors in the model's order and in fp32, if they are what its configuration says.
+
+    Raises UserDataError for what is missing, too many, of another shape or not finite.
+    """
     missing, unknown = expected.keys() - state.keys(), state.keys() - expected.keys()
     if missing:
-        raise UserDataError(
-            f"{path}: {_some(missing)} missing; the file does not fit its {task.weights_config}"
-        )
+        raise UserDataError(f"{path}: {_some(missing)} missing; the file does not fit {described_by}")
     if unknown:
-        raise UserDataError(
-            f"{path}: {_some(unknown)} not part of a model as {task.weights_config} describes it"
-        )
+        raise UserDataError(f"{path}: {_some(unknown)} not part of a model as {described_by} describes it")
     checked = {}
     for name, shape in expected.items():
         tensor = state[name]
@@ -114,8 +113,7 @@ def _checked(
             tensor = tensor.reshape(())  # open_clip's nonscalar_logit_scale
         if tensor.shape != shape:
             raise UserDataError(
-                f"{path}: {name} has shape {list(tensor.shape)}, but its {task.weights_config} "
-                f"asks for {list(shape)}"
+                f"{path}: {name} has shape {list(tensor.shape)}, but {described_by} asks for {list(shape)}"
             )
         if not tensor.is_floating_point():
             raise UserDataError(f"{path}: {name} holds {tensor.dtype}, not floating-point numbers")

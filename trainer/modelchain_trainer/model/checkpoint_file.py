@@ -1,0 +1,64 @@
+"""Existing weights in one file of torch.save: state dicts and checkpoints of open_clip's training program.
+
+torch reads such a file as data alone (`weights_only`): what would run code as it is read is refused. The file does not
+say what model it is of; that is the stage's own.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from modelchain.errors import UserDataError
+from modelchain.spec import AnyConfig
+from modelchain_trainer.model.build import parameter_shapes
+from modelchain_trainer.model.families import family_of
+from modelchain_trainer.model.weights import checked_state
+
+SUFFIXES = (".pt", ".pth")
+_INSIDE = ("state_dict", "model", "module")  # where programs put the state dict beside other things
+_PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and of torch.compile
+_NOT_PARAMETERS = frozenset(
+    {"attn_mask", "input_resolution", "context_length", "vocab_size"}
+)  # of OpenAI's files
+
+
+def load_checkpoint_file(path: Path, config: AnyConfig) -> dict[str, Tensor]:
+    """The state dict of a model of this configuration, in fp32 on the CPU.
+
+    Raises UserDataError for a file that is damaged or holds more than data, and where it is of another model.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserDataError(
+            f"{path.name}: not a file of tensors alone ({reason}). Files that run code as they are read (pickled "
+            "models, TorchScript) are refused: load it where you trust it, and write "
+            "safetensors.torch.save_file(model.state_dict(), ...) or torch.save(model.state_dict(), ...)"
+        ) from None
+    state = _own_names(_state_dict(content, path))
+    own = family_of(config).own_names(state)
+    return checked_state(own, parameter_shapes(config), path, "the stage's own model")
+
+
+def _state_dict(content: object, path: Path) -> dict[str, Tensor]:
+    for key in _INSIDE:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not content:
+        raise UserDataError(f"{path.name}: holds no state dict; write torch.save(model.state_dict(), ...)")
+    return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+
+
+def _own_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without what wrappers put before names, and the text tower where open_clip's CustomTextCLIP has it apart."""
+    for prefix in _PREFIXES:
+        if all(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    state = {name.removeprefix("text."): tensor for name, tensor in state.items()}
+    return {name: tensor for name, tensor in state.items() if name not in _NOT_PARAMETERS}
