@@ -1,4 +1,4 @@
-"""What `decide` asks for. Order of carrying out: write the status first, then act, then look again."""
+"""What `decide` asks for. Order of carrying out: write the status first, then act, then observe again."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from modelchain.status import ChainStatus
 
 @dataclass(frozen=True)
 class StartJob:
-    """Make the job of this attempt. That it exists already (same owner, attempt and digest) is success."""
+    """Create the job of this attempt. That it exists already (same owner, attempt and digest) is success."""
 
     stage: str
     attempt: int
@@ -19,7 +19,7 @@ class StartJob:
 
 @dataclass(frozen=True)
 class StopJob:
-    """End a live job with SIGTERM and its grace period. Asked for at each look until it is gone; ask its
+    """End a live job with SIGTERM and its grace period. Asked for at each observation until it is gone; ask its
     backend once.
     """
 
@@ -29,7 +29,7 @@ class StopJob:
 
 @dataclass(frozen=True)
 class RemoveJob:
-    """Delete the remains of a job that has ended and stands in the way of the next attempt."""
+    """Delete what is left of a job that has ended, before the next attempt."""
 
     job: Job
 

@@ -1,4 +1,4 @@
-"""Models trained alone come after the chain, one at a time; nothing that becomes of them touches the chain's own end.
+"""Models trained alone come after the chain, one at a time; their outcome does not change the chain's own.
 
 What they show is measured once all of them are complete, and stays in the status for as long as it speaks of the same
 weights, the same models and the same metric.
@@ -29,7 +29,7 @@ FAILED = "RunsFailed"  # reasons of the condition
 NOT_MEASURED = "NotMeasured"
 MEASURED = "Measured"
 MEASURING = "Measuring"
-SETTLED = frozenset({MEASURED, NOT_MEASURED, FAILED})  # nothing more happens by itself
+SETTLED = frozenset({MEASURED, NOT_MEASURED, FAILED})  # final, unless the chain is edited
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def assess(
     phase: ChainPhase,
     observed: Observation,
 ) -> Verdict | None:
-    """How the comparison stands; None if the chain asks for none."""
+    """The state of the comparison; None if the chain asks for none."""
     if chain.baseline is None:
         return None
     if phase is not ChainPhase.COMPLETE:
@@ -131,7 +131,7 @@ def _known(
     baselines: Sequence[StageContext],
     observed: Observation,
 ) -> Measurement | Unmeasurable | None:
-    """What the last status says, if it speaks of the same weights."""
+    """The measurement of the last status, if it is of the same weights."""
     before = observed.status
     condition = before.condition(ConditionType.BASELINE_COMPLETE) if before is not None else None
     if before is None or condition is None or condition.status != "True":

@@ -11,7 +11,7 @@ from modelchain.reconcile.supersede import restarted
 from modelchain.status import ConditionType, StagePhase, StageReason, StageStatus, bounded, cut
 from modelchain.times import from_rfc3339, rfc3339
 
-LINGER_SECONDS = 30.0  # a trainer that has committed its stage may take this long to go
+LINGER_SECONDS = 30.0  # for which a trainer that has committed its stage may still run
 
 
 def mark_complete(context: StageContext) -> StageStatus:
@@ -39,7 +39,7 @@ def is_missing(context: StageContext) -> bool:
 
 
 def retrained(before: Iterable[StageContext], after: Iterable[StageContext]) -> bool:
-    """Whether what was missing has begun anew in this decision, and all that could be missing was looked for: what is
+    """Whether what was missing is reset in this decision, and everything that could be missing was looked for: what is
     found missing later was not meant by whoever asked.
     """
     finished = [context for context in before if context.status.finished]
@@ -50,7 +50,7 @@ def retrained(before: Iterable[StageContext], after: Iterable[StageContext]) -> 
 
 
 def was_missing(context: StageContext) -> bool:
-    """Whether the stage may still be missing: the status says so of one, and this one was not looked at since."""
+    """Whether the stage may still be missing: the status says so of one, and this one was not read since."""
     status = context.observed.status
     missed = status is not None and status.is_true(ConditionType.ARTIFACTS_MISSING)
     return missed and context.status.finished and not context.readable
@@ -66,7 +66,7 @@ def job_lingers(context: StageContext) -> bool:
 
 
 def linger_deadline(context: StageContext) -> float:
-    """When a job that still lives after its stage was complete is ended."""
+    """When a job that still runs after its stage was complete is stopped."""
     completed_at = context.status.completed_at
     return (from_rfc3339(completed_at) if completed_at else context.now) + LINGER_SECONDS
 

@@ -25,7 +25,7 @@ from modelchain.times import rfc3339
 
 _Entry: TypeAlias = tuple[ConditionType, bool, str, str]  # whether it holds, why in a word, and in a sentence
 
-# Nothing moves until somebody or something else does.
+# Nothing goes on until a person, or something else, acts.
 _BLOCKED = frozenset(
     {
         StageReason.BACKEND_UNAVAILABLE,
@@ -67,7 +67,7 @@ def conditions(
     entries = tuple(_still_missing(previous, contexts, entry) for entry in entries)
     entries = (*_summary({entry[0]: entry for entry in entries}, phase), *entries)
     ours = tuple(_condition(previous, *entry, generation=generation, now=now) for entry in entries)
-    # What another version has said is for it to take back.
+    # Conditions of other versions are theirs to remove.
     return (*ours, *(condition for condition in previous if condition.type not in tuple(ConditionType)))
 
 
@@ -172,7 +172,7 @@ def _progressing(contexts: Sequence[StageContext], phase: ChainPhase) -> tuple[b
 
 
 def _is_blocked(context: StageContext) -> bool:
-    """Whether the stage waits for something that does not come by itself: what a job that does not run gives as its
+    """Whether the stage waits for something that does not come by itself. What a job that does not run gives as its
     reason is such a thing too (an image that can't be pulled, no node that fits, a quota, a queue that is stopped).
     """
     job = context.current_job
@@ -196,7 +196,7 @@ def _failed(contexts: Sequence[StageContext]) -> tuple[bool, str, str]:
 
 
 def _summary(entries: Mapping[ConditionType, _Entry], phase: ChainPhase) -> tuple[_Entry, _Entry]:
-    """Ready and Stalled, in the sense of kstatus: there is what was asked for; it will not be until somebody acts.
+    """Ready and Stalled, in the sense of kstatus: there is what was asked for; it will not be until a person acts.
 
     What is waited for (a queue, a store that is away, the next attempt) is neither.
     https://github.com/kubernetes-sigs/cli-utils/tree/master/pkg/kstatus
@@ -217,7 +217,7 @@ def _unresponsive(contexts: Sequence[StageContext]) -> tuple[bool, str, str]:
         if status.finished or ended is None or ended.reason != StageReason.STALLED:
             continue
         if status.attempt > ended.attempt and status.activity is not None:
-            continue  # the next attempt has given a sign of life
+            continue  # the next attempt makes progress
         return True, "NoProgress", f"stage {status.name}, attempt {ended.attempt}: {ended.message}"
     return False, "Responsive", ""
 
@@ -233,7 +233,7 @@ def _disrupted(contexts: Sequence[StageContext]) -> tuple[bool, str, str]:
 
 
 def _still_missing(previous: Sequence[Condition], contexts: Sequence[StageContext], entry: _Entry) -> _Entry:
-    """What was missing stays so until the store shows otherwise: not to have looked is no good news."""
+    """What was missing stays so until the store shows otherwise: not having read it proves nothing."""
     kind, holds, _, _ = entry
     before = next((condition for condition in previous if condition.type == kind), None)
     if kind is not ConditionType.ARTIFACTS_MISSING or holds or before is None or before.status != "True":

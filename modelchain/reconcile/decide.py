@@ -1,10 +1,10 @@
-"""`decide`: from what was seen of a chain to what is done about it. Pure and level-based.
+"""`decide`: from an observation of a chain to what is done about it. Pure and level-based.
 
-Whatever was missed, repeated or seen out of order: the next look gives the right answer. It never has two
+Whatever was missed, repeated or seen out of order: the next observation gives the right answer. It never has two
 live jobs of one stage, never trains again what is complete, and always comes to an end.
 
 The caller's part: write `Decision.status` first (with the resource version it was read at), then carry out
-the actions, each after another live look that still asks for it; then look again.
+the actions, each after a fresh observation that still asks for it; then observe again.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from modelchain.reconcile.stuck_jobs import stuck_at
 from modelchain.resolved import ResolvedChain, ResolvedStage
 from modelchain.status import ChainStatus, StageReason, StageStatus, cut
 
-# What has happened to a stage: each policy brings its status further. The order is part of the meaning.
+# What has happened to a stage: each policy updates its status in turn. The order matters.
 POLICIES: tuple[Callable[[StageContext], StageStatus], ...] = (
     supersede.carry_over,
     retry.reset_failures,

@@ -1,4 +1,6 @@
-"""A stage that somebody else trains now is waited for: content decides, and one training of it is enough."""
+"""A stage that another chain trains now is waited for: its weights depend on its digest only, so one training is
+enough.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Stages that a chain no longer has: their attempts count on, and what still lives of them is neither forgotten nor
-trained a second time.
+"""Stages that a chain no longer has: their attempts count on, and jobs of them that still run are neither forgotten nor
+duplicated.
 
 An edit may remove a stage, add it again, or give it another name. The name of a job follows from chain, stage and
 attempt, so a stage that comes back must not begin at 1 again; and a stage under a new name must wait for the job under
@@ -18,7 +18,9 @@ _REMOVED = "the stage was removed, and added again"
 
 
 def first_status(stage: ResolvedStage, status: ChainStatus, now: float) -> StageStatus:
-    """Of a stage that the chain's status does not know: it begins after the attempts that its name has had."""
+    """The status of a stage that the chain's status does not have: it starts after the attempts that its name has
+    had.
+    """
     new = StageStatus(name=stage.name, digest=stage.digest, steps=stage.training.steps)
     former = next((one for one in status.former_stages if one.name == stage.name), None)
     if former is None:
@@ -28,7 +30,9 @@ def first_status(stage: ResolvedStage, status: ChainStatus, now: float) -> Stage
 
 
 def former_stages(chain: ResolvedChain, observed: Observation) -> tuple[FormerStage, ...]:
-    """The stages with an attempt that the chain has had and no longer has; of very many, the latest removed."""
+    """The stages with an attempt that the chain has had and no longer has; of more than MAX_FORMER_STAGES, the latest
+    removed.
+    """
     status = observed.status or ChainStatus()
     names = {stage.name for stage in chain.all_stages}
     attempts = {one.name: one.attempt for one in status.former_stages}

@@ -1,7 +1,7 @@
-"""What was seen of a chain: its last status, its jobs, and what lies in the store. Values only.
+"""What was observed of a chain: its last status, its jobs, and what is in the store. Values only.
 
-An observation may be old, incomplete or repeated. What was not looked at is missing from it, which is not
-the same as having been looked for and not found.
+An observation may be old, incomplete or repeated. What was not read is missing from it, which is not the same as
+having been looked for and not found.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ class Job:
     pending_since: float | None = None  # it could have started since, by the observer's clock
     blocked_by_node: str | None = None  # an unreachable node that still holds a pod of it
     holds_pods: bool = False  # its trainer has ended in pods of which other containers run on
-    deleted_at: float | None = None  # somebody has asked for its end; grace periods end then
+    deleted_at: float | None = None  # it is being deleted; when its grace periods end
     held_by: str = ""  # what a job that is being deleted waits for, for people
-    started_at: float | None = None  # all its processes run since, by the observer's clock
-    ended_at: float | None = None  # it was seen ended at, by the observer's clock
+    started_at: float | None = None  # since when all its processes run, by the observer's clock
+    ended_at: float | None = None  # when it was seen to have ended, by the observer's clock
     progress_changed_at: float | None = (
         None  # progress.json was last seen changed at, by the observer's clock
     )
@@ -70,7 +70,7 @@ class StoreProblem(StrEnum):
     FORBIDDEN = "StoreForbidden"  # a person has to correct the rights; nothing is known about what exists
     MISCONFIGURED = "StoreMisconfigured"  # no store answers there, or not as one: this does not pass
     UNREADABLE = "StoreUnreadable"  # reading it failed unforeseen: a defect
-    DAMAGED = "ArtifactDamaged"  # something lies there that can't be what it says it is
+    DAMAGED = "ArtifactDamaged"  # what is there can't be what it says it is
 
 
 @dataclass(frozen=True)
@@ -108,12 +108,12 @@ class Unmeasurable:
 @dataclass(frozen=True)
 class Observation:
     status: ChainStatus | None = None  # the last one written; None: never, or lost
-    generation: int | None = None  # of the spec; a higher one than the status's asks a failed chain again
+    generation: int | None = None  # of the spec; a higher one than the status's retries a failed chain
     jobs: tuple[Job, ...] = ()  # every job of this chain, of whatever stage, attempt and digest
-    made: frozenset[tuple[str, int]] = frozenset()  # stage, attempt: jobs that this very observer has made
+    made: frozenset[tuple[str, int]] = frozenset()  # stage, attempt: jobs that this observer has made
     store: Mapping[str, StageFacts] = field(
         default_factory=dict
-    )  # by stage; a stage not looked at is missing
+    )  # by stage; a stage that was not read is missing
     store_read_at: Mapping[str, float] = field(
         default_factory=dict
     )  # by stage: when the read began that showed its facts, by the observer's clock
@@ -124,8 +124,8 @@ class Observation:
     max_parallel_jobs: int | None = None  # of this chain; None: as many as it has branches
     namespace_limit: str = ""  # why no job may be made while other chains train; empty: it may
     refused: bool = False  # the spec as it is written now can't be trained: nothing may start
-    interrupted: bool = False  # whoever runs the chain was told to stop for now; as spec.suspend
-    # Asked for: train again what was complete and has vanished. Any text, which is good for once; empty: not asked.
+    interrupted: bool = False  # the run was told to stop for now; as spec.suspend
+    # Asked for: train again what was complete and has vanished. Any text, each acted on once; empty: not asked for.
     retrain_missing: str = ""
     macs: Mapping[str, float] = field(default_factory=dict)  # cost of each stage, for estimates
     speedup_planned: float | None = None  # of the family, from modelchain.cost

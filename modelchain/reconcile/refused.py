@@ -1,7 +1,7 @@
 """A chain that can't be trained as it is written now: nothing of it starts, and what runs stays under control.
 
 A bad edit must not cost the work of a good one, nor leave it alone: a job that hangs is ended, one that ends is
-accounted for, and spec.suspend is heard even beside a field that is wrong.
+recorded, and spec.suspend works even beside a field that is wrong.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from modelchain.reconcile.observation import Observation
 from modelchain.resolved import ResolvedChain
 from modelchain.status import ChainStatus, Condition, ConditionType, StagePhase, StageReason, StageStatus, cut
 
-# What is said about what runs; of the chain as a whole (Complete, ArtifactsMissing), the last word stays.
+# Conditions about what runs; those about the chain as a whole (Complete, ArtifactsMissing) stay as they are.
 _OF_STAGES = (
     ConditionType.PROGRESSING,
     ConditionType.FAILED,

@@ -3,8 +3,8 @@
 An attempt that failed is tried again whole, from its latest checkpoint, up to `retry.limit` times, with a
 back-off that doubles. Eviction, preemption, node loss, a job deleted by hand and a lost race for the lease are
 no failures; they have a back-off and a budget of their own, `retry.disruptionLimit`, which is whole again with each
-new checkpoint: whatever ends attempts, it neither makes them spin nor goes on for ever. Exit codes 64..78 are
-permanent. Each attempt is accounted for once: `StageStatus.last_ended` names the last one that was.
+new checkpoint: whatever ends attempts, they are neither retried without a pause nor for ever. Exit codes 64..78 are
+permanent. The end of each attempt is recorded once: `StageStatus.last_ended` names the last one that was.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from modelchain.times import from_rfc3339, rfc3339
 
 MAX_BACKOFF_SECONDS = 600
 FIRST_DISRUPTION_SECONDS = 1  # before another try after a disruption; doubled with each that follows
-HELD_SECONDS = 10  # before another try, after somebody else was quicker to take the stage's lease
+HELD_SECONDS = 10  # before another try, after another trainer has taken the stage's lease first
 COMMIT_SECONDS = 60.0  # a job may have succeeded this long before its manifest must be seen
 
 
@@ -34,8 +34,8 @@ class End(Enum):
 
 
 def reset_failures(context: StageContext) -> StageStatus:
-    """Editing the chain, or running it again, asks a failed stage again: its failures count afresh, without
-    a wait.
+    """Editing the chain, or running it again, retries a failed stage: its failures count from 0, and nothing
+    is waited for.
     """
     status = context.status
     if not context.spec_changed or status.finished:
@@ -55,7 +55,7 @@ def reset_failures(context: StageContext) -> StageStatus:
 
 
 def record_attempt_end(context: StageContext) -> StageStatus:
-    """Account for the end of the current attempt, if its job has ended or has vanished."""
+    """Record the end of the current attempt, if its job has ended or has vanished."""
     status = context.status
     if status.finished or status.phase is StagePhase.FAILED or status.attempt <= status.last_ended_attempt:
         return status
@@ -84,7 +84,7 @@ def end_attempt(
     exit_code: int | None = None,
     at_least: float = 0.0,
 ) -> StageStatus:
-    """The status once the current attempt has been accounted for. The next one waits for the back-off, and
+    """The status with the end of the current attempt recorded. The next one waits for the back-off, and
     `at_least` that many seconds.
     """
     status, retry = context.status, context.stage.retry
@@ -177,7 +177,7 @@ def _failed(context: StageContext, job: Job) -> StageStatus:
             recorded.exit_code,
             recorded.reason,
             recorded.message,
-        )  # no pod was left that told
+        )  # no pod is left that could say
     elif job.disrupted:
         return _disrupted(context, job, exit_code=code)
     if code == ExitCode.HELD:
@@ -198,10 +198,10 @@ def _disrupted(context: StageContext, job: Job, *, exit_code: int | None = None)
 
 
 def _vanished(context: StageContext) -> StageStatus:
-    """The job is gone, and nobody saw how it ended: failure.json may still tell."""
+    """The job is gone, and its end was not seen: failure.json may still say why."""
     status, facts = context.status, context.facts
     if facts is None or facts.problem is not None:
-        return status  # its end may be written down where nobody can read it now; there is no hurry
+        return status  # why it ended may be in the store, which can't be read now
     failure = _recorded_failure(context)
     if failure is not None and is_permanent(failure.exit_code):
         return end_attempt(context, failure.reason, failure.message, End.FAILURE, exit_code=failure.exit_code)

@@ -11,18 +11,18 @@ from modelchain.status import StageStatus
 
 @dataclass(frozen=True)
 class StageContext:
-    """A stage, what was seen of it, and its status as far as the policies before this one have brought it."""
+    """A stage, what was observed of it, and its status as the policies before have updated it."""
 
     stage: ResolvedStage
     status: StageStatus
     jobs: tuple[Job, ...]  # of this stage, oldest attempt first
-    facts: StageFacts | None  # None: the store was not looked at
+    facts: StageFacts | None  # None: the store was not read
     observed: Observation
     suspended: str  # why nothing may run now; empty if it may
     now: float  # seconds since the epoch
 
     def with_status(self, status: StageStatus) -> StageContext:
-        """The same look with a newer status."""
+        """The same with a newer status."""
         return self if status is self.status else replace(self, status=status)
 
     @property

@@ -1,6 +1,6 @@
-"""What may be done on an observation of jobs that may be old, if nobody has changed the chain since.
+"""What may be done on an observation of jobs that may be stale, if the chain was not changed since.
 
-Anything else takes a look at the jobs themselves first.
+Anything else needs a fresh read of the jobs first.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def is_report_only(before: ChainStatus, decision: Decision) -> bool:
 def only_starts_fresh_stages(
     before: ChainStatus, decision: Decision, chain: ResolvedChain, seen: Container[tuple[str, int]]
 ) -> bool:
-    """Whether all there is to do is to begin stages that never had a job, and to say of others that they finished.
+    """Whether all there is to do is to start stages that never had a job, and to report others as finished.
 
     A job is made after its attempt stands in the status, and attempts count on over edits: so a stage without an
     attempt has no job, whatever a list of jobs says. And a job that was seen to end never lives again: the job of a
@@ -33,7 +33,7 @@ def only_starts_fresh_stages(
         return False
     alone = {stage.name for stage in chain.baselines}
     if chain.max_parallel_stages is not None or begun & alone:
-        return False  # how many run at once takes all jobs to know
+        return False  # the number of jobs at once depends on all of them
     if before.former_stages:
         return False  # one that was removed may have a job that trains the very same weights
     for other in {other.name for name in begun for other in chain.stage(name).needs}:

@@ -1,4 +1,4 @@
-"""A job that does not start, gives no sign of life or is over its time is ended."""
+"""A job that does not start, makes no progress or exceeds its time is ended."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def awaits_read(context: StageContext) -> bool:
 
 def end_unstarted(context: StageContext) -> StageStatus:
     """End the attempt if its job has not started within `job.startDeadlineSeconds`: the pods that did start hold their
-    nodes for nothing. Where some had no node yet, that is the cluster's fault and not the stage's.
+    nodes for nothing. Where some had no node yet, the cluster is to blame, not the stage.
     """
     deadline, job = start_deadline(context), context.current_job
     if deadline is None or job is None or context.now < deadline:
@@ -60,7 +60,7 @@ def start_deadline(context: StageContext) -> float | None:
 
 
 def stall_deadline(context: StageContext) -> float | None:
-    """When the running job is taken for hung, if no progress is seen before.
+    """When the running job counts as hung, if no progress is seen before.
 
     While the store can't be read nobody sees progress, and the trainer may be waiting for the store too:
     that time does not count.
@@ -73,7 +73,7 @@ def stall_deadline(context: StageContext) -> float | None:
 
 
 def time_limit(context: StageContext) -> float | None:
-    """When the running job is over its time; None without a limit."""
+    """When the running job exceeds its time; None without a limit."""
     job, limit = _running(context), context.stage.job.active_deadline_seconds
     if job is None or job.started_at is None or not limit:
         return None

@@ -1,7 +1,7 @@
 """Which stages start their next attempt now, and why the others do not.
 
-The reasons stand in one list, in the order in which a person would want to hear them. A stage starts when
-none holds.
+The checks are in one list, in the order in which their reasons matter to a person. A stage starts when none
+holds.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def _start(contexts: Mapping[str, StageContext], branches: Branches, checks: Seq
             statuses[name] = context.status.model_copy(
                 update={"phase": hold.phase, "reason": hold.reason, "message": cut(hold.message)}
             )
-        elif context.jobs:  # all have ended: their remains go before the next attempt comes
+        elif context.jobs:  # all have ended: they are deleted before the next attempt
             actions.extend(RemoveJob(job) for job in context.jobs)
             text = f"removing what is left of {context.jobs[-1].name}"
             statuses[name] = context.status.model_copy(
@@ -226,7 +226,7 @@ def _same_weights_elsewhere(context: StageContext, branches: Branches) -> Hold |
 def _store_unknown(context: StageContext, _: Branches) -> Hold | None:
     facts = context.facts
     if facts is None:
-        return Hold(_idle_phase(context), StageReason.NOT_OBSERVED, "the store was not looked at yet")
+        return Hold(_idle_phase(context), StageReason.NOT_OBSERVED, "the store was not read yet")
     if facts.problem is None:
         return None
     return Hold(

@@ -1,6 +1,6 @@
-"""Jobs that are being ended and do not go: something holds them that the operator can't end.
+"""Jobs whose deletion is stuck: something holds them that the operator can't end.
 
-A node that does not answer may still run a pod; an object may have a finalizer that nobody takes away. Both are
+A node that does not answer may still run a pod; an object may have a finalizer that nobody removes. Both are
 reported, and neither is taken for an end.
 """
 
@@ -13,7 +13,7 @@ STUCK_SECONDS = 600.0  # a job that was deleted this long ago, grace periods inc
 
 
 def stuck_at(job: Job) -> float | None:
-    """From when on a job that is being deleted is said to be stuck; None if it is not being deleted."""
+    """When a job that is being deleted counts as stuck; None if it is not being deleted."""
     if job.phase is not JobPhase.TERMINATING or job.deleted_at is None:
         return None
     return job.deleted_at + STUCK_SECONDS

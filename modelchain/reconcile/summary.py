@@ -1,4 +1,4 @@
-"""What a chain's status says in a few words: phase, stage, progress, time to go, accuracy."""
+"""The summary of a chain's status: phase, stage, progress, time to go, accuracy."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _OF_JOB = {
 
 @dataclass(frozen=True)
 class Headline:
-    """What is said of the chain as a whole, in figures."""
+    """The figures of the chain as a whole."""
 
     stage: str | None
     step: int | None
@@ -64,7 +64,7 @@ def show_job(context: StageContext) -> StageStatus:
 
 
 def chain_phase(contexts: Sequence[StageContext], *, suspended: bool) -> ChainPhase:
-    """Where the chain stands, from where its stages stand."""
+    """The chain's phase, from its stages'."""
     phases = {context.status.phase for context in contexts}
     by_name = {context.stage.name: context for context in contexts}
     unfinished = [context for context in contexts if not context.status.finished]
@@ -241,6 +241,6 @@ def _quality(contexts: Sequence[StageContext]) -> Quality | None:
 
 
 def _latest(contexts: Sequence[StageContext], of: Callable[[StageContext], T | None]) -> T | None:
-    """What the last stage shows that shows anything."""
+    """The figure of the latest stage that has one."""
     found = (of(context) for context in reversed(contexts) if context.status.phase is not StagePhase.PENDING)
     return next((value for value in found if value is not None), None)

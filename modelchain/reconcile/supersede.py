@@ -1,4 +1,4 @@
-"""An edit that changes a stage's digest starts it anew; attempts count on, so no job name comes twice."""
+"""An edit that changes a stage's digest restarts it; attempts count on, so no job name is used twice."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _EDITED = "the stage was edited: its weights would be others"
 
 
 def carry_over(context: StageContext) -> StageStatus:
-    """The status of the stage as it is asked for now, with every attempt counted that a job shows."""
+    """The status of the stage as the spec has it now, with every attempt counted of which there is a job."""
     status = context.status
     if status.digest != context.stage.digest:
         status = restarted(context, StageReason.SUPERSEDED, _EDITED)
@@ -50,5 +50,5 @@ def restarted(context: StageContext, reason: str, message: str) -> StageStatus:
 
 
 def ended(attempt: int, reason: str, message: str, now: float) -> EndedAttempt:
-    """How an attempt ended that an edit has put an end to."""
+    """The end of an attempt that an edit has superseded."""
     return EndedAttempt(attempt=attempt, reason=reason, message=message, counted=False, time=rfc3339(now))

@@ -1,4 +1,4 @@
-"""What the API server last showed of the chains, their jobs and pods. Never older than the last resync.
+"""The chains, their jobs and pods as the API server last sent them; not older than the last resync.
 
 A pass begins with this, so that a chain at rest costs no request. Before anything is written or done, the
 API server is asked itself: the cache is allowed to be wrong.
@@ -19,21 +19,21 @@ from modelchain_operator.kubernetes.api import Object, ObjectVersion
 from modelchain_operator.kubernetes.key import Key
 from modelchain_operator.kubernetes.kinds import CHAIN, POD, Kind
 
-# What nobody here reads and what makes objects large: who wrote which field, and what the pods of a job are.
+# What is not read here and makes objects large: who wrote which field, and what the pods of a job are.
 _UNREAD_METADATA = frozenset({"managedFields", "selfLink"})
 _UNREAD_ANNOTATION = "kubectl.kubernetes.io/last-applied-configuration"
 
 
 @dataclass(frozen=True)
 class CachedChain:
-    """A chain, packed: a thousand idle ones lie here for weeks."""
+    """A chain, packed: thousands of idle ones may be here for weeks."""
 
     uid: str
     resource_version: str
     packed: bytes
 
     def body(self) -> Object:
-        """The chain as the API server sent it, less what nobody reads."""
+        """The chain as the API server sent it, less what is not read."""
         return json.loads(zlib.decompress(self.packed))
 
 
@@ -59,7 +59,7 @@ class Cache:
     """
 
     def __init__(self, on_chain: Callable[[Key, Object | None], None] = lambda _key, _body: None) -> None:
-        """`on_chain` is called with every chain that is news; with None for one that is gone."""
+        """`on_chain` is called with every chain that has changed; with None for one that is gone."""
         self._on_chain = on_chain
         self._chains: dict[Key, CachedChain] = {}
         self._keys: dict[_Owner, Key] = {}
@@ -87,7 +87,7 @@ class Cache:
     # ---- what watches show
 
     def show_chain(self, body: Object) -> Key | None:
-        """A chain was made or changed. Returns its name if that is news."""
+        """A chain was created or changed. Returns its name if it differs from the cached one."""
         metadata = body["metadata"]
         key, uid, version = (
             Key(metadata["namespace"], metadata["name"]),
@@ -118,7 +118,9 @@ class Cache:
         return True
 
     def show(self, kind: Kind, item: Object, *, deleted: bool = False) -> Key | None:
-        """A job or a pod was made, changed or deleted. Returns the name of its chain if that is news."""
+        """A job or a pod was created, changed or deleted. Returns the name of its chain if it differs from the cached
+        one.
+        """
         metadata = item["metadata"]
         chain_uid = (metadata.get("labels") or {}).get(labels.CHAIN_UID)
         if not chain_uid:
@@ -146,7 +148,7 @@ class Cache:
     def stale_chains(
         self, listed: Iterable[ObjectVersion], before: dict[Key, str]
     ) -> tuple[list[Key], list[Key]]:
-        """What a listing of all chains shows otherwise: those to be read again, and those that are gone.
+        """The differences of a listing of all chains: those to be read again, and those that are gone.
 
         A chain that came while the listing was under way (it is not in `before`) is not gone.
         """
@@ -214,7 +216,7 @@ def is_newer(version: str, than: str) -> bool:
 
 
 def slim(kind: Kind, item: Object) -> Object:
-    """An object less what nobody here reads."""
+    """An object without what is not read here."""
     metadata = {name: value for name, value in item["metadata"].items() if name not in _UNREAD_METADATA}
     annotations = metadata.get("annotations")
     if annotations and _UNREAD_ANNOTATION in annotations:

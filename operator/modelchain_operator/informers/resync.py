@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 RETRY_SECONDS = 5.0  # after a listing that failed
 WATCH_SECONDS = 2.0  # in which a watch shows what a listing has shown, unless it has missed it
-START_SECONDS = 15.0  # the same at the start, when the watches have yet to begin
+START_SECONDS = 15.0  # the same at the start, before the watches are established
 POLL_SECONDS = 0.5
 HINT_SECONDS = 15.0  # between listings that are made because a watch has missed something
 FEW = 20  # objects that are read at once at the start, one by one; more of them a watch reads sooner
@@ -43,7 +43,7 @@ MANY = 50  # chains whose jobs are listed one by one; those of more are listed a
 
 
 class Resync:
-    """Holds the cache against listings, and wakes the chains for which they show something new."""
+    """Compares the cache with listings, and queues the chains for which they differ."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class Resync:
         *,
         namespaces: Sequence[str] = (),
     ) -> None:
-        """`not_served` is kept up to date: the kinds of jobs that the cluster does not know."""
+        """`not_served` is kept up to date: the kinds of jobs that the cluster does not serve."""
         self._api = api
         self._cache = cache
         self._queue = queue
@@ -85,7 +85,7 @@ class Resync:
             await self._sleep(wait)
 
     def hint(self) -> None:
-        """A watch has begun anew, or a kind is served now: there may be what no watch has shown."""
+        """A watch was restarted, or a kind is served now: there may be objects that no watch has shown."""
         self._hinted.set()
 
     async def _sleep(self, seconds: float) -> None:
@@ -131,7 +131,9 @@ class Resync:
         return changed | (set(self._cache) if served_anew else set())
 
     async def _read_stale(self, kind: Kind, listed: Sequence[ObjectVersion]) -> set[Key]:
-        """Read what the listing shows newer than it is known here. Returns the chains for which that is news."""
+        """Read what the listing shows newer than the cache has it. Returns the chains for which that changes
+        something.
+        """
         await self._let_watch_catch_up(lambda: len(self._cache.stale_owners(kind, listed)))
         owners = self._cache.stale_owners(kind, listed)
         wanted: Iterable[tuple[str | None, str | None]] = sorted(owners)
@@ -174,7 +176,7 @@ class Resync:
                 self.attempted_at = since = time.monotonic()
 
     async def _alone(self, what: str, request: Awaitable[T]) -> T | None:
-        """The answer; None where only this one thing can't be read, which is said. Raises Unavailable where it goes
+        """The answer; None where only this one thing can't be read, which is logged. Raises Unavailable where it goes
         so again and again, so that a server that is away is not asked for every chain.
         """
         try:
@@ -185,7 +187,7 @@ class Resync:
                 raise
             logger.error("%s can't be read: %s; it is tried again with the next listing", what, error)
             return None
-        except Exception as error:  # noqa: BLE001  whatever stands in it, the others go on
+        except Exception as error:  # noqa: BLE001  whatever is in it, the others go on
             logger.error("%s can't be read: %s; it is tried again with the next listing", what, error)
             return None
         self._unanswered = 0

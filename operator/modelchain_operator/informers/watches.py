@@ -1,7 +1,7 @@
-"""What kopf watches: one kopf operator for each kind, so that a watch that fails takes no other along.
+"""What kopf watches: one kopf operator for each kind, so that a watch that fails does not end the others.
 
 kopf ends all its watches when one is refused, in one namespace, or shows what it can't read. So each kind has a kopf of
-its own, which is begun again without the namespaces that refuse it; those are asked again from time to time. What is
+its own, which is restarted without the namespaces that refuse it; those are tried again from time to time. What is
 missed meanwhile, the next resync finds.
 
 A kopf that ends cancels every task of the event loop that is younger than itself, whoever made it. Here it is told
@@ -34,15 +34,15 @@ from modelchain_operator.work_queue import KeyQueue
 
 logger = logging.getLogger(__name__)
 
-WATCH_SECONDS = 120  # then a watch is begun anew, so that a dead one is not believed for long
+WATCH_SECONDS = 120  # then a watch is restarted, so that a dead one is not trusted for long
 RELISTED_SECONDS = (
-    60.0  # after a kopf has begun, from which on a listing of its own is a watch that begins anew
+    60.0  # after a kopf has started, after which a listing of its own means that its watch was restarted
 )
 CONNECT_SECONDS = 60
 REWATCH_SECONDS = (5.0, 60.0)  # after watching a kind has failed: first, and longest
 ERROR_BACKOFFS = (1.0, 2.0, 4.0)  # of kopf's requests, before the watch of that kind has failed
-NOT_SERVED_SECONDS = 15.0  # between questions whether the API server knows a kind meanwhile
-REFUSED_SECONDS = 30.0  # between questions whether a namespace may be watched that refused it
+NOT_SERVED_SECONDS = 15.0  # between checks whether the API server serves a kind by now
+REFUSED_SECONDS = 30.0  # between checks whether a namespace that refused may be watched by now
 LIST_CHUNK = 50
 # kopf keeps an object that long after we have seen it: at the start, all of them at once
 FORGET_SECONDS = 0.2
@@ -55,7 +55,7 @@ _kopfs_tasks: ContextVar[Tasks | None] = ContextVar("kopfs_tasks", default=None)
 
 @dataclass(frozen=True)
 class Watches:
-    """Keeps the cache up to date, and wakes the chains for which there is something new."""
+    """Keeps the cache up to date, and queues the chains that have changed."""
 
     api: KubernetesApi
     cache: Cache
@@ -144,11 +144,11 @@ class Watches:
                 clusterwide=not namespaces,
                 namespaces=namespaces,
             )
-        except Exception as error:  # noqa: BLE001  this watch is begun again; the others go on
+        except Exception as error:  # noqa: BLE001  this watch is restarted; the others go on
             return f"{type(error).__name__}: {str(error)[:300]}"
         finally:
             leaving.cancel()
-        if not leave.is_set():  # by a signal that came before our own handler stood
+        if not leave.is_set():  # by a signal before the handler was set
             stop.set()
         return ""
 
@@ -172,7 +172,7 @@ class Watches:
 
         @kopf.on.startup(registry=registry)
         async def started(**_: Any) -> None:
-            """Each kopf takes the signals to itself as it begins: give them to all."""
+            """Each kopf handles the signals itself as it starts: pass them to all."""
             for number in (signal.SIGINT, signal.SIGTERM):
                 with contextlib.suppress(NotImplementedError, RuntimeError):
                     asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -183,7 +183,7 @@ class Watches:
         async def handler(event: Any, **_: Any) -> None:
             await handle(event=event)
             if event["type"] is None and asyncio.get_running_loop().time() - began > RELISTED_SECONDS:
-                self.on_gap()  # listed anew: what was deleted before that, kopf does not tell
+                self.on_gap()  # listed again: kopf does not report what was deleted before
 
         kopf.on.event(group, version, kind.plural, registry=registry, id=f"{kind.plural}-event")(handler)
         return registry
@@ -208,21 +208,21 @@ class Watches:
 
 
 def group_version(kind: Kind) -> tuple[str, str]:
-    """Of a kind, as kopf wants it: the core group is ''."""
+    """Group and version of a kind, as kopf names them: the core group is ''."""
     group, _, version = kind.api_version.rpartition("/")
     return group, version
 
 
 def _options(kind: Kind) -> kopf.OperatorSettings:
     options = kopf.OperatorSettings()
-    options.posting.enabled = False  # events are posted once each, by `chain_events`
+    options.posting.enabled = False  # Events are posted once each, by `status_writer`
     options.persistence.diffbase_storage = _NoDiffs()
     options.watching.server_timeout = WATCH_SECONDS
     options.watching.client_timeout = WATCH_SECONDS + 10
     options.watching.connect_timeout = CONNECT_SECONDS
     options.watching.chunk_size = LIST_CHUNK
     options.queueing.idle_timeout = FORGET_SECONDS
-    # Asked for here, where it costs no rights on namespaces and CRDs, nor a minute of kopf's patience without them.
+    # Checked here instead, without rights on namespaces and CRDs, and without kopf's wait of a minute for them.
     options.scanning.disabled = True
     options.networking.error_backoffs = ERROR_BACKOFFS
     if kind != CHAIN:
@@ -271,7 +271,7 @@ async def _sleep(seconds: float | None, stop: asyncio.Event) -> None:
 
 
 class _NoDiffs(kopf.DiffBaseStorage):
-    """Nothing here asks what has changed in an object, so kopf need not copy each to find out."""
+    """Differences of objects are not used here, so kopf need not copy each object to find them."""
 
     def build(self, **_: Any) -> kopf.BodyEssence:
         return kopf.BodyEssence()

@@ -25,8 +25,8 @@ _KEYS = {
     "hostAliases": "ip",
     "readinessGates": "conditionType",
 }
-_APPENDED = frozenset({"tolerations", "topologySpreadConstraints"})  # any number of them hold together
-_REPLACED_ITEMS = frozenset({"env"})  # an item has one source (value, valueFrom): never a bit of both
+_APPENDED = frozenset({"tolerations", "topologySpreadConstraints"})  # all of them apply together
+_REPLACED_ITEMS = frozenset({"env"})  # an item has one source (value, valueFrom): never both
 _ONE_SOURCE_ITEMS = frozenset({"volumes"})  # likewise, unless both name the same source
 
 

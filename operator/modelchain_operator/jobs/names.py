@@ -1,4 +1,4 @@
-"""Names of jobs and their Services, and the port where a job's processes meet. The same attempt has the same."""
+"""Names of jobs and their Services, and the port of a job's rendezvous. The same attempt always has the same."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def job_name(chain: ChainReference, stage: str, attempt: int) -> str:
 
 
 def service_name(stage: ResolvedStage) -> str:
-    """Of the Service that all attempts of one stage share, so that attempts leave none behind."""
+    """Of the Service that all attempts of one stage share, so that attempts do not leave Services behind."""
     return _name(stage.chain, stage.name, _hash(stage.chain.uid, stage.name, stage.digest, "service"))
 
 
 def port(stage: ResolvedStage, attempt: int) -> int:
-    """Where the processes of a job meet: jobs that share a host's network rarely share it."""
+    """The port of the rendezvous: jobs that share a host's network rarely have the same."""
     return FIRST_PORT + int(_hash(stage.chain.uid, stage.name, str(attempt)), 16) % PORTS
 
 

@@ -1,4 +1,4 @@
-"""What is to be seen of a chain's jobs: their objects and pods, as `decide` looks at them."""
+"""A chain's jobs as `decide` sees them, from their objects and pods."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from modelchain_operator.jobs.trees import JobTree
 from modelchain_operator.kubernetes import labels
 from modelchain_operator.kubernetes.api import Object
 
-UNTOUCHED_SECONDS = 60.0  # a job without pods or status for so long has nobody who cares for it
+UNTOUCHED_SECONDS = 60.0  # a job without pods or status for so long has no controller
 
 
 def observe_jobs(trees: Sequence[JobTree], memory: JobMemory, now: float) -> tuple[Job, ...]:
@@ -52,12 +52,12 @@ class _End:
 
 @dataclass(frozen=True)
 class _Sight:
-    """A job's object with its pods, and what is known from before."""
+    """A job's object with its pods, and its history."""
 
     backend: Backend
     object: Object
     state: JobState
-    pods: Sequence[Object]  # without those that a queue has taken back
+    pods: Sequence[Object]  # without those that were deleted when a queue suspended the job
     all_pods: Sequence[Object]
     history: JobHistory  # grows
     now: float
@@ -88,7 +88,7 @@ class _Sight:
             reason=end.reason,
             message=end.message,
             disrupted=end.disrupted,
-            # Told only of a job that was seen to wait: of pods that came and went unseen nothing is known.
+            # Only of a job that was seen to wait: nothing is known of pods that came and went unseen.
             unscheduled=history.pending_since is not None
             and history.started_at is None
             and len(history.scheduled) < self.state.wanted_pods
@@ -157,7 +157,7 @@ class _Sight:
         return self.waits() if phase is JobPhase.PENDING and not loss else taken
 
     def loss(self) -> str:
-        """Which pod was taken from the job, in words; empty if none was.
+        """Which pod of the job was disrupted, for people; empty if none was.
 
         Once a pod has ended by itself, the deletion of others is what follows from it.
         """
@@ -222,7 +222,7 @@ def _first_disruption(history: JobHistory) -> str:
 
 
 def _without_object(tree: JobTree, history: JobHistory, now: float) -> Job:
-    """Pods whose job is deleted. Unless they were orphaned on purpose, they go soon."""
+    """Pods whose job is deleted. Unless they were orphaned on purpose, they will be deleted soon."""
     pods = tree.pods
     history.pods.update(dict.fromkeys(map(pod_view.uid, pods), tree.place))
     ends = [end for pod in pods if (end := pod_view.how_it_ended(pod)) is not None]

@@ -1,4 +1,4 @@
-"""The pods of a job: image, what they ask for, where they run, what they are told and what they may do.
+"""The pods of a job: image, resources, node selection, environment and security context.
 
 They pass the `restricted` Pod Security level:
 https://kubernetes.io/docs/concepts/security/pod-security-standards/
@@ -21,7 +21,7 @@ COMMAND = ["python", "-m", "modelchain_trainer"]
 CA_FOLDER = "/etc/modelchain/ca"
 CA_KEY = "ca.crt"
 DEFAULT_GPU_RESOURCE = "nvidia.com/gpu"
-# The pod's own limit is only for when no operator is there to end it in time: it counts from before the image
+# The pod's own limit only matters without an operator that ends it in time: it counts from before the image
 # is pulled and the other pods have started.
 TIMEOUT_MARGIN_SECONDS = 3600
 
@@ -74,7 +74,7 @@ def _pod_spec(request: JobRequest, container: Object) -> Object:
         "volumes": volumes,
         "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
         "terminationGracePeriodSeconds": request.stage.job.termination_grace_period_seconds,
-        "automountServiceAccountToken": False,  # for the API, of which a trainer asks nothing
+        "automountServiceAccountToken": False,  # for the Kubernetes API, which a trainer does not use
         "enableServiceLinks": False,  # a Service named `master` would set MASTER_PORT
     }
     if request.stage.job.active_deadline_seconds:
@@ -105,12 +105,12 @@ def _container(request: JobRequest, ports: Sequence[Object], env: Sequence[Objec
         "command": [*COMMAND],
         "env": [*env],
         "volumeMounts": mounts,
-        "terminationMessagePolicy": "FallbackToLogsOnError",  # for ends before the trainer can say why
+        "terminationMessagePolicy": "FallbackToLogsOnError",  # for failures before the trainer can write a message
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "capabilities": {"drop": ["ALL"]},
             "readOnlyRootFilesystem": True,
-            # Not of the pod: the training operator adds an init container to workers that runs as root.
+            # Not on the pod: the training operator adds an init container to workers that runs as root.
             "runAsNonRoot": True,
         },
     }

@@ -1,4 +1,4 @@
-"""The kinds of jobs that can train a stage. What the operator watches, lists and may do follows from here."""
+"""The kinds of jobs that can train a stage. What the operator watches and lists follows from here."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BACKENDS: Mapping[JobBackend, Backend] = MappingProxyType(
     }
 )
 
-# Each once: a Job may be a stage's, or stand between another kind and its pods.
+# Each once: a Job may be a stage's, or be between another kind and its pods.
 JOB_KINDS: tuple[Kind, ...] = tuple(
     dict.fromkeys(kind for backend in BACKENDS.values() for kind in kinds_of(backend))
 )
@@ -31,12 +31,12 @@ _BY_KIND = {(backend.kind.group, backend.kind.kind): backend for backend in BACK
 
 
 def backend_for(spec: JobSpec) -> Backend:
-    """What makes the jobs of a stage with this block."""
+    """The backend of a stage with this block."""
     return BACKENDS[spec.backend or JobBackend.PYTORCH_JOB]
 
 
 def backend_of(job: Object) -> Backend:
-    """Whose job it is, by its kind. KeyError if it is of none."""
+    """The backend of a job, by its kind. KeyError without one."""
     group, _, _ = str(job.get("apiVersion", "")).rpartition("/")
     return _BY_KIND[group, job["kind"]]
 
@@ -48,6 +48,6 @@ def is_job(item: Object) -> bool:
 
 
 def slim_spec(kind: Kind, spec: dict[str, Any]) -> dict[str, Any]:
-    """What is kept of the spec of a job, or of what stands between it and its pods, where only owners count."""
+    """What is kept of the spec of a job, or of an object between it and its pods, of which only owners count."""
     backend = _BY_KIND.get((kind.group, kind.kind))
     return backend.slim(spec) if backend is not None else {}

@@ -1,4 +1,4 @@
-"""What a job is made from, and how it is described to the API server."""
+"""What a job is built from, and its metadata."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DIGEST_LABEL_LENGTH = 16
 
 @dataclass(frozen=True)
 class JobDefaults:
-    """What the operator's administrator has set for every job."""
+    """Defaults that the administrator has set for every job."""
 
     image: str | None = None  # of the trainer, where a chain names none
     image_pull_policy: str | None = None
@@ -24,7 +24,7 @@ class JobDefaults:
 
 @dataclass(frozen=True)
 class JobRequest:
-    """One attempt of one stage, to be made."""
+    """One attempt of one stage, whose job is to be built."""
 
     stage: ResolvedStage
     spec: JobSpec  # the stage's block over the chain's
@@ -39,7 +39,7 @@ class JobRequest:
 
 
 def job_metadata(request: JobRequest) -> Object:
-    """Name, labels, annotations and owner of the job: with the chain goes the job."""
+    """Name, labels, annotations and owner of the job: the job is deleted with the chain."""
     metadata = owned_metadata(request, request.name)
     metadata["labels"] = {**(request.spec.labels or {}), **own_labels(request)}
     metadata["annotations"] = {**(request.spec.annotations or {}), **own_annotations(request)}
@@ -63,7 +63,7 @@ def owned_metadata(request: JobRequest, name: str) -> Object:
                 "name": chain.name,
                 "uid": chain.uid,
                 "controller": True,
-                "blockOwnerDeletion": False,  # true asks for rights on finalizers, and would delay nothing
+                "blockOwnerDeletion": False,  # true would need rights on finalizers, and delay nothing
             }
         ],
     }

@@ -1,4 +1,4 @@
-"""Which jobs and pods are a chain's: what its controller owner says, never a label alone.
+"""Which jobs and pods are a chain's: by their controllers, never by a label alone.
 
 Anybody who may create a pod may put any label on it, in any namespace; `kubectl debug --copy-to --keep-labels` copies
 ours. So a job counts if it stands in the chain's namespace, the chain is its controller, and it has the very name that
@@ -22,7 +22,7 @@ from modelchain_operator.kubernetes import labels
 from modelchain_operator.kubernetes.api import Object
 
 MAX_ATTEMPT = 10**6  # at one attempt in ten minutes, 19 years; the status has a 64-bit counter
-_LONGEST_LINE = 4  # of owners, from a pod to its job
+_MAX_OWNERS = 4  # from a pod to its job
 
 
 class Place(NamedTuple):
@@ -40,7 +40,7 @@ class JobTree:
     place: Place
     job: Object | None  # None: it is gone, and its pods are not
     pods: tuple[Object, ...]
-    intermediate: tuple[Object, ...] = ()  # what stands between the two
+    intermediate: tuple[Object, ...] = ()  # objects between the two
 
     @property
     def name(self) -> str:
@@ -54,7 +54,7 @@ def job_trees(
     pods: Sequence[Object],
     former: Mapping[str, Place] | None = None,
 ) -> tuple[JobTree, ...]:
-    """The attempts of a chain that these objects show, among what may be anybody's.
+    """The attempts of a chain that these objects show, among objects of others.
 
     `jobs`: of every kind of `JOB_KINDS`, those between a job and its pods among them.
     `former`: pods, by uid, that were a job's once. Whoever deletes the job and leaves its pods
@@ -62,7 +62,7 @@ def job_trees(
     """
     places: dict[str, Place] = {}  # by uid of the job
     own_jobs: dict[str, Object] = {}
-    owners: dict[str, Owner] = {}  # by uid of what stands between a job and its pods
+    owners: dict[str, Owner] = {}  # by uid of objects between a job and its pods
     intermediates: list[Object] = []
     for job in jobs:
         uid, owner = job["metadata"]["uid"], controller_of(job)
@@ -91,7 +91,7 @@ def job_trees(
         elif (place := _place_by_owner(chain, pod, owner)) is not None:
             uid = uids.get(place)
             if uid is not None and not owner.is_a(backend_of(own_jobs[uid]).kind):
-                own_pods[uid].append(pod)  # the job's own uid is not in sight from there
+                own_pods[uid].append(pod)  # the job's own uid is not known from there
             else:
                 left.setdefault(place, []).append(pod)
     trees = [
@@ -102,7 +102,7 @@ def job_trees(
 
 
 def controller_of(item: Object) -> Owner | None:
-    """What manages an object; None if nothing does."""
+    """The controller of an object; None without one."""
     for owner in item["metadata"].get("ownerReferences") or []:
         if owner.get("controller") is True:
             group = str(owner.get("apiVersion", "")).rpartition("/")[0]
@@ -111,9 +111,9 @@ def controller_of(item: Object) -> Owner | None:
 
 
 def _highest_owner(item: Object, owners: Mapping[str, Owner]) -> Owner | None:
-    """Who controls a pod or an intermediate object, or what controls that, as far up as is seen."""
+    """Who controls a pod or an intermediate object, or what controls that, as far up as is known."""
     owner = controller_of(item)
-    for _ in range(_LONGEST_LINE):
+    for _ in range(_MAX_OWNERS):
         if owner is None or owner.uid not in owners:
             break
         owner = owners[owner.uid]
@@ -129,7 +129,9 @@ def _place_of_job(chain: ChainReference, job: Object) -> Place | None:
 
 
 def _place_by_owner(chain: ChainReference, pod: Object, owner: Owner) -> Place | None:
-    """Of a pod whose job is not seen to own it: the name of the owner has to be one that only our jobs give."""
+    """Of a pod whose job is not seen to own it: the name of the owner has to be one that only this operator's jobs
+    have.
+    """
     place = _labelled_place(chain, pod)
     if place is None or not any(one.is_pod_owner(owner, place.name) for one in BACKENDS.values()):
         return None
@@ -137,7 +139,7 @@ def _place_by_owner(chain: ChainReference, pod: Object, owner: Owner) -> Place |
 
 
 def _labelled_place(chain: ChainReference, item: Object) -> Place | None:
-    """What the labels say, if they say something that can be: it takes an owner to be believed."""
+    """What the labels say, if it is possible at all; they count only with an owner."""
     found = item["metadata"].get("labels") or {}
     stage, text = str(found.get(labels.STAGE, "")), str(found.get(labels.ATTEMPT, ""))
     if found.get(labels.CHAIN_UID) != chain.uid or not _is_in(chain, item) or not stage:
