@@ -11,8 +11,11 @@ IMAGES ?= ghcr.io/modelchain
 BUILDER ?= $(shell command -v docker || command -v buildah)
 BUILD_ARGS ?=
 
+# What shows the API server's and the training operator's part in a chain.
+OLDEST_TESTS := $(addprefix tests/operator/test_,end_to_end.py crd_on_server.py life.py)
+
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-fast control-plane cluster e2e gpu-kit images version release-check lint format crds chart reference goldens docs \
+.PHONY: help setup demo test test-all test-fast test-oldest control-plane cluster e2e gpu-kit images version release-check lint format crds chart reference goldens docs \
   constraints clean
 
 help:  ## Show this list
@@ -38,6 +41,10 @@ test: setup lint control-plane  ## Run the tests
 
 test-all: test  ## Run all tests, those that take minutes as well
 	$(PYTEST) -n $(WORKERS) --dist loadgroup -m long
+
+test-oldest: setup  ## Run the operator's main tests on the oldest Kubernetes and training operator, which it builds once
+	MODELCHAIN_TEST_VERSIONS=oldest $(BIN)/python -m tests.control_plane.binaries etcd kube-apiserver kube-controller-manager training-operator
+	MODELCHAIN_TEST_VERSIONS=oldest $(PYTEST) $(OLDEST_TESTS)
 
 control-plane: setup  ## Build the Kubernetes control plane that tests run on (once, about 14 minutes)
 	@$(BIN)/python -m tests.control_plane.binaries

@@ -15,7 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 TOOLS = Path(__file__).parent / "tools"
-KUBERNETES_VERSION = "v1.36.3"
+# The oldest that the chart admits, beside the oldest training operator that is tested: `make test-oldest`.
+OLDEST = os.environ.get("MODELCHAIN_TEST_VERSIONS") == "oldest"
+KUBERNETES, KUBERNETES_VERSION = ("kubernetes_oldest", "v1.29.15") if OLDEST else ("kubernetes", "v1.36.3")
+TRAINING_OPERATOR = "training_operator_oldest" if OLDEST else "training_operator"
 TRAINING_OPERATOR_MODULE = "github.com/kubeflow/training-operator"
 KUEUE_MODULE = "sigs.k8s.io/kueue"
 TRAINER_MODULE = "github.com/kubeflow/trainer/v2"
@@ -53,14 +56,14 @@ class Program:
 
 CONTROL_PLANE = (
     Program("etcd", "kubernetes", "go.etcd.io/etcd/server/v3"),
-    Program("kube-apiserver", "kubernetes", "k8s.io/kubernetes/cmd/kube-apiserver", _VERSION_FLAGS),
+    Program("kube-apiserver", KUBERNETES, "k8s.io/kubernetes/cmd/kube-apiserver", _VERSION_FLAGS),
     Program(
         "kube-controller-manager",
-        "kubernetes",
+        KUBERNETES,
         "k8s.io/kubernetes/cmd/kube-controller-manager",
         _VERSION_FLAGS,
     ),
-    Program("training-operator", "training_operator", f"{TRAINING_OPERATOR_MODULE}/cmd/training-operator.v1"),
+    Program("training-operator", TRAINING_OPERATOR, f"{TRAINING_OPERATOR_MODULE}/cmd/training-operator.v1"),
 )
 # Beside the control plane, for the tests of queues.
 KUEUE = Program("kueue", "kueue", f"{KUEUE_MODULE}/cmd/kueue")
@@ -102,7 +105,7 @@ def path(name: str) -> str:
 
 def training_operator_crds() -> Path:
     """The folder of the training operator's CRDs, for `kubectl apply -k`."""
-    return _folder_of_module("training_operator", TRAINING_OPERATOR_MODULE, "manifests/base/crds")
+    return _folder_of_module(TRAINING_OPERATOR, TRAINING_OPERATOR_MODULE, "manifests/base/crds")
 
 
 def kueue_manifests() -> Path:

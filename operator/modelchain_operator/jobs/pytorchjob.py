@@ -33,7 +33,7 @@ class PyTorchJobBackend:
     intermediate = ()
     requirement = (
         "the Kubeflow training operator, 1.9 or newer (kubectl apply --server-side -k "
-        '"github.com/kubeflow/training-operator.git/manifests/overlays/standalone?ref=v1.9.3")'
+        '"github.com/kubeflow/training-operator.git/manifests/overlays/standalone?ref=v1.9.4")'
     )
     install_hint = (
         "the cluster has no PyTorchJob (kubeflow.org/v1): "
