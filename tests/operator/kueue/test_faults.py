@@ -56,7 +56,7 @@ def test_a_chain_outlives_a_kueue_that_stops_and_starts(
     pod_runner.release()
     chain.wait_for_phase("tiny", "Complete")
     wait_for_message(chain, "failed calling webhook")
-    wait_for_message(chain, "start the controller whose Service this address names")
+    wait_for_message(chain, "start the controller behind that Service")
     assert [job["metadata"]["labels"]["modelchain.dev/stage"] for job in chain.jobs()] == ["tiny"]
 
     kueue.start()
