@@ -24,6 +24,7 @@ class MemoryApi(KubernetesApi):
         self.objects: dict[tuple[Kind, str, str], Object] = {}
         self.gone: set[str] = set()  # namespaces that are no more
         self.made: Counter[str] = Counter()  # jobs that the operator has made, by name
+        self.asked: Counter[str] = Counter()  # requests of the operator, by verb; without those about Events
         self.deleted: list[Object] = []  # what the operator has deleted
         self.changes: list[tuple[Kind, Object, bool]] = []  # for watches: kind, object, whether it is deleted
         self.on_create: Callable[[Object], None] = lambda _: None
@@ -83,10 +84,12 @@ class MemoryApi(KubernetesApi):
         return await self.get(CHAIN, namespace, name)
 
     async def get(self, kind: Kind, namespace: str, name: str) -> Object | None:
+        self.asked["get"] += 1
         self._check(kind, namespace)
         return copy.deepcopy(self.objects.get((kind, namespace, name)))
 
     async def write_status(self, chain: Object, status: Object) -> Object:
+        self.asked["update"] += 1
         metadata = chain["metadata"]
         self._check(CHAIN, metadata["namespace"])
         there = self.objects.get((CHAIN, metadata["namespace"], metadata["name"]))
@@ -95,6 +98,7 @@ class MemoryApi(KubernetesApi):
         return copy.deepcopy(self.put(CHAIN, {**there, "status": copy.deepcopy(status)}))
 
     async def list_labelled(self, kind: Kind, namespace: str | None, chain_uid: str | None) -> list[Object]:
+        self.asked["list"] += 1
         self._check(kind, namespace)
         return [
             copy.deepcopy(item)
@@ -104,6 +108,7 @@ class MemoryApi(KubernetesApi):
         ]
 
     async def create(self, kind: Kind, manifest: Object, *, dry_run: bool = False) -> Object:
+        self.asked["create"] += 1
         namespace, name = manifest["metadata"]["namespace"], manifest["metadata"]["name"]
         self._check(kind, namespace)
         if (kind, namespace, name) in self.objects:
