@@ -28,6 +28,7 @@ from modelchain_trainer.model.families import AnyModel
 from modelchain_trainer.optimizer import AdamW
 from modelchain_trainer.sharding import own_part, sharded_model
 from modelchain_trainer.step import TrainStep, freeze
+from modelchain_trainer.trainee import compiled_or_not
 from tests.trainer.test_step import CPU, batch, config, relative_error, stage
 
 RANKS, STEPS, SAVED_AT = 3, 4, 2
@@ -134,6 +135,12 @@ def test_another_number_of_ranks_goes_on_with_the_same_numbers(ranks: Path) -> N
     again = resumed(load_file(ranks / f"plain-{SAVED_AT}.safetensors"), "plain", alone)
     train(again, alone, range(SAVED_AT, STEPS))
     assert relative_error(load_file(ranks / f"plain-{STEPS}.safetensors"), state_of(again)) < 1e-7
+
+
+def test_what_is_fully_sharded_is_not_compiled() -> None:
+    asked = stage(compile=True)
+    assert [compiled_or_not(asked, sharding).training.compile for sharding in Sharding] == [True, True, False]
+    assert compiled_or_not(asked, Sharding.FULL) == stage(compile=False)
 
 
 @pytest.mark.slow

@@ -161,7 +161,7 @@ def _needs_teacher(stage: ResolvedStage, state: TrainingState) -> bool:
 def _train_step(
     attempt: Attempt, model: AnyModel, teacher: AnyModel | None, state: TrainingState, sharding: Sharding
 ) -> TrainStep:
-    stage = attempt.stage
+    stage = compiled_or_not(attempt.stage, sharding)
     projections = _projections(stage)
     parameters = list(model.named_parameters())
     if projections is not None:
@@ -174,6 +174,15 @@ def _train_step(
     return TrainStep(
         model, teacher, projections, optimizer, stage, attempt.device, attempt.ranks.group, teaching
     )
+
+
+def compiled_or_not(stage: ResolvedStage, sharding: Sharding) -> ResolvedStage:
+    """The stage as it is trained: what is gathered block by block is not compiled, which has not been shown to work."""
+    if sharding is not Sharding.FULL or not stage.training.compile:
+        return stage
+    logger.warning("stage %s: not compiled: training.compile does nothing with sharding Full", stage.name)
+    training = stage.training.model_copy(update={"compile": False})
+    return stage.model_copy(update={"training": training})
 
 
 def _projections(stage: ResolvedStage) -> nn.Module | None:
