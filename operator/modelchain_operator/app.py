@@ -12,12 +12,12 @@ import logging
 from modelchain import __version__
 from modelchain.errors import ExitCode
 from modelchain_operator.acceptance import Acceptance
-from modelchain_operator.act import Actor
 from modelchain_operator.chain_limit import ChainLimit
 from modelchain_operator.executor import Executor
 from modelchain_operator.informers.cache import Cache
 from modelchain_operator.informers.resync import Resync
 from modelchain_operator.informers.watches import Watches
+from modelchain_operator.job_writer import JobWriter
 from modelchain_operator.jobs import JobDefaults
 from modelchain_operator.kubernetes.api import KubernetesApi, load_config
 from modelchain_operator.kubernetes.leader_election import ElectionTerms, LeaderElector, Leadership
@@ -162,7 +162,7 @@ def _reconciler(
     metrics: Metrics,
 ) -> Reconciler:
     acceptance = Acceptance(settings.default_image)
-    actor = Actor(api, JobDefaults(image=settings.default_image))
+    job_writer = JobWriter(api, JobDefaults(image=settings.default_image))
     return Reconciler(
         cache=cache,
         queue=queue,
@@ -180,8 +180,8 @@ def _reconciler(
         diagnosis=PendingDiagnosis(api, queue),
         limit=limit,
         statuses=statuses,
-        executor=Executor(actor, cache),
-        actor=actor,
+        executor=Executor(job_writer, cache),
+        job_writer=job_writer,
         metrics=metrics,
         progress_seconds=settings.progress_seconds,
     )

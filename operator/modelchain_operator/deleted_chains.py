@@ -9,7 +9,7 @@ import time
 
 from modelchain.reconcile.actions import StopJob
 from modelchain.reconcile.observation import Job
-from modelchain_operator.act import Actor
+from modelchain_operator.job_writer import JobWriter
 from modelchain_operator.jobs.observed import observe_jobs
 from modelchain_operator.kubernetes.api import Object
 from modelchain_operator.live_view import LiveView
@@ -18,13 +18,13 @@ from modelchain_operator.observe import ChainMemory, ClusterSnapshot
 CHAIN_DELETED = "ChainDeleted"
 
 
-async def end_jobs(body: Object, memory: ChainMemory, cluster: LiveView, actor: Actor) -> bool:
+async def end_jobs(body: Object, memory: ChainMemory, cluster: LiveView, job_writer: JobWriter) -> bool:
     """Stop what still runs of the chain. Returns whether anything did. Raises ApiError."""
     if not _running(cluster.cached(body, memory), memory):
         return False
     snapshot = await cluster.live(body, memory)
     for job in _running(snapshot, memory):
-        await actor.stop(StopJob(job, CHAIN_DELETED), snapshot)
+        await job_writer.stop(StopJob(job, CHAIN_DELETED), snapshot)
     return True
 
 

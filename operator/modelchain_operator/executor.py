@@ -7,8 +7,8 @@ import time
 
 from modelchain.reconcile.actions import Action, RemoveJob, StartJob, StopJob
 from modelchain_operator.acceptance import Accepted
-from modelchain_operator.act import Actor, JobRefused
 from modelchain_operator.informers.cache import Cache
+from modelchain_operator.job_writer import JobRefused, JobWriter
 from modelchain_operator.kubernetes.key import Key
 from modelchain_operator.observe import ChainMemory, ClusterSnapshot, CreateRefusal
 
@@ -20,8 +20,8 @@ RETRY_SECONDS = 30.0  # before the next dry run of a job that the API server has
 class Executor:
     """Acts on the jobs of chains. Used in one event loop."""
 
-    def __init__(self, actor: Actor, cache: Cache) -> None:
-        self._actor = actor
+    def __init__(self, job_writer: JobWriter, cache: Cache) -> None:
+        self._jobs = job_writer
         self._cache = cache
 
     async def carry_out(
@@ -32,9 +32,9 @@ class Executor:
             case StartJob():
                 await self._start(key, snapshot, accepted, action, memory)
             case StopJob():
-                await self._actor.stop(action, snapshot)
+                await self._jobs.stop(action, snapshot)
             case RemoveJob():
-                await self._actor.remove(action, snapshot)
+                await self._jobs.remove(action, snapshot)
 
     async def probe_refusals(
         self, snapshot: ClusterSnapshot, accepted: Accepted, memory: ChainMemory
@@ -49,7 +49,7 @@ class Executor:
             if time.monotonic() < refusal.ask_at:
                 continue
             try:
-                await self._actor.start(accepted, StartJob(stage, refusal.attempt), dry_run=True)
+                await self._jobs.start(accepted, StartJob(stage, refusal.attempt), dry_run=True)
             except JobRefused as error:
                 refusal.message = str(error)
                 refusal.ask_at = time.monotonic() + RETRY_SECONDS
@@ -60,7 +60,7 @@ class Executor:
         self, key: Key, snapshot: ClusterSnapshot, accepted: Accepted, action: StartJob, memory: ChainMemory
     ) -> None:
         try:
-            made = await self._actor.start(accepted, action)
+            made = await self._jobs.start(accepted, action)
         except JobRefused as error:
             logger.warning("%s: stage %s: %s", key, action.stage, error)
             memory.refusals[action.stage] = CreateRefusal(

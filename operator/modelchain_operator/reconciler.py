@@ -17,11 +17,11 @@ from modelchain.reconcile.decide import decide
 from modelchain.reconcile.refused import decide_refused
 from modelchain.status import ChainPhase, ChainStatus
 from modelchain_operator.acceptance import Acceptance, Accepted, Refused
-from modelchain_operator.act import Actor
 from modelchain_operator.chain_limit import ChainLimit
 from modelchain_operator.deleted_chains import end_jobs
 from modelchain_operator.executor import Executor
 from modelchain_operator.informers.cache import Cache
+from modelchain_operator.job_writer import JobWriter
 from modelchain_operator.kubernetes.api import Conflict, Object
 from modelchain_operator.kubernetes.key import Key
 from modelchain_operator.live_view import LiveView
@@ -54,7 +54,7 @@ class Reconciler:
     limit: ChainLimit
     statuses: StatusWriter
     executor: Executor
-    actor: Actor
+    job_writer: JobWriter
     metrics: Metrics
     progress_seconds: float  # between writes of a chain where only progress has changed
     memories: dict[Key, ChainMemory] = field(default_factory=dict)
@@ -66,7 +66,7 @@ class Reconciler:
             return
         if body["metadata"].get("deletionTimestamp") is not None:
             self.stores.forget(key)
-            if await end_jobs(body, memory, self.cluster, self.actor):
+            if await end_jobs(body, memory, self.cluster, self.job_writer):
                 self.queue.add_after(key, RECHECK_SECONDS)
             return
         accepted = await self.refused.accept(body, memory)

@@ -24,7 +24,7 @@ from modelchain.store import StoreUnavailable
 from modelchain_operator.kubernetes.key import Key
 from modelchain_operator.telemetry.metrics import Metrics
 from tests.modelchain.reconcile.chains import Play, chain, job, manifest, progress
-from tests.operator.stores.moody_store import MoodyStore
+from tests.operator.stores.flaky_store import FlakyStore
 
 KEY = Key("default", "family")
 COMPARED = Key("default", "compared")
@@ -139,7 +139,7 @@ def whole_life(folder: Path) -> Metrics:
     metrics.pass_ended(0.01)
     metrics.pass_failed("Unavailable")
     metrics.api_request("put")
-    store = MoodyStore(folder)
+    store = FlakyStore(folder)
     metrics.measured(store).find("nothing")
     store.problem = StoreUnavailable("no")
     with pytest.raises(StoreUnavailable):

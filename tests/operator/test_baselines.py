@@ -33,7 +33,7 @@ from modelchain_operator.telemetry.events import notes
 from modelchain_operator.telemetry.metrics import Metrics
 from tests.modelchain.reconcile.chains import chain
 from tests.monitoring.life import COMPARED, see_compared, value
-from tests.operator.stores.moody_store import MoodyStore, complete, run, until
+from tests.operator.stores.flaky_store import FlakyStore, complete, run, until
 from tests.operator.test_acceptance import BODY
 
 KEY = Key("default", "family")
@@ -84,7 +84,7 @@ def test_they_are_looked_at_when_the_chain_is_complete_and_not_before() -> None:
 class Reading:
     """A reader that follows the chain, all of whose stages are finished."""
 
-    def __init__(self, store: MoodyStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, store: FlakyStore, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(reader, "WAITING_SECONDS", 0.02)
         monkeypatch.setattr(schedule, "PROBE_SECONDS", (0.02, 0.1))
         self.store = store
@@ -112,7 +112,7 @@ class Reading:
 
 
 def test_it_is_read_once_and_the_chain_gets_a_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    reading = Reading(MoodyStore(tmp_path), monkeypatch)
+    reading = Reading(FlakyStore(tmp_path), monkeypatch)
 
     async def scenario() -> None:
         reader = StoreReader(reading.change)
@@ -130,7 +130,7 @@ def test_it_is_read_once_and_the_chain_gets_a_pass(tmp_path: Path, monkeypatch: 
 
 
 def test_a_store_that_does_not_answer_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    reading = Reading(MoodyStore(tmp_path), monkeypatch)
+    reading = Reading(FlakyStore(tmp_path), monkeypatch)
     reading.store.problem = StoreUnavailable("not now")
 
     async def scenario() -> None:
@@ -147,7 +147,7 @@ def test_a_store_that_does_not_answer_is_asked_again(tmp_path: Path, monkeypatch
 
 
 def test_what_is_gone_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    reading = Reading(MoodyStore(tmp_path), monkeypatch)
+    reading = Reading(FlakyStore(tmp_path), monkeypatch)
     reading.store.delete([f"{CHAIN.stage('small-alone').folder}/{MANIFEST}"])
 
     async def scenario() -> None:
@@ -164,7 +164,7 @@ def test_what_is_gone_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_a_chain_that_is_compared_by_another_metric_is_read_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reading = Reading(MoodyStore(tmp_path), monkeypatch)
+    reading = Reading(FlakyStore(tmp_path), monkeypatch)
     assert CHAIN.baseline is not None
     other = CHAIN.model_copy(update={"baseline": CHAIN.baseline.model_copy(update={"metric": "digits/top5"})})
 

@@ -26,10 +26,10 @@ from modelchain.resolved import ResolvedStage
 from modelchain.stage_probe import StoreSnapshot
 from modelchain.status import ChainStatus
 from modelchain_operator.acceptance import Acceptance, Accepted
-from modelchain_operator.act import Actor
 from modelchain_operator.chain_limit import ChainLimit
 from modelchain_operator.executor import Executor
 from modelchain_operator.informers.cache import Cache
+from modelchain_operator.job_writer import JobWriter
 from modelchain_operator.jobs import JobDefaults
 from modelchain_operator.jobs.names import job_name
 from modelchain_operator.kubernetes import labels
@@ -106,7 +106,7 @@ def reconciler(api: MemoryApi, cache: Cache, stores: Any) -> Reconciler:
     metrics, queue = Metrics(), KeyQueue()
     cluster, acceptance = LiveView(api, cache), Acceptance("trainer:test")
     statuses = StatusWriter(api, cache, metrics, "world")
-    actor = Actor(api, JobDefaults(image="trainer:test"))
+    job_writer = JobWriter(api, JobDefaults(image="trainer:test"))
     return Reconciler(
         cache=cache,
         queue=queue,
@@ -124,8 +124,8 @@ def reconciler(api: MemoryApi, cache: Cache, stores: Any) -> Reconciler:
         diagnosis=PendingDiagnosis(api, queue),
         limit=ChainLimit(None, queue.add),
         statuses=statuses,
-        executor=Executor(actor, cache),
-        actor=actor,
+        executor=Executor(job_writer, cache),
+        job_writer=job_writer,
         metrics=metrics,
         progress_seconds=15,
     )

@@ -22,7 +22,7 @@ CHAIN = chain((("tiny", None), ("small", "tiny")))
 TINY = CHAIN.stage("tiny")
 
 
-class MoodyStore(FolderStore):
+class FlakyStore(FolderStore):
     """A folder that can be told not to answer, or to refuse."""
 
     def __init__(self, path: Path) -> None:
@@ -44,12 +44,12 @@ class MoodyStore(FolderStore):
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> MoodyStore:
-    return MoodyStore(tmp_path / "store")
+def store(tmp_path: Path) -> FlakyStore:
+    return FlakyStore(tmp_path / "store")
 
 
 @pytest.fixture
-def watch(store: MoodyStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[StoreWatch]:
+def watch(store: FlakyStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[StoreWatch]:
     monkeypatch.setattr(watching, "LOCAL_SECONDS", 0.02)
     monkeypatch.setattr(watching, "UNRESPONSIVE_SECONDS", 0.2)
     one = StoreWatch(store, CHAIN)
@@ -59,7 +59,7 @@ def watch(store: MoodyStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[StoreW
     one.close(timeout_seconds=10)
 
 
-def train(store: MoodyStore, step: int, attempt: int = 3) -> str:
+def train(store: FlakyStore, step: int, attempt: int = 3) -> str:
     """An attempt of ours holds the lease of `tiny` and has come to a step."""
     token = new_attempt_token(CHAIN.chain.uid, attempt)
     lease = Lease(
@@ -75,7 +75,7 @@ def train(store: MoodyStore, step: int, attempt: int = 3) -> str:
     return advance(store, token, step)
 
 
-def advance(store: MoodyStore, token: str, step: int) -> str:
+def advance(store: FlakyStore, token: str, step: int) -> str:
     data = progress(step).model_dump_json(by_alias=True).encode()
     store.put(f"{attempt_folder(TINY.folder, token)}/{PROGRESS}", data)
     return token
@@ -87,7 +87,7 @@ def known_step(watch: StoreWatch) -> int | None:
 
 
 def test_signs_of_life_of_the_attempt_that_runs_are_dated_by_our_clock(
-    store: MoodyStore, watch: StoreWatch
+    store: FlakyStore, watch: StoreWatch
 ) -> None:
     token = train(store, 1)
     watch.follow({"tiny": 3}, finished=set(), not_yet={"small"})
@@ -102,7 +102,7 @@ def test_signs_of_life_of_the_attempt_that_runs_are_dated_by_our_clock(
 
 
 def test_what_an_earlier_attempt_left_is_not_taken_for_a_sign_of_life(
-    store: MoodyStore, watch: StoreWatch
+    store: FlakyStore, watch: StoreWatch
 ) -> None:
     train(store, 9, attempt=2)
     watch.follow({"tiny": 3}, finished=set(), not_yet=set())
@@ -113,7 +113,7 @@ def test_what_an_earlier_attempt_left_is_not_taken_for_a_sign_of_life(
 
 
 def test_nothing_is_known_of_a_stage_between_being_told_to_look_again_and_having_looked(
-    store: MoodyStore, watch: StoreWatch
+    store: FlakyStore, watch: StoreWatch
 ) -> None:
     wait_until(lambda: "tiny" in watch.snapshot().facts, "it was looked at")
     store.answers.clear()
@@ -124,7 +124,7 @@ def test_nothing_is_known_of_a_stage_between_being_told_to_look_again_and_having
 
 
 def test_a_store_that_hangs_is_called_unavailable_until_it_answers_and_that_time_is_known(
-    store: MoodyStore, watch: StoreWatch
+    store: FlakyStore, watch: StoreWatch
 ) -> None:
     wait_until(lambda: "tiny" in watch.snapshot().facts, "it was looked at")
     before = watch.snapshot().readable_since
@@ -147,7 +147,7 @@ def test_a_store_that_hangs_is_called_unavailable_until_it_answers_and_that_time
     ],
 )
 def test_errors_of_the_store_are_told_apart(
-    store: MoodyStore, watch: StoreWatch, error: ModelChainError, problem: StoreProblem
+    store: FlakyStore, watch: StoreWatch, error: ModelChainError, problem: StoreProblem
 ) -> None:
     store.problem = error
     wait_until(
@@ -156,7 +156,7 @@ def test_errors_of_the_store_are_told_apart(
     )
 
 
-def test_a_damaged_manifest_is_a_problem_of_its_own(store: MoodyStore, watch: StoreWatch) -> None:
+def test_a_damaged_manifest_is_a_problem_of_its_own(store: FlakyStore, watch: StoreWatch) -> None:
     store.put(f"{TINY.folder}/manifest.json", b"{")
     wait_until(
         lambda: (
@@ -168,7 +168,7 @@ def test_a_damaged_manifest_is_a_problem_of_its_own(store: MoodyStore, watch: St
     assert "manifest.json" in watch.snapshot().facts["tiny"].message
 
 
-def test_a_manifest_is_verified_before_it_is_believed(store: MoodyStore, watch: StoreWatch) -> None:
+def test_a_manifest_is_verified_before_it_is_believed(store: FlakyStore, watch: StoreWatch) -> None:
     other = manifest(CHAIN.stage("small"))
     store.put(f"{TINY.folder}/manifest.json", other.model_dump_json(by_alias=True).encode())
     wait_until(
@@ -181,7 +181,7 @@ def test_a_manifest_is_verified_before_it_is_believed(store: MoodyStore, watch: 
 
 
 def test_the_newest_record_is_written_as_soon_as_the_store_is_back(
-    store: MoodyStore, watch: StoreWatch
+    store: FlakyStore, watch: StoreWatch
 ) -> None:
     store.problem = StoreUnavailable("s3://x: 503")
     watch.write("chains/default/family.json", b"first")
@@ -191,20 +191,20 @@ def test_the_newest_record_is_written_as_soon_as_the_store_is_back(
     assert store.get("chains/default/family.json")[0] == b"second"
 
 
-def test_closing_writes_the_last_record(store: MoodyStore, watch: StoreWatch) -> None:
+def test_closing_writes_the_last_record(store: FlakyStore, watch: StoreWatch) -> None:
     watch.write("chains/default/family.json", b"last")
     watch.close(timeout_seconds=10)
     assert store.get("chains/default/family.json")[0] == b"last"
 
 
-def test_the_first_look_raises_what_a_person_must_mend(store: MoodyStore) -> None:
+def test_the_first_look_raises_what_a_person_must_mend(store: FlakyStore) -> None:
     store.problem = Forbidden("s3://x: refused")
     with pytest.raises(Forbidden):
         StoreWatch(store, CHAIN).read_all()
 
 
 def test_an_error_that_nobody_foresaw_is_told_and_the_store_is_read_on(
-    store: MoodyStore, watch: StoreWatch
+    store: FlakyStore, watch: StoreWatch
 ) -> None:
     wait_until(lambda: "tiny" in watch.snapshot().facts, "the store is read")
     store.problem = KeyError("ETag")
@@ -218,7 +218,7 @@ def test_an_error_that_nobody_foresaw_is_told_and_the_store_is_read_on(
 
 
 def test_whatever_ends_the_thread_reaches_the_runner(
-    store: MoodyStore, watch: StoreWatch, monkeypatch: pytest.MonkeyPatch
+    store: FlakyStore, watch: StoreWatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail() -> None:
         raise RecursionError("too deep")

@@ -27,7 +27,7 @@ from modelchain_operator.settings import read_settings
 from modelchain_operator.stores import access as store_access
 from modelchain_operator.stores.access import NoAccess, StoreAccess
 from tests.modelchain.reconcile.chains import chain
-from tests.operator.stores.moody_store import run
+from tests.operator.stores.flaky_store import run
 from tests.seaweedfs import ACCESS_KEY, BUCKET, SECRET_KEY, SeaweedFS
 
 CANARY = "canary-7c1f-must-not-show"

@@ -29,7 +29,7 @@ from modelchain_operator.stores.access import NoAccess
 from modelchain_operator.stores.reader import StoreReader
 from tests.modelchain.reconcile.chains import chain
 from tests.modelchain.store.odd_server import Respond, page, redirect, serve
-from tests.operator.stores.moody_store import MoodyStore, advance, complete, hold_lease, run, train, until
+from tests.operator.stores.flaky_store import FlakyStore, advance, complete, hold_lease, run, train, until
 from tests.seaweedfs import SeaweedFS
 
 CHAIN = chain((("tiny", None), ("small", "tiny")))
@@ -51,8 +51,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> MoodyStore:
-    return MoodyStore(tmp_path / "store")
+def store(tmp_path: Path) -> FlakyStore:
+    return FlakyStore(tmp_path / "store")
 
 
 class Told:
@@ -133,7 +133,7 @@ def named(name: str) -> tuple[Key, ResolvedChain]:
     return Key("default", name), CHAIN.model_copy(update={"chain": reference})
 
 
-def test_every_stage_of_a_new_chain_is_looked_at_and_its_chain_told(store: MoodyStore) -> None:
+def test_every_stage_of_a_new_chain_is_looked_at_and_its_chain_told(store: FlakyStore) -> None:
     async def scenario() -> None:
         told = Told()
         async with reading(told) as reader:
@@ -147,7 +147,7 @@ def test_every_stage_of_a_new_chain_is_looked_at_and_its_chain_told(store: Moody
     run(scenario())
 
 
-def test_signs_of_life_of_the_attempt_that_runs_are_dated_by_our_clock(store: MoodyStore) -> None:
+def test_signs_of_life_of_the_attempt_that_runs_are_dated_by_our_clock(store: FlakyStore) -> None:
     async def scenario() -> None:
         async with reading() as reader:
             token = train(store, CHAIN, TINY, 1, attempt=3)
@@ -170,7 +170,7 @@ def test_signs_of_life_of_the_attempt_that_runs_are_dated_by_our_clock(store: Mo
     run(scenario())
 
 
-def test_an_attempt_is_asked_for_signs_of_life_once_its_trainer_runs(store: MoodyStore) -> None:
+def test_an_attempt_is_asked_for_signs_of_life_once_its_trainer_runs(store: FlakyStore) -> None:
     async def scenario() -> None:
         async with reading() as reader:
             follow(reader, store)
@@ -187,7 +187,7 @@ def test_an_attempt_is_asked_for_signs_of_life_once_its_trainer_runs(store: Mood
     run(scenario())
 
 
-def test_what_an_earlier_attempt_left_is_not_taken_for_a_sign_of_life(store: MoodyStore) -> None:
+def test_what_an_earlier_attempt_left_is_not_taken_for_a_sign_of_life(store: FlakyStore) -> None:
     async def scenario() -> None:
         async with reading() as reader:
             train(store, CHAIN, TINY, 9, attempt=2)
@@ -199,7 +199,7 @@ def test_what_an_earlier_attempt_left_is_not_taken_for_a_sign_of_life(store: Moo
     run(scenario())
 
 
-def test_a_chain_is_told_of_mere_progress_only_from_time_to_time(store: MoodyStore) -> None:
+def test_a_chain_is_told_of_mere_progress_only_from_time_to_time(store: FlakyStore) -> None:
     async def scenario() -> None:
         told = Told()
         async with reading(told, progress_seconds=3600.0) as reader:
@@ -221,7 +221,7 @@ def test_a_chain_is_told_of_mere_progress_only_from_time_to_time(store: MoodySto
 
 
 def test_nothing_is_known_of_a_stage_between_being_told_to_look_again_and_having_looked(
-    store: MoodyStore,
+    store: FlakyStore,
 ) -> None:
     async def scenario() -> None:
         told = Told()
@@ -243,7 +243,7 @@ def test_nothing_is_known_of_a_stage_between_being_told_to_look_again_and_having
     run(scenario())
 
 
-def test_a_look_that_began_before_it_was_asked_for_does_not_count(store: MoodyStore) -> None:
+def test_a_look_that_began_before_it_was_asked_for_does_not_count(store: FlakyStore) -> None:
     async def scenario() -> None:
         async with reading() as reader:
             store.answers.clear()
@@ -261,7 +261,7 @@ def test_a_look_that_began_before_it_was_asked_for_does_not_count(store: MoodySt
 
 
 def test_what_is_seen_says_when_the_look_began_and_a_look_that_is_asked_for_is_told(
-    store: MoodyStore,
+    store: FlakyStore,
 ) -> None:
     """A stage that hangs shows nothing new, but that a fresh look has shown it: the verdict waits for that."""
 
@@ -283,9 +283,9 @@ def test_what_is_seen_says_when_the_look_began_and_a_look_that_is_asked_for_is_t
     run(scenario())
 
 
-def FolderStoreOf(store: MoodyStore) -> Store:  # noqa: N802
+def FolderStoreOf(store: FlakyStore) -> Store:  # noqa: N802
     """The same folder, which always answers."""
-    return MoodyStore(store.root)
+    return FlakyStore(store.root)
 
 
 @pytest.mark.parametrize(
@@ -301,7 +301,7 @@ def FolderStoreOf(store: MoodyStore) -> Store:  # noqa: N802
     ],
 )
 def test_with_a_manifest_the_next_stage_is_looked_at_before_its_chain_is_told(
-    store: MoodyStore, resolved: ResolvedChain, first: str, following: str
+    store: FlakyStore, resolved: ResolvedChain, first: str, following: str
 ) -> None:
     """So that the next job is not made on what was seen a minute ago: somebody may have trained it meanwhile."""
     trained = resolved.stage(first)
@@ -332,7 +332,7 @@ def test_with_a_manifest_the_next_stage_is_looked_at_before_its_chain_is_told(
     run(scenario())
 
 
-def test_why_an_attempt_has_failed_is_known_from_the_store_where_its_job_is_gone(store: MoodyStore) -> None:
+def test_why_an_attempt_has_failed_is_known_from_the_store_where_its_job_is_gone(store: FlakyStore) -> None:
     async def scenario() -> None:
         async with reading() as reader:
             token = train(store, CHAIN, TINY, 5)
@@ -351,7 +351,7 @@ def test_why_an_attempt_has_failed_is_known_from_the_store_where_its_job_is_gone
 
 
 def test_a_finished_stage_is_looked_at_from_time_to_time_and_missed_when_it_is_gone(
-    store: MoodyStore,
+    store: FlakyStore,
 ) -> None:
     async def scenario() -> None:
         told = Told()
@@ -373,7 +373,7 @@ def test_a_finished_stage_is_looked_at_from_time_to_time_and_missed_when_it_is_g
     run(scenario())
 
 
-def test_an_end_that_somebody_else_saw_is_not_denied_by_what_was_seen_before_it(store: MoodyStore) -> None:
+def test_an_end_that_somebody_else_saw_is_not_denied_by_what_was_seen_before_it(store: FlakyStore) -> None:
     async def scenario() -> None:
         async with reading(artifact_check_seconds=3600.0) as reader:
             follow(reader, store, running={"tiny": 1})
@@ -386,7 +386,7 @@ def test_an_end_that_somebody_else_saw_is_not_denied_by_what_was_seen_before_it(
     run(scenario())
 
 
-def test_a_damaged_artifact_is_a_problem_of_its_own(store: MoodyStore) -> None:
+def test_a_damaged_artifact_is_a_problem_of_its_own(store: FlakyStore) -> None:
     async def scenario() -> None:
         async with reading() as reader:
             store.put(f"{TINY.folder}/{MANIFEST}", b"{")
@@ -400,7 +400,7 @@ def test_a_damaged_artifact_is_a_problem_of_its_own(store: MoodyStore) -> None:
 
 
 def test_a_store_that_hangs_is_called_unavailable_until_it_answers_and_that_time_is_known(
-    store: MoodyStore,
+    store: FlakyStore,
 ) -> None:
     async def scenario() -> None:
         told = Told()
@@ -422,7 +422,7 @@ def test_a_store_that_hangs_is_called_unavailable_until_it_answers_and_that_time
     run(scenario())
 
 
-def test_a_store_that_answers_with_errors_is_unavailable_and_comes_back(store: MoodyStore) -> None:
+def test_a_store_that_answers_with_errors_is_unavailable_and_comes_back(store: FlakyStore) -> None:
     async def scenario() -> None:
         async with reading() as reader:
             train(store, CHAIN, TINY, 1)
@@ -446,7 +446,7 @@ def test_stores_that_hang_do_not_hold_up_those_that_answer(tmp_path: Path) -> No
     async def scenario() -> None:
         async with reading(threads=4) as reader:
             keys = [Key("default", f"dead-{number}") for number in range(12)]
-            dead = [MoodyStore(tmp_path / f"dead-{number}") for number in range(12)]
+            dead = [FlakyStore(tmp_path / f"dead-{number}") for number in range(12)]
             for number, each in enumerate(dead):
                 each.answers.clear()
                 each.hangs_seconds = 0.5
@@ -454,7 +454,7 @@ def test_stores_that_hang_do_not_hold_up_those_that_answer(tmp_path: Path) -> No
                 uri = resolved.store.model_copy(update={"uri": each.uri})
                 follow(reader, each, key=key, resolved=resolved.model_copy(update={"store": uri}))
             await until(lambda: sum(each.under_way for each in dead) >= 2, "dead stores are asked")
-            store = MoodyStore(tmp_path / "living")
+            store = FlakyStore(tmp_path / "living")
             token = train(store, CHAIN, TINY, 1)
             uri = CHAIN.store.model_copy(update={"uri": store.uri})
             follow(reader, store, resolved=CHAIN.model_copy(update={"store": uri}), running={"tiny": 1})
@@ -476,7 +476,7 @@ def test_stores_that_hang_do_not_hold_up_those_that_answer(tmp_path: Path) -> No
 
 
 def test_a_store_that_refuses_is_told_and_its_chain_has_another_pass_from_time_to_time(
-    store: MoodyStore,
+    store: FlakyStore,
 ) -> None:
     async def scenario() -> None:
         told = Told()
@@ -493,7 +493,7 @@ def test_a_store_that_refuses_is_told_and_its_chain_has_another_pass_from_time_t
     run(scenario())
 
 
-def test_without_access_every_stage_says_why_and_passes_go_on_until_there_is(store: MoodyStore) -> None:
+def test_without_access_every_stage_says_why_and_passes_go_on_until_there_is(store: FlakyStore) -> None:
     async def scenario() -> None:
         told = Told()
         async with reading(told) as reader:
@@ -515,7 +515,7 @@ def test_without_access_every_stage_says_why_and_passes_go_on_until_there_is(sto
     run(scenario())
 
 
-def test_an_edit_makes_only_the_stages_anew_that_it_changes(store: MoodyStore) -> None:
+def test_an_edit_makes_only_the_stages_anew_that_it_changes(store: FlakyStore) -> None:
     async def scenario() -> None:
         async with reading(artifact_check_seconds=3600.0) as reader:
             complete(store, TINY)
@@ -539,7 +539,7 @@ def test_an_edit_makes_only_the_stages_anew_that_it_changes(store: MoodyStore) -
     run(scenario())
 
 
-def test_a_stage_that_is_trained_again_is_looked_at_before_anything_is_said_of_it(store: MoodyStore) -> None:
+def test_a_stage_that_is_trained_again_is_looked_at_before_anything_is_said_of_it(store: FlakyStore) -> None:
     async def scenario() -> None:
         async with reading(artifact_check_seconds=3600.0) as reader:
             follow(reader, store, finished=frozenset({"tiny"}))
@@ -555,7 +555,7 @@ def test_a_stage_that_is_trained_again_is_looked_at_before_anything_is_said_of_i
     run(scenario())
 
 
-def test_a_chain_that_is_gone_costs_nothing_more(store: MoodyStore) -> None:
+def test_a_chain_that_is_gone_costs_nothing_more(store: FlakyStore) -> None:
     async def scenario() -> None:
         async with reading() as reader:
             follow(reader, store)
@@ -572,7 +572,7 @@ def test_a_chain_that_is_gone_costs_nothing_more(store: MoodyStore) -> None:
 
 
 def test_a_suspended_chain_costs_next_to_nothing_and_is_looked_at_anew_before_it_goes_on(
-    store: MoodyStore, monkeypatch: pytest.MonkeyPatch
+    store: FlakyStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store_reader, "AT_REST_SECONDS", 60.0)
 
@@ -594,7 +594,7 @@ def test_a_suspended_chain_costs_next_to_nothing_and_is_looked_at_anew_before_it
     run(scenario())
 
 
-def test_routine_looks_share_a_budget_and_what_is_waited_for_goes_before(store: MoodyStore) -> None:
+def test_routine_looks_share_a_budget_and_what_is_waited_for_goes_before(store: FlakyStore) -> None:
     async def scenario() -> None:
         async with reading(requests_per_second=40.0) as reader:
             chains = [named(f"chain-{number}") for number in range(40)]
@@ -623,12 +623,12 @@ def status(phase: ChainPhase = ChainPhase.RUNNING, step: int = 1) -> ChainStatus
     return ChainStatus(phase=phase, stages=(stage,))
 
 
-def recorded(store: MoodyStore) -> ChainRecord | None:
+def recorded(store: FlakyStore) -> ChainRecord | None:
     found = store.find(chain_key("default", "family"))
     return None if found is None else ChainRecord.model_validate_json(found[0])
 
 
-def test_the_record_follows_the_status_but_not_every_step(store: MoodyStore) -> None:
+def test_the_record_follows_the_status_but_not_every_step(store: FlakyStore) -> None:
     async def scenario() -> None:
         async with reading() as reader:
             follow(reader, store)
@@ -651,7 +651,7 @@ def test_the_record_follows_the_status_but_not_every_step(store: MoodyStore) -> 
     run(scenario())
 
 
-def test_a_record_waits_for_a_store_that_is_away_and_the_newest_is_written(store: MoodyStore) -> None:
+def test_a_record_waits_for_a_store_that_is_away_and_the_newest_is_written(store: FlakyStore) -> None:
     async def scenario() -> None:
         async with reading() as reader:
             store.problem = StoreUnavailable("s3://x: 503")
@@ -668,7 +668,7 @@ def test_a_record_waits_for_a_store_that_is_away_and_the_newest_is_written(store
     run(scenario())
 
 
-def test_a_record_that_waits_is_written_before_the_end(store: MoodyStore) -> None:
+def test_a_record_that_waits_is_written_before_the_end(store: FlakyStore) -> None:
     async def scenario() -> None:
         async with reading(requests_per_second=1.0) as reader:
             follow(reader, store)
@@ -680,7 +680,7 @@ def test_a_record_that_waits_is_written_before_the_end(store: MoodyStore) -> Non
 
 
 @pytest.mark.parametrize("error", [Forbidden("s3://x: refused"), CannotWriteError("file:///x: read-only")])
-def test_a_store_that_takes_no_record_is_left_in_peace(store: MoodyStore, error: Exception) -> None:
+def test_a_store_that_takes_no_record_is_left_in_peace(store: FlakyStore, error: Exception) -> None:
     async def scenario() -> None:
         async with reading() as reader:
             follow(reader, store)
@@ -702,7 +702,7 @@ def test_a_store_that_takes_no_record_is_left_in_peace(store: MoodyStore, error:
 
 
 def test_a_defect_while_looking_does_not_end_the_looking(
-    store: MoodyStore, monkeypatch: pytest.MonkeyPatch
+    store: FlakyStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def scenario() -> None:
         monkeypatch.setattr(schedule, "DEFECT_SECONDS", 0.05)
@@ -717,7 +717,7 @@ def test_a_defect_while_looking_does_not_end_the_looking(
 
 
 def test_a_launch_that_takes_over_within_an_attempt_is_followed(
-    store: MoodyStore, monkeypatch: pytest.MonkeyPatch
+    store: FlakyStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def scenario() -> None:
         async with reading() as reader:
@@ -740,7 +740,7 @@ def test_an_idle_chain_costs_less_than_three_kibibytes(
     number = 300
     stages = (("tiny", None), ("small", "tiny"), ("base", "small"))
     resolved = chain(stages)
-    store = MoodyStore(tmp_path / "store")
+    store = FlakyStore(tmp_path / "store")
     for stage in resolved.stages:
         complete(store, stage)
     finished = frozenset(stage.name for stage in resolved.stages)
@@ -829,7 +829,7 @@ def test_an_endpoint_that_is_no_store_is_told_without_its_words(respond: Respond
         run(scenario(endpoint))
 
 
-def test_an_error_that_nobody_foresaw_is_told_too(store: MoodyStore) -> None:
+def test_an_error_that_nobody_foresaw_is_told_too(store: FlakyStore) -> None:
     async def scenario() -> None:
         async with reading() as reader:
             store.problem = KeyError("ETag")

@@ -7,7 +7,7 @@ import time
 
 from modelchain.store import StoreUnavailable
 from modelchain_operator.stores.schedule import StoreEndpoint, StoreSchedule, Task
-from tests.operator.stores.moody_store import run, until
+from tests.operator.stores.flaky_store import run, until
 
 
 def absent() -> None:

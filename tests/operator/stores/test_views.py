@@ -22,7 +22,7 @@ from modelchain_operator.stores.access import StoreAccess
 from modelchain_operator.stores.reader import StoreReader
 from modelchain_operator.stores.views import StoreViews
 from tests.modelchain.reconcile.chains import chain
-from tests.operator.stores.moody_store import WAIT_SECONDS, MoodyStore, complete, run, train
+from tests.operator.stores.flaky_store import WAIT_SECONDS, FlakyStore, complete, run, train
 
 CHAIN = chain((("tiny", None), ("small", "tiny")))
 KEY = Key("default", "family")
@@ -39,7 +39,7 @@ class NoCluster:
 
 
 @asynccontextmanager
-async def looking(store: MoodyStore) -> AsyncIterator[tuple[StoreViews, Accepted]]:
+async def looking(store: FlakyStore) -> AsyncIterator[tuple[StoreViews, Accepted]]:
     """Looks at that store and a chain in it."""
     accepted = Accepted(CHAIN, StoreSpec(uri=store.uri), jobs={}, macs={}, speedup_planned=1.0)
     settings = read_settings(["--own-identity-store", store.uri])
@@ -70,14 +70,14 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(reader, name, 0.03)
 
 
-def asked(store: MoodyStore) -> int:
+def asked(store: FlakyStore) -> int:
     """Requests about stages; the chain's record is none of them."""
     return sum(count for key, count in store.asked.items() if key.startswith("stages/"))
 
 
 def test_a_chain_that_is_complete_is_left_in_peace_from_the_write_on_that_says_so(tmp_path: Path) -> None:
     """No event has to come for that: there may be none after the last write."""
-    store = MoodyStore(tmp_path / "store")
+    store = FlakyStore(tmp_path / "store")
 
     async def scenario() -> None:
         async with looking(store) as (views, accepted):
@@ -96,7 +96,7 @@ def test_a_chain_that_is_complete_is_left_in_peace_from_the_write_on_that_says_s
 
 
 def test_a_stage_whose_job_starts_is_left_in_peace_until_it_trains(tmp_path: Path) -> None:
-    store = MoodyStore(tmp_path / "store")
+    store = FlakyStore(tmp_path / "store")
 
     async def scenario() -> None:
         async with looking(store) as (views, accepted):

@@ -18,7 +18,7 @@ from modelchain_operator.settings import Settings
 from modelchain_operator.telemetry.health import LISTING_SECONDS, PASS_SECONDS, HealthServer
 from modelchain_operator.telemetry.metrics import Metrics
 from modelchain_operator.work_queue import KeyQueue
-from tests.operator.stores.moody_store import run
+from tests.operator.stores.flaky_store import run
 
 SETTINGS = Settings(http_host="127.0.0.1", http_port=0, identity="test", resync_seconds=30)
 LISTING_ALLOWED = 1.1 * 30 + LISTING_SECONDS

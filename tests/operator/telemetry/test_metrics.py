@@ -18,7 +18,7 @@ from modelchain_operator.kubernetes.key import Key
 from modelchain_operator.telemetry.metrics import MAX_REASONS, Metrics
 from tests.modelchain.reconcile.chains import chain, job, manifest, progress
 from tests.monitoring.life import KEY, WatchedChain, families, value, whole_life
-from tests.operator.stores.moody_store import MoodyStore
+from tests.operator.stores.flaky_store import FlakyStore
 
 
 def stage(phase: StagePhase = StagePhase.RUNNING, name: str = "tiny", **fields: object) -> StageStatus:
@@ -182,7 +182,7 @@ def test_the_depth_of_the_queue_is_asked_when_it_is_wanted() -> None:
 def test_requests_of_stores_are_counted_with_their_errors(
     tmp_path: Path, error: Exception, reason: str | None
 ) -> None:
-    metrics, inner = Metrics(), MoodyStore(tmp_path)
+    metrics, inner = Metrics(), FlakyStore(tmp_path)
     store = metrics.measured(inner)
     assert store.uri == inner.uri
     etag = store.put("a/b", b"data", if_absent=True)

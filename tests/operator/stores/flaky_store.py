@@ -19,7 +19,7 @@ from tests.modelchain.reconcile.chains import manifest, progress
 WAIT_SECONDS = 30.0
 
 
-class MoodyStore(FolderStore):
+class FlakyStore(FolderStore):
     """A folder that can be told not to answer, or to refuse, and that counts what it is asked."""
 
     def __init__(self, path: Path) -> None:

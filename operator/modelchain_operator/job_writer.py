@@ -1,4 +1,4 @@
-"""Carries out the actions of `decide`: creates and deletes jobs, idempotently."""
+"""Creates and deletes the jobs of chains, as the actions of `decide` ask; idempotent."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class JobRefused(Exception):  # noqa: N818  an answer, not an error
     """The API server does not admit this job. The message says why and what to do."""
 
 
-class Actor:
+class JobWriter:
     """Creates and deletes the jobs of chains."""
 
     def __init__(self, api: KubernetesApi, defaults: JobDefaults) -> None:
