@@ -47,7 +47,7 @@ from modelchain_operator.work_queue import KeyQueue
 from tests.modelchain.reconcile.chains import NOW, manifest
 from tests.operator.memory_api import MemoryApi, key_of
 
-WORLDS = int(os.environ.get("MODELCHAIN_WORLDS", "40"))
+WORLDS = int(os.environ.get("MODELCHAIN_WORLDS", "0"))  # 0: the same few each time
 STAYS, LEAVES = Key("stays", "family"), Key("leaves", "family")
 LIMIT = 2
 ROUNDS = 120  # far more than any quiet world needs
@@ -522,7 +522,8 @@ def ended(job: Mapping[str, Any]) -> bool:
 
 
 World.TestCase.settings = settings(
-    max_examples=WORLDS,
+    max_examples=WORLDS or 40,
+    derandomize=not WORLDS,
     stateful_step_count=30,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
