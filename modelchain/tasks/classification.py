@@ -18,9 +18,11 @@ from modelchain.tasks.towers import (
     image_tower_macs,
     image_tower_parameters,
     largest_in_block,
+    shrinking_heads,
     shrinking_tower,
     shrinking_units,
     unbuildable_image_tower,
+    vision_heads,
     without_units,
 )
 
@@ -79,8 +81,8 @@ class ClassificationTask(Task[ClassifierConfig]):
         yield from differs(("classes",), "the number of classes", small.classes, large.classes)
         yield from shrinking_tower("vision", small.vision, large.vision)
         yield from shrinking_units("vision", small.vision, large.vision)
-        yield from differs(
-            ("vision", "headWidth"), "the vision head width", small.vision.head_width, large.vision.head_width
+        yield from shrinking_heads(
+            ("vision", "headWidth"), "vision", vision_heads(small.vision), vision_heads(large.vision)
         )
 
     def unteachable(self, student: ClassifierConfig, teacher: ClassifierConfig) -> Iterator[Problem]:

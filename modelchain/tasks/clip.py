@@ -19,9 +19,11 @@ from modelchain.tasks.towers import (
     image_tower_macs,
     image_tower_parameters,
     largest_in_block,
+    shrinking_heads,
     shrinking_tower,
     shrinking_units,
     unbuildable_image_tower,
+    vision_heads,
     without_units,
 )
 
@@ -121,16 +123,10 @@ class ClipTask(Task[ModelConfig]):
             "write the same training.loss for both",
         )
         yield from differs(("quickGelu",), "quickGelu", small.quick_gelu, large.quick_gelu)
-        yield from differs(
-            ("vision", "headWidth"), "the vision head width", small.vision.head_width, large.vision.head_width
+        yield from shrinking_heads(
+            ("vision", "headWidth"), "vision", vision_heads(small.vision), vision_heads(large.vision)
         )
-        yield from differs(
-            ("text", "heads"),
-            "the text head width (width / heads)",
-            _text_head(small),
-            _text_head(large),
-            _same_heads(_text_head(small), large.text.width),
-        )
+        yield from shrinking_heads(("text", "heads"), "text", _text_heads(small), _text_heads(large))
         yield from self.unteachable(large, small)
 
     def unteachable(self, student: ModelConfig, teacher: ModelConfig) -> Iterator[Problem]:
@@ -172,11 +168,6 @@ def text_macs(model: ModelConfig) -> int:
     return text.layers * block_macs(text.context_length, text) + text.width * model.embed_dim
 
 
-def _text_head(model: ModelConfig) -> int:
-    return model.text.width // model.text.heads
-
-
-def _same_heads(head_width: int, width: int) -> str:
-    if width % head_width == 0:
-        return f"write {width // head_width} heads for a width of {width}"
-    return f"choose a text width that is a multiple of {head_width}, and heads = width / {head_width}"
+def _text_heads(model: ModelConfig) -> tuple[int, int]:
+    """The width, and that of a head."""
+    return model.text.width, model.text.width // model.text.heads

@@ -125,6 +125,26 @@ def shrinking_tower(name: str, small: Tower, large: Tower) -> Iterator[Problem]:
     yield from shrinks((name, "layers"), f"the number of {name} layers", small.layers, large.layers)
 
 
+def vision_heads(vision: VisionSpec) -> tuple[int, int]:
+    """The width of an image tower, and that of a head."""
+    return vision.width, vision.head_width
+
+
+def shrinking_heads(
+    part: tuple[str, ...], name: str, small: tuple[int, int], large: tuple[int, int]
+) -> Iterator[Problem]:
+    """Heads that become narrower, or fewer though the width does not shrink. Of each model (width, width of a head)."""
+    (width, head), (large_width, large_head) = small, large
+    yield from shrinks(part, f"the {name} head width", head, large_head)
+    heads, large_heads = width // head, large_width // large_head
+    if large_head >= head and large_width >= width and large_heads < heads:
+        yield (
+            part,
+            f"the {name} heads become fewer, from {heads} to {large_heads}",
+            f"make the heads at most {large_width // heads} wide, or the model wider",
+        )
+
+
 def shrinking_units(name: str, small: Tower, large: Tower) -> Iterator[Problem]:
     """An MLP that shrinks, though the width does not."""
     if large.hidden_width < small.hidden_width and large.width >= small.width:

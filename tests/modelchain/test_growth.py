@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
+from modelchain import catalogue
 from modelchain.growth import unbuildable, ungrowable
 from modelchain.spec import ModelConfig, TextSpec, VisionSpec
 
@@ -47,3 +50,10 @@ def test_the_remedy_for_heads_that_do_not_divide_helps(width: int, head_width: i
         for suggestion in remedy.partition("e.g. ")[2].split(" or "):
             if int(suggestion) >= 8:
                 assert list(unbuildable(model(int(suggestion)))) == []
+
+
+def test_the_ladder_of_open_clip_is_a_chain() -> None:
+    ladder = ["ViT-B-16", "ViT-L-14", "ViT-H-14", "ViT-g-14", "ViT-bigG-14"]
+    models = [catalogue.find(f"open_clip/{name}") for name in ladder]
+    for small, large in pairwise(models):
+        assert list(ungrowable(small, large)) == []

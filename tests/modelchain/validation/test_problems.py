@@ -312,14 +312,14 @@ MISTAKES: list[tuple[dict[Path, Any], str, str, str]] = [
     (
         {(*LAST, "vision", "headWidth"): 32},
         "spec.stages[2].modelConfig.vision.headWidth",
-        "head width changes from 64 to 32",
-        "write 64, as in the predecessor",
+        "vision head width shrinks from 64 to 32",
+        "make it at least 64",
     ),
     (
         {(*LAST, "text", "heads"): 16},
         "spec.stages[2].modelConfig.text.heads",
-        "text head width (width / heads) changes from 64 to 32",
-        "write 8 heads for a width of 512",
+        "text head width shrinks from 64 to 32",
+        "make it at least 64",
     ),
     (
         {(*LAST, "vision", "mlpRatio"): 1},

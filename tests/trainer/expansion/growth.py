@@ -77,6 +77,8 @@ def config_of(
     image: int = 24,
     patch: int = 8,
     head_width: int = 8,
+    vision_head: int | None = None,
+    text_head: int | None = None,
     vision_ratio: float = 4.0,
     text_ratio: float = 4.0,
     quick_gelu: bool = False,
@@ -91,7 +93,7 @@ def config_of(
             patch_size=patch,
             width=vision[0],
             layers=vision[1],
-            head_width=head_width,
+            head_width=vision_head or head_width,
             mlp_ratio=vision_ratio,
         ),
         text=TextSpec(
@@ -99,7 +101,7 @@ def config_of(
             vocab_size=49408,
             width=text[0],
             layers=text[1],
-            heads=text[0] // head_width,
+            heads=text[0] // (text_head or head_width),
             mlp_ratio=text_ratio,
         ),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -30,6 +31,11 @@ EXACT_CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "text MLP units 4 -> 4.7": ({}, {"text_ratio": 4.7}),
     "quick GELU": ({"quick_gelu": True}, {"quick_gelu": True, "vision": (32, 3), "text": (24, 3)}),
     "heads of another width": ({"head_width": 16}, {"head_width": 16, "vision": (32, 2), "text": (48, 2)}),
+    "vision heads wider": ({"vision": (32, 2)}, {"vision": (64, 3), "vision_head": 16}),
+    "heads wider and more of them": (
+        {"vision": (16, 2), "text": (16, 2)},
+        {"vision": (48, 2), "text": (36, 3), "vision_head": 12, "text_head": 12},
+    ),
     "everything": (
         {"vision": (16, 2), "text": (24, 3), "embed": 12},
         {"vision": (48, 5), "text": (56, 4), "embed": 17, "vision_ratio": 5.0, "text_ratio": 4.3},
@@ -150,3 +156,41 @@ def test_stacking_under_exact_width_changes_the_function_only_by_the_new_blocks(
     deeper = grow(config_of(), config_of(vision=(16, 4), text=(16, 4)), stacked).errors()
     assert max(wider.image, wider.text) < 1e-12
     assert min(deeper.image, deeper.text) > 1e-3
+
+
+# open_clip's ladder, widths divided by 8 and fewer layers: width, head width and MLP ratio of the image tower; width
+# and head width of the text tower; embedding; side of a patch.
+LADDER: dict[str, tuple[tuple[int, int, float], tuple[int, int], int, int]] = {
+    "ViT-B-16": ((96, 8, 4.0), (64, 8), 64, 8),
+    "ViT-L-14": ((128, 8, 4.0), (96, 8), 96, 7),
+    "ViT-H-14": ((160, 10, 4.0), (128, 8), 128, 7),
+    "ViT-g-14": ((176, 11, 4.3637), (128, 8), 128, 7),
+    "ViT-bigG-14": ((208, 13, 4.9231), (160, 8), 160, 7),
+}
+
+
+@pytest.mark.parametrize("pair", list(pairwise(LADDER)), ids="-".join)
+def test_the_ladder_of_open_clip_is_climbed_with_heads_that_widen(pair: tuple[str, str]) -> None:
+    configs = []
+    for name in pair:
+        (width, head, ratio), text, embed, patch = LADDER[name]
+        configs.append(
+            config_of(
+                vision=(width, 2),
+                text=(text[0], 2),
+                embed=embed,
+                image=3 * patch,
+                patch=patch,
+                vision_head=head,
+                text_head=text[1],
+                vision_ratio=ratio,
+            )
+        )
+    small, large = configs
+    assert plan_expansion(small, large).fidelity is Fidelity.NEAR_EXACT
+    if small.vision.patch_size != large.vision.patch_size:
+        return  # pictures of another size are no longer the same: what resampling keeps is in test_resize
+    errors = grow(small, large).errors()
+    assert errors.text < 1e-12
+    assert errors.image < 5e-4
+    assert errors.image_cosine > 1 - 1e-6

@@ -137,7 +137,15 @@ def test_a_scaled_stream_scales_gradients_and_the_moments_with_them(expansion: R
 def test_every_parameter_gets_moments_of_its_shape(expansion: ResolvedExpansion, power: int) -> None:
     small = config_of(vision=(16, 2), text=(24, 3), embed=12)
     large = config_of(
-        vision=(40, 5), text=(56, 4), embed=17, image=32, patch=4, vision_ratio=5.0, text_ratio=4.3
+        vision=(40, 5),
+        text=(56, 4),
+        embed=17,
+        image=32,
+        patch=4,
+        vision_ratio=5.0,
+        text_ratio=4.3,
+        vision_head=10,
+        text_head=14,
     )
     grown = expand_moments(_squares(small), small, large, expansion, power=power)
     assert {name: tensor.shape for name, tensor in grown.items()} == parameter_shapes(large)

@@ -11,6 +11,7 @@ from modelchain.errors import UserDataError
 from modelchain.resolved import ResolvedExpansion
 from modelchain.spec import AnyConfig, WidthExpansion
 from modelchain_trainer.expansion.depth import Source, source_of
+from modelchain_trainer.expansion.heads import widened
 from modelchain_trainer.expansion.paper import fill_leading
 from modelchain_trainer.expansion.plan import plan_expansion
 from modelchain_trainer.expansion.resize import resized
@@ -56,17 +57,21 @@ def expand(
         source = source_of(name, before, after, expansion.depth)
         parameter = after.parameters[name]
         tensor = resized(small[source.name], parameter, before, after)
+
+        def fresh(part: tuple[int, int], name: str = name, dtype: torch.dtype = tensor.dtype) -> Tensor:
+            return initial_tensor(name, part, large_config, seed=seed, dtype=dtype)
+
+        if expansion.width is not WidthExpansion.SLICE:
+            tensor = widened(tensor, parameter, before, after, fresh)
         if source.silent and parameter.writes:
             grown[name] = tensor.new_zeros(shape)
         elif expansion.width is WidthExpansion.SLICE:
-            fresh = initial_tensor(name, shape, large_config, seed=seed, dtype=tensor.dtype)
-            grown[name] = fill_leading(fresh, tensor, parameter)
+            new = initial_tensor(name, shape, large_config, seed=seed, dtype=tensor.dtype)
+            grown[name] = fill_leading(new, tensor, parameter)
         else:
             reading = Reading(
                 generator_for(f"split {name}", seed=seed),
-                lambda part, name=name, dtype=tensor.dtype: initial_tensor(
-                    name, part, large_config, seed=seed, dtype=dtype
-                ),
+                fresh,
                 extra=_extra(source, parameter, before, after),
             )
             grown[name] = _grow(tensor, parameter, growths, reading)
@@ -85,7 +90,9 @@ def space_growths(
         return Stream(small.sizes[name], large.sizes[name], padded)
 
     def growth(space: Space) -> SpaceGrowth:
-        before, after = small.sizes[space.name], large.sizes[space.name]
+        # Of heads: once they are as wide as in the large model, see `widened`.
+        wider = large.head_widths.get(space.name, 1) / small.head_widths.get(space.name, 1)
+        before, after = round(small.sizes[space.name] * wider), large.sizes[space.name]
         match space.kind:
             case Kind.STREAM:
                 return stream(space.name)

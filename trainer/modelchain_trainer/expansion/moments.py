@@ -26,6 +26,7 @@ from modelchain.resolved import ResolvedExpansion
 from modelchain.spec import AnyConfig, WidthExpansion
 from modelchain_trainer.expansion.depth import source_of
 from modelchain_trainer.expansion.expand import space_growths
+from modelchain_trainer.expansion.heads import widened_moment
 from modelchain_trainer.expansion.paper import fill_leading
 from modelchain_trainer.expansion.resize import resized
 from modelchain_trainer.expansion.spaces import SpaceGrowth
@@ -57,6 +58,8 @@ def expand_moments(
         if source.silent:
             grown[name] = tensor.new_zeros(shape)
             continue
+        if expansion.width is not WidthExpansion.SLICE:
+            tensor = widened_moment(tensor, parameter, before, after, power)
         tensor = tensor * _scale(parameter, growths, expansion.width) ** power
         if expansion.width is WidthExpansion.EXACT:
             grown[name] = _lifted(tensor, parameter, growths, power)

@@ -128,5 +128,6 @@ def classifier_layout(config: ClassifierConfig) -> Layout:
             _CLASSES.name: config.classes,
         },
         depths={_TOWER: vision.layers},
+        head_widths={VISION.heads.name: vision.head_width},
         dimensions=(*image_dimensions(vision), Dimension("classes", config.classes, _CLASSES)),
     )

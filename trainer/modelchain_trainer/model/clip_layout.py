@@ -62,9 +62,11 @@ def clip_layout(config: ModelConfig) -> Layout:
             *image_dimensions(vision),
             Dimension("text.width", text.width, TEXT.stream),
             Dimension("text.layers", text.layers),
+            Dimension("text head width", text.width // text.heads, TEXT.heads),
             Dimension("text MLP units", text.hidden_width, TEXT.units),
             Dimension("embedDim", config.embed_dim, _EMBEDDING),
         ),
+        head_widths={VISION.heads.name: vision.head_width, TEXT.heads.name: text.width // text.heads},
     )
 
 
@@ -81,6 +83,7 @@ def image_dimensions(vision: VisionSpec) -> tuple[Dimension, ...]:
         Dimension("vision.patchSize", vision.patch_size, PATCH),
         Dimension("vision.width", vision.width, VISION.stream),
         Dimension("vision.layers", vision.layers),
+        Dimension("vision.headWidth", vision.head_width, VISION.heads),
         Dimension("vision MLP units", vision.hidden_width, VISION.units),
     )
 

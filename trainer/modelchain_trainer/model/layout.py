@@ -16,7 +16,7 @@ the one engine, whatever their names.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
@@ -118,6 +118,7 @@ class Layout:
     sizes: Mapping[str, int]  # of spaces, by name
     depths: Mapping[str, int]  # blocks of each tower
     dimensions: tuple[Dimension, ...]
+    head_widths: Mapping[str, int] = field(default_factory=dict)  # channels of a head, where they may widen
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a parameter."""
