@@ -70,6 +70,8 @@ class Stores:
 
     async def snapshot(self, key: Key, accepted: Accepted, _: ChainStatus | None) -> StoreSnapshot | None:
         stages = accepted.chain.all_stages
+        there = {(key, stage.name, stage.digest) for stage in stages}  # the reader forgets all others
+        self.known = {known: one for known, one in self.known.items() if known[0] != key or known in there}
         found = {stage.name: self.known.get((key, stage.name, stage.digest)) for stage in stages}
         if None in found.values():
             self.read(key, accepted)  # the operator's reader does so a moment later
