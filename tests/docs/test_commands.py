@@ -26,6 +26,8 @@ NOT_RUN = {
     r"kubectl (-n \S+ )?logs ": "needs a kubelet",
     r"kubectl modelchain (-n \S+ )?logs ": "needs a kubelet; tests/modelchain/cli/test_logs.py has one that is made up",
     r"kubectl (-n \S+ )?top ": "needs the metrics server",
+    r"kubectl (-n \S+ )?get lease ": "the operator is a process here, without a Lease; tests/operator/test_replicas.py "
+    "reads that of several",
     r"kubectl (-n \S+ )?get servicemonitor,": "needs the Prometheus operator's kinds",
     r"kubectl (-n \S+ )?patch deployment training-operator ": "that operator is a process here; "
     "tests/operator/test_restricted.py has one that was given the file",
