@@ -145,7 +145,8 @@ class World(RuleBasedStateMachine):
         self.crashes = 0
         self.attempts: dict[tuple[str, str], int] = {}  # by chain's uid and stage: the highest that was said
         self.vanished: dict[str, Manifest] = {}
-        self.complete: set[str] = set()  # digests that the status of the chain that stays says are complete
+        # Name and digest of what the status of the chain that stays says is complete; another name is an edit.
+        self.complete: set[tuple[str, str]] = set()
         self.api.on_create = self.nothing_is_trained_again
         self.loop = asyncio.new_event_loop()
         self.operators = [Operator(self), Operator(self)]
@@ -330,7 +331,7 @@ class World(RuleBasedStateMachine):
 
     @rule(number=st.integers(0, 1))
     def artifacts_vanish(self, number: int) -> None:
-        found = sorted(self.complete & self.manifests.keys())
+        found = sorted({digest for _, digest in self.complete} & self.manifests.keys())
         if number < len(found):
             self.vanished[found[number]] = self.manifests.pop(found[number])
 
@@ -407,7 +408,9 @@ class World(RuleBasedStateMachine):
     def nothing_is_trained_again(self, job: Object) -> None:
         """That was complete and is gone from the store: nobody has asked for that."""
         if job["metadata"]["namespace"] == STAYS.namespace:
-            assert job["metadata"]["annotations"][labels.DIGEST_ANNOTATION] not in self.complete
+            metadata = job["metadata"]
+            stage = metadata["labels"][labels.STAGE], metadata["annotations"][labels.DIGEST_ANNOTATION]
+            assert stage not in self.complete
 
     @invariant()
     def what_is_complete_is_remembered(self) -> None:
@@ -415,8 +418,8 @@ class World(RuleBasedStateMachine):
         status = status_of(body) if body is not None else None
         if status is None:
             return
-        finished = {stage.digest for stage in status.all_stages if stage.finished}
-        there = {stage.digest for stage in status.all_stages}
+        finished = {(stage.name, stage.digest) for stage in status.all_stages if stage.finished}
+        there = {(stage.name, stage.digest) for stage in status.all_stages}
         assert not self.complete & there - finished, "what was complete stays so, whoever has written since"
         self.complete = finished  # an edit there and back forgets: then only the store remembers
 
