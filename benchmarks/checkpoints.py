@@ -23,7 +23,7 @@ from modelchain.resolve import resolve
 from modelchain.resolved import ResolvedStage
 from modelchain.store.folder import FolderStore
 from modelchain.validation import load_chains
-from modelchain_trainer.checkpoint import CheckpointWriter, TrainingState, take_snapshot
+from modelchain_trainer.checkpoint import CheckpointState, CheckpointWriter, take_snapshot
 from modelchain_trainer.model.build import build_model
 from modelchain_trainer.optimizer import AdamW
 
@@ -70,7 +70,7 @@ def _measure(
         before_commit=lambda: None,
         committed=lambda _step: None,
     )
-    state = TrainingState(
+    state = CheckpointState(
         step=run + 1, train_seconds=0.0, started_at="2026-01-01T00:00:00Z", corrupt_samples={}, attempts=()
     )
     started, computed = time.perf_counter(), time.process_time()

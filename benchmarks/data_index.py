@@ -30,9 +30,9 @@ from modelchain_trainer.data import index as index_module
 from modelchain_trainer.data.index import open_index, write_training_index
 from modelchain_trainer.data.kept_index import index_missing
 from modelchain_trainer.data.order import SampleOrder, cut_blocks
-from modelchain_trainer.data.patience import Patience
 from modelchain_trainer.data.shard_index import ShardIndex
 from modelchain_trainer.data.shard_list import Located, ShardList
+from modelchain_trainer.retry_policy import RetryPolicy
 
 ACCESS = ResolvedStore(uri="s3://simulated/chains")
 SHARD_SAMPLES = 10_000
@@ -89,7 +89,9 @@ def measure_memory(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(prefix="data-index-") as name:
         folder = Path(name)
         started = time.process_time()
-        write_training_index(folder, made_up_list(options.shards, store), data, store, patience=Patience())
+        write_training_index(
+            folder, made_up_list(options.shards, store), data, store, retry_policy=RetryPolicy()
+        )
         seconds = time.process_time() - started
         size = sum(path.stat().st_size for path in folder.iterdir())
         print(
@@ -183,13 +185,15 @@ def measure_requests(options: argparse.Namespace) -> None:
     )
     for start in ("first start, besides reading the shards", "later start"):
         requests.clear()
-        text = ShardList.find(spec.shards, ACCESS, Patience()).to_text()
+        text = ShardList.find(spec.shards, ACCESS, RetryPolicy()).to_text()
         shards = ShardList.from_text(text, ACCESS)
         for rank in range(options.ranks):
-            index_missing(shards, kept, Patience(), lambda _count: None, rank=rank, world_size=options.ranks)
+            index_missing(
+                shards, kept, RetryPolicy(), lambda _count: None, rank=rank, world_size=options.ranks
+            )
         for _node in range(options.ranks // options.ranks_of_a_node):
             with tempfile.TemporaryDirectory() as folder:
-                write_training_index(Path(folder), shards, spec, kept, patience=Patience())
+                write_training_index(Path(folder), shards, spec, kept, retry_policy=RetryPolicy())
         print(
             f"{start}: {requests.total():,} requests ({dict(requests)}), {len(text) / 2**20:.1f} MiB to every rank"
         )

@@ -22,8 +22,8 @@ from modelchain.store import Store
 from modelchain.store.folder import FolderStore
 from modelchain_trainer.data.index import DatasetIndex, Shard
 from modelchain_trainer.data.order import SampleOrder, cut_blocks
-from modelchain_trainer.data.patience import Patience
 from modelchain_trainer.data.reader import WindowReader, read_ahead_bytes
+from modelchain_trainer.retry_policy import RetryPolicy
 
 SHARD_SAMPLES = 10_000
 
@@ -103,7 +103,7 @@ def measure(ranks: int, options: argparse.Namespace) -> dict[str, float]:
     )
     rows = options.batch_size // ranks
     lanes = range(-(-rows // order.lane_rows))
-    patience = Patience()
+    retry_policy = RetryPolicy()
     steps = order.steps_per_epoch
     reader = WindowReader(
         index,
@@ -112,7 +112,7 @@ def measure(ranks: int, options: argparse.Namespace) -> dict[str, float]:
         first_step=0,
         end_step=steps,
         budget=read_ahead_bytes(len(lanes) * (options.window_blocks // order.lanes), block_bytes),
-        patience=patience,
+        retry_policy=retry_policy,
     )
     started: float | None = None
     begin, first_step, requests, read = time.perf_counter(), 0, 0, 0

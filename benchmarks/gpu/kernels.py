@@ -15,7 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu import settings
 from benchmarks.gpu.record import Record, part_arguments
-from benchmarks.gpu.trainees import ModelChainTrainee, forget_compiled, release
+from benchmarks.gpu.step_runners import ModelChainSteps, forget_compiled, release
 
 STEPS = 3
 WARMUP_STEPS = 5
@@ -57,12 +57,12 @@ def main() -> None:
 
 def profiled(setting: settings.Setting, device: torch.device) -> dict[str, object]:
     """Tables of a few steps after the warm-up."""
-    trainee = ModelChainTrainee(setting, device)
-    trainee.run(WARMUP_STEPS if device.type == "cuda" else 1)
+    runner = ModelChainSteps(setting, device)
+    runner.run(WARMUP_STEPS if device.type == "cuda" else 1)
     on_gpu = device.type == "cuda"
     # Recording what the CPU does would slow it and make gaps that are not there otherwise.
     with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as profiler:
-        trainee.run(STEPS)
+        runner.run(STEPS)
     if not on_gpu:
         return {"steps": STEPS, "operators": operators(profiler)}
     with tempfile.TemporaryDirectory(prefix="profile-") as folder:

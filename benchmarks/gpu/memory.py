@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.gpu import settings
 from benchmarks.gpu.record import Record, part_arguments
-from benchmarks.gpu.trainees import ModelChainTrainee, release
+from benchmarks.gpu.step_runners import ModelChainSteps, release
 
 SIZES = {"cuda": (64, 128, 256, 512, 1024, 2048), "cpu": (2, 4)}
 
@@ -38,11 +38,11 @@ def main() -> None:
 def peak(size: int, device: torch.device, *, gradient_checkpointing: bool) -> dict[str, object]:
     """Two steps of one micro-batch of this size; the second finds the optimizer's state in place."""
     setting = dataclasses.replace(settings.find(device.type, "oneCaption"), batch_size=size)
-    trainee = ModelChainTrainee(setting, device, gradient_checkpointing=gradient_checkpointing)
+    runner = ModelChainSteps(setting, device, gradient_checkpointing=gradient_checkpointing)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    trainee.run(2)
-    found: dict[str, object] = {"captions": trainee.captions}
+    runner.run(2)
+    found: dict[str, object] = {"captions": runner.captions}
     if device.type == "cuda":
         allocated = torch.cuda.max_memory_allocated()
         held = torch.cuda.memory_allocated()  # weights and the optimizer's state

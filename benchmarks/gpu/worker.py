@@ -22,19 +22,19 @@ import torch
 
 from benchmarks.gpu import ceilings, settings
 from benchmarks.gpu.record import failure
-from benchmarks.gpu.trainees import Trainee, forget_compiled, make, release
+from benchmarks.gpu.step_runners import StepRunner, forget_compiled, make, release
 
 WARMUP_STEPS = {"cuda": 5, "cpu": 2}  # every batch once: each may have a length to compile for
 SETTLING_STEPS = 2  # before each measurement: the allocator has given everything back
 
 
 class Worker:
-    """Holds at most one trainee."""
+    """Holds at most one runner."""
 
     def __init__(self, program: str, device: torch.device) -> None:
         self._program = program
         self._device = device
-        self._trainee: Trainee | None = None
+        self._runner: StepRunner | None = None
         self._batch_size = 0
 
     def answer(self, request: dict[str, Any]) -> dict[str, object]:
@@ -58,12 +58,12 @@ class Worker:
         if batch_size is not None:
             setting = dataclasses.replace(setting, batch_size=batch_size)
         started = time.perf_counter()
-        trainee = make(self._program, setting, self._device)
+        runner = make(self._program, setting, self._device)
         built = time.perf_counter()
-        first_loss = trainee.run(1)
+        first_loss = runner.run(1)
         first = time.perf_counter()
-        trainee.run(WARMUP_STEPS[self._device.type] - 1)
-        self._trainee, self._batch_size = trainee, setting.batch_size
+        runner.run(WARMUP_STEPS[self._device.type] - 1)
+        self._runner, self._batch_size = runner, setting.batch_size
         release(self._device)
         return {
             "buildSeconds": built - started,
@@ -71,19 +71,19 @@ class Worker:
             "warmupSeconds": time.perf_counter() - first,
             "firstLoss": first_loss,
             "compilations": _compilations(),
-            "captions": trainee.captions,
-            "flopsPerSample": trainee.flops_per_sample,
+            "captions": runner.captions,
+            "flopsPerSample": runner.flops_per_sample,
         }
 
     def _measure(self, steps: int) -> dict[str, object]:
-        assert self._trainee is not None, "nothing is prepared"
+        assert self._runner is not None, "nothing is prepared"
         on_gpu = self._device.type == "cuda"
-        self._trainee.run(SETTLING_STEPS if on_gpu else 1)
+        self._runner.run(SETTLING_STEPS if on_gpu else 1)
         if on_gpu:
             torch.cuda.reset_peak_memory_stats()
             torch.cuda.synchronize()
         started = time.perf_counter()
-        loss = self._trainee.run(steps)
+        loss = self._runner.run(steps)
         seconds = time.perf_counter() - started
         answer: dict[str, object] = {
             "samplesPerSecond": steps * self._batch_size / seconds,
@@ -97,7 +97,7 @@ class Worker:
         return answer
 
     def _forget(self) -> None:
-        self._trainee = None
+        self._runner = None
         forget_compiled()
         release(self._device)
 

@@ -15,7 +15,7 @@ from modelchain.resolve import resolve
 from modelchain.resolved import ResolvedStage
 from modelchain.validation import check_object
 from modelchain.yaml_reader import read_documents
-from modelchain_trainer.metrics_log import decode_lines
+from modelchain_trainer.telemetry.metrics_log import decode_lines
 from tests.e2e.cluster import Object, image_trouble, kubectl, read, wait_until
 from tests.e2e.settings import Failed
 from tests.e2e.store import S3, SECRET_NAME

@@ -16,8 +16,8 @@ from modelchain.resolved import (
     ResolvedTraining,
 )
 from modelchain.spec import ModelConfig, TextSpec, VisionSpec
-from modelchain_trainer.collectives import Group
 from modelchain_trainer.distillation import build_projections
+from modelchain_trainer.distributed.collectives import Group
 from modelchain_trainer.model.build import build_model
 from modelchain_trainer.model.clip import Clip
 from modelchain_trainer.optimizer import AdamW

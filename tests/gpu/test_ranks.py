@@ -9,8 +9,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from modelchain_trainer import collectives
-from modelchain_trainer.collectives import Group
+from modelchain_trainer.distributed import collectives
+from modelchain_trainer.distributed.collectives import Group
 from modelchain_trainer.environment import free_port
 from tests.gpu.steps import batch, relative_error, stage, train_step
 
@@ -27,7 +27,7 @@ class Connected(Group):
 
 @pytest.fixture
 def group(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> Iterator[Group]:
-    """As modelchain_trainer.ranks meets, on this machine."""
+    """As modelchain_trainer.distributed.ranks meets, on this machine."""
     monkeypatch.setattr(
         collectives, "BUCKET_BYTES", 1 << 16
     )  # many buckets, sent while the backward pass runs

@@ -17,8 +17,8 @@ from modelchain.resolved import ResolvedStage
 from modelchain.store import open_store
 from modelchain.store.folder import FolderStore
 from modelchain_trainer.checkpoint import (
+    CheckpointState,
     CheckpointWriter,
-    TrainingState,
     restore_latest,
     restore_random,
     take_snapshot,
@@ -39,7 +39,7 @@ def test_a_checkpoint_gives_weights_moments_and_generators_back_bit_for_bit(
     straight = train_step(device, made_for)
     for step in range(2):
         straight.step.run(batch(step), step).read()
-    state = TrainingState(
+    state = CheckpointState(
         step=2, train_seconds=1.0, started_at="2026-01-01T00:00:00Z", corrupt_samples={}, attempts=("a",)
     )
     store = FolderStore(tmp_path / "store")

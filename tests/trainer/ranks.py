@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from modelchain_trainer.collectives import Group
+from modelchain_trainer.distributed.collectives import Group
 
 T = TypeVar("T")
 PATIENCE_SECONDS = 60.0

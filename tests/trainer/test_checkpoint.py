@@ -16,15 +16,15 @@ from modelchain.store import Forbidden, StoreUnavailable
 from modelchain.store.folder import FolderStore
 from modelchain_trainer import checkpoint as module
 from modelchain_trainer.checkpoint import (
+    CheckpointState,
     CheckpointWriter,
     Snapshot,
-    TrainingState,
     delete_checkpoints,
     restore_latest,
     restore_random,
     take_snapshot,
 )
-from modelchain_trainer.data.patience import Patience
+from modelchain_trainer.retry_policy import RetryPolicy
 
 FOLDER = "stages/tiny-0000000000000000"
 
@@ -76,7 +76,7 @@ def store(tmp_path: Path) -> _Store:
 
 
 def _snapshot(step: int) -> Snapshot:
-    state = TrainingState(
+    state = CheckpointState(
         step=step,
         train_seconds=step * 0.25,
         started_at="2026-01-01T00:00:00Z",
@@ -253,7 +253,7 @@ def test_an_outage_of_the_store_is_waited_out(store: _Store, stage: ResolvedStag
 def test_a_store_that_stays_away_costs_the_checkpoint_but_not_the_training(
     store: _Store, stage: ResolvedStage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "Patience", lambda: Patience(0.01))
+    monkeypatch.setattr(module, "RetryPolicy", lambda: RetryPolicy(0.01))
 
     def fail(_: str) -> None:
         raise StoreUnavailable("refused")

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from modelchain_trainer import losses
-from modelchain_trainer.collectives import Group
 from modelchain_trainer.distillation import Projections, build_projections
+from modelchain_trainer.distributed.collectives import Group
 from modelchain_trainer.expansion import embedding_map
 from modelchain_trainer.losses import Features, LossAndGradients, loss_and_feature_gradients
 from tests.trainer.ranks import on_ranks

@@ -20,7 +20,7 @@ from modelchain.resolved import ResolvedChain, ResolvedExpansion, ResolvedStage
 from modelchain.spec import LossName, ModelConfig
 from modelchain.validation import check_file
 from modelchain_trainer import losses
-from modelchain_trainer.collectives import Group
+from modelchain_trainer.distributed.collectives import Group
 from modelchain_trainer.expansion import expand
 from modelchain_trainer.losses import Features, LossAndGradients, sigmoid_loss
 from modelchain_trainer.model import build_model, load_weights, save_weights

@@ -37,10 +37,10 @@ from modelchain.spec import (
     TextSpec,
     VisionSpec,
 )
-from modelchain_trainer import collectives
-from modelchain_trainer.collectives import Group
 from modelchain_trainer.data.sample import normalize
 from modelchain_trainer.distillation import build_projections
+from modelchain_trainer.distributed import collectives
+from modelchain_trainer.distributed.collectives import Group
 from modelchain_trainer.environment import free_port
 from modelchain_trainer.model.build import build_model
 from modelchain_trainer.model.clip import Clip

@@ -27,7 +27,7 @@ from modelchain_trainer.environment import ProcessEnvironment
 from modelchain_trainer.expansion import expand, expand_moments
 from modelchain_trainer.position import Position
 from modelchain_trainer.stopping import StopRequest
-from modelchain_trainer.trainee import Trainee, prepare
+from modelchain_trainer.train_state import TrainState, prepare
 
 StageOf = Callable[..., ResolvedStage]
 Train = Callable[..., Position]
@@ -140,7 +140,7 @@ def reference(
 
 
 @contextmanager
-def prepared(stage: ResolvedStage, scratch: Path) -> Iterator[Trainee]:
+def prepared(stage: ResolvedStage, scratch: Path) -> Iterator[TrainState]:
     """The stage before its first step, in the test's own process."""
     scratch.mkdir()
     environment = ProcessEnvironment(
@@ -202,8 +202,8 @@ def test_the_next_stage_begins_with_the_grown_trunk_and_its_moments(
     optimizer = load_file(trunk_of(small) / "optimizer.safetensors")
     sizes = (small.model_config_, large.model_config_)
     expected = expand(trunk, *sizes, large.expansion, seed=large.training.seed)
-    with prepared(large, tmp_path / "scratch") as trainee:
-        model, state = trainee.model.state_dict(), trainee.train_step.state_dict()
+    with prepared(large, tmp_path / "scratch") as trained:
+        model, state = trained.model.state_dict(), trained.train_step.state_dict()
         assert all(torch.equal(model[name], tensor) for name, tensor in expected.items())
         assert float(state["optimizer.steps"]) == TRUNK
         for kind, power in (("mean", 1), ("square", 2)):
@@ -213,7 +213,7 @@ def test_the_next_stage_begins_with_the_grown_trunk_and_its_moments(
                 assert torch.equal(state[prefix + name], tensor), prefix + name
                 assert tensor.any() or "resblocks.1" in name or name.startswith("token"), name
             assert not state[f"{prefix}projections.image"].any()
-        for name, tensor in trainee.published.state_dict().items():
+        for name, tensor in trained.published.state_dict().items():
             assert torch.equal(state[f"average.{name}"], tensor)
             assert torch.equal(model[name], tensor)
 
@@ -223,8 +223,8 @@ def test_a_reset_optimizer_begins_with_nothing(
 ) -> None:
     stage = large_in(stage_in, Path(small.store.uri))
     expansion = stage.expansion.model_copy(update={"optimizer_state": OptimizerState.RESET})
-    with prepared(stage.model_copy(update={"expansion": expansion}), tmp_path / "scratch") as trainee:
-        state = trainee.train_step.state_dict()
+    with prepared(stage.model_copy(update={"expansion": expansion}), tmp_path / "scratch") as trained:
+        state = trained.train_step.state_dict()
         assert not any(tensor.any() for name, tensor in state.items() if name.startswith("optimizer."))
 
 

@@ -27,9 +27,9 @@ from modelchain.spec import Precision
 from modelchain.store.folder import FolderStore
 from modelchain_trainer import publish
 from modelchain_trainer.attempt import check_precision
-from modelchain_trainer.metrics_log import decode_lines
 from modelchain_trainer.model.weights import load_weights
 from modelchain_trainer.position import Position
+from modelchain_trainer.telemetry.metrics_log import decode_lines
 
 StageOf = Callable[..., ResolvedStage]
 Train = Callable[..., Position]

@@ -15,7 +15,7 @@ def _end(_number: int, _frame: object) -> None:
 # for all of its grace period.
 signal.signal(signal.SIGTERM, _end)
 
-from modelchain_trainer.launcher import main  # noqa: E402
+from modelchain_trainer.distributed.launcher import main  # noqa: E402
 
 if __name__ == "__main__":
     sys.exit(main())

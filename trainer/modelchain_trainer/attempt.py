@@ -18,7 +18,7 @@ from modelchain.lease import LeaseKeeper
 from modelchain.resolved import ResolvedStage
 from modelchain.spec import Precision
 from modelchain.store import ConflictError, Store, open_store
-from modelchain_trainer.data.patience import Patience
+from modelchain_trainer.distributed.ranks import Ranks
 from modelchain_trainer.environment import (
     DEVICE_VARIABLE,
     TOKEN_FILE,
@@ -26,10 +26,10 @@ from modelchain_trainer.environment import (
     available_cores,
 )
 from modelchain_trainer.position import Position
-from modelchain_trainer.ranks import Ranks
+from modelchain_trainer.retry_policy import RetryPolicy
 from modelchain_trainer.stopping import StopRequest
-from modelchain_trainer.telemetry import Telemetry
-from modelchain_trainer.trainjob_status import StatusReporter, find_server
+from modelchain_trainer.telemetry.recorder import Telemetry
+from modelchain_trainer.telemetry.trainjob_status import StatusReporter, find_server
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class Attempt:
     position: Position
     telemetry: Telemetry  # silent on other ranks than the first
     lease: LeaseKeeper | None  # held by the first rank
-    patience: Patience
+    retry_policy: RetryPolicy
 
     @property
     def folder(self) -> str:
@@ -84,8 +84,8 @@ def begin(
     _configure_torch(environment, device)
     ranks = Ranks(environment, device)
     store = open_store(stage.store)
-    patience = Patience()
-    manifest = ranks.share("winner", lambda: patience.attempt(lambda: _winner(store, stage)))
+    retry_policy = RetryPolicy()
+    manifest = ranks.share("winner", lambda: retry_policy.call(lambda: _winner(store, stage)))
     if manifest:
         logger.info("stage %s is complete already, by attempt %s", stage.name, manifest)
         yield None
@@ -100,7 +100,7 @@ def begin(
         telemetry = Telemetry(None, "", steps=stage.training.steps)
         if ranks.first:
             accept_risk = stage.store.allow_unconditional_writes
-            patience.attempt(lambda: require_conditional_writes(store, accept_risk=accept_risk))
+            retry_policy.call(lambda: require_conditional_writes(store, accept_risk=accept_risk))
             lease = _take_lease(store, stage, token)
             stack.callback(lease.release)
             telemetry = Telemetry(store, attempt_folder(stage.folder, token), steps=stage.training.steps)
@@ -109,10 +109,12 @@ def begin(
                 reporter = StatusReporter(server, telemetry.progress)
                 stack.callback(reporter.close)
                 reporter.start()
-            patience.attempt(lambda: _write_stage(store, stage))
+            retry_policy.call(lambda: _write_stage(store, stage))
         telemetry.start()
         ranks.share("lease", lambda: token)  # nobody goes on before it is held
-        yield Attempt(stage, token, store, scratch, device, ranks, stop, position, telemetry, lease, patience)
+        yield Attempt(
+            stage, token, store, scratch, device, ranks, stop, position, telemetry, lease, retry_policy
+        )
     ranks.leave()
 
 
@@ -178,7 +180,7 @@ def _take_lease(store: Store, stage: ResolvedStage, token: str) -> LeaseKeeper:
         chain=stage.chain.full_name,
         duration_seconds=stage.retry.lease_seconds,
     )
-    Patience().attempt(keeper.acquire)
+    RetryPolicy().call(keeper.acquire)
     return keeper
 
 

@@ -14,10 +14,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from modelchain_trainer.collectives import Group
-from modelchain_trainer.model.build import model_from
-from modelchain_trainer.model.families import AnyModel
-from modelchain_trainer.sharding import (
+from modelchain_trainer.distributed.collectives import Group
+from modelchain_trainer.distributed.sharding import (
     gathered,
     in_parts,
     own_part,
@@ -26,6 +24,8 @@ from modelchain_trainer.sharding import (
     parts_of,
     whole_model,
 )
+from modelchain_trainer.model.build import model_from
+from modelchain_trainer.model.families import AnyModel
 
 
 class AveragedModel:

@@ -4,7 +4,7 @@
         model.safetensors      the student's weights
         optimizer.safetensors  moments, projections and averaged weights
         random.safetensors     states of torch's generators
-        state.json             TrainingState
+        state.json             CheckpointState
         checkpoint.json        last: bytes and sha256 of the others; without it there is no checkpoint
 
 Which samples come next needs no state: it is a pure function of seed and step (data/order.py). Weights are
@@ -40,9 +40,9 @@ from modelchain.errors import UserDataError
 from modelchain.resolved import ResolvedStage
 from modelchain.spec import Block
 from modelchain.store import Store, StoreError, StoreUnavailable
-from modelchain_trainer.data.patience import Patience
 from modelchain_trainer.failpoints import reach
 from modelchain_trainer.model.weights import save_tensors
+from modelchain_trainer.retry_policy import RetryPolicy
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ RANDOM = "random.safetensors"
 STATE = "state.json"
 
 
-class TrainingState(Block):
+class CheckpointState(Block):
     """state.json: the numbers of a checkpoint."""
 
     version: int = 1
@@ -68,14 +68,14 @@ class TrainingState(Block):
 class Snapshot:
     """A copy of a stage's state at one step, on the CPU: the training may go on while it is written."""
 
-    state: TrainingState
+    state: CheckpointState
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     random: dict[str, Tensor]
 
 
 def take_snapshot(
-    state: TrainingState, model: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]
+    state: CheckpointState, model: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]
 ) -> Snapshot:
     """Copy tensors and generators. Call it between two steps."""
     return Snapshot(state, _copy(model), _copy(optimizer), _random_state())
@@ -109,7 +109,7 @@ class CheckpointWriter:
         self._committed = committed
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
-        self._patience = Patience()
+        self._retry_policy = RetryPolicy()
 
     @property
     def busy(self) -> bool:
@@ -137,7 +137,7 @@ class CheckpointWriter:
     def check(self) -> None:
         """Raises the error of the last checkpoint, if it does not pass (disk full, forbidden).
 
-        A store that stays away for longer than our patience is no such error: the training goes on, and the
+        A store that stays away for longer than is waited for it is no such error: the training goes on, and the
         next checkpoint is tried.
         """
         if self._error is not None:
@@ -169,15 +169,15 @@ class CheckpointWriter:
         for name in (STATE, RANDOM, CHECKPOINT_MODEL, CHECKPOINT_OPTIMIZER):
             path = folder / name
             entries.append(hash_file(path))
-            self._patience.attempt(lambda key=f"{target}/{name}", path=path: self._store.upload(key, path))
+            self._retry_policy.call(lambda key=f"{target}/{name}", path=path: self._store.upload(key, path))
             reach("checkpoint-file")
         manifest = CheckpointManifest(
             digest=self._stage.digest, step=step, world_size=self._world_size, files=tuple(entries)
         )
         data = manifest.model_dump_json(by_alias=True, indent=2).encode()
-        self._patience.attempt(self._before_commit)
+        self._retry_policy.call(self._before_commit)
         reach("checkpoint-commit")
-        self._patience.attempt(lambda: self._store.put(f"{target}/{CHECKPOINT}", data))
+        self._retry_policy.call(lambda: self._store.put(f"{target}/{CHECKPOINT}", data))
         self._committed(step)
         reach("checkpoint-committed")
         self._delete_replaced(step)
@@ -240,7 +240,7 @@ class Restored:
     """A checkpoint, read back and verified."""
 
     token: str  # of the attempt that saved it
-    state: TrainingState
+    state: CheckpointState
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     random: dict[str, Tensor]
@@ -253,9 +253,9 @@ def restore_latest(store: Store, stage: ResolvedStage, scratch: Path) -> Restore
     made again then. Raises Forbidden and StoreUnavailable: neither means that
     there is none.
     """
-    patience = Patience()
+    retry_policy = RetryPolicy()
     trunk_steps = stage.training.trunk_steps
-    whole = patience.attempt(lambda: list(checkpoints(store, stage.folder, stage.digest)))
+    whole = retry_policy.call(lambda: list(checkpoints(store, stage.folder, stage.digest)))
     has_trunk = any(manifest.step == trunk_steps for _, manifest in whole)
     for token, manifest in whole:
         place = store.uri_of(checkpoint_folder(stage.folder, token, manifest.step))
@@ -264,7 +264,7 @@ def restore_latest(store: Store, stage: ResolvedStage, scratch: Path) -> Restore
             continue
         folder = scratch / f"restore-{token}-{manifest.step}"
         try:
-            restored = _read(store, stage, token, manifest, folder, patience)
+            restored = _read(store, stage, token, manifest, folder, retry_policy)
         except UserDataError as error:
             logger.warning("%s: passed over: %s", place, error)
             continue
@@ -288,17 +288,17 @@ def _read(
     token: str,
     manifest: CheckpointManifest,
     folder: Path,
-    patience: Patience,
+    retry_policy: RetryPolicy,
 ) -> Restored:
     base = checkpoint_folder(stage.folder, token, manifest.step)
     folder.mkdir()
     for entry in manifest.files:
         path = folder / Path(entry.path).name
-        patience.attempt(lambda entry=entry, path=path: download_verified(store, base, entry, path))
+        retry_policy.call(lambda entry=entry, path=path: download_verified(store, base, entry, path))
     try:
         return Restored(
             token,
-            TrainingState.model_validate_json((folder / STATE).read_bytes()),
+            CheckpointState.model_validate_json((folder / STATE).read_bytes()),
             load_file(folder / CHECKPOINT_MODEL),
             load_file(folder / CHECKPOINT_OPTIMIZER),
             load_file(folder / RANDOM),

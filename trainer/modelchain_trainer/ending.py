@@ -169,7 +169,7 @@ def _foreseen(error: Exception, environment: ProcessEnvironment) -> ModelChainEr
             f"out of memory: lower training.microBatchSize or set training.gradientCheckpointing ({error})"
         )
     if isinstance(error, RuntimeError) and environment.world_size > 1:
-        from modelchain_trainer.ranks import lost_peer
+        from modelchain_trainer.distributed.ranks import lost_peer
 
         return lost_peer(error, environment)
     return None

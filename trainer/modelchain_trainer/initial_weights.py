@@ -107,7 +107,7 @@ def _grown_trunk(attempt: Attempt, predecessor: StageReference) -> tuple[AnyMode
 
 def _manifest_of(attempt: Attempt, other: StageReference) -> Manifest:
     store = attempt.store
-    manifest = attempt.patience.attempt(lambda: verify_stage(store, other.folder, other.digest))
+    manifest = attempt.retry_policy.call(lambda: verify_stage(store, other.folder, other.digest))
     if manifest is None:
         raise MissingInputError(
             f"stage {attempt.stage.name} needs the weights of {other.name}, which is not complete at "
@@ -120,7 +120,7 @@ def _download(attempt: Attempt, other: StageReference, manifest: Manifest, name:
     entry = next((entry for entry in manifest.files if entry.path == name), None)
     if entry is None:
         raise UserDataError(f"{attempt.store.uri_of(other.folder)}: its manifest lists no {name}")
-    attempt.patience.attempt(lambda: download_verified(attempt.store, other.folder, entry, path))
+    attempt.retry_policy.call(lambda: download_verified(attempt.store, other.folder, entry, path))
     attempt.telemetry.advance()
 
 
@@ -131,9 +131,9 @@ def _foreign_model(attempt: Attempt, weights: WeightsSpec) -> AnyModel:
         return _model_of_file(attempt, weights, folder)
     store = open_location(weights.uri, attempt.stage.store)
     task = task_of(attempt.stage.task)
-    sha256 = attempt.patience.attempt(lambda: store.download(task.weights, folder / task.weights))
+    sha256 = attempt.retry_policy.call(lambda: store.download(task.weights, folder / task.weights))
     attempt.telemetry.advance()
-    attempt.patience.attempt(lambda: store.download(task.weights_config, folder / task.weights_config))
+    attempt.retry_policy.call(lambda: store.download(task.weights_config, folder / task.weights_config))
     attempt.telemetry.advance()
     _check_sha256(sha256, weights, store.uri_of(task.weights))
     state, config = load_weights(folder, task)
@@ -146,7 +146,7 @@ def _model_of_file(attempt: Attempt, weights: WeightsSpec, folder: Path) -> AnyM
     parent, name = split_uri(weights.uri)
     path = folder / name
     store = open_location(parent, attempt.stage.store)
-    sha256 = attempt.patience.attempt(lambda: store.download(name, path))
+    sha256 = attempt.retry_policy.call(lambda: store.download(name, path))
     attempt.telemetry.advance()
     _check_sha256(sha256, weights, weights.uri)
     state = load_checkpoint_file(path, attempt.stage.model_config_)

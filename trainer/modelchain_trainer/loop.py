@@ -22,12 +22,12 @@ from modelchain_trainer.checkpoint import CheckpointWriter, take_snapshot
 from modelchain_trainer.data.sample import Cause
 from modelchain_trainer.data.source import Loader
 from modelchain_trainer.ending import out_of_memory
-from modelchain_trainer.evaluation import AnySet, Tokenize, evaluate
-from modelchain_trainer.evaluation_sets import is_due
+from modelchain_trainer.evaluation.evaluate import AnySet, Tokenize, evaluate
+from modelchain_trainer.evaluation.sets import is_due
 from modelchain_trainer.failpoints import reach
 from modelchain_trainer.step import StepReading, StepResult
 from modelchain_trainer.stopping import Terminated, steps_between_agreements
-from modelchain_trainer.trainee import Trainee
+from modelchain_trainer.train_state import TrainState
 
 logger = logging.getLogger(__name__)
 
@@ -35,28 +35,28 @@ _GO_ON, _STOP, _LEASE_LOST = 0, 1, 2
 
 
 class TrainingLoop:
-    """Trains `trainee` to its last step."""
+    """Trains `state` to its last step."""
 
     def __init__(
         self,
         attempt: Attempt,
-        trainee: Trainee,
+        state: TrainState,
         loader: Loader,
         sets: Sequence[AnySet],
         tokenizer: Tokenize | None,
     ) -> None:
-        """The loader begins at the trainee's step."""
+        """The loader begins at the state's step."""
         self._attempt = attempt
         self._training = attempt.stage.training
-        self._trainee = trainee
+        self._state = state
         self._loader = loader
         self._sets = sets
         self._tokenizer = tokenizer
-        self._corrupt_before = dict(trainee.corrupt)
-        self._line_from = _Clock(trainee.step, trainee.train_seconds, loader.wait_seconds)
+        self._corrupt_before = dict(state.corrupt)
+        self._line_from = _Clock(state.step, state.train_seconds, loader.wait_seconds)
         self._agreed = False  # with the other ranks, to stop
-        self._next_agreement, self._agreed_at = trainee.step + 1, time.perf_counter()
-        self._last_agreement = trainee.step
+        self._next_agreement, self._agreed_at = state.step + 1, time.perf_counter()
+        self._last_agreement = state.step
         self._skipped = 0  # steps, as far as told
         self._writer = CheckpointWriter(
             attempt.store,
@@ -73,7 +73,7 @@ class TrainingLoop:
         try:
             while True:
                 self._evaluate_if_due()
-                if self._trainee.step == self._training.steps:
+                if self._state.step == self._training.steps:
                     break
                 self._attempt.telemetry.phase("Training")
                 with self._attempt.stop.deferred():
@@ -86,19 +86,19 @@ class TrainingLoop:
             self._loader.close()
 
     def _train_until(self, end: int) -> None:
-        attempt, trainee = self._attempt, self._trainee
-        while trainee.step < end:
+        attempt, state = self._attempt, self._state
+        while state.step < end:
             started = time.perf_counter()
             result = self._step()
-            trainee.step += 1
-            last = trainee.step == self._training.steps
-            log = last or trainee.step % self._training.log_every_steps == 0
-            trunk = trainee.step == self._training.trunk_steps
-            save = last or trunk or trainee.step % self._training.checkpoint_every_steps == 0
+            state.step += 1
+            last = state.step == self._training.steps
+            log = last or state.step % self._training.log_every_steps == 0
+            trunk = state.step == self._training.trunk_steps
+            save = last or trunk or state.step % self._training.checkpoint_every_steps == 0
             reading = result.read() if log else None  # waits for the device
-            trainee.train_seconds += time.perf_counter() - started
-            attempt.position.step = trainee.step
-            attempt.telemetry.step(trainee.step)
+            state.train_seconds += time.perf_counter() - started
+            attempt.position.step = state.step
+            attempt.telemetry.step(state.step)
             reach("step")
             if log or save:
                 self._count_corrupt()
@@ -113,7 +113,7 @@ class TrainingLoop:
     def _step(self) -> StepResult:
         batch = next(self._loader)
         try:
-            return self._trainee.train_step.run(batch, self._trainee.step)
+            return self._state.train_step.run(batch, self._state.step)
         except torch.OutOfMemoryError as error:
             share = self._training.global_batch_size // self._attempt.ranks.world_size
             raise out_of_memory(share, self._training, error) from None
@@ -121,7 +121,7 @@ class TrainingLoop:
     def _agree(self) -> None:
         """Stop if any rank has been asked to, all at the same step."""
         attempt = self._attempt
-        if attempt.ranks.world_size > 1 and self._trainee.step < self._next_agreement:
+        if attempt.ranks.world_size > 1 and self._state.step < self._next_agreement:
             return
         mine = _STOP if attempt.stop.requested else _GO_ON
         if attempt.lease is not None and attempt.lease.lost:
@@ -139,34 +139,34 @@ class TrainingLoop:
         """When to agree next: all ranks at the same step, by the slowest one's pace. On a CPU a step is long enough."""
         if self._attempt.device.type == "cpu":
             return
-        step, now = self._trainee.step, time.perf_counter()
+        step, now = self._state.step, time.perf_counter()
         pace = (now - self._agreed_at) / max(1, step - self._last_agreement)
         milliseconds = self._attempt.ranks.agree(round(1000 * pace))
         self._next_agreement = step + steps_between_agreements(milliseconds / 1000)
         self._last_agreement, self._agreed_at = step, now
 
     def _log(self, reading: StepReading) -> None:
-        attempt, trainee = self._attempt, self._trainee
+        attempt, state = self._attempt, self._state
         if reading.skipped_steps > self._skipped:
             logger.warning(
                 "step %d: %d steps of this attempt were skipped, for their loss or gradient was not finite",
-                trainee.step,
+                state.step,
                 reading.skipped_steps,
             )
             self._skipped = reading.skipped_steps
         if reading.skipped:
             return  # its figures are no numbers
-        now = _Clock(trainee.step, trainee.train_seconds, self._loader.wait_seconds)
+        now = _Clock(state.step, state.train_seconds, self._loader.wait_seconds)
         seconds = max(now.seconds - self._line_from.seconds, 1e-9)
         samples = (now.step - self._line_from.step) * self._training.global_batch_size
         waited = min(1.0, (now.waited - self._line_from.waited) / seconds)
         self._line_from = now
         line = TrainLine(
-            step=trainee.step,
-            epoch=trainee.step / self._training.steps_per_epoch,
-            samples=trainee.step * self._training.global_batch_size,
-            macs=self._macs(trainee.step),
-            time=trainee.train_seconds,
+            step=state.step,
+            epoch=state.step / self._training.steps_per_epoch,
+            samples=state.step * self._training.global_batch_size,
+            macs=self._macs(state.step),
+            time=state.train_seconds,
             wall_time=time.time(),
             learning_rate=reading.learning_rate,
             loss=reading.loss,
@@ -176,10 +176,10 @@ class TrainingLoop:
             samples_per_second=samples / seconds,
             data_wait_fraction=waited,
         )
-        attempt.telemetry.train(line, trainee.corrupt)
+        attempt.telemetry.train(line, state.corrupt)
 
     def _macs(self, step: int) -> float:
-        taught = self._trainee.train_step.teacher_steps
+        taught = self._state.train_step.teacher_steps
         return float(stage_macs(self._attempt.stage, until_step=step, teacher_steps=taught))
 
     def _count_corrupt(self) -> None:
@@ -188,17 +188,17 @@ class TrainingLoop:
         counts = torch.tensor([mine.get(cause, 0) for cause in Cause], device=self._attempt.device)
         for cause, count in zip(Cause, self._attempt.ranks.group.sum(counts).tolist(), strict=True):
             if total := self._corrupt_before.get(cause, 0) + count:
-                self._trainee.corrupt[str(cause)] = total
+                self._state.corrupt[str(cause)] = total
 
     def _next_evaluation(self) -> int:
         """The next step with an evaluation, after the one that is finished."""
-        step, steps = self._trainee.step, self._training.steps
+        step, steps = self._state.step, self._training.steps
         every = [s.spec.every_steps for s in self._sets if s.spec.every_steps]
         return min([steps, *((step // n + 1) * n for n in every)])
 
     def _evaluate_if_due(self) -> None:
-        attempt, trainee = self._attempt, self._trainee
-        step = trainee.step
+        attempt, state = self._attempt, self._state
+        step = state.step
         due = [s for s in self._sets if is_due(s.spec, step, self._training.steps)]
         known = attempt.ranks.share(f"evaluated-{step}", lambda: "yes" if self._is_evaluated(step) else "")
         if not due or known:
@@ -206,7 +206,7 @@ class TrainingLoop:
         attempt.telemetry.phase("Evaluating")
         reach("evaluation")
         metrics = evaluate(
-            trainee.published,
+            state.published,
             due,
             self._tokenizer,
             precision=self._training.precision,
@@ -217,7 +217,7 @@ class TrainingLoop:
             step=step,
             samples=step * self._training.global_batch_size,
             macs=self._macs(step),
-            time=trainee.train_seconds,
+            time=state.train_seconds,
             wall_time=time.time(),
             metrics=metrics,
         )
@@ -233,26 +233,26 @@ class TrainingLoop:
 
         Of what is sharded all ranks have a part: then all call it, and rank 0 decides.
         """
-        attempt, trainee = self._attempt, self._trainee
-        trunk = trainee.step == self._training.trunk_steps
-        last = trainee.step == self._training.steps
+        attempt, state = self._attempt, self._state
+        trunk = state.step == self._training.trunk_steps
+        last = state.step == self._training.steps
         due = due and attempt.ranks.first
         if due and self._writer.busy and not (last or trunk):
-            logger.info("no checkpoint at step %d: the one before is still being written", trainee.step)
+            logger.info("no checkpoint at step %d: the one before is still being written", state.step)
             due = False
-        if trainee.train_step.sharded:
+        if state.train_step.sharded:
             due = bool(attempt.ranks.agree(int(due)))
         if not due:
             return
         # Reading raises DivergedError, and what may be the beginning of that is not kept either.
         if result is not None and result.read().skipped and not (last or trunk):
-            logger.info("no checkpoint at step %d: that step was skipped", trainee.step)
+            logger.info("no checkpoint at step %d: that step was skipped", state.step)
             return
-        weights, rest = trainee.train_step.model_state(), trainee.train_step.state_dict()
+        weights, rest = state.train_step.model_state(), state.train_step.state_dict()
         if not attempt.ranks.first:
             return
-        attempt.telemetry.begin_segment(trainee.step)
-        snapshot = take_snapshot(trainee.state(), weights, rest)
+        attempt.telemetry.begin_segment(state.step)
+        snapshot = take_snapshot(state.for_checkpoint(), weights, rest)
         self._writer.start(snapshot, required=trunk)
 
     def _committed(self, step: int) -> None:
@@ -261,16 +261,16 @@ class TrainingLoop:
 
     def _leave(self) -> None:
         """Save what would be lost, and let the other ranks wait for it if all of us have agreed to stop."""
-        attempt, trainee = self._attempt, self._trainee
+        attempt, state = self._attempt, self._state
         due = False
         if attempt.ranks.first:
             attempt.telemetry.phase("Checkpointing")
             self._writer.wait()
-            due = trainee.step not in (0, attempt.position.checkpoint_step)
-        if not trainee.train_step.sharded or self._agreed:
+            due = state.step not in (0, attempt.position.checkpoint_step)
+        if not state.train_step.sharded or self._agreed:
             self._save(None, due=due)
         elif due:
-            logger.warning("no checkpoint at step %d: this rank has a part of the state only", trainee.step)
+            logger.warning("no checkpoint at step %d: this rank has a part of the state only", state.step)
         if attempt.ranks.first:
             self._writer.wait()
         if self._agreed:

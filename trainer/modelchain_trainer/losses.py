@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from modelchain_trainer.collectives import Group
 from modelchain_trainer.distillation import Projections, distance
+from modelchain_trainer.distributed.collectives import Group
 
 CHUNK_ELEMENTS = 2**26  # logits held at once: 256 MiB in fp32
 

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from modelchain.resolved import ResolvedTraining
-from modelchain_trainer.collectives import BUCKET_BYTES, Group
-from modelchain_trainer.sharding import is_sharded, own_part, part_from_first, part_of, whole_of
+from modelchain_trainer.distributed.collectives import BUCKET_BYTES, Group
+from modelchain_trainer.distributed.sharding import is_sharded, own_part, part_from_first, part_of, whole_of
 
 STEPS = "steps"
 

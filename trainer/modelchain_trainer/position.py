@@ -12,7 +12,7 @@ class Position:
     step: int | None = None  # finished steps, once training has begun
     checkpoint_step: int | None = None  # of the newest whole checkpoint
 
-    def farewell(self) -> str:
+    def stop_message(self) -> str:
         """What to say when asked to end."""
         if self.checkpoint_step is not None:
             return (

@@ -23,22 +23,22 @@ from modelchain.errors import MissingInputError
 from modelchain.times import rfc3339
 from modelchain_trainer.attempt import Attempt
 from modelchain_trainer.checkpoint import Trunk, delete_checkpoints, find_trunk
-from modelchain_trainer.evaluation import AnySet, EvaluationSet, Tokenize, example_predictions
+from modelchain_trainer.evaluation.evaluate import AnySet, EvaluationSet, Tokenize, example_predictions
 from modelchain_trainer.failpoints import reach
 from modelchain_trainer.model.weights import save_weights
-from modelchain_trainer.trainee import Trainee
+from modelchain_trainer.train_state import TrainState
 
 logger = logging.getLogger(__name__)
 
 
-def publish(attempt: Attempt, trainee: Trainee, sets: Sequence[AnySet], tokenizer: Tokenize | None) -> None:
+def publish(attempt: Attempt, state: TrainState, sets: Sequence[AnySet], tokenizer: Tokenize | None) -> None:
     """Export, upload and commit. All ranks call it; rank 0 writes, the others return at once.
 
     Raises HeldError if another process has taken the stage over, StoreUnavailable if the store stays away.
     """
     folder = attempt.scratch / "export"
     folder.mkdir()
-    model = trainee.published
+    model = state.published
     labelled = next(
         (
             s
@@ -65,8 +65,8 @@ def publish(attempt: Attempt, trainee: Trainee, sets: Sequence[AnySet], tokenize
     attempt.check_lease()
     reach("manifest")
     trunk = _trunk(attempt)
-    manifest = _manifest(attempt, trainee, files, trunk)
-    winner = attempt.patience.attempt(lambda: commit_stage(attempt.store, attempt.stage.folder, manifest))
+    manifest = _manifest(attempt, state, files, trunk)
+    winner = attempt.retry_policy.call(lambda: commit_stage(attempt.store, attempt.stage.folder, manifest))
     reach("manifest-committed")
     if winner.attempt != attempt.token:
         logger.warning(
@@ -84,7 +84,7 @@ def _trunk(attempt: Attempt) -> Trunk | None:
     stage = attempt.stage
     if stage.training.trunk_steps is None:
         return None
-    trunk = attempt.patience.attempt(lambda: find_trunk(attempt.store, stage))
+    trunk = attempt.retry_policy.call(lambda: find_trunk(attempt.store, stage))
     if trunk is None:
         raise MissingInputError(
             f"stage {stage.name}: its checkpoint at step {stage.training.trunk_steps}, the trunk, was deleted while it "
@@ -98,15 +98,15 @@ def _upload(attempt: Attempt, folder: Path) -> tuple[FileEntry, ...]:
     base = attempt.folder.removeprefix(f"{attempt.stage.folder}/")
     entries: list[FileEntry] = []
     for path in sorted(folder.iterdir()):
-        attempt.patience.attempt(
+        attempt.retry_policy.call(
             lambda path=path: attempt.store.upload(f"{attempt.folder}/{path.name}", path)
         )
         entries.append(hash_file(path).model_copy(update={"path": f"{base}/{path.name}"}))
         attempt.telemetry.advance()
         reach("upload-file")
-    attempt.patience.attempt(attempt.telemetry.flush)
+    attempt.retry_policy.call(attempt.telemetry.flush)
     measured = attempt.telemetry.files()
-    attempt.patience.attempt(lambda: _write_missing(attempt, measured))
+    attempt.retry_policy.call(lambda: _write_missing(attempt, measured))
     for name, data in measured.items():
         sha256 = hashlib.sha256(data).hexdigest()
         entries.append(FileEntry(path=f"{base}/{name}", bytes=len(data), sha256=sha256))
@@ -126,7 +126,7 @@ def _write_missing(attempt: Attempt, files: Mapping[str, bytes]) -> None:
 
 
 def _manifest(
-    attempt: Attempt, trainee: Trainee, files: tuple[FileEntry, ...], trunk: Trunk | None
+    attempt: Attempt, state: TrainState, files: tuple[FileEntry, ...], trunk: Trunk | None
 ) -> Manifest:
     stage = attempt.stage
     return Manifest(
@@ -142,10 +142,10 @@ def _manifest(
         metrics=attempt.telemetry.metrics(),
         steps=stage.training.steps,
         samples=stage.training.steps * stage.training.global_batch_size,
-        macs=float(stage_macs(stage, teacher_steps=trainee.train_step.teacher_steps)),
-        started_at=trainee.started_at,
+        macs=float(stage_macs(stage, teacher_steps=state.train_step.teacher_steps)),
+        started_at=state.started_at,
         completed_at=rfc3339(time.time()),
-        train_seconds=trainee.train_seconds,
+        train_seconds=state.train_seconds,
         versions={
             "modelchain": modelchain.__version__,
             "torch": str(torch.__version__),

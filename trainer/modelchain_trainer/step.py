@@ -16,11 +16,11 @@ from modelchain.errors import ExitCode, ModelChainError
 from modelchain.resolved import ResolvedStage
 from modelchain.spec import Precision
 from modelchain_trainer.averaging import AveragedModel
-from modelchain_trainer.collectives import GradientSum, Group
+from modelchain_trainer.distributed.collectives import GradientSum, Group
+from modelchain_trainer.distributed.sharding import gathered, is_sharded, parts_of, total_norm, whole_model
 from modelchain_trainer.model.families import AnyModel
 from modelchain_trainer.optimizer import AdamW
 from modelchain_trainer.schedule import distillation_weight, learning_rate
-from modelchain_trainer.sharding import gathered, is_sharded, parts_of, total_norm, whole_model
 from modelchain_trainer.tasks import task_of
 from modelchain_trainer.tasks.task import Objective, Setting, StepBatch
 

@@ -5,19 +5,19 @@ from __future__ import annotations
 import logging
 
 from modelchain.resolved import ResolvedStage
-from modelchain_trainer import trainee
+from modelchain_trainer import train_state
 from modelchain_trainer.attempt import Attempt, begin
 from modelchain_trainer.data.left_out import find_shards, record_left_out
-from modelchain_trainer.data.patience import Patience
 from modelchain_trainer.data.shard_list import ShardList
 from modelchain_trainer.data.source import DataSource, OpenData
 from modelchain_trainer.environment import ProcessEnvironment
-from modelchain_trainer.evaluation import AnySet
-from modelchain_trainer.evaluation_sets import open_sets
+from modelchain_trainer.evaluation.evaluate import AnySet
+from modelchain_trainer.evaluation.sets import open_sets
 from modelchain_trainer.failpoints import reach
 from modelchain_trainer.loop import TrainingLoop
 from modelchain_trainer.position import Position
 from modelchain_trainer.publish import publish
+from modelchain_trainer.retry_policy import RetryPolicy
 from modelchain_trainer.stopping import StopRequest
 from modelchain_trainer.tasks import task_of
 
@@ -39,7 +39,7 @@ def train_stage(
         source = task.source(stage)
         data = index_data(attempt, source)
         sets = open_evaluation_sets(attempt)
-        model = trainee.prepare(attempt)
+        model = train_state.prepare(attempt)
         loader = source.loader(
             data,
             rank=attempt.ranks.rank,
@@ -69,17 +69,17 @@ def index_data(attempt: Attempt, source: DataSource) -> OpenData:
     attempt.telemetry.phase("Indexing")
     reach("indexing")
     stage, ranks, store = attempt.stage, attempt.ranks, attempt.store
-    patience = Patience()  # one of its own: it is stopped where a shard is bad
+    retry_policy = RetryPolicy()  # one of its own: it is stopped where a shard is bad
 
     def find() -> str:
-        return find_shards(stage, store, patience).to_text()
+        return find_shards(stage, store, retry_policy).to_text()
 
     shards = ShardList.from_text(ranks.share("shards", find), stage.store)
     if ranks.world_size > 1:
         source.share_work(
             shards,
             store,
-            patience,
+            retry_policy,
             attempt.telemetry.advance,
             rank=ranks.rank,
             world_size=ranks.world_size,
@@ -88,9 +88,9 @@ def index_data(attempt: Attempt, source: DataSource) -> OpenData:
     folder = attempt.scratch.parent / "index"  # of the node
     if ranks.first_of_node:
         folder.mkdir(exist_ok=True)
-        source.write(folder, shards, store, patience, attempt.telemetry.advance)
+        source.write(folder, shards, store, retry_policy, attempt.telemetry.advance)
     ranks.wait_for_all("index written")
     data = source.open(folder)
     if ranks.first:
-        record_left_out(stage, store, data, patience)
+        record_left_out(stage, store, data, retry_policy)
     return data

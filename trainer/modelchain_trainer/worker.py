@@ -44,7 +44,7 @@ def main() -> int:
 
         train_stage(stage, environment, stop, position)
     except Terminated:
-        failure = terminated_failure(position.farewell(), environment.rank, position.step)
+        failure = terminated_failure(position.stop_message(), environment.rank, position.step)
     except Exception as error:  # noqa: BLE001 - the last resort: whatever it is must reach the launcher
         failure, foreseen = failure_of(error, environment, position.step)
         if not foreseen:

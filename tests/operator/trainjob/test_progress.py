@@ -7,7 +7,7 @@ import json
 import pytest
 
 from modelchain.artifacts import Progress
-from modelchain_trainer.trainjob_status import trainer_status
+from modelchain_trainer.telemetry.trainjob_status import trainer_status
 from tests.control_plane.trainer import TrainerStack
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.xdist_group("trainer")]

@@ -22,11 +22,11 @@ from modelchain.resolved import ResolvedStage
 from modelchain.store import open_store
 from modelchain_trainer.data.document_tokenizer import ByteTokenizer
 from modelchain_trainer.data.documents import DocumentList
-from modelchain_trainer.data.patience import Patience
 from modelchain_trainer.data.sequences import SequenceLoader, SequenceOrder
 from modelchain_trainer.data.shard_list import ShardList
 from modelchain_trainer.data.source import DocumentSource
 from modelchain_trainer.data.token_stream import TokenStream, open_tokens, write_tokens
+from modelchain_trainer.retry_policy import RetryPolicy
 from tests.trainer.stages import smallest_stage
 
 END = ByteTokenizer.end_of_text
@@ -59,10 +59,10 @@ def opened(made: ResolvedStage, folder: Path) -> TokenStream:
 
     assert isinstance(made.model_config_, LanguageModelConfig)
     source = DocumentSource(made, made.model_config_)
-    patience = Patience()
-    shards = ShardList.find(made.data.shards, made.store, patience)
+    retry_policy = RetryPolicy()
+    shards = ShardList.find(made.data.shards, made.store, retry_policy)
     folder.mkdir()
-    source.write(folder, shards, open_store(made.store), patience, lambda: None)
+    source.write(folder, shards, open_store(made.store), retry_policy, lambda: None)
     return source.open(folder)
 
 

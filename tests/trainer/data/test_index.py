@@ -13,9 +13,9 @@ from modelchain.store import NotFound, Store
 from modelchain.store.folder import FolderStore
 from modelchain_trainer.data.index import build_index, index_samples
 from modelchain_trainer.data.kept_index import GROUP, groups_of, index_key, index_missing, read_kept
-from modelchain_trainer.data.patience import Patience
 from modelchain_trainer.data.reader import read_segment
 from modelchain_trainer.data.shard_list import ShardList
+from modelchain_trainer.retry_policy import RetryPolicy
 from tests.seaweedfs import BUCKET, SeaweedFS
 from tests.tar_files import write_tar
 from tests.trainer.data.shards import access, index_of, png, sample, write_shards
@@ -26,7 +26,7 @@ def test_samples_are_numbered_through_all_shards(tmp_path: Path) -> None:
     index = index_of(shards, 25, tmp_path / "store")
     assert index.first_samples.tolist() == [0, 10, 20, 25]
     for number in range(25):
-        segment = read_segment(index, number, number + 1, Patience())
+        segment = read_segment(index, number, number + 1, RetryPolicy())
         assert segment.image(number) == png(number)
         assert segment.text(number, 0) == f"number {number}".encode()
         assert index.shard_of(number).uri == shards[number // 10]
@@ -79,7 +79,7 @@ def test_the_first_known_picture_of_a_sample_is_its_image(tmp_path: Path) -> Non
     ]
     shard = str(write_tar(tmp_path / "a.tar", members))
     index = index_of([shard], 3, tmp_path / "store")
-    images = [read_segment(index, number, number + 1, Patience()).image(number) for number in range(3)]
+    images = [read_segment(index, number, number + 1, RetryPolicy()).image(number) for number in range(3)]
     assert images == [b"p", b"j", b"v"]
 
 
@@ -109,21 +109,21 @@ def nothing(_count: int) -> None:
 def test_ranks_index_their_own_groups_of_shards_only(tmp_path: Path) -> None:
     shards = write_shards(tmp_path / "data", 2 * GROUP + 3, 1)
     store = FolderStore(tmp_path / "store")
-    found = ShardList.find(shards, access(tmp_path), Patience())
-    index_missing(found, store, Patience(), nothing, rank=1, world_size=3)
+    found = ShardList.find(shards, access(tmp_path), RetryPolicy())
+    index_missing(found, store, RetryPolicy(), nothing, rank=1, world_size=3)
     assert [info.key for info in store.list("indexes/")] == [index_key(groups_of(found)[1])]
     for rank in (0, 2):
-        index_missing(found, store, Patience(), nothing, rank=rank, world_size=3)
+        index_missing(found, store, RetryPolicy(), nothing, rank=rank, world_size=3)
     assert len(list(store.list("indexes/"))) == 3
 
 
 def test_a_shard_list_travels_from_rank_to_rank(tmp_path: Path) -> None:
     shards = write_shards(tmp_path / "data", 9, 3)
-    found = ShardList.find(shards, access(tmp_path), Patience())
+    found = ShardList.find(shards, access(tmp_path), RetryPolicy())
     told = ShardList.from_text(found.to_text(), access(tmp_path))
     assert [shard.uri for shard in told.shards] == list(shards)
     assert [index_key(group) for group in groups_of(told)] == [index_key(group) for group in groups_of(found)]
-    read = [index for _, index in read_kept(told, FolderStore(tmp_path / "store"), Patience(), nothing)]
+    read = [index for _, index in read_kept(told, FolderStore(tmp_path / "store"), RetryPolicy(), nothing)]
     assert [len(index) for index in read if not isinstance(index, Exception)] == [3, 3, 3]
 
 
@@ -150,7 +150,7 @@ def test_shards_in_s3_are_indexed_like_those_in_a_folder(
     local = index_of(shards, 25, tmp_path / "store")
     assert index.starts.tolist() == local.starts.tolist()
     assert index.shards[1].uri == uris[1]
-    segment = read_segment(index, 12, 18, Patience())
+    segment = read_segment(index, 12, 18, RetryPolicy())
     assert [segment.text(number, 0) for number in range(12, 18)] == [sample(n)["txt"] for n in range(12, 18)]
 
 

@@ -11,9 +11,9 @@ import pytest
 from modelchain.errors import UserDataError
 from modelchain.store.folder import FolderStore
 from modelchain_trainer.data.kept_index import groups_of, index_key, read_kept
-from modelchain_trainer.data.patience import Patience
 from modelchain_trainer.data.shard_index import ShardIndex
 from modelchain_trainer.data.shard_list import Located, ShardList
+from modelchain_trainer.retry_policy import RetryPolicy
 from tests.trainer.data.shards import CountingStore, access, info, write_shards
 
 
@@ -34,7 +34,7 @@ class Kept:
         return index_key(groups_of(self.list())[0])
 
     def read(self) -> ShardIndex:
-        ((_, found),) = read_kept(self.list(), self.store, Patience(), lambda _count: None)
+        ((_, found),) = read_kept(self.list(), self.store, RetryPolicy(), lambda _count: None)
         assert isinstance(found, ShardIndex)
         return found
 
@@ -101,7 +101,7 @@ def test_a_bad_shard_is_not_read_again(kept: Kept) -> None:
     kept.path.write_bytes(kept.path.read_bytes()[:2000])
     messages: list[str] = []
     for _ in range(2):
-        ((_, found),) = read_kept(kept.list(), kept.store, Patience(), lambda _count: None)
+        ((_, found),) = read_kept(kept.list(), kept.store, RetryPolicy(), lambda _count: None)
         assert isinstance(found, UserDataError)
         messages.append(str(found))
     assert messages[0] == messages[1]
@@ -116,7 +116,7 @@ def test_a_shard_on_a_disk_is_indexed_by_its_headers_alone(tmp_path: Path) -> No
     )
     shards = CountingStore(Path(path).parent)
     listed = ShardList([Located(path, shards, info(Path(path)))], [], access(tmp_path))
-    ((_, found),) = read_kept(listed, FolderStore(tmp_path / "store"), Patience(), lambda _count: None)
+    ((_, found),) = read_kept(listed, FolderStore(tmp_path / "store"), RetryPolicy(), lambda _count: None)
     assert isinstance(found, ShardIndex)
     assert len(found) == 20
     assert sum(length for _, _, length in shards.reads) < 2 << 20
@@ -129,7 +129,7 @@ def test_a_shard_elsewhere_is_indexed_with_few_requests(tmp_path: Path, uri: str
     shards = CountingStore(Path(path).parent)
     shards.uri = uri
     listed = ShardList([Located(path, shards, info(Path(path)))], [], access(tmp_path))
-    ((_, found),) = read_kept(listed, FolderStore(tmp_path / "store"), Patience(), lambda _count: None)
+    ((_, found),) = read_kept(listed, FolderStore(tmp_path / "store"), RetryPolicy(), lambda _count: None)
     assert isinstance(found, ShardIndex)
     assert len(found) == 50
     assert len(shards.reads) <= 3

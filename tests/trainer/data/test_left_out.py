@@ -13,7 +13,7 @@ from modelchain.resolved import ResolvedData, ResolvedStage
 from modelchain.store.folder import FolderStore
 from modelchain_trainer.data.index import DatasetIndex, build_index, open_index, write_training_index
 from modelchain_trainer.data.left_out import find_shards, record_left_out
-from modelchain_trainer.data.patience import Patience
+from modelchain_trainer.retry_policy import RetryPolicy
 from tests.trainer.data.shards import access, stage_of, write_shards
 
 PER_SHARD = 10
@@ -95,10 +95,10 @@ class Attempts:
         index = self.folder / "index"
         shutil.rmtree(index, ignore_errors=True)
         index.mkdir()
-        found = find_shards(self.stage, self.store, Patience())
-        write_training_index(index, found, self.stage.data, self.store, patience=Patience())
+        found = find_shards(self.stage, self.store, RetryPolicy())
+        write_training_index(index, found, self.stage.data, self.store, retry_policy=RetryPolicy())
         opened = open_index(index, access(self.folder))
-        record_left_out(self.stage, self.store, opened, Patience())
+        record_left_out(self.stage, self.store, opened, RetryPolicy())
         return opened
 
 

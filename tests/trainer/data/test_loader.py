@@ -20,10 +20,10 @@ from modelchain.tasks.towers import image_tokens
 from modelchain_trainer.data.index import DatasetIndex, build_index
 from modelchain_trainer.data.loader import Batch, TrainingLoader
 from modelchain_trainer.data.order import SampleOrder, cut_blocks
-from modelchain_trainer.data.patience import Patience
 from modelchain_trainer.data.reader import segment_bytes
 from modelchain_trainer.data.text_field import CaptionField, LabelField
 from modelchain_trainer.data.tokenizer import Tokenizer
+from modelchain_trainer.retry_policy import RetryPolicy
 from tests.seaweedfs import SeaweedFS
 from tests.trainer.data.shards import (
     access,
@@ -325,7 +325,7 @@ def flaky(index: DatasetIndex, fails: Callable[[int], Exception | None]) -> Data
 def test_an_outage_changes_nothing(
     clean: Data, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("modelchain_trainer.data.patience._FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("modelchain_trainer.retry_policy._FIRST_PAUSE", 0.01)
     shards, index = clean
     stage = stage_of(shards, SAMPLES, batch=12, steps=10)
     unsteady = flaky(index, lambda read: StoreUnavailable("away") if read % 3 else None)
@@ -344,7 +344,7 @@ def test_an_outage_without_end_is_a_failure_that_may_be_tried_again(
         world_size=1,
         first_step=0,
         field=CaptionField(tokenizer),
-        patience=Patience(0.1),
+        retry_policy=RetryPolicy(0.1),
     )
     with pytest.raises(StoreUnavailable, match="no answer"):
         next(loader)

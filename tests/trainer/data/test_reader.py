@@ -11,9 +11,9 @@ import pytest
 from modelchain.errors import MissingInputError, UserDataError
 from modelchain_trainer.data.index import DatasetIndex
 from modelchain_trainer.data.order import SampleOrder, cut_blocks
-from modelchain_trainer.data.patience import Patience
 from modelchain_trainer.data.reader import WindowReader, read_ahead_bytes, read_segment, segment_bytes
 from modelchain_trainer.data.sample import Cause, CorruptSampleError
+from modelchain_trainer.retry_policy import RetryPolicy
 from tests.tar_files import write_tar
 from tests.trainer.data.shards import CountingStore, index_of, noise, png, write_shards
 
@@ -45,7 +45,13 @@ def reader_of(
     index: DatasetIndex, order: SampleOrder, *, first: int = 0, end: int = 60, budget: int = 10**9
 ) -> WindowReader:
     return WindowReader(
-        index, order, range(order.lanes), first_step=first, end_step=end, budget=budget, patience=Patience(0)
+        index,
+        order,
+        range(order.lanes),
+        first_step=first,
+        end_step=end,
+        budget=budget,
+        retry_policy=RetryPolicy(0),
     )
 
 
@@ -107,7 +113,7 @@ def test_a_rank_of_one_lane_keeps_all_connections_busy(
         first_step=0,
         end_step=order.steps_per_epoch,
         budget=read_ahead_bytes(1, block),
-        patience=Patience(0),
+        retry_policy=RetryPolicy(0),
     )
     reader.advance(0)
     try:
@@ -158,19 +164,19 @@ def test_a_shard_replaced_while_training_is_named(tmp_path: Path) -> None:
     good = path.read_bytes()
     path.write_bytes(bytes(len(good)))
     with pytest.raises(UserDataError, match=r"data/0000\.tar: was replaced while"):
-        read_segment(index, 5, 9, Patience())
+        read_segment(index, 5, 9, RetryPolicy())
     path.write_bytes(good[:9000])
     with pytest.raises(UserDataError, match=r"data/0000\.tar: was replaced while"):
-        read_segment(index, 5, 9, Patience())
+        read_segment(index, 5, 9, RetryPolicy())
     path.unlink()
     with pytest.raises(MissingInputError, match=r"data/0000\.tar: was removed while"):
-        read_segment(index, 5, 9, Patience())
+        read_segment(index, 5, 9, RetryPolicy())
 
 
 def test_missing_files_of_a_sample_are_told_apart(tmp_path: Path) -> None:
     members = [("0.png", png(0)), ("1.txt", b"one"), ("2.png", png(2)), ("2.txt", b"two")]
     index = index_of([str(write_tar(tmp_path / "a.tar", members))], 3, tmp_path / "store")
-    segment = read_segment(index, 0, 3, Patience())
+    segment = read_segment(index, 0, 3, RetryPolicy())
     with pytest.raises(CorruptSampleError, match=r"has no \.txt") as raised:
         segment.text(0, 0)
     assert raised.value.cause is Cause.MISSING_CAPTION

@@ -12,9 +12,9 @@ import pytest
 from modelchain.errors import UserDataError
 from modelchain.store.folder import FolderStore
 from modelchain_trainer.data.index import DatasetIndex, index_samples
-from modelchain_trainer.data.patience import Patience
 from modelchain_trainer.data.reader import read_segment
 from modelchain_trainer.data.sample import CorruptSampleError
+from modelchain_trainer.retry_policy import RetryPolicy
 from tests.tar_files import write_tar
 from tests.trainer.data.shards import access, index_of, png
 
@@ -113,7 +113,7 @@ def test_images_of_another_extension_are_named_and_can_be_asked_for(tmp_path: Pa
     ):
         index(tmp_path, members)
     found = index(tmp_path, members, image_keys=["input.jpg"])
-    assert read_segment(found, 5, 6, Patience()).image(5) == png(5)
+    assert read_segment(found, 5, 6, RetryPolicy()).image(5) == png(5)
 
 
 def test_a_shard_of_other_extensions_says_which_there_are(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_a_shard_of_other_extensions_says_which_there_are(tmp_path: Path) -> Non
 def test_the_order_of_image_keys_decides(tmp_path: Path) -> None:
     members = [("0.jpg", b"j"), ("0.small.jpg", b"s"), ("0.txt", b"t")]
     found = index(tmp_path, members, image_keys=["small.jpg", "jpg"])
-    assert read_segment(found, 0, 1, Patience()).image(0) == b"s"
+    assert read_segment(found, 0, 1, RetryPolicy()).image(0) == b"s"
 
 
 def test_a_caption_that_no_sample_has_is_said_at_once(tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_a_caption_that_no_sample_has_is_said_at_once(tmp_path: Path) -> None:
 def test_a_sample_without_its_image_says_what_else_is_there(tmp_path: Path) -> None:
     found = index(tmp_path, [*pairs(2), ("9.heic", b"h"), ("9.txt", b"t")])
     with pytest.raises(CorruptSampleError, match=r"has no image; .*\.heic \(1\)"):
-        read_segment(found, 2, 3, Patience()).image(2)
+        read_segment(found, 2, 3, RetryPolicy()).image(2)
 
 
 def test_a_sample_cut_in_two_by_the_end_of_a_shard_shows_in_the_message(tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ from modelchain.resolved import ResolvedDistillation, ResolvedStage
 from modelchain.spec import ClassifierConfig
 from modelchain.store.folder import FolderStore
 from modelchain.tasks.classification import CLASSIFICATION
-from modelchain_trainer.collectives import Group
 from modelchain_trainer.data.sample import normalize
+from modelchain_trainer.distributed.collectives import Group
 from modelchain_trainer.model import build_model, load_weights, model_from
 from modelchain_trainer.optimizer import AdamW
 from modelchain_trainer.position import Position

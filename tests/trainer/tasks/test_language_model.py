@@ -21,7 +21,7 @@ from modelchain.resolved import ResolvedDistillation, ResolvedExpansion, Resolve
 from modelchain.spec import LanguageModelConfig, Sharding
 from modelchain.store.folder import FolderStore
 from modelchain.tasks import LANGUAGE_MODEL
-from modelchain_trainer.collectives import Group
+from modelchain_trainer.distributed.collectives import Group
 from modelchain_trainer.expansion import expand
 from modelchain_trainer.model import build_model, load_weights, model_from
 from modelchain_trainer.optimizer import AdamW

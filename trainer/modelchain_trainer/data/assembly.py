@@ -18,7 +18,6 @@ from modelchain.errors import UserDataError
 from modelchain_trainer.data.corruption import Corrupt, describe
 from modelchain_trainer.data.index import DatasetIndex
 from modelchain_trainer.data.order import SampleOrder, Slice, Window, shuffle
-from modelchain_trainer.data.patience import Patience
 from modelchain_trainer.data.randomness import Purpose, bits, key, uniforms
 from modelchain_trainer.data.reader import Segment, read_segment
 from modelchain_trainer.data.sample import (
@@ -30,6 +29,7 @@ from modelchain_trainer.data.sample import (
     random_crop,
 )
 from modelchain_trainer.data.text_field import TextField
+from modelchain_trainer.retry_policy import RetryPolicy
 
 # Tried in the window, and as many again in the whole data set, each with a request of its own.
 _SUBSTITUTES = 16
@@ -50,9 +50,9 @@ class Assembler:
         seed: int,
         image_size: int,
         crop_scale: tuple[float, float],
-        patience: Patience,
+        retry_policy: RetryPolicy,
     ) -> None:
-        self._index, self._order, self._field, self._patience = index, order, field, patience
+        self._index, self._order, self._field, self._retry_policy = index, order, field, retry_policy
         self._seed, self._image_size, self._crop_scale = seed, image_size, crop_scale
         self._enough = enough_pixels(image_size, crop_scale)
         self._small_images: dict[int, Image.Image] = {}
@@ -134,7 +134,7 @@ class Assembler:
             yield sample, _holder(segments, sample)
         for number in numbers[_SUBSTITUTES:]:
             sample = number % len(self._index)
-            yield sample, read_segment(self._index, sample, sample + 1, self._patience)
+            yield sample, read_segment(self._index, sample, sample + 1, self._retry_policy)
 
 
 def _holder(segments: Sequence[Segment], sample: int) -> Segment:

@@ -14,7 +14,7 @@ from modelchain.resolved import ResolvedData, ResolvedStore
 from modelchain.spec import TokenizerSpec
 from modelchain.store import open_location, split_uri
 from modelchain.tasks.language_model import BYTE_VOCABULARY
-from modelchain_trainer.data.patience import Patience
+from modelchain_trainer.retry_policy import RetryPolicy
 
 Tokens = NDArray[np.uint32]
 
@@ -72,13 +72,13 @@ class FileTokenizer:
         return [np.array(one.ids, np.uint32) for one in found]
 
 
-def open_tokenizer(data: ResolvedData, access: ResolvedStore, patience: Patience) -> DocumentTokenizer:
+def open_tokenizer(data: ResolvedData, access: ResolvedStore, retry_policy: RetryPolicy) -> DocumentTokenizer:
     """The tokenizer of a stage's data. Raises UserDataError where its file is not the one that was meant."""
     if data.tokenizer is None:
         return ByteTokenizer()
     spec = data.tokenizer
     folder, name = split_uri(spec.uri)
-    content, _ = patience.attempt(lambda: open_location(folder, access).get(name))
+    content, _ = retry_policy.call(lambda: open_location(folder, access).get(name))
     sha256 = hashlib.sha256(content).hexdigest()
     if sha256 != spec.sha256:
         raise UserDataError(

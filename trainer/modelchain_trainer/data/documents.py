@@ -13,11 +13,11 @@ from modelchain.store import NotFound, Store
 from modelchain_trainer.data.corruption import describe_sample
 from modelchain_trainer.data.index import MAX_HIDDEN_FRACTION, DatasetIndex, OnProgress, write_text_index
 from modelchain_trainer.data.order import cut_blocks
-from modelchain_trainer.data.patience import Patience
 from modelchain_trainer.data.reader import read_segment
 from modelchain_trainer.data.sample import Cause, CorruptSampleError
 from modelchain_trainer.data.shard_list import Located, ShardList
 from modelchain_trainer.data.text_keys import text_of
+from modelchain_trainer.retry_policy import RetryPolicy
 
 LINES = ".jsonl"
 _DEFAULT_KEYS = {False: "txt", True: "json:text"}  # of shards of lines
@@ -42,7 +42,7 @@ def find_documents(
     *,
     max_missing: int = 0,
     max_hidden_fraction: float = MAX_HIDDEN_FRACTION,
-    patience: Patience,
+    retry_policy: RetryPolicy,
 ) -> DocumentList:
     """The documents of shards, by the key of their texts (see data.textKey).
 
@@ -64,7 +64,7 @@ def find_documents(
     if of_lines:
         if ":" not in key:
             raise UserDataError(f"data.textKey is {key}, but the shards hold lines of JSON; write json:FIELD")
-        return DocumentList(_of_lines(shards, key, on_progress, patience), shards.missing)
+        return DocumentList(_of_lines(shards, key, on_progress, retry_policy), shards.missing)
     with tempfile.TemporaryDirectory(prefix="modelchain-documents-") as folder:
         index = write_text_index(
             Path(folder),
@@ -74,15 +74,15 @@ def find_documents(
             on_progress,
             max_hidden_fraction=max_hidden_fraction,
             max_bad=max_missing - len(shards.missing),
-            patience=patience,
+            retry_policy=retry_policy,
         )
-    return DocumentList(_of_tars(index, key, patience), index.left_out)
+    return DocumentList(_of_tars(index, key, retry_policy), index.left_out)
 
 
-def _of_tars(index: DatasetIndex, key: str, patience: Patience) -> Iterator[Document]:
+def _of_tars(index: DatasetIndex, key: str, retry_policy: RetryPolicy) -> Iterator[Document]:
     blocks = cut_blocks(index, _BLOCK).tolist()
     for first, last in pairwise(blocks):
-        segment = read_segment(index, first, last, patience)
+        segment = read_segment(index, first, last, retry_policy)
         for sample in range(first, last):
             try:
                 yield text_of(segment.text(sample, 0, Cause.MISSING_TEXT), key)
@@ -91,10 +91,10 @@ def _of_tars(index: DatasetIndex, key: str, patience: Patience) -> Iterator[Docu
 
 
 def _of_lines(
-    shards: ShardList, key: str, on_progress: OnProgress | None, patience: Patience
+    shards: ShardList, key: str, on_progress: OnProgress | None, retry_policy: RetryPolicy
 ) -> Iterator[Document]:
     for number, shard in enumerate(shards.shards, start=1):
-        for line_number, line in enumerate(_lines(shard, patience), start=1):
+        for line_number, line in enumerate(_lines(shard, retry_policy), start=1):
             if not line.strip():
                 continue
             try:
@@ -105,13 +105,13 @@ def _of_lines(
             on_progress(number, len(shards.shards))
 
 
-def _lines(shard: Located, patience: Patience) -> Iterator[bytes]:
+def _lines(shard: Located, retry_policy: RetryPolicy) -> Iterator[bytes]:
     """Without their ends. Read in blocks: a file may be larger than memory, a line may not."""
     rest = b""
     for start in range(0, shard.info.size, _BLOCK):
         length = min(_BLOCK, shard.info.size - start)
         try:
-            data = patience.attempt(
+            data = retry_policy.call(
                 lambda start=start, n=length: shard.store.get_range(shard.info.key, start, n)
             )
         except NotFound as error:

@@ -20,7 +20,6 @@ from modelchain.spec import EvaluationSpec, EvaluationType
 from modelchain.store import Store
 from modelchain_trainer.data.corruption import Corrupt, CorruptionCounter
 from modelchain_trainer.data.index import DatasetIndex, OnProgress, first_samples, index_samples
-from modelchain_trainer.data.patience import Patience
 from modelchain_trainer.data.reader import Segment, read_segment
 from modelchain_trainer.data.sample import (
     Cause,
@@ -31,6 +30,7 @@ from modelchain_trainer.data.sample import (
 )
 from modelchain_trainer.data.text_field import decode_label
 from modelchain_trainer.data.text_keys import text_of
+from modelchain_trainer.retry_policy import RetryPolicy
 
 DEFAULT_CLASS_KEY = "cls"
 
@@ -67,7 +67,7 @@ class EvaluationReader:
         caption_keys: Sequence[str],
         workers: int = 4,
         on_progress: OnProgress | None = None,
-        patience: Patience | None = None,
+        retry_policy: RetryPolicy | None = None,
     ) -> None:
         """`caption_keys`: of a Retrieval set that names none itself. `workers`: threads that read and
         decode.
@@ -81,7 +81,7 @@ class EvaluationReader:
             else list(spec.data.caption_keys or caption_keys)
         )
         self._image_size, self._workers = image_size, max(workers, 1)
-        self._patience = patience or Patience()
+        self._retry_policy = retry_policy or RetryPolicy()
         self._index = index_samples(
             spec.data.shards,
             keys,
@@ -89,7 +89,7 @@ class EvaluationReader:
             index_store,
             on_progress,
             image_keys=spec.data.image_keys,
-            patience=self._patience,
+            retry_policy=self._retry_policy,
         )
         self._first_samples = frozenset(self._index.first_samples.tolist())
         self._length = spec.data.samples or len(self._index)
@@ -185,7 +185,7 @@ class EvaluationReader:
         ]
         for begin, end in pairwise([0, *cuts, len(numbers)]):
             if begin < end:
-                yield read_segment(self._index, numbers[begin], numbers[end - 1] + 1, self._patience)
+                yield read_segment(self._index, numbers[begin], numbers[end - 1] + 1, self._retry_policy)
 
 
 def _label(segment: Segment, sample: int) -> int:

@@ -19,11 +19,11 @@ from modelchain.resolved import ResolvedData, ResolvedStore
 from modelchain.store import Store, open_location, split_uri
 from modelchain_trainer.data.columns import ColumnWriter, Int32, Int64, map_columns
 from modelchain_trainer.data.kept_index import read_kept
-from modelchain_trainer.data.patience import Patience
 from modelchain_trainer.data.selection import files_of, select_samples
 from modelchain_trainer.data.shard_list import ShardList
 from modelchain_trainer.data.text_keys import extension_of
 from modelchain_trainer.data.unused import UnusedFiles
+from modelchain_trainer.retry_policy import RetryPolicy
 
 # The first of these that a sample has is its image, unless data.imageKeys names others.
 IMAGE_EXTENSIONS = (
@@ -94,7 +94,7 @@ def build_index(
     on_progress: OnProgress | None = None,
     *,
     text_keys: Sequence[str] | None = None,
-    patience: Patience | None = None,
+    retry_policy: RetryPolicy | None = None,
 ) -> DatasetIndex:
     """The index of a stage's training data, with the texts of `text_keys` (default: its captions), in this process
     alone. What is in `index_store` already is only read.
@@ -102,11 +102,17 @@ def build_index(
     `on_progress(done, total)` counts shards. Raises MissingInputError for shards that do not exist,
     UserDataError for bad ones and where there are not `data.samples` samples.
     """
-    patience = patience or Patience()
-    shards = ShardList.find(data.shards, access, patience, max_missing=data.max_missing_shards)
+    retry_policy = retry_policy or RetryPolicy()
+    shards = ShardList.find(data.shards, access, retry_policy, max_missing=data.max_missing_shards)
     with tempfile.TemporaryDirectory(prefix="modelchain-index-") as folder:
         write_training_index(
-            Path(folder), shards, data, index_store, on_progress, text_keys=text_keys, patience=patience
+            Path(folder),
+            shards,
+            data,
+            index_store,
+            on_progress,
+            text_keys=text_keys,
+            retry_policy=retry_policy,
         )
         return open_index(Path(folder), access)
 
@@ -120,14 +126,14 @@ def index_samples(
     *,
     image_keys: Sequence[str] | None = None,
     max_hidden_fraction: float = MAX_HIDDEN_FRACTION,
-    patience: Patience | None = None,
+    retry_policy: RetryPolicy | None = None,
 ) -> DatasetIndex:
     """The index of any shards, with the texts that these keys ask for, and the first of the image keys that a sample
     has (by default IMAGE_EXTENSIONS). Raises as `build_index`, and UserDataError where no sample has an image or
     where more than a share of the samples is lost by dots in their names.
     """
-    patience = patience or Patience()
-    shards = ShardList.find(patterns, access, patience)
+    retry_policy = retry_policy or RetryPolicy()
+    shards = ShardList.find(patterns, access, retry_policy)
     with tempfile.TemporaryDirectory(prefix="modelchain-index-") as folder:
         _write_index(
             Path(folder),
@@ -138,7 +144,7 @@ def index_samples(
             image_keys=image_keys,
             max_hidden_fraction=max_hidden_fraction,
             max_bad=0,
-            patience=patience,
+            retry_policy=retry_policy,
         )
         return open_index(Path(folder), access)
 
@@ -167,7 +173,7 @@ def write_training_index(
     on_progress: OnProgress | None = None,
     *,
     text_keys: Sequence[str] | None = None,
-    patience: Patience,
+    retry_policy: RetryPolicy,
 ) -> None:
     """Write the index of a stage's training data, with the texts of `text_keys` (default: its captions), into an
     empty folder, for all processes of this node to open.
@@ -183,7 +189,7 @@ def write_training_index(
         image_keys=data.image_keys,
         max_hidden_fraction=data.max_corrupt_fraction,
         max_bad=data.max_missing_shards - len(shards.missing),
-        patience=patience,
+        retry_policy=retry_policy,
     )
     fewer = index.left_out and len(index) < data.samples
     if len(index) != data.samples and not fewer:
@@ -202,7 +208,7 @@ def write_text_index(
     *,
     max_hidden_fraction: float,
     max_bad: int,
-    patience: Patience,
+    retry_policy: RetryPolicy,
 ) -> DatasetIndex:
     """Write the index of samples without images into an empty folder. Raises UserDataError for bad shards."""
     return _write_index(
@@ -214,7 +220,7 @@ def write_text_index(
         image_keys=(),
         max_hidden_fraction=max_hidden_fraction,
         max_bad=max_bad,
-        patience=patience,
+        retry_policy=retry_policy,
     )
 
 
@@ -244,7 +250,7 @@ def _write_index(
     image_keys: Sequence[str] | None,
     max_hidden_fraction: float,
     max_bad: int,
-    patience: Patience,
+    retry_policy: RetryPolicy,
 ) -> DatasetIndex:
     images = tuple(key.lower() for key in (IMAGE_EXTENSIONS if image_keys is None else image_keys))
     unused = UnusedFiles(images, [extension_of(key) for key in text_keys])
@@ -260,7 +266,7 @@ def _write_index(
     first = [0]
     bad: dict[str, str] = {}
     with ColumnWriter(folder) as writer:
-        for shard, found in read_kept(shards, index_store, patience, progress):
+        for shard, found in read_kept(shards, index_store, retry_policy, progress):
             if isinstance(found, UserDataError):
                 bad[shard.uri] = str(found)
                 if len(bad) > max_bad:

@@ -13,9 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 from modelchain.errors import UserDataError
 from modelchain.store import NotFound, Store
-from modelchain_trainer.data.patience import Patience
 from modelchain_trainer.data.shard_index import VERSION, ShardIndex, build_from_store
 from modelchain_trainer.data.shard_list import Located, ShardList
+from modelchain_trainer.retry_policy import RetryPolicy
 
 INDEX_FOLDER = "indexes"
 GROUP = 32  # shards
@@ -31,7 +31,7 @@ Found = ShardIndex | UserDataError
 def index_missing(
     shards: ShardList,
     index_store: Store,
-    patience: Patience,
+    retry_policy: RetryPolicy,
     on_progress: Callable[[int], None],
     *,
     rank: int = 0,
@@ -41,31 +41,35 @@ def index_missing(
 
     `on_progress(shards)` is called as they are done. Bad shards are kept as such: whoever reads them decides.
     """
-    known = {info.key for info in patience.attempt(lambda: list(index_store.list(f"{INDEX_FOLDER}/")))}
+    known = {info.key for info in retry_policy.call(lambda: list(index_store.list(f"{INDEX_FOLDER}/")))}
     for number, group in enumerate(groups_of(shards)):
         if number % world_size == rank and index_key(group) not in known:
-            _build_group(group, index_store, patience, on_progress)
+            _build_group(group, index_store, retry_policy, on_progress)
 
 
 def read_kept(
-    shards: ShardList, index_store: Store, patience: Patience, on_progress: Callable[[int], None]
+    shards: ShardList, index_store: Store, retry_policy: RetryPolicy, on_progress: Callable[[int], None]
 ) -> Iterator[tuple[Located, Found]]:
     """Every shard with its index, in order; made now where it is not kept, or kept in a form that can't be read."""
     groups = groups_of(shards)
     with ThreadPoolExecutor(_READERS, thread_name_prefix="modelchain-index") as pool:
-        pending = deque(pool.submit(_read_group, group, index_store, patience) for group in groups[:_AHEAD])
+        pending = deque(
+            pool.submit(_read_group, group, index_store, retry_policy) for group in groups[:_AHEAD]
+        )
         try:
             for number, group in enumerate(groups):
                 found = pending.popleft().result()
                 if number + _AHEAD < len(groups):
-                    pending.append(pool.submit(_read_group, groups[number + _AHEAD], index_store, patience))
+                    pending.append(
+                        pool.submit(_read_group, groups[number + _AHEAD], index_store, retry_policy)
+                    )
                 if found is None:
-                    found = _build_group(group, index_store, patience, on_progress)
+                    found = _build_group(group, index_store, retry_policy, on_progress)
                 else:
                     on_progress(len(group))
                 yield from zip(group, found, strict=True)
         except BaseException:
-            patience.stop()  # the other threads end with their next request
+            retry_policy.stop()  # the other threads end with their next request
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
@@ -83,10 +87,12 @@ def index_key(group: Sequence[Located]) -> str:
     return f"{INDEX_FOLDER}/{hashlib.sha256(identity.encode()).hexdigest()}.json"
 
 
-def _read_group(group: Sequence[Located], index_store: Store, patience: Patience) -> list[Found] | None:
+def _read_group(
+    group: Sequence[Located], index_store: Store, retry_policy: RetryPolicy
+) -> list[Found] | None:
     """What is kept of a group; None if nothing is that can be read."""
     try:
-        documents = json.loads(patience.attempt(lambda: index_store.get(index_key(group)))[0])
+        documents = json.loads(retry_policy.call(lambda: index_store.get(index_key(group)))[0])
         if not isinstance(documents, list) or len(documents) != len(group):
             raise ValueError("of another group")
         return [_found(shard, document) for shard, document in zip(group, documents, strict=True)]
@@ -101,11 +107,14 @@ def _found(shard: Located, document: object) -> Found:
 
 
 def _build_group(
-    group: Sequence[Located], index_store: Store, patience: Patience, on_progress: Callable[[int], None]
+    group: Sequence[Located],
+    index_store: Store,
+    retry_policy: RetryPolicy,
+    on_progress: Callable[[int], None],
 ) -> list[Found]:
     def build(shard: Located) -> Found:
         try:
-            index = build_from_store(shard.store, shard.info, shard.uri, patience)
+            index = build_from_store(shard.store, shard.info, shard.uri, retry_policy)
         except UserDataError as error:
             return error
         on_progress(1)
@@ -115,7 +124,7 @@ def _build_group(
         try:
             found = list(pool.map(build, group))
         except BaseException:
-            patience.stop()
+            retry_policy.stop()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     documents = [
@@ -124,5 +133,5 @@ def _build_group(
         else one.to_document(shard.uri, shard.info.size, shard.info.etag)
         for shard, one in zip(group, found, strict=True)
     ]
-    patience.attempt(lambda: index_store.put(index_key(group), json.dumps(documents).encode()))
+    retry_policy.call(lambda: index_store.put(index_key(group), json.dumps(documents).encode()))
     return found

@@ -10,38 +10,38 @@ from modelchain.artifacts import DATA, DataRecord
 from modelchain.errors import UserDataError
 from modelchain.resolved import ResolvedStage
 from modelchain.store import ConflictError, Store
-from modelchain_trainer.data.patience import Patience
 from modelchain_trainer.data.shard_list import ShardList
 from modelchain_trainer.data.source import OpenData
+from modelchain_trainer.retry_policy import RetryPolicy
 
 
-def find_shards(stage: ResolvedStage, store: Store, patience: Patience) -> ShardList:
+def find_shards(stage: ResolvedStage, store: Store, retry_policy: RetryPolicy) -> ShardList:
     """The shards of the stage: those that it once began with, or as many as there are now within what is allowed.
 
     Raises MissingInputError where too many are missing, or one that the stage began with.
     """
-    record = _read(stage, store, patience)
+    record = _read(stage, store, retry_policy)
     if record is None:
         return ShardList.find(
-            stage.data.shards, stage.store, patience, max_missing=stage.data.max_missing_shards
+            stage.data.shards, stage.store, retry_policy, max_missing=stage.data.max_missing_shards
         )
-    return ShardList.find(stage.data.shards, stage.store, patience, without=record.left_out)
+    return ShardList.find(stage.data.shards, stage.store, retry_policy, without=record.left_out)
 
 
-def record_left_out(stage: ResolvedStage, store: Store, index: OpenData, patience: Patience) -> None:
+def record_left_out(stage: ResolvedStage, store: Store, index: OpenData, retry_policy: RetryPolicy) -> None:
     """Write down what the stage does without, where it may do without any. Raises UserDataError where another attempt
     has begun with other samples.
     """
     if not stage.data.max_missing_shards:
         return
-    record = _read(stage, store, patience)
+    record = _read(stage, store, retry_policy)
     if record is None:
         mine = DataRecord(left_out=index.left_out, samples=len(index))
         data = mine.model_dump_json(by_alias=True, indent=2).encode()
         try:
-            patience.attempt(lambda: store.put(_key(stage), data, if_absent=True))
+            retry_policy.call(lambda: store.put(_key(stage), data, if_absent=True))
         except ConflictError:
-            record = _read(stage, store, patience)
+            record = _read(stage, store, retry_policy)
         else:
             return
     if record is None or record.samples != len(index):
@@ -51,10 +51,10 @@ def record_left_out(stage: ResolvedStage, store: Store, index: OpenData, patienc
         )
 
 
-def _read(stage: ResolvedStage, store: Store, patience: Patience) -> DataRecord | None:
+def _read(stage: ResolvedStage, store: Store, retry_policy: RetryPolicy) -> DataRecord | None:
     if not stage.data.max_missing_shards:
         return None
-    found = patience.attempt(lambda: store.find(_key(stage)))
+    found = retry_policy.call(lambda: store.find(_key(stage)))
     try:
         return found and DataRecord.model_validate_json(found[0])
     except ValueError:

@@ -24,9 +24,9 @@ from modelchain_trainer.data.corruption import Corrupt, CorruptionCounter
 from modelchain_trainer.data.index import DatasetIndex
 from modelchain_trainer.data.order import SampleOrder, Slice, cut_blocks
 from modelchain_trainer.data.patches import choose_patches
-from modelchain_trainer.data.patience import Patience
 from modelchain_trainer.data.reader import WindowReader, read_ahead_bytes
 from modelchain_trainer.data.text_field import TextField
+from modelchain_trainer.retry_policy import RetryPolicy
 
 _CHUNK = 32  # samples of one task
 _FEWEST_AHEAD, _MOST_AHEAD = 2, 8  # batches in preparation
@@ -69,7 +69,7 @@ class TrainingLoader:
         first_step: int,
         field: TextField,
         pin_memory: bool = False,
-        patience: Patience | None = None,
+        retry_policy: RetryPolicy | None = None,
     ) -> None:
         """`pin_memory`: batches in page-locked memory, for copies to a GPU. Raises ConfigurationError."""
         data, training = stage.data, stage.training
@@ -96,7 +96,7 @@ class TrainingLoader:
         )
         lane_rows = self._order.lane_rows
         self._lanes = range(self._first_row // lane_rows, -(-(self._first_row + self._rows) // lane_rows))
-        self._patience = patience or Patience()
+        self._retry_policy = retry_policy or RetryPolicy()
         blocks_open = len(self._lanes) * (data.window_blocks // self._order.lanes)
         self._reader = WindowReader(
             index,
@@ -105,7 +105,7 @@ class TrainingLoader:
             first_step=first_step,
             end_step=training.steps,
             budget=read_ahead_bytes(blocks_open, block_bytes),
-            patience=self._patience,
+            retry_policy=self._retry_policy,
         )
         self._assembler = Assembler(
             index,
@@ -114,7 +114,7 @@ class TrainingLoader:
             seed=training.seed,
             image_size=self._image_size,
             crop_scale=data.random_crop_scale,
-            patience=self._patience,
+            retry_policy=self._retry_policy,
         )
         self._counter = CorruptionCounter(
             index,

@@ -10,10 +10,10 @@ from modelchain.errors import MissingInputError, UserDataError
 from modelchain.store import NotFound
 from modelchain_trainer.data.index import DatasetIndex
 from modelchain_trainer.data.order import SampleOrder, Window
-from modelchain_trainer.data.patience import Patience
 from modelchain_trainer.data.sample import Cause, CorruptSampleError
 from modelchain_trainer.data.tar import RECORD, is_header
 from modelchain_trainer.data.text_keys import extension_of
+from modelchain_trainer.retry_policy import RetryPolicy
 
 _THREADS = 8
 
@@ -64,17 +64,17 @@ def read_ahead_bytes(blocks_open: int, block_bytes: int) -> int:
     return (blocks_open + max(blocks_open, 2 * _THREADS)) * block_bytes
 
 
-def read_segment(index: DatasetIndex, first: int, last: int, patience: Patience) -> Segment:
+def read_segment(index: DatasetIndex, first: int, last: int, retry_policy: RetryPolicy) -> Segment:
     """Read the samples [first, last) of one shard with one request.
 
     Raises UserDataError where the shard is no longer what was indexed, MissingInputError where it is gone,
-    and StoreUnavailable when the store stayed away for longer than `patience`.
+    and StoreUnavailable when the store stayed away for longer than `retry_policy`.
     """
     shard = index.shard_of(first)
     length = segment_bytes(index, first, last)
     start = int(index.starts[first])
     try:
-        data = patience.attempt(lambda: shard.store.get_range(shard.key, start, length))
+        data = retry_policy.call(lambda: shard.store.get_range(shard.key, start, length))
     except NotFound as error:
         raise MissingInputError(
             f"{shard.uri}: was removed while it was used for training; put it back"
@@ -100,13 +100,13 @@ class WindowReader:
         first_step: int,
         end_step: int,
         budget: int,
-        patience: Patience,
+        retry_policy: RetryPolicy,
     ) -> None:
         """`budget`: bytes; exceeded only by what a single step needs. Steps first_step .. end_step - 1 will
         be asked for.
         """
         self._index, self._order = index, order
-        self._end_step, self._budget, self._patience = end_step, budget, patience
+        self._end_step, self._budget, self._retry_policy = end_step, budget, retry_policy
         self._held: dict[Window, list[Future[Segment]]] = {}
         self._held_bytes = 0
         self._next = {lane: self._first_window(lane, first_step) for lane in lanes}
@@ -125,7 +125,7 @@ class WindowReader:
                 if beyond_next_epoch or self._held_bytes + self._bytes(window) > self._budget:
                     return
             self._held[window] = [
-                self._pool.submit(read_segment, self._index, first, last, self._patience)
+                self._pool.submit(read_segment, self._index, first, last, self._retry_policy)
                 for first, last in window.segments
             ]
             self._held_bytes += self._bytes(window)
@@ -137,7 +137,7 @@ class WindowReader:
 
     def close(self) -> None:
         """Stop reading."""
-        self._patience.stop()
+        self._retry_policy.stop()
         self._held.clear()
         self._pool.shutdown(wait=False, cancel_futures=True)
 

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from modelchain.errors import MissingInputError, UserDataError
 from modelchain.store import NotFound, ObjectInfo, Store
-from modelchain_trainer.data.patience import Patience
 from modelchain_trainer.data.tar import Member, scan
+from modelchain_trainer.retry_policy import RetryPolicy
 
 VERSION = 3
 MAX_SAMPLE_BYTES = 2**31 - 1
@@ -107,14 +107,14 @@ class ShardIndex:
         return bool((self.starts[1:] >= ends[:-1]).all() and ends[-1] <= size and bodies_fit.all())
 
 
-def build_from_store(store: Store, info: ObjectInfo, uri: str, patience: Patience) -> ShardIndex:
+def build_from_store(store: Store, info: ObjectInfo, uri: str, retry_policy: RetryPolicy) -> ShardIndex:
     """The index of a shard, made from its headers.
 
     Raises UserDataError where the shard is no tar, is damaged, or holds no sample, MissingInputError where it is gone.
     """
 
     def read(start: int, length: int) -> bytes:
-        return patience.attempt(lambda: store.get_range(info.key, start, length))
+        return retry_policy.call(lambda: store.get_range(info.key, start, length))
 
     try:
         return build(scan(read, info.size, uri, seeks_are_cheap=store.uri.startswith("file://")), uri)

@@ -14,7 +14,7 @@ from modelchain.errors import MissingInputError
 from modelchain.resolved import ResolvedStore
 from modelchain.shards import expand_all
 from modelchain.store import Forbidden, ObjectInfo, Store, open_location, split_uri
-from modelchain_trainer.data.patience import Patience
+from modelchain_trainer.retry_policy import RetryPolicy
 
 _THREADS = 16
 _NAMED = 5  # missing shards named in a message
@@ -45,7 +45,7 @@ class ShardList:
         cls,
         patterns: Sequence[str],
         access: ResolvedStore,
-        patience: Patience,
+        retry_policy: RetryPolicy,
         *,
         max_missing: int = 0,
         without: Sequence[str] = (),
@@ -62,7 +62,7 @@ class ShardList:
             folders[split_uri(uri)[0]].append(split_uri(uri)[1])
         infos: dict[str, ObjectInfo] = {}
         for folder, names in folders.items():
-            for info in _infos(stores[folder], names, patience):
+            for info in _infos(stores[folder], names, retry_policy):
                 infos[f"{folder}/{info.key}"] = info
         found = {uri: infos.get("/".join(split_uri(uri))) for uri in uris}
         missing = [uri for uri, info in found.items() if info is None]
@@ -96,15 +96,17 @@ def _open_stores(uris: Sequence[str], access: ResolvedStore) -> dict[str, Store]
     }
 
 
-def _infos(store: Store, names: Sequence[str], patience: Patience) -> list[ObjectInfo]:
+def _infos(store: Store, names: Sequence[str], retry_policy: RetryPolicy) -> list[ObjectInfo]:
     """What there is of these names."""
     if store.uri.startswith("s3://") and len(names) >= _WORTH_A_LISTING:
         wanted = set(names)
         prefix = _common_prefix(min(names), max(names))
         with suppress(Forbidden):  # who may read shards may not be allowed to list them
-            return [info for info in patience.attempt(lambda: list(store.list(prefix))) if info.key in wanted]
+            return [
+                info for info in retry_policy.call(lambda: list(store.list(prefix))) if info.key in wanted
+            ]
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="modelchain-head") as pool:
-        found = pool.map(lambda name: patience.attempt(lambda: store.head(name)), names)
+        found = pool.map(lambda name: retry_policy.call(lambda: store.head(name)), names)
         return [info for info in found if info is not None]
 
 

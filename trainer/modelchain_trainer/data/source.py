@@ -19,11 +19,11 @@ from modelchain_trainer.data.documents import LINES, find_documents
 from modelchain_trainer.data.index import DatasetIndex, open_index, write_training_index
 from modelchain_trainer.data.kept_index import index_missing
 from modelchain_trainer.data.loader import Batch, TrainingLoader
-from modelchain_trainer.data.patience import Patience
 from modelchain_trainer.data.sequences import SequenceLoader
 from modelchain_trainer.data.shard_list import ShardList
 from modelchain_trainer.data.text_field import TextField
 from modelchain_trainer.data.token_stream import TokenStream, check_vocabulary, open_tokens, write_tokens
+from modelchain_trainer.retry_policy import RetryPolicy
 
 Progress = Callable[[], None]
 
@@ -68,7 +68,7 @@ class DataSource(Protocol):
         self,
         shards: ShardList,
         store: Store,
-        patience: Patience,
+        retry_policy: RetryPolicy,
         on_progress: Progress,
         *,
         rank: int,
@@ -78,7 +78,7 @@ class DataSource(Protocol):
         ...
 
     def write(
-        self, folder: Path, shards: ShardList, store: Store, patience: Patience, on_progress: Progress
+        self, folder: Path, shards: ShardList, store: Store, retry_policy: RetryPolicy, on_progress: Progress
     ) -> None:
         """Put what is known of the shards into an empty folder. Raises UserDataError for data that does not fit."""
         ...
@@ -102,17 +102,19 @@ class SampleSource:
         self,
         shards: ShardList,
         store: Store,
-        patience: Patience,
+        retry_policy: RetryPolicy,
         on_progress: Progress,
         *,
         rank: int,
         world_size: int,
     ) -> None:
         """Index shards that were never seen."""
-        index_missing(shards, store, patience, lambda _count: on_progress(), rank=rank, world_size=world_size)
+        index_missing(
+            shards, store, retry_policy, lambda _count: on_progress(), rank=rank, world_size=world_size
+        )
 
     def write(
-        self, folder: Path, shards: ShardList, store: Store, patience: Patience, on_progress: Progress
+        self, folder: Path, shards: ShardList, store: Store, retry_policy: RetryPolicy, on_progress: Progress
     ) -> None:
         """The index."""
         write_training_index(
@@ -122,7 +124,7 @@ class SampleSource:
             store,
             lambda _done, _total: on_progress(),
             text_keys=self._text_keys,
-            patience=patience,
+            retry_policy=retry_policy,
         )
 
     def open(self, folder: Path) -> DatasetIndex:
@@ -156,7 +158,7 @@ class DocumentSource:
         self,
         shards: ShardList,
         store: Store,
-        patience: Patience,
+        retry_policy: RetryPolicy,
         on_progress: Progress,
         *,
         rank: int,
@@ -165,15 +167,15 @@ class DocumentSource:
         """Index tars that were never seen."""
         if not any(shard.uri.endswith(LINES) for shard in shards.shards):
             index_missing(
-                shards, store, patience, lambda _count: on_progress(), rank=rank, world_size=world_size
+                shards, store, retry_policy, lambda _count: on_progress(), rank=rank, world_size=world_size
             )
 
     def write(
-        self, folder: Path, shards: ShardList, store: Store, patience: Patience, on_progress: Progress
+        self, folder: Path, shards: ShardList, store: Store, retry_policy: RetryPolicy, on_progress: Progress
     ) -> None:
         """The tokens."""
         data = self._stage.data
-        tokenizer = open_tokenizer(data, self._stage.store, patience)
+        tokenizer = open_tokenizer(data, self._stage.store, retry_policy)
         check_vocabulary(tokenizer, self._config.vocabulary_size)
         found = find_documents(
             shards,
@@ -182,7 +184,7 @@ class DocumentSource:
             lambda _done, _total: on_progress(),
             max_missing=data.max_missing_shards,
             max_hidden_fraction=data.max_corrupt_fraction,
-            patience=patience,
+            retry_policy=retry_policy,
         )
         count = write_tokens(folder, found, tokenizer, max_corrupt_fraction=data.max_corrupt_fraction)
         fewer = found.left_out and data.tokens is not None and count < data.tokens

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from modelchain.resolved import ResolvedStage
 from modelchain.spec import AnyConfig
-from modelchain_trainer.collectives import GradientSum, Group
 from modelchain_trainer.data.source import DataSource
 from modelchain_trainer.data.tokenizer import Tokenizer
+from modelchain_trainer.distributed.collectives import GradientSum, Group
 from modelchain_trainer.model.families import AnyModel
 
 

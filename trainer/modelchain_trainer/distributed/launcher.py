@@ -33,6 +33,7 @@ from modelchain.resolved import (
 )
 from modelchain.spec import first_problem
 from modelchain.store.local_files import explain
+from modelchain_trainer.distributed.supervision import RankProcess, kill, root_cause, start_ranks, supervise
 from modelchain_trainer.ending import one_line, terminated_failure, write_failure, write_termination_message
 from modelchain_trainer.environment import (
     LAUNCHER_VARIABLE,
@@ -42,7 +43,6 @@ from modelchain_trainer.environment import (
     JobEnvironment,
     UsageError,
 )
-from modelchain_trainer.supervision import RankProcess, kill, root_cause, start_ranks, supervise
 
 STORE_SECONDS = 10.0  # how long an unreachable store may keep us from exiting
 SCRATCH_PREFIX = "modelchain-scratch-"

@@ -1,4 +1,4 @@
-"""The model that a stage trains and all that goes with it: new, grown, or from a checkpoint.
+"""What a stage trains between two steps, and all that goes with it: new, grown, or from a checkpoint.
 
 Rank 0 alone reads weights from stores, and gives them to the others.
 """
@@ -19,22 +19,22 @@ from modelchain.resolved import ResolvedStage
 from modelchain.spec import AnyConfig, OptimizerState, Sharding
 from modelchain.times import rfc3339
 from modelchain_trainer.attempt import Attempt
-from modelchain_trainer.checkpoint import Restored, TrainingState, restore_latest, restore_random
+from modelchain_trainer.checkpoint import CheckpointState, Restored, restore_latest, restore_random
+from modelchain_trainer.distributed.sharding import sharded_model
 from modelchain_trainer.initial_weights import first_weights, published_model
-from modelchain_trainer.metrics_log import MetricsLog, decode_lines, is_metrics_file
 from modelchain_trainer.model.build import model_from
 from modelchain_trainer.model.families import AnyModel, family_of
 from modelchain_trainer.optimizer import AdamW
 from modelchain_trainer.schedule import distillation_weight
-from modelchain_trainer.sharding import sharded_model
 from modelchain_trainer.step import Teaching, TrainStep, freeze
 from modelchain_trainer.tasks import task_of
+from modelchain_trainer.telemetry.metrics_log import MetricsLog, decode_lines, is_metrics_file
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
-class Trainee:
+class TrainState:
     """A stage's model between two steps."""
 
     model: AnyModel
@@ -45,10 +45,10 @@ class Trainee:
     corrupt: dict[str, int]  # samples replaced, by cause
     attempts: tuple[str, ...]  # tokens of the attempts resumed from, and ours
 
-    def state(self) -> TrainingState:
+    def for_checkpoint(self) -> CheckpointState:
         """The numbers for a checkpoint."""
         teaching = self.train_step.teaching()
-        return TrainingState(
+        return CheckpointState(
             step=self.step,
             train_seconds=self.train_seconds,
             started_at=self.started_at,
@@ -65,7 +65,7 @@ class Trainee:
         return self.train_step.published
 
 
-def prepare(attempt: Attempt) -> Trainee:
+def prepare(attempt: Attempt) -> TrainState:
     """The stage's model on its device, equal on all ranks, ready for its next step.
 
     Raises MissingInputError where the predecessor is not complete, UserDataError for damaged weights.
@@ -74,7 +74,7 @@ def prepare(attempt: Attempt) -> Trainee:
     restored = restore_latest(attempt.store, stage, attempt.scratch) if attempt.ranks.first else None
     state_json = attempt.ranks.share("state", lambda: restored.state.model_dump_json() if restored else "")
     resumed = bool(state_json)
-    state = TrainingState.model_validate_json(state_json) if resumed else _new_state()
+    state = CheckpointState.model_validate_json(state_json) if resumed else _new_state()
 
     sharding = _sharding(attempt)
     teacher = moments = None
@@ -102,7 +102,7 @@ def prepare(attempt: Attempt) -> Trainee:
         attempt.telemetry.resume(MetricsLog(_history(attempt, restored), state.step), state.step)
     attempt.position.step = state.step
     attempt.position.checkpoint_step = state.step if resumed else None
-    return Trainee(
+    return TrainState(
         model=model,
         train_step=train_step,
         step=state.step,
@@ -145,13 +145,13 @@ def _spread(
     return model
 
 
-def _new_state() -> TrainingState:
-    return TrainingState(
+def _new_state() -> CheckpointState:
+    return CheckpointState(
         step=0, train_seconds=0.0, started_at=rfc3339(time.time()), corrupt_samples={}, attempts=()
     )
 
 
-def _needs_teacher(stage: ResolvedStage, state: TrainingState) -> bool:
+def _needs_teacher(stage: ResolvedStage, state: CheckpointState) -> bool:
     """Whether any step from here on has a weight above 0. It is monotonic: the ends tell."""
     steps = stage.training.steps
     ends = (distillation_weight(stage.distillation, step, steps) for step in (state.step, steps - 1))
@@ -159,7 +159,7 @@ def _needs_teacher(stage: ResolvedStage, state: TrainingState) -> bool:
 
 
 def _train_step(
-    attempt: Attempt, model: AnyModel, teacher: AnyModel | None, state: TrainingState, sharding: Sharding
+    attempt: Attempt, model: AnyModel, teacher: AnyModel | None, state: CheckpointState, sharding: Sharding
 ) -> TrainStep:
     stage = compiled_or_not(attempt.stage, sharding)
     projections = _projections(stage)
@@ -202,9 +202,9 @@ def _history(attempt: Attempt, restored: Restored) -> list[MetricsLine]:
     """
     prefix = f"{attempt_folder(attempt.stage.folder, restored.token)}/"
     lines: list[MetricsLine] = []
-    for info in attempt.patience.attempt(lambda: list(attempt.store.list(f"{prefix}metrics-"))):
+    for info in attempt.retry_policy.call(lambda: list(attempt.store.list(f"{prefix}metrics-"))):
         if is_metrics_file(info.key.removeprefix(prefix)):
-            data, _ = attempt.patience.attempt(lambda key=info.key: attempt.store.get(key))
+            data, _ = attempt.retry_policy.call(lambda key=info.key: attempt.store.get(key))
             try:
                 lines += decode_lines(data, restored.state.step)
             except ValueError:

@@ -9,10 +9,10 @@ from modelchain.resolved import ResolvedStage
 from modelchain.spec import EvaluationSpec, EvaluationType, FineTuneSpec, LanguageModelConfig
 from modelchain.store import Store, open_location, split_uri
 from modelchain_trainer.data.evaluation_data import EvaluationReader
-from modelchain_trainer.data.patience import Patience
-from modelchain_trainer.evaluation import AnySet, EvaluationSet
-from modelchain_trainer.evaluation_perplexity import open_perplexity_set
-from modelchain_trainer.evaluation_tuning import Tuning
+from modelchain_trainer.evaluation.evaluate import AnySet, EvaluationSet
+from modelchain_trainer.evaluation.fine_tuning import Tuning
+from modelchain_trainer.evaluation.perplexity import open_perplexity_set
+from modelchain_trainer.retry_policy import RetryPolicy
 
 
 def open_sets(stage: ResolvedStage, index_store: Store, on_progress: Callable[[], None]) -> list[AnySet]:
@@ -70,7 +70,7 @@ def _classes(stage: ResolvedStage, spec: EvaluationSpec) -> tuple[str, ...]:
             return ()  # a head needs no names
         raise UserDataError(f"evaluation set {spec.name}: a ZeroShot set needs classes or classesUri")
     parent, name = split_uri(spec.classes_uri)
-    data, _ = Patience().attempt(lambda: open_location(parent, stage.store).get(name))
+    data, _ = RetryPolicy().call(lambda: open_location(parent, stage.store).get(name))
     try:
         names = [line.strip() for line in data.decode().splitlines()]
     except UnicodeDecodeError:

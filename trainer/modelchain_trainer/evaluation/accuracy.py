@@ -1,6 +1,6 @@
 """How well a classifier does on a labelled set: loss and accuracy, and example predictions.
 
-Every figure is summed in the order of the samples, whatever the number of ranks (see `evaluation`).
+Every figure is summed in the order of the samples, whatever the number of ranks (see `evaluate`).
 
 Shapes: n samples of the set, B samples of a batch, K classes.
 """
@@ -16,13 +16,13 @@ from torch.nn import functional
 
 from modelchain.errors import UserDataError
 from modelchain.spec import Precision
-from modelchain_trainer.collectives import Group
 from modelchain_trainer.data.sample import normalize
+from modelchain_trainer.distributed.collectives import Group
 from modelchain_trainer.model.classifier import Classifier
 from modelchain_trainer.tasks.task import pixels_dtype
 
 if TYPE_CHECKING:
-    from modelchain_trainer.evaluation import EvaluationSet
+    from modelchain_trainer.evaluation.evaluate import EvaluationSet
 
 TOP_FIVE_CLASSES = 10  # with fewer classes top-5 says little
 

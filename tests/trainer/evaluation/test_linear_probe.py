@@ -21,11 +21,11 @@ from modelchain.errors import UserDataError
 from modelchain.resolved import ResolvedStage
 from modelchain.spec import ModelConfig
 from modelchain.store.folder import FolderStore
-from modelchain_trainer.collectives import Group
 from modelchain_trainer.data.sample import normalize
-from modelchain_trainer.evaluation import EvaluationSet, evaluate
-from modelchain_trainer.evaluation_sets import is_due, open_sets
-from modelchain_trainer.image_features import image_encoder
+from modelchain_trainer.distributed.collectives import Group
+from modelchain_trainer.evaluation.evaluate import EvaluationSet, evaluate
+from modelchain_trainer.evaluation.image_features import image_encoder
+from modelchain_trainer.evaluation.sets import is_due, open_sets
 from modelchain_trainer.model import build_model, save_weights
 from modelchain_trainer.model.clip import Clip
 from modelchain_trainer.position import Position
@@ -34,7 +34,7 @@ from tests.trainer.stages import smallest_stage
 
 StageOf = Callable[..., ResolvedStage]
 
-PREPARE = Path(__file__).parents[2] / "examples" / "prepare_digits.py"
+PREPARE = Path(__file__).parents[3] / "examples" / "prepare_digits.py"
 MODEL = {
     "embedDim": 48,
     "vision": {"imageSize": 32, "patchSize": 8, "width": 48, "layers": 2, "headWidth": 16},

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from modelchain.artifacts import Progress
-from modelchain_trainer.trainjob_status import (
+from modelchain_trainer.telemetry.trainjob_status import (
     AUTHORITY_VARIABLE,
     TOKEN_VARIABLE,
     URL_VARIABLE,

@@ -21,14 +21,14 @@ from torch.nn import functional
 from modelchain.resolve import largest_divisor
 from modelchain.resolved import ResolvedStage, ResolvedTraining
 from modelchain.spec import FineTuneSpec, Precision
-from modelchain_trainer.collectives import Group
 from modelchain_trainer.data.index import DatasetIndex
 from modelchain_trainer.data.loader import TrainingLoader
 from modelchain_trainer.data.sample import normalize
 from modelchain_trainer.data.text_field import LabelField
-from modelchain_trainer.evaluation_probe import both_sets, fit_probe, labelled, shares_of_hits, summary
-from modelchain_trainer.image_features import ImageEncoder, ImageModel, copied_encoder
-from modelchain_trainer.logistic_regression import LinearClassifier
+from modelchain_trainer.distributed.collectives import Group
+from modelchain_trainer.evaluation.image_features import ImageEncoder, ImageModel, copied_encoder
+from modelchain_trainer.evaluation.linear_probe import both_sets, fit_probe, labelled, shares_of_hits, summary
+from modelchain_trainer.evaluation.logistic_regression import LinearClassifier
 from modelchain_trainer.model.layers import Linear
 from modelchain_trainer.optimizer import AdamW
 from modelchain_trainer.schedule import learning_rate
@@ -36,7 +36,7 @@ from modelchain_trainer.tasks.local_loss import rows_of
 from modelchain_trainer.tasks.task import StepBatch
 
 if TYPE_CHECKING:
-    from modelchain_trainer.evaluation import EvaluationSet
+    from modelchain_trainer.evaluation.evaluate import EvaluationSet
 
 EPOCHS, BATCH_SIZE, LEARNING_RATE, WEIGHT_DECAY = 10, 128, 3e-5, 0.1
 CLIP_NORM = 1.0

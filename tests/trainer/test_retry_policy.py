@@ -8,7 +8,7 @@ import time
 import pytest
 
 from modelchain.store import Forbidden, NotFound, StoreUnavailable
-from modelchain_trainer.data.patience import Patience, Stopped
+from modelchain_trainer.retry_policy import RetryPolicy, Stopped
 
 
 class Flaky:
@@ -27,18 +27,18 @@ class Flaky:
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("modelchain_trainer.data.patience._FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("modelchain_trainer.retry_policy._FIRST_PAUSE", 0.01)
 
 
 def test_an_unavailable_store_is_asked_again() -> None:
     request = Flaky(3)
-    assert Patience(60).attempt(request) == "answer"
+    assert RetryPolicy(60).call(request) == "answer"
     assert request.calls == 4
 
 
-def test_patience_ends_with_the_stores_own_error() -> None:
+def test_retries_end_with_the_stores_own_error() -> None:
     with pytest.raises(StoreUnavailable, match=r"^s3://data/a\.tar: no answer \(tried for 0 s\)$"):
-        Patience(0.05).attempt(Flaky(10**9))
+        RetryPolicy(0.05).call(Flaky(10**9))
 
 
 @pytest.mark.parametrize("error", [NotFound("gone"), Forbidden("refused"), ValueError("a defect")])
@@ -51,23 +51,23 @@ def test_other_errors_are_not_tried_again(error: Exception) -> None:
         raise error
 
     with pytest.raises(type(error)):
-        Patience(60).attempt(request)
+        RetryPolicy(60).call(request)
     assert calls == 1
 
 
 def test_stopping_ends_the_wait_of_other_threads() -> None:
-    patience = Patience(600)
+    retry_policy = RetryPolicy(600)
     ended = threading.Event()
 
     def wait() -> None:
         with pytest.raises(Stopped):
-            patience.attempt(Flaky(10**9))
+            retry_policy.call(Flaky(10**9))
         ended.set()
 
     thread = threading.Thread(target=wait, daemon=True)
     thread.start()
     time.sleep(0.05)
-    patience.stop()
+    retry_policy.stop()
     assert ended.wait(10)
     with pytest.raises(Stopped):
-        patience.attempt(lambda: "too late")
+        retry_policy.call(lambda: "too late")

@@ -25,12 +25,12 @@ from torch.nn import functional
 
 from modelchain.errors import UserDataError
 from modelchain.spec import EvaluationSpec, EvaluationType, Precision
-from modelchain_trainer.collectives import Group
 from modelchain_trainer.data.sample import normalize
-from modelchain_trainer.evaluation_accuracy import TOP_FIVE_CLASSES, accuracy, classify
-from modelchain_trainer.evaluation_perplexity import PerplexitySet, perplexity
-from modelchain_trainer.evaluation_probe import linear_probe
-from modelchain_trainer.evaluation_tuning import Tuning, fine_tune
+from modelchain_trainer.distributed.collectives import Group
+from modelchain_trainer.evaluation.accuracy import TOP_FIVE_CLASSES, accuracy, classify
+from modelchain_trainer.evaluation.fine_tuning import Tuning, fine_tune
+from modelchain_trainer.evaluation.linear_probe import linear_probe
+from modelchain_trainer.evaluation.perplexity import PerplexitySet, perplexity
 from modelchain_trainer.losses import full_precision
 from modelchain_trainer.model.classifier import Classifier
 from modelchain_trainer.model.clip import Clip, crop_tokens

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch.distributed import PrefixStore, Store, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from modelchain.errors import ModelChainError
-from modelchain_trainer.collectives import Group
+from modelchain_trainer.distributed.collectives import Group
 from modelchain_trainer.environment import ProcessEnvironment
 
 logger = logging.getLogger(__name__)

@@ -1,6 +1,6 @@
 """How well a language model predicts the tokens of documents.
 
-Figures are summed in the order of the sequences, whatever the number of ranks (see `evaluation`).
+Figures are summed in the order of the sequences, whatever the number of ranks (see `evaluate`).
 
 Shapes: n sequences of the set, B of a batch, S tokens of each, V vocabulary.
 """
@@ -21,10 +21,8 @@ from modelchain.errors import UserDataError
 from modelchain.resolved import ResolvedStage
 from modelchain.spec import EvaluationSpec, LanguageModelConfig, Precision
 from modelchain.store import Store
-from modelchain_trainer.collectives import Group
 from modelchain_trainer.data.document_tokenizer import open_tokenizer
 from modelchain_trainer.data.documents import find_documents
-from modelchain_trainer.data.patience import Patience
 from modelchain_trainer.data.shard_list import ShardList
 from modelchain_trainer.data.token_stream import (
     TokenStream,
@@ -34,7 +32,9 @@ from modelchain_trainer.data.token_stream import (
     positions,
     write_tokens,
 )
+from modelchain_trainer.distributed.collectives import Group
 from modelchain_trainer.model.language_model import LanguageModel
+from modelchain_trainer.retry_policy import RetryPolicy
 
 _BATCH_TOKENS = (
     8192  # of one batch; the same for every world size, so that every world size computes the same
@@ -59,12 +59,14 @@ def open_perplexity_set(
     """
     config = stage.model_config_
     assert isinstance(config, LanguageModelConfig)
-    patience = Patience()
-    tokenizer = open_tokenizer(stage.data, stage.store, patience)
+    retry_policy = RetryPolicy()
+    tokenizer = open_tokenizer(stage.data, stage.store, retry_policy)
     check_vocabulary(tokenizer, config.vocabulary_size)
-    shards = ShardList.find(spec.data.shards, stage.store, patience)
+    shards = ShardList.find(spec.data.shards, stage.store, retry_policy)
     key = spec.data.text_key or stage.data.text_key
-    found = find_documents(shards, key, index_store, lambda _done, _total: on_progress(), patience=patience)
+    found = find_documents(
+        shards, key, index_store, lambda _done, _total: on_progress(), retry_policy=retry_policy
+    )
     with tempfile.TemporaryDirectory(prefix="modelchain-tokens-") as folder:
         found = limited(found, spec.data.samples)
         if not write_tokens(Path(folder), found, tokenizer, max_corrupt_fraction=_MAX_CORRUPT_FRACTION):

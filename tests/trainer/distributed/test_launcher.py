@@ -32,10 +32,10 @@ def fail(code, reason, message):
 
 LAUNCHER = """
 import sys
-from modelchain_trainer import supervision
+from modelchain_trainer.distributed import supervision
 supervision.WORKER = (sys.executable, sys.argv.pop(1))
 supervision.KILL_AFTER_SECONDS = 1.0
-from modelchain_trainer.launcher import main
+from modelchain_trainer.distributed.launcher import main
 sys.exit(main())
 """
 
@@ -240,7 +240,7 @@ def test_without_a_folder_for_temporary_files_it_says_so(tmp_path: Path) -> None
 import json, os, sys, tempfile
 def missing(*_, **__): raise FileNotFoundError("none")
 tempfile.gettempdir = missing
-from modelchain_trainer.launcher import main
+from modelchain_trainer.distributed.launcher import main
 sys.exit(main())
 """
     stage = json.dumps({**STAGE, "store": {"uri": str(tmp_path / "store")}})
@@ -303,7 +303,7 @@ time.sleep(60)
 def test_a_stage_that_is_none_is_a_usage_error(
     stage: str, code: int, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from modelchain_trainer.launcher import main
+    from modelchain_trainer.distributed.launcher import main
 
     assert main([], {"MODELCHAIN_STAGE": stage}) == code
     errors = capsys.readouterr().err
@@ -312,7 +312,7 @@ def test_a_stage_that_is_none_is_a_usage_error(
 
 
 def test_a_batch_that_the_processes_do_not_divide_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    from modelchain_trainer.launcher import main
+    from modelchain_trainer.distributed.launcher import main
 
     stage = json.dumps({**STAGE, "store": {"uri": "store"}})
     assert main([], {"MODELCHAIN_STAGE": stage, "PET_NPROC_PER_NODE": "3"}) == 78
@@ -321,7 +321,8 @@ def test_a_batch_that_the_processes_do_not_divide_is_refused(capsys: pytest.Capt
 
 def test_the_launcher_imports_no_torch() -> None:
     code = (
-        "import sys, modelchain_trainer.launcher; sys.exit('torch' in sys.modules or 'boto3' in sys.modules)"
+        "import sys, modelchain_trainer.distributed.launcher; "
+        "sys.exit('torch' in sys.modules or 'boto3' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

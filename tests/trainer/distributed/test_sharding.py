@@ -20,15 +20,15 @@ from torch import Tensor
 from modelchain.memory import kept_bytes
 from modelchain.resolved import ResolvedStage
 from modelchain.spec import Precision, Sharding
-from modelchain_trainer.collectives import Group
 from modelchain_trainer.distillation import build_projections
+from modelchain_trainer.distributed.collectives import Group
+from modelchain_trainer.distributed.sharding import own_part, sharded_model
 from modelchain_trainer.environment import free_port
 from modelchain_trainer.model.build import build_model
 from modelchain_trainer.model.families import AnyModel
 from modelchain_trainer.optimizer import AdamW
-from modelchain_trainer.sharding import own_part, sharded_model
 from modelchain_trainer.step import TrainStep, freeze
-from modelchain_trainer.trainee import compiled_or_not
+from modelchain_trainer.train_state import compiled_or_not
 from tests.trainer.test_step import CPU, batch, config, relative_error, stage
 
 RANKS, STEPS, SAVED_AT = 3, 4, 2

@@ -25,7 +25,7 @@ class Stopped(Exception):  # noqa: N818
     """The reader was closed while it waited; nobody wants the answer any more."""
 
 
-class Patience:
+class RetryPolicy:
     """Tries again, with growing pauses, for as long as a store is unavailable, up to `seconds` for one
     request.
     """
@@ -38,7 +38,7 @@ class Patience:
         """End all waiting at once; from now on requests raise Stopped."""
         self._stopped.set()
 
-    def attempt(self, request: Callable[[], _Result]) -> _Result:
+    def call(self, request: Callable[[], _Result]) -> _Result:
         """The request's result.
 
         Raises StoreUnavailable (which may be retried from a checkpoint) when the time is up, Stopped after

@@ -19,14 +19,14 @@ from torch import Tensor
 
 from modelchain.errors import UserDataError
 from modelchain.spec import Precision
-from modelchain_trainer.collectives import Group
 from modelchain_trainer.data.sample import normalize
-from modelchain_trainer.evaluation_accuracy import TOP_FIVE_CLASSES, top_hits
-from modelchain_trainer.image_features import ImageEncoder, ImageModel, image_encoder
-from modelchain_trainer.logistic_regression import LinearClassifier, fit, spread_of
+from modelchain_trainer.distributed.collectives import Group
+from modelchain_trainer.evaluation.accuracy import TOP_FIVE_CLASSES, top_hits
+from modelchain_trainer.evaluation.image_features import ImageEncoder, ImageModel, image_encoder
+from modelchain_trainer.evaluation.logistic_regression import LinearClassifier, fit, spread_of
 
 if TYPE_CHECKING:
-    from modelchain_trainer.evaluation import EvaluationSet, EvaluationSource
+    from modelchain_trainer.evaluation.evaluate import EvaluationSet, EvaluationSource
 
 # The strongest first, 0.1 .. 1e-7: in units of the features' variance, so that they suit features of any spread.
 PENALTIES = tuple(10 ** (exponent / 2) for exponent in range(-2, -15, -1))

@@ -7,7 +7,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from modelchain_trainer.logistic_regression import LinearClassifier, fit
+from modelchain_trainer.evaluation.logistic_regression import LinearClassifier, fit
 
 SAMPLES, FEATURES, CLASSES = 400, 12, 5
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from modelchain.artifacts import METRICS_LINE, EvaluationLine, MetricsLine, metrics_file
-from modelchain_trainer.tensorboard_events import Scalars, encode_events
+from modelchain_trainer.telemetry.tensorboard_events import Scalars, encode_events
 
 _FILE = re.compile(r"metrics-\d{10}\.jsonl")
 

@@ -13,8 +13,8 @@ import torch
 from modelchain.resolved import ResolvedStage
 from modelchain.spec import Sharding
 from modelchain_trainer.attempt import Attempt
-from modelchain_trainer.collectives import Group
-from modelchain_trainer.trainee import prepare
+from modelchain_trainer.distributed.collectives import Group
+from modelchain_trainer.train_state import prepare
 
 StageOf = Callable[..., ResolvedStage]
 

@@ -25,9 +25,9 @@ from modelchain.spec import (
     TextSpec,
     VisionSpec,
 )
-from modelchain_trainer import evaluation
 from modelchain_trainer.data.sample import normalize
-from modelchain_trainer.evaluation import EvaluationSet, evaluate, example_predictions
+from modelchain_trainer.evaluation import evaluate as module
+from modelchain_trainer.evaluation.evaluate import EvaluationSet, evaluate, example_predictions
 from modelchain_trainer.model.build import build_model
 from modelchain_trainer.model.clip import Clip
 from tests.trainer.ranks import on_ranks
@@ -150,8 +150,8 @@ def test_top5_is_left_out_where_there_are_few_classes(model: Clip) -> None:
 def test_retrieval_metrics_are_those_of_the_full_matrix_of_scores(
     model: Clip, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluation, "CHUNK_ELEMENTS", 50)  # a few rows at once
-    monkeypatch.setattr(evaluation, "TEXT_BATCH", 7)
+    monkeypatch.setattr(module, "CHUNK_ELEMENTS", 50)  # a few rows at once
+    monkeypatch.setattr(module, "TEXT_BATCH", 7)
     images = pictures(30)
     captions = [[f"x{number}", f"{number * 7919} y"] for number in range(30)]
     image = model.encode_image(normalize(images, torch.float32)).double()
@@ -201,8 +201,8 @@ def test_a_model_that_says_the_same_of_everything_is_as_good_as_chance(model: Cl
 def test_metrics_do_not_depend_on_the_number_of_ranks(
     model: Clip, monkeypatch: pytest.MonkeyPatch, world_size: int
 ) -> None:
-    monkeypatch.setattr(evaluation, "CHUNK_ELEMENTS", 50)
-    monkeypatch.setattr(evaluation, "TEXT_BATCH", 7)
+    monkeypatch.setattr(module, "CHUNK_ELEMENTS", 50)
+    monkeypatch.setattr(module, "TEXT_BATCH", 7)
     images = pictures(30)
     labels = torch.arange(30) % 11
     captions = [[f"x{number}", f"{number * 7919} y"] for number in range(30)]
@@ -292,5 +292,5 @@ def test_example_predictions_show_pictures_labels_and_the_three_likeliest_classe
 @torch.no_grad()
 def test_large_pictures_become_thumbnails() -> None:
     picture = torch.randint(256, (3, 224, 224), dtype=torch.uint8)
-    with Image.open(io.BytesIO(base64.b64decode(evaluation._thumbnail(picture)))) as shown:
+    with Image.open(io.BytesIO(base64.b64decode(module._thumbnail(picture)))) as shown:
         assert shown.size == (96, 96)

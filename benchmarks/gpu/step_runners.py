@@ -43,7 +43,7 @@ from modelchain_trainer.tasks.contrastive import ContrastiveObjective
 LEARNING_RATE, BETAS, EPSILON, WEIGHT_DECAY = 1e-4, (0.9, 0.98), 1e-6, 0.1
 
 
-class Trainee(Protocol):
+class StepRunner(Protocol):
     """One program in one setting."""
 
     captions: dict[str, object]  # their lengths
@@ -54,7 +54,7 @@ class Trainee(Protocol):
         ...
 
 
-class ModelChainTrainee:
+class ModelChainSteps:
     """Our training step."""
 
     def __init__(
@@ -110,7 +110,7 @@ class ModelChainTrainee:
         return result.read().loss["total"]
 
 
-class OpenClipTrainee:
+class OpenClipSteps:
     """open_clip's training step."""
 
     def __init__(self, setting: Setting, device: torch.device) -> None:
@@ -226,9 +226,9 @@ class _Loader:
             yield batch.images, batch.tokens if self._several else batch.tokens[0]
 
 
-def make(program: str, setting: Setting, device: torch.device) -> Trainee:
+def make(program: str, setting: Setting, device: torch.device) -> StepRunner:
     """`modelchain` or `open_clip`."""
-    return ModelChainTrainee(setting, device) if program == "modelchain" else OpenClipTrainee(setting, device)
+    return ModelChainSteps(setting, device) if program == "modelchain" else OpenClipSteps(setting, device)
 
 
 def release(device: torch.device) -> None:

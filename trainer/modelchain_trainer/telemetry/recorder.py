@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 
 from modelchain.artifacts import PROGRESS, EvaluationLine, Progress, TrainLine
 from modelchain.store import Store, StoreUnavailable
-from modelchain_trainer.metrics_log import MetricsLog, encode_files
+from modelchain_trainer.telemetry.metrics_log import MetricsLog, encode_files
 
 logger = logging.getLogger(__name__)
 

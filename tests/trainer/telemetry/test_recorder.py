@@ -10,14 +10,14 @@ from modelchain.artifacts import EvaluationLine, Progress, TrainLine
 from modelchain.errors import DiskFullError
 from modelchain.store import StoreUnavailable
 from modelchain.store.folder import FolderStore
-from modelchain_trainer.metrics_log import (
+from modelchain_trainer.telemetry.metrics_log import (
     MetricsLog,
     decode_lines,
     encode_files,
     encode_line,
 )
-from modelchain_trainer.telemetry import StepRate, Telemetry
-from modelchain_trainer.tensorboard_events import Scalars, crc32c, encode_events
+from modelchain_trainer.telemetry.recorder import StepRate, Telemetry
+from modelchain_trainer.telemetry.tensorboard_events import Scalars, crc32c, encode_events
 
 FOLDER = "stages/tiny-0/attempts/uid-1-abc"
 
