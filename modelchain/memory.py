@@ -6,6 +6,8 @@ micro-batch, and shrink to each block's input with `gradientCheckpointing`.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from modelchain.cost import parameters
 from modelchain.resolved import ResolvedStage
 from modelchain.spec import AnyConfig, LanguageModelConfig, Precision, Sharding
@@ -17,6 +19,29 @@ MOMENTS = 2  # of each parameter
 MOMENTS_SHARE = 1 / 8  # of a GPU's memory, from which on moments are sharded unless the spec says
 KEPT_SHARE = 1 / 2  # of a GPU's memory: where more would be kept all the same, weights are sharded too
 BLOCKS_AT_ONCE = 2  # gathered: the one that runs and the one that comes next
+
+
+@dataclass(frozen=True)
+class StageMemory:
+    """What a stage needs of each of its GPUs, in bytes, without activations."""
+
+    name: str
+    ranks: int
+    sharding: Sharding
+    kept: int  # from step to step, at most
+    gathered: int  # at once in a step, at most
+
+
+def memory_of(stage: ResolvedStage, *, gpu_bytes: int) -> StageMemory:
+    """What a stage needs of GPUs of so many bytes, trained by as many processes as its job has."""
+    ranks = stage.job.nodes * stage.job.processes_per_node
+    return StageMemory(
+        name=stage.name,
+        ranks=ranks,
+        sharding=sharding_of(stage, ranks=ranks, gpu_bytes=gpu_bytes),
+        kept=kept_bytes(stage, ranks=ranks, gpu_bytes=gpu_bytes),
+        gathered=gathered_bytes(stage, ranks=ranks, gpu_bytes=gpu_bytes),
+    )
 
 
 def sharding_of(stage: ResolvedStage, *, ranks: int, gpu_bytes: int) -> Sharding:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from modelchain.cli.options import add_cluster_options, names_a_chain
 
 if TYPE_CHECKING:
     from modelchain.cost import Plan, StagePlan
+    from modelchain.memory import StageMemory
+    from modelchain.resolved import ResolvedChain
     from modelchain.spec import ModelChain
 
+GIB = 2**30  # bytes
 SUMMARY = "show what a chain trains and what it costs, against training them alone"
 
 
@@ -29,6 +34,12 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "-o", "--output", choices=("table", "json"), default="table", help="how to print the plan"
     )
+    parser.add_argument(
+        "--gpu-gib",
+        type=_size,
+        metavar="GIB",
+        help="also show what each stage needs of GPUs with that much memory, e.g. 80",
+    )
     add_cluster_options(parser)
     parser.set_defaults(run=run)
 
@@ -38,13 +49,39 @@ def run(arguments: argparse.Namespace) -> int:
     from modelchain.cost import plan
     from modelchain.resolve import resolve
 
-    plans = [plan(resolve(chain)) for chain in _chains(arguments)]
+    chains = [resolve(chain) for chain in _chains(arguments)]
+    memories = [_memory(chain, arguments.gpu_gib) for chain in chains]
     if arguments.output == "json":
-        documents = [as_json(one) for one in plans]
+        documents = [
+            as_json(plan(chain)) | ({"memory": [memory_as_json(one) for one in memory]} if memory else {})
+            for chain, memory in zip(chains, memories, strict=True)
+        ]
         print(json.dumps(documents[0] if len(documents) == 1 else documents, indent=2))
     else:
-        print("\n\n".join(as_text(one) for one in plans))
+        texts = [
+            "\n".join((as_text(plan(chain)), *memory_as_text(memory, arguments.gpu_gib)))
+            for chain, memory in zip(chains, memories, strict=True)
+        ]
+        print("\n\n".join(texts))
     return 0
+
+
+def _size(text: str) -> float:
+    try:
+        size = float(text)
+    except ValueError:
+        size = 0.0
+    if not 0 < size < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of GiB, such as 80")
+    return size
+
+
+def _memory(chain: ResolvedChain, gpu_gib: float | None) -> list[StageMemory]:
+    from modelchain.memory import memory_of
+
+    if gpu_gib is None:
+        return []
+    return [memory_of(stage, gpu_bytes=round(gpu_gib * GIB)) for stage in chain.stages]
 
 
 def _chains(arguments: argparse.Namespace) -> list[ModelChain]:
@@ -98,6 +135,44 @@ def as_json(plan: Plan) -> dict[str, object]:
             for run in plan.baselines
         ],
     }
+
+
+def memory_as_json(memory: StageMemory) -> dict[str, object]:
+    """What a stage needs of a GPU, for programs."""
+    return {
+        "stage": memory.name,
+        "processes": memory.ranks,
+        "sharding": memory.sharding,
+        "keptBytes": memory.kept,
+        "gatheredBytes": memory.gathered,
+    }
+
+
+def memory_as_text(memories: Sequence[StageMemory], gpu_gib: float) -> tuple[str, ...]:
+    """What stages need of a GPU, for people; nothing where that was not asked for."""
+    from modelchain.cli.table import Column, render
+
+    if not memories:
+        return ()
+    columns = (
+        Column("STAGE"),
+        Column("GPUS", right=True),
+        Column("SHARDING"),
+        Column("KEPT", right=True),
+        Column("GATHERED", right=True),
+    )
+    rows = [
+        (
+            one.name,
+            str(one.ranks),
+            one.sharding,
+            f"{one.kept / GIB:.1f} GiB",
+            f"{one.gathered / GIB:.1f} GiB" if one.gathered else "-",
+        )
+        for one in memories
+    ]
+    title = f"Of each GPU of {gpu_gib:g} GiB, by calculation; activations come on top:"
+    return ("", title, "", render(columns, rows))
 
 
 def as_text(plan: Plan) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from modelchain.cli import main
+from modelchain.errors import ExitCode
 from tests.modelchain.documents import digests, document
 
 CC3M = str(Path(__file__).parents[3] / "examples" / "cc3m.yaml")
@@ -60,6 +61,34 @@ def test_who_teaches_is_shown_where_it_is_not_who_comes_before(
     path.write_text(json.dumps(document({("distillation",): {"weight": 0}})))
     main(["plan", str(path)])
     assert "TEACHER" in capsys.readouterr().out, "that nobody teaches is said"
+
+
+def test_the_memory_of_a_gpu_is_shown_where_it_is_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "chain.yaml"
+    path.write_text(json.dumps(document({("job",): {"nodes": 2, "gpusPerNode": 4}})))
+    main(["plan", str(path)])
+    plain = capsys.readouterr().out
+    main(["plan", str(path), "--gpu-gib", "80"])
+    text = capsys.readouterr().out
+    assert text.startswith(plain.rstrip())
+    title, header, *rows = [line for line in text[len(plain) :].splitlines() if line]
+    assert title == "Of each GPU of 80 GiB, by calculation; activations come on top:"
+    assert header.split() == ["STAGE", "GPUS", "SHARDING", "KEPT", "GATHERED"]
+    assert [row.split()[:3] for row in rows] == [[name, "8", "None"] for name in ("tiny", "small", "base")]
+
+    main(["plan", str(path), "--gpu-gib", "0.5", "-o", "json"])
+    base = json.loads(capsys.readouterr().out)["memory"][2]
+    assert (base["stage"], base["processes"], base["sharding"]) == ("base", 8, "Full")
+    assert base["keptBytes"] > 0
+    assert base["gatheredBytes"] > 0
+
+
+@pytest.mark.parametrize("size", ["0", "-1", "many", "inf", "nan"])
+def test_a_gpu_of_no_size_is_refused(size: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", CC3M, f"--gpu-gib={size}"]) == ExitCode.USAGE
+    assert f"'{size}' is no number of GiB, such as 80" in capsys.readouterr().err
 
 
 def test_json_has_what_scripts_need(capsys: pytest.CaptureFixture[str]) -> None:
