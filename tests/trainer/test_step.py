@@ -46,6 +46,7 @@ from modelchain_trainer.model.build import build_model
 from modelchain_trainer.model.clip import Clip
 from modelchain_trainer.optimizer import AdamW
 from modelchain_trainer.step import MOST_SKIPPED_STEPS, DivergedError, Teaching, TrainStep
+from modelchain_trainer.tasks import contrastive
 
 CPU = torch.device("cpu")
 IMAGE_SIZE, CONTEXT, CAPTIONS, BATCH = 16, 12, 2, 12
@@ -398,6 +399,22 @@ def test_the_teacher_runs_only_while_the_weight_is_above_zero(monkeypatch: pytes
     assert len(calls) == 2
     assert [reading.distillation_weight for reading in readings] == [1.0, 0.5, 0.0, 0.0]
     assert [reading.loss["distillation"] > 0 for reading in readings] == [True, True, False, False]
+
+
+def test_pixels_are_normalised_once_for_teacher_and_student(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[int] = []
+    monkeypatch.setattr(
+        contrastive,
+        "normalize",
+        lambda images, dtype: (rows.append(len(images)), normalize(images, dtype))[1],
+    )
+    trained, _, _ = train_step(stage(micro_batch_size=BATCH))
+    trained.run(batch(0), 0)
+    assert rows == [BATCH]
+    rows.clear()
+    trained, _, _ = train_step(stage(micro_batch_size=BATCH // 3))
+    trained.run(batch(0), 0)
+    assert rows == [BATCH // 3] * 5, "all but the last are computed once more, with a graph"
 
 
 @pytest.mark.parametrize("image_size", [IMAGE_SIZE // 2, IMAGE_SIZE * 2])

@@ -26,7 +26,7 @@ from modelchain_trainer.model import build_model, load_weights, model_from
 from modelchain_trainer.optimizer import AdamW
 from modelchain_trainer.position import Position
 from modelchain_trainer.step import TrainStep
-from modelchain_trainer.tasks import task_of
+from modelchain_trainer.tasks import classification, task_of
 from tests.squares import COLOURS
 from tests.trainer.expansion.families import classifier
 from tests.trainer.test_step import gradients, relative_error
@@ -103,6 +103,18 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(size: int) -> None:
     expected, found = whole.run(batch(), 0).read(), split.run(batch(), 0).read()
     assert found.loss == pytest.approx(expected.loss, rel=1e-12)
     assert relative_error(gradients(split_named), gradients(whole_named)) < 1e-10
+
+
+def test_pixels_are_normalised_once_for_teacher_and_student(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[int] = []
+    monkeypatch.setattr(
+        classification,
+        "normalize",
+        lambda images, dtype: (rows.append(len(images)), normalize(images, dtype))[1],
+    )
+    trained, _ = train_step(stage(micro_batch_size=BATCH // 3))
+    trained.run(batch(), 0)
+    assert rows == [BATCH // 3] * 3
 
 
 def test_a_grown_student_begins_at_its_teachers_features_and_probabilities() -> None:

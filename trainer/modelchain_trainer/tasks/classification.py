@@ -19,7 +19,7 @@ from modelchain_trainer.data.sample import normalize
 from modelchain_trainer.data.source import SampleSource
 from modelchain_trainer.data.text_field import LabelField
 from modelchain_trainer.tasks.local_loss import LocalObjective, Sums, rows_of
-from modelchain_trainer.tasks.task import Setting, StepBatch, Task, patches_of
+from modelchain_trainer.tasks.task import Setting, StepBatch, Task, patches_of, pixels_dtype
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,7 @@ class ClassificationObjective(LocalObjective[Rows, Outputs]):
         super().__init__(setting)
         self._judged = setting.stage.distillation.surpass_window_steps is not None
         projections = setting.projections
+        self._pixels: tuple[Rows, Tensor] | None = None
         self._projection = projections.features if isinstance(projections, FeatureProjection) else None
 
     def micro_batches(self, batch: StepBatch) -> Sequence[Rows]:
@@ -95,13 +96,19 @@ class ClassificationObjective(LocalObjective[Rows, Outputs]):
 
     def outputs(self, model: nn.Module, micro_batch: Rows, dtype: torch.dtype) -> Outputs:
         """A teacher sees the student's pictures whole, at its own size."""
-        images_m3HW = normalize(micro_batch.images, dtype)
+        images_m3HW = self._normalised(micro_batch).to(dtype)
         side = self._side(model)
         if images_m3HW.shape[-1] != side:
             images_m3HW = functional.interpolate(images_m3HW, (side, side), mode="bicubic", antialias=True)
         patches = micro_batch.patches if model is self.setting.model else None
         features_mD, logits_mK = model(images_m3HW, patches)
         return Outputs(_at_least_fp32(features_mD), _at_least_fp32(logits_mK))
+
+    def _normalised(self, micro_batch: Rows) -> Tensor:
+        """Its pixels, once for teacher and student, who look at them one after the other."""
+        if self._pixels is None or self._pixels[0] is not micro_batch:
+            self._pixels = micro_batch, normalize(micro_batch.images, pixels_dtype(self.setting.model))
+        return self._pixels[1]
 
     def losses(self, student: Outputs, teacher: Outputs | None, micro_batch: Rows) -> Sums:
         """Sums over rows."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,8 @@ from modelchain_trainer.distillation import Projections
 from modelchain_trainer.losses import Features, LossAndGradients, loss_and_feature_gradients, task_loss
 from modelchain_trainer.model.clip import Clip
 from modelchain_trainer.tasks.task import Setting, StepBatch, patches_of
+
+MicroBatch: TypeAlias = tuple[Tensor, Captions, Tensor | None]
 
 MAXIMUM_LOG_SCALE = math.log(100)
 # A bucket of captions more must save so many tokens: about what its own kernels' launches cost.
@@ -55,11 +58,7 @@ class ContrastiveObjective:
     def accumulate(self, batch: StepBatch, *, weight: float, taught: bool) -> Tensor:
         """See `Objective`. Without a teacher's forward pass projections get a gradient of zero."""
         micro_batches = self.micro_batches(batch)
-        with torch.no_grad():
-            teacher = None if not taught else _join([self._teacher_forward(*m[:2]) for m in micro_batches])
-            parts = [self._student_forward(*m) for m in micro_batches[:-1]]
-        with_graph = self._student_forward(*micro_batches[-1])
-        features = _join([*parts, Features(with_graph.image.detach(), with_graph.text.detach())])
+        features, teacher, with_graph = self._features(micro_batches, taught=taught)
 
         result = loss_and_feature_gradients(
             features,
@@ -76,7 +75,7 @@ class ContrastiveObjective:
 
         end = features.image.shape[0]
         for number in reversed(range(len(micro_batches))):
-            features_m = self._student_forward(*micro_batches[number]) if with_graph is None else with_graph
+            features_m = self._again(micro_batches[number]) if with_graph is None else with_graph
             start = end - features_m.image.shape[0]
             if number == 0:
                 self._setting.gradients.arm(outside_autograd)
@@ -91,6 +90,31 @@ class ContrastiveObjective:
             losses_sum.wait()
         return losses
 
+    def _features(
+        self, micro_batches: list[MicroBatch], *, taught: bool
+    ) -> tuple[Features, Features | None, Features | None]:
+        """The features of all rows, the teacher's if it is asked, and those of the last micro-batch with a graph.
+
+        Teacher and student look at a micro-batch one after the other: its pixels are normalised once for both.
+        """
+        parts: list[Features] = []
+        theirs: list[Features] = []
+        with_graph = None
+        for number, (images_u8_m3HW, captions, kept_mK) in enumerate(micro_batches, start=1):
+            images_m3HW = normalize(images_u8_m3HW, self._log_scale.dtype)
+            if taught:
+                with torch.no_grad():
+                    theirs.append(self._teacher_forward(images_m3HW, captions, None))
+            with torch.set_grad_enabled(number == len(micro_batches)):
+                with_graph = self._student_forward(images_m3HW, captions, kept_mK)
+            parts.append(Features(with_graph.image.detach(), with_graph.text.detach()))
+        return _join(parts), _join(theirs) if taught else None, with_graph
+
+    def _again(self, micro_batch: MicroBatch) -> Features:
+        """The student's features of a micro-batch once more, now with a graph."""
+        images_u8_m3HW, captions, kept_mK = micro_batch
+        return self._student_forward(normalize(images_u8_m3HW, self._log_scale.dtype), captions, kept_mK)
+
     def constrain(self) -> None:
         """Logits reach 100 times a cosine at most, as in CLIP."""
         self._log_scale.clamp_(0, MAXIMUM_LOG_SCALE)
@@ -99,7 +123,7 @@ class ContrastiveObjective:
         """The factor itself."""
         return self._log_scale.exp()
 
-    def micro_batches(self, batch: StepBatch) -> list[tuple[Tensor, Captions, Tensor | None]]:
+    def micro_batches(self, batch: StepBatch) -> list[MicroBatch]:
         """The rank's rows in parts that fit into memory, on the device.
 
         uint8 [m, 3, H, W], m samples' captions, and the places [m, K] of the patches that the student sees (None: all).
@@ -137,8 +161,8 @@ class ContrastiveObjective:
         side = model.config.vision.image_size
         dtype = model.logit_scale.dtype
 
-        def forward(images_u8_m3HW: Tensor, captions: Captions, kept_mK: Tensor | None = None) -> Features:
-            images_m3HW = normalize(images_u8_m3HW, dtype)
+        def forward(images_m3HW: Tensor, captions: Captions, kept_mK: Tensor | None) -> Features:
+            images_m3HW = images_m3HW.to(dtype)
             if images_m3HW.shape[-1] != side:  # a teacher sees the student's pictures at its own size
                 images_m3HW = functional.interpolate(
                     images_m3HW, (side, side), mode="bicubic", antialias=True
