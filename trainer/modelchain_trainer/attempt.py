@@ -29,6 +29,7 @@ from modelchain_trainer.position import Position
 from modelchain_trainer.retry_policy import RetryPolicy
 from modelchain_trainer.stopping import StopRequest
 from modelchain_trainer.telemetry.recorder import Telemetry
+from modelchain_trainer.telemetry.sinks import find_sinks
 from modelchain_trainer.telemetry.trainjob_status import StatusReporter, find_server
 
 logger = logging.getLogger(__name__)
@@ -103,7 +104,12 @@ def begin(
             retry_policy.call(lambda: require_conditional_writes(store, accept_risk=accept_risk))
             lease = _take_lease(store, stage, token)
             stack.callback(lease.release)
-            telemetry = Telemetry(store, attempt_folder(stage.folder, token), steps=stage.training.steps)
+            telemetry = Telemetry(
+                store,
+                attempt_folder(stage.folder, token),
+                steps=stage.training.steps,
+                sinks=find_sinks(stage, scratch, os.environ),
+            )
             stack.callback(telemetry.close)
             if (server := find_server(os.environ)) is not None:
                 reporter = StatusReporter(server, telemetry.progress)

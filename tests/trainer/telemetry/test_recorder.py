@@ -22,7 +22,7 @@ from modelchain_trainer.telemetry.tensorboard_events import Scalars, crc32c, enc
 FOLDER = "stages/tiny-0/attempts/uid-1-abc"
 
 
-def _train(step: int) -> TrainLine:
+def train_line(step: int) -> TrainLine:
     return TrainLine(
         step=step,
         epoch=step / 10,
@@ -40,7 +40,7 @@ def _train(step: int) -> TrainLine:
     )
 
 
-def _evaluation(step: int, **metrics: float) -> EvaluationLine:
+def evaluation_line(step: int, **metrics: float) -> EvaluationLine:
     named = {name.replace("_", "/"): value for name, value in metrics.items()}
     return EvaluationLine(step=step, samples=8 * step, macs=1e6, time=0.5, wall_time=1.7e9, metrics=named)
 
@@ -89,13 +89,13 @@ def test_progress_shows_step_speed_loss_and_time_left(telemetry: Telemetry, stor
     telemetry.step(0)
     time.sleep(1.05)
     telemetry.step(10)
-    telemetry.train(_train(10), {"BadImage": 2})
-    telemetry.evaluation(_evaluation(10, digits_top1=0.5))
+    telemetry.train(train_line(10), {"BadImage": 2})
+    telemetry.evaluation(evaluation_line(10, digits_top1=0.5))
     telemetry.checkpoint(10)
     _wait_for(lambda: _has_progress(store, 10) and _progress(store).checkpoint_step == 10)
     progress = _progress(store)
     assert (progress.phase, progress.steps, progress.samples_per_second) == ("Training", 100, 16.0)
-    assert progress.loss["total"] == _train(10).loss["total"]
+    assert progress.loss["total"] == train_line(10).loss["total"]
     assert progress.metrics == {"digits/top1": 0.5}
     assert progress.corrupt_samples == {"BadImage": 2}
     assert progress.eta_seconds == pytest.approx(90 / (10 / 1.05), rel=0.2)
@@ -163,7 +163,7 @@ def test_what_time_does_not_mend_reaches_the_training(
 def test_metrics_are_in_the_store_after_a_flush_and_again_after_a_failed_one(
     telemetry: Telemetry, store: _Outage
 ) -> None:
-    telemetry.train(_train(1), {})
+    telemetry.train(train_line(1), {})
     store.error = StoreUnavailable("http://store: refused")
     with pytest.raises(StoreUnavailable):
         telemetry.flush()
@@ -176,7 +176,7 @@ def test_metrics_are_in_the_store_after_a_flush_and_again_after_a_failed_one(
 def test_closing_writes_what_is_left(store: _Outage) -> None:
     telemetry = Telemetry(store, FOLDER, steps=100, heartbeat_seconds=60)
     telemetry.start()
-    telemetry.train(_train(1), {})
+    telemetry.train(train_line(1), {})
     telemetry.phase("Complete")
     telemetry.close()
     assert _progress(store).phase == "Complete"
@@ -187,32 +187,32 @@ def test_without_a_store_nothing_happens() -> None:
     telemetry = Telemetry(None, "", steps=3)
     telemetry.start()
     telemetry.step(1)
-    telemetry.train(_train(1), {})
+    telemetry.train(train_line(1), {})
     telemetry.flush()
     telemetry.close()
 
 
 def test_lines_are_the_documented_json() -> None:
-    line = json.loads(encode_line(_train(3)))
+    line = json.loads(encode_line(train_line(3)))
     assert line.pop("wallTime") == 1.7e9 + 3
     assert set(line) == {
         "kind", "step", "epoch", "samples", "macs", "time", "learningRate", "loss", "distillationWeight",
         "logitScale", "gradientNorm", "samplesPerSecond", "dataWaitFraction",
     }  # fmt: skip
     assert set(line["loss"]) == {"total", "task", "distillation"}
-    evaluation = json.loads(encode_line(_evaluation(3, digits_top1=0.93)))
+    evaluation = json.loads(encode_line(evaluation_line(3, digits_top1=0.93)))
     assert (evaluation["kind"], evaluation["metrics"]) == ("evaluation", {"digits/top1": 0.93})
 
 
 def test_segments_begin_at_checkpoints_and_only_the_last_one_changes() -> None:
     log = MetricsLog()
-    log.append(_train(5))
+    log.append(train_line(5))
     log.begin_segment(5)
     assert set(encode_files(log.take_changed())) == {
         "metrics-0000000000.jsonl",
         "events.out.tfevents.0000000000.modelchain",
     }
-    log.append(_train(10))
+    log.append(train_line(10))
     assert set(encode_files(log.take_changed())) == {
         "metrics-0000000005.jsonl",
         "events.out.tfevents.0000000005.modelchain",
@@ -223,8 +223,8 @@ def test_segments_begin_at_checkpoints_and_only_the_last_one_changes() -> None:
 def test_a_resumed_log_has_the_history_up_to_its_step_and_no_more() -> None:
     first = MetricsLog()
     for step in (5, 10, 15):
-        first.append(_train(step))
-        first.append(_evaluation(step, digits_top1=step / 100))
+        first.append(train_line(step))
+        first.append(evaluation_line(step, digits_top1=step / 100))
         first.begin_segment(step)
     history = [
         line
@@ -235,8 +235,8 @@ def test_a_resumed_log_has_the_history_up_to_its_step_and_no_more() -> None:
     second = MetricsLog(history, 10)
     assert second.evaluated_steps() == {5, 10}
     assert second.metrics() == {"digits/top1": 0.1}
-    second.append(_train(15))
-    second.append(_evaluation(15, digits_top1=0.15))
+    second.append(train_line(15))
+    second.append(evaluation_line(15, digits_top1=0.15))
 
     def lines(log: MetricsLog) -> bytes:
         return b"".join(data for name, data in sorted(log.files().items()) if name.startswith("metrics"))

@@ -1,1 +1,1 @@
-"""What an attempt tells of itself while it runs: progress, metrics, TensorBoard events, a TrainJob's status."""
+"""What an attempt tells of itself while it runs: progress, metrics, TensorBoard events, services beside the store."""

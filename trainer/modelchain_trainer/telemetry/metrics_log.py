@@ -46,6 +46,10 @@ class MetricsLog:
         """Lines from here on go into a file of their own; the files before it do not change any more."""
         self._segments.setdefault(step, [])
 
+    def lines(self) -> list[MetricsLine]:
+        """All lines, in their order."""
+        return [line for _, lines in sorted(self._segments.items()) for line in lines]
+
     def evaluated_steps(self) -> frozenset[int]:
         """Steps whose evaluation is known already."""
         return frozenset(

@@ -13,9 +13,10 @@ import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
-from modelchain.artifacts import PROGRESS, EvaluationLine, Progress, TrainLine
+from modelchain.artifacts import PROGRESS, EvaluationLine, MetricsLine, Progress, TrainLine
 from modelchain.store import Store, StoreUnavailable
 from modelchain_trainer.telemetry.metrics_log import MetricsLog, encode_files
+from modelchain_trainer.telemetry.sinks import MetricSinks
 
 logger = logging.getLogger(__name__)
 
@@ -60,14 +61,21 @@ class Telemetry:
     """
 
     def __init__(
-        self, store: Store | None, folder: str, *, steps: int, heartbeat_seconds: float | None = None
+        self,
+        store: Store | None,
+        folder: str,
+        *,
+        steps: int,
+        heartbeat_seconds: float | None = None,
+        sinks: MetricSinks | None = None,
     ) -> None:
         """Nothing is written before `start`, and nothing at all without a store.
 
-        `folder` is the attempt's; `steps` the stage's.
+        `folder` is the attempt's; `steps` the stage's; `sinks` get every line of metrics too.
         """
         remote = store is not None and store.uri.startswith("s3://")
         self._store = store
+        self._sinks = sinks or MetricSinks({})
         self._folder = folder
         self._steps = steps
         self._seconds = heartbeat_seconds or (REMOTE_HEARTBEAT_SECONDS if remote else HEARTBEAT_SECONDS)
@@ -96,6 +104,7 @@ class Telemetry:
         """Go on from what an earlier attempt has measured."""
         with self._lock:
             self._log = log
+        self._sinks.resume(log.lines())
         self._update(step=step, checkpoint_step=step, metrics=log.metrics())
 
     def evaluated_steps(self) -> frozenset[int]:
@@ -136,8 +145,7 @@ class Telemetry:
 
     def train(self, line: TrainLine, corrupt: Mapping[str, int]) -> None:
         """A line of metrics."""
-        with self._lock:
-            self._log.append(line)
+        self._append(line)
         self._update(
             samples_per_second=line.samples_per_second,
             data_wait_fraction=line.data_wait_fraction,
@@ -147,8 +155,7 @@ class Telemetry:
 
     def evaluation(self, line: EvaluationLine) -> None:
         """Results of an evaluation."""
-        with self._lock:
-            self._log.append(line)
+        self._append(line)
         self._update(metrics=self.metrics())
 
     def begin_segment(self, step: int) -> None:
@@ -181,6 +188,12 @@ class Telemetry:
         self._closing.set()
         if self._thread.is_alive():
             self._thread.join(CLOSE_SECONDS)
+        self._sinks.close()
+
+    def _append(self, line: MetricsLine) -> None:
+        with self._lock:
+            self._log.append(line)
+        self._sinks.write(line)
 
     def _update(self, **changes: object) -> None:
         with self._lock:
