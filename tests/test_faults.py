@@ -29,9 +29,8 @@ BenchOf = Callable[..., Bench]
 KILLS = 20
 
 # One worker of the test run does all of one world size: they share the run that nobody disturbs.
-ONE = pytest.param(1, marks=pytest.mark.xdist_group("faults-1"))
-TWO = pytest.param(2, marks=pytest.mark.xdist_group("faults-2"))
 one_process = pytest.mark.xdist_group("faults-1")
+two_processes = pytest.mark.xdist_group("faults-2")
 
 
 @pytest.fixture
@@ -62,8 +61,15 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> Calm:
     return outcome
 
 
-@pytest.mark.parametrize("processes", [ONE, TWO])
-@pytest.mark.parametrize("kind", ["folder", "s3"])
+@pytest.mark.parametrize(
+    ("kind", "processes"),
+    [
+        pytest.param("folder", 1, marks=one_process),
+        pytest.param("s3", 2, marks=two_processes),
+        pytest.param("folder", 2, marks=[two_processes, pytest.mark.long]),
+        pytest.param("s3", 1, marks=[one_process, pytest.mark.long]),
+    ],
+)
 def test_twenty_kills_leave_no_trace(
     kind: str, processes: int, bench_of: BenchOf, calm: Calm, request: pytest.FixtureRequest
 ) -> None:
