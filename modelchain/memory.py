@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from modelchain.cost import parameters
 from modelchain.resolved import ResolvedStage
-from modelchain.spec import AnyConfig, LanguageModelConfig, Precision, Sharding
-from modelchain.tasks import task_of
-from modelchain.tasks.towers import Tower, block_parameters
+from modelchain.spec import AnyConfig, Precision, Sharding
+from modelchain.tasks import task_for, task_of
+from modelchain.tasks.towers import block_parameters
 
 FP32_BYTES, BF16_BYTES = 4, 2
 MOMENTS = 2  # of each parameter
@@ -103,10 +103,6 @@ def _teacher_bytes(stage: ResolvedStage, teacher: AnyConfig) -> int:
 
 def _at_once(model: AnyConfig) -> int:
     """Parameters that are whole on a rank at once: those outside of blocks, and the largest blocks."""
-    towers: list[Tower] = [
-        tower for name in ("vision", "text") if (tower := getattr(model, name, None)) is not None
-    ]
-    if isinstance(model, LanguageModelConfig):
-        towers.append(model)
+    towers = task_for(model).towers(model)
     blocks = sum(tower.layers * block_parameters(tower) for tower in towers)
     return parameters(model) - blocks + BLOCKS_AT_ONCE * max(map(block_parameters, towers))

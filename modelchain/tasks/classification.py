@@ -3,7 +3,7 @@ linear head, on labels."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import MappingProxyType
 from typing import Final
 
@@ -15,6 +15,7 @@ from modelchain.tasks.towers import (
     IMAGE_FIELDS,
     OF_IMAGES,
     VISION_DIGEST,
+    Tower,
     image_tower_macs,
     image_tower_parameters,
     largest_in_block,
@@ -66,6 +67,10 @@ class ClassificationTask(Task[ClassifierConfig]):
     def embedding_parameters(self, config: ClassifierConfig) -> int:  # noqa: ARG002
         """None."""
         return 0
+
+    def towers(self, config: ClassifierConfig) -> Sequence[Tower]:
+        """One, for images."""
+        return (config.vision,)
 
     def largest_parameter(self, config: ClassifierConfig) -> int:
         """A matrix of the tower, or the head of many classes."""

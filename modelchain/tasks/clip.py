@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import MappingProxyType
 from typing import Final
 
@@ -14,6 +14,7 @@ from modelchain.tasks.towers import (
     IMAGE_FIELDS,
     OF_IMAGES,
     VISION_DIGEST,
+    Tower,
     block_macs,
     block_parameters,
     image_tower_macs,
@@ -90,10 +91,13 @@ class ClipTask(Task[ModelConfig]):
         """Of the text tower."""
         return config.text.vocab_size * config.text.width
 
+    def towers(self, config: ModelConfig) -> Sequence[Tower]:
+        """One for images, one for texts."""
+        return config.vision, config.text
+
     def largest_parameter(self, config: ModelConfig) -> int:
         """The table of tokens, or a matrix of a wide tower."""
-        towers = (largest_in_block(config.vision), largest_in_block(config.text))
-        return max(self.embedding_parameters(config), *towers)
+        return max(self.embedding_parameters(config), *map(largest_in_block, self.towers(config)))
 
     def unbuildable(self, config: ModelConfig) -> Iterator[Problem]:
         """Sizes that do not divide."""

@@ -3,7 +3,7 @@ those before it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import MappingProxyType
 from typing import Final
 
@@ -11,7 +11,7 @@ from modelchain.digest_form import REQUIRED, Table, deciding
 from modelchain.resolved import ResolvedData, ResolvedStage, ResolvedTraining
 from modelchain.spec import DataSpec, EvaluationType, LanguageModelConfig, TaskName
 from modelchain.tasks.task import Problem, Task, differs, near_multiple, shrinks
-from modelchain.tasks.towers import block_macs, block_parameters, largest_in_block
+from modelchain.tasks.towers import Tower, block_macs, block_parameters, largest_in_block
 
 BYTE_VOCABULARY: Final = 257  # of the built-in tokenizer: bytes, and the end of text
 MODEL_DIGEST: Final[Table] = {
@@ -69,6 +69,10 @@ class LanguageModelTask(Task[LanguageModelConfig]):
     def embedding_parameters(self, config: LanguageModelConfig) -> int:
         """The tied table: it stays in fp32 in a teacher too."""
         return config.vocabulary_size * config.width
+
+    def towers(self, config: LanguageModelConfig) -> Sequence[Tower]:
+        """The model itself."""
+        return (config,)
 
     def largest_parameter(self, config: LanguageModelConfig) -> int:
         """The table of tokens, or a matrix of a wide tower."""

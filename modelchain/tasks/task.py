@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from typing import ClassVar, Generic, TypeAlias, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar, Generic, TypeAlias, TypeVar
 
 from modelchain.resolved import ResolvedData, ResolvedStage, ResolvedTraining
 from modelchain.spec import Block, DataSpec, EvaluationType, TaskName
+
+if TYPE_CHECKING:
+    from modelchain.tasks.towers import Tower
 
 C = TypeVar("C", bound=Block)
 
@@ -45,6 +48,10 @@ class Task(ABC, Generic[C]):
     @abstractmethod
     def embedding_parameters(self, config: C) -> int:
         """Of these, those of tables of tokens, which stay in fp32 in a teacher that runs in bf16."""
+
+    @abstractmethod
+    def towers(self, config: C) -> Sequence[Tower]:
+        """Its stacks of blocks."""
 
     @abstractmethod
     def largest_parameter(self, config: C) -> int:

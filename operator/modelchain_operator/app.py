@@ -59,7 +59,7 @@ async def run(settings: Settings) -> int:
     reader = _store_reader(settings, access, queue, leadership)
     cluster = LiveView(api, cache)
     statuses = StatusWriter(api, cache, metrics, settings.identity)
-    reconciler = _reconciler(
+    reconciler = build_reconciler(
         settings, api, cluster, cache, queue, StoreViews(access, reader), statuses, limit, metrics
     )
     resync = Resync(api, cache, queue, cluster.not_served, namespaces=settings.namespaces)
@@ -150,7 +150,7 @@ def _store_reader(
     )
 
 
-def _reconciler(
+def build_reconciler(
     settings: Settings,
     api: KubernetesApi,
     cluster: LiveView,
@@ -161,6 +161,7 @@ def _reconciler(
     limit: ChainLimit,
     metrics: Metrics,
 ) -> Reconciler:
+    """The reconciler and what it works with that nobody else needs."""
     acceptance = Acceptance(settings.default_image)
     job_writer = JobWriter(api, JobDefaults(image=settings.default_image))
     return Reconciler(

@@ -25,12 +25,10 @@ from modelchain.reconcile.observation import StageFacts
 from modelchain.resolved import ResolvedStage
 from modelchain.stage_probe import StoreSnapshot
 from modelchain.status import ChainStatus
-from modelchain_operator.acceptance import Acceptance, Accepted
+from modelchain_operator.acceptance import Accepted
+from modelchain_operator.app import build_reconciler
 from modelchain_operator.chain_limit import ChainLimit
-from modelchain_operator.executor import Executor
 from modelchain_operator.informers.cache import Cache
-from modelchain_operator.job_writer import JobWriter
-from modelchain_operator.jobs import JobDefaults
 from modelchain_operator.jobs.names import job_name
 from modelchain_operator.kubernetes import labels
 from modelchain_operator.kubernetes.api import ApiError, Object, ObjectVersion
@@ -38,9 +36,8 @@ from modelchain_operator.kubernetes.key import Key
 from modelchain_operator.kubernetes.kinds import CHAIN, JOB, POD
 from modelchain_operator.live_view import LiveView
 from modelchain_operator.observe import reference_of, status_of
-from modelchain_operator.pending_diagnosis import PendingDiagnosis
 from modelchain_operator.reconciler import Reconciler
-from modelchain_operator.refused_chains import RefusedChains
+from modelchain_operator.settings import Settings
 from modelchain_operator.status_writer import StatusWriter
 from modelchain_operator.telemetry.metrics import Metrics
 from modelchain_operator.work_queue import KeyQueue
@@ -104,32 +101,13 @@ class Operator:
 
 
 def reconciler(api: MemoryApi, cache: Cache, stores: Any) -> Reconciler:
-    """As app.py puts it together."""
+    """As the operator puts it together."""
     metrics, queue = Metrics(), KeyQueue()
-    cluster, acceptance = LiveView(api, cache), Acceptance("trainer:test")
     statuses = StatusWriter(api, cache, metrics, "world")
-    job_writer = JobWriter(api, JobDefaults(image="trainer:test"))
-    return Reconciler(
-        cache=cache,
-        queue=queue,
-        cluster=cluster,
-        stores=stores,
-        acceptance=acceptance,
-        refused=RefusedChains(
-            acceptance=acceptance,
-            cluster=cluster,
-            queue=queue,
-            stores=stores,
-            statuses=statuses,
-            metrics=metrics,
-        ),
-        diagnosis=PendingDiagnosis(api, queue),
-        limit=ChainLimit(None, queue.add),
-        statuses=statuses,
-        executor=Executor(job_writer, cache),
-        job_writer=job_writer,
-        metrics=metrics,
-        progress_seconds=15,
+    limit = ChainLimit(None, queue.add)
+    operator_settings = Settings(default_image="trainer:test")
+    return build_reconciler(
+        operator_settings, api, LiveView(api, cache), cache, queue, stores, statuses, limit, metrics
     )
 
 

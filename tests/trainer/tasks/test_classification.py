@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from modelchain_trainer.step import TrainStep
 from modelchain_trainer.tasks import classification, task_of
 from tests.squares import COLOURS
 from tests.trainer.expansion.families import classifier
+from tests.trainer.tasks.whole_stages import check_a_kill_changes_no_bit, published
 from tests.trainer.test_step import gradients, relative_error
 from tests.trainer.test_step import stage as clip_stage
 
@@ -159,14 +159,6 @@ def classifier_stage(stage_of: StageOf) -> StageOf:
     return make
 
 
-def published(stage: ResolvedStage) -> Path:
-    folder = Path(stage.store.uri) / stage.folder
-    manifest = verify_stage(FolderStore(Path(stage.store.uri)), stage.folder, stage.digest)
-    assert manifest is not None
-    assert manifest.weights.endswith("/model.safetensors")
-    return (folder / manifest.weights).parent
-
-
 def test_a_chain_learns_the_squares_and_publishes_what_it_has_measured(
     classifier_stage: StageOf, train: Callable[..., Position]
 ) -> None:
@@ -209,10 +201,4 @@ def test_a_label_that_the_head_does_not_have_ends_the_stage_with_what_to_do(
 def test_an_attempt_that_is_killed_goes_on_with_the_same_bits(
     classifier_stage: StageOf, fork_server: Any, tmp_path: Path
 ) -> None:
-    calm = classifier_stage("calm")
-    assert fork_server.run(calm, tmp_path / "calm", ranks=2) == 0
-    expected = (published(calm) / "model.safetensors").read_bytes()
-    shutil.rmtree(Path(calm.store.uri))
-    assert fork_server.run(calm, tmp_path / "killed", ranks=2, failpoint="step:7") == -9
-    assert fork_server.run(calm, tmp_path / "again", ranks=2) == 0
-    assert (published(calm) / "model.safetensors").read_bytes() == expected
+    check_a_kill_changes_no_bit(classifier_stage("calm"), fork_server, tmp_path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,11 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from modelchain.commit import verify_stage
 from modelchain.errors import UserDataError
 from modelchain.resolved import ResolvedDistillation, ResolvedExpansion, ResolvedStage
 from modelchain.spec import LanguageModelConfig, Sharding
-from modelchain.store.folder import FolderStore
 from modelchain.tasks import LANGUAGE_MODEL
 from modelchain_trainer.distributed.collectives import Group
 from modelchain_trainer.expansion import expand
@@ -30,6 +27,7 @@ from modelchain_trainer.step import TrainStep
 from modelchain_trainer.tasks import language_model as task_module
 from modelchain_trainer.tasks import task_of
 from tests.trainer.expansion.families import language_model
+from tests.trainer.tasks.whole_stages import check_a_kill_changes_no_bit, published
 from tests.trainer.test_step import Rows, gradients, relative_error
 from tests.trainer.test_step import stage as clip_stage
 
@@ -158,13 +156,6 @@ def language_stage(stage_of: StageOf, tmp_path: Path) -> StageOf:
     return make
 
 
-def published(stage: ResolvedStage) -> Path:
-    folder = Path(stage.store.uri) / stage.folder
-    manifest = verify_stage(FolderStore(Path(stage.store.uri)), stage.folder, stage.digest)
-    assert manifest is not None
-    return (folder / manifest.weights).parent
-
-
 def lines_of(stage: ResolvedStage, kind: str) -> list[dict[str, Any]]:
     lines = [
         json.loads(line)
@@ -226,10 +217,4 @@ def test_a_model_in_parts_learns_what_a_whole_one_does(
 def test_an_attempt_that_is_killed_goes_on_with_the_same_bits(
     language_stage: StageOf, fork_server: Any, tmp_path: Path
 ) -> None:
-    calm = language_stage("calm")
-    assert fork_server.run(calm, tmp_path / "calm", ranks=2) == 0
-    expected = (published(calm) / "model.safetensors").read_bytes()
-    shutil.rmtree(Path(calm.store.uri))
-    assert fork_server.run(calm, tmp_path / "killed", ranks=2, failpoint="step:7") == -9
-    assert fork_server.run(calm, tmp_path / "again", ranks=2) == 0
-    assert (published(calm) / "model.safetensors").read_bytes() == expected
+    check_a_kill_changes_no_bit(language_stage("calm"), fork_server, tmp_path)
