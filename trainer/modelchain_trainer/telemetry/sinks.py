@@ -1,8 +1,8 @@
 """Services beside the store that show a stage's metrics while it is trained; each is a file of its own.
 
-MODELCHAIN_METRIC_SINKS names those that are wanted, e.g. `wandb`. None of them holds up or ends a training: a thread
-hands them their lines, and one that fails gets no more of them, which the log says. The store's own files (JSON lines,
-TensorBoard events) are in metrics_log.py.
+MODELCHAIN_METRIC_SINKS names those that are wanted, e.g. `wandb`. None of them holds up a step or ends a training: a
+thread hands them their lines, and one that fails gets no more of them, which the log says. The store's own files (JSON
+lines, TensorBoard events) are in metrics_log.py.
 """
 
 from __future__ import annotations
