@@ -372,7 +372,7 @@ class Bench:
         """A chain of three stages. Those of the same seed share their artifacts."""
         chain = document(self.access)
         spec = chain["spec"]
-        spec["store"]["secretName"] = SECRET
+        spec["store"]["secretRef"] = {"name": SECRET}
         spec["training"] |= {"epochs": 1000, "seed": seed}
         spec["retry"]["leaseSeconds"] = 120
         spec["suspend"] = suspend

@@ -35,6 +35,9 @@ REGION = re.compile(r"(<!-- begin generated: ([a-z-]+) -->\n).*?(<!-- end genera
 SPEC_BLOCKS: Mapping[str, tuple[type[BaseModel], str]] = {
     "spec": (spec.ModelChainSpec, ""),
     "store": (spec.StoreSpec, "spec.store"),
+    "store.secretRef": (spec.CredentialsReference, "spec.store"),
+    "store.secretRef.keys": (spec.CredentialKeys, "spec.store.secretRef"),
+    "store.caBundleRef": (spec.BundleReference, "spec.store"),
     "data": (spec.DataSpec, "spec.data, spec.stages[].data"),
     "evaluation": (spec.EvaluationSpec, "an item of spec.evaluation, spec.stages[].evaluation"),
     "evaluation.data": (spec.EvaluationDataSpec, "the data of an evaluation set"),
@@ -73,6 +76,7 @@ _NEEDED = frozenset({"data.shards", "data.samples", "training.epochs"})
 _PATTERNS = {
     r"^[a-z]([-a-z0-9]*[a-z0-9])?$": "lower-case letters, digits and dashes",
     r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$": "name of an object",
+    r"^[-._a-zA-Z0-9]+$": "key of a Secret or ConfigMap",
     r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$": "value of a label",
     r"^[A-Za-z0-9_.-]{1,64}$": "letters, digits and _.-, at most 64",
     r"^[a-z][-a-z0-9]*/[A-Za-z0-9@]+$": "set/metric",

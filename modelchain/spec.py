@@ -36,6 +36,9 @@ StageName = Annotated[str, StringConstraints(pattern=r"^[a-z]([-a-z0-9]*[a-z0-9]
 Uri = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 ShortText = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 ObjectName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
+DataKey = Annotated[
+    str, StringConstraints(pattern=r"^[-._a-zA-Z0-9]+$", max_length=253)
+]  # of a Secret or ConfigMap
 LabelValue = Annotated[
     str, StringConstraints(pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$", max_length=63)
 ]
@@ -167,6 +170,39 @@ class QueuePolicy(StrEnum):
     IF_PRESENT = "IfPresent"
 
 
+class BundleKind(StrEnum):
+    CONFIG_MAP = "ConfigMap"
+    SECRET = "Secret"  # noqa: S105  a kind of object
+
+
+class CredentialKeys(Block):
+    access_key_id: Annotated[DataKey, Field(description="Key with the access key's ID.")] = (
+        "AWS_ACCESS_KEY_ID"
+    )
+    secret_access_key: Annotated[  # names of variables, no secrets
+        DataKey, Field(description="Key with the secret access key.")
+    ] = "AWS_SECRET_ACCESS_KEY"  # noqa: S105
+    session_token: Annotated[
+        DataKey, Field(description="Key with the session token of temporary credentials; it may be missing.")
+    ] = "AWS_SESSION_TOKEN"  # noqa: S105
+
+
+class CredentialsReference(Block):
+    """One Secret for all keys, so that a rotation is one write and no reader sees half of it."""
+
+    name: Annotated[ObjectName, Field(description="Name of the Secret.")]
+    keys: Annotated[
+        CredentialKeys,
+        Field(description="Where the Secret has what. Default: the names of AWS' variables."),
+    ] = CredentialKeys()
+
+
+class BundleReference(Block):
+    kind: Annotated[BundleKind, Field(description="Kind of the object.")] = BundleKind.CONFIG_MAP
+    name: Annotated[ObjectName, Field(description="Name of the object.")]
+    key: Annotated[DataKey, Field(description="Key with the certificates, in PEM.")] = "ca.crt"
+
+
 class StoreSpec(Block):
     uri: Annotated[
         Uri,
@@ -179,16 +215,19 @@ class StoreSpec(Block):
         Uri | None, Field(description="S3 endpoint, e.g. http://minio:9000. Default: AWS.")
     ] = None
     region: Annotated[ShortText | None, Field(description="S3 region. Default: from the environment.")] = None
-    secret_name: Annotated[
-        ObjectName | None,
+    secret_ref: Annotated[
+        CredentialsReference | None,
         Field(
-            description="Secret in the chain's namespace with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY. "
+            description="Secret in the chain's namespace with the keys of the store. "
             "Default: the service account's identity."
         ),
     ] = None
-    ca_bundle_config_map: Annotated[
-        ObjectName | None,
-        Field(description="ConfigMap with ca.crt, the certificate authority of the S3 endpoint."),
+    ca_bundle_ref: Annotated[
+        BundleReference | None,
+        Field(
+            description="ConfigMap or Secret in the chain's namespace with the certificate authority of the S3 "
+            "endpoint. Default: those that the image trusts."
+        ),
     ] = None
     allow_unconditional_writes: Annotated[
         bool | None,

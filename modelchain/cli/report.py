@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from modelchain.cli.cluster import Cluster, ClusterChain
     from modelchain.report.data import ChainArtifacts
     from modelchain.resolved import ResolvedStore
+    from modelchain.spec import BundleReference
 
 SUMMARY = "write a page on what a chain cost and how good its models are"
 FOLDER = Path("reports")
@@ -122,22 +123,27 @@ def _read_from_cluster(name: str, arguments: argparse.Namespace) -> ChainArtifac
     found = find_chain(name, arguments)
     chain = found.to_model_chain()
     resolved = resolve(chain)
-    with _certificates(found, chain.spec.store.ca_bundle_config_map, Cluster.of(arguments)) as bundle:
+    with _certificates(found, chain.spec.store.ca_bundle_ref, Cluster.of(arguments)) as bundle:
         access = _access(resolved.store.model_copy(update={"ca_bundle": bundle}), arguments)
         try:
             return read_chain(open_store(access), resolved, status=found.status)
         except ModelChainError as error:
-            hint = _hint(error, access, chain.spec.store.secret_name)
+            secret = chain.spec.store.secret_ref
+            hint = _hint(error, access, secret.name if secret else None)
             raise type(error)(f"{error}{hint}") from None
 
 
 @contextmanager
-def _certificates(chain: ClusterChain, config_map: str | None, cluster: Cluster) -> Iterator[str | None]:
-    """The store's certificate authority as a file. Who may not read its ConfigMap may trust it already."""
+def _certificates(
+    chain: ClusterChain, reference: BundleReference | None, cluster: Cluster
+) -> Iterator[str | None]:
+    """The store's certificate authority as a file. Who may not read its ConfigMap may trust it already; a Secret is
+    not read.
+    """
     entry = None
-    if config_map is not None:
+    if reference is not None and reference.kind == "ConfigMap":
         with suppress(ModelChainError):
-            entry = cluster.config_map_entry(chain.metadata.namespace, config_map, "ca.crt")
+            entry = cluster.config_map_entry(chain.metadata.namespace, reference.name, reference.key)
     if entry is None:
         yield None
         return

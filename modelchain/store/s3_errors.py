@@ -25,7 +25,7 @@ from modelchain.store.s3_answers import NotS3Error
 from modelchain.store.tls_errors import explain_tls, tls_error
 
 GIVE_CREDENTIALS = (
-    "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_PROFILE); in a cluster, store.secretName "
+    "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_PROFILE); in a cluster, store.secretRef "
     "or a service account with rights to the bucket"
 )
 

@@ -135,7 +135,7 @@ def _check_endpoint(url: str | None, path: FieldPath) -> Iterator[Finding]:
     ):  # not quoted: it would be shown to more people still
         message = "the address holds a user or a password, which everybody who may read the chain can read"
         remedy = (
-            "remove it and name a Secret with the keys under store.secretName (on a laptop: AWS_* variables)"
+            "remove it and name a Secret with the keys under store.secretRef (on a laptop: AWS_* variables)"
         )
         yield _finding(path, message, remedy)
     elif re.search(r"\s", url):

@@ -207,8 +207,12 @@ _PATTERNS = {
     "imageKeys": "write a file extension such as jpg or input.jpg, without a leading path",
     "classKey": "write a file extension such as cls, or a field of a JSON file such as json:label",
     **dict.fromkeys(
-        ("secretName", "caBundleConfigMap", "queueName", "priorityClassName", "serviceAccountName"),
+        ("secretRef.name", "caBundleRef.name", "queueName", "priorityClassName", "serviceAccountName"),
         "write the name of a Kubernetes object: lower-case letters, digits, dashes and dots",
+    ),
+    **dict.fromkeys(
+        ("keys.accessKeyId", "keys.secretAccessKey", "keys.sessionToken", "caBundleRef.key"),
+        "write a key of that object: letters, digits, dashes, dots and underscores",
     ),
 }
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -280,7 +284,9 @@ def _words(path: FieldPath, detail: ErrorDetails) -> tuple[str, str, list[str]]:
     if kind == "string_pattern_mismatch":
         if path[0] == "metadata":
             return f"{quoted(value)} is no Kubernetes name", "use lower-case letters, digits and dashes", []
-        return f"{quoted(value)} is not allowed", _PATTERNS.get(name, f"match {context.get('pattern')}"), []
+        dotted_name = ".".join(str(part) for part in path[-2:])
+        remedy = _PATTERNS.get(dotted_name) or _PATTERNS.get(name, f"match {context.get('pattern')}")
+        return f"{quoted(value)} is not allowed", remedy, []
     return detail["msg"][:1].lower() + detail["msg"][1:], _description(path), []
 
 

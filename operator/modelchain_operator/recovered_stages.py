@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from modelchain.cluster_labels import CONTAINER
 from modelchain.resolved import STAGE_ENVIRONMENT_VARIABLE, ResolvedChain, ResolvedStage
-from modelchain.spec import JobSpec, StoreSpec
+from modelchain.spec import CredentialsReference, JobSpec, StoreSpec
 from modelchain.status import StageStatus
 from modelchain_operator.acceptance import Accepted
 from modelchain_operator.jobs import backend_of
@@ -20,8 +20,8 @@ from modelchain_operator.kubernetes.api import Object
 def recovered(body: Object, trees: Iterable[JobTree], open_stages: Iterable[StageStatus]) -> Accepted | None:
     """Those of the open stages whose job says what it trains, as a chain; None if there is none.
 
-    `trees` hold jobs as the API server has them, with their pod templates. Of the spec, only `suspend` and the name of
-    the store's Secret count.
+    `trees` hold jobs as the API server has them, with their pod templates. Of the spec, only `suspend` and the store's
+    `secretRef` count.
     """
     wanted = {(stage.name, stage.attempt): stage.digest for stage in open_stages}
     stages: list[ResolvedStage] = []
@@ -42,9 +42,8 @@ def recovered(body: Object, trees: Iterable[JobTree], open_stages: Iterable[Stag
         baseline_epochs=1,
         stages=tuple(stages),
     )
-    secret = _secret_name(spec)
     access = StoreSpec(
-        uri=store.uri, endpoint_url=store.endpoint_url, region=store.region, secret_name=secret
+        uri=store.uri, endpoint_url=store.endpoint_url, region=store.region, secret_ref=_secret_ref(spec)
     )
     return Accepted(
         chain, access, jobs={stage.name: JobSpec() for stage in stages}, macs={}, speedup_planned=None
@@ -69,9 +68,9 @@ def _containers(job: Object) -> Iterator[dict[str, Any]]:
         yield from (one for one in pod.get("containers") or () if one.get("name") == CONTAINER)
 
 
-def _secret_name(spec: dict[str, Any]) -> str | None:
+def _secret_ref(spec: dict[str, Any]) -> CredentialsReference | None:
     """As the spec has it, if that much of it is valid."""
     try:
-        return StoreSpec.model_validate(spec.get("store")).secret_name
+        return StoreSpec.model_validate(spec.get("store")).secret_ref
     except ValidationError:
         return None

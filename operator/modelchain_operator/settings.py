@@ -420,7 +420,7 @@ _OPTIONS: tuple[_Option[object], ...] = (
         "Secret: s3://bucket/prefix (AWS), s3://bucket/prefix=https://endpoint, or file:///folder; "
         "may be repeated",
         many=True,
-        shown_default="none: every chain needs store.secretName",
+        shown_default="none: every chain needs store.secretRef",
     ),
     _Option(
         _STORES,

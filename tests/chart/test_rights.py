@@ -119,7 +119,7 @@ def suspend_and_resume(chain: ClusterChain) -> None:
 def ask_for_a_certificate(team: Team, audit_log: AuditLog, release: Release) -> None:
     """A chain whose store has a certificate of its own."""
     chain = team.another_chain("certificate")
-    chain.document["spec"]["store"]["caBundleConfigMap"] = "authority"
+    chain.document["spec"]["store"]["caBundleRef"] = {"name": "authority"}
     chain.apply()
     wanted = Right("", "configmaps", "get")
     wait_until(

@@ -36,7 +36,7 @@ In a third one, with the same exports, train the quickstart chain, whose data ar
 
 Chains of your own name the store like this; put shards into s3://{bucket} with any S3 client:
 
-  store: {{uri: "s3://{bucket}/chains", endpointUrl: "{endpoint}", secretName: {secret}}}
+  store: {{uri: "s3://{bucket}/chains", endpointUrl: "{endpoint}", secretRef: {name: {secret}}}}
 
 Ctrl-C ends everything.
 """
@@ -96,7 +96,7 @@ def _quickstart(folder: Path, store: SeaweedFS) -> Path:
     spec["store"] = {
         "uri": f"s3://{BUCKET}/chains",
         "endpointUrl": store.endpoint_url,
-        "secretName": SECRET_NAME,
+        "secretRef": {"name": SECRET_NAME},
     }
     for block in (spec["data"], *(one["data"] for one in spec["evaluation"])):
         block["shards"] = [f"s3://{BUCKET}/data/digits/{Path(shard).name}" for shard in block["shards"]]

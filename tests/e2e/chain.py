@@ -198,7 +198,7 @@ def _document(s3: S3, *, name: str, namespace: str, nodes: int, backend: str) ->
     document = cast("Object", quickstart.value)
     document["metadata"] = {"name": name, "namespace": namespace}
     spec = document["spec"]
-    spec["store"] = {"uri": s3.within(name), "secretName": SECRET_NAME}
+    spec["store"] = {"uri": s3.within(name), "secretRef": {"name": SECRET_NAME}}
     if s3.endpoint:
         spec["store"]["endpointUrl"] = s3.endpoint
     for data in (spec["data"], *(one["data"] for one in spec["evaluation"])):

@@ -51,7 +51,7 @@ IDLE: list[tuple[Path, Any]] = [
     (("store", "uri"), "file:///elsewhere"),
     (("store", "endpointUrl"), "http://minio:9000"),
     (("store", "region"), "eu-west-1"),
-    (("store", "secretName"), "other"),
+    (("store", "secretRef"), {"name": "other"}),
     (("evaluation",), REMOVED),
     (("evaluation", 0, "everySteps"), 10),
     (("baseline",), {"epochs": 3}),

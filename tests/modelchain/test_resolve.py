@@ -239,7 +239,7 @@ def test_a_stage_comes_back_whole_from_the_environment() -> None:
 
 
 def test_a_resolved_stage_holds_no_secret_name() -> None:
-    stage = resolved({("store", "secretName"): "s3-credentials"}).stages[0]
+    stage = resolved({("store", "secretRef"): {"name": "s3-credentials"}}).stages[0]
     assert "s3-credentials" not in stage.to_json()
 
 

@@ -40,7 +40,7 @@ def test_an_operator_whose_chain_trains_exports_all_that_is_shown(
     spec = chain.document["spec"]
     spec["job"] |= {"gpusPerNode": GPUS, "processesPerNode": 1}
     spec["training"]["epochs"] = 2000  # it trains for as long as the test looks
-    chain.apply(store=spec["store"] | {"secretName": "missing"})
+    chain.apply(store=spec["store"] | {"secretRef": {"name": "missing"}})
     operator.start()
     wait_until(
         lambda: 'reason="StoreForbidden"' in operator.metrics(), "the chain needs attention", seconds=60

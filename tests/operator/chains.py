@@ -137,7 +137,7 @@ class ClusterChain:
     def _document(self, pattern: str) -> Object:
         chain = document(self.access)
         spec = chain["spec"]
-        spec["store"]["secretName"] = SECRET_NAME
+        spec["store"]["secretRef"] = {"name": SECRET_NAME}
         spec["data"]["shards"] = [pattern]
         spec["evaluation"][0]["data"]["shards"] = [pattern]
         spec["image"] = "modelchain-trainer:test"

@@ -22,7 +22,7 @@ BODY: Object = {
     },
     "spec": {
         "image": "registry.example/trainer:1",
-        "store": {"uri": "s3://bucket/prefix", "secretName": "s3"},
+        "store": {"uri": "s3://bucket/prefix", "secretRef": {"name": "s3"}},
         "data": {"shards": ["s3://bucket/train-{000..003}.tar"], "samples": 4096},
         "training": {"epochs": 1, "globalBatchSize": 64},
         "job": {"gpusPerNode": 2, "nodeSelector": {"gpu": "a100"}},

@@ -244,7 +244,7 @@ AT_THE_LIMIT: dict[str, dict[str, Any]] = {
     },
     "paths": {"data": {**DATA, "shards": ["data/{00..03}.tar", "file:///data/04.tar"]}},
     "endpoint": {
-        "store": {"uri": "s3://bucket", "endpointUrl": "http://minio:9000", "secretName": "s3.keys"}
+        "store": {"uri": "s3://bucket", "endpointUrl": "http://minio:9000", "secretRef": {"name": "s3.keys"}}
     },
     "toleration": {"job": {"tolerations": [{"operator": "Exists", "effect": "NoSchedule"}]}},
     "selector": {"job": {"nodeSelector": {"node.kubernetes.io/instance-type": "p5.48xlarge", "empty": ""}}},

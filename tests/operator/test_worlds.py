@@ -445,7 +445,7 @@ def chain(key: Key, names: list[str]) -> Object:
             "uid": f"uid-{key.namespace}",
         },
         "spec": {
-            "store": {"uri": f"s3://bucket/{key.namespace}", "secretName": "s3"},
+            "store": {"uri": f"s3://bucket/{key.namespace}", "secretRef": {"name": "s3"}},
             "data": {"shards": ["s3://bucket/{00..03}.tar"], "samples": 1000},
             "training": {"epochs": 1, "globalBatchSize": 10},
             "retry": {"limit": LIMIT, "backoffSeconds": 0, "disruptionLimit": 1000},

@@ -34,7 +34,7 @@ _SET_UP_FAILURES = frozenset(
     }
 )
 _SET_UP = frozenset({"Pulling", "Pulled", "Created", "Started"})  # once volumes and network are in place
-_NAMED = "what names it, spec.store.caBundleConfigMap or spec.job.podTemplate"
+_NAMED = "what names it, spec.store.caBundleRef or spec.job.podTemplate"
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,14 @@ from modelchain.artifacts import attempt_prefix
 from modelchain.cluster_labels import CONTAINER
 from modelchain.errors import ConfigurationError
 from modelchain.resolved import ATTEMPT_VARIABLE, STAGE_ENVIRONMENT_VARIABLE
+from modelchain.spec import BundleKind, BundleReference
 from modelchain_operator.jobs.merge import merge
 from modelchain_operator.jobs.request import JobRequest, own_annotations, own_labels
 from modelchain_operator.kubernetes.api import Object
 
 COMMAND = ["python", "-m", "modelchain_trainer"]
 CA_FOLDER = "/etc/modelchain/ca"
-CA_KEY = "ca.crt"
+CA_FILE = "ca.crt"
 DEFAULT_GPU_RESOURCE = "nvidia.com/gpu"
 # The pod's own limit only matters without an operator that ends it in time: it counts from before the image
 # is pulled and the other pods have started.
@@ -66,9 +67,8 @@ def _pod_spec(request: JobRequest, container: Object) -> Object:
         {"name": "dshm", "emptyDir": {"medium": "Memory"}},
         {"name": "tmp", "emptyDir": {}},
     ]
-    if store.ca_bundle_config_map:
-        source = {"name": store.ca_bundle_config_map, "items": [{"key": CA_KEY, "path": CA_KEY}]}
-        volumes.append({"name": "ca", "configMap": source})
+    if store.ca_bundle_ref:
+        volumes.append({"name": "ca", **_bundle(store.ca_bundle_ref)})
     pod: Object = {
         "containers": [container],
         "volumes": volumes,
@@ -97,7 +97,7 @@ def _container(request: JobRequest, ports: Sequence[Object], env: Sequence[Objec
     if not image:
         raise ConfigurationError(f"stage {stage.name} names no image: set spec.image")
     mounts = [{"name": "dshm", "mountPath": "/dev/shm"}, {"name": "tmp", "mountPath": "/tmp"}]  # noqa: S108
-    if request.store.ca_bundle_config_map:
+    if request.store.ca_bundle_ref:
         mounts.append({"name": "ca", "mountPath": CA_FOLDER})  # whole: a renewed certificate then arrives
     container: Object = {
         "name": CONTAINER,
@@ -141,8 +141,8 @@ def _quantities(resources: Mapping[str, Any]) -> Object:
 
 def _environment(request: JobRequest) -> list[Object]:
     stage = request.stage
-    if request.store.ca_bundle_config_map:
-        store = stage.store.model_copy(update={"ca_bundle": f"{CA_FOLDER}/{CA_KEY}"})
+    if request.store.ca_bundle_ref:
+        store = stage.store.model_copy(update={"ca_bundle": f"{CA_FOLDER}/{CA_FILE}"})
         stage = stage.model_copy(update={"store": store})
     env: list[Object] = [
         # Kubernetes expands $(NAME) and $$ in values; in JSON a dollar can be written otherwise.
@@ -150,17 +150,25 @@ def _environment(request: JobRequest) -> list[Object]:
         {"name": ATTEMPT_VARIABLE, "value": attempt_prefix(stage.chain.uid, request.attempt)},
         {"name": "HOME", "value": "/tmp"},  # noqa: S108  the root file system is read-only
     ]
-    if secret := request.store.secret_name:
+    if secret := request.store.secret_ref:
         env += [
-            _from_secret("AWS_ACCESS_KEY_ID", secret),
-            _from_secret("AWS_SECRET_ACCESS_KEY", secret),
-            _from_secret("AWS_SESSION_TOKEN", secret, optional=True),
+            _from_secret("AWS_ACCESS_KEY_ID", secret.name, secret.keys.access_key_id),
+            _from_secret("AWS_SECRET_ACCESS_KEY", secret.name, secret.keys.secret_access_key),
+            _from_secret("AWS_SESSION_TOKEN", secret.name, secret.keys.session_token, optional=True),
         ]
     return env
 
 
-def _from_secret(variable: str, secret: str, *, optional: bool = False) -> Object:
-    reference: Object = {"name": secret, "key": variable}
+def _bundle(reference: BundleReference) -> Object:
+    """The certificates as the source of a volume: that key alone, for a Secret may hold a private key beside it."""
+    items = [{"key": reference.key, "path": CA_FILE}]
+    if reference.kind is BundleKind.SECRET:
+        return {"secret": {"secretName": reference.name, "items": items}}
+    return {"configMap": {"name": reference.name, "items": items}}
+
+
+def _from_secret(variable: str, secret: str, key: str, *, optional: bool = False) -> Object:
+    reference: Object = {"name": secret, "key": key}
     if optional:
         reference["optional"] = True
     return {"name": variable, "valueFrom": {"secretKeyRef": reference}}

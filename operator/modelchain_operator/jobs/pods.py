@@ -36,7 +36,7 @@ _WAITING_REMEDIES = {
     "ImagePullBackOff": "check spec.image, and imagePullSecrets in spec.job.podTemplate",
     "InvalidImageName": "correct spec.image",
     "ErrImageNeverPull": "load the image onto the nodes, or let it be pulled",
-    "CreateContainerConfigError": "create what it names: the Secret of spec.store.secretName, or what "
+    "CreateContainerConfigError": "create what it names: the Secret of spec.store.secretRef, or what "
     "spec.job.podTemplate refers to",
 }
 

@@ -20,7 +20,7 @@ import ssl
 import tempfile
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,7 +29,7 @@ from urllib.parse import urlsplit
 from modelchain.errors import ModelChainError
 from modelchain.reconcile.observation import StoreProblem
 from modelchain.resolved import ResolvedChain
-from modelchain.spec import StoreSpec
+from modelchain.spec import BundleKind, StoreSpec
 from modelchain.store import Credentials, Forbidden, Store, open_store
 from modelchain.store.s3_clients import SharedClients, Timeouts
 from modelchain_operator.kubernetes.api import ApiError, Object
@@ -42,13 +42,6 @@ REREAD_SECONDS = 300.0  # a Secret is read again after this long
 RETRY_SECONDS = 15.0  # where it is missing, or the store refuses its credentials
 STORES = 4096
 CERTIFICATES = 256
-
-ACCESS_KEY_ID, SECRET_ACCESS_KEY, SESSION_TOKEN = (
-    "AWS_ACCESS_KEY_ID",
-    "AWS_SECRET_ACCESS_KEY",
-    "AWS_SESSION_TOKEN",
-)
-CA_KEY = "ca.crt"
 
 # The reader tries again later: longer waits would only hold up others.
 TIMEOUTS = Timeouts(connect_seconds=3, read_seconds=10, attempts=1)
@@ -217,11 +210,11 @@ class StoreAccess:
             return
         if not spec.uri.startswith("s3://"):
             raise _RefusedError(f"{spec.uri}: the operator can't read this store; use s3://bucket/prefix")
-        if not spec.secret_name and not self._own_identity_allows(spec):
+        if spec.secret_ref is None and not self._own_identity_allows(spec):
             at = f" at {_shown(spec.endpoint_url)}" if spec.endpoint_url else ""
             raise _RefusedError(
                 f"{spec.uri}{at}: the operator may not read this store with its own identity; set "
-                "store.secretName, or let the administrator allow it (--own-identity-store)"
+                "store.secretRef, or let the administrator allow it (--own-identity-store)"
             )
         if spec.endpoint_url is None:
             return
@@ -299,38 +292,41 @@ class StoreAccess:
         return host == own or not set(addresses).isdisjoint(self._addresses_of(own))
 
     async def _credentials(self, namespace: str, spec: StoreSpec) -> Credentials | None:
-        if not spec.secret_name or not spec.uri.startswith("s3://"):
+        if spec.secret_ref is None or not spec.uri.startswith("s3://"):
             return None
-        what = f"Secret {namespace}/{spec.secret_name} (store.secretName)"
-        secret = await self._ask(what, self._api.get_secret(namespace, spec.secret_name))
-        values = _decoded(secret, what)
-        for name in (ACCESS_KEY_ID, SECRET_ACCESS_KEY):
-            if not values.get(name):
-                raise _RefusedError(f"{what} has no {name}; it needs {ACCESS_KEY_ID} and {SECRET_ACCESS_KEY}")
-        for name in (ACCESS_KEY_ID, SECRET_ACCESS_KEY, SESSION_TOKEN):
-            if not re.fullmatch(r"[\x21-\x7e]*", values.get(name, "")):
-                raise _RefusedError(
-                    f"{name} in {what} holds a blank, a line break or something else that no key has; make it with "
-                    f"kubectl create secret generic --from-literal={name}=..."
-                )
-        return Credentials(
-            access_key_id=values[ACCESS_KEY_ID],
-            secret_access_key=values[SECRET_ACCESS_KEY],
-            session_token=values.get(SESSION_TOKEN) or None,
+        name, keys = spec.secret_ref.name, spec.secret_ref.keys
+        what = f"Secret {namespace}/{name} (store.secretRef)"
+        data = (await self._ask(what, self._api.get_secret(namespace, name))).get("data") or {}
+        credentials = Credentials(
+            access_key_id=_credential(data, keys.access_key_id, what),
+            secret_access_key=_credential(data, keys.secret_access_key, what),
+            session_token=_credential(data, keys.session_token, what) or None,
         )
+        if not credentials.access_key_id or not credentials.secret_access_key:
+            missing = keys.secret_access_key if credentials.access_key_id else keys.access_key_id
+            raise _RefusedError(
+                f"{what} has no {missing}; it needs {keys.access_key_id} and {keys.secret_access_key} "
+                "(store.secretRef.keys gives them other names)"
+            )
+        return credentials
 
     async def _certificate(self, namespace: str, spec: StoreSpec) -> str | None:
-        if not spec.ca_bundle_config_map or not spec.uri.startswith("s3://"):
+        reference = spec.ca_bundle_ref
+        if reference is None or not spec.uri.startswith("s3://"):
             return None
-        what = f"ConfigMap {namespace}/{spec.ca_bundle_config_map} (store.caBundleConfigMap)"
-        found = await self._ask(what, self._api.get_config_map(namespace, spec.ca_bundle_config_map))
-        text = (found.get("data") or {}).get(CA_KEY)
-        if not isinstance(text, str) or not text.strip():
-            raise _RefusedError(f"{what} has no {CA_KEY}; it needs the certificate authority in PEM")
+        what = f"{reference.kind} {namespace}/{reference.name} (store.caBundleRef)"
+        if reference.kind is BundleKind.SECRET:
+            found = await self._ask(what, self._api.get_secret(namespace, reference.name))
+            text = _decoded(found.get("data") or {}, reference.key, what)
+        else:
+            found = await self._ask(what, self._api.get_config_map(namespace, reference.name))
+            text = str((found.get("data") or {}).get(reference.key, ""))
+        if not text.strip():
+            raise _RefusedError(f"{what} has no {reference.key}; it needs the certificate authority in PEM")
         try:
             ssl.create_default_context(cadata=text)
         except (ssl.SSLError, ValueError):
-            raise _RefusedError(f"{CA_KEY} in {what} holds no certificate in PEM") from None
+            raise _RefusedError(f"{reference.key} in {what} holds no certificate in PEM") from None
         return await asyncio.to_thread(self._certificates.file, text)
 
     async def _ask(self, what: str, request: Any) -> Object:
@@ -379,17 +375,22 @@ def _lifetime(known: _Known) -> float:
     return RETRY_SECONDS if known.expired or known.made_of is None else REREAD_SECONDS
 
 
-def _decoded(secret: Object, what: str) -> dict[str, str]:
-    values: dict[str, str] = {}
-    for name in (ACCESS_KEY_ID, SECRET_ACCESS_KEY, SESSION_TOKEN):
-        encoded = (secret.get("data") or {}).get(name)
-        if encoded is None:
-            continue
-        try:
-            values[name] = base64.b64decode(str(encoded), validate=True).decode()
-        except (binascii.Error, UnicodeDecodeError):
-            raise _RefusedError(f"{name} in {what} is not text") from None
-    return values
+def _credential(data: Mapping[str, Any], key: str, what: str) -> str:
+    value = _decoded(data, key, what)
+    if not re.fullmatch(r"[\x21-\x7e]*", value):
+        raise _RefusedError(
+            f"{key} in {what} holds a blank, a line break or something else that no key has; make it with "
+            f"kubectl create secret generic --from-literal={key}=..."
+        )
+    return value
+
+
+def _decoded(data: Mapping[str, Any], key: str, what: str) -> str:
+    """What a Secret has under a key; empty if it has nothing."""
+    try:
+        return base64.b64decode(str(data.get(key, "")), validate=True).decode()
+    except (binascii.Error, UnicodeDecodeError):
+        raise _RefusedError(f"{key} in {what} is not text") from None
 
 
 def _origin(url: str) -> str:

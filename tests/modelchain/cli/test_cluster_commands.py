@@ -382,7 +382,7 @@ def test_a_store_that_refuses_the_users_own_credentials_is_told_as_that(
 ) -> None:
     source = json.loads(json.dumps(document()))
     source["metadata"]["name"] = "guarded"
-    source["spec"]["store"]["secretName"] = "s3-credentials"
+    source["spec"]["store"]["secretRef"] = {"name": "s3-credentials"}
     plane.apply(source)
     empty = {name: str(tmp_path / "none") for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE")}
     done = plugin(plane, "report", "guarded", directory=tmp_path, environment=empty)

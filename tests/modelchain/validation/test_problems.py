@@ -39,11 +39,24 @@ MISTAKES: list[tuple[dict[Path, Any], str, str, str]] = [
         "start it with http:// or https://",
     ),
     (
-        {("store", "secretName"): "S3 credentials"},
-        "spec.store.secretName",
+        {("store", "secretRef"): {"name": "S3 credentials"}},
+        "spec.store.secretRef.name",
         "not allowed",
         "name of a Kubernetes object",
     ),
+    (
+        {("store", "secretRef"): {"name": "s3", "keys": {"accessKeyId": "access key"}}},
+        "spec.store.secretRef.keys.accessKeyId",
+        "not allowed",
+        "a key of that object",
+    ),
+    (
+        {("store", "caBundleRef"): {"name": "ca", "key": "tls/ca.crt"}},
+        "spec.store.caBundleRef.key",
+        "not allowed",
+        "a key of that object",
+    ),
+    ({("store", "secretName"): "s3"}, "spec.store.secretName", "no field", "secretRef"),
     ({("job", "queueName"): "team_a"}, "spec.job.queueName", "not allowed", "name of a Kubernetes object"),
     (
         {("job", "nodeSelector"): {"zone": "eu/west"}},

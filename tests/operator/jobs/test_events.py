@@ -74,7 +74,7 @@ MOUNT = 'MountVolume.SetUp failed for volume "ca" : '
         (
             kubelet("FailedMount", f'{MOUNT}configmap "authority" not found', "2026-11-24T09:11:13Z"),
             "FailedMount",
-            (POD, 'configmap "authority" not found', "create it", "spec.store.caBundleConfigMap"),
+            (POD, 'configmap "authority" not found', "create it", "spec.store.caBundleRef"),
         ),
         (
             kubelet("FailedMount", f'{MOUNT}secret "absent" not found', "2026-11-24T09:11:13Z"),

@@ -39,7 +39,9 @@ def test_a_pytorchjob_of_two_nodes() -> None:
         "activeDeadlineSeconds": 60,
     }
     asked = request(
-        2, job=job, store={"uri": "s3://b/p", "secretName": "s3", "caBundleConfigMap": "authority"}
+        2,
+        job=job,
+        store={"uri": "s3://b/p", "secretRef": {"name": "s3"}, "caBundleRef": {"name": "authority"}},
     )
     (manifest,) = BACKENDS[JobBackend.PYTORCH_JOB].build(asked)
     own = {

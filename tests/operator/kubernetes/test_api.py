@@ -34,7 +34,7 @@ def chain(namespace: str, name: str = "family") -> Object:
         "kind": CHAIN.kind,
         "metadata": {"namespace": namespace, "name": name},
         "spec": {
-            "store": {"uri": "s3://bucket/prefix", "secretName": "s3"},
+            "store": {"uri": "s3://bucket/prefix", "secretRef": {"name": "s3"}},
             "data": {"shards": ["s3://bucket/{00..03}.tar"], "samples": 1000},
             "training": {"epochs": 1, "globalBatchSize": 10},
             "stages": [{"name": "s", "model": "ViT-S-16"}],

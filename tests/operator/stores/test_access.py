@@ -19,7 +19,7 @@ from modelchain.errors import ModelChainError
 from modelchain.reconcile.observation import StoreProblem
 from modelchain.resolved import ResolvedChain
 from modelchain.spec import StoreSpec
-from modelchain.store import Forbidden, Store
+from modelchain.store import Credentials, Forbidden, Store
 from modelchain.store.s3_clients import SharedClients
 from modelchain_operator.kubernetes.api import ApiError, Object, Unavailable
 from modelchain_operator.kubernetes.api import Forbidden as ApiForbidden
@@ -133,18 +133,43 @@ def refusal(
 def test_a_store_is_opened_with_the_keys_of_the_secret_and_stays_the_same_object(cluster: Cluster) -> None:
     async def scenario() -> None:
         access = accessing(cluster)
-        store = await opened(access, spec(secret_name="keys"))
+        store = await opened(access, spec(secret_ref={"name": "keys"}))
         assert isinstance(store, Store)
-        assert await opened(access, spec(secret_name="keys")) is store
+        assert await opened(access, spec(secret_ref={"name": "keys"})) is store
         assert cluster.asked["Secret"] == 1
 
     run(scenario())
 
 
+def test_keys_lie_where_the_reference_says(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster.secret({"user": f"id-{CANARY}", "password": f"secret-{CANARY}", "AWS_SESSION_TOKEN": "another's"})
+    names = {"accessKeyId": "user", "secretAccessKey": "password", "sessionToken": "token"}
+    given: list[Credentials] = []
+    get = SharedClients.get
+
+    def spy(self: SharedClients, access: Any, credentials: Any) -> Any:
+        given.append(credentials)
+        return get(self, access, credentials)
+
+    async def scenario() -> None:
+        monkeypatch.setattr(SharedClients, "get", spy)
+        reference = {"name": "keys", "keys": names}
+        access = accessing(cluster, *HERE, resolve_host=lambda _: ["127.0.0.1"])
+        store = await opened(access, spec(secret_ref=reference, endpoint_url="http://127.0.0.1:9"))
+        assert isinstance(store, Store)
+        with pytest.raises(ModelChainError):
+            await asyncio.to_thread(store.get, "key")
+
+    run(scenario())
+    assert given[0] == Credentials(f"id-{CANARY}", f"secret-{CANARY}", None)
+    said = refusal(cluster, spec(secret_ref={"name": "keys", "keys": names | {"accessKeyId": "login"}}))
+    assert "has no login; it needs login and password (store.secretRef.keys" in said
+
+
 def test_the_secret_is_the_one_of_the_chains_own_namespace(cluster: Cluster) -> None:
-    message = refusal(cluster, spec(secret_name="keys"), namespace="elsewhere")
+    message = refusal(cluster, spec(secret_ref={"name": "keys"}), namespace="elsewhere")
     assert message == (
-        "Secret elsewhere/keys (store.secretName) does not exist; create it in the chain's namespace"
+        "Secret elsewhere/keys (store.secretRef) does not exist; create it in the chain's namespace"
     )
 
 
@@ -162,7 +187,7 @@ def test_a_secret_without_usable_keys_says_which_one(
     cluster: Cluster, values: dict[str, str], message: str
 ) -> None:
     cluster.secret(values)
-    said = refusal(cluster, spec(secret_name="keys"))
+    said = refusal(cluster, spec(secret_ref={"name": "keys"}))
     assert message in said
     assert CANARY not in said
 
@@ -170,8 +195,8 @@ def test_a_secret_without_usable_keys_says_which_one(
 def test_bytes_that_are_no_text_are_refused_unseen(cluster: Cluster) -> None:
     for encoded in ("not base 64!", base64.b64encode(b"\xff\xfe" + CANARY.encode()).decode()):
         cluster.objects["Secret", "default", "keys"] = {"data": {"AWS_ACCESS_KEY_ID": encoded}}
-        said = refusal(cluster, spec(secret_name="keys"))
-        assert "AWS_ACCESS_KEY_ID in Secret default/keys (store.secretName) is not text" in said
+        said = refusal(cluster, spec(secret_ref={"name": "keys"}))
+        assert "AWS_ACCESS_KEY_ID in Secret default/keys (store.secretRef) is not text" in said
         assert CANARY not in said
 
 
@@ -190,7 +215,7 @@ def test_the_operators_own_identity_reads_nothing_that_is_not_listed(
     cluster: Cluster, store: StoreSpec, flags: list[str]
 ) -> None:
     message = refusal(cluster, store, *flags)
-    assert "set store.secretName" in message
+    assert "set store.secretRef" in message
     assert "--own-identity-store" in message
 
 
@@ -242,14 +267,14 @@ def test_folders_are_read_only_where_listed_and_not_through_links_out_of_there(
     ],
 )
 def test_cloud_metadata_is_never_asked(cluster: Cluster, endpoint: str) -> None:
-    assert "metadata" in refusal(cluster, spec(endpoint_url=endpoint, secret_name="keys"))
+    assert "metadata" in refusal(cluster, spec(endpoint_url=endpoint, secret_ref={"name": "keys"}))
 
 
 @pytest.mark.parametrize("endpoint", ["http://2852039166", "http://0xa9fea9fe", "http://0251.0376.0251.0376"])
 def test_other_ways_to_write_such_an_address_are_known_to_the_resolver(
     cluster: Cluster, endpoint: str
 ) -> None:
-    said = refusal(cluster, spec(endpoint_url=endpoint, secret_name="keys"), resolve_host=None)
+    said = refusal(cluster, spec(endpoint_url=endpoint, secret_ref={"name": "keys"}), resolve_host=None)
     assert "metadata" in said
 
 
@@ -263,7 +288,7 @@ def test_other_ways_to_write_such_an_address_are_known_to_the_resolver(
 def test_the_operators_own_machine_is_asked_only_where_the_administrator_names_it(
     cluster: Cluster, endpoint: str
 ) -> None:
-    store = spec(endpoint_url=endpoint, secret_name="keys")
+    store = spec(endpoint_url=endpoint, secret_ref={"name": "keys"})
     assert "own machine" in refusal(cluster, store)
     assert "own machine" in refusal(cluster, store, "--allowed-endpoint", "*")
 
@@ -283,7 +308,7 @@ def test_the_operators_own_machine_is_asked_only_where_the_administrator_names_i
 def test_the_api_server_is_never_asked_as_a_store(cluster: Cluster, endpoint: str) -> None:
     said = refusal(
         cluster,
-        spec(endpoint_url=endpoint, secret_name="keys"),
+        spec(endpoint_url=endpoint, secret_ref={"name": "keys"}),
         resolve_host=lambda _: ["10.96.0.1"],
         api_server="https://api.example",
     )
@@ -295,13 +320,13 @@ def test_a_name_that_leads_to_metadata_is_not_asked_and_not_later_either(
 ) -> None:
     monkeypatch.setattr(store_access, "RETRY_SECONDS", 0.0)
     assert "metadata" in refusal(
-        cluster, spec(secret_name="keys"), resolve_host=lambda _: ["169.254.169.254"]
+        cluster, spec(secret_ref={"name": "keys"}), resolve_host=lambda _: ["169.254.169.254"]
     )
 
     async def scenario() -> None:
         addresses = ["10.0.0.1"]
         access = accessing(cluster, resolve_host=lambda _: addresses)
-        store = await opened(access, spec(secret_name="keys"))
+        store = await opened(access, spec(secret_ref={"name": "keys"}))
         assert isinstance(store, Store)
         addresses[:] = ["169.254.169.254"]
         with pytest.raises(Forbidden, match="metadata"):
@@ -327,7 +352,7 @@ def test_a_name_that_leads_to_metadata_is_not_asked_and_not_later_either(
 def test_only_endpoints_that_the_administrator_allows_are_asked(
     cluster: Cluster, pattern: str, endpoint: str, allowed: bool
 ) -> None:
-    store = spec(endpoint_url=endpoint, secret_name="keys")
+    store = spec(endpoint_url=endpoint, secret_ref={"name": "keys"})
     if not allowed:
         assert "does not allow this endpoint" in refusal(cluster, store, "--allowed-endpoint", pattern)
         return
@@ -339,20 +364,22 @@ def test_only_endpoints_that_the_administrator_allows_are_asked(
 
 
 def test_an_endpoint_with_a_password_is_refused_without_showing_it(cluster: Cluster) -> None:
-    said = refusal(cluster, spec(endpoint_url=f"http://user:{CANARY}@minio.example", secret_name="keys"))
+    said = refusal(
+        cluster, spec(endpoint_url=f"http://user:{CANARY}@minio.example", secret_ref={"name": "keys"})
+    )
     assert CANARY not in said
 
 
 def test_a_secret_that_is_made_later_is_found(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario() -> None:
         access = accessing(cluster)
-        assert isinstance(await opened(access, spec(secret_name="later")), NoAccess)
+        assert isinstance(await opened(access, spec(secret_ref={"name": "later"})), NoAccess)
         cluster.secret(KEYS, name="later")
-        assert isinstance(await opened(access, spec(secret_name="later")), NoAccess), (
+        assert isinstance(await opened(access, spec(secret_ref={"name": "later"})), NoAccess), (
             "it is not asked each pass"
         )
         monkeypatch.setattr(store_access, "RETRY_SECONDS", 0.0)
-        assert isinstance(await opened(access, spec(secret_name="later")), Store)
+        assert isinstance(await opened(access, spec(secret_ref={"name": "later"})), Store)
 
     run(scenario())
 
@@ -362,14 +389,14 @@ def test_keys_that_the_store_refuses_are_read_again_and_new_ones_make_a_new_stor
 ) -> None:
     async def scenario() -> None:
         access = accessing(cluster)
-        store = await opened(access, spec(secret_name="keys"))
+        store = await opened(access, spec(secret_ref={"name": "keys"}))
         assert isinstance(store, Store)
         cluster.secret(KEYS | {"AWS_SECRET_ACCESS_KEY": "new"})
-        assert await opened(access, spec(secret_name="keys")) is store
+        assert await opened(access, spec(secret_ref={"name": "keys"})) is store
         monkeypatch.setattr(store_access, "RETRY_SECONDS", 0.0)
-        assert await opened(access, spec(secret_name="keys")) is store, "nobody has doubted it"
+        assert await opened(access, spec(secret_ref={"name": "keys"})) is store, "nobody has doubted it"
         access.expire_credentials(store)
-        other = await opened(access, spec(secret_name="keys"))
+        other = await opened(access, spec(secret_ref={"name": "keys"}))
         assert isinstance(other, Store)
         assert other is not store
 
@@ -381,11 +408,11 @@ def test_an_api_server_that_is_away_costs_no_store_that_was_open(
 ) -> None:
     async def scenario() -> None:
         access = accessing(cluster)
-        store = await opened(access, spec(secret_name="keys"))
+        store = await opened(access, spec(secret_ref={"name": "keys"}))
         monkeypatch.setattr(store_access, "REREAD_SECONDS", 0.0)
         cluster.error = Unavailable("get Secret default/keys: no answer")
-        assert await opened(access, spec(secret_name="keys")) is store
-        answer = await opened(access, spec(secret_name="other"))
+        assert await opened(access, spec(secret_ref={"name": "keys"})) is store
+        answer = await opened(access, spec(secret_ref={"name": "other"}))
         assert isinstance(answer, NoAccess)
         assert answer.problem is StoreProblem.UNAVAILABLE
 
@@ -394,16 +421,20 @@ def test_an_api_server_that_is_away_costs_no_store_that_was_open(
 
 def test_without_the_right_to_read_secrets_the_message_says_so(cluster: Cluster) -> None:
     cluster.error = ApiForbidden("get Secret default/keys: no")
-    said = refusal(cluster, spec(secret_name="keys"))
+    said = refusal(cluster, spec(secret_ref={"name": "keys"}))
     assert "the operator may not read Secret default/keys" in said
     assert "role" in said
 
 
-def test_certificates_of_a_config_map_are_used_and_never_a_path_of_the_chain(
-    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize(
+    "reference", [{"name": "ca"}, {"kind": "Secret", "name": "ca-secret", "key": "authority.pem"}]
+)
+def test_certificates_that_a_chain_refers_to_are_used_and_never_a_path_of_the_chain(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, reference: dict[str, str]
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     cluster.objects["ConfigMap", "default", "ca"] = {"data": {"ca.crt": CERTIFICATE}}
+    cluster.secret({"authority.pem": CERTIFICATE}, name="ca-secret")
     bundles: list[str | None] = []
     kept: list[StoreAccess] = []
     get = SharedClients.get
@@ -415,9 +446,9 @@ def test_certificates_of_a_config_map_are_used_and_never_a_path_of_the_chain(
     async def scenario() -> None:
         monkeypatch.setattr(SharedClients, "get", spy)
         access = accessing(cluster, *HERE, resolve_host=lambda _: ["127.0.0.1"])
-        for fields in ({"ca_bundle_config_map": "ca"}, {}):
+        for fields in ({"ca_bundle_ref": reference}, {}):
             store = await opened(
-                access, spec(secret_name="keys", endpoint_url="https://localhost:9", **fields)
+                access, spec(secret_ref={"name": "keys"}, endpoint_url="https://localhost:9", **fields)
             )
             assert isinstance(store, Store)
             with pytest.raises(ModelChainError):
@@ -437,18 +468,22 @@ def test_certificates_of_a_config_map_are_used_and_never_a_path_of_the_chain(
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (None, "ConfigMap default/ca (store.caBundleConfigMap) does not exist"),
+        (None, "default/ca (store.caBundleRef) does not exist"),
         ({}, "has no ca.crt"),
         ({"ca.crt": "  "}, "has no ca.crt"),
         ({"ca.crt": "no certificate"}, "holds no certificate"),
     ],
 )
+@pytest.mark.parametrize("kind", ["ConfigMap", "Secret"])
 def test_certificates_that_are_none_are_refused(
-    cluster: Cluster, data: dict[str, str] | None, message: str
+    cluster: Cluster, data: dict[str, str] | None, message: str, kind: str
 ) -> None:
-    if data is not None:
+    if data is not None and kind == "Secret":
+        cluster.secret(data, name="ca")
+    elif data is not None:
         cluster.objects["ConfigMap", "default", "ca"] = {"data": data}
-    assert message in refusal(cluster, spec(secret_name="keys", ca_bundle_config_map="ca"))
+    reference = {"kind": kind, "name": "ca"}
+    assert message in refusal(cluster, spec(secret_ref={"name": "keys"}, ca_bundle_ref=reference))
 
 
 @pytest.mark.xdist_group("seaweedfs")
@@ -461,7 +496,7 @@ def test_no_secret_shows_in_a_log_a_message_a_repr_or_a_traceback(
     async def scenario() -> None:
         access = accessing(cluster, *HERE, resolve_host=lambda _: ["127.0.0.1"])
         for endpoint in (seaweedfs.endpoint_url, "http://127.0.0.1:9", "https://127.0.0.1:9"):
-            store = await opened(access, spec(secret_name="keys", endpoint_url=endpoint))
+            store = await opened(access, spec(secret_ref={"name": "keys"}, endpoint_url=endpoint))
             assert isinstance(store, Store)
             shown.append(f"{store!r} {access!r} {vars(store)!r} {access._known!r}")
             for call in (lambda store=store: store.get("a/b"), lambda store=store: store.put("a/b", b"x")):
@@ -484,8 +519,8 @@ def test_each_chain_reads_with_its_own_rights(cluster: Cluster, seaweedfs: Seawe
     async def scenario() -> None:
         access = accessing(cluster, *HERE, resolve_host=lambda _: ["127.0.0.1"])
         place = {"uri": f"s3://{BUCKET}/access", "endpoint_url": seaweedfs.endpoint_url}
-        right = await opened(access, spec(secret_name="right", **place))
-        wrong = await opened(access, spec(secret_name="wrong", **place))
+        right = await opened(access, spec(secret_ref={"name": "right"}, **place))
+        wrong = await opened(access, spec(secret_ref={"name": "wrong"}, **place))
         assert isinstance(right, Store)
         assert isinstance(wrong, Store)
         await asyncio.to_thread(right.put, "file", b"mine")
@@ -507,7 +542,7 @@ def test_a_thousand_stores_with_one_key_each_make_few_clients(cluster: Cluster, 
             namespace = f"team-{number}"
             cluster.secret(keys, namespace=namespace)
             place = {"uri": f"s3://{BUCKET}/{namespace}", "endpoint_url": seaweedfs.endpoint_url}
-            store = await opened(access, spec(secret_name="keys", **place), namespace)
+            store = await opened(access, spec(secret_ref={"name": "keys"}, **place), namespace)
             assert isinstance(store, Store)
             if number % 100 == 0:
                 assert await asyncio.to_thread(store.find, "nothing") is None
@@ -515,7 +550,7 @@ def test_a_thousand_stores_with_one_key_each_make_few_clients(cluster: Cluster, 
         for number in range(5):
             cluster.secret(keys | {"AWS_SESSION_TOKEN": f"t{number}"}, name=f"keys-{number}")
             place = {"uri": f"s3://{BUCKET}/x", "endpoint_url": seaweedfs.endpoint_url}
-            store = await opened(access, spec(secret_name=f"keys-{number}", **place))
+            store = await opened(access, spec(secret_ref={"name": f"keys-{number}"}, **place))
             assert isinstance(store, Store)
             with contextlib.suppress(ModelChainError):  # the server may or may not mind the token
                 await asyncio.to_thread(store.find, "nothing")

@@ -497,7 +497,7 @@ def test_without_access_every_stage_says_why_and_passes_go_on_until_there_is(sto
     async def scenario() -> None:
         told = Told()
         async with reading(told) as reader:
-            why = "Secret default/keys (store.secretName) does not exist; create it in the chain's namespace"
+            why = "Secret default/keys (store.secretRef) does not exist; create it in the chain's namespace"
             follow(reader, NoAccess(StoreProblem.FORBIDDEN, why))
             assert fact(reader, "tiny") == StageFacts(problem=StoreProblem.FORBIDDEN, message=why)
             assert problem(reader, "small") is StoreProblem.FORBIDDEN
