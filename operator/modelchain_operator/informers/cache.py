@@ -7,6 +7,7 @@ API server is asked itself: the cache is allowed to be wrong.
 from __future__ import annotations
 
 import json
+import time
 import zlib
 from collections.abc import Callable, Container, Iterable, Iterator, Set
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ from modelchain_operator.kubernetes.kinds import CHAIN, POD, Kind
 # What is not read here and makes objects large: who wrote which field, and what the pods of a job are.
 _UNREAD_METADATA = frozenset({"managedFields", "selfLink"})
 _UNREAD_ANNOTATION = "kubectl.kubernetes.io/last-applied-configuration"
+# An answer of the API server that still shows an object may come after the word that it is deleted. No answer takes longer.
+DELETED_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,32 @@ class _Belongings:
     objects: dict[tuple[Kind, str], Object] = field(default_factory=dict)  # by kind and uid
 
 
+class _Deleted:
+    """The last versions of objects that were deleted a short while ago."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._versions: dict[
+            str, tuple[str, float]
+        ] = {}  # by uid, oldest first: version, and when it was told
+
+    def add(self, uid: str, version: str) -> None:
+        now = self._clock()
+        self._versions.pop(uid, None)
+        self._versions[uid] = version, now
+        while (oldest := next(iter(self._versions))) != uid and self._versions[oldest][
+            1
+        ] < now - DELETED_SECONDS:
+            del self._versions[oldest]
+
+    def covers(self, uid: str, version: str) -> bool:
+        """Whether that version is from before the object's deletion. A newer one is no contradiction: what a watch by
+        labels calls deleted may only have lost its label.
+        """
+        known = self._versions.get(uid)
+        return known is not None and not is_newer(version, known[0])
+
+
 class Cache:
     """Chains by name, jobs and pods by the namespace and chain that their labels name. Used in one event loop.
 
@@ -58,9 +87,14 @@ class Cache:
     is, so it lies apart and wakes nobody.
     """
 
-    def __init__(self, on_chain: Callable[[Key, Object | None], None] = lambda _key, _body: None) -> None:
+    def __init__(
+        self,
+        on_chain: Callable[[Key, Object | None], None] = lambda _key, _body: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """`on_chain` is called with every chain that has changed; with None for one that is gone."""
         self._on_chain = on_chain
+        self._deleted = _Deleted(clock)
         self._chains: dict[Key, CachedChain] = {}
         self._keys: dict[_Owner, Key] = {}
         self._belongings: dict[_Owner, _Belongings] = {}
@@ -97,6 +131,8 @@ class Cache:
         known = self._chains.get(key)
         if known is not None and known.uid == uid and not is_newer(version, known.resource_version):
             return None
+        if self._deleted.covers(uid, version):
+            return None
         if known is not None and known.uid != uid:
             self._keys.pop(_Owner(key.namespace, known.uid), None)
         packed = zlib.compress(json.dumps(slim(CHAIN, body), separators=(",", ":")).encode(), 1)
@@ -105,12 +141,16 @@ class Cache:
         self._on_chain(key, body)
         return key
 
-    def drop_chain(self, key: Key, uid: str | None = None) -> bool:
-        """A chain is gone (that one, if `uid` is given). Returns whether it was here."""
+    def drop_chain(self, key: Key, uid: str | None = None, version: str | None = None) -> bool:
+        """A chain is gone (that one, if `uid` is given; it was deleted at `version`). Returns whether it was here."""
         known = self._chains.get(key)
+        if uid is not None and version is not None:
+            self._deleted.add(uid, version)
         if known is None or (uid is not None and known.uid != uid):
             return False
         del self._chains[key]
+        if version is None:
+            self._deleted.add(known.uid, known.resource_version)
         owner = _Owner(key.namespace, known.uid)
         self._keys.pop(owner, None)
         self._belongings.pop(owner, None)
@@ -128,13 +168,14 @@ class Cache:
         owner = _Owner(metadata["namespace"], chain_uid)
         belongings = self._belongings.setdefault(owner, _Belongings())
         place = (kind, metadata["uid"])
-        known = belongings.objects.get(place)
+        known, version = belongings.objects.get(place), metadata["resourceVersion"]
         if deleted:
+            self._deleted.add(metadata["uid"], version)
             belongings.objects.pop(place, None)
             return self._keys.get(owner) if known is not None else None
-        if known is not None and not is_newer(
-            metadata["resourceVersion"], known["metadata"]["resourceVersion"]
-        ):
+        if known is not None and not is_newer(version, known["metadata"]["resourceVersion"]):
+            return None
+        if self._deleted.covers(metadata["uid"], version):
             return None
         belongings.objects[place] = slim(kind, item)
         return self._keys.get(owner)
@@ -192,7 +233,7 @@ class Cache:
                 if place[0] == kind and place[1] in before and place[1] not in listed
             ]
             for place in gone:
-                del belongings.objects[place]
+                self._deleted.add(place[1], belongings.objects.pop(place)["metadata"]["resourceVersion"])
             if gone and owner in self._keys:
                 changed.add(self._keys[owner])
             if not belongings.objects:

@@ -193,7 +193,7 @@ class Watches:
         if event["type"] == "DELETED":
             metadata = body["metadata"]
             key = Key(metadata["namespace"], metadata["name"])
-            if self.cache.drop_chain(key, metadata["uid"]):
+            if self.cache.drop_chain(key, metadata["uid"], metadata["resourceVersion"]):
                 self.queue.add(key, urgent=True)
         elif (key := self.cache.show_chain(body)) is not None:
             self.queue.add(key, urgent=True)

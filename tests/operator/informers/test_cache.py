@@ -2,7 +2,7 @@
 
 import pytest
 
-from modelchain_operator.informers.cache import Cache, is_newer
+from modelchain_operator.informers.cache import DELETED_SECONDS, Cache, is_newer
 from modelchain_operator.kubernetes.api import Object, ObjectVersion
 from modelchain_operator.kubernetes.key import Key
 from modelchain_operator.kubernetes.kinds import CHAIN, POD, PYTORCHJOB
@@ -93,6 +93,40 @@ def test_jobs_belong_to_the_chain_whose_label_they_carry() -> None:
     }
     assert cache.show(PYTORCHJOB, job(3), deleted=True) == KEY
     assert cache.objects(PYTORCHJOB, "team", "u1") == []
+
+
+def test_an_answer_from_before_a_deletion_brings_nothing_back() -> None:
+    now = 0.0
+    cache = Cache(clock=lambda: now)
+    cache.show_chain(chain(1))
+    cache.show(PYTORCHJOB, job(2))
+    cache.show(PYTORCHJOB, job(4), deleted=True)
+    assert cache.show(PYTORCHJOB, job(3)) is None, "a listing that began before, and was read after"
+    assert cache.objects(PYTORCHJOB, "team", "u1") == []
+    assert cache.show(PYTORCHJOB, job(5)) == KEY, "it had only lost its label"
+
+    late = job(7, uid="j2")  # created, and gone before the answer to its creation was read
+    cache.show(PYTORCHJOB, job(8, uid="j2"), deleted=True)
+    assert cache.show(PYTORCHJOB, late) is None
+
+    cache.drop_absent(PYTORCHJOB, set(), {"j1"})
+    assert cache.show(PYTORCHJOB, job(5)) is None, "a listing has shown that it is gone"
+
+    cache.drop_chain(KEY, "u1", "9")
+    assert cache.show_chain(chain(8)) is None
+    assert cache.chain(KEY) is None
+    assert cache.show_chain(chain(10, uid="u2")) == KEY
+
+
+def test_deletions_are_remembered_for_a_short_while() -> None:
+    now = 0.0
+    cache = Cache(clock=lambda: now)
+    cache.show_chain(chain(1))
+    for second in range(2000):
+        now = float(second)
+        cache.show(PYTORCHJOB, job(second, uid=f"j{second}"), deleted=True)
+    assert len(cache._deleted._versions) <= DELETED_SECONDS + 2
+    assert cache.show(PYTORCHJOB, job(1990, uid="j1990")) is None
 
 
 def test_objects_without_our_label_are_not_kept() -> None:
