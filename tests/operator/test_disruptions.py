@@ -26,7 +26,7 @@ class Disrupter:
     def __init__(self, chain: ClusterChain, pods: PodRunner) -> None:
         self.chain, self.runner = chain, pods
         self.attempt, self.failures, self.step = 1, 0, 0
-        pods.hold("*", "checkpoint-committed:1")  # each attempt takes a few steps, and waits for its end
+        pods.hold("*", "checkpoint-committed:2")  # each attempt makes progress, and waits for its end
 
     def pod(self) -> str:
         """The name of the running pod, once it has written further checkpoints."""
@@ -34,7 +34,7 @@ class Disrupter:
         wait_until(
             lambda: any(pod["metadata"]["labels"][ATTEMPT] == attempt for pod in self.chain.pods()),
             f"attempt {attempt} has a pod",
-            seconds=60,
+            seconds=240,
             pause=0.1,
         )
         (pod,) = [pod for pod in self.chain.pods() if pod["metadata"]["labels"][ATTEMPT] == attempt]
@@ -57,7 +57,7 @@ class Disrupter:
         wait_until(
             lambda: (self.chain.stage("tiny").get("lastEnded") or {}).get("attempt") == self.attempt,
             f"the end of attempt {self.attempt} is accounted for",
-            seconds=90,
+            seconds=240,
             pause=0.2,
         )
         ended = self.chain.stage("tiny")["lastEnded"]
@@ -72,7 +72,7 @@ class Disrupter:
         wait_until(
             lambda: self.chain.stage("tiny")["attempt"] == self.attempt,
             f"attempt {self.attempt} begins",
-            seconds=90,
+            seconds=240,
             pause=0.2,
         )
 
