@@ -30,6 +30,7 @@ from modelchain.spec import (
     StoreSpec,
     TextSpec,
     TokenizerSpec,
+    TrainingSpec,
     VisionSpec,
     WeightsSpec,
 )
@@ -330,6 +331,14 @@ BLOCK_RULES: Mapping[type[BaseModel], tuple[Rule, ...]] = {
             "!has(self.decayFraction) || (has(self.type) && self.type == 'WarmupStableDecay')",
             "a Cosine schedule has no decayFraction; write type: WarmupStableDecay, or remove it",
             ".decayFraction",
+        ),
+    ),
+    TrainingSpec: (
+        Rule(
+            "!(has(self.sharding) && self.sharding == 'Full' && has(self.compile) && self.compile)",
+            "blocks that gather their weights (sharding: Full) are not compiled; remove it,"
+            " or write sharding: Optimizer",
+            ".compile",
         ),
     ),
     ExpansionSpec: tuple(

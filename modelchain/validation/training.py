@@ -9,7 +9,15 @@ from collections.abc import Iterator
 
 from modelchain.resolve import largest_divisor, merged, resolve_job, samples_of
 from modelchain.resolved import DEFAULT_BATCH, ResolvedJob, ResolvedTraining, decay_steps
-from modelchain.spec import DataSpec, LearningRateSchedule, ModelChain, StageSpec, TaskName, TrainingSpec
+from modelchain.spec import (
+    DataSpec,
+    LearningRateSchedule,
+    ModelChain,
+    Sharding,
+    StageSpec,
+    TaskName,
+    TrainingSpec,
+)
 from modelchain.tasks import task_of
 from modelchain.validation.problem import Finding, quoted
 from modelchain.yaml_reader import FieldPath
@@ -67,6 +75,7 @@ class _Numbers:
     def check(self) -> Iterator[Finding]:
         yield from self._check_world()
         yield from self._check_rates()
+        yield from self._check_sharding()
         samples = samples_of(self._chain, self._stage)
         if samples is None:
             return
@@ -98,6 +107,13 @@ class _Numbers:
             )
             remedy = f"write a divisor of {share}, e.g. {largest_divisor(share, micro)}"
             yield self._finding("training", "microBatchSize", message, remedy, *about)
+
+    def _check_sharding(self) -> Iterator[Finding]:
+        if self._training.sharding is Sharding.FULL and self._training.compile:
+            message = "blocks that gather their weights (sharding: Full) are not compiled"
+            yield self._finding(
+                "training", "compile", message, "remove it, or write sharding: Optimizer", "sharding"
+            )
 
     def _check_rates(self) -> Iterator[Finding]:
         peak = self._training.learning_rate

@@ -177,10 +177,13 @@ def _train_step(
 
 
 def compiled_or_not(stage: ResolvedStage, sharding: Sharding) -> ResolvedStage:
-    """The stage as it is trained: what is gathered block by block is not compiled, which has not been shown to work."""
+    """The stage as it is trained: what is gathered block by block is not compiled, which has not been shown to work.
+
+    A chain that asks for both is refused; here the size of the model has chosen Full.
+    """
     if sharding is not Sharding.FULL or not stage.training.compile:
         return stage
-    logger.warning("stage %s: not compiled: training.compile does nothing with sharding Full", stage.name)
+    logger.info("stage %s: not compiled, for its size asks for sharding: Full", stage.name)
     training = stage.training.model_copy(update={"compile": False})
     return stage.model_copy(update={"training": training})
 

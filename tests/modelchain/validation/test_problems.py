@@ -447,6 +447,18 @@ MISTAKES: list[tuple[dict[Path, Any], str, str, str]] = [
         "128 samples of each of 2",
         "e.g. 32",
     ),
+    (
+        {("training", "sharding"): "Full", ("training", "compile"): True},
+        "spec.training.compile",
+        "(sharding: Full) are not compiled",
+        "write sharding: Optimizer",
+    ),
+    (
+        {("training", "sharding"): "Full", ("stages", 1, "training"): {"compile": True}},
+        "spec.stages[1].training.compile",
+        "(sharding: Full) are not compiled",
+        "remove it",
+    ),
     ({("training", "microBatchSize"): 256}, "spec.training.microBatchSize", "do not divide", "e.g. 128"),
     (
         {("training", "minimumLearningRate"): 0.1},
