@@ -23,7 +23,7 @@ from modelchain_operator.kubernetes.kinds import CHAIN, POD, Kind
 # What is not read here and makes objects large: who wrote which field, and what the pods of a job are.
 _UNREAD_METADATA = frozenset({"managedFields", "selfLink"})
 _UNREAD_ANNOTATION = "kubectl.kubernetes.io/last-applied-configuration"
-# An answer of the API server that still shows an object may come after the word that it is deleted. No answer takes longer.
+# An answer that still shows an object may be read after the watch has told of its deletion. No answer takes longer.
 DELETED_SECONDS = 300.0
 
 
