@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 
 from modelchain.catalogue import find
+from modelchain.families import ModelConfig
 from modelchain.resolved import ResolvedExpansion
-from modelchain.spec import DepthExpansion, ModelConfig, WidthExpansion
+from modelchain.spec import DepthExpansion, WidthExpansion
 from modelchain_trainer.expansion import embedding_map, expand, plan_expansion
 from modelchain_trainer.model import Clip, build_model, crop_tokens, model_from
 

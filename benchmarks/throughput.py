@@ -35,9 +35,10 @@ from benchmarks.pictures import write_shards
 from modelchain import catalogue
 from modelchain.artifacts import Manifest
 from modelchain.commit import commit_stage, hash_file
+from modelchain.families import ModelConfig
 from modelchain.resolve import resolve
 from modelchain.resolved import ResolvedStage
-from modelchain.spec import ModelChain, ModelConfig
+from modelchain.spec import ModelChain
 from modelchain.store import open_store
 
 SHARDS = 16

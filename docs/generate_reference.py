@@ -24,7 +24,7 @@ from pydantic.fields import FieldInfo
 
 from modelchain import digest, spec, status
 from modelchain.cli import build_parser
-from modelchain.tasks import TASKS, classification, clip, language_model, towers
+from modelchain.families import FAMILIES, clip, towers
 from modelchain_operator import settings
 
 DOCS = Path(__file__).parent
@@ -52,11 +52,10 @@ SPEC_BLOCKS: Mapping[str, tuple[type[BaseModel], str]] = {
     "job.schedulingPolicy": (spec.SchedulingPolicySpec, "gang scheduling of a PyTorchJob"),
     "retry": (spec.RetrySpec, "spec.retry, spec.stages[].retry"),
     "stages": (spec.StageSpec, "an item of spec.stages"),
-    "modelConfig": (spec.ModelConfig, "spec.stages[].modelConfig"),
-    "modelConfig.vision": (spec.VisionSpec, "the vision of spec.stages[].modelConfig and classifierConfig"),
-    "modelConfig.text": (spec.TextSpec, "spec.stages[].modelConfig.text"),
-    "classifierConfig": (spec.ClassifierConfig, "spec.stages[].classifierConfig"),
-    "languageModelConfig": (spec.LanguageModelConfig, "spec.stages[].languageModelConfig"),
+    "modelConfig": (clip.ModelConfig, "spec.stages[].modelConfig"),
+    "modelConfig.vision": (towers.VisionSpec, "the vision of spec.stages[].modelConfig and classifierConfig"),
+    "modelConfig.text": (clip.TextSpec, "spec.stages[].modelConfig.text"),
+    **{family.field: (family.config, f"spec.stages[].{family.field}") for family in FAMILIES[1:]},
     "data.tokenizer": (spec.TokenizerSpec, "spec.data.tokenizer, spec.stages[].data.tokenizer"),
     "fromWeights": (spec.WeightsSpec, "spec.stages[].fromWeights"),
 }
@@ -208,15 +207,11 @@ def decides_weights(block: str, field: str) -> bool:
         "distillation": {**digest._DISTILLATION, "schedule": None, "teacher": None},  # noqa: SLF001
         "distillation.schedule": digest._DISTILLATION_SCHEDULE,  # noqa: SLF001
         "expansion": digest._EXPANSION,  # noqa: SLF001
-        "modelConfig": {**clip.MODEL_DIGEST, "vision": None, "text": None},
         "modelConfig.vision": towers.VISION_DIGEST,
         "modelConfig.text": clip.TEXT_DIGEST,
-        "classifierConfig": {**classification.MODEL_DIGEST, "vision": None},
-        "languageModelConfig": language_model.MODEL_DIGEST,
+        **{one.field: {**one.digest, "vision": None, "text": None} for one in FAMILIES},
         "data.tokenizer": digest._TOKENIZER,  # noqa: SLF001
-        "stages": dict.fromkeys(
-            ("model", *(task.config_field for task in TASKS.values()), "from", "fromWeights")
-        ),
+        "stages": dict.fromkeys(("model", *(family.field for family in FAMILIES), "from", "fromWeights")),
         "fromWeights": {"sha256": None},
         "spec": {"task": None},
     }

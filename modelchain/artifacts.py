@@ -23,7 +23,8 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import ConfigDict, Field, TypeAdapter
 
-from modelchain.spec import Block, Sha256
+from modelchain.block import Block
+from modelchain.spec import Sha256
 
 DIGEST_LENGTH = 16  # hex digits of the digest in a folder's name; the manifest holds all 64
 

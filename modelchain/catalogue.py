@@ -12,8 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from modelchain.errors import UserDataError
-from modelchain.spec import AnyConfig, ModelConfig
-from modelchain.tasks import task_for
+from modelchain.families import AnyConfig, ModelConfig, family_of
 
 OPEN_CLIP_PREFIX = "open_clip/"
 
@@ -64,7 +63,7 @@ def size_name(config: AnyConfig) -> str:
     for name in family():
         if find(name) == config:
             return name
-    return task_for(config).size_name(config)
+    return family_of(config).size_name(config)
 
 
 def family() -> tuple[str, ...]:

@@ -25,8 +25,8 @@ from modelchain.artifacts import (
     attempt_folder,
     checkpoint_folder,
 )
+from modelchain.block import first_problem
 from modelchain.errors import ConfigurationError, MissingInputError, UserDataError
-from modelchain.spec import first_problem
 from modelchain.store import ConflictError, MissingBucket, NotFound, ObjectInfo, Store, StoreError
 
 log = logging.getLogger(__name__)

@@ -18,10 +18,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from modelchain.families import AnyConfig, family_of
+from modelchain.families.towers import image_tower_macs
 from modelchain.resolved import BaselineRun, ResolvedChain, ResolvedDistillation, ResolvedStage
-from modelchain.spec import AnyConfig, DistillationScheduleType
-from modelchain.tasks import task_for, task_of
-from modelchain.tasks.towers import image_tower_macs
+from modelchain.spec import DistillationScheduleType
+from modelchain.tasks import task_of
 
 TRAINING_PASSES = 3  # forward; backward by the weights; backward by the activations
 
@@ -118,12 +119,12 @@ def plan(chain: ResolvedChain) -> Plan:
 
 def parameters(model: AnyConfig) -> int:
     """Trainable parameters, embeddings included."""
-    return task_for(model).parameters(model)
+    return family_of(model).parameters(model)
 
 
 def forward_macs(model: AnyConfig, texts: int) -> int:
     """MACs of a forward pass over one sample with so many texts (captions)."""
-    return task_for(model).forward_macs(model, texts)
+    return family_of(model).forward_macs(model, texts)
 
 
 def stage_macs(
@@ -178,7 +179,7 @@ def _sample(stage: ResolvedStage) -> str:
 def _student_macs(stage: ResolvedStage) -> int:
     """MACs of the student's forward pass over one sample in training: without the patches that are dropped."""
     whole, dropout = forward_macs(stage.model_config_, _texts(stage)), stage.training.patch_dropout
-    vision = getattr(stage.model_config_, "vision", None)
+    vision = stage.model_config_.patch_tower
     if vision is None or not dropout:
         return whole
     return whole - image_tower_macs(vision) + image_tower_macs(vision, dropout)

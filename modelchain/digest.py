@@ -18,10 +18,10 @@ from functools import lru_cache
 from typing import Final
 
 from modelchain.digest_form import REQUIRED, Table, deciding
+from modelchain.families import AnyConfig, family_of
 from modelchain.resolved import ResolvedData, ResolvedDistillation, ResolvedExpansion, ResolvedTraining
 from modelchain.shards import expand_all
-from modelchain.spec import AnyConfig, WeightsSpec
-from modelchain.tasks import task_for
+from modelchain.spec import WeightsSpec
 
 DIGEST_VERSION = 2
 
@@ -116,7 +116,7 @@ def canonical_form(
     form: dict[str, object] = {
         "digestVersion": DIGEST_VERSION,
         "task": task,
-        "model": task_for(model).digest_form(model),
+        "model": family_of(model).digest_form(model),
         "data": deciding(data, _DATA) | {"shards": _shards_digest(data.shards)} | _tokenizer(data),
         "training": deciding(training, _TRAINING)
         | {"schedule": deciding(training.schedule, _LEARNING_RATE_SCHEDULE)},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from modelchain.spec import Block
+from modelchain.block import Block
 
 REQUIRED: Final = object()  # always written: its default, if any, depends on other fields
 

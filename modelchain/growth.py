@@ -1,28 +1,41 @@
-"""What a model must be like to be built, to grow out of another, and to learn from it: as its task says."""
+"""What a model must be like to be built, to grow out of another, and to learn from it: as its family says."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from modelchain.spec import AnyConfig
-from modelchain.tasks import Problem, task_for
+from modelchain.families import AnyConfig, Problem, family_of
+from modelchain.tasks import tasks_for
 
 
 def unbuildable(model: AnyConfig) -> Iterator[Problem]:
     """What keeps a model from being built: where, what is wrong, what to do."""
-    return task_for(model).unbuildable(model)
+    return family_of(model).unbuildable(model)
 
 
 def unteachable(student: AnyConfig, teacher: AnyConfig) -> Iterator[Problem]:
     """What keeps `teacher` from teaching `student`, a model of the same task that did not grow out of it."""
-    return task_for(student).unteachable(student, teacher)
+    return family_of(student).unteachable(student, teacher)
 
 
 def ungrowable(small: AnyConfig, large: AnyConfig) -> Iterator[Problem]:
     """What keeps `large` from growing out of `small`. Both can be built."""
-    before, after = task_for(small), task_for(large)
-    if before is not after:
-        message = f"a model of task {after.name} can't grow out of one of task {before.name}"
+    before, after = family_of(small), family_of(large)
+    if before is after and after.grows:
+        yield from after.ungrowable(small, large)
+    elif set(tasks_for(small)).isdisjoint(tasks_for(large)):
+        message = f"a model of {_tasks(large)} can't grow out of one of {_tasks(small)}"
         yield (), message, "give each task a chain of its own"
-        return
-    yield from after.ungrowable(small, large)
+    elif before is after:
+        if small != large:
+            yield (), f"models under {after.field} do not grow", _TAUGHT
+    else:
+        message = f"a model under {after.field} can't grow out of one under {before.field}"
+        yield (), message, _TAUGHT
+
+
+_TAUGHT = "write expansion.width: Fresh, with which it starts from its seed and learns from its teacher"
+
+
+def _tasks(model: AnyConfig) -> str:
+    return "task " + " or ".join(task.name for task in tasks_for(model))

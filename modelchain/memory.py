@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from modelchain.cost import parameters
+from modelchain.families import AnyConfig, family_of
+from modelchain.families.towers import block_parameters
 from modelchain.resolved import ResolvedStage
-from modelchain.spec import AnyConfig, Precision, Sharding
-from modelchain.tasks import task_for, task_of
-from modelchain.tasks.towers import block_parameters
+from modelchain.spec import Precision, Sharding
 
 FP32_BYTES, BF16_BYTES = 4, 2
 MOMENTS = 2  # of each parameter
@@ -86,7 +86,7 @@ def _kept_bytes(stage: ResolvedStage, ranks: int, sharding: Sharding) -> int:
         case Sharding.NONE:
             kept = (copies + MOMENTS) * count
         case Sharding.OPTIMIZER:
-            moments = min(count, count // ranks + task_of(stage.task).largest_parameter(model))
+            moments = min(count, count // ranks + family_of(model).largest_parameter(model))
             kept = copies * count + MOMENTS * moments
         case Sharding.FULL:
             kept = -(-(copies + MOMENTS) * count // ranks)
@@ -97,12 +97,12 @@ def _kept_bytes(stage: ResolvedStage, ranks: int, sharding: Sharding) -> int:
 def _teacher_bytes(stage: ResolvedStage, teacher: AnyConfig) -> int:
     # In bf16 its matrix products' weights are kept in bf16; embeddings are not.
     width = BF16_BYTES if stage.training.precision is Precision.BF16 else FP32_BYTES
-    embeddings = task_of(stage.task).embedding_parameters(teacher)
+    embeddings = family_of(teacher).embedding_parameters(teacher)
     return width * (parameters(teacher) - embeddings) + FP32_BYTES * embeddings
 
 
 def _at_once(model: AnyConfig) -> int:
     """Parameters that are whole on a rank at once: those outside of blocks, and the largest blocks."""
-    towers = task_for(model).towers(model)
+    towers = family_of(model).towers(model)
     blocks = sum(tower.layers * block_parameters(tower) for tower in towers)
-    return parameters(model) - blocks + BLOCKS_AT_ONCE * max(map(block_parameters, towers))
+    return parameters(model) - blocks + BLOCKS_AT_ONCE * max(map(block_parameters, towers), default=0)

@@ -13,8 +13,10 @@ from uuid import NAMESPACE_URL, uuid5
 from modelchain import catalogue
 from modelchain.artifacts import stage_folder
 from modelchain.baselines import resolve_baseline
+from modelchain.block import Block
 from modelchain.digest import stage_digest
 from modelchain.errors import UserDataError
+from modelchain.families import FAMILIES, AnyConfig, ModelConfig
 from modelchain.resolved import (
     DEFAULT_BATCH,
     DEFAULT_DECAY_FRACTION,
@@ -34,8 +36,6 @@ from modelchain.resolved import (
     default_baseline_epochs,
 )
 from modelchain.spec import (
-    AnyConfig,
-    Block,
     DataSpec,
     DistillationSchedule,
     DistillationScheduleType,
@@ -47,7 +47,6 @@ from modelchain.spec import (
     LearningRateScheduleType,
     LossName,
     ModelChain,
-    ModelConfig,
     ObjectMeta,
     OptimizerState,
     StageSpec,
@@ -57,7 +56,7 @@ from modelchain.spec import (
     WeightsSpec,
     WidthExpansion,
 )
-from modelchain.tasks import TASKS, Task, task_of
+from modelchain.tasks import Task, task_of
 
 B = TypeVar("B", bound=Block)
 
@@ -219,16 +218,16 @@ def samples_of(chain: ModelChain, stage: StageSpec) -> int | None:
         return None
     if task.size_field == "samples":
         return data.samples
-    config = stage.written(task.config_field)
+    config = next((model for model in written_models(stage).values() if isinstance(model, task.config)), None)
     return None if config is None else task.samples(data, config)
 
 
 def written_models(stage: StageSpec) -> dict[str, AnyConfig]:
     """The models that a stage writes out, by field: one, in a valid chain whose model has no name."""
     return {
-        task.config_field: config
-        for task in TASKS.values()
-        for config in [stage.written(task.config_field)]
+        family.field: config
+        for family in FAMILIES
+        for config in [stage.written(family.field)]
         if config is not None
     }
 

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Sequence
 
 from pydantic import Field
 
+from modelchain.block import Block
+from modelchain.families import AnyConfig
 from modelchain.spec import (
-    AnyConfig,
-    Block,
     DepthExpansion,
     DistillationSchedule,
     EvaluationSpec,

@@ -11,10 +11,13 @@ The CRD in crds/ is generated from these types: descriptions, bounds and list le
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
-from pydantic.alias_generators import to_camel
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, create_model
+from pydantic.alias_generators import to_camel, to_snake
+
+from modelchain.block import Block
+from modelchain.families import FAMILIES, AnyConfig
 
 GROUP = "modelchain.dev"
 VERSION = "v1alpha1"
@@ -59,36 +62,10 @@ Seconds = Annotated[int, Field(ge=0, le=10**8)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
-class Block(BaseModel):
-    """A part of the resource: camelCase outside, unknown fields refused, unchangeable."""
-
-    model_config = ConfigDict(
-        alias_generator=to_camel,
-        populate_by_name=True,
-        extra="forbid",
-        frozen=True,
-        use_attribute_docstrings=False,
-        protected_namespaces=(),
-        defer_build=True,
-    )
-
-
-def first_problem(error: ValidationError) -> str:
-    """The first of pydantic's findings, in one line: the field, and what is wrong with it."""
-    problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    where = ".".join(str(part) for part in problem["loc"])
-    return f"{where}: {problem['msg']}" if where else problem["msg"]
-
-
 class TaskName(StrEnum):
     CLIP = "Clip"
     CLASSIFICATION = "Classification"
     LANGUAGE_MODEL = "LanguageModel"
-
-
-class Activation(StrEnum):
-    GELU = "Gelu"
-    GELU_TANH = "GeluTanh"
 
 
 class WidthExpansion(StrEnum):
@@ -859,101 +836,6 @@ class RetrySpec(Block):
     ] = None
 
 
-class VisionSpec(Block):
-    image_size: Annotated[int, Field(ge=4, le=4096, description="Side of the square image, in pixels.")] = 224
-    patch_size: Annotated[
-        int, Field(ge=1, le=1024, description="Side of a patch, in pixels; divides imageSize.")
-    ] = 16
-    width: Annotated[int, Field(ge=8, le=65536, description="Width of the residual stream.")]
-    layers: Annotated[int, Field(ge=1, le=512, description="Transformer blocks.")]
-    head_width: Annotated[
-        int, Field(ge=1, le=1024, description="Width of an attention head; divides width.")
-    ] = 64
-    mlp_ratio: Annotated[
-        float, Field(gt=0, le=64, allow_inf_nan=False, description="Hidden width of the MLP over width.")
-    ] = 4.0
-
-    @property
-    def hidden_width(self) -> int:
-        """Units of the MLP between its two layers, rounded as open_clip does."""
-        return int(self.width * self.mlp_ratio)
-
-
-class TextSpec(Block):
-    context_length: Annotated[
-        int, Field(ge=4, le=8192, description="Tokens of a caption, begin and end included.")
-    ] = 77
-    vocab_size: Annotated[int, Field(ge=49408, le=49408, description="Entries of open_clip's tokenizer.")] = (
-        49408
-    )
-    width: Annotated[int, Field(ge=8, le=65536, description="Width of the residual stream.")]
-    layers: Annotated[int, Field(ge=1, le=512, description="Transformer blocks.")]
-    heads: Annotated[int, Field(ge=1, le=1024, description="Attention heads; divides width.")]
-    mlp_ratio: Annotated[
-        float, Field(gt=0, le=64, allow_inf_nan=False, description="Hidden width of the MLP over width.")
-    ] = 4.0
-
-    @property
-    def hidden_width(self) -> int:
-        """Units of the MLP between its two layers, rounded as open_clip does."""
-        return int(self.width * self.mlp_ratio)
-
-
-class ModelConfig(Block):
-    """A CLIP model of two transformers, as open_clip's model_configs/*.json describe it."""
-
-    embed_dim: Annotated[int, Field(ge=1, le=65536, description="Size of the shared embedding.")]
-    quick_gelu: Annotated[bool, Field(description="Use QuickGELU, as OpenAI's weights do.")] = False
-    logit_bias: Annotated[
-        bool, Field(description="Learn a bias of the logits. Set by training.loss: Sigmoid, which needs it.")
-    ] = False
-    vision: Annotated[VisionSpec, Field(description="The image tower.")]
-    text: Annotated[TextSpec, Field(description="The text tower.")]
-
-
-class ClassifierConfig(Block):
-    """A vision transformer with a linear head, as timm's VisionTransformer."""
-
-    classes: Annotated[
-        int, Field(ge=2, le=2**20, description="Classes of the head: labels are 0 .. classes - 1.")
-    ]
-    vision: Annotated[VisionSpec, Field(description="The image tower.")]
-
-
-class LanguageModelConfig(Block):
-    """A causal transformer over tokens, as GPT-2: pre-norm, learned positions, the output tied to the input."""
-
-    context_length: Annotated[
-        int, Field(ge=2, le=65536, description="Tokens of a sequence; longer documents are split.")
-    ] = 1024
-    vocabulary_size: Annotated[
-        int,
-        Field(
-            ge=2,
-            le=2**20,
-            description="Tokens: as many as the tokenizer has, or more to fill up a multiple of 64.",
-        ),
-    ]
-    width: Annotated[int, Field(ge=8, le=65536, description="Width of the residual stream.")]
-    layers: Annotated[int, Field(ge=1, le=512, description="Transformer blocks.")]
-    heads: Annotated[int, Field(ge=1, le=1024, description="Attention heads; divides width.")]
-    mlp_ratio: Annotated[
-        float, Field(gt=0, le=64, allow_inf_nan=False, description="Hidden width of the MLP over width.")
-    ] = 4.0
-    activation: Annotated[
-        Activation,
-        Field(description="Gelu, or GeluTanh: its approximation, as in the published weights of GPT-2."),
-    ] = Activation.GELU
-
-    @property
-    def hidden_width(self) -> int:
-        """Units of the MLP between its two layers."""
-        return int(self.width * self.mlp_ratio)
-
-
-AnyConfig: TypeAlias = ModelConfig | ClassifierConfig | LanguageModelConfig
-
-
 class WeightsSpec(Block):
     uri: Annotated[
         Uri,
@@ -968,7 +850,7 @@ class WeightsSpec(Block):
     sha256: Annotated[Sha256, Field(description="SHA-256 of the safetensors, .pt or .pth file.")]
 
 
-class StageSpec(Block):
+class NamedModel(Block):
     name: Annotated[
         StageName, Field(description="Name of the stage: lower-case letters, digits and dashes, at most 30.")
     ]
@@ -979,18 +861,33 @@ class StageSpec(Block):
             "or modelConfig."
         ),
     ] = None
-    model_config_: Annotated[
-        ModelConfig | None,
-        Field(alias="modelConfig", description="A CLIP model written out. Either this or model."),
-    ] = None
-    classifier_config: Annotated[
-        ClassifierConfig | None,
-        Field(description="The model of a chain whose task is Classification."),
-    ] = None
-    language_model_config: Annotated[
-        LanguageModelConfig | None,
-        Field(description="The model of a chain whose task is LanguageModel."),
-    ] = None
+
+
+def _attribute(field: str) -> str:
+    """The attribute of a field: model_config belongs to pydantic."""
+    name = to_snake(field)
+    return f"{name}_" if name == "model_config" else name
+
+
+if TYPE_CHECKING:
+
+    class WrittenModel(NamedModel):
+        """A field for each family of models, which `StageSpec.written` reads."""
+else:
+    WrittenModel = create_model(
+        "WrittenModel",
+        __base__=NamedModel,
+        **{
+            _attribute(family.field): (
+                Annotated[family.config | None, Field(alias=family.field, description=family.description)],
+                None,
+            )
+            for family in FAMILIES
+        },
+    )
+
+
+class StageSpec(WrittenModel):
     from_: Annotated[
         StageName | None,
         Field(alias="from", description="The stage this one grows out of. Default: the stage before it."),
@@ -1022,9 +919,7 @@ class StageSpec(Block):
 
     def written(self, field: str) -> AnyConfig | None:
         """The model written out under that field (modelConfig, classifierConfig), if it is."""
-        return getattr(
-            self, next(name for name, info in type(self).model_fields.items() if info.alias == field)
-        )
+        return getattr(self, _attribute(field))
 
 
 class ModelChainSpec(Block):

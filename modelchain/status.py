@@ -22,8 +22,9 @@ from pydantic import (
 
 from modelchain import status_salvage
 from modelchain.acceleration import Acceleration, Reached, acceleration
+from modelchain.block import Block
 from modelchain.resolved import ResolvedChain, ResolvedStage
-from modelchain.spec import MAX_BASELINES, MAX_STAGES, Block, Finite
+from modelchain.spec import MAX_BASELINES, MAX_STAGES, Finite
 from modelchain.times import rfc3339
 
 WHOLE = {

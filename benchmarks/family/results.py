@@ -17,9 +17,9 @@ from pydantic.alias_generators import to_camel
 
 from benchmarks.family.errors import StudyError
 from benchmarks.family.runs import Run
+from modelchain.block import first_problem
 from modelchain.digest import DIGEST_VERSION
 from modelchain.report.data import ChainArtifacts, StageArtifacts
-from modelchain.spec import first_problem
 
 RESULTS = Path(__file__).parents[1] / "results" / "family"
 

@@ -18,7 +18,7 @@ from benchmarks.family.datasets import SPLITS, find_dataset
 from benchmarks.family.errors import StudyError
 from benchmarks.family.families import family, find_size
 from benchmarks.family.recipes import variant
-from modelchain.spec import first_problem
+from modelchain.block import first_problem
 
 WORK_LIST = "runs.jsonl"
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from modelchain.cost import TRAINING_PASSES
-from modelchain.spec import ModelConfig, TextSpec, VisionSpec
+from modelchain.families import ModelConfig, TextSpec, VisionSpec
 
 FLOP_PER_MAC = 2
 # Dense bf16 with fp32 sums, from NVIDIA's data sheets of the SXM modules.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from modelchain import catalogue
-from modelchain.spec import ModelConfig
+from modelchain.families import ModelConfig
 
 
 @dataclass(frozen=True)

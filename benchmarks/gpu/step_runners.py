@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from benchmarks.gpu.flops import step_flops
 from benchmarks.gpu.settings import Setting
 from benchmarks.gpu.synthetic import Rows, batches, described
+from modelchain.families import ModelConfig
 from modelchain.resolved import (
     ChainReference,
     ResolvedData,
@@ -31,7 +32,6 @@ from modelchain.resolved import (
     ResolvedTraining,
     StageReference,
 )
-from modelchain.spec import ModelConfig
 from modelchain_trainer.distillation import build_projections
 from modelchain_trainer.model.build import build_model
 from modelchain_trainer.model.clip import Clip

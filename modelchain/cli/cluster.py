@@ -14,10 +14,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
 from modelchain import __version__
+from modelchain.block import first_problem
 from modelchain.cli.kubectl import Kubectl, NoSuchObject
 from modelchain.cli.options import CLUSTER_FLAGS, names_a_cluster
 from modelchain.errors import MissingInputError, ModelChainError, UserDataError
-from modelchain.spec import GROUP, ModelChainSpec, first_problem
+from modelchain.spec import GROUP, ModelChainSpec
 from modelchain.status import ChainStatus
 from modelchain.yaml_reader import JsonValue
 

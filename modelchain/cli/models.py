@@ -21,7 +21,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the catalogue."""
     from modelchain import catalogue, cost
     from modelchain.cli.table import Column, count, render
-    from modelchain.tasks.clip import text_macs, vision_macs
+    from modelchain.families.clip import text_macs, vision_macs
 
     models = {name: catalogue.find(name) for name in catalogue.names()}
     if arguments.output == "json":

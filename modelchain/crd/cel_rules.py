@@ -16,6 +16,7 @@ from itertools import combinations
 
 from pydantic import BaseModel
 
+from modelchain.families import FAMILIES, LanguageModelConfig, TextSpec, VisionSpec
 from modelchain.spec import (
     READABLE_SCHEMES,
     DataSpec,
@@ -23,22 +24,19 @@ from modelchain.spec import (
     EvaluationSpec,
     ExpansionSpec,
     JobSpec,
-    LanguageModelConfig,
     LearningRateSchedule,
     ModelChainSpec,
     StageSpec,
     StoreSpec,
-    TextSpec,
     TokenizerSpec,
     TrainingSpec,
-    VisionSpec,
     WeightsSpec,
 )
-from modelchain.tasks import TASKS
+from modelchain.tasks import TASKS, tasks_for
 
 _TASK = "(has(self.task) ? self.task : 'Clip')"
 # Fields of a stage that say its model.
-_MODELS = tuple(dict.fromkeys(("model", *(task.config_field for task in TASKS.values()))))
+_MODELS = ("model", *(family.field for family in FAMILIES))
 _SIZES = {  # fields of spec.data that say how much data there is, and the tasks that read them
     task.size_field: [one.name.value for one in TASKS.values() if one.size_field == task.size_field]
     for task in TASKS.values()
@@ -114,6 +112,11 @@ def _missing(field: str, remedy: str, tasks: Sequence[str] | None = None) -> Rul
         f"{field} is missing; {remedy}, here or in every stage",
         f".{field}",
     )
+
+
+def _is_one_of(tasks: Sequence[str]) -> str:
+    """CEL: whether the chain's task is one of these."""
+    return f"{_TASK} == '{tasks[0]}'" if len(tasks) == 1 else f"{_TASK} in {list(tasks)}"
 
 
 _GPUS = "{gpus}.orValue(1)"
@@ -194,12 +197,15 @@ _SPEC = (
     ),
     *(
         Rule(
-            f"{_TASK} == '{task}' || self.stages.all(s, !has(s.{field}))",
-            f"{field} is a model of task {task}, and the chain's is another; "
+            f"{_is_one_of(tasks)} || self.stages.all(s, !has(s.{field}))",
+            f"{field} is a model of task {' or '.join(tasks)}, and the chain's is another; "
             "write a model of its task, or give the chain another task",
             ".stages",
         )
-        for field, task in (("model", "Clip"), *((one.config_field, one.name) for one in TASKS.values()))
+        for field, tasks in (
+            ("model", ("Clip",)),
+            *((one.field, tuple(task.name.value for task in tasks_for(one.config))) for one in FAMILIES),
+        )
     ),
     _missing("data.shards", "list the tars to train on"),
     *(

@@ -11,7 +11,8 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import ConfigDict, Field
 
-from modelchain.spec import Block, Finite
+from modelchain.block import Block
+from modelchain.spec import Finite
 from modelchain.status import ChainStatus, ModelMeasured, StagePhase, StageStatus
 
 

@@ -25,12 +25,12 @@ from modelchain.artifacts import (
     attempt_folder,
     chain_key,
 )
+from modelchain.block import first_problem
 from modelchain.commit import DamagedManifestError, MissingArtifactsError, read_manifest, require_files
 from modelchain.errors import MissingInputError, UserDataError
 from modelchain.report.data import Baseline, ChainArtifacts, StageArtifacts
 from modelchain.report.metrics import Example, Metrics, join_attempts, parse_lines, parse_predictions
 from modelchain.resolved import ResolvedChain, ResolvedStage
-from modelchain.spec import first_problem
 from modelchain.status import ChainRecord, ChainStatus, RecordedStage, StageStatus, record_of
 from modelchain.store import ObjectInfo, Store
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from modelchain import cost
 from modelchain.artifacts import attempt_folder
+from modelchain.families import family_of
 from modelchain.report import units
 from modelchain.report.accounting import Costs, trained_by
 from modelchain.report.data import ChainArtifacts, StageArtifacts, stage_phase
@@ -143,11 +144,15 @@ def _stage_row(
         corrupt=tuple((f"{number:,}", cause) for cause, number in (corrupt or {}).items() if number),
         corrupt_known=corrupt is not None,
         digest=stage.recorded.digest,
-        weights_reader=chain_task(chain).weights_readers,
+        weights_reader=_weights_reader(stage),
         weights=f"{chain.store_uri.rstrip('/')}/{attempt_folder(stage.recorded.folder, stage.manifest.attempt)}/"
         if stage.manifest
         else None,
     )
+
+
+def _weights_reader(stage: StageArtifacts) -> str:
+    return family_of(stage.resolved.model_config_).weights_readers if stage.resolved else ""
 
 
 def _samples(chain: ChainArtifacts, stage: StageArtifacts) -> str:

@@ -1,19 +1,19 @@
-"""What can be trained: one file a task, with the family of models that it trains.
+"""What can be trained: one file a task.
 
-A task says what its models cost, which of them can be built and grow out of one another, what of them is in the
-digest, and what it asks of the data. No torch: `modelchain_trainer.tasks` has a file for each task too. May import
-spec and resolved.
+A task says which kind of models it trains, what it asks of the data, and what people read of it. No torch:
+`modelchain_trainer.tasks` has a file for each task too. May import spec, families and resolved.
 """
 
-from modelchain.spec import AnyConfig, Block, TaskName
+from modelchain.families import FamilyConfig
+from modelchain.spec import TaskName
 from modelchain.tasks.classification import CLASSIFICATION
 from modelchain.tasks.clip import CLIP
 from modelchain.tasks.language_model import LANGUAGE_MODEL
-from modelchain.tasks.task import Problem, Task
+from modelchain.tasks.task import Task
 
 TASKS: dict[TaskName, Task] = {task.name: task for task in (CLIP, CLASSIFICATION, LANGUAGE_MODEL)}
 
-__all__ = ["CLIP", "TASKS", "Problem", "Task", "task_for", "task_of"]
+__all__ = ["CLASSIFICATION", "CLIP", "LANGUAGE_MODEL", "TASKS", "Task", "task_of", "tasks_for"]
 
 
 def task_of(name: TaskName) -> Task:
@@ -21,7 +21,7 @@ def task_of(name: TaskName) -> Task:
     return TASKS[name]
 
 
-def task_for(config: AnyConfig | type[Block]) -> Task:
-    """The task that trains models of this configuration."""
+def tasks_for(config: FamilyConfig | type[FamilyConfig]) -> tuple[Task, ...]:
+    """The tasks that train models of this configuration."""
     kind = config if isinstance(config, type) else type(config)
-    return next(task for task in TASKS.values() if task.config is kind)
+    return tuple(task for task in TASKS.values() if issubclass(kind, task.config))

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from modelchain import catalogue
 from modelchain.errors import UserDataError
+from modelchain.families import FAMILIES, AnyConfig, family_of
 from modelchain.growth import unbuildable, ungrowable, unteachable
 from modelchain.resolve import (
     UnresolvableError,
@@ -21,7 +22,6 @@ from modelchain.resolve import (
 )
 from modelchain.resolved import DEFAULT_BATCH, decay_steps
 from modelchain.spec import (
-    AnyConfig,
     ExpansionSpec,
     InitialWeights,
     LearningRateSchedule,
@@ -33,8 +33,7 @@ from modelchain.spec import (
     TrainingSpec,
     WidthExpansion,
 )
-from modelchain.tasks import TASKS, Task, task_for, task_of
-from modelchain.tasks.clip import CLIP
+from modelchain.tasks import CLIP, Task, task_of, tasks_for
 from modelchain.validation.baseline import check_baseline
 from modelchain.validation.blocks import check_blocks
 from modelchain.validation.problem import STAGE_NAMES, Finding, quoted
@@ -288,7 +287,7 @@ def _check_idle_blocks(stage: StageSpec, index: int, at: FieldPath) -> Iterator[
 
 def _check_model(task: Task, stage: StageSpec, at: FieldPath) -> Iterator[Finding]:
     written = written_models(stage)
-    about = frozenset({"model", *(task.config_field for task in TASKS.values())})
+    about = frozenset({"model", *(family.field for family in FAMILIES)})
     fields = ["model"] * (stage.model is not None) + list(written)
     if len(fields) > 1:
         message = f"both {fields[0]} and {fields[1]} are given"
@@ -300,7 +299,7 @@ def _check_model(task: Task, stage: StageSpec, at: FieldPath) -> Iterator[Findin
             yield Finding((*at, field, *part), message, remedy, about | set(part))
     if stage.model is None:
         if not written:
-            remedy = f"write it out under {task.config_field}"
+            remedy = f"write it out under {_fields(task)}"
             if task is CLIP:
                 remedy = "name a model (`modelchain models` lists them) or write it out under modelConfig"
             yield Finding((*at, "model"), "the stage has no model", remedy, about)
@@ -314,25 +313,30 @@ def _check_model(task: Task, stage: StageSpec, at: FieldPath) -> Iterator[Findin
 
 def _check_task(task: Task, stage: StageSpec, at: FieldPath, about: frozenset[str]) -> Iterator[Finding]:
     """A model of the chain's task."""
-    remedy = f"write {task.config_field}, or give the chain another task"
+    remedy = f"write {_fields(task)}, or give the chain another task"
     if stage.model is not None and task is not CLIP:
         message = f"models by name are of task {CLIP.name}, and the chain's is {task.name}"
         yield Finding((*at, "model"), message, remedy, about | {"task"})
     for field, config in written_models(stage).items():
         if not isinstance(config, task.config):
-            message = f"a model of task {task_for(config).name}, and the chain's is {task.name}"
+            trained_by = " or ".join(one.name for one in tasks_for(config))
+            message = f"a model of task {trained_by}, and the chain's is {task.name}"
             yield Finding((*at, field), message, remedy, about | {"task"})
+
+
+def _fields(task: Task) -> str:
+    return " or ".join(family.field for family in task.families)
 
 
 def _check_models(
     stage: StageSpec, other: str, small: AnyConfig, large: AnyConfig, at: FieldPath, *, taught: bool
 ) -> Iterator[Finding]:
     """Whether `large` can grow out of `small`, the model of stage `other`; or, if only `taught`, learn from it."""
-    if type(small) is not type(large):
+    if set(tasks_for(small)).isdisjoint(tasks_for(large)):
         return  # one of them is none of the chain's task, which is said there
     wrong = list(unteachable(large, small) if taught else ungrowable(small, large))
     about = frozenset({"model", "modelConfig", "from"})
-    field = task_for(large).config_field
+    field = family_of(large).field
     problem = f"the stage can't {'learn from' if taught else 'grow out of'} {quoted(other)}"
     if stage.model is None:
         for part, message, remedy in wrong:

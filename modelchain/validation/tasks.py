@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from modelchain.resolve import UnresolvableError, merged, predecessor_position
+from modelchain.families.family import ImageClassifierConfig
+from modelchain.resolve import UnresolvableError, merged, predecessor_position, written_models
 from modelchain.spec import EvaluationSpec, ModelChain, StageSpec, TaskName
 from modelchain.tasks import TASKS, Task, task_of
 from modelchain.validation.problem import Finding, quoted
@@ -44,12 +45,15 @@ def _check_class_names(chain: ModelChain) -> Iterator[Finding]:
     """As many names as the classifier has classes."""
     spec = chain.spec
     for number, stage in enumerate(spec.stages):
-        if stage.classifier_config is None:
+        config = next(
+            (one for one in written_models(stage).values() if isinstance(one, ImageClassifierConfig)), None
+        )
+        if config is None:
             continue
         own = stage.evaluation is not None
         at: FieldPath = ("spec", "stages", number) if own else ("spec",)
         for index, evaluation in enumerate((stage.evaluation if own else spec.evaluation) or ()):
-            names, classes = evaluation.classes, stage.classifier_config.classes
+            names, classes = evaluation.classes, config.classes
             if names is not None and len(names) != classes:
                 message = (
                     f"{len(names)} names, but the classifier of {quoted(stage.name)} has {classes} classes"
@@ -61,13 +65,19 @@ def _check_class_names(chain: ModelChain) -> Iterator[Finding]:
 def _check_fit(chain: ModelChain, task: Task) -> Iterator[Finding]:
     """A model that can't be trained on its stage's data."""
     for number, stage in enumerate(chain.spec.stages):
-        config = stage.written(task.config_field)
-        data = merged(chain.spec.data, stage.data)
-        if config is None or data is None:
-            continue
-        for part, message, remedy in task.unfit(data, config):
-            at: FieldPath = ("spec", "stages", number, task.config_field, *part)
-            yield Finding(at, message, remedy, frozenset({*part, task.config_field}))
+        data, training = merged(chain.spec.data, stage.data), merged(chain.spec.training, stage.training)
+        for field, config in written_models(stage).items():
+            if training and training.patch_dropout and config.image_side and config.patch_tower is None:
+                message = (
+                    f"{quoted(stage.name)} has no patches that could be left out (training.patchDropout)"
+                )
+                remedy = "remove it, or write patchDropout: 0 in the stage's training"
+                yield Finding(("spec", "stages", number, field), message, remedy, frozenset({field}))
+            if data is None or not isinstance(config, task.config):
+                continue
+            for part, message, remedy in task.unfit(data, config):
+                at: FieldPath = ("spec", "stages", number, field, *part)
+                yield Finding(at, message, remedy, frozenset({*part, field}))
 
 
 def _check_tokenizers(chain: ModelChain) -> Iterator[Finding]:

@@ -20,7 +20,7 @@ from benchmarks.gpu.record import Record
 from benchmarks.gpu.run import failures
 from benchmarks.gpu.settings import GPU
 from benchmarks.gpu.synthetic import batches
-from modelchain.spec import ModelConfig, TextSpec, VisionSpec
+from modelchain.families import ModelConfig, TextSpec, VisionSpec
 
 ROOT = Path(__file__).parents[2]
 

@@ -10,6 +10,7 @@ from typing import cast
 
 import pytest
 
+from modelchain.block import Block
 from modelchain.resolved import (
     ResolvedData,
     ResolvedDistillation,
@@ -18,7 +19,6 @@ from modelchain.resolved import (
     ResolvedRetry,
     ResolvedTraining,
 )
-from modelchain.spec import Block
 from modelchain.status import ChainPhase, ConditionType, StagePhase, StageReason
 from tests.docs.markdown import DOCS, ROOT
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from modelchain.families import ModelConfig, TextSpec, VisionSpec
 from modelchain.resolved import (
     ChainReference,
     ResolvedData,
@@ -15,7 +16,6 @@ from modelchain.resolved import (
     ResolvedStore,
     ResolvedTraining,
 )
-from modelchain.spec import ModelConfig, TextSpec, VisionSpec
 from modelchain_trainer.distillation import build_projections
 from modelchain_trainer.distributed.collectives import Group
 from modelchain_trainer.model.build import build_model

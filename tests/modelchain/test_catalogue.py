@@ -5,8 +5,8 @@ from itertools import pairwise
 import pytest
 
 from modelchain import catalogue
+from modelchain.families import ModelConfig
 from modelchain.growth import unbuildable, ungrowable
-from modelchain.spec import ModelConfig
 from tests.open_clip_configurations import stock_configurations
 
 VISION_FIELDS = {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio"}

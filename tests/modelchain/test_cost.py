@@ -19,10 +19,11 @@ from modelchain.cost import (
     scheduled_teacher_steps,
     stage_macs,
 )
+from modelchain.families import ModelConfig
+from modelchain.families.clip import text_macs, vision_macs
+from modelchain.families.towers import block_macs, image_tower_macs
 from modelchain.resolve import resolve, resolve_distillation
-from modelchain.spec import DistillationSpec, ModelConfig
-from modelchain.tasks.clip import text_macs, vision_macs
-from modelchain.tasks.towers import block_macs, image_tower_macs
+from modelchain.spec import DistillationSpec
 from modelchain.validation import load_chains
 from tests.modelchain.documents import REMOVED, resolved
 

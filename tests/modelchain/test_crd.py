@@ -11,8 +11,8 @@ import yaml
 from pydantic import Field
 
 from modelchain import __version__
+from modelchain.block import Block
 from modelchain.crd import CRD_NAME, Schema, custom_resource_definition, structural_schema, to_yaml
-from modelchain.spec import Block
 
 FILE = Path(__file__).parents[2] / "crds" / "modelchain.dev_modelchains.yaml"
 

@@ -13,7 +13,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelchain import digest as digest_module
+from modelchain.block import Block
 from modelchain.digest_form import REQUIRED, Table
+from modelchain.families import (
+    CLASSIFIER,
+    CLIP,
+    LANGUAGE_MODEL,
+    ClassifierConfig,
+    LanguageModelConfig,
+    ModelConfig,
+    TextSpec,
+    VisionSpec,
+    clip,
+    towers,
+)
 from modelchain.resolve import resolve
 from modelchain.resolved import (
     ResolvedChain,
@@ -23,19 +36,7 @@ from modelchain.resolved import (
     ResolvedStage,
     ResolvedTraining,
 )
-from modelchain.spec import (
-    Block,
-    ClassifierConfig,
-    DistillationSchedule,
-    LanguageModelConfig,
-    LearningRateSchedule,
-    ModelChain,
-    ModelConfig,
-    TextSpec,
-    TokenizerSpec,
-    VisionSpec,
-)
-from modelchain.tasks import classification, clip, language_model, towers
+from modelchain.spec import DistillationSchedule, LearningRateSchedule, ModelChain, TokenizerSpec
 from modelchain.validation import load_chains
 from modelchain.yaml_reader import read_documents
 from tests.modelchain.documents import REMOVED, Path, digests, document, resolved
@@ -314,11 +315,11 @@ def test_every_field_of_a_stage_is_known_to_decide_or_not_to() -> None:
         ResolvedExpansion: ("_EXPANSION", set()),
     }
     models: dict[type[Block], tuple[Table, set[str]]] = {
-        ModelConfig: (clip.MODEL_DIGEST, {"vision", "text"}),
+        ModelConfig: (CLIP.digest, {"vision", "text"}),
         VisionSpec: (towers.VISION_DIGEST, set()),
         TextSpec: (clip.TEXT_DIGEST, set()),
-        ClassifierConfig: (classification.MODEL_DIGEST, {"vision"}),
-        LanguageModelConfig: (language_model.MODEL_DIGEST, set()),
+        ClassifierConfig: (CLASSIFIER.digest, {"vision"}),
+        LanguageModelConfig: (LANGUAGE_MODEL.digest, set()),
     }
     known = {kind: (getattr(digest_module, table), apart) for kind, (table, apart) in tables.items()} | models
     for kind, (table, apart) in known.items():
@@ -361,7 +362,7 @@ def test_frozen_defaults_are_those_of_the_types() -> None:
     kinds: list[tuple[Table, type[Block]]] = [
         (digest_module._TRAINING, ResolvedTraining),
         (digest_module._DATA, ResolvedData),
-        (clip.MODEL_DIGEST, ModelConfig),
+        (CLIP.digest, ModelConfig),
         (towers.VISION_DIGEST, VisionSpec),
         (clip.TEXT_DIGEST, TextSpec),
         (digest_module._DISTILLATION, ResolvedDistillation),

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelchain import catalogue
+from modelchain.families import ModelConfig, TextSpec, VisionSpec
 from modelchain.growth import unbuildable, ungrowable
-from modelchain.spec import ModelConfig, TextSpec, VisionSpec
 
 models = st.builds(
     lambda embed, heads, layers, text_heads, text_layers: ModelConfig(

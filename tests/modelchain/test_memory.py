@@ -8,9 +8,10 @@ import pytest
 
 from modelchain import catalogue
 from modelchain.cost import parameters
+from modelchain.families import LanguageModelConfig
 from modelchain.memory import gathered_bytes, kept_bytes, sharding_of
 from modelchain.resolved import ResolvedStage, StageReference
-from modelchain.spec import LanguageModelConfig, Sharding
+from modelchain.spec import Sharding
 from tests.trainer.test_step import stage
 
 GIB = 2**30

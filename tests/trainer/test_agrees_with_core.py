@@ -13,11 +13,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from modelchain import catalogue, cost
 from modelchain.errors import ConfigurationError
+from modelchain.families import ModelConfig, TextSpec, VisionSpec
+from modelchain.families.clip import text_macs, vision_macs
 from modelchain.growth import unbuildable, ungrowable
 from modelchain.resolve import resolve_distillation
 from modelchain.resolved import ResolvedExpansion
-from modelchain.spec import DistillationSpec, ModelConfig, TextSpec, VisionSpec
-from modelchain.tasks.clip import text_macs, vision_macs
+from modelchain.spec import DistillationSpec
 from modelchain_trainer.expansion import expand, plan_expansion
 from modelchain_trainer.model.build import parameter_shapes
 from modelchain_trainer.schedule import distillation_weight

@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from modelchain import cost
+from modelchain.families import ModelConfig
 from modelchain.resolve import resolve
 from modelchain.resolved import ResolvedChain, ResolvedExpansion, ResolvedStage
-from modelchain.spec import LossName, ModelConfig
+from modelchain.spec import LossName
 from modelchain.validation import check_file
 from modelchain_trainer import losses
 from modelchain_trainer.distributed.collectives import Group

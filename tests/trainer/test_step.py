@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
+from modelchain.families import ModelConfig, TextSpec, VisionSpec
 from modelchain.memory import kept_bytes
 from modelchain.resolved import (
     ChainReference,
@@ -29,14 +30,7 @@ from modelchain.resolved import (
     ResolvedStore,
     ResolvedTraining,
 )
-from modelchain.spec import (
-    DistillationSchedule,
-    DistillationScheduleType,
-    ModelConfig,
-    Precision,
-    TextSpec,
-    VisionSpec,
-)
+from modelchain.spec import DistillationSchedule, DistillationScheduleType, Precision
 from modelchain_trainer.data.sample import normalize
 from modelchain_trainer.distillation import build_projections
 from modelchain_trainer.distributed import collectives

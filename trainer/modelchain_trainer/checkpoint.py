@@ -35,10 +35,10 @@ from modelchain.artifacts import (
     FiniteNumber,
     checkpoint_folder,
 )
+from modelchain.block import Block
 from modelchain.commit import StoredCheckpoint, checkpoints, download_verified, hash_file, list_checkpoints
 from modelchain.errors import UserDataError
 from modelchain.resolved import ResolvedStage
-from modelchain.spec import Block
 from modelchain.store import Store, StoreError, StoreUnavailable
 from modelchain_trainer.failpoints import reach
 from modelchain_trainer.model.weights import save_tensors

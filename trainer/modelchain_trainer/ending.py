@@ -14,10 +14,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from modelchain.artifacts import FAILURE, Failure, attempt_folder
+from modelchain.block import Block
 from modelchain.errors import ExitCode, ModelChainError
 from modelchain.resolve import largest_divisor
 from modelchain.resolved import TERMINATION_LOG_VARIABLE, ResolvedStage, ResolvedTraining
-from modelchain.spec import Block
 from modelchain.store.local_files import explain
 from modelchain_trainer.environment import ProcessEnvironment
 

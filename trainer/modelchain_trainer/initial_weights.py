@@ -17,10 +17,10 @@ from modelchain.artifacts import (
 )
 from modelchain.commit import download_verified, verify_stage
 from modelchain.errors import MissingInputError, UserDataError
+from modelchain.families import family_of
 from modelchain.resolved import ResolvedStage, StageReference
 from modelchain.spec import InitialWeights, OptimizerState, WeightsSpec
 from modelchain.store import open_location, split_uri
-from modelchain.tasks import task_of
 from modelchain_trainer.attempt import Attempt
 from modelchain_trainer.expansion import expand, expand_moments
 from modelchain_trainer.model.build import build_model, model_from
@@ -63,10 +63,10 @@ def published_model(attempt: Attempt, other: StageReference) -> AnyModel:
     folder = attempt.scratch / f"published-{other.digest[:DIGEST_LENGTH]}"
     folder.mkdir()
     attempt_path = f"attempts/{manifest.attempt}"
-    task = task_of(attempt.stage.task)
-    for name in (task.weights, task.weights_config):
+    family = family_of(other.model_config_)
+    for name in (family.weights, family.weights_config):
         _download(attempt, other, manifest, f"{attempt_path}/{name}", folder / name)
-    state, config = load_weights(folder, task)
+    state, config = load_weights(folder, family)
     shutil.rmtree(folder)
     if config != other.model_config_:
         place = attempt.store.uri_of(other.folder)
@@ -130,13 +130,13 @@ def _foreign_model(attempt: Attempt, weights: WeightsSpec) -> AnyModel:
     if weights.uri.endswith(SUFFIXES):
         return _model_of_file(attempt, weights, folder)
     store = open_location(weights.uri, attempt.stage.store)
-    task = task_of(attempt.stage.task)
-    sha256 = attempt.retry_policy.call(lambda: store.download(task.weights, folder / task.weights))
+    family = family_of(attempt.stage.model_config_)
+    sha256 = attempt.retry_policy.call(lambda: store.download(family.weights, folder / family.weights))
     attempt.telemetry.advance()
-    attempt.retry_policy.call(lambda: store.download(task.weights_config, folder / task.weights_config))
+    attempt.retry_policy.call(lambda: store.download(family.weights_config, folder / family.weights_config))
     attempt.telemetry.advance()
-    _check_sha256(sha256, weights, store.uri_of(task.weights))
-    state, config = load_weights(folder, task)
+    _check_sha256(sha256, weights, store.uri_of(family.weights))
+    state, config = load_weights(folder, family)
     shutil.rmtree(folder)
     return model_from(state, config)
 

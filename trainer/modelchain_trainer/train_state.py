@@ -14,9 +14,10 @@ import torch
 from torch import nn
 
 from modelchain.artifacts import MetricsLine, attempt_folder
+from modelchain.families import AnyConfig
 from modelchain.memory import sharding_of
 from modelchain.resolved import ResolvedStage
-from modelchain.spec import AnyConfig, OptimizerState, Sharding
+from modelchain.spec import OptimizerState, Sharding
 from modelchain.times import rfc3339
 from modelchain_trainer.attempt import Attempt
 from modelchain_trainer.checkpoint import CheckpointState, Restored, restore_latest, restore_random

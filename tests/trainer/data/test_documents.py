@@ -55,7 +55,7 @@ def stage(tmp_path: Path, shards: Sequence[str], tokens: int, **data: Any) -> Re
 
 def opened(made: ResolvedStage, folder: Path) -> TokenStream:
     """As training opens it."""
-    from modelchain.spec import LanguageModelConfig
+    from modelchain.families import LanguageModelConfig
 
     assert isinstance(made.model_config_, LanguageModelConfig)
     source = DocumentSource(made, made.model_config_)

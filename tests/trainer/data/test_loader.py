@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from modelchain.errors import ConfigurationError, MissingInputError, UserDataError
+from modelchain.families import ModelConfig
+from modelchain.families.towers import image_tokens
 from modelchain.resolved import ResolvedStage
-from modelchain.spec import ModelConfig
 from modelchain.store import Store, StoreUnavailable
 from modelchain.store.folder import FolderStore
-from modelchain.tasks.towers import image_tokens
 from modelchain_trainer.data.index import DatasetIndex, build_index
 from modelchain_trainer.data.loader import Batch, TrainingLoader
 from modelchain_trainer.data.order import SampleOrder, cut_blocks

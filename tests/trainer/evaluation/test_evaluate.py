@@ -16,15 +16,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from modelchain.errors import UserDataError
-from modelchain.spec import (
-    EvaluationDataSpec,
-    EvaluationSpec,
-    EvaluationType,
-    ModelConfig,
-    Precision,
-    TextSpec,
-    VisionSpec,
-)
+from modelchain.families import ModelConfig, TextSpec, VisionSpec
+from modelchain.spec import EvaluationDataSpec, EvaluationSpec, EvaluationType, Precision
 from modelchain_trainer.data.sample import normalize
 from modelchain_trainer.evaluation import evaluate as module
 from modelchain_trainer.evaluation.evaluate import EvaluationSet, evaluate, example_predictions

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from modelchain.commit import verify_stage
 from modelchain.errors import UserDataError
+from modelchain.families import ModelConfig
 from modelchain.resolved import ResolvedStage
-from modelchain.spec import ModelConfig
 from modelchain.store.folder import FolderStore
 from modelchain_trainer.data.sample import normalize
 from modelchain_trainer.distributed.collectives import Group

@@ -10,7 +10,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from modelchain.spec import AnyConfig, ClassifierConfig, LanguageModelConfig, ModelConfig, VisionSpec
+from modelchain.families import AnyConfig, ClassifierConfig, LanguageModelConfig, ModelConfig, VisionSpec
 from modelchain_trainer.expansion import embedding_map
 from modelchain_trainer.model.build import build_model
 from modelchain_trainer.model.classifier import Classifier

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from modelchain.families import ModelConfig, TextSpec, VisionSpec
 from modelchain.resolved import ResolvedExpansion
-from modelchain.spec import DepthExpansion, ModelConfig, TextSpec, VisionSpec, WidthExpansion
+from modelchain.spec import DepthExpansion, WidthExpansion
 from modelchain_trainer.expansion import embedding_map, expand
 from modelchain_trainer.model import Clip, build_model, model_from
 

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from modelchain.families import ModelConfig
 from modelchain.resolved import ResolvedExpansion
-from modelchain.spec import DepthExpansion, ModelConfig
+from modelchain.spec import DepthExpansion
 from modelchain_trainer.expansion import Fidelity, expand, plan_expansion
 from modelchain_trainer.model import model_from
 from tests.trainer.expansion.growth import Grown, batch_of, config_of, grow, trained

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from modelchain.families import ModelConfig
 from modelchain.resolved import ResolvedExpansion
-from modelchain.spec import DepthExpansion, ModelConfig, WidthExpansion
+from modelchain.spec import DepthExpansion, WidthExpansion
 from modelchain_trainer.expansion import expand, expand_moments
 from modelchain_trainer.expansion.spaces import Copies
 from modelchain_trainer.model import Clip

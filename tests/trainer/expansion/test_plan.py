@@ -8,8 +8,9 @@ import torch
 
 from modelchain.catalogue import family, find
 from modelchain.errors import ConfigurationError, UserDataError
+from modelchain.families import ModelConfig, TextSpec, VisionSpec
 from modelchain.resolved import ResolvedExpansion
-from modelchain.spec import DepthExpansion, ModelConfig, TextSpec, VisionSpec, WidthExpansion
+from modelchain.spec import DepthExpansion, WidthExpansion
 from modelchain_trainer.expansion import Fidelity, expand, plan_expansion
 from modelchain_trainer.expansion.depth import source_of
 from modelchain_trainer.model.families import layout_of

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from modelchain.spec import ModelConfig, TextSpec, VisionSpec
+from modelchain.families import ModelConfig, TextSpec, VisionSpec
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ import torch
 
 from modelchain.catalogue import find
 from modelchain.cost import parameters
-from modelchain.spec import ModelConfig
+from modelchain.families import ModelConfig
 from modelchain_trainer.model import build_model, model_from
 from modelchain_trainer.model.build import initial_tensor, parameter_shapes
 

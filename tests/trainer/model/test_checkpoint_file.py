@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from modelchain.errors import UserDataError
-from modelchain.spec import ModelConfig
+from modelchain.families import ModelConfig
 from modelchain_trainer.model import build_model
 from modelchain_trainer.model.checkpoint_file import load_checkpoint_file
 

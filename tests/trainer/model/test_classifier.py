@@ -15,8 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from modelchain import cost
 from modelchain.errors import UserDataError
-from modelchain.spec import ClassifierConfig, VisionSpec
-from modelchain.tasks.classification import CLASSIFICATION
+from modelchain.families import CLASSIFIER, ClassifierConfig, VisionSpec
 from modelchain_trainer.model import build_model, load_weights, model_from, save_weights
 from modelchain_trainer.model.timm_config import own_names, timm_names
 from tests.trainer.expansion.families import classifier, trained
@@ -74,7 +73,7 @@ def test_macs_and_parameters_are_those_that_torch_counts_in_timms_model() -> Non
 
 
 def test_what_is_published_reads_back_bit_for_bit(folder: Path) -> None:
-    state, config = load_weights(folder, CLASSIFICATION)
+    state, config = load_weights(folder, CLASSIFIER)
     assert config == CONFIG
     before = trained(CONFIG, dtype=torch.float32).state_dict()
     assert state.keys() == before.keys()
@@ -108,14 +107,14 @@ def test_models_of_another_kind_are_refused_by_name(
     change(content)
     path.write_text(json.dumps(content))
     with pytest.raises(UserDataError, match=says):
-        load_weights(folder, CLASSIFICATION)
+        load_weights(folder, CLASSIFIER)
 
 
 def test_a_tensor_too_many_is_named(folder: Path) -> None:
     path = folder / "model.safetensors"
     save_file(load_file(path) | {"fc_norm.weight": torch.ones(48)}, path)
     with pytest.raises(UserDataError, match=r"fc_norm\.weight is not part of a model as config\.json"):
-        load_weights(folder, CLASSIFICATION)
+        load_weights(folder, CLASSIFIER)
 
 
 def test_a_model_is_made_of_given_tensors_without_a_copy() -> None:

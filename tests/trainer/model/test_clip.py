@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from modelchain.errors import ConfigurationError
-from modelchain.spec import ModelConfig
+from modelchain.families import ModelConfig
 from modelchain_trainer.model import build_model, crop_tokens
 from modelchain_trainer.model.clip import Clip
 from modelchain_trainer.model.transformer import GELU, Block, Transformer

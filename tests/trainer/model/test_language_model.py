@@ -13,9 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from modelchain.cost import forward_macs, parameters
 from modelchain.errors import UserDataError
+from modelchain.families import LANGUAGE_MODEL, Activation, LanguageModelConfig
 from modelchain.resolved import ResolvedExpansion
-from modelchain.spec import Activation, LanguageModelConfig
-from modelchain.tasks import LANGUAGE_MODEL
 from modelchain_trainer.expansion import expand
 from modelchain_trainer.model import build_model, load_weights, model_from, save_weights
 from tests.trainer.expansion.families import language_model, trained

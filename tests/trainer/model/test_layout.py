@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from modelchain.families import AnyConfig
 from modelchain_trainer.model.build import parameter_shapes
-from modelchain_trainer.model.families import AnyConfig, layout_of
+from modelchain_trainer.model.families import layout_of
 from modelchain_trainer.model.layout import Kind, Side
 from tests.trainer.expansion.growth import config_of
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from modelchain.spec import ModelConfig, TextSpec, VisionSpec
+from modelchain.families import ModelConfig, TextSpec, VisionSpec
 from modelchain_trainer.model import Clip, build_model, crop_tokens, save_weights
 from modelchain_trainer.model.open_clip_config import to_open_clip
 

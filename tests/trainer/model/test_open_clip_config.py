@@ -6,7 +6,7 @@ import pytest
 
 from modelchain.catalogue import find, names
 from modelchain.errors import UserDataError
-from modelchain.spec import ModelConfig
+from modelchain.families import ModelConfig
 from modelchain_trainer.model.open_clip_config import from_open_clip, to_open_clip
 from tests.open_clip_configurations import stock_configurations
 

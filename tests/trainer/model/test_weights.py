@@ -18,7 +18,7 @@ from modelchain.errors import (
     ModelChainError,
     UserDataError,
 )
-from modelchain.spec import ModelConfig
+from modelchain.families import ModelConfig
 from modelchain_trainer.model import build_model, load_weights, save_weights, weights
 
 WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"

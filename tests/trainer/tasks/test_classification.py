@@ -15,10 +15,9 @@ from torch.nn import functional
 
 from modelchain.commit import verify_stage
 from modelchain.errors import UserDataError
+from modelchain.families import CLASSIFIER, ClassifierConfig
 from modelchain.resolved import ResolvedDistillation, ResolvedStage
-from modelchain.spec import ClassifierConfig
 from modelchain.store.folder import FolderStore
-from modelchain.tasks.classification import CLASSIFICATION
 from modelchain_trainer.data.sample import normalize
 from modelchain_trainer.distributed.collectives import Group
 from modelchain_trainer.model import build_model, load_weights, model_from
@@ -180,7 +179,7 @@ def test_a_chain_learns_the_squares_and_publishes_what_it_has_measured(
     trained = [line for line in lines if line["kind"] == "train"]
     assert all("logitScale" not in line for line in trained)
     assert trained[0]["loss"]["distillation"] < 1e-6 < trained[-1]["loss"]["distillation"]
-    state, config = load_weights(published(large), CLASSIFICATION)
+    state, config = load_weights(published(large), CLASSIFIER)
     assert config == large.model_config_
     assert isinstance(config, ClassifierConfig)
     assert state["head.weight"].shape == (4, 48)

@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from modelchain.errors import UserDataError
+from modelchain.families import LANGUAGE_MODEL, LanguageModelConfig
 from modelchain.resolved import ResolvedDistillation, ResolvedExpansion, ResolvedStage
-from modelchain.spec import LanguageModelConfig, Sharding
-from modelchain.tasks import LANGUAGE_MODEL
+from modelchain.spec import Sharding
 from modelchain_trainer.distributed.collectives import Group
 from modelchain_trainer.expansion import expand
 from modelchain_trainer.model import build_model, load_weights, model_from

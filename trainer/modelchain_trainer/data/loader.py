@@ -16,9 +16,8 @@ from functools import partial
 import torch
 
 from modelchain.errors import ConfigurationError
+from modelchain.families.towers import image_tokens, kept_patches
 from modelchain.resolved import ResolvedStage
-from modelchain.spec import LanguageModelConfig, VisionSpec
-from modelchain.tasks.towers import image_tokens, kept_patches
 from modelchain_trainer.data.assembly import Assembler
 from modelchain_trainer.data.corruption import Corrupt, CorruptionCounter
 from modelchain_trainer.data.index import DatasetIndex
@@ -80,8 +79,8 @@ class TrainingLoader:
             )
         self.wait_seconds = 0.0
         self._pin_memory = pin_memory
-        self._vision = _vision(stage)
-        self._image_size = self._vision.image_size
+        self._patch_tower = stage.model_config_.patch_tower
+        self._image_size = _image_side(stage)
         self._texts, self._text_width = len(index.text_keys), field.width
         self._seed, self._patch_dropout = training.seed, training.patch_dropout
         self._step, self._end_step = first_step, training.steps
@@ -170,7 +169,8 @@ class TrainingLoader:
         images, tokens = images_BHW3.numpy(), tokens_CBT.numpy()
         patches_BK = None
         if self._patch_dropout:
-            kept = kept_patches(self._vision, self._patch_dropout)
+            assert self._patch_tower is not None, "nothing has patches that could be left out"
+            kept = kept_patches(self._patch_tower, self._patch_dropout)
             patches_BK = torch.empty((rows, kept), dtype=torch.int64, pin_memory=pin)
         tasks: list[Future[list[Corrupt]] | _Task] = []
         for part in self._order.slices(step, self._lanes):
@@ -188,17 +188,18 @@ class TrainingLoader:
         return _Pending(Batch(images_BHW3.permute(0, 3, 1, 2), tokens_CBT, step, patches_BK), tasks)
 
     def _choose_patches(self, step: int, part: Slice, patches_nK: torch.Tensor) -> None:
+        assert self._patch_tower is not None
         epoch, _ = self._order.epoch_of(step)
         patches_nK.numpy()[:] = choose_patches(
             self._seed,
             epoch,
             part.samples,
-            patches=image_tokens(self._vision) - 1,
+            patches=image_tokens(self._patch_tower) - 1,
             kept=patches_nK.shape[1],
         )
 
 
-def _vision(stage: ResolvedStage) -> VisionSpec:
-    config = stage.model_config_
-    assert not isinstance(config, LanguageModelConfig), "it has no images"
-    return config.vision
+def _image_side(stage: ResolvedStage) -> int:
+    side = stage.model_config_.image_side
+    assert side is not None, "it has no images"
+    return side

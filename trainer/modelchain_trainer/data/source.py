@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from modelchain.errors import UserDataError
+from modelchain.families import LanguageModelConfig
 from modelchain.resolved import ResolvedStage
-from modelchain.spec import LanguageModelConfig
 from modelchain.store import Store
 from modelchain_trainer.data.document_tokenizer import open_tokenizer
 from modelchain_trainer.data.documents import LINES, find_documents

@@ -24,6 +24,7 @@ from types import FrameType
 from pydantic import ValidationError
 
 from modelchain.artifacts import Failure, new_attempt_token
+from modelchain.block import first_problem
 from modelchain.errors import CannotWriteError, ConfigurationError, ExitCode, ModelChainError
 from modelchain.resolved import (
     ATTEMPT_VARIABLE,
@@ -31,7 +32,6 @@ from modelchain.resolved import (
     STAGE_ENVIRONMENT_VARIABLE,
     ResolvedStage,
 )
-from modelchain.spec import first_problem
 from modelchain.store.local_files import explain
 from modelchain_trainer.distributed.supervision import RankProcess, kill, root_cause, start_ranks, supervise
 from modelchain_trainer.ending import one_line, terminated_failure, write_failure, write_termination_message

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from modelchain.errors import ConfigurationError
-from modelchain.spec import AnyConfig
+from modelchain.families import AnyConfig
 from modelchain_trainer.distributed.collectives import Group
 from modelchain_trainer.model.build import model_from
 from modelchain_trainer.model.families import AnyModel, family_of

@@ -8,7 +8,7 @@ Shapes: n samples of the set, B samples of a batch, K classes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from modelchain.errors import UserDataError
 from modelchain.spec import Precision
 from modelchain_trainer.data.sample import normalize
 from modelchain_trainer.distributed.collectives import Group
-from modelchain_trainer.model.classifier import Classifier
+from modelchain_trainer.model.family import ClassifierModel
 from modelchain_trainer.tasks.task import pixels_dtype
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ TOP_FIVE_CLASSES = 10  # with fewer classes top-5 says little
 
 
 def accuracy(
-    model: Classifier,
+    model: ClassifierModel[Any],
     evaluation: EvaluationSet,
     *,
     precision: Precision,
@@ -39,7 +39,7 @@ def accuracy(
 
     Raises UserDataError for a set without a readable sample, or with a label that the head does not have.
     """
-    samples, device = len(evaluation.source), model.head.weight.device
+    samples, device = len(evaluation.source), next(model.parameters()).device
     classes, name = model.config.classes, evaluation.spec.name
     if evaluation.classes and len(evaluation.classes) != classes:
         raise UserDataError(
@@ -57,7 +57,7 @@ def accuracy(
         if int(batch.labels.max()) >= classes:
             raise UserDataError(
                 f"evaluation set {name}: labels run to {int(batch.labels.max())}, but classes from 0 to {classes - 1}; "
-                "check its data.classKey and classifierConfig.classes"
+                "check its data.classKey and the model's classes"
             )
         labels_B = batch.labels.to(device)
         logits_BK = classify(model, batch.images, precision=precision)
@@ -79,9 +79,9 @@ def accuracy(
     return {"loss": loss, "top1": top1} | ({"top5": top5} if classes >= TOP_FIVE_CLASSES else {})
 
 
-def classify(model: Classifier, images_u8_B3HW: Tensor, *, precision: Precision) -> Tensor:
+def classify(model: ClassifierModel[Any], images_u8_B3HW: Tensor, *, precision: Precision) -> Tensor:
     """Logits [B, K], at least fp32, of uint8 images of the model's size."""
-    device = model.head.weight.device
+    device = next(model.parameters()).device
     with torch.autocast(device.type, torch.bfloat16, enabled=precision is Precision.BF16):
         _, logits_BK = model(normalize(images_u8_B3HW.to(device), pixels_dtype(model)))
     return logits_BK.to(torch.promote_types(logits_BK.dtype, torch.float32))

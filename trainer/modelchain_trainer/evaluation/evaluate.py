@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from modelchain.errors import UserDataError
+from modelchain.families.family import ImageTextConfig
 from modelchain.spec import EvaluationSpec, EvaluationType, Precision
 from modelchain_trainer.data.sample import normalize
 from modelchain_trainer.distributed.collectives import Group
@@ -32,9 +33,8 @@ from modelchain_trainer.evaluation.fine_tuning import Tuning, fine_tune
 from modelchain_trainer.evaluation.linear_probe import linear_probe
 from modelchain_trainer.evaluation.perplexity import PerplexitySet, perplexity
 from modelchain_trainer.losses import full_precision
-from modelchain_trainer.model.classifier import Classifier
-from modelchain_trainer.model.clip import Clip, crop_tokens
-from modelchain_trainer.model.families import AnyModel
+from modelchain_trainer.model.clip import crop_tokens
+from modelchain_trainer.model.family import AnyModel, ClassifierModel, ImageTextModel
 from modelchain_trainer.model.language_model import LanguageModel
 
 RECALL_AT = (1, 5, 10)
@@ -153,10 +153,10 @@ def _measure(
         probe = evaluation.spec.type is EvaluationType.LINEAR_PROBE
         measure = linear_probe if probe else fine_tune
         return measure(model, evaluation, precision=precision, group=group, on_progress=on_progress)
-    if isinstance(model, Classifier):
+    if isinstance(model, ClassifierModel):
         return accuracy(model, evaluation, precision=precision, group=group, on_progress=on_progress)
     assert tokenizer is not None
-    assert isinstance(model, Clip)
+    assert isinstance(model, ImageTextModel)
     encoder = _Encoder(model, tokenizer, precision, group, on_progress)
     match evaluation.spec.type:
         case EvaluationType.ZERO_SHOT:
@@ -213,10 +213,10 @@ def _classifier(
     group: Group,
 ) -> Callable[[Tensor], Tensor]:
     """Logits [B, M] of uint8 images. All ranks call it: each encodes some of the classes, where they are texts."""
-    if isinstance(model, Classifier):
+    if isinstance(model, ClassifierModel):
         return lambda images: classify(model, images, precision=precision)
     assert tokenizer is not None
-    assert isinstance(model, Clip)
+    assert isinstance(model, ImageTextModel)
     encoder = _Encoder(model, tokenizer, precision, group, lambda: None)
     class_ME = encoder.classes(evaluation)
     return lambda images: model.logit_scale.exp() * encoder.images(images) @ class_ME.T
@@ -227,7 +227,7 @@ class _Encoder:
 
     def __init__(
         self,
-        model: Clip,
+        model: ImageTextModel[ImageTextConfig],
         tokenizer: Tokenize,
         precision: Precision,
         group: Group,
@@ -240,7 +240,7 @@ class _Encoder:
         self.on_progress = on_progress
         self.device = model.logit_scale.device
         self.dtype = model.logit_scale.dtype
-        self.size = model.text_projection.shape[1]
+        self.size = model.config.embed_dim
 
     def images(self, images_u8_B3HW: Tensor) -> Tensor:
         """Unit embeddings [B, E]."""
@@ -296,7 +296,7 @@ def _retrieval(encoder: _Encoder, evaluation: EvaluationSet) -> dict[str, float]
         tokens = encoder.tokenizer([caption for captions in batch.captions for caption in captions])
         return tokens.reshape(len(batch.captions), -1)
 
-    context = encoder.model.config.text.context_length
+    context = encoder.model.config.text_length
     image_nE, tokens_nCT = _embed(encoder, evaluation, answers, width=evaluation.captions * context)
     tokens_nCT = tokens_nCT.unflatten(1, (-1, context)).cpu()
     # Captions that read the same are one candidate: which of them is found says nothing.

@@ -26,9 +26,10 @@ from modelchain_trainer.data.loader import TrainingLoader
 from modelchain_trainer.data.sample import normalize
 from modelchain_trainer.data.text_field import LabelField
 from modelchain_trainer.distributed.collectives import Group
-from modelchain_trainer.evaluation.image_features import ImageEncoder, ImageModel, copied_encoder
+from modelchain_trainer.evaluation.image_features import ImageEncoder, copied_encoder
 from modelchain_trainer.evaluation.linear_probe import both_sets, fit_probe, labelled, shares_of_hits, summary
 from modelchain_trainer.evaluation.logistic_regression import LinearClassifier
+from modelchain_trainer.model.family import AnyModel
 from modelchain_trainer.model.layers import Linear
 from modelchain_trainer.optimizer import AdamW
 from modelchain_trainer.schedule import learning_rate
@@ -89,7 +90,7 @@ class Tuning:
 
 
 def fine_tune(
-    model: ImageModel,
+    model: AnyModel,
     evaluation: EvaluationSet,
     *,
     precision: Precision,
@@ -102,9 +103,8 @@ def fine_tune(
     device = next(model.parameters()).device
     classes = 0
     for seed in range(evaluation.spec.seeds or 1):
-        encoder = copied_encoder(model)
         checkpointing = evaluation.tuning.stage.training.gradient_checkpointing
-        encoder.tower.transformer.gradient_checkpointing = checkpointing
+        encoder = copied_encoder(model, gradient_checkpointing=checkpointing)
         train, _, classes = both_sets(
             encoder, evaluation, precision=precision, group=group, on_progress=on_progress
         )

@@ -22,8 +22,9 @@ from modelchain.spec import Precision
 from modelchain_trainer.data.sample import normalize
 from modelchain_trainer.distributed.collectives import Group
 from modelchain_trainer.evaluation.accuracy import TOP_FIVE_CLASSES, top_hits
-from modelchain_trainer.evaluation.image_features import ImageEncoder, ImageModel, image_encoder
+from modelchain_trainer.evaluation.image_features import ImageEncoder, image_encoder
 from modelchain_trainer.evaluation.logistic_regression import LinearClassifier, fit, spread_of
+from modelchain_trainer.model.family import AnyModel
 
 if TYPE_CHECKING:
     from modelchain_trainer.evaluation.evaluate import EvaluationSet, EvaluationSource
@@ -43,7 +44,7 @@ class Labelled:
 
 
 def linear_probe(
-    model: ImageModel,
+    model: AnyModel,
     evaluation: EvaluationSet,
     *,
     precision: Precision,

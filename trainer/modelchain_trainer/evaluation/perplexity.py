@@ -18,8 +18,9 @@ import torch
 from torch.nn import functional
 
 from modelchain.errors import UserDataError
+from modelchain.families import LanguageModelConfig
 from modelchain.resolved import ResolvedStage
-from modelchain.spec import EvaluationSpec, LanguageModelConfig, Precision
+from modelchain.spec import EvaluationSpec, Precision
 from modelchain.store import Store
 from modelchain_trainer.data.document_tokenizer import open_tokenizer
 from modelchain_trainer.data.documents import find_documents

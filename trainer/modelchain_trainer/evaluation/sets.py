@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from modelchain.errors import UserDataError
 from modelchain.resolved import ResolvedStage
-from modelchain.spec import EvaluationSpec, EvaluationType, FineTuneSpec, LanguageModelConfig
+from modelchain.spec import EvaluationSpec, EvaluationType, FineTuneSpec
 from modelchain.store import Store, open_location, split_uri
 from modelchain_trainer.data.evaluation_data import EvaluationReader
 from modelchain_trainer.evaluation.evaluate import AnySet, EvaluationSet
@@ -31,8 +31,8 @@ def is_due(evaluation: EvaluationSpec, step: int, steps: int) -> bool:
 def _open(
     stage: ResolvedStage, spec: EvaluationSpec, index_store: Store, on_progress: Callable[[], None]
 ) -> AnySet:
-    config = stage.model_config_
-    if isinstance(config, LanguageModelConfig):
+    side = stage.model_config_.image_side
+    if side is None:
         return open_perplexity_set(stage, spec, index_store, on_progress)
 
     def reader(of: EvaluationSpec) -> EvaluationReader:
@@ -40,7 +40,7 @@ def _open(
             of,
             stage.store,
             index_store,
-            image_size=config.vision.image_size,
+            image_size=side,
             caption_keys=stage.data.caption_keys,
             workers=stage.training.data_workers,
             on_progress=lambda _done, _total: on_progress(),

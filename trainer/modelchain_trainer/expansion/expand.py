@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from modelchain.errors import UserDataError
+from modelchain.families import AnyConfig
 from modelchain.resolved import ResolvedExpansion
-from modelchain.spec import AnyConfig, WidthExpansion
+from modelchain.spec import WidthExpansion
 from modelchain_trainer.expansion.depth import Source, source_of
 from modelchain_trainer.expansion.heads import widened
 from modelchain_trainer.expansion.paper import fill_leading

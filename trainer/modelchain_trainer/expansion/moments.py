@@ -22,8 +22,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from modelchain.families import AnyConfig
 from modelchain.resolved import ResolvedExpansion
-from modelchain.spec import AnyConfig, WidthExpansion
+from modelchain.spec import WidthExpansion
 from modelchain_trainer.expansion.depth import source_of
 from modelchain_trainer.expansion.expand import space_growths
 from modelchain_trainer.expansion.heads import widened_moment

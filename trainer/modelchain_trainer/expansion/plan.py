@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from modelchain.errors import ConfigurationError
+from modelchain.families import AnyConfig
 from modelchain.growth import ungrowable
 from modelchain.resolved import ResolvedExpansion
-from modelchain.spec import AnyConfig, DepthExpansion, WidthExpansion
+from modelchain.spec import DepthExpansion, WidthExpansion
 from modelchain_trainer.model.families import layout_of
 from modelchain_trainer.model.layers import check_buildable
 from modelchain_trainer.model.layout import Dimension, Kind

@@ -16,7 +16,7 @@ from typing import overload
 import torch
 from torch import Tensor
 
-from modelchain.spec import AnyConfig, ClassifierConfig, LanguageModelConfig, ModelConfig
+from modelchain.families import AnyConfig, ClassifierConfig, LanguageModelConfig, ModelConfig
 from modelchain_trainer.model.classifier import Classifier
 from modelchain_trainer.model.clip import Clip
 from modelchain_trainer.model.families import AnyModel, family_of, layout_of
@@ -29,9 +29,15 @@ def build_model(config: ModelConfig, *, seed: int) -> Clip: ...
 def build_model(config: ClassifierConfig, *, seed: int) -> Classifier: ...
 @overload
 def build_model(config: LanguageModelConfig, *, seed: int) -> LanguageModel: ...
+@overload
+def build_model(config: AnyConfig, *, seed: int) -> AnyModel: ...
 def build_model(config: AnyConfig, *, seed: int) -> AnyModel:
     """A new model on the CPU in fp32. Raises ConfigurationError for sizes that do not divide."""
-    model = family_of(config).build(config, None)
+    family = family_of(config)
+    model = family.build(config, None)
+    if family.initialise is not None:
+        family.initialise(model, generator_for("initial weights", seed=seed))
+        return model
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(initial_tensor(name, parameter.shape, config, seed=seed))
@@ -44,6 +50,8 @@ def model_from(state: Mapping[str, Tensor], config: ModelConfig) -> Clip: ...
 def model_from(state: Mapping[str, Tensor], config: ClassifierConfig) -> Classifier: ...
 @overload
 def model_from(state: Mapping[str, Tensor], config: LanguageModelConfig) -> LanguageModel: ...
+@overload
+def model_from(state: Mapping[str, Tensor], config: AnyConfig) -> AnyModel: ...
 def model_from(state: Mapping[str, Tensor], config: AnyConfig) -> AnyModel:
     """A model around these tensors, which are not copied. Raises ConfigurationError for sizes that do not
     divide."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from modelchain.errors import UserDataError
-from modelchain.spec import AnyConfig
+from modelchain.families import AnyConfig
 from modelchain_trainer.model.build import parameter_shapes
 from modelchain_trainer.model.families import family_of
 from modelchain_trainer.model.weights import checked_state

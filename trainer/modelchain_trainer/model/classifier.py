@@ -13,7 +13,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
-from modelchain.spec import ClassifierConfig
+from modelchain.families import ClassifierConfig
+from modelchain_trainer.model import timm_config
 from modelchain_trainer.model.clip_layout import (
     COLOURS,
     GRID,
@@ -23,6 +24,7 @@ from modelchain_trainer.model.clip_layout import (
     image_sizes,
     vision_starts,
 )
+from modelchain_trainer.model.family import ClassifierModel, Family, ImageTower
 from modelchain_trainer.model.layers import (
     CHANNELS,
     LayerNorm,
@@ -54,8 +56,8 @@ _CLASSES = Space("classes", Kind.FIXED)
 _TOWER = "transformer.resblocks."
 
 
-class Classifier(nn.Module):
-    """The whole model. Parameters are allocated but not initialised: use `build_model` or `model_from`."""
+class Classifier(ClassifierModel[ClassifierConfig]):
+    """The whole model. It is its own image tower: features are what the head reads."""
 
     def __init__(self, config: ClassifierConfig, *, device: torch.device | str | None = None) -> None:
         super().__init__()
@@ -89,6 +91,14 @@ class Classifier(nn.Module):
         """Compile the blocks, each by itself (see `Clip.compile_blocks`)."""
         self.transformer.compile_blocks(dynamic=None)
 
+    def image_tower(self) -> ImageTower:
+        """The whole model but for its head."""
+        return _Features(self)
+
+    def new_image_tower(self) -> ImageTower:
+        """See `Model`."""
+        return _Features(Classifier(self.config, device=self.head.weight.device))
+
     def features(self, images_BCHW: Tensor, kept_BK: Tensor | None = None) -> Tensor:
         """What the head reads, [B, D], of normalised float images [B, 3, S, S].
 
@@ -103,6 +113,21 @@ class Classifier(nn.Module):
         """Features [B, D] and logits [B, classes]."""
         features_BD = self.features(images_BCHW, kept_BK)
         return features_BD, self.head(features_BD)
+
+
+class _Features(ImageTower):
+    """A classifier's features."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def set_gradient_checkpointing(self, enabled: bool) -> None:
+        """See `Model`."""
+        self.classifier.set_gradient_checkpointing(enabled)
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        return self.classifier.features(images_BCHW)
 
 
 @lru_cache(maxsize=16)
@@ -131,3 +156,14 @@ def classifier_layout(config: ClassifierConfig) -> Layout:
         head_widths={VISION.heads.name: vision.head_width},
         dimensions=(*image_dimensions(vision), Dimension("classes", config.classes, _CLASSES)),
     )
+
+
+CLASSIFIER = Family(
+    config=ClassifierConfig,
+    build=lambda config, device: Classifier(config, device=device),
+    layout=classifier_layout,
+    to_config=timm_config.to_timm,
+    from_config=timm_config.from_timm,
+    published_names=timm_config.timm_names,
+    own_names=timm_config.own_names,
+)

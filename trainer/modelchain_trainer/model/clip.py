@@ -24,7 +24,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from modelchain.spec import ModelConfig, VisionSpec
+from modelchain.families import ModelConfig, VisionSpec
+from modelchain_trainer.model import open_clip_config
+from modelchain_trainer.model.clip_layout import clip_layout
+from modelchain_trainer.model.family import Family, ImageTextModel, ImageTower
 from modelchain_trainer.model.layers import (
     CHANNELS,
     Embedding,
@@ -41,7 +44,7 @@ from modelchain_trainer.model.transformer import GELU, QUICK_GELU, Transformer
 MOST_COMPILATIONS = 32  # of one block's code; torch's default is 8
 
 
-class Clip(nn.Module):
+class Clip(ImageTextModel[ModelConfig]):
     """The whole model. Parameters are allocated but not initialised: use `build_model` or `model_from`."""
 
     logit_bias: nn.Parameter | None
@@ -85,6 +88,15 @@ class Clip(nn.Module):
         self.visual.transformer.compile_blocks(dynamic=None)
         self.transformer.compile_blocks(dynamic=True)
 
+    def image_tower(self) -> ImageTower:
+        """The image tower, up to the embedding."""
+        return self.visual
+
+    def new_image_tower(self) -> ImageTower:
+        """See `Model`."""
+        config, device = self.config, self.logit_scale.device
+        return VisionTower(config.vision, config.embed_dim, config.quick_gelu, device)
+
     def encode_image(
         self, images_BCHW: Tensor, normalize: bool = True, kept_BK: Tensor | None = None
     ) -> Tensor:
@@ -125,7 +137,7 @@ def crop_tokens(tokens: Tensor, *, multiple_of: int = 1) -> Tensor:
     return tokens[..., : min(rounded, tokens.shape[-1])]
 
 
-class VisionTower(nn.Module):
+class VisionTower(ImageTower):
     """Patches and a class token through a transformer; the class token's output, projected, is the
     embedding."""
 
@@ -150,6 +162,10 @@ class VisionTower(nn.Module):
         self.ln_post = LayerNorm(width, device=device)
         self.proj = empty(width, embed_dim, device=device)
 
+    def set_gradient_checkpointing(self, enabled: bool) -> None:
+        """See `Model`."""
+        self.transformer.gradient_checkpointing = enabled
+
     def forward(self, images_BCHW: Tensor, kept_BK: Tensor | None = None) -> Tensor:
         patches_BND = self.conv1(images_BCHW)
         class_B1D = self.class_embedding.expand(patches_BND.shape[0], 1, -1)
@@ -164,3 +180,12 @@ def _activation(quick_gelu: bool) -> str:
 
 def _unit(x_BE: Tensor) -> Tensor:
     return F.normalize(x_BE.to(torch.promote_types(x_BE.dtype, torch.float32)), dim=-1)
+
+
+CLIP = Family(
+    config=ModelConfig,
+    build=lambda config, device: Clip(config, device=device),
+    layout=clip_layout,
+    to_config=open_clip_config.to_open_clip,
+    from_config=open_clip_config.from_open_clip,
+)

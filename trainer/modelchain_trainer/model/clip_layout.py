@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 
-from modelchain.spec import ModelConfig, TextSpec, VisionSpec
+from modelchain.families import ModelConfig, TextSpec, VisionSpec
 from modelchain_trainer.model.layers import CHANNELS
 from modelchain_trainer.model.layout import (
     ZERO,

@@ -12,8 +12,9 @@ from typing import Final
 from pydantic import ValidationError
 from torch import Tensor
 
+from modelchain.block import first_problem
 from modelchain.errors import UserDataError
-from modelchain.spec import Activation, LanguageModelConfig, first_problem
+from modelchain.families import Activation, LanguageModelConfig
 
 ARCHITECTURE: Final = "GPT2LMHeadModel"
 NORM_EPSILON: Final = 1e-5

@@ -13,9 +13,11 @@ from functools import lru_cache
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor, nn
+from torch import Tensor
 
-from modelchain.spec import Activation, LanguageModelConfig
+from modelchain.families import Activation, LanguageModelConfig
+from modelchain_trainer.model import gpt2_config
+from modelchain_trainer.model.family import Family, Model
 from modelchain_trainer.model.layers import Embedding, LayerNorm, check_buildable, empty
 from modelchain_trainer.model.layout import (
     ZERO,
@@ -42,7 +44,7 @@ _VOCABULARY, _CONTEXT = Space("vocabulary", Kind.FIXED), Space("context", Kind.F
 _READING = Space("text.reading", Kind.TIED_READING, stream=_TEXT.stream.name)
 
 
-class LanguageModel(nn.Module):
+class LanguageModel(Model[LanguageModelConfig]):
     """The whole model. Parameters are allocated but not initialised: use `build_model` or `model_from`."""
 
     def __init__(self, config: LanguageModelConfig, *, device: torch.device | str | None = None) -> None:
@@ -127,3 +129,14 @@ def language_model_layout(config: LanguageModelConfig) -> Layout:
             Dimension("MLP units", config.hidden_width, _TEXT.units),
         ),
     )
+
+
+LANGUAGE_MODEL = Family(
+    config=LanguageModelConfig,
+    build=lambda config, device: LanguageModel(config, device=device),
+    layout=language_model_layout,
+    to_config=gpt2_config.to_gpt2,
+    from_config=gpt2_config.from_gpt2,
+    published_names=gpt2_config.gpt2_names,
+    own_names=gpt2_config.own_names,
+)

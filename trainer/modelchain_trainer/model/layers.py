@@ -10,8 +10,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from modelchain.errors import ConfigurationError
+from modelchain.families import AnyConfig, VisionSpec
 from modelchain.growth import unbuildable
-from modelchain.spec import AnyConfig, VisionSpec
 
 CHANNELS = 3
 

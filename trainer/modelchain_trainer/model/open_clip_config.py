@@ -11,8 +11,9 @@ from collections.abc import Mapping
 
 from pydantic import ValidationError
 
+from modelchain.block import first_problem
 from modelchain.errors import UserDataError
-from modelchain.spec import ModelConfig, first_problem
+from modelchain.families import ModelConfig
 
 SIGMOID_LOGIT_BIAS = -10.0  # SigLIP, arXiv 2303.15343, section 3.2
 

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from pydantic import ValidationError
 from torch import Tensor
 
+from modelchain.block import first_problem
 from modelchain.errors import UserDataError
-from modelchain.spec import ClassifierConfig, first_problem
+from modelchain.families import ClassifierConfig
 from modelchain_trainer.model.open_clip_config import MEAN, STANDARD_DEVIATION
 
 ARCHITECTURE = "vit_base_patch16_224"  # the plain one; its sizes are overridden by model_args

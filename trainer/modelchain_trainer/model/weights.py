@@ -15,12 +15,14 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from modelchain import families
 from modelchain.errors import (
     CannotWriteError,
     ConfigurationError,
@@ -28,9 +30,8 @@ from modelchain.errors import (
     MissingInputError,
     UserDataError,
 )
-from modelchain.spec import AnyConfig
+from modelchain.families import CLIP, AnyConfig, Family
 from modelchain.store.local_files import partial_file
-from modelchain.tasks import CLIP, Task, task_for
 from modelchain_trainer.model.build import parameter_shapes
 from modelchain_trainer.model.families import FAMILIES, family_of
 
@@ -43,11 +44,11 @@ def save_weights(model: nn.Module, config: AnyConfig, folder: Path) -> None:
     Each file appears whole or not at all. Raises DiskFullError or CannotWriteError.
     """
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    family, task = family_of(config), task_for(config)
+    family, names = family_of(config), families.family_of(config)
     published = family.published_names(state)
     text = json.dumps(family.to_config(config), indent=2) + "\n"
-    _write(folder / task.weights, lambda path: save_tensors(published, path, {"format": "pt"}))
-    _write(folder / task.weights_config, lambda path: path.write_text(text, encoding="utf-8"))
+    _write(folder / names.weights, lambda path: save_tensors(published, path, {"format": "pt"}))
+    _write(folder / names.weights_config, lambda path: path.write_text(text, encoding="utf-8"))
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
@@ -61,14 +62,14 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
-def load_weights(folder: Path, task: Task = CLIP) -> tuple[dict[str, Tensor], AnyConfig]:
+def load_weights(folder: Path, family: Family[Any] = CLIP) -> tuple[dict[str, Tensor], AnyConfig]:
     """The state dict in fp32 on the CPU, and the configuration, of a folder written here or by who reads its files.
 
     Raises MissingInputError if a file is not there, and UserDataError if the file is damaged, a tensor is
     missing, too many, of another shape or not finite, or the model is not one that ModelChain can train.
     """
-    config_path, path = folder / task.weights_config, folder / task.weights
-    config = _load_config(config_path, task)
+    config_path, path = folder / family.weights_config, folder / family.weights
+    config = _load_config(config_path, family)
     if not path.is_file():
         raise MissingInputError(f"{path}: there is no such file")
     try:
@@ -81,17 +82,17 @@ def load_weights(folder: Path, task: Task = CLIP) -> tuple[dict[str, Tensor], An
         expected = parameter_shapes(config)
     except ConfigurationError as error:
         raise UserDataError(f"{config_path}: {error}") from None
-    return checked_state(family_of(config).own_names(state), expected, path, task.weights_config), config
+    return checked_state(family_of(config).own_names(state), expected, path, family.weights_config), config
 
 
-def _load_config(path: Path, task: Task) -> AnyConfig:
+def _load_config(path: Path, family: Family[Any]) -> AnyConfig:
     try:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise MissingInputError(f"{path}: there is no such file") from None
     except (OSError, ValueError) as error:
         raise UserDataError(f"{path}: not readable as JSON ({_one_line(error)})") from None
-    return FAMILIES[task.config].from_config(content, str(path))
+    return FAMILIES[family.config].from_config(content, str(path))
 
 
 def checked_state(

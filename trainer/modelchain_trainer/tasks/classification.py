@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from modelchain.families import AnyConfig
+from modelchain.families.family import ImageClassifierConfig
 from modelchain.resolved import ResolvedStage
-from modelchain.spec import AnyConfig, ClassifierConfig
 from modelchain_trainer.data.sample import normalize
 from modelchain_trainer.data.source import SampleSource
 from modelchain_trainer.data.text_field import LabelField
@@ -56,9 +57,9 @@ class FeatureProjection(nn.Module):
 
 
 def _projections(student: AnyConfig, teacher: AnyConfig) -> nn.Module | None:
-    assert isinstance(student, ClassifierConfig)
-    assert isinstance(teacher, ClassifierConfig)
-    width, other = student.vision.width, teacher.vision.width
+    assert isinstance(student, ImageClassifierConfig)
+    assert isinstance(teacher, ImageClassifierConfig)
+    width, other = student.feature_size, teacher.feature_size
     if width == other:
         return None
     return FeatureProjection(width, other, copies=max(1, width // other))
@@ -101,7 +102,7 @@ class ClassificationObjective(LocalObjective[Rows, Outputs]):
         if images_m3HW.shape[-1] != side:
             images_m3HW = functional.interpolate(images_m3HW, (side, side), mode="bicubic", antialias=True)
         patches = micro_batch.patches if model is self.setting.model else None
-        features_mD, logits_mK = model(images_m3HW, patches)
+        features_mD, logits_mK = model(images_m3HW) if patches is None else model(images_m3HW, patches)
         return Outputs(_at_least_fp32(features_mD), _at_least_fp32(logits_mK))
 
     def _normalised(self, micro_batch: Rows) -> Tensor:
@@ -133,13 +134,14 @@ class ClassificationObjective(LocalObjective[Rows, Outputs]):
     @staticmethod
     def _side(model: nn.Module) -> int:
         config = model.config
-        assert isinstance(config, ClassifierConfig)
-        return config.vision.image_size
+        assert isinstance(config, ImageClassifierConfig)
+        assert config.image_side is not None
+        return config.image_side
 
 
 def _source(stage: ResolvedStage) -> SampleSource:
     config = stage.model_config_
-    assert isinstance(config, ClassifierConfig)
+    assert isinstance(config, ImageClassifierConfig)
     return SampleSource(stage, LabelField(config.classes), [stage.data.class_key])
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import nn
 
+from modelchain.families import AnyConfig
+from modelchain.families.family import ImageTextConfig
 from modelchain.resolved import ResolvedStage
-from modelchain.spec import AnyConfig, ModelConfig
 from modelchain_trainer.data.source import SampleSource
 from modelchain_trainer.data.text_field import CaptionField
 from modelchain_trainer.data.tokenizer import Tokenizer
@@ -16,13 +17,13 @@ from modelchain_trainer.tasks.task import Task
 
 def _tokenizer(stage: ResolvedStage) -> Tokenizer:
     config = stage.model_config_
-    assert isinstance(config, ModelConfig)
-    return Tokenizer(config.text.context_length)
+    assert isinstance(config, ImageTextConfig)
+    return Tokenizer(config.text_length)
 
 
 def _projections(student: AnyConfig, teacher: AnyConfig) -> nn.Module | None:
-    assert isinstance(student, ModelConfig)
-    assert isinstance(teacher, ModelConfig)
+    assert isinstance(student, ImageTextConfig)
+    assert isinstance(teacher, ImageTextConfig)
     return build_projections(student.embed_dim, teacher.embed_dim)
 
 

@@ -19,12 +19,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from modelchain.families.family import ImageTextConfig
 from modelchain.spec import LossName, Precision
 from modelchain_trainer.captions import Captions, bucketed
 from modelchain_trainer.data.sample import normalize
 from modelchain_trainer.distillation import Projections
 from modelchain_trainer.losses import Features, LossAndGradients, loss_and_feature_gradients, task_loss
-from modelchain_trainer.model.clip import Clip
+from modelchain_trainer.model.family import ImageTextModel
 from modelchain_trainer.tasks.task import Setting, StepBatch, patches_of
 
 MicroBatch: TypeAlias = tuple[Tensor, Captions, Tensor | None]
@@ -39,7 +40,7 @@ class ContrastiveObjective:
     """CLIP's or SigLIP's loss, and the distance of its embeddings to the teacher's."""
 
     def __init__(self, setting: Setting) -> None:
-        assert isinstance(setting.model, Clip)
+        assert isinstance(setting.model, ImageTextModel)
         assert isinstance(setting.projections, Projections | None)
         self._setting = setting
         self._stage, self._training, self._device = setting.stage, setting.stage.training, setting.device
@@ -50,7 +51,7 @@ class ContrastiveObjective:
         self._student_forward = self._forward(setting.model)
         self._teacher_log_scale = None
         if setting.teacher is not None:
-            assert isinstance(setting.teacher, Clip)
+            assert isinstance(setting.teacher, ImageTextModel)
             self._teacher_log_scale = setting.teacher.logit_scale.detach()
             self._teacher_bias = setting.teacher.logit_bias if sigmoid else None
             self._teacher_forward = self._forward(setting.teacher)
@@ -154,11 +155,12 @@ class ContrastiveObjective:
         assert self._teacher_log_scale is not None
         return task_loss(teacher, self._teacher_log_scale, self._setting.group, self._teacher_bias)
 
-    def _forward(self, model: Clip) -> Callable[..., Features]:
+    def _forward(self, model: ImageTextModel[ImageTextConfig]) -> Callable[..., Features]:
         if self._training.compile:
             model.compile_blocks()
         bf16 = self._training.precision is Precision.BF16
-        side = model.config.vision.image_size
+        side = model.config.image_side
+        assert side is not None
         dtype = model.logit_scale.dtype
 
         def forward(images_m3HW: Tensor, captions: Captions, kept_mK: Tensor | None) -> Features:

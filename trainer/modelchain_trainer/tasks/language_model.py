@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from modelchain.families import AnyConfig, LanguageModelConfig
+from modelchain.families.family import TokenModelConfig
 from modelchain.resolved import ResolvedStage
-from modelchain.spec import AnyConfig, LanguageModelConfig, Precision
+from modelchain.spec import Precision
 from modelchain_trainer.data.source import DocumentSource
 from modelchain_trainer.model.language_model import LanguageModel
 from modelchain_trainer.tasks.local_loss import LocalObjective, Sums, rows_of
@@ -58,9 +60,10 @@ class TokenProjection(nn.Module):
 
 
 def _projections(student: AnyConfig, teacher: AnyConfig) -> nn.Module | None:
-    assert isinstance(student, LanguageModelConfig)
-    assert isinstance(teacher, LanguageModelConfig)
-    return None if student.width == teacher.width else TokenProjection(student.width, teacher.width)
+    assert isinstance(student, TokenModelConfig)
+    assert isinstance(teacher, TokenModelConfig)
+    width, other = student.feature_size, teacher.feature_size
+    return None if width == other else TokenProjection(width, other)
 
 
 class LanguageModelObjective(LocalObjective[Sequences, Outputs]):

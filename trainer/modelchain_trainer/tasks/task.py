@@ -9,8 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from modelchain.families import AnyConfig
 from modelchain.resolved import ResolvedStage
-from modelchain.spec import AnyConfig
 from modelchain_trainer.data.source import DataSource
 from modelchain_trainer.data.tokenizer import Tokenizer
 from modelchain_trainer.distributed.collectives import GradientSum, Group

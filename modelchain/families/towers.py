@@ -3,11 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final, Protocol
+from typing import Annotated, Final, Protocol
 
+from pydantic import Field
+
+from modelchain.block import Block
 from modelchain.digest_form import REQUIRED, Table
-from modelchain.spec import EvaluationType, VisionSpec
-from modelchain.tasks.task import Problem, near_multiple, shrinks
+from modelchain.families.family import Problem, near_multiple, shrinks
+
+
+class VisionSpec(Block):
+    image_size: Annotated[int, Field(ge=4, le=4096, description="Side of the square image, in pixels.")] = 224
+    patch_size: Annotated[
+        int, Field(ge=1, le=1024, description="Side of a patch, in pixels; divides imageSize.")
+    ] = 16
+    width: Annotated[int, Field(ge=8, le=65536, description="Width of the residual stream.")]
+    layers: Annotated[int, Field(ge=1, le=512, description="Transformer blocks.")]
+    head_width: Annotated[
+        int, Field(ge=1, le=1024, description="Width of an attention head; divides width.")
+    ] = 64
+    mlp_ratio: Annotated[
+        float, Field(gt=0, le=64, allow_inf_nan=False, description="Hidden width of the MLP over width.")
+    ] = 4.0
+
+    @property
+    def hidden_width(self) -> int:
+        """Units of the MLP between its two layers, rounded as open_clip does."""
+        return int(self.width * self.mlp_ratio)
+
 
 VISION_DIGEST: Final[Table] = {
     "imageSize": 224,
@@ -17,23 +40,6 @@ VISION_DIGEST: Final[Table] = {
     "headWidth": 64,
     "mlpRatio": 4.0,
 }
-
-OF_IMAGES: Final = (
-    EvaluationType.LINEAR_PROBE,
-    EvaluationType.FINE_TUNE,
-)  # what every image tower is evaluated by
-
-
-IMAGE_FIELDS: Final = frozenset(  # of the chain, where samples are images
-    {
-        ("data", "samples"),
-        ("data", "imageKeys"),
-        ("data", "blockMebibytes"),
-        ("data", "windowBlocks"),
-        ("data", "randomCropScale"),
-        ("training", "patchDropout"),
-    }
-)
 
 
 class Tower(Protocol):

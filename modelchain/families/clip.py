@@ -1,0 +1,209 @@
+"""CLIP models of two transformers (Radford et al., arXiv 2103.00020), as open_clip describes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Final
+
+from pydantic import Field
+
+from modelchain.block import Block
+from modelchain.digest_form import REQUIRED, Table, deciding
+from modelchain.families.family import (
+    Family,
+    FamilyConfig,
+    ImageTextConfig,
+    Problem,
+    differs,
+    near_multiple,
+    shrinks,
+)
+from modelchain.families.towers import (
+    VISION_DIGEST,
+    Tower,
+    VisionSpec,
+    block_macs,
+    block_parameters,
+    image_tower_macs,
+    image_tower_parameters,
+    largest_in_block,
+    shrinking_heads,
+    shrinking_tower,
+    shrinking_units,
+    unbuildable_image_tower,
+    vision_heads,
+    without_units,
+)
+
+TEXT_DIGEST: Final[Table] = {
+    "contextLength": 77,
+    "vocabSize": 49408,
+    "width": REQUIRED,
+    "layers": REQUIRED,
+    "heads": REQUIRED,
+    "mlpRatio": 4.0,
+}
+
+
+class TextSpec(Block):
+    context_length: Annotated[
+        int, Field(ge=4, le=8192, description="Tokens of a caption, begin and end included.")
+    ] = 77
+    vocab_size: Annotated[int, Field(ge=49408, le=49408, description="Entries of open_clip's tokenizer.")] = (
+        49408
+    )
+    width: Annotated[int, Field(ge=8, le=65536, description="Width of the residual stream.")]
+    layers: Annotated[int, Field(ge=1, le=512, description="Transformer blocks.")]
+    heads: Annotated[int, Field(ge=1, le=1024, description="Attention heads; divides width.")]
+    mlp_ratio: Annotated[
+        float, Field(gt=0, le=64, allow_inf_nan=False, description="Hidden width of the MLP over width.")
+    ] = 4.0
+
+    @property
+    def hidden_width(self) -> int:
+        """Units of the MLP between its two layers, rounded as open_clip does."""
+        return int(self.width * self.mlp_ratio)
+
+
+class ModelConfig(ImageTextConfig):
+    """A CLIP model of two transformers, as open_clip's model_configs/*.json describe it."""
+
+    quick_gelu: Annotated[bool, Field(description="Use QuickGELU, as OpenAI's weights do.")] = False
+    logit_bias: Annotated[
+        bool, Field(description="Learn a bias of the logits. Set by training.loss: Sigmoid, which needs it.")
+    ] = False
+    vision: Annotated[VisionSpec, Field(description="The image tower.")]
+    text: Annotated[TextSpec, Field(description="The text tower.")]
+
+    @property
+    def image_side(self) -> int:
+        """Of the image tower."""
+        return self.vision.image_size
+
+    @property
+    def patch_tower(self) -> VisionSpec:
+        """The image tower."""
+        return self.vision
+
+    @property
+    def text_length(self) -> int:
+        """Of the text tower."""
+        return self.text.context_length
+
+
+class ClipFamily(Family[ModelConfig]):
+    """An image tower, a text tower, and the embedding that they share."""
+
+    config = ModelConfig
+    field = "modelConfig"
+    description = "A CLIP model written out. Either this or model."
+    digest = {"embedDim": REQUIRED, "quickGelu": False, "logitBias": False}
+    weights = "open_clip_model.safetensors"
+    weights_config = "open_clip_config.json"
+    weights_readers = "open_clip loads as local-dir:"
+
+    def parameters(self, config: ModelConfig) -> int:
+        """Embeddings and the logit scale included."""
+        vision, text = config.vision, config.text
+        image_tower = (
+            image_tower_parameters(vision)
+            + 2 * vision.width  # ln_pre
+            + vision.width * config.embed_dim
+        )
+        text_tower = (
+            (text.vocab_size + text.context_length) * text.width
+            + text.layers * block_parameters(text)
+            + 2 * text.width  # ln_final
+            + text.width * config.embed_dim
+        )
+        return image_tower + text_tower + 1 + config.logit_bias
+
+    def forward_macs(self, config: ModelConfig, texts: int) -> int:
+        """The image tower runs once, the text tower once a caption."""
+        return vision_macs(config) + texts * text_macs(config)
+
+    def embedding_parameters(self, config: ModelConfig) -> int:
+        """Of the text tower."""
+        return config.text.vocab_size * config.text.width
+
+    def towers(self, config: ModelConfig) -> Sequence[Tower]:
+        """One for images, one for texts."""
+        return config.vision, config.text
+
+    def largest_parameter(self, config: ModelConfig) -> int:
+        """The table of tokens, or a matrix of a wide tower."""
+        return max(self.embedding_parameters(config), *map(largest_in_block, self.towers(config)))
+
+    def unbuildable(self, config: ModelConfig) -> Iterator[Problem]:
+        """Sizes that do not divide."""
+        vision, text = config.vision, config.text
+        yield from unbuildable_image_tower(vision)
+        if text.width % text.heads:
+            yield (
+                ("text", "heads"),
+                f"{text.heads} heads do not divide a width of {text.width}",
+                near_multiple("width", text.width, text.heads),
+            )
+        yield from without_units("vision", vision)
+        yield from without_units("text", text)
+
+    def ungrowable(self, small: ModelConfig, large: ModelConfig) -> Iterator[Problem]:
+        """Images and patches may change either way."""
+        yield from shrinks(("embedDim",), "embedDim", small.embed_dim, large.embed_dim)
+        yield from shrinking_tower("vision", small.vision, large.vision)
+        yield from shrinking_tower("text", small.text, large.text)
+        yield from shrinking_units("vision", small.vision, large.vision)
+        yield from shrinking_units("text", small.text, large.text)
+        yield from differs(
+            ("logitBias",),
+            "the bias of the logits (training.loss: Sigmoid)",
+            small.logit_bias,
+            large.logit_bias,
+            "write the same training.loss for both",
+        )
+        yield from differs(("quickGelu",), "quickGelu", small.quick_gelu, large.quick_gelu)
+        yield from shrinking_heads(
+            ("vision", "headWidth"), "vision", vision_heads(small.vision), vision_heads(large.vision)
+        )
+        yield from shrinking_heads(("text", "heads"), "text", _text_heads(small), _text_heads(large))
+        yield from self.unteachable(large, small)
+
+    def unteachable(self, student: ModelConfig, teacher: FamilyConfig) -> Iterator[Problem]:
+        """Both read the same tokens; each looks at its own size of images."""
+        assert isinstance(teacher, ImageTextConfig)
+        before, after = teacher.text_length, student.text_length
+        yield from differs(("text", "contextLength"), "contextLength", before, after)
+
+    def digest_form(self, config: ModelConfig) -> dict[str, object]:
+        """Of both towers."""
+        towers = {
+            "vision": deciding(config.vision, VISION_DIGEST),
+            "text": deciding(config.text, TEXT_DIGEST),
+        }
+        return deciding(config, self.digest) | towers
+
+    def size_name(self, config: ModelConfig) -> str:
+        """Where the catalogue's family has no name for it."""
+        vision = config.vision
+        return f"vit-{vision.width}x{vision.layers}-p{vision.patch_size}"
+
+
+CLIP = ClipFamily()
+
+
+def vision_macs(model: ModelConfig) -> int:
+    """MACs of the image tower's forward pass over one image."""
+    return image_tower_macs(model.vision) + model.vision.width * model.embed_dim
+
+
+def text_macs(model: ModelConfig) -> int:
+    """MACs of the text tower's forward pass over one caption; the whole context is computed, however short it
+    is.
+    """
+    text = model.text
+    return text.layers * block_macs(text.context_length, text) + text.width * model.embed_dim
+
+
+def _text_heads(model: ModelConfig) -> tuple[int, int]:
+    """The width, and that of a head."""
+    return model.text.width, model.text.width // model.text.heads

@@ -1,0 +1,171 @@
+"""What every family of models says of itself, and the kinds of models that tasks train."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, ClassVar, Generic, TypeAlias, TypeVar
+
+from pydantic import Field
+
+from modelchain.block import Block
+from modelchain.digest_form import Table, deciding
+
+if TYPE_CHECKING:
+    from modelchain.families.towers import Tower, VisionSpec
+
+Problem: TypeAlias = tuple[tuple[str, ...], str, str]  # where in the configuration, what is wrong, what to do
+
+
+class FamilyConfig(Block):
+    """A model of a family, written out: a part of the resource.
+
+    A family's configuration is a subclass of one of the kinds below, by which its task knows it.
+    """
+
+    @property
+    def image_side(self) -> int | None:
+        """Pixels along a side of the images that it looks at; None where it sees none."""
+        return None
+
+    @property
+    def patch_tower(self) -> VisionSpec | None:
+        """The tower of tokens that are patches of an image, of which some may be left out; None: there is none."""
+        return None
+
+
+class ImageTextConfig(FamilyConfig):
+    """Of models that put images and texts into one embedding."""
+
+    embed_dim: Annotated[int, Field(ge=1, le=65536, description="Size of the shared embedding.")]
+
+    @property
+    def text_length(self) -> int:
+        """Tokens of a text."""
+        raise NotImplementedError
+
+
+class ImageClassifierConfig(FamilyConfig):
+    """Of models that tell classes of images apart."""
+
+    classes: Annotated[
+        int, Field(ge=2, le=2**20, description="Classes of the head: labels are 0 .. classes - 1.")
+    ]
+
+    @property
+    def feature_size(self) -> int:
+        """Numbers that the head reads."""
+        raise NotImplementedError
+
+
+class TokenModelConfig(FamilyConfig):
+    """Of models that predict the next token."""
+
+    context_length: Annotated[
+        int, Field(ge=2, le=65536, description="Tokens of a sequence; longer documents are split.")
+    ] = 1024
+    vocabulary_size: Annotated[
+        int,
+        Field(
+            ge=2,
+            le=2**20,
+            description="Tokens: as many as the tokenizer has, or more to fill up a multiple of 64.",
+        ),
+    ]
+
+    @property
+    def feature_size(self) -> int:
+        """Numbers that the output table reads."""
+        raise NotImplementedError
+
+
+C = TypeVar("C", bound=FamilyConfig)
+
+
+class Family(ABC, Generic[C]):
+    """One family of models. `C` is its configuration."""
+
+    config: type[C]
+    field: ClassVar[str]  # of a stage: where such a model is written out
+    description: ClassVar[str]  # of that field
+    digest: ClassVar[Table]  # fields that decide weights, with their frozen defaults; see `digest_form`
+    weights: ClassVar[str]  # file name of the published weights
+    weights_config: ClassVar[str]  # and of the configuration beside them
+    weights_readers: ClassVar[str]  # who loads them, and how, for people
+    grows: ClassVar[bool] = True  # False: its stages start from their seed (expansion.width: Fresh)
+
+    @abstractmethod
+    def parameters(self, config: C) -> int:
+        """Trainable parameters."""
+
+    @abstractmethod
+    def forward_macs(self, config: C, texts: int) -> int:
+        """Multiply-accumulates of a forward pass over one sample that has so many texts."""
+
+    @abstractmethod
+    def size_name(self, config: C) -> str:
+        """A short name for folders that is a function of the configuration alone."""
+
+    @abstractmethod
+    def unteachable(self, student: C, teacher: FamilyConfig) -> Iterator[Problem]:
+        """What keeps `teacher`, a model of the same kind and of any family, from teaching a model that did not grow
+        out of it. Both can be built.
+        """
+
+    def unbuildable(self, config: C) -> Iterator[Problem]:  # noqa: ARG002
+        """What keeps a model from being built."""
+        yield from ()
+
+    def ungrowable(self, small: C, large: C) -> Iterator[Problem]:
+        """What keeps `large` from growing out of `small`. Both can be built. Asked only where the family grows."""
+        raise NotImplementedError
+
+    def digest_form(self, config: C) -> dict[str, object]:
+        """What of the model decides its weights."""
+        return deciding(config, self.digest)
+
+    def towers(self, config: C) -> Sequence[Tower]:  # noqa: ARG002
+        """Its stacks of blocks, of which training in parts gathers one block after another; none: all at once."""
+        return ()
+
+    def embedding_parameters(self, config: C) -> int:  # noqa: ARG002
+        """Of the parameters those of tables of tokens, which stay in fp32 in a teacher that runs in bf16."""
+        return 0
+
+    def largest_parameter(self, config: C) -> int:
+        """Numbers of the largest single parameter, at most."""
+        return self.parameters(config)
+
+
+def shrinks(part: tuple[str, ...], name: str, before: int, after: int) -> Iterator[Problem]:
+    """A size that may only grow."""
+    if after < before:
+        yield (
+            part,
+            f"{name} shrinks from {before} to {after}",
+            f"make it at least {before}, or put the smaller model first",
+        )
+
+
+def differs(
+    part: tuple[str, ...], name: str, before: object, after: object, remedy: str = ""
+) -> Iterator[Problem]:
+    """A setting that must stay."""
+    if before != after:
+        yield (
+            part,
+            f"{name} changes from {shown(before)} to {shown(after)}",
+            remedy or f"write {shown(before)}, as in the predecessor",
+        )
+
+
+def shown(value: object) -> str:
+    """A value as YAML writes it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def near_multiple(name: str, value: int, divisor: int) -> str:
+    """The remedy for a size that does not divide."""
+    below = value // divisor * divisor
+    choices = [number for number in (below, below + divisor) if number > 0]
+    return f"make {name} a multiple of {divisor}, e.g. {' or '.join(map(str, choices))}"
