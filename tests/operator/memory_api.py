@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 
 from modelchain_operator.kubernetes import labels
 from modelchain_operator.kubernetes.api import Conflict, Forbidden, KubernetesApi, NotServed, Object
@@ -28,6 +28,9 @@ class MemoryApi(KubernetesApi):
         self.deleted: list[Object] = []  # what the operator has deleted
         self.changes: list[tuple[Kind, Object, bool]] = []  # for watches: kind, object, whether it is deleted
         self.on_create: Callable[[Object], None] = lambda _: None
+        self.before_write: Callable[[], Awaitable[None]] | None = (
+            None  # awaited once, by the next status write
+        )
         self._version = 0
 
     # ---- what others do
@@ -90,10 +93,14 @@ class MemoryApi(KubernetesApi):
 
     async def write_status(self, chain: Object, status: Object) -> Object:
         self.asked["update"] += 1
+        if self.before_write is not None:
+            meanwhile, self.before_write = self.before_write, None
+            await meanwhile()
         metadata = chain["metadata"]
         self._check(CHAIN, metadata["namespace"])
         there = self.objects.get((CHAIN, metadata["namespace"], metadata["name"]))
-        if there is None or there["metadata"]["resourceVersion"] != metadata["resourceVersion"]:
+        version = metadata.get("resourceVersion")  # without one, the server writes over whatever is there
+        if there is None or version not in (None, there["metadata"]["resourceVersion"]):
             raise Conflict("it was changed", status=409)
         return copy.deepcopy(self.put(CHAIN, {**there, "status": copy.deepcopy(status)}))
 

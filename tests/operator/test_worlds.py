@@ -11,7 +11,7 @@ import asyncio
 import copy
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 from unittest.mock import patch
 
@@ -187,6 +187,7 @@ class World(RuleBasedStateMachine):
                 self.loop.run_until_complete(self.operators[who].reconciler.reconcile(key))
             except ApiError:
                 self.now += 1
+        self.no_job_is_made_twice_and_no_two_run_for_the_same_weights()
 
     @rule(times=st.integers(1, 6), who=st.integers(0, 1))
     def all_goes_well_for_a_while(self, times: int, who: int) -> None:
@@ -196,6 +197,46 @@ class World(RuleBasedStateMachine):
             self.passes(LEAVES, who)
             self.kubelet(0)
             self.now += 10
+
+    @rule(times=st.integers(2, 5), choice=st.integers(0, 3), who=st.integers(0, 1))
+    def a_status_is_written_late(self, times: int, choice: int, who: int) -> None:
+        """Between the decision and the write, the other operator and the nodes go on."""
+        other = self.operators[1 - who]
+
+        async def meanwhile() -> None:
+            for _ in range(times):
+                self.watch(len(self.api.changes))
+                self.kubelet(choice)
+                self.now += 10
+                with suppress(ApiError):
+                    await other.reconciler.reconcile(STAYS)
+                self.counters_are_sane()
+                self.what_is_complete_is_remembered()
+
+        self.api.before_write = meanwhile
+        self.passes(STAYS, who)
+        self.api.before_write = None
+
+    @rule(
+        number=st.integers(0, 1),
+        name=st.sampled_from(NAMES),
+        lost=st.booleans(),
+        shown=st.integers(1, 4),
+        who=st.integers(0, 1),
+    )
+    def a_stage_is_renamed_while_it_trains(
+        self, number: int, name: str, lost: bool, shown: int, who: int
+    ) -> None:
+        """Of its pods, an operator may see nothing (`lost`), and of its end only a part (`shown` changes a pass)."""
+        self.watch(len(self.api.changes))
+        self.passes(STAYS, who)
+        self.kubelet(2)
+        if lost:
+            self.watches_lose_everything()
+        self.rename_a_stage(number, name)
+        for _ in range(4):
+            self.watch(shown)
+            self.passes(STAYS, who)
 
     @rule(who=st.integers(0, 1))
     def an_operator_is_killed(self, who: int) -> None:
@@ -265,7 +306,9 @@ class World(RuleBasedStateMachine):
 
     @rule(choice=st.integers(0, 3))
     def kubelet(self, choice: int) -> None:
-        """Every job takes its next step; with `choice` 1, and not too often, to failure."""
+        """Every job takes its next step; with `choice` 1, and not too often, to failure. With 2 and more, trainers that
+        run go on.
+        """
         for job in self.own_jobs():
             pods = list(self.api.pods_of(job))
             if not pods and not ended(job):
@@ -278,7 +321,7 @@ class World(RuleBasedStateMachine):
             elif pod["status"]["phase"] == "Pending":
                 pod["spec"]["nodeName"] = "node"
                 self.api.put(POD, {**pod, "status": running()})
-            elif pod["status"]["phase"] == "Running":
+            elif pod["status"]["phase"] == "Running" and choice < 2:
                 fails = choice == 1 and self.crashes < LIMIT
                 self.crashes += fails
                 self.end(pod, code=1 if fails else 0)
@@ -376,12 +419,15 @@ class World(RuleBasedStateMachine):
     @invariant()
     def no_job_is_made_twice_and_no_two_run_for_the_same_weights(self) -> None:
         assert not [name for name, count in self.api.made.items() if count > 1]
-        live = [
-            (job["metadata"]["namespace"], job["metadata"]["annotations"][labels.DIGEST_ANNOTATION])
-            for job in self.own_jobs()
-            if not ended(job)
-        ]
-        assert len(live) == len(set(live))
+        trainers: dict[tuple[str, str], set[str]] = {}  # jobs that may train, by namespace and digest
+        for job in self.own_jobs():
+            if not ended(job):
+                trainers.setdefault(weights_of(job), set()).add(job["metadata"]["uid"])
+        for pod in self.api.all(POD):  # those of a job that is gone run on until the kubelet has ended them
+            if pod["metadata"]["uid"] not in self.foreign and pod["status"]["phase"] == "Running":
+                (owner,) = pod["metadata"]["ownerReferences"]
+                trainers.setdefault(weights_of(pod), set()).add(owner["uid"])
+        assert all(len(jobs) == 1 for jobs in trainers.values())
 
     def nothing_is_trained_again(self, job: Object) -> None:
         """That was complete and is gone from the store: nobody has asked for that."""
@@ -456,6 +502,12 @@ def chain(key: Key, names: list[str]) -> Object:
             ],
         },
     }
+
+
+def weights_of(item: Object) -> tuple[str, str]:
+    """Namespace and digest of what a job or a pod trains."""
+    metadata = item["metadata"]
+    return metadata["namespace"], metadata["annotations"][labels.DIGEST_ANNOTATION]
 
 
 def version_of(body: Object) -> ObjectVersion:

@@ -1,0 +1,44 @@
+"""The worlds of test_worlds.py find faults: each is put in, and must come to light."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from modelchain.reconcile import start
+from modelchain_operator.kubernetes.api import Object
+from tests.operator.memory_api import MemoryApi
+from tests.operator.test_worlds import World
+
+ENOUGH = settings(
+    max_examples=500,  # each fault comes to light within some dozens
+    derandomize=True,
+    database=None,
+    phases=[Phase.generate],
+    stateful_step_count=30,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+)
+
+
+def test_statuses_that_are_written_over_newer_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    guarded = MemoryApi.write_status
+
+    async def unguarded(self: MemoryApi, chain: Object, status: Object) -> Object:
+        chain = copy.deepcopy(chain)
+        del chain["metadata"]["resourceVersion"]
+        return await guarded(self, chain, status)
+
+    monkeypatch.setattr(MemoryApi, "write_status", unguarded)
+    with pytest.raises(AssertionError):
+        run_state_machine_as_test(World, settings=ENOUGH)
+
+
+def test_a_stage_that_starts_beside_the_job_of_a_removed_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    checks = tuple(check for check in start._CHECKS if check is not start._same_weights_elsewhere)
+    monkeypatch.setattr(start, "_CHECKS", checks)
+    with pytest.raises(AssertionError):
+        run_state_machine_as_test(World, settings=ENOUGH)
