@@ -26,8 +26,8 @@ from modelchain_operator.kubernetes.api import Conflict, Object
 from modelchain_operator.kubernetes.key import Key
 from modelchain_operator.live_view import LiveView
 from modelchain_operator.observe import ChainMemory, ClusterSnapshot, observe, status_of
-from modelchain_operator.pace import due_in, is_still_asked_for, may_act_on_cache
 from modelchain_operator.pending_diagnosis import PendingDiagnosis
+from modelchain_operator.preconditions import due_in, is_still_asked_for, may_act_on_cache
 from modelchain_operator.refused_chains import RefusedChains
 from modelchain_operator.status_writer import StatusWriter
 from modelchain_operator.store_freshness import expire_artifacts, expire_ended, reported_missing

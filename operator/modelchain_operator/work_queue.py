@@ -11,7 +11,6 @@ from collections.abc import Callable
 
 from modelchain_operator.kubernetes.key import Key
 
-BESIDE_URGENT = 2  # passes that are not urgent, beside one that is
 COMPACT_FROM = 64  # stale entries of the heap beyond which it is rebuilt
 PATIENCE_SECONDS = 30.0  # for which a key that is not urgent gives way to urgent ones
 
@@ -19,9 +18,9 @@ PATIENCE_SECONDS = 30.0  # for which a key that is not urgent gives way to urgen
 class KeyQueue:
     """A work queue as controllers have it: a key that is added twice before it is taken is taken once.
 
-    A key that is added during its pass is taken again after it. Urgent keys come first, and few others are processed
-    beside them, so that a thousand chains that report progress do not hold up the one whose stage has ended. Used in
-    one event loop.
+    A key that is added during its pass is taken again after it. Urgent keys come first, so that a chain whose stage has
+    ended does not wait behind the thousands that are queued after a restart; others give way for PATIENCE_SECONDS at
+    most, so that nobody who changes chains without end holds up those of others. Used in one event loop.
 
     As https://pkg.go.dev/k8s.io/client-go/util/workqueue
     """
@@ -31,7 +30,7 @@ class KeyQueue:
         self._since: dict[Key, float] = {}  # when what is in `_urgent`, `_others` or `_again` was added
         self._urgent: dict[Key, None] = {}  # in their order
         self._others: dict[Key, None] = {}
-        self._busy: dict[Key, bool] = {}  # being processed; whether urgently
+        self._busy: set[Key] = set()  # being processed
         self._again: dict[Key, bool] = {}  # added during its pass; whether urgently
         self._due: dict[Key, float] = {}
         self._heap: list[tuple[float, int, Key]] = []
@@ -97,7 +96,7 @@ class KeyQueue:
 
     def done(self, key: Key) -> None:
         """The key's pass has ended."""
-        self._busy.pop(key, None)
+        self._busy.discard(key)
         if (urgent := self._again.pop(key, None)) is not None:
             self._make_ready(key, urgent=urgent)
         else:
@@ -132,30 +131,19 @@ class KeyQueue:
         self._wake_next()
 
     def _take(self) -> Key | None:
-        """Take the next key, if one may be processed now."""
+        """Take the next key, if there is one."""
         urgent, other = next(iter(self._urgent), None), next(iter(self._others), None)
-        if other is not None and self._precedes(other, urgent):
+        if urgent is None or (
+            other is not None and self._since[other] + PATIENCE_SECONDS < self._since[urgent]
+        ):
             key, line = other, self._others
-        elif urgent is not None:
-            key, line = urgent, self._urgent
         else:
-            return None
-        del line[key]
-        self._due.pop(key, None)
-        self._busy[key] = line is self._urgent
+            key, line = urgent, self._urgent
+        if key is not None:
+            del line[key]
+            self._due.pop(key, None)
+            self._busy.add(key)
         return key
-
-    def _precedes(self, other: Key, urgent: Key | None) -> bool:
-        """Whether the first key that is not urgent is taken before the first urgent one, and beside urgent passes."""
-        since = self._since[other]
-        if urgent is not None:
-            return since + PATIENCE_SECONDS < self._since[urgent]
-        under_way = sum(self._busy.values())
-        return (
-            under_way == 0
-            or len(self._busy) - under_way < BESIDE_URGENT
-            or since + PATIENCE_SECONDS < self._clock()
-        )
 
     def _collect_due(self) -> None:
         now = self._clock()

@@ -159,7 +159,7 @@ class ControlPlane:
             return False
 
     def kubectl(
-        self, *arguments: str, text: str | None = None, check: bool = True, timeout: float = 60
+        self, *arguments: str, text: str | None = None, check: bool = True, timeout: float = 240
     ) -> subprocess.CompletedProcess[str]:
         """Run kubectl as the administrator; `text` goes to its standard input."""
         done = subprocess.run(

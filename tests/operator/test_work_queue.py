@@ -1,9 +1,9 @@
-"""The queue of chains that want a pass."""
+"""The queue of chains to reconcile."""
 
 import asyncio
 
 from modelchain_operator.kubernetes.key import Key
-from modelchain_operator.work_queue import BESIDE_URGENT, PATIENCE_SECONDS, KeyQueue
+from modelchain_operator.work_queue import PATIENCE_SECONDS, KeyQueue
 
 A, B, C = (Key("default", name) for name in "abc")
 
@@ -101,29 +101,6 @@ def test_a_key_that_waits_becomes_urgent_and_stays_so() -> None:
         for key in (A, B):
             queue.done(key)
         assert [(await taken(queue)), (await taken(queue))] == [B, A], "also if its pass was under way"
-
-    asyncio.run(scenario())
-
-
-def test_few_that_can_wait_are_under_way_beside_an_urgent_one() -> None:
-    async def scenario() -> None:
-        clock = Clock()
-        queue = KeyQueue(clock)
-        others = [Key("default", f"other-{number}") for number in range(BESIDE_URGENT + 2)]
-        queue.add(A, urgent=True)
-        for key in others:
-            queue.add(key)
-        assert await taken(queue) == A
-        for key in others[:BESIDE_URGENT]:
-            assert await taken(queue) == key
-        waiting = [asyncio.create_task(queue.get()) for _ in range(2)]
-        await asyncio.sleep(0)
-        assert not any(task.done() for task in waiting)
-        queue.done(others[0])
-        await asyncio.sleep(0)
-        assert [task.done() for task in waiting] == [True, False], "one goes, another comes"
-        queue.done(A)
-        assert [turn[0] for task in waiting if (turn := await task)] == others[BESIDE_URGENT:]
 
     asyncio.run(scenario())
 

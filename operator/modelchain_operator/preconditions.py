@@ -1,4 +1,6 @@
-"""When a decision is due to be written, and when it may be carried out on the cache alone."""
+"""What must hold before a decision is written and carried out: that it is due, that the cache suffices for it, that a
+later snapshot still asks for it.
+"""
 
 from __future__ import annotations
 
