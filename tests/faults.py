@@ -31,14 +31,13 @@ from modelchain.resolve import resolve
 from modelchain.resolved import ResolvedChain, ResolvedStage, ResolvedStore
 from modelchain.store import Store, open_store
 from modelchain.validation import load_chains
+from tests.processes import PATIENCE_SECONDS
 from tests.squares import COLOURS, SAMPLES, write_squares
 
 BATCH = 8
 EPOCHS = 12
 STEPS = EPOCHS * SAMPLES // BATCH
 CHECKPOINT_STEPS = 8
-PATIENCE_SECONDS = 240.0  # for what takes seconds on a machine that has time
-GONE_SECONDS = 15.0  # within which nothing of a killed runner may live
 
 
 def model(width: int, layers: int) -> dict[str, Any]:
@@ -267,10 +266,10 @@ class Run:
         return [pid for pid, command in self._children() if command.endswith(b"-m\0modelchain_trainer\0")]
 
     def kill(self) -> None:
-        """Kill the runner, and see that nothing of it outlives it for long."""
+        """Kill the runner, and see that nothing of it outlives it."""
         self.process.kill()
         self.process.wait()
-        deadline = time.monotonic() + GONE_SECONDS
+        deadline = time.monotonic() + PATIENCE_SECONDS
         while left := self._children():
             assert time.monotonic() < deadline, f"outlived their runner: {left}"
             time.sleep(0.05)

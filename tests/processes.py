@@ -8,8 +8,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+PATIENCE_SECONDS = 240.0  # for what takes seconds on a machine that has time: only a failure uses it up
 
-def wait_until(holds: Callable[[], bool], what: str, *, seconds: float, pause: float = 0.02) -> None:
+
+def wait_until(
+    holds: Callable[[], bool], what: str, *, seconds: float = PATIENCE_SECONDS, pause: float = 0.02
+) -> None:
     """Wait until something holds, and look every `pause` seconds."""
     deadline = time.monotonic() + seconds
     while not holds():

@@ -25,7 +25,7 @@ SECRET_KEY = "test-secret-key"  # noqa: S105
 READER_ACCESS_KEY = "reader-access-key"
 READER_SECRET_KEY = "reader-secret-key"  # noqa: S105
 BUCKET = "modelchain"  # shared, under prefixes: each bucket takes volumes of its own
-START_SECONDS = 60.0
+START_SECONDS = 240.0
 
 # The server dies with the tests, also if those are killed: the pipe to this process is closed then.
 _GUARD = """

@@ -77,6 +77,6 @@ def remove(*releases: Release) -> None:
         if one.name in one("list", "--short").split():
             one.uninstall()
     plane = releases[0].plane
-    plane.kubectl("delete", "crd", CRD_NAME, "--ignore-not-found", timeout=120)
+    plane.kubectl("delete", "crd", CRD_NAME, "--ignore-not-found")
     for one in releases:
         plane.kubectl("delete", "namespace", one.namespace, "--ignore-not-found", "--wait=false")

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from tests.control_plane import binaries
+from tests.processes import PATIENCE_SECONDS
 
 CHART = Path(__file__).parents[2] / "charts" / "modelchain"
 RELEASE, NAMESPACE = "modelchain", "modelchain-system"
@@ -19,7 +20,7 @@ Object = dict[str, Any]
 
 
 def helm(
-    *arguments: str, kubeconfig: Path | None = None, check: bool = True, timeout: float = 120
+    *arguments: str, kubeconfig: Path | None = None, check: bool = True, timeout: float = PATIENCE_SECONDS
 ) -> subprocess.CompletedProcess[str]:
     """Run Helm; without a kubeconfig it reaches no cluster."""
     done = subprocess.run(

@@ -48,7 +48,6 @@ def install_foreign_kinds(plane: ControlPlane) -> None:
     wait_until(
         lambda: all(kind in plane.kubectl("get", "--raw", "/openapi/v2").stdout for kind in files),
         "OpenAPI has the kinds of others",
-        seconds=60,
         pause=1,
     )
 

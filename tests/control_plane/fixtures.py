@@ -85,6 +85,5 @@ def wait_for_modelchains(plane: ControlPlane) -> None:
     wait_until(
         lambda: plane.kubectl("get", "modelchains", "-A", check=False).returncode == 0,
         "the API server serves ModelChains",
-        seconds=60,
         pause=0.2,
     )

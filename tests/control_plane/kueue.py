@@ -19,7 +19,6 @@ from tests.processes import wait_until
 NAMESPACE = "kueue-system"
 WEBHOOK_SERVICE = "kueue-webhook-service"
 WEBHOOK_SECRET = "kueue-webhook-server-cert"  # noqa: S105 (a name)
-READY_SECONDS = 120.0
 # What Kueue's own manifests enable, and PyTorchJob, which they no longer do.
 FRAMEWORKS = (
     "batch/job",
@@ -100,9 +99,7 @@ class Kueue:
     def start(self) -> None:
         """Returns when its webhooks answer and its controllers run."""
         self._process.start()
-        wait_until(
-            self._answers, f"Kueue answers; its log is {self._process.log}", seconds=READY_SECONDS, pause=0.2
-        )
+        wait_until(self._answers, f"Kueue answers; its log is {self._process.log}", pause=0.2)
 
     def kill(self) -> None:
         """As a crash would."""
@@ -145,7 +142,6 @@ def install_kinds(plane: ControlPlane) -> None:
         wait_until(
             lambda kind=kind: plane.kubectl("get", kind, "-A", check=False).returncode == 0,
             f"the API server serves {kind}",
-            seconds=READY_SECONDS,
             pause=0.2,
         )
 

@@ -12,12 +12,14 @@ import signal
 import socket
 import ssl
 import subprocess
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from tests.control_plane import binaries
+from tests.control_plane.api import Api, Object, Unreachable
 from tests.control_plane.certificates import (
     FILES,
     certificate_secret,
@@ -25,8 +27,8 @@ from tests.control_plane.certificates import (
     openssl,
     service_on_this_machine,
 )
+from tests.processes import PATIENCE_SECONDS
 
-READY_SECONDS = 120.0
 CONTROLLERS = (
     "garbage-collector-controller",
     "namespace-controller",
@@ -98,6 +100,7 @@ class ControlPlane:
         self.token = secrets.token_hex(16)
         etcd_port, peer_port, self._port, self.webhook_port, manager_port = free_ports(5)
         self.url = f"https://127.0.0.1:{self._port}"
+        self._api, self._reading = Api(self.url, self.token), threading.Lock()
         self.etcd = Process("etcd", self._etcd_command(etcd_port, peer_port), folder)
         self.apiserver = Process(
             "kube-apiserver", [*self._apiserver_command(etcd_port), *apiserver_options], folder
@@ -145,6 +148,7 @@ class ControlPlane:
     def stop(self) -> None:
         for process in (self.training_operator, self.controller_manager, self.apiserver, self.etcd):
             process.kill(signal.SIGTERM if process is self.etcd else signal.SIGKILL)
+        self._api.close()
 
     def is_ready(self) -> bool:
         """Whether the API server says that it is ready."""
@@ -159,7 +163,7 @@ class ControlPlane:
             return False
 
     def kubectl(
-        self, *arguments: str, text: str | None = None, check: bool = True, timeout: float = 240
+        self, *arguments: str, text: str | None = None, check: bool = True, timeout: float = PATIENCE_SECONDS
     ) -> subprocess.CompletedProcess[str]:
         """Run kubectl as the administrator; `text` goes to its standard input."""
         done = subprocess.run(
@@ -174,6 +178,33 @@ class ControlPlane:
         if check and done.returncode:
             raise RuntimeError(f"kubectl {' '.join(arguments)}: {done.stderr.strip()}")
         return done
+
+    def read(self, resource: str, namespace: str, name: str = "", **parameters: str) -> Object:
+        """An object, or all of a namespace: what `kubectl get -o json` prints, for a fiftieth of its processor time.
+
+        Args:
+            resource: group, version and plural as the API's path has them: `apis/batch/v1/jobs`.
+            namespace: where they are.
+            name: of one; without it all of them are listed.
+            parameters: of the request, such as `labelSelector`.
+
+        Raises RuntimeError where there is none. While the API server does not answer, it is asked again.
+        """
+        group, _, plural = resource.rpartition("/")
+        path = f"/{group}/namespaces/{namespace}/{plural}" + (f"/{name}" if name else "")
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            try:
+                with self._reading:
+                    found = self._api.get(path, parameters)
+                break
+            except Unreachable:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
+        if found is None:
+            raise RuntimeError(f"the API server has no {path}")
+        return found
 
     def apply(self, *documents: object) -> None:
         """Server-side apply of manifests given as values."""
@@ -238,13 +269,13 @@ class ControlPlane:
         return self.kubectl("get", kind, name, "-n", namespace, check=False).returncode == 0
 
     def _wait(self, what: str, ready: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + READY_SECONDS
+        deadline = time.monotonic() + PATIENCE_SECONDS
         while not ready():
             for process in (self.etcd, self.apiserver, self.controller_manager):
                 process.assert_alive()
             if time.monotonic() > deadline:
                 raise TimeoutError(
-                    f"{what} did not answer within {READY_SECONDS:.0f} s; logs lie in {self.folder}"
+                    f"{what} did not answer within {PATIENCE_SECONDS:.0f} s; logs lie in {self.folder}"
                 )
             time.sleep(0.2)
 

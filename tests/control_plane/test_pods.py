@@ -52,9 +52,7 @@ class Pods:
         return next(iter(self.status(name).get("containerStatuses", [])), {})
 
     def wait_for_phase(self, name: str, phase: str) -> None:
-        wait_until(
-            lambda: self.status(name).get("phase") == phase, f"{name} is {phase}", seconds=30, pause=0.1
-        )
+        wait_until(lambda: self.status(name).get("phase") == phase, f"{name} is {phase}", pause=0.1)
 
 
 @pytest.fixture
@@ -82,9 +80,7 @@ def test_a_container_gets_what_its_pod_says_and_its_end_is_told(pods: Pods, pod_
 
 def test_a_container_is_restarted_as_its_policy_says(pods: Pods) -> None:
     pods.make("again", "exit 1", restart="OnFailure")
-    wait_until(
-        lambda: pods.container("again").get("restartCount", 0) >= 1, "it is restarted", seconds=60, pause=0.2
-    )
+    wait_until(lambda: pods.container("again").get("restartCount", 0) >= 1, "it is restarted", pause=0.2)
     assert pods.status("again")["phase"] == "Running"
     pods.make("once", "exit 1")
     pods.wait_for_phase("once", "Failed")
@@ -93,9 +89,9 @@ def test_a_container_is_restarted_as_its_policy_says(pods: Pods) -> None:
 
 def test_a_deleted_pod_is_asked_to_end_and_is_gone_when_it_has(pods: Pods, pod_runner: PodRunner) -> None:
     pods.make("obedient", OBEDIENT)
-    wait_until(lambda: "ready" in pod_runner.log("obedient"), "it runs", seconds=30, pause=0.1)
+    wait_until(lambda: "ready" in pod_runner.log("obedient"), "it runs", pause=0.1)
     pods.delete("obedient")
-    wait_until(lambda: not pods.read("obedient"), "it is gone", seconds=20, pause=0.1)
+    wait_until(lambda: not pods.read("obedient"), "it is gone", pause=0.1)
     assert "asked" in pod_runner.log("obedient")
 
 
@@ -103,12 +99,12 @@ def test_a_pod_that_does_not_listen_is_killed_when_its_grace_is_over(
     pods: Pods, pod_runner: PodRunner
 ) -> None:
     pods.make("stubborn", STUBBORN, grace=3)
-    wait_until(lambda: "deaf" in pod_runner.log("stubborn"), "it runs", seconds=30, pause=0.1)
+    wait_until(lambda: "deaf" in pod_runner.log("stubborn"), "it runs", pause=0.1)
     pods.delete("stubborn")
     time.sleep(1)
     assert pod_runner.is_running("stubborn")
     assert pods.read("stubborn")["metadata"]["deletionTimestamp"]
-    wait_until(lambda: not pods.read("stubborn"), "it is gone", seconds=20, pause=0.1)
+    wait_until(lambda: not pods.read("stubborn"), "it is gone", pause=0.1)
     assert not pod_runner.is_running("stubborn")
 
 
@@ -126,4 +122,4 @@ def test_a_pod_stays_when_it_is_evicted_and_hangs_when_its_node_is_lost(
     time.sleep(2)
     assert pods.status("lost")["phase"] == "Running", "nobody can say that it has ended"
     pod_runner.return_node()
-    wait_until(lambda: not pods.read("lost"), "it is gone", seconds=20, pause=0.1)
+    wait_until(lambda: not pods.read("lost"), "it is gone", pause=0.1)

@@ -18,7 +18,6 @@ from tests.control_plane.certificates import make_certificates, service_on_this_
 from tests.control_plane.plane import ControlPlane, Process, free_ports
 from tests.processes import wait_until
 
-READY_SECONDS = 120.0
 RUNTIME = Path(__file__).parents[2] / "charts" / "modelchain" / "files" / "clustertrainingruntime.yaml"
 
 Object = dict[str, Any]
@@ -77,7 +76,6 @@ class Controller:
         wait_until(
             self._answers,
             f"{self.name} answers; its log is {self._process.log}",
-            seconds=READY_SECONDS,
             pause=0.2,
         )
 
@@ -95,7 +93,6 @@ class Controller:
         wait_until(
             lambda: self.plane.kubectl("get", resource, "-A", check=False).returncode == 0,
             f"the API server serves {resource}",
-            seconds=READY_SECONDS,
             pause=0.2,
         )
 

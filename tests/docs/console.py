@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from tests.docs.markdown import ROOT, Block, Command
+from tests.processes import PATIENCE_SECONDS
 
 NUMBER = r"[-+]?\d[\dhmsd.,]*"  # and ages, as kubectl writes them: 3m45s
 STAYS = re.compile(r"\s(-w|--watch|--follow)(\s|$)|\blogs\b.*\s-f\b")  # until somebody stops it
@@ -92,7 +93,10 @@ class Console:
         for _, _, process in watchers:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM)
-        return [(block, command, process.communicate(timeout=30)[0]) for block, command, process in watchers]
+        return [
+            (block, command, process.communicate(timeout=PATIENCE_SECONDS)[0])
+            for block, command, process in watchers
+        ]
 
     def _run(self, block: Block, command: Command, exit_code: int) -> None:
         for beginning, action in self._before.items():

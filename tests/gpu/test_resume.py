@@ -73,7 +73,6 @@ def test_a_checkpoint_gives_weights_moments_and_generators_back_bit_for_bit(
     assert relative_error(resumed.weights(), straight.weights()) < 1e-4
 
 
-@pytest.mark.timeout(300)
 def test_a_grown_and_taught_stage_is_killed_and_goes_on_from_its_checkpoint(
     device: torch.device, tmp_path: Path
 ) -> None:

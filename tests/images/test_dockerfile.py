@@ -57,7 +57,6 @@ def _arguments(stage: Stage) -> list[Instruction]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_operator_image_runs_without_what_only_training_and_the_command_line_need(sandbox: Sandbox) -> None:
     entry = STAGES["operator"].last("ENTRYPOINT").exec_form
     assert entry is not None
@@ -73,7 +72,6 @@ def test_operator_image_runs_without_what_only_training_and_the_command_line_nee
 
 
 @pytest.mark.long
-@pytest.mark.timeout(1800)
 def test_trainer_image_runs_the_trainer_and_the_command_line(sandbox: Sandbox) -> None:
     command = STAGES["trainer"].last("CMD").exec_form
     assert command is not None

@@ -301,7 +301,7 @@ class TestAKeeper:
             finally:
                 seaweedfs.start()
             sequence = read(s3_store).sequence
-            wait_until(lambda: read(s3_store).sequence > sequence, "it is renewed", seconds=60)
+            wait_until(lambda: read(s3_store).sequence > sequence, "it is renewed")
             assert not held.lost
 
     def test_a_renewal_that_fails_in_a_way_nobody_foresaw_is_not_the_last(

@@ -128,7 +128,6 @@ def test_every_phase_has_a_colour_of_its_own() -> None:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(1800)  # promtool is built first, once
 def test_prometheus_understands_every_query(promtool: Promtool, tmp_path: Path) -> None:
     rules = []
     for panel, target in queries():

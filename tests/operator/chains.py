@@ -15,16 +15,25 @@ from modelchain.store import Store, open_store
 from modelchain.validation import check_object
 from tests.control_plane.plane import ControlPlane
 from tests.faults import document
-from tests.processes import wait_until
+from tests.processes import PATIENCE_SECONDS, wait_until
 from tests.seaweedfs import ACCESS_KEY, BUCKET, SECRET_KEY, SeaweedFS
 from tests.squares import write_squares
 
 SECRET_NAME = "s3"  # noqa: S105
+# Where the API server has what belongs to a chain. Reading it there and not through kubectl leaves the processor, while
+# a test waits, to what it waits for.
+RESOURCES = {
+    "pods": "api/v1/pods",
+    "jobs": "apis/batch/v1/jobs",
+    "pytorchjobs": "apis/kubeflow.org/v1/pytorchjobs",
+    "trainjobs": "apis/trainer.kubeflow.org/v1alpha1/trainjobs",
+    "jobsets": "apis/jobset.x-k8s.io/v1alpha2/jobsets",
+}
 Object = dict[str, Any]
 
 
 class ClusterChain:
-    """One ModelChain in a namespace of its own, as its user sees it: through kubectl and the store."""
+    """One ModelChain in a namespace of its own, as its user sees it: through the API server and the store."""
 
     def __init__(
         self,
@@ -58,7 +67,7 @@ class ClusterChain:
 
     def read(self) -> Object:
         """The chain as the API server has it."""
-        return self._get("modelchain", self.name)
+        return self.plane.read("apis/modelchain.dev/v1alpha1/modelchains", self.namespace, self.name)
 
     def status(self) -> Object:
         """Its status; empty before the first."""
@@ -72,7 +81,7 @@ class ClusterChain:
         """A condition; empty before it is said."""
         return next((one for one in self.status().get("conditions", []) if one["type"] == kind), {})
 
-    def wait(self, condition: str, *, seconds: float) -> None:
+    def wait(self, condition: str, *, seconds: float = PATIENCE_SECONDS) -> None:
         """`kubectl wait --for=condition=...`; says what the chain looks like if that is in vain."""
         done = self.plane.kubectl(
             "wait",
@@ -88,7 +97,7 @@ class ClusterChain:
             text = self.plane.kubectl("describe", "modelchain", self.name, "-n", self.namespace).stdout
             raise AssertionError(f"{done.stderr}\n{text}")
 
-    def wait_for_phase(self, stage: str, *phases: str, seconds: float = 120) -> None:
+    def wait_for_phase(self, stage: str, *phases: str, seconds: float = PATIENCE_SECONDS) -> None:
         """Wait until a stage is in one of these phases."""
         wait_until(
             lambda: self.stage(stage).get("phase") in phases,
@@ -97,7 +106,7 @@ class ClusterChain:
             pause=0.3,
         )
 
-    def wait_for_step(self, stage: str, step: int, seconds: float = 120) -> None:
+    def wait_for_step(self, stage: str, step: int, seconds: float = PATIENCE_SECONDS) -> None:
         """Wait until the status shows that the stage has come so far."""
         wait_until(
             lambda: (self.stage(stage).get("step") or 0) >= step,
@@ -118,8 +127,16 @@ class ClusterChain:
     def events(self) -> list[Object]:
         """Kubernetes Events about the chain, oldest first."""
         selector = f"involvedObject.kind=ModelChain,involvedObject.name={self.name}"
-        items = self._get("events", "--field-selector", selector)["items"]
+        items = self.plane.read("api/v1/events", self.namespace, fieldSelector=selector)["items"]
         return sorted(items, key=lambda item: item["firstTimestamp"])
+
+    def wait_until_told(self, *texts: str) -> None:
+        """Until Events say each of these, as reason or in their message. They are sent after the status is written."""
+
+        def told(text: str) -> bool:
+            return any(text == one["reason"] or text in one["message"] for one in self.events())
+
+        wait_until(lambda: all(map(told, texts)), f"Events tell of {', '.join(texts)}", pause=0.3)
 
     def resolved(self) -> ResolvedChain:
         """The chain as the API server has it, resolved."""
@@ -168,9 +185,7 @@ class ClusterChain:
             }
         )
 
-    def _get(self, *arguments: str) -> Object:
-        return json.loads(self.plane.kubectl("get", *arguments, "-n", self.namespace, "-o", "json").stdout)
-
     def _list(self, kind: str) -> list[Object]:
         uid = self.read()["metadata"]["uid"]
-        return self._get(kind, "-l", f"modelchain.dev/chain-uid={uid}")["items"]
+        selector = f"modelchain.dev/chain-uid={uid}"
+        return self.plane.read(RESOURCES[kind], self.namespace, labelSelector=selector)["items"]

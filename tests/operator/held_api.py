@@ -14,7 +14,7 @@ from aiohttp import web
 from tests.control_plane.plane import ControlPlane
 from tests.operator.unreliable_api import CHANGES, UnreliableApi
 
-HELD_SECONDS = 90.0
+HELD_SECONDS = 240.0
 
 
 class Request(NamedTuple):

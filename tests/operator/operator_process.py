@@ -10,9 +10,7 @@ import sys
 import urllib.request
 from pathlib import Path
 
-from tests.processes import wait_until
-
-READY_SECONDS = 60.0
+from tests.processes import PATIENCE_SECONDS, wait_until
 
 
 class OperatorProcess:
@@ -43,21 +41,21 @@ class OperatorProcess:
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(self._command, stdout=log, stderr=log, env=dict(os.environ))
         if wait:
-            wait_until(self.is_ready, f"the operator is ready; its log is {self.log}", seconds=READY_SECONDS)
+            wait_until(self.is_ready, f"the operator is ready; its log is {self.log}")
 
     def kill(self) -> None:
         """End it as a power failure does."""
         process, self._process = self._process, None
         if process is not None:
             process.kill()
-            process.wait(timeout=30)
+            process.wait(timeout=PATIENCE_SECONDS)
 
     def terminate(self) -> int:
         """End it as a kubelet does. Returns its exit code."""
         process, self._process = self._process, None
         assert process is not None
         process.send_signal(signal.SIGTERM)
-        return process.wait(timeout=60)
+        return process.wait(timeout=PATIENCE_SECONDS)
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal, SIGSTOP and SIGCONT among them."""

@@ -17,7 +17,7 @@ from tests.operator.operator_process import OperatorProcess
 from tests.processes import wait_until
 from tests.seaweedfs import SeaweedFS
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.xdist_group("control-plane")]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("control-plane")]
 
 CHAIN_SECONDS = 300.0
 
@@ -33,15 +33,13 @@ def test_what_is_wrong_for_good_stops_with_the_trainers_words_and_an_edit_trains
     operator.start()
     data = chain.document["spec"]["data"]
     chain.apply(data={**data, "shards": ["s3://modelchain/data/nothing/{000..001}.tar"]})
-    wait_until(
-        lambda: chain.status().get("phase") == "Failed", "the chain has failed", seconds=120, pause=0.3
-    )
+    wait_until(lambda: chain.status().get("phase") == "Failed", "the chain has failed", pause=0.3)
     assert chain.condition("Failed")["status"] == "True"
     failed = chain.stage("tiny")
     assert "s3://modelchain/data/nothing/000.tar" in failed["message"], failed
     assert (failed["attempt"], failed["phase"]) == (1, "Failed"), "what is wrong for good is not tried again"
     assert chain.stage("small")["attempt"] == 0
-    assert failed["message"] in "".join(event["message"] for event in chain.events())
+    chain.wait_until_told(failed["message"])
     chain.wait_at_rest(3)
 
     chain.apply(data=data)
@@ -50,7 +48,7 @@ def test_what_is_wrong_for_good_stops_with_the_trainers_words_and_an_edit_trains
     stages = [dict(stage) for stage in chain.document["spec"]["stages"]]
     stages[1]["training"] = {"epochs": 3}
     chain.apply(stages=stages)
-    wait_until(lambda: chain.status()["phase"] != "Complete", "small is to be trained", seconds=60, pause=0.2)
+    wait_until(lambda: chain.status()["phase"] != "Complete", "small is to be trained", pause=0.2)
     chain.wait("Complete", seconds=CHAIN_SECONDS)
     assert chain.stage("tiny") == tiny, "its predecessor is what it was"
     assert chain.stage("small")["phase"] == "Complete"
@@ -63,22 +61,20 @@ def test_what_runs_of_a_chain_that_is_refused_now_is_looked_after_by_an_operator
     pod_runner.hold("*", "checkpoint-committed:1")
     operator.start()
     chain.apply()
-    wait_until(lambda: len(chain.pods()) == 1, "its pod is made", seconds=60, pause=0.2)
+    wait_until(lambda: len(chain.pods()) == 1, "its pod is made", pause=0.2)
     pod_runner.wait_for_held(chain.pods()[0]["metadata"]["name"])
     operator.kill()
     right = chain.document["spec"]["stages"]
     chain.apply(stages=[{"name": "tiny", "model": "no-such-model"}])
     operator.start()
-    wait_until(
-        lambda: chain.condition("Accepted").get("status") == "False", "it is refused", seconds=60, pause=0.3
-    )
+    wait_until(lambda: chain.condition("Accepted").get("status") == "False", "it is refused", pause=0.3)
     assert (chain.status()["phase"], chain.stage("tiny")["phase"]) == ("Running", "Running")
     assert len(chain.pods()) == 1
 
     pod_runner.release()
     chain.apply(suspend=True)
-    wait_until(lambda: not chain.pods(), "it is suspended", seconds=60, pause=0.3)
-    wait_until(lambda: chain.status()["phase"] == "Refused", "nothing is said to run", seconds=30, pause=0.3)
+    wait_until(lambda: not chain.pods(), "it is suspended", pause=0.3)
+    wait_until(lambda: chain.status()["phase"] == "Refused", "nothing is said to run", pause=0.3)
     assert chain.stage("tiny")["lastEnded"]["reason"] == "Suspended"
 
     chain.apply(suspend=False, stages=right)
@@ -100,7 +96,7 @@ def test_a_stage_that_hangs_is_replaced(
     pod_runner.release()  # the next attempt does not hang
     retry = chain.document["spec"]["retry"]
     chain.apply(retry={**retry, "stallSeconds": 5})  # edits of what only watches disturb no job
-    wait_until(lambda: chain.stage("tiny")["attempt"] == 2, "it is replaced", seconds=120, pause=0.3)
+    wait_until(lambda: chain.stage("tiny")["attempt"] == 2, "it is replaced", pause=0.3)
     chain.apply(retry=retry)  # a busy machine takes longer to start a trainer
     ended = chain.stage("tiny")["lastEnded"]
     assert (ended["reason"], ended["counted"]) == ("Stalled", True), ended
@@ -119,7 +115,7 @@ def test_artifacts_that_vanish_are_missed_and_trained_again_only_when_that_is_as
     operator.terminate()
     chain.store.delete([f"{stage.folder}/{MANIFEST}"])
     operator.start()  # it looks at all that it has not seen yet
-    chain.wait("ArtifactsMissing", seconds=60)
+    chain.wait("ArtifactsMissing")
     message = chain.condition("ArtifactsMissing")["message"]
     assert "tiny" in message
     assert stage.folder in message
@@ -127,7 +123,7 @@ def test_artifacts_that_vanish_are_missed_and_trained_again_only_when_that_is_as
     assert chain.stage("tiny")["attempt"] == 1
     annotation = f"{RETRAIN_MISSING_ANNOTATION}=true"
     chain.plane.kubectl("annotate", "modelchain", chain.name, "-n", chain.namespace, annotation)
-    wait_until(lambda: chain.stage("tiny")["attempt"] == 2, "it is trained again", seconds=60, pause=0.3)
+    wait_until(lambda: chain.stage("tiny")["attempt"] == 2, "it is trained again", pause=0.3)
     chain.wait("Complete", seconds=CHAIN_SECONDS)
     assert chain.condition("ArtifactsMissing")["status"] == "False"
 
@@ -135,7 +131,7 @@ def test_artifacts_that_vanish_are_missed_and_trained_again_only_when_that_is_as
 def test_a_job_that_a_queue_holds_is_queued(chain: ClusterChain, operator: OperatorProcess) -> None:
     operator.start()
     chain.apply()
-    wait_until(lambda: len(chain.jobs()) == 1, "its first job is made", seconds=60, pause=0.2)
+    wait_until(lambda: len(chain.jobs()) == 1, "its first job is made", pause=0.2)
     (job,) = chain.jobs()
 
     def hold(suspended: bool) -> None:
@@ -167,12 +163,11 @@ def test_without_pytorchjobs_a_chain_says_how_to_get_them_and_starts_when_they_a
         wait_until(
             lambda: chain.condition("Progressing").get("reason") == "BackendUnavailable",
             "it says what it lacks",
-            seconds=60,
             pause=0.3,
         )
         assert "install the Kubeflow training operator" in chain.condition("Progressing")["message"]
         chain.wait_at_rest(4)
         plane.install_kubeflow()
-        wait_until(lambda: len(chain.jobs()) == 1, "its first job is made", seconds=120, pause=0.5)
+        wait_until(lambda: len(chain.jobs()) == 1, "its first job is made", pause=0.5)
     finally:
         operator.kill()

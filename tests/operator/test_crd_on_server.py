@@ -56,7 +56,7 @@ STATUS: dict[str, Any] = {
 def installed(control_plane: ControlPlane) -> None:
     """The CRD of this checkout, as an administrator installs it."""
     control_plane.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(CRD))
-    control_plane.kubectl("wait", "--for=condition=Established", f"crd/{CRD_NAME}", "--timeout=30s")
+    control_plane.kubectl("wait", "--for=condition=Established", f"crd/{CRD_NAME}", "--timeout=240s")
 
 
 class Cluster:

@@ -12,7 +12,7 @@ from tests.operator.chains import ClusterChain
 from tests.operator.operator_process import OperatorProcess
 from tests.squares import SAMPLES
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.xdist_group("control-plane")]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("control-plane")]
 
 CHAIN_SECONDS = 400.0
 TOKENS = 1639  # of the captions in the shards, and an end of each

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from modelchain_trainer.distributed.collectives import Group
+from tests.processes import PATIENCE_SECONDS
 
 T = TypeVar("T")
-PATIENCE_SECONDS = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)

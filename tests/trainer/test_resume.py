@@ -190,7 +190,7 @@ def test_metrics_that_a_purge_takes_while_the_stage_trains_are_written_again(
 ) -> None:
     (rank,) = fork_server.start(stage, tmp_path / "run", failpoint="upload-file:1:STOP")
     stat = Path(f"/proc/{rank.pid}/stat")
-    wait_until(lambda: stat.read_text().rpartition(") ")[2].startswith("T"), "it stops", seconds=120)
+    wait_until(lambda: stat.read_text().rpartition(") ")[2].startswith("T"), "it stops")
     oldest = min((Path(stage.store.uri) / stage.folder).glob("attempts/*/metrics-*.jsonl"))
     oldest.unlink()
     os.kill(rank.pid, signal.SIGCONT)

@@ -77,7 +77,7 @@ def test_a_stage_survives_a_server_that_is_killed_and_started_again(
     (rank,) = fork_server.start(stage, tmp_path / "run", failpoint="step:10:STOP")
     store = open_store(stage.store)
     status = Path(f"/proc/{rank.pid}/status")
-    wait_until(lambda: "\nState:\tT" in status.read_text(), "the rank has stopped itself", seconds=60)
+    wait_until(lambda: "\nState:\tT" in status.read_text(), "the rank has stopped itself")
     seaweedfs.kill()
     os.kill(rank.pid, signal.SIGCONT)
     time.sleep(5)

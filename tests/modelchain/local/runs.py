@@ -10,17 +10,13 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from modelchain.status import ChainRecord
-from tests import processes
+from tests.processes import PATIENCE_SECONDS, wait_until
 
 FAKE_TRAINER = Path(__file__).with_name("fake_trainer.py")
-PATIENCE_SECONDS = 60.0  # for what takes a moment on a machine that has time
-
-wait_until = partial(processes.wait_until, seconds=PATIENCE_SECONDS)
 
 # The program under test, but for the command that it starts.
 _DRIVER = """

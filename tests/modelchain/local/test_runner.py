@@ -233,7 +233,7 @@ def test_no_trainer_outlives_a_killed_runner_and_the_next_run_goes_on(bench: Ben
     run = bench.start("-o", "json")
     pid = bench.wait_for_start("tiny")
     kill(run.process.pid)
-    wait_until(lambda: not is_alive(pid), "the trainer is gone", seconds=10)
+    wait_until(lambda: not is_alive(pid), "the trainer is gone")
     assert bench.run().code == 0
     tiny = bench.record().status.find_stage("tiny")
     assert tiny is not None

@@ -15,12 +15,11 @@ def queued_chain(chain: ClusterChain, backend: str = "PyTorchJob", *, stages: in
         del chain.document["spec"]["job"]["terminationGracePeriodSeconds"]
 
 
-def wait_for_message(chain: ClusterChain, text: str, seconds: float = 60) -> None:
+def wait_for_message(chain: ClusterChain, text: str) -> None:
     """Until condition Progressing says this."""
     wait_until(
         lambda: text in chain.condition("Progressing").get("message", ""),
         f"the chain says {text!r}: {chain.condition('Progressing')}, {chain.stage('tiny')}",
-        seconds=seconds,
         pause=0.3,
     )
 
@@ -36,6 +35,5 @@ def wait_until_taken_back(chain: ClusterChain) -> None:
     wait_until(
         lambda: all("deletionTimestamp" in pod["metadata"] for pod in chain.pods()),
         "its pod is taken back",
-        seconds=60,
         pause=0.1,
     )

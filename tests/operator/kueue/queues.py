@@ -81,7 +81,7 @@ class Queues:
 
     def job(self, name: str) -> Object:
         """A Job as it is now."""
-        return json.loads(self.plane.kubectl("get", "job", name, "-n", self.namespace, "-o", "json").stdout)
+        return self.plane.read("apis/batch/v1/jobs", self.namespace, name)
 
     def is_running(self, name: str) -> bool:
         """Whether the pod of such a job runs."""
@@ -90,8 +90,8 @@ class Queues:
     def workload_of(self, job: Object) -> Object:
         """Kueue's Workload of a job; empty if there is none."""
         selector = f"kueue.x-k8s.io/job-uid={job['metadata']['uid']}"
-        arguments = ("get", "workloads.kueue.x-k8s.io", "-n", self.namespace, "-l", selector, "-o", "json")
-        return next(iter(json.loads(self.plane.kubectl(*arguments).stdout)["items"]), {})
+        found = self.plane.read(f"apis/{API_VERSION}/workloads", self.namespace, labelSelector=selector)
+        return next(iter(found["items"]), {})
 
     def patch_workload(self, workload: Object, spec: Object) -> None:
         """As `kubectl patch` of its spec."""

@@ -12,7 +12,7 @@ from tests.operator.kueue.queues import Queues
 from tests.operator.operator_process import OperatorProcess
 from tests.processes import wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.xdist_group("kueue")]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("kueue")]
 
 PRIORITY = "kueue.x-k8s.io/priority-class"
 
@@ -39,7 +39,7 @@ def test_what_is_missing_is_named_in_turn_and_nothing_is_made_before_it_is_there
 
     there = {PRIORITY: queues.priority("there", 10)}
     chain.apply(job={**job, "queueName": "research", "labels": there})
-    wait_until(lambda: len(chain.pods()) == 1, "its pod is made", seconds=90, pause=0.3)
+    wait_until(lambda: len(chain.pods()) == 1, "its pod is made", pause=0.3)
     assert len(chain.jobs("trainjobs")) == 1
 
 

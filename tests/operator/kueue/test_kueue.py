@@ -19,7 +19,7 @@ from tests.operator.kueue.queues import Queues
 from tests.operator.operator_process import OperatorProcess
 from tests.processes import wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.xdist_group("kueue")]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("kueue")]
 
 CHAIN_SECONDS = 300.0
 PLURALS = {"PyTorchJob": "pytorchjobs", "TrainJob": "trainjobs", "Job": "jobs"}
@@ -33,7 +33,7 @@ def test_a_stage_waits_for_its_quota_and_says_so_in_kueues_words(
 ) -> None:
     queues.quota("150m")
     queues.occupy("others", "100m")
-    wait_until(lambda: queues.is_running("others"), "others have the quota", seconds=60, pause=0.3)
+    wait_until(lambda: queues.is_running("others"), "others have the quota", pause=0.3)
     queued_chain(chain, backend)
     operator.start()
     chain.apply()
@@ -65,8 +65,8 @@ def test_a_stage_gives_way_to_a_higher_priority_and_goes_on_from_its_checkpoint(
     pod_runner.release()
     wait_for_message(chain, "Preempted to accommodate a workload")
     assert chain.stage("tiny")["phase"] == "Queued"
-    wait_until(lambda: queues.is_running("urgent"), "the urgent job runs", seconds=60, pause=0.3)
-    wait_until(lambda: not chain.pods(), "its pod is gone", seconds=60, pause=0.2)
+    wait_until(lambda: queues.is_running("urgent"), "the urgent job runs", pause=0.3)
+    wait_until(lambda: not chain.pods(), "its pod is gone", pause=0.2)
 
     pod_runner.hold("*", "checkpoint-committed:1")
     queues.vacate("urgent")
@@ -128,7 +128,7 @@ def test_a_deactivated_workload_is_told_with_the_command_that_activates_it(
     wait_for_message(chain, f"{workload['metadata']['name']} of {job['metadata']['name']} is deactivated")
     condition = chain.condition("Progressing")
     assert (condition["status"], condition["reason"]) == ("False", "WorkloadDeactivated")
-    wait_until(lambda: not chain.pods(), "its pod is gone", seconds=60, pause=0.2)
+    wait_until(lambda: not chain.pods(), "its pod is gone", pause=0.2)
 
     command = condition["message"].partition("when that is fixed: kubectl ")[2]
     assert command, condition

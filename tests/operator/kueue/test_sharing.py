@@ -19,7 +19,7 @@ from tests.operator.kueue.queues import Queues
 from tests.operator.operator_process import OperatorProcess
 from tests.processes import wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.xdist_group("kueue")]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("kueue")]
 
 CHAIN_SECONDS = 300.0
 STRATEGIES = ["LessThanOrEqualToFinalShare", "LessThanInitialShare"]
@@ -45,7 +45,7 @@ def test_a_borrowed_quota_is_given_back_and_the_stage_goes_on_from_its_checkpoin
     wait_until_taken_back(chain)
     pod_runner.release()
     wait_for_message(chain, "reclamation within the cohort")
-    wait_until(lambda: queues.is_running("theirs"), "the owners have it", seconds=60, pause=0.3)
+    wait_until(lambda: queues.is_running("theirs"), "the owners have it", pause=0.3)
 
     pod_runner.hold("*", "checkpoint-committed:1")
     queues.vacate("theirs")
@@ -68,7 +68,7 @@ def test_two_queues_share_a_cohort_fairly(
     for name in ("one", "two"):
         queues.occupy(name, "100m", queue="others")
     running = lambda: [name for name in ("one", "two") if queues.is_running(name)]  # noqa: E731
-    wait_until(lambda: len(running()) == 2, "the others have all", seconds=60, pause=0.3)
+    wait_until(lambda: len(running()) == 2, "the others have all", pause=0.3)
     queued_chain(chain, "TrainJob")
     pod_runner.hold("*tiny*", "checkpoint-committed:1")
     operator.start()
@@ -93,7 +93,7 @@ def test_pods_that_do_not_start_are_taken_back_queued_again_and_given_up(
     queued_chain(chain, "TrainJob")
     operator.start()
     chain.apply()
-    wait_for_message(chain, "delete workloads.kueue.x-k8s.io", seconds=180)
+    wait_for_message(chain, "delete workloads.kueue.x-k8s.io")
     assert chain.stage("tiny")["phase"] == "Queued"
     condition = chain.condition("Progressing")
     assert condition["reason"] == "WorkloadDeactivated"

@@ -16,7 +16,7 @@ from modelchain.store import ObjectInfo, Store, StoreUnavailable
 from modelchain.store.folder import FolderStore
 from tests.modelchain.reconcile.chains import manifest, progress
 
-WAIT_SECONDS = 30.0
+WAIT_SECONDS = 240.0
 
 
 class FlakyStore(FolderStore):
@@ -27,7 +27,7 @@ class FlakyStore(FolderStore):
         self.problem: Exception | None = None
         self.answers = threading.Event()
         self.answers.set()
-        self.hangs_seconds = WAIT_SECONDS  # after that, what does not answer is given up
+        self.hangs_seconds = 30.0  # after that, what does not answer is given up
         self.asked: Counter[str] = Counter()
         self.under_way = 0
         self.most_under_way = 0

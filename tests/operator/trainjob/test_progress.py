@@ -10,7 +10,7 @@ from modelchain.artifacts import Progress
 from modelchain_trainer.telemetry.trainjob_status import trainer_status
 from tests.control_plane.trainer import TrainerStack
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.xdist_group("trainer")]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("trainer")]
 
 
 def test_the_status_of_a_trainjob_takes_what_the_trainer_tells(stack: TrainerStack, namespace: str) -> None:

@@ -15,7 +15,7 @@ from tests.operator.chains import ClusterChain
 from tests.operator.operator_process import OperatorProcess
 from tests.processes import wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.xdist_group("trainer")]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("trainer")]
 
 Object = dict[str, Any]
 
@@ -25,7 +25,6 @@ def wait_for_words(chain: ClusterChain, *texts: str) -> None:
     wait_until(
         lambda: all(text in chain.condition("Progressing").get("message", "") for text in texts),
         f"the chain says {texts}: {chain.condition('Progressing')}",
-        seconds=90,
         pause=0.5,
     )
 
@@ -49,13 +48,12 @@ def test_what_refuses_the_pods_of_the_inner_job_is_told_with_the_remedy(
     assert (len(chain.jobs("trainjobs")), chain.pods()) == (1, [])
 
     chain.apply(suspend=True)
-    chain.wait_for_phase("tiny", "Suspended", seconds=60)
+    chain.wait_for_phase("tiny", "Suspended")
     quota = {"metadata": {"name": "none", "namespace": chain.namespace}, "spec": {"hard": {"pods": "0"}}}
     chain.plane.apply({"apiVersion": "v1", "kind": "ResourceQuota", **quota})
     wait_until(
         lambda: "pods" in chain.plane.kubectl("get", "quota", "none", "-n", chain.namespace).stdout,
         "the quota is in force",
-        seconds=30,
         pause=0.3,
     )
     use_trainjob(chain, podTemplate={})
@@ -83,10 +81,10 @@ def old_definition(control_plane: ControlPlane, stack: TrainerStack) -> Iterator
         ask = ("create", "--dry-run=server", "-f", "-")
         return "unknown field" not in control_plane.kubectl(*ask, text=json.dumps(probe), check=False).stderr
 
-    wait_until(lambda: not knows_patches(), "the API server has the old definition", seconds=30, pause=0.3)
+    wait_until(lambda: not knows_patches(), "the API server has the old definition", pause=0.3)
     yield
     control_plane.apply(present)
-    wait_until(knows_patches, "the API server has the present definition", seconds=30, pause=0.3)
+    wait_until(knows_patches, "the API server has the present definition", pause=0.3)
 
 
 @pytest.mark.usefixtures("old_definition")

@@ -63,7 +63,6 @@ class Launch:
         wait_until(
             lambda: all(path.exists() and path.read_text().endswith("\n") for path in paths),
             f"{name} is written",
-            seconds=20,
         )
         return [path.read_text().strip() for path in paths]
 
@@ -102,7 +101,7 @@ def _clean(variables: Mapping[str, str]) -> dict[str, str]:
 
 
 def _wait_until_gone(pids: list[int]) -> None:
-    wait_until(lambda: not any(is_alive(pid) for pid in pids), f"{pids} are gone", seconds=10, pause=0.05)
+    wait_until(lambda: not any(is_alive(pid) for pid in pids), f"{pids} are gone", pause=0.05)
 
 
 def test_every_rank_is_told_its_place_and_one_token_is_made_of_the_prefix(start: Start) -> None:

@@ -168,7 +168,7 @@ def test_a_stage_that_trains_tells_how_far_it_is(
         monkeypatch.setenv(name, value)
     train(stage_of("small"))
     told: list[dict[str, Any]] = []
-    wait_until(lambda: not server.taken.empty(), "it is told", seconds=30)
+    wait_until(lambda: not server.taken.empty(), "it is told")
     while not server.taken.empty():
         told.append(server.taken.get()[1]["trainerStatus"])
     assert told[-1]["progressPercentage"] == 100
