@@ -15,7 +15,7 @@ BUILD_ARGS ?=
 OLDEST_TESTS := $(addprefix tests/operator/test_,end_to_end.py crd_on_server.py life.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-fast test-oldest control-plane cluster e2e gpu-kit images version release-check lint format crds chart reference goldens docs \
+.PHONY: help setup demo test tests test-all test-fast test-oldest control-plane cluster e2e gpu-kit images version release-check lint format crds chart reference goldens docs \
   constraints clean
 
 help:  ## Show this list
@@ -36,11 +36,14 @@ demo: setup  ## Train a chain of three models on real images on the CPU, in minu
 	$(BIN)/modelchain run examples/digits.yaml
 	$(BIN)/modelchain report examples/digits.yaml
 
-test: setup lint control-plane  ## Run the tests
-	$(PYTEST) -n $(WORKERS) --dist loadgroup -m 'not long'
+test: setup control-plane  ## Run the tests
+	@$(MAKE) --no-print-directory --jobs 2 lint tests TESTS='not long'
 
-test-all: test  ## Run all tests, those that take minutes as well
-	$(PYTEST) -n $(WORKERS) --dist loadgroup -m long
+test-all: setup control-plane  ## Run all tests, those that take minutes as well
+	@$(MAKE) --no-print-directory --jobs 2 lint tests
+
+tests: setup
+	$(PYTEST) -n $(WORKERS) --dist loadgroup -m "$(TESTS)"
 
 test-oldest: setup  ## Run the operator's main tests on the oldest Kubernetes and training operator, which it builds once
 	MODELCHAIN_TEST_VERSIONS=oldest $(BIN)/python -m tests.control_plane.binaries etcd kube-apiserver kube-controller-manager training-operator

@@ -21,7 +21,7 @@ from tests.operator.chains import ClusterChain
 from tests.processes import wait_until
 from tests.seaweedfs import SeaweedFS
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(900), pytest.mark.xdist_group("control-plane")]
+pytestmark = [pytest.mark.long, pytest.mark.xdist_group("chart")]
 
 CHAIN_SECONDS = 400.0
 EVERYTHING = Path(__file__).parent / "values" / "everything.yaml"
@@ -192,10 +192,8 @@ def test_whoever_may_view_or_edit_a_namespace_may_do_so_with_its_chains(release:
         asked = ("auth", "can-i", verb, *resource, "-n", team.namespace, f"--as={user}")
         return plane.kubectl(*asked, check=False).stdout.strip() == "yes"
 
-    wait_until(lambda: may("viewer", "get", "modelchains"), "the roles are aggregated", seconds=30, pause=0.5)
-    wait_until(
-        lambda: may("editer", "create", "modelchains"), "the roles are aggregated", seconds=30, pause=0.5
-    )
+    wait_until(lambda: may("viewer", "get", "modelchains"), "the roles are aggregated", pause=0.5)
+    wait_until(lambda: may("editer", "create", "modelchains"), "the roles are aggregated", pause=0.5)
     assert not may("viewer", "create", "modelchains")
     assert all(may("editer", verb, "modelchains") for verb in ("get", "list", "watch", "patch", "delete"))
     assert not may("editer", "update", "modelchains", "--subresource=status")
@@ -220,13 +218,12 @@ def test_without_kubeflow_it_says_what_is_missing_and_goes_on_once_it_is_there(
             wait_until(
                 lambda chain=chain: chain.condition("Progressing").get("reason") == "BackendUnavailable",
                 "the chain says why it waits",
-                seconds=60,
                 pause=0.5,
             )
             assert "install the Kubeflow training operator" in chain.condition("Progressing")["message"]
             chain.wait_at_rest(3)
             plane.install_training_crds()
-            wait_until(lambda chain=chain: bool(chain.jobs()), "its job is made", seconds=90, pause=0.5)
+            wait_until(lambda chain=chain: bool(chain.jobs()), "its job is made", pause=0.5)
             operator.terminate()
             remove(release)
             plane.kubectl("delete", "crd", "pytorchjobs.kubeflow.org")

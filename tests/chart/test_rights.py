@@ -21,7 +21,7 @@ from tests.operator.chains import ClusterChain
 from tests.operator.kueue.queues import Queues
 from tests.processes import wait_until
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(900), pytest.mark.xdist_group("control-plane")]
+pytestmark = [pytest.mark.long, pytest.mark.xdist_group("chart")]
 
 PLURALS = {"PyTorchJob": "pytorchjobs", "TrainJob": "trainjobs", "Job": "jobs"}
 MISSING = "settings"
@@ -60,9 +60,10 @@ def live(team: Team, backend: str) -> None:
     spec, plural = chain.document["spec"], PLURALS[backend]
     spec["stages"] = spec["stages"][:1]
     team.pods.hold("*", "step:8")  # attempts end when this test wants it
-    spec["job"] |= {"backend": backend, "nodes": 2, "podTemplate": POD_TEMPLATE}
+    nodes = 2 if backend == "Job" else 1  # only the pods of an Indexed Job need a Service, to find each other
+    spec["job"] |= {"backend": backend, "nodes": nodes, "podTemplate": POD_TEMPLATE}
     chain.apply(suspend=True)
-    wait_until(lambda: chain.status().get("phase") == "Suspended", "it is suspended", seconds=60, pause=0.3)
+    wait_until(lambda: chain.status().get("phase") == "Suspended", "it is suspended", pause=0.3)
 
     # A job of somebody else's stands in its way.
     (stage,) = chain.resolved().stages
@@ -72,7 +73,6 @@ def live(team: Team, backend: str) -> None:
     wait_until(
         lambda: "exists already and is not this stage's" in chain.condition("Progressing").get("message", ""),
         f"it says that {name} stands in its way",
-        seconds=60,
         pause=0.3,
     )
     chain.plane.kubectl("delete", plural, name, "-n", chain.namespace)
@@ -81,7 +81,6 @@ def live(team: Team, backend: str) -> None:
     wait_until(
         lambda: f'configmap "{MISSING}" not found' in chain.stage("tiny").get("message", ""),
         "it says what its pods lack",
-        seconds=90,
         pause=0.3,
     )
     chain.plane.kubectl("create", "configmap", MISSING, "-n", chain.namespace)
@@ -90,7 +89,7 @@ def live(team: Team, backend: str) -> None:
     team.pods.wait_for_held("*")
     crash(team, chain)
     chain.wait_for_phase("tiny", "Retrying", "Running")
-    wait_until(lambda: chain.stage("tiny").get("failures") == 1, "it has failed once", seconds=60, pause=0.3)
+    wait_until(lambda: chain.stage("tiny").get("failures") == 1, "it has failed once", pause=0.3)
     chain.wait_for_phase("tiny", "Running")
     suspend_and_resume(chain)
     chain.wait_for_phase("tiny", "Running")
@@ -98,7 +97,7 @@ def live(team: Team, backend: str) -> None:
     chain.plane.kubectl("delete", plural, job, "-n", chain.namespace, "--cascade=orphan")
     assert job not in {one["metadata"]["name"] for one in chain.jobs(plural)}
     crash(team, chain)
-    wait_until(lambda: chain.stage("tiny").get("attempt") == 4, "it goes on", seconds=60, pause=0.3)
+    wait_until(lambda: chain.stage("tiny").get("attempt") == 4, "it goes on", pause=0.3)
     chain.wait_for_phase("tiny", "Running")
     chain.plane.kubectl("delete", "modelchain", chain.name, "-n", chain.namespace)
     chain.plane.kubectl("delete", "configmap", MISSING, "-n", chain.namespace)
@@ -112,7 +111,7 @@ def crash(team: Team, chain: ClusterChain) -> None:
 def suspend_and_resume(chain: ClusterChain) -> None:
     """Nothing of the chain runs in between."""
     chain.apply(suspend=True)
-    wait_until(lambda: not chain.pods(), "it has no pods", seconds=60, pause=0.3)
+    wait_until(lambda: not chain.pods(), "it has no pods", pause=0.3)
     chain.apply(suspend=False)
 
 
@@ -125,7 +124,6 @@ def ask_for_a_certificate(team: Team, audit_log: AuditLog, release: Release) -> 
     wait_until(
         lambda: wanted in {one.right for one in audit_log.asked_by("modelchain", release.namespace)},
         "the certificate is asked for",
-        seconds=60,
         pause=0.5,
     )
     chain.plane.kubectl("delete", "modelchain", chain.name, "-n", chain.namespace)
@@ -145,7 +143,7 @@ def wait_in_a_queue(team: Team, audit_log: AuditLog, release: Release) -> None:
     }
     chain.document["spec"]["job"] |= {**queue, "backend": "Job"}
     chain.apply()
-    wait_until(lambda: len(chain.jobs("jobs")) == 1, "its job is made", seconds=60, pause=0.3)
+    wait_until(lambda: len(chain.jobs("jobs")) == 1, "its job is made", pause=0.3)
     name = chain.jobs("jobs")[0]["metadata"]["name"]
     chain.plane.kubectl(
         "patch", "job", name, "-n", chain.namespace, "--type=merge", "-p", '{"spec": {"suspend": true}}'
@@ -154,7 +152,6 @@ def wait_in_a_queue(team: Team, audit_log: AuditLog, release: Release) -> None:
     wait_until(
         lambda: wanted in {one.right for one in audit_log.asked_by("modelchain", release.namespace)},
         "it is asked why the job waits",
-        seconds=60,
         pause=0.5,
     )
     chain.plane.kubectl("delete", "modelchain", chain.name, "-n", chain.namespace)

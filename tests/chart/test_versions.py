@@ -17,7 +17,7 @@ from tests.chart.teams import Operators, Team
 from tests.operator.chains import ClusterChain
 from tests.processes import wait_until
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(900), pytest.mark.xdist_group("control-plane")]
+pytestmark = [pytest.mark.long, pytest.mark.xdist_group("chart")]
 
 STATUS_WRITE = Right("modelchain.dev", "modelchains/status", "update")
 # What an older CRD might lack: fields of the chain and of a stage, one of them a time.
@@ -83,9 +83,7 @@ def test_an_operator_goes_on_under_a_newer_crd_and_names_what_it_does_not_know(
     shorten(refused)
     refused.document["spec"]["retry"]["insightSeconds"] = 5
     refused.apply()
-    wait_until(
-        lambda: refused.condition("Accepted").get("status") == "False", "it is refused", seconds=60, pause=0.3
-    )
+    wait_until(lambda: refused.condition("Accepted").get("status") == "False", "it is refused", pause=0.3)
     assert "spec.retry.insightSeconds" in refused.condition("Accepted")["message"]
     refused.wait_at_rest(12)
     assert not refused.jobs("jobs")
@@ -106,7 +104,6 @@ def replace_crd(release: Release, definition: dict[str, Any]) -> None:
     wait_until(
         lambda: set(json.loads(release.plane.kubectl("get", "crd", CRD_NAME, "-o", path).stdout)) == wanted,
         "the CRD is replaced",
-        seconds=30,
         pause=0.2,
     )
     time.sleep(2)  # until the API server serves it

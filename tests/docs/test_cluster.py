@@ -24,7 +24,7 @@ from tests.docs.test_commands import is_for_a_cluster, is_run
 from tests.operator.operator_process import OperatorProcess
 from tests.seaweedfs import ACCESS_KEY, SECRET_KEY, SeaweedFS
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(2400), pytest.mark.xdist_group("control-plane")]
+pytestmark = pytest.mark.long
 
 FIRST = DOCS / "quickstart-cluster.md"  # the other pages look at the chain that it leaves
 TRAINJOB = DOCS / "quickstart-trainjob.md"  # on a cluster of its own, with the stack that it installs

@@ -98,7 +98,6 @@ def test_the_commands_of_a_page_print_what_it_shows(page: Path, tmp_path: Path) 
 
 
 @pytest.mark.long
-@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("page", LONG, ids=_id)
 def test_the_commands_of_a_page_that_take_minutes_print_what_it_shows(page: Path, tmp_path: Path) -> None:
     _read(_local(page), tmp_path)
