@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.control_plane.api import Object
+from tests.control_plane.preloaded import MARKER, PreloadedTrainer, is_trainer
 
-MARKER = "POD_RUNNER"  # in the environment of all that runs for a pod, its grandchildren too
 TRAINER_PORT = "29500"  # fixed in the Kubeflow Trainer
 TERMINATION_LOG = "termination-log"
 MESSAGE_BYTES = 4096  # as much of a termination message as a kubelet reports
@@ -110,25 +110,21 @@ def plan(
 class Container:
     """A running process, and all that it starts."""
 
-    def __init__(self, launch: Launch, marker: str) -> None:
-        """Start it. Raises ConfigError if there is no such program."""
+    def __init__(self, launch: Launch, marker: str, *, preloaded: bool) -> None:
+        """Start it; `preloaded`: a trainer as a fork of a process that has imported it.
+
+        Raises ConfigError if there is no such program.
+        """
         self.launch = launch
         self._mark = f"{MARKER}={marker}"
         self._frozen = False
         (launch.folder / TERMINATION_LOG).write_bytes(b"")
-        with launch.log.open("ab") as log:
-            try:
-                self._process = subprocess.Popen(
-                    launch.command,
-                    cwd=launch.folder,
-                    env={**launch.environment, MARKER: marker},
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,
-                )
-            except OSError as error:
-                raise ConfigError(f"failed to start: {error}", "RunContainerError") from error
+        if preloaded and is_trainer(launch.command):
+            self._process: subprocess.Popen[bytes] | PreloadedTrainer = PreloadedTrainer(
+                launch.folder, launch.log, launch.environment, marker
+            )
+        else:
+            self._process = _started(launch, marker)
         self.pid = self._process.pid
 
     def exit_code(self) -> int | None:
@@ -170,6 +166,22 @@ class Container:
         if not said and policy == "FallbackToLogsOnError" and self._process.returncode:
             said = b"\n".join(self.launch.log.read_bytes().splitlines()[-80:])[-2048:]
         return said.decode(errors="replace")
+
+
+def _started(launch: Launch, marker: str) -> subprocess.Popen[bytes]:
+    with launch.log.open("ab") as log:
+        try:
+            return subprocess.Popen(
+                launch.command,
+                cwd=launch.folder,
+                env={**launch.environment, MARKER: marker},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise ConfigError(f"failed to start: {error}", "RunContainerError") from error
 
 
 def start_guard(marker: str) -> subprocess.Popen[bytes]:

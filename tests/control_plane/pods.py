@@ -29,7 +29,7 @@ from tests.control_plane.containers import (
     start_guard,
 )
 from tests.control_plane.plane import ControlPlane
-from tests.processes import wait_until
+from tests.processes import PATIENCE_SECONDS, wait_until
 
 PASS_SECONDS = 0.1
 RESTART_SECONDS = 1.0  # a kubelet begins with 10
@@ -74,6 +74,7 @@ class PodRunner:
         folder: for their logs and scratch files.
         namespace: run pods of this namespace only; None means all.
         environment: variables that the pods' image sets.
+        preloaded: fork trainers from a process that has imported torch, instead of starting Python for each.
     """
 
     def __init__(
@@ -83,12 +84,14 @@ class PodRunner:
         *,
         namespace: str | None = None,
         environment: Mapping[str, str] | None = None,
+        preloaded: bool = True,
     ) -> None:
         self.node = f"node-{namespace or secrets.token_hex(3)}"
         self._api = Api(plane.url, plane.token)
         self._folder = folder
         self._pods_path = f"/api/v1/namespaces/{namespace}/pods" if namespace else "/api/v1/pods"
         self._image_environment = dict(environment or {})
+        self._preloaded = preloaded
         self._marker = f"{secrets.token_hex(8)}/"
         self._guard = start_guard(self._marker)
         self._boxes: dict[str, _Box] = {}
@@ -193,7 +196,7 @@ class PodRunner:
         with self._lock:
             self._holds[names] = place
 
-    def wait_for_held(self, names: str, seconds: float = 120) -> None:
+    def wait_for_held(self, names: str, seconds: float = PATIENCE_SECONDS) -> None:
         """Until a trainer of these pods has come to the place where it is held."""
 
         def held() -> bool:
@@ -361,7 +364,7 @@ class PodRunner:
                 environment["MODELCHAIN_FAILPOINT"] = f"{place}:STOP"
         try:
             launch = plan(pod, box.folder, fetch, self._hosts(pod), environment)
-            box.container = Container(launch, f"{self._marker}{box.uid}")
+            box.container = Container(launch, f"{self._marker}{box.uid}", preloaded=self._preloaded)
         except MountError as error:
             box.waiting = (error.reason, "")
             self._warn(pod, "FailedMount", str(error))
