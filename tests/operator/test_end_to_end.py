@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from modelchain.commit import download_verified, verify_stage
 from modelchain.cost import stage_macs
+from tests.control_plane.plane import ControlPlane
 from tests.control_plane.pods import PodRunner
 from tests.operator.chains import ClusterChain
 from tests.operator.operator_process import OperatorProcess
@@ -20,8 +22,17 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("control-plane")]
 CHAIN_SECONDS = 400.0
 
 
+@pytest.fixture
+def started_pods(control_plane: ControlPlane, namespace: str, tmp_path: Path) -> Iterator[PodRunner]:
+    """Runs the pods of the test's namespace, each from its first instruction on."""
+    runner = PodRunner(control_plane, tmp_path / "pods", namespace=namespace, preloaded=False)
+    runner.start()
+    yield runner
+    runner.close()
+
+
 def test_apply_to_weights(
-    chain: ClusterChain, operator: OperatorProcess, pod_runner: PodRunner, tmp_path: Path
+    chain: ClusterChain, operator: OperatorProcess, started_pods: PodRunner, tmp_path: Path
 ) -> None:
     operator.start()
     chain.document["spec"]["job"]["nodes"] = 2

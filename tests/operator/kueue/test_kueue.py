@@ -22,12 +22,9 @@ from tests.processes import wait_until
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("kueue")]
 
 CHAIN_SECONDS = 300.0
-PLURALS = {"PyTorchJob": "pytorchjobs", "TrainJob": "trainjobs", "Job": "jobs"}
-every_backend = pytest.mark.parametrize("backend", PLURALS)
-one_of_each_controller = pytest.mark.parametrize("backend", ["TrainJob", "Job"])
 
 
-@every_backend
+@pytest.mark.parametrize("backend", ["PyTorchJob", "TrainJob"])
 def test_a_stage_waits_for_its_quota_and_says_so_in_kueues_words(
     chain: ClusterChain, operator: OperatorProcess, pod_runner: PodRunner, queues: Queues, backend: str
 ) -> None:
@@ -48,7 +45,7 @@ def test_a_stage_waits_for_its_quota_and_says_so_in_kueues_words(
     assert (chain.stage("tiny")["attempt"], chain.stage("tiny")["failures"]) == (1, 0)
 
 
-@every_backend
+@pytest.mark.parametrize("backend", ["PyTorchJob", "TrainJob", "Job"])
 def test_a_stage_gives_way_to_a_higher_priority_and_goes_on_from_its_checkpoint(
     chain: ClusterChain, operator: OperatorProcess, pod_runner: PodRunner, queues: Queues, backend: str
 ) -> None:
@@ -96,31 +93,29 @@ def test_without_the_integration_a_chain_holds_unless_it_need_not_be_queued(
     chain.wait("Complete", seconds=CHAIN_SECONDS)
 
 
-@one_of_each_controller
 def test_without_its_queue_a_chain_holds_until_it_is_there(
-    chain: ClusterChain, operator: OperatorProcess, pod_runner: PodRunner, queues: Queues, backend: str
+    chain: ClusterChain, operator: OperatorProcess, pod_runner: PodRunner, queues: Queues
 ) -> None:
     queues.quota("150m", queue="other")
-    queued_chain(chain, backend)
+    queued_chain(chain, "TrainJob")
     operator.start()
     chain.apply()
     wait_for_message(chain, f"namespace {chain.namespace} has no LocalQueue research (it has other)")
-    assert not chain.jobs(PLURALS[backend])
+    assert not chain.jobs("trainjobs")
     queues.local_queue("research", queues.name("other"))
     chain.wait("Complete", seconds=CHAIN_SECONDS)
 
 
-@one_of_each_controller
 def test_a_deactivated_workload_is_told_with_the_command_that_activates_it(
-    chain: ClusterChain, operator: OperatorProcess, pod_runner: PodRunner, queues: Queues, backend: str
+    chain: ClusterChain, operator: OperatorProcess, pod_runner: PodRunner, queues: Queues
 ) -> None:
     queues.quota("150m")
     pod_runner.hold("*", "checkpoint-committed:1")
-    queued_chain(chain, backend)
+    queued_chain(chain, "TrainJob")
     operator.start()
     chain.apply()
     pod_runner.wait_for_held("*")
-    (job,) = chain.jobs(PLURALS[backend])
+    (job,) = chain.jobs("trainjobs")
     workload = queues.workload_of(job)
     queues.patch_workload(workload, {"active": False})
     wait_until_taken_back(chain)

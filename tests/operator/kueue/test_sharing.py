@@ -74,7 +74,7 @@ def test_two_queues_share_a_cohort_fairly(
     operator.start()
     chain.apply()
     pod_runner.wait_for_held("*tiny*")
-    assert len(running()) == 1, "each has its share"
+    wait_until(lambda: len(running()) == 1, "each has its share", pause=0.3)
     pod_runner.release()
     chain.wait("Complete", seconds=CHAIN_SECONDS)
 
