@@ -26,6 +26,16 @@ FRAMEWORKS = (
     "trainer.kubeflow.org/trainjob",
     "kubeflow.org/pytorchjob",
 )
+# Of Kueue's own manifests, and for the kinds of jobs that these leave at one at a time.
+CONCURRENCY = {
+    "Job.batch": 5,
+    "Pod": 5,
+    "Workload.kueue.x-k8s.io": 10,
+    "LocalQueue.kueue.x-k8s.io": 5,
+    "ClusterQueue.kueue.x-k8s.io": 5,
+    "PyTorchJob.kubeflow.org": 5,
+    "TrainJob.trainer.kubeflow.org": 5,
+}
 CRDS = frozenset({"CustomResourceDefinition"})
 WEBHOOKS = frozenset({"MutatingWebhookConfiguration", "ValidatingWebhookConfiguration"})
 
@@ -72,6 +82,7 @@ class Kueue:
             "webhook": {"port": self._webhook_port, "host": "127.0.0.1", "certDir": str(self._certificates)},
             "leaderElection": {"leaderElect": False},
             "clientConnection": {"qps": 300, "burst": 500},
+            "controller": {"groupKindConcurrency": CONCURRENCY},
             "internalCertManagement": {"enable": True},
             "integrations": {"frameworks": list(frameworks)},
             "featureGates": {"VisibilityOnDemand": False},  # an API server of its own, at a fixed port

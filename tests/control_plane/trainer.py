@@ -136,6 +136,9 @@ class TrainerStack:
                 "apiVersion": "config.trainer.kubeflow.org/v1alpha1",
                 "certManagement": {"enable": False},
                 "clientConnection": {"qps": 200, "burst": 300},
+                "controller": {
+                    "groupKindConcurrency": {"TrainJob.trainer.kubeflow.org": 5}
+                },  # as it is shipped
             },
         )
 
