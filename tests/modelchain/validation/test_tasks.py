@@ -54,7 +54,7 @@ def test_a_chain_of_classifiers_is_valid_and_resolves(tmp_path: FilePath) -> Non
     assert checked.chain is not None, checked.problems
     small, base = resolve(checked.chain).stages
     assert small.folder.startswith("stages/classifier-64x2-p8-3-")
-    assert base.model_config_ == checked.chain.spec.stages[1].classifier_config
+    assert base.model_config_ == checked.chain.spec.stages[1].written("classifierConfig")
     assert small.digest != base.digest
 
 
