@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from modelchain.exactness import Change, growth_changes
 from modelchain.families import AnyConfig, family_of
 from modelchain.families.towers import image_tower_macs
 from modelchain.resolved import BaselineRun, ResolvedChain, ResolvedDistillation, ResolvedStage
@@ -45,6 +46,7 @@ class StagePlan:
     teacher_samples: int  # of these, with the teacher's forward pass
     macs: int
     alone_macs: int  # the same model trained alone, for the baseline's epochs
+    growth: tuple[Change, ...] | None  # out of the predecessor; None: its first weights are new, or are given
 
 
 @dataclass(frozen=True)
@@ -209,7 +211,14 @@ def _plan_stage(stage: ResolvedStage, baseline_epochs: int) -> StagePlan:
         * baseline_epochs
         * training.steps_per_epoch
         * batch,
+        growth=_growth(stage),
     )
+
+
+def _growth(stage: ResolvedStage) -> tuple[Change, ...] | None:
+    if stage.predecessor is None:
+        return None
+    return growth_changes(stage.predecessor.model_config_, stage.model_config_, stage.expansion)
 
 
 def _plan_baseline(run: BaselineRun, chain: ResolvedChain) -> BaselinePlan:

@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from modelchain.cli.options import add_cluster_options, names_a_chain
+from modelchain.exactness import Fidelity
 
 if TYPE_CHECKING:
     from modelchain.cost import Plan, StagePlan
+    from modelchain.exactness import Change
     from modelchain.memory import StageMemory
     from modelchain.resolved import ResolvedChain
     from modelchain.spec import ModelChain
@@ -116,6 +118,7 @@ def as_json(plan: Plan) -> dict[str, object]:
                 "teacherSamples": stage.teacher_samples,
                 "macs": stage.macs,
                 "aloneMacs": stage.alone_macs,
+                "growth": stage.growth and [_change_as_json(change) for change in stage.growth],
             }
             for stage in plan.stages
         ],
@@ -134,6 +137,16 @@ def as_json(plan: Plan) -> dict[str, object]:
             }
             for run in plan.baselines
         ],
+    }
+
+
+def _change_as_json(change: Change) -> dict[str, object]:
+    return {
+        "dimension": change.dimension,
+        "before": change.before,
+        "after": change.after,
+        "fidelity": change.fidelity,
+        "reason": change.reason,
     }
 
 
@@ -237,9 +250,35 @@ def as_text(plan: Plan) -> str:
             render(columns, [row(stage) for stage in plan.stages]),
             "",
             *lines,
+            *_growth(plan),
             *_baselines(plan),
         )
     )
+
+
+def _growth(plan: Plan) -> tuple[str, ...]:
+    """What grows at each stage, the most exact first; nothing where no stage has a predecessor."""
+    from modelchain.cli.table import Column, render
+
+    rows = [row for stage in plan.stages for row in _growth_rows(stage)]
+    if not rows:
+        return ()
+    columns = (Column("GROWTH"), Column("FUNCTION"), Column("OF"))
+    return ("", render(columns, rows))
+
+
+def _growth_rows(stage: StagePlan) -> list[tuple[str, str, str]]:
+    if stage.growth is None:
+        return [(stage.name, "new", f"all weights; taught by {stage.teacher}")] if stage.teacher else []
+    rows = [
+        (change.fidelity.value, change.sizes + (f": {change.reason}" if change.reason else ""))
+        for change in stage.growth
+        if change.fidelity is not Fidelity.EXACT
+    ]
+    exact = ", ".join(change.sizes for change in stage.growth if change.fidelity is Fidelity.EXACT)
+    if exact or not rows:
+        rows.insert(0, ("exact", exact or "a copy, nothing grows"))
+    return [(stage.name if place == 0 else "", *row) for place, row in enumerate(rows)]
 
 
 def _baselines(plan: Plan) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from modelchain.families.classifier import CLASSIFIER, ClassifierConfig
 from modelchain.families.clip import CLIP, ModelConfig, TextSpec
 from modelchain.families.family import Family, FamilyConfig, Problem
 from modelchain.families.language_model import LANGUAGE_MODEL, Activation, LanguageModelConfig
-from modelchain.families.towers import VisionSpec
+from modelchain.families.towers import Pooling, VisionSpec
 
 FAMILIES: tuple[Family[Any], ...] = (CLIP, CLASSIFIER, LANGUAGE_MODEL)
 
@@ -34,6 +34,7 @@ __all__ = [
     "FamilyConfig",
     "LanguageModelConfig",
     "ModelConfig",
+    "Pooling",
     "Problem",
     "TextSpec",
     "VisionSpec",

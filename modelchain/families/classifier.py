@@ -8,11 +8,20 @@ from typing import Annotated
 from pydantic import Field
 
 from modelchain.digest_form import REQUIRED, deciding
-from modelchain.families.family import Family, FamilyConfig, ImageClassifierConfig, Problem, differs
+from modelchain.families.family import (
+    Dimension,
+    Family,
+    FamilyConfig,
+    ImageClassifierConfig,
+    Problem,
+    differs,
+)
 from modelchain.families.towers import (
     VISION_DIGEST,
     Tower,
     VisionSpec,
+    changed_image_tower,
+    image_dimensions,
     image_tower_macs,
     image_tower_parameters,
     largest_in_block,
@@ -78,6 +87,8 @@ class ClassifierFamily(Family[ClassifierConfig]):
     def unbuildable(self, config: ClassifierConfig) -> Iterator[Problem]:
         """Sizes that do not divide."""
         yield from unbuildable_image_tower(config.vision)
+        if not config.vision.input_norm:
+            yield ("vision", "inputNorm"), "a classifier has no norm before its blocks anyway", "leave it out"
         yield from without_units("vision", config.vision)
 
     def ungrowable(self, small: ClassifierConfig, large: ClassifierConfig) -> Iterator[Problem]:
@@ -88,6 +99,11 @@ class ClassifierFamily(Family[ClassifierConfig]):
         yield from shrinking_heads(
             ("vision", "headWidth"), "vision", vision_heads(small.vision), vision_heads(large.vision)
         )
+        yield from changed_image_tower(small.vision, large.vision)
+
+    def dimensions(self, config: ClassifierConfig) -> Sequence[Dimension]:
+        """Of the tower, whose stream no norm writes."""
+        return image_dimensions(config.vision, normed=False)
 
     def unteachable(self, student: ClassifierConfig, teacher: FamilyConfig) -> Iterator[Problem]:
         """Both tell the same classes apart."""

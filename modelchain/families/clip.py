@@ -10,6 +10,8 @@ from pydantic import Field
 from modelchain.block import Block
 from modelchain.digest_form import REQUIRED, Table, deciding
 from modelchain.families.family import (
+    Dimension,
+    Extent,
     Family,
     FamilyConfig,
     ImageTextConfig,
@@ -24,6 +26,8 @@ from modelchain.families.towers import (
     VisionSpec,
     block_macs,
     block_parameters,
+    changed_image_tower,
+    image_dimensions,
     image_tower_macs,
     image_tower_parameters,
     largest_in_block,
@@ -107,7 +111,7 @@ class ClipFamily(Family[ModelConfig]):
         vision, text = config.vision, config.text
         image_tower = (
             image_tower_parameters(vision)
-            + 2 * vision.width  # ln_pre
+            + 2 * vision.width * vision.input_norm
             + vision.width * config.embed_dim
         )
         text_tower = (
@@ -138,6 +142,9 @@ class ClipFamily(Family[ModelConfig]):
         """Sizes that do not divide."""
         vision, text = config.vision, config.text
         yield from unbuildable_image_tower(vision)
+        if not vision.class_token:
+            message = "image towers of CLIP models have a class token, as open_clip's do"
+            yield ("vision", "classToken"), message, "leave it out"
         if text.width % text.heads:
             yield (
                 ("text", "heads"),
@@ -165,8 +172,21 @@ class ClipFamily(Family[ModelConfig]):
         yield from shrinking_heads(
             ("vision", "headWidth"), "vision", vision_heads(small.vision), vision_heads(large.vision)
         )
+        yield from changed_image_tower(small.vision, large.vision)
         yield from shrinking_heads(("text", "heads"), "text", _text_heads(small), _text_heads(large))
         yield from self.unteachable(large, small)
+
+    def dimensions(self, config: ModelConfig) -> Sequence[Dimension]:
+        """Of both towers, and the embedding."""
+        vision, text = config.vision, config.text
+        return (
+            *image_dimensions(vision, normed=vision.input_norm),
+            Dimension("text.width", text.width, Extent.WIDTH),
+            Dimension("text.layers", text.layers, Extent.DEPTH),
+            Dimension("text head width", text.width // text.heads, Extent.WIDTH),
+            Dimension("text MLP units", text.hidden_width, Extent.WIDTH),
+            Dimension("embedDim", config.embed_dim, Extent.WIDTH),
+        )
 
     def unteachable(self, student: ModelConfig, teacher: FamilyConfig) -> Iterator[Problem]:
         """Both read the same tokens; each looks at its own size of images."""

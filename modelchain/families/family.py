@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, ClassVar, Generic, TypeAlias, TypeVar
 
 from pydantic import Field
@@ -82,6 +84,25 @@ class TokenModelConfig(FamilyConfig):
 C = TypeVar("C", bound=FamilyConfig)
 
 
+class Extent(StrEnum):
+    """What a size is a size of: that decides how exactly it grows (`modelchain.exactness`)."""
+
+    DEPTH = "depth"  # blocks
+    WIDTH = "width"  # channels, heads, units, an embedding
+    NORMED_WIDTH = "normed-width"  # of a residual stream that begins as the output of a norm
+    IMAGE = "image"  # patches along a side of it, so to speak
+    PATCH = "patch"  # pixels along a side of it
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """A size of a model as people know it."""
+
+    name: str  # a field of the model's configuration, e.g. vision.width
+    size: int
+    extent: Extent
+
+
 class Family(ABC, Generic[C]):
     """One family of models. `C` is its configuration."""
 
@@ -119,6 +140,10 @@ class Family(ABC, Generic[C]):
     def ungrowable(self, small: C, large: C) -> Iterator[Problem]:
         """What keeps `large` from growing out of `small`. Both can be built. Asked only where the family grows."""
         raise NotImplementedError
+
+    def dimensions(self, config: C) -> Sequence[Dimension]:  # noqa: ARG002
+        """The sizes that may grow, the same ones in the same order for each model of the family."""
+        return ()
 
     def digest_form(self, config: C) -> dict[str, object]:
         """What of the model decides its weights."""

@@ -10,6 +10,8 @@ from pydantic import Field
 
 from modelchain.digest_form import REQUIRED
 from modelchain.families.family import (
+    Dimension,
+    Extent,
     Family,
     FamilyConfig,
     Problem,
@@ -125,6 +127,14 @@ class LanguageModelFamily(Family[LanguageModelConfig]):
             before,
             after,
             other if large.width % before else fitting,
+        )
+
+    def dimensions(self, config: LanguageModelConfig) -> Sequence[Dimension]:
+        """Of the one tower."""
+        return (
+            Dimension("width", config.width, Extent.WIDTH),
+            Dimension("layers", config.layers, Extent.DEPTH),
+            Dimension("MLP units", config.hidden_width, Extent.WIDTH),
         )
 
     def unteachable(self, student: LanguageModelConfig, teacher: FamilyConfig) -> Iterator[Problem]:

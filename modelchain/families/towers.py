@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from enum import StrEnum
 from typing import Annotated, Final, Protocol
 
 from pydantic import Field
 
 from modelchain.block import Block
 from modelchain.digest_form import REQUIRED, Table
-from modelchain.families.family import Problem, near_multiple, shrinks
+from modelchain.families.family import Dimension, Extent, Problem, differs, near_multiple, shrinks
+
+
+class Pooling(StrEnum):
+    CLASS_TOKEN = "ClassToken"  # noqa: S105 - of a transformer
+    AVERAGE = "Average"
 
 
 class VisionSpec(Block):
@@ -25,6 +31,40 @@ class VisionSpec(Block):
     mlp_ratio: Annotated[
         float, Field(gt=0, le=64, allow_inf_nan=False, description="Hidden width of the MLP over width.")
     ] = 4.0
+    pooling: Annotated[
+        Pooling,
+        Field(
+            description="What stands for the image: the class token's output, or the mean of the patches'."
+        ),
+    ] = Pooling.CLASS_TOKEN
+    norm_after_pooling: Annotated[
+        bool,
+        Field(
+            description="Average: take the mean before the last norm (open_clip's final_ln_after_pool), not after it."
+        ),
+    ] = False
+    class_token: Annotated[
+        bool,
+        Field(
+            description="Whether a class token stands before the patches. Without one only in Classification."
+        ),
+    ] = True
+    input_norm: Annotated[
+        bool,
+        Field(
+            description="Clip: a norm before the blocks; false is open_clip's no_ln_pre. A classifier never has one."
+        ),
+    ] = True
+    layer_scale: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            le=10,
+            allow_inf_nan=False,
+            description="Learn a factor for each channel that a block adds (LayerScale), which starts at this value. "
+            "Default: none.",
+        ),
+    ] = None
 
     @property
     def hidden_width(self) -> int:
@@ -39,6 +79,11 @@ VISION_DIGEST: Final[Table] = {
     "layers": REQUIRED,
     "headWidth": 64,
     "mlpRatio": 4.0,
+    "pooling": "ClassToken",
+    "normAfterPooling": False,
+    "classToken": True,
+    "inputNorm": True,
+    "layerScale": None,
 }
 
 
@@ -77,21 +122,27 @@ def largest_in_block(tower: Tower) -> int:
 
 def image_tokens(vision: VisionSpec) -> int:
     """Tokens of an image tower: the patches and the class token."""
-    return (vision.image_size // vision.patch_size) ** 2 + 1
+    return image_patches(vision) + vision.class_token
+
+
+def image_patches(vision: VisionSpec) -> int:
+    """Patches of an image."""
+    return (vision.image_size // vision.patch_size) ** 2
 
 
 def kept_patches(vision: VisionSpec, dropout: float) -> int:
     """Patches of a picture that are computed where a share of them is left out: at least one."""
-    return max(1, int((image_tokens(vision) - 1) * (1 - dropout)))
+    return max(1, int(image_patches(vision) * (1 - dropout)))
 
 
 def image_tower_parameters(vision: VisionSpec) -> int:
     """Class token, positions, patches (without a bias), blocks, and the norm behind them."""
+    scales = 0 if vision.layer_scale is None else 2 * vision.width
     return (
-        vision.width
+        vision.class_token * vision.width
         + image_tokens(vision) * vision.width
         + 3 * vision.patch_size**2 * vision.width
-        + vision.layers * block_parameters(vision)
+        + vision.layers * (block_parameters(vision) + scales)
         + 2 * vision.width
     )
 
@@ -100,7 +151,7 @@ def image_tower_macs(vision: VisionSpec, dropout: float = 0.0) -> int:
     """Of the forward pass over one image, up to the features, without a share of its patches."""
     patches = kept_patches(vision, dropout)
     embedding = patches * 3 * vision.patch_size**2 * vision.width
-    return embedding + vision.layers * block_macs(patches + 1, vision)
+    return embedding + vision.layers * block_macs(patches + vision.class_token, vision)
 
 
 def unbuildable_image_tower(vision: VisionSpec) -> Iterator[Problem]:
@@ -116,6 +167,43 @@ def unbuildable_image_tower(vision: VisionSpec) -> Iterator[Problem]:
             ("vision", "patchSize"),
             f"patches of {vision.patch_size} pixels do not divide an image of {vision.image_size}",
             near_multiple("imageSize", vision.image_size, vision.patch_size),
+        )
+    if vision.pooling is Pooling.CLASS_TOKEN:
+        if not vision.class_token:
+            yield ("vision", "classToken"), "there is no class token to pool", "write pooling: Average"
+        if vision.norm_after_pooling:
+            message = "normAfterPooling is of pooling Average alone"
+            yield ("vision", "normAfterPooling"), message, "leave it out, or write pooling: Average"
+
+
+def image_dimensions(vision: VisionSpec, *, normed: bool) -> tuple[Dimension, ...]:
+    """The sizes of an image tower; `normed`: its stream begins as the output of a norm."""
+    width = Extent.NORMED_WIDTH if normed else Extent.WIDTH
+    return (
+        Dimension("vision.imageSize", vision.image_size, Extent.IMAGE),
+        Dimension("vision.patchSize", vision.patch_size, Extent.PATCH),
+        Dimension("vision.width", vision.width, width),
+        Dimension("vision.layers", vision.layers, Extent.DEPTH),
+        Dimension("vision.headWidth", vision.head_width, Extent.WIDTH),
+        Dimension("vision MLP units", vision.hidden_width, Extent.WIDTH),
+    )
+
+
+def changed_image_tower(small: VisionSpec, large: VisionSpec) -> Iterator[Problem]:
+    """What growth can't turn into something else."""
+    for field, before, after in (
+        ("pooling", small.pooling, large.pooling),
+        ("normAfterPooling", small.norm_after_pooling, large.norm_after_pooling),
+        ("classToken", small.class_token, large.class_token),
+        ("inputNorm", small.input_norm, large.input_norm),
+    ):
+        yield from differs(("vision", field), f"vision.{field}", before, after)
+    if (small.layer_scale is None) != (large.layer_scale is None):
+        given = small.layer_scale is None
+        yield (
+            ("vision", "layerScale"),
+            f"vision.layerScale is {'given' if given else 'left out'}, unlike in the predecessor",
+            "leave it out" if given else f"write {small.layer_scale:g}",
         )
 
 

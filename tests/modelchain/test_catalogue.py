@@ -5,11 +5,11 @@ from itertools import pairwise
 import pytest
 
 from modelchain import catalogue
-from modelchain.families import ModelConfig
+from modelchain.families import ModelConfig, Pooling
 from modelchain.growth import unbuildable, ungrowable
 from tests.open_clip_configurations import stock_configurations
 
-VISION_FIELDS = {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio"}
+VISION_FIELDS = {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio", "ls_init_value"}
 TEXT_FIELDS = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"}
 
 
@@ -30,7 +30,16 @@ def test_open_clips_models_are_those_of_the_installed_package_and_complete() -> 
             "embed_dim": config["embed_dim"],
             "quick_gelu": config.get("quick_gelu", False),
             "logit_bias": False,
-            "vision": {"head_width": 64, "mlp_ratio": 4.0, **config["vision_cfg"]},
+            "vision": {
+                "head_width": 64,
+                "mlp_ratio": 4.0,
+                "pooling": Pooling.CLASS_TOKEN,
+                "norm_after_pooling": False,
+                "class_token": True,
+                "input_norm": True,
+                "layer_scale": config["vision_cfg"].get("ls_init_value"),
+                **{key: value for key, value in config["vision_cfg"].items() if key != "ls_init_value"},
+            },
             "text": {"mlp_ratio": 4.0, **config["text_cfg"]},
         }
         for name, config in stock_configurations().items()

@@ -2,11 +2,12 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from modelchain import catalogue
-from modelchain.families import ModelConfig, TextSpec, VisionSpec
+from modelchain.families import ClassifierConfig, ModelConfig, TextSpec, VisionSpec
 from modelchain.growth import unbuildable, ungrowable
 
 models = st.builds(
@@ -57,3 +58,49 @@ def test_the_ladder_of_open_clip_is_a_chain() -> None:
     models = [catalogue.find(f"open_clip/{name}") for name in ladder]
     for small, large in pairwise(models):
         assert list(ungrowable(small, large)) == []
+
+
+def vision(**settings: object) -> VisionSpec:
+    return VisionSpec.model_validate({"width": 64, "layers": 1, **settings})
+
+
+@pytest.mark.parametrize(
+    ("settings", "field"),
+    [
+        ({"normAfterPooling": True}, "normAfterPooling"),
+        ({"classToken": False}, "classToken"),
+        ({"classToken": False, "pooling": "Average"}, "classToken"),
+    ],
+    ids=str,
+)
+def test_an_image_tower_that_clip_models_do_not_have_is_refused(
+    settings: dict[str, object], field: str
+) -> None:
+    text = TextSpec(width=64, layers=1, heads=1)
+    problems = list(unbuildable(ModelConfig(embed_dim=8, vision=vision(**settings), text=text)))
+    assert problems
+    assert {part for part, _, _ in problems} == {("vision", field)}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"pooling": "Average"},
+        {"inputNorm": False},
+        {"layerScale": 0.1},
+        {"pooling": "Average", "normAfterPooling": True},
+    ],
+    ids=str,
+)
+def test_growth_changes_neither_what_is_pooled_nor_what_is_normed(settings: dict[str, object]) -> None:
+    text = TextSpec(width=64, layers=1, heads=1)
+    models = [ModelConfig(embed_dim=8, vision=vision(**each), text=text) for each in ({}, settings)]
+    for small, large in (models, models[::-1]):
+        parts = {part for part, _, _ in ungrowable(small, large)}
+        assert parts == {("vision", field) for field in settings}
+    assert list(ungrowable(models[1], models[1])) == []
+
+
+def test_a_classifier_has_no_norm_before_its_blocks() -> None:
+    (problem,) = unbuildable(ClassifierConfig(classes=3, vision=vision(inputNorm=False)))
+    assert problem[0] == ("vision", "inputNorm")

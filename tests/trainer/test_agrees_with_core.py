@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from modelchain import catalogue, cost
 from modelchain.errors import ConfigurationError
-from modelchain.families import ModelConfig, TextSpec, VisionSpec
+from modelchain.families import ModelConfig, Pooling, TextSpec, VisionSpec
 from modelchain.families.clip import text_macs, vision_macs
 from modelchain.growth import unbuildable, ungrowable
 from modelchain.resolve import resolve_distillation
@@ -21,6 +21,7 @@ from modelchain.resolved import ResolvedExpansion
 from modelchain.spec import DistillationSpec
 from modelchain_trainer.expansion import expand, plan_expansion
 from modelchain_trainer.model.build import parameter_shapes
+from modelchain_trainer.model.open_clip_config import to_open_clip
 from modelchain_trainer.schedule import distillation_weight
 
 TINY = ModelConfig(
@@ -50,6 +51,13 @@ NAMED = (
 )
 COUNTED = {
     "tiny": TINY,
+    "mean": TINY.model_copy(
+        update={
+            "vision": TINY.vision.model_copy(
+                update={"pooling": Pooling.AVERAGE, "input_norm": False, "layer_scale": 0.1}
+            )
+        }
+    ),
     "squat": SQUAT,
     "odd": ODD,
     **{name: catalogue.find(name) for name in NAMED},
@@ -70,12 +78,7 @@ def open_clip_class() -> Any:
 def test_macs_are_those_that_torch_counts_in_open_clips_model(name: str, open_clip_class: Any) -> None:
     config = COUNTED[name]
     with torch.device("meta"):  # shapes without numbers: the largest model takes no memory
-        model = open_clip_class(
-            config.embed_dim,
-            config.vision.model_dump(),
-            config.text.model_dump(),
-            quick_gelu=config.quick_gelu,
-        )
+        model = open_clip_class(**cast("dict[str, Any]", to_open_clip(config)["model_cfg"]))
         image_BCHW = torch.empty(1, 3, config.vision.image_size, config.vision.image_size)
         tokens_BT = torch.zeros(1, config.text.context_length, dtype=torch.long)
     assert _counted_macs(lambda: model.encode_image(image_BCHW)) == vision_macs(config)

@@ -63,6 +63,35 @@ def test_who_teaches_is_shown_where_it_is_not_who_comes_before(
     assert "TEACHER" in capsys.readouterr().out, "that nobody teaches is said"
 
 
+def test_it_says_what_grows_how_exactly(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "chain.yaml"
+    names = ("open_clip/ViT-B-16", "open_clip/ViT-L-14", "ViT-S-16")
+    stages: list[dict[str, object]] = [
+        {"name": f"m-{number}", "model": name} for number, name in enumerate(names)
+    ]
+    stages[2]["expansion"] = {"width": "Fresh"}
+    path.write_text(json.dumps(document({("stages",): stages})))
+    main(["plan", str(path)])
+    text = capsys.readouterr().out
+    near = "near-exact  vision.width 768 -> 1024: 1024 is no multiple of 768, and ln_pre writes into the residual"
+    assert near in text
+    assert "near-exact  vision.patchSize 16 -> 14: patch filters are resampled" in text
+    assert "m-1     exact       vision.layers 12 -> 24," in text
+    assert "m-2     new         all weights; taught by m-1" in text
+    main(["plan", str(path), "-o", "json"])
+    growths = [stage["growth"] for stage in json.loads(capsys.readouterr().out)["stages"]]
+    assert growths[0] is growths[2] is None
+    assert {change["dimension"]: change["fidelity"] for change in growths[1]} == {
+        "vision.patchSize": "near-exact",
+        "vision.width": "near-exact",
+        "vision.layers": "exact",
+        "vision MLP units": "exact",
+        "text.width": "exact",
+        "text MLP units": "exact",
+        "embedDim": "exact",
+    }
+
+
 def test_the_memory_of_a_gpu_is_shown_where_it_is_asked_for(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

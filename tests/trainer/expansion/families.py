@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,14 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from modelchain.families import AnyConfig, ClassifierConfig, LanguageModelConfig, ModelConfig, VisionSpec
+from modelchain.families import (
+    AnyConfig,
+    ClassifierConfig,
+    LanguageModelConfig,
+    ModelConfig,
+    Pooling,
+    VisionSpec,
+)
 from modelchain_trainer.expansion import embedding_map
 from modelchain_trainer.model.build import build_model
 from modelchain_trainer.model.classifier import Classifier
@@ -23,12 +30,42 @@ from tests.trainer.expansion.growth import trained as trained_clip
 HEAD = 8
 
 
+# Of the image tower: what is pooled and normed, and what is scaled.
+CLIP_TOWERS: list[dict[str, Any]] = [
+    {},
+    {"layer_scale": 0.3},
+    {"pooling": Pooling.AVERAGE},
+    {"pooling": Pooling.AVERAGE, "norm_after_pooling": True, "input_norm": False},
+    {"pooling": Pooling.AVERAGE, "input_norm": False, "layer_scale": 0.3},
+]
+CLASSIFIER_TOWERS: list[dict[str, Any]] = [
+    {},
+    {"layer_scale": 0.3},
+    {"pooling": Pooling.AVERAGE, "class_token": False},
+    {"pooling": Pooling.AVERAGE, "norm_after_pooling": True, "class_token": False, "layer_scale": 0.3},
+    {"pooling": Pooling.AVERAGE, "norm_after_pooling": True},
+]
+
+
 def classifier(
-    *, width: int = 16, layers: int = 2, classes: int = 5, ratio: float = 4.0, image: int = 24, patch: int = 8
+    *,
+    width: int = 16,
+    layers: int = 2,
+    classes: int = 5,
+    ratio: float = 4.0,
+    image: int = 24,
+    patch: int = 8,
+    tower: Mapping[str, Any] | None = None,
 ) -> ClassifierConfig:
-    """A small classifier, heads of 8 channels."""
+    """A small classifier, heads of 8 channels; `tower` are more settings of the image tower."""
     vision = VisionSpec(
-        image_size=image, patch_size=patch, width=width, layers=layers, head_width=HEAD, mlp_ratio=ratio
+        image_size=image,
+        patch_size=patch,
+        width=width,
+        layers=layers,
+        head_width=HEAD,
+        mlp_ratio=ratio,
+        **(tower or {}),
     )
     return ClassifierConfig(classes=classes, vision=vision)
 
@@ -135,7 +172,8 @@ _more = st.integers(0, 3)
 
 
 def _clip_configs(d: dict[str, Any]) -> tuple[AnyConfig, AnyConfig]:
-    # Image widths are multiples: ln_pre writes the stream, so others are kept nearly only.
+    # Where ln_pre writes the stream, image widths are multiples: others are kept nearly only.
+    tower = d.get("tower", {})
     vision, text = HEAD * d["vision_heads"], HEAD * d["text_heads"]
     small = config_of(
         (vision, d["vision_layers"]),
@@ -143,13 +181,18 @@ def _clip_configs(d: dict[str, Any]) -> tuple[AnyConfig, AnyConfig]:
         embed=12,
         vision_ratio=d["ratio"],
         text_ratio=d["ratio"],
+        tower=tower,
+    )
+    wide = (
+        vision * (1 + d["times"]) if tower.get("input_norm", True) else vision + HEAD * d["more_text_heads"]
     )
     large = config_of(
-        (vision * (1 + d["times"]), d["vision_layers"] + d["more_vision_layers"]),
+        (wide, d["vision_layers"] + d["more_vision_layers"]),
         (text + HEAD * d["more_text_heads"], d["text_layers"] + d["more_text_layers"]),
         embed=12 + d["more_embed"],
         vision_ratio=d["ratio"] + d["more_ratio"],
         text_ratio=d["ratio"] + d["more_ratio"],
+        tower=tower,
     )
     return small, large
 
@@ -167,11 +210,13 @@ def _language_model_configs(d: dict[str, Any]) -> tuple[AnyConfig, AnyConfig]:
 
 def _classifier_configs(d: dict[str, Any]) -> tuple[AnyConfig, AnyConfig]:
     width = HEAD * d["heads"]
-    small = classifier(width=width, layers=d["layers"], ratio=d["ratio"])
+    tower = d.get("tower", {})
+    small = classifier(width=width, layers=d["layers"], ratio=d["ratio"], tower=tower)
     large = classifier(
         width=width + HEAD * d["more_heads"],
         layers=d["layers"] + d["more_layers"],
         ratio=d["ratio"] + d["more_ratio"],
+        tower=tower,
     )
     return small, large
 
@@ -180,6 +225,7 @@ FAMILIES: dict[str, FamilyCase] = {
     "clip": FamilyCase(
         st.fixed_dictionaries(
             {
+                "tower": st.sampled_from(CLIP_TOWERS),
                 "vision_heads": _heads,
                 "text_heads": _heads,
                 "vision_layers": _layers,
@@ -200,6 +246,7 @@ FAMILIES: dict[str, FamilyCase] = {
     "classifier": FamilyCase(
         st.fixed_dictionaries(
             {
+                "tower": st.sampled_from(CLASSIFIER_TOWERS),
                 "heads": _heads,
                 "layers": _layers,
                 "ratio": _ratios,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -84,8 +86,10 @@ def config_of(
     text_ratio: float = 4.0,
     quick_gelu: bool = False,
     context: int = CONTEXT,
+    tower: Mapping[str, Any] | None = None,
 ) -> ModelConfig:
-    """A small model: (width, layers) of each tower, heads of 8 channels, 9 patches."""
+    """A small model: (width, layers) of each tower, heads of 8 channels, 9 patches; `tower` are more settings of
+    the image tower."""
     return ModelConfig(
         embed_dim=embed,
         quick_gelu=quick_gelu,
@@ -96,6 +100,7 @@ def config_of(
             layers=vision[1],
             head_width=vision_head or head_width,
             mlp_ratio=vision_ratio,
+            **(tower or {}),
         ),
         text=TextSpec(
             context_length=context,

@@ -15,7 +15,7 @@ from tests.trainer.expansion.families import FAMILIES, duplicates, trained
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_growth_of_any_size_keeps_the_function_to_rounding(family: str, data: st.DataObject) -> None:
     case = FAMILIES[family]

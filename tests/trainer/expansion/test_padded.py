@@ -48,7 +48,7 @@ def test_a_wider_image_tower_is_exact_if_ln_pre_is_uniform(widths: tuple[int, in
     small, large = config_of(vision=(widths[0], 3)), config_of(vision=(widths[1], 4))
     model = trained(small)
     with torch.no_grad():
-        model.visual.ln_pre.weight.fill_(0.7)
+        model.get_parameter("visual.ln_pre.weight").fill_(0.7)
     state = expand(model.state_dict(), small, large, PADDED, seed=1)
     assert Grown(model, model_from(state, large), batch_of(small)).errors().image < 1e-12
 

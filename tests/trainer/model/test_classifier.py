@@ -18,7 +18,7 @@ from modelchain.errors import UserDataError
 from modelchain.families import CLASSIFIER, ClassifierConfig, VisionSpec
 from modelchain_trainer.model import build_model, load_weights, model_from, save_weights
 from modelchain_trainer.model.timm_config import own_names, timm_names
-from tests.trainer.expansion.families import classifier, trained
+from tests.trainer.expansion.families import CLASSIFIER_TOWERS, classifier, trained
 
 CONFIG = classifier(width=48, layers=3, classes=7, ratio=3.0)
 
@@ -31,12 +31,18 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("timm")
-def test_timm_loads_what_is_published_with_equal_logits_and_gradients(folder: Path) -> None:
+@pytest.mark.parametrize("tower", CLASSIFIER_TOWERS, ids=str)
+def test_timm_loads_what_is_published_with_equal_logits_and_gradients(
+    tmp_path: Path, tower: dict[str, Any]
+) -> None:
     import timm
 
-    theirs: Any = timm.create_model(f"local-dir:{folder}", pretrained=True)
-    ours = trained(CONFIG, dtype=torch.float32)
-    side = CONFIG.vision.image_size
+    config = classifier(width=48, layers=3, classes=7, ratio=3.0, tower=tower)
+    ours = trained(config, dtype=torch.float32)
+    save_weights(ours, config, tmp_path)
+    assert load_weights(tmp_path, CLASSIFIER)[1] == config
+    theirs: Any = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+    side = config.vision.image_size
     assert theirs.pretrained_cfg["input_size"] == [3, side, side]
     images = torch.randn(5, 3, side, side, generator=torch.Generator().manual_seed(3))
     labels = torch.arange(5)

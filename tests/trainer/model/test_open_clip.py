@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from modelchain.families import ModelConfig, TextSpec, VisionSpec
+from modelchain.families import ModelConfig, Pooling, TextSpec, VisionSpec
 from modelchain_trainer.model import Clip, build_model, crop_tokens, save_weights
 from modelchain_trainer.model.open_clip_config import to_open_clip
 
@@ -38,6 +38,33 @@ CONFIGURATIONS = {
         embed_dim=32,
         vision=VisionSpec(image_size=14, patch_size=7, width=22, layers=1, head_width=11, mlp_ratio=4.3637),
         text=TextSpec(context_length=9, vocab_size=49408, width=10, layers=1, heads=1, mlp_ratio=2.5),
+    ),
+    "mean, scaled": ModelConfig(
+        embed_dim=12,
+        vision=VisionSpec(
+            image_size=24,
+            patch_size=8,
+            width=24,
+            layers=2,
+            head_width=8,
+            pooling=Pooling.AVERAGE,
+            layer_scale=0.1,
+        ),
+        text=TextSpec(context_length=9, vocab_size=49408, width=16, layers=1, heads=1),
+    ),
+    "mean before the norm": ModelConfig(
+        embed_dim=12,
+        vision=VisionSpec(
+            image_size=24,
+            patch_size=8,
+            width=24,
+            layers=2,
+            head_width=8,
+            pooling=Pooling.AVERAGE,
+            norm_after_pooling=True,
+            input_norm=False,
+        ),
+        text=TextSpec(context_length=9, vocab_size=49408, width=16, layers=1, heads=1),
     ),
     "one patch": ModelConfig(
         embed_dim=16,

@@ -57,7 +57,7 @@ def test_every_stock_configuration_is_the_catalogues_or_is_refused() -> None:
         ("convnext_base", "vision_cfg.timm_model_name"),
         ("roberta-ViT-B-32", "text_cfg.hf_model_name"),
         ("ViT-B-16-SigLIP", "text_cfg.no_causal_mask"),
-        ("ViT-L-14-CLIPA", "vision_cfg.pool_type"),
+        ("ViT-L-14-CLIPA", "text_cfg.pool_type"),
         ("EVA02-B-16", "vision_cfg.timm_model_name"),
     ],
 )
@@ -71,7 +71,7 @@ def test_models_of_another_kind_are_refused_by_what_differs(name: str, reason: s
 @pytest.mark.parametrize(
     "changes",
     [
-        {"vision__ls_init_value": 1e-5},
+        {"vision__pool_type": "none"},
         {"text__ls_init_value": 0.1},
         {"vision__patch_dropout": 0.5},
         {"vision__norm_kwargs": {"eps": 1e-6}},

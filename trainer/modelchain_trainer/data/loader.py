@@ -16,7 +16,7 @@ from functools import partial
 import torch
 
 from modelchain.errors import ConfigurationError
-from modelchain.families.towers import image_tokens, kept_patches
+from modelchain.families.towers import image_patches, kept_patches
 from modelchain.resolved import ResolvedStage
 from modelchain_trainer.data.assembly import Assembler
 from modelchain_trainer.data.corruption import Corrupt, CorruptionCounter
@@ -194,7 +194,7 @@ class TrainingLoader:
             self._seed,
             epoch,
             part.samples,
-            patches=image_tokens(self._patch_tower) - 1,
+            patches=image_patches(self._patch_tower),
             kept=patches_nK.shape[1],
         )
 

@@ -18,6 +18,7 @@ from modelchain_trainer.expansion.plan import plan_expansion
 from modelchain_trainer.expansion.resize import resized
 from modelchain_trainer.expansion.spaces import (
     BeforeNorm,
+    BeforeScale,
     Copied,
     Copies,
     Fixed,
@@ -52,7 +53,7 @@ def expand(
     plan_expansion(small_config, large_config, expansion)
     _check_state(small, small_config)
     before, after = layout_of(small_config), layout_of(large_config)
-    growths = space_growths(before, after, expansion.width, small)
+    growths = space_growths(before, after, expansion, small)
     grown: dict[str, Tensor] = {}
     for name, shape in parameter_shapes(large_config).items():
         source = source_of(name, before, after, expansion.depth)
@@ -81,25 +82,34 @@ def expand(
 
 
 def space_growths(
-    small: Layout, large: Layout, width: WidthExpansion, state: Mapping[str, Tensor] | None = None
+    small: Layout,
+    large: Layout,
+    expansion: ResolvedExpansion,
+    state: Mapping[str, Tensor] | None = None,
 ) -> Mapping[str, SpaceGrowth]:
     """How each space of the large model comes out of that of the small one, whose weights are `state`."""
-    padded = width is WidthExpansion.PADDED
+    padded = expansion.width is WidthExpansion.PADDED
     spaces = {axis.space for parameter in large.parameters.values() for axis in parameter.axes}
 
     def stream(name: str) -> Stream:
         return Stream(small.sizes[name], large.sizes[name], padded)
 
+    def gain(space: Space, size: int) -> Tensor:
+        if state is None:
+            return torch.ones(size)
+        return state[source_of(space.gain, small, large, expansion.depth).name]
+
     def growth(space: Space) -> SpaceGrowth:
         # Of heads: once they are as wide as in the large model, see `widened`.
         wider = large.head_widths.get(space.name, 1) / small.head_widths.get(space.name, 1)
-        before, after = round(small.sizes[space.name] * wider), large.sizes[space.name]
+        before, after = round(small.size(space) * wider), large.size(space)
         match space.kind:
             case Kind.STREAM:
                 return stream(space.name)
             case Kind.BEFORE_NORM:
-                gain = torch.ones(before) if state is None else state[space.gain]
-                return BeforeNorm(stream(space.stream), gain)
+                return BeforeNorm(stream(space.stream), gain(space, before))
+            case Kind.BEFORE_SCALE:
+                return BeforeScale(stream(space.stream), gain(space, before))
             case Kind.TIED_READING:
                 return TiedReading(stream(space.stream))
             case Kind.COPIES:
@@ -139,8 +149,7 @@ def _grow(
 def _extra(source: Source, parameter: Parameter, small: Layout, large: Layout) -> float:
     """In a block that writes nothing yet, what is new computes something else from the start."""
     grows = any(
-        axis.side is Side.OUT and small.sizes[axis.space.name] < large.sizes[axis.space.name]
-        for axis in parameter.axes
+        axis.side is Side.OUT and small.size(axis.space) < large.size(axis.space) for axis in parameter.axes
     )
     return _NEW_BLOCK_OFFSET if source.silent and grows else 0.0
 

@@ -50,7 +50,7 @@ def expand_moments(
     `power` is 1 for averages of gradients, 2 for averages of their squares. Shares no memory with `small`.
     """
     before, after = layout_of(small_config), layout_of(large_config)
-    growths = space_growths(before, after, expansion.width)
+    growths = space_growths(before, after, expansion)
     grown: dict[str, Tensor] = {}
     for name, shape in parameter_shapes(large_config).items():
         source = source_of(name, before, after, expansion.depth)

@@ -25,24 +25,25 @@ def resized(tensor: Tensor, parameter: Parameter, small: Layout, large: Layout) 
     """A small model's tensor at the large model's image and patch size."""
     grid, patch = parameter.axis(Kind.GRID), parameter.axis(Kind.PATCH)
     if grid is not None:
-        space = parameter.axes[grid].space.name
-        if small.sizes[space] != large.sizes[space]:
-            return resize_positions(tensor, math.isqrt(large.sizes[space] - 1))
+        space = parameter.axes[grid].space
+        if small.size(space) != large.size(space):
+            side = math.isqrt(large.size(space) - space.prefix)
+            return resize_positions(tensor, side, prefix=space.prefix)
     if patch is not None:
-        return resample_filters(tensor, large.sizes[parameter.axes[patch].space.name])
+        return resample_filters(tensor, large.size(parameter.axes[patch].space))
     return tensor
 
 
-def resize_positions(positions_TD: Tensor, side: int) -> Tensor:
-    """Positional embeddings [1 + side * side, D] from those of another square grid; the class token's is
-    kept."""
-    grid = positions_TD[1:]
+def resize_positions(positions_TD: Tensor, side: int, *, prefix: int = 1) -> Tensor:
+    """Positional embeddings [prefix + side * side, D] from those of another square grid; those of the first
+    `prefix` tokens are kept."""
+    grid = positions_TD[prefix:]
     old_side = math.isqrt(len(grid))
     if old_side == side:
         return positions_TD
     image = grid.reshape(1, old_side, old_side, -1).permute(0, 3, 1, 2)
     image = F.interpolate(image, size=(side, side), mode="bicubic", antialias=True, align_corners=False)
-    return torch.cat([positions_TD[:1], image[0].permute(1, 2, 0).flatten(0, 1)])
+    return torch.cat([positions_TD[:prefix], image[0].permute(1, 2, 0).flatten(0, 1)])
 
 
 def resample_filters(filters_DCpp: Tensor, side: int) -> Tensor:

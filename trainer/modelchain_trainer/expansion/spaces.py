@@ -35,6 +35,9 @@ kappa / s_j. Means are kept exactly; the variance is too large by sum(s^2) / E *
 relative error of 1e-6 to 1e-4 in place of the 3e-3 to 5e-3 of a constant tail. It cannot be removed
 altogether: the tail would have to be a tight frame of the stream, which takes r >= D - 1.
 
+**A factor for each channel of what is written** (LayerScale: gamma * A). It stays gamma on the copies. The tail must
+become kappa * mean(gamma * A), which is linear in A: the tail of the writers is that mean over a factor of its own.
+
 **A tied table** writes tokens into the stream and reads scores from it. It is grown as what it writes, kappa * [W,
 ..., W, mean(W)], and reads all copies with the same weights; so the norm before it hands out unequal shares of
 gamma / kappa^2 and beta / kappa that sum to one.
@@ -295,6 +298,39 @@ class BeforeNorm(SpaceGrowth):
         if negative:
             steps[positive:] *= -positive / negative
         return steps
+
+
+@dataclass(frozen=True)
+class BeforeScale(SpaceGrowth):
+    """What a factor for each channel turns into the stream. `gain` [D] is that factor in the small model."""
+
+    stream: Stream
+    gain: Tensor
+
+    def write(self, tensor: Tensor, dim: int) -> Tensor:
+        """kappa * [A, ..., A, mean(gain * A) / tail's gain]."""
+        grown, tail = self.stream.write(tensor, dim), self.stream.tail
+        if tail:
+            shares_D = self.gain * (self.stream.kappa / len(self.gain) / self._tail_gain())
+            summed = (tensor.movedim(dim, -1) @ shares_D).unsqueeze(-1).movedim(-1, dim)
+            target = grown.narrow(dim, grown.shape[dim] - tail, tail)
+            target.copy_(summed.expand_as(target))
+        return grown
+
+    def normalise(self, vector_D: Tensor, side: Side, generator: torch.Generator) -> Tensor:  # noqa: ARG002
+        assert side is Side.GAIN, "such a factor has no summand"
+        tail = vector_D.new_full((self.stream.tail,), self._tail_gain())
+        return self.stream.with_tail(self.stream.copies.repeat(vector_D), tail)
+
+    def scale(self, side: Side) -> float:
+        return 1 / self.stream.kappa if side is Side.OUT else 1.0
+
+    def moment(self, tensor: Tensor, dim: int, side: Side, power: int) -> Tensor:
+        return self.stream.moment(tensor, dim, side, power)
+
+    def _tail_gain(self) -> float:
+        """Any number but 0 is exact; one of the others' size is learnt as they are."""
+        return float(self.gain.abs().mean()) or 1.0
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""An image classifier: a vision transformer with a linear head on its class token.
+"""An image classifier: a vision transformer with a linear head on its class token, or on the mean of its patches.
 
 The function is timm's `VisionTransformer` (github.com/huggingface/pytorch-image-models, after Dosovitskiy et al.,
 arXiv 2010.11929) with its defaults; `timm_files` gives parameters their names there. Blocks are CLIP's.
@@ -9,18 +9,19 @@ Shape suffixes: B images, T tokens, D width, N patches, K classes.
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from modelchain.families import ClassifierConfig
+from modelchain.families import ClassifierConfig, VisionSpec
+from modelchain.families.towers import image_tokens
 from modelchain_trainer.model import timm_config
 from modelchain_trainer.model.clip_layout import (
     COLOURS,
-    GRID,
     PATCH,
     VISION,
-    image_dimensions,
+    grid,
     image_sizes,
     vision_starts,
 )
@@ -31,14 +32,13 @@ from modelchain_trainer.model.layers import (
     Linear,
     PatchEmbedding,
     check_buildable,
-    grid_side,
+    empty,
     keep_patches,
     vision_heads,
 )
 from modelchain_trainer.model.layout import (
     ZERO,
     Axis,
-    Dimension,
     Kind,
     Layout,
     Parameter,
@@ -49,7 +49,7 @@ from modelchain_trainer.model.layout import (
     transformer,
     uniform,
 )
-from modelchain_trainer.model.transformer import GELU, Transformer
+from modelchain_trainer.model.transformer import GELU, Transformer, image_features
 
 NORM_EPSILON = 1e-6  # timm's
 _CLASSES = Space("classes", Kind.FIXED)
@@ -59,6 +59,8 @@ _TOWER = "transformer.resblocks."
 class Classifier(ClassifierModel[ClassifierConfig]):
     """The whole model. It is its own image tower: features are what the head reads."""
 
+    class_embedding: nn.Parameter | None
+
     def __init__(self, config: ClassifierConfig, *, device: torch.device | str | None = None) -> None:
         super().__init__()
         check_buildable(config)
@@ -66,10 +68,10 @@ class Classifier(ClassifierModel[ClassifierConfig]):
         width, patch = vision.width, vision.patch_size
         self.config = config
         self.conv1 = PatchEmbedding(CHANNELS, width, patch, patch, bias=True, device=device)
-        self.class_embedding = nn.Parameter(torch.empty(width, device=device))
-        self.positional_embedding = nn.Parameter(
-            torch.empty(grid_side(vision) ** 2 + 1, width, device=device)
+        self.register_parameter(
+            "class_embedding", empty(width, device=device) if vision.class_token else None
         )
+        self.positional_embedding = empty(image_tokens(vision), width, device=device)
         self.transformer = Transformer(
             width,
             vision.layers,
@@ -79,8 +81,9 @@ class Classifier(ClassifierModel[ClassifierConfig]):
             causal=False,
             device=device,
             norm_epsilon=NORM_EPSILON,
+            layer_scale=vision.layer_scale is not None,
         )
-        self.ln_post = LayerNorm(width, eps=NORM_EPSILON, device=device)
+        self.add_module(last_norm(vision), LayerNorm(width, eps=NORM_EPSILON, device=device))
         self.head = Linear(width, config.classes, device=device)
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:
@@ -104,15 +107,24 @@ class Classifier(ClassifierModel[ClassifierConfig]):
 
         `kept_BK` are the places of the patches that are seen; None: all.
         """
-        patches_BND = self.conv1(images_BCHW)
-        class_B1D = self.class_embedding.expand(patches_BND.shape[0], 1, -1)
-        x_BTD = torch.cat([class_B1D, patches_BND], dim=1) + self.positional_embedding
-        return self.ln_post(self.transformer(keep_patches(x_BTD, kept_BK), None))
+        vision = self.config.vision
+        x_BTD = self.conv1(images_BCHW)
+        if self.class_embedding is not None:
+            class_B1D = self.class_embedding.expand(x_BTD.shape[0], 1, -1)
+            x_BTD = torch.cat([class_B1D, x_BTD], dim=1)
+        x_BTD = keep_patches(x_BTD + self.positional_embedding, kept_BK, class_token=vision.class_token)
+        norm = cast("LayerNorm", self.get_submodule(last_norm(vision)))
+        return image_features(self.transformer, norm, x_BTD, vision)
 
     def forward(self, images_BCHW: Tensor, kept_BK: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Features [B, D] and logits [B, classes]."""
         features_BD = self.features(images_BCHW, kept_BK)
         return features_BD, self.head(features_BD)
+
+
+def last_norm(vision: VisionSpec) -> str:
+    """The norm behind the blocks, which timm has under another name where it reads the mean."""
+    return "fc_norm" if vision.norm_after_pooling else "ln_post"
 
 
 class _Features(ImageTower):
@@ -138,12 +150,12 @@ def classifier_layout(config: ClassifierConfig) -> Layout:
     writes, patch, classes = Axis(stream), Axis(PATCH), Axis(_CLASSES)
     return Layout(
         parameters={
-            "class_embedding": Parameter((writes,), normal(0.02)),
-            "positional_embedding": Parameter((Axis(GRID), writes), normal(0.02)),
+            **({"class_embedding": Parameter((writes,), normal(0.02))} if vision.class_token else {}),
+            "positional_embedding": Parameter((Axis(grid(vision)), writes), normal(0.02)),
             "conv1.weight": Parameter((writes, Axis(COLOURS, Side.IN), patch, patch), uniform(fan_in)),
             "conv1.bias": Parameter((writes,), uniform(fan_in)),
-            **transformer(_TOWER, VISION, vision.layers, vision_starts(vision)),
-            **norm("ln_post", stream),
+            **transformer(_TOWER, VISION, vision.layers, vision_starts(vision), vision.layer_scale),
+            **norm(last_norm(vision), stream),
             "head.weight": Parameter((classes, Axis(stream, Side.IN)), uniform(vision.width**-0.5)),
             "head.bias": Parameter((classes,), ZERO),
         },
@@ -154,7 +166,6 @@ def classifier_layout(config: ClassifierConfig) -> Layout:
         },
         depths={_TOWER: vision.layers},
         head_widths={VISION.heads.name: vision.head_width},
-        dimensions=(*image_dimensions(vision), Dimension("classes", config.classes, _CLASSES)),
     )
 
 

@@ -7,7 +7,7 @@ et al., arXiv 2103.00020), so a state dict fits both. What differs is only how t
   a mask;
 - patches are cut by a reshape and projected by a matrix product (the convolution's stride is its kernel
   size);
-- the last block computes only the token that is pooled: the others' outputs are read by nobody. That is
+- the last block computes only the token that is pooled, if one is: the others' outputs are read by nobody. That is
   exact, and saves most of one block of each tower, forwards and backwards;
 - texts may be cut after the longest caption (`crop_tokens`; in training each bucket of texts of like length, see
   captions.py): the tower is causal and pools at the end-of-text token, so no position behind it can reach the
@@ -39,7 +39,7 @@ from modelchain_trainer.model.layers import (
     keep_patches,
     vision_heads,
 )
-from modelchain_trainer.model.transformer import GELU, QUICK_GELU, Transformer
+from modelchain_trainer.model.transformer import GELU, QUICK_GELU, Transformer, image_features
 
 MOST_COMPILATIONS = 32  # of one block's code; torch's default is 8
 
@@ -138,18 +138,19 @@ def crop_tokens(tokens: Tensor, *, multiple_of: int = 1) -> Tensor:
 
 
 class VisionTower(ImageTower):
-    """Patches and a class token through a transformer; the class token's output, projected, is the
-    embedding."""
+    """Patches and a class token through a transformer; the class token's output, or the mean of the patches',
+    projected, is the embedding."""
 
     def __init__(
         self, vision: VisionSpec, embed_dim: int, quick_gelu: bool, device: torch.device | str | None
     ) -> None:
         super().__init__()
         width, patch = vision.width, vision.patch_size
+        self.vision = vision
         self.conv1 = PatchEmbedding(CHANNELS, width, patch, patch, bias=False, device=device)
         self.class_embedding = empty(width, device=device)
         self.positional_embedding = empty(grid_side(vision) ** 2 + 1, width, device=device)
-        self.ln_pre = LayerNorm(width, device=device)
+        self.ln_pre = LayerNorm(width, device=device) if vision.input_norm else nn.Identity()
         self.transformer = Transformer(
             width,
             vision.layers,
@@ -158,6 +159,7 @@ class VisionTower(ImageTower):
             _activation(quick_gelu),
             causal=False,
             device=device,
+            layer_scale=vision.layer_scale is not None,
         )
         self.ln_post = LayerNorm(width, device=device)
         self.proj = empty(width, embed_dim, device=device)
@@ -171,7 +173,7 @@ class VisionTower(ImageTower):
         class_B1D = self.class_embedding.expand(patches_BND.shape[0], 1, -1)
         x_BTD = torch.cat([class_B1D, patches_BND], dim=1) + self.positional_embedding
         x_BTD = self.ln_pre(keep_patches(x_BTD, kept_BK))
-        return self.ln_post(self.transformer(x_BTD, None)) @ self.proj
+        return image_features(self.transformer, self.ln_post, x_BTD, self.vision) @ self.proj
 
 
 def _activation(quick_gelu: bool) -> str:

@@ -10,12 +10,12 @@ import math
 from functools import lru_cache
 
 from modelchain.families import ModelConfig, TextSpec, VisionSpec
+from modelchain.families.towers import image_tokens
 from modelchain_trainer.model.layers import CHANNELS
 from modelchain_trainer.model.layout import (
     ZERO,
     Axis,
     BlockStarts,
-    Dimension,
     Kind,
     Layout,
     Parameter,
@@ -35,7 +35,6 @@ SIGMOID_LOGIT_SCALE = math.log(10)  # SigLIP, arXiv 2303.15343, section 3.2
 
 VISION, TEXT = TowerSpaces.named("vision"), TowerSpaces.named("text")
 COLOURS, PATCH = Space("colours", Kind.FIXED), Space("vision.patch", Kind.PATCH)
-GRID = Space("vision.grid", Kind.GRID)
 _EMBEDDING = Space("embedding", Kind.EMBEDDING)
 _BEFORE_NORM = Space("vision.input", Kind.BEFORE_NORM, VISION.stream.name, "visual.ln_pre.weight")
 _VOCABULARY, _CONTEXT = Space("vocabulary", Kind.FIXED), Space("context", Kind.FIXED)
@@ -51,41 +50,24 @@ def clip_layout(config: ModelConfig) -> Layout:
         sizes={
             **VISION.sizes(vision.width, vision.hidden_width),
             **TEXT.sizes(text.width, text.hidden_width),
-            _BEFORE_NORM.name: vision.width,
             **image_sizes(vision),
             _VOCABULARY.name: text.vocab_size,
             _CONTEXT.name: text.context_length,
             _EMBEDDING.name: config.embed_dim,
         },
         depths={VISION_TOWER: vision.layers, TEXT_TOWER: text.layers},
-        dimensions=(
-            *image_dimensions(vision),
-            Dimension("text.width", text.width, TEXT.stream),
-            Dimension("text.layers", text.layers),
-            Dimension("text head width", text.width // text.heads, TEXT.heads),
-            Dimension("text MLP units", text.hidden_width, TEXT.units),
-            Dimension("embedDim", config.embed_dim, _EMBEDDING),
-        ),
         head_widths={VISION.heads.name: vision.head_width, TEXT.heads.name: text.width // text.heads},
     )
 
 
 def image_sizes(vision: VisionSpec) -> dict[str, int]:
     """The sizes of the spaces in front of an image tower."""
-    tokens = (vision.image_size // vision.patch_size) ** 2 + 1
-    return {COLOURS.name: CHANNELS, PATCH.name: vision.patch_size, GRID.name: tokens}
+    return {COLOURS.name: CHANNELS, PATCH.name: vision.patch_size, grid(vision).name: image_tokens(vision)}
 
 
-def image_dimensions(vision: VisionSpec) -> tuple[Dimension, ...]:
-    """The sizes of an image tower as people know them."""
-    return (
-        Dimension("vision.imageSize", vision.image_size, GRID),
-        Dimension("vision.patchSize", vision.patch_size, PATCH),
-        Dimension("vision.width", vision.width, VISION.stream),
-        Dimension("vision.layers", vision.layers),
-        Dimension("vision.headWidth", vision.head_width, VISION.heads),
-        Dimension("vision MLP units", vision.hidden_width, VISION.units),
-    )
+def grid(vision: VisionSpec) -> Space:
+    """Of its positions."""
+    return Space("vision.grid", Kind.GRID, prefix=int(vision.class_token))
 
 
 def vision_starts(vision: VisionSpec) -> BlockStarts:
@@ -103,17 +85,20 @@ def vision_starts(vision: VisionSpec) -> BlockStarts:
 
 def _vision(vision: VisionSpec) -> dict[str, Parameter]:
     stream, scale = VISION.stream, normal(vision.width**-0.5)
-    before, patch = Axis(_BEFORE_NORM), Axis(PATCH)
+    before, patch = Axis(_BEFORE_NORM if vision.input_norm else stream), Axis(PATCH)
+    input_norm = {
+        "visual.ln_pre.weight": Parameter((Axis(_BEFORE_NORM, Side.GAIN),), _constant(1.0)),
+        "visual.ln_pre.bias": Parameter((Axis(stream),), ZERO),
+    }
     return {
         "visual.class_embedding": Parameter((before,), scale),
-        "visual.positional_embedding": Parameter((Axis(GRID), before), scale),
+        "visual.positional_embedding": Parameter((Axis(grid(vision)), before), scale),
         "visual.proj": Parameter((Axis(stream, Side.IN), Axis(_EMBEDDING)), scale),
         "visual.conv1.weight": Parameter(
             (before, Axis(COLOURS, Side.IN), patch, patch), uniform((CHANNELS * vision.patch_size**2) ** -0.5)
         ),
-        "visual.ln_pre.weight": Parameter((Axis(_BEFORE_NORM, Side.GAIN),), _constant(1.0)),
-        "visual.ln_pre.bias": Parameter((Axis(stream),), ZERO),
-        **transformer(VISION_TOWER, VISION, vision.layers, vision_starts(vision)),
+        **(input_norm if vision.input_norm else {}),
+        **transformer(VISION_TOWER, VISION, vision.layers, vision_starts(vision), vision.layer_scale),
         **norm("visual.ln_post", stream),
     }
 

@@ -23,7 +23,6 @@ from modelchain_trainer.model.layout import (
     ZERO,
     Axis,
     BlockStarts,
-    Dimension,
     Kind,
     Layout,
     Parameter,
@@ -123,11 +122,6 @@ def language_model_layout(config: LanguageModelConfig) -> Layout:
             _CONTEXT.name: config.context_length,
         },
         depths={_TOWER: config.layers},
-        dimensions=(
-            Dimension("width", config.width, stream),
-            Dimension("layers", config.layers),
-            Dimension("MLP units", config.hidden_width, _TEXT.units),
-        ),
     )
 
 

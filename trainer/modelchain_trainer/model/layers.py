@@ -53,11 +53,11 @@ class PatchEmbedding(nn.Conv2d):
         return F.linear(patches.reshape(B, rows * columns, -1), self.weight.flatten(1), self.bias)
 
 
-def keep_patches(x_BTD: Tensor, kept_BK: Tensor | None) -> Tensor:
-    """The class token [B, 1 + K, D] of an image tower's input, with the patches at these places; None: all."""
+def keep_patches(x_BTD: Tensor, kept_BK: Tensor | None, *, class_token: bool = True) -> Tensor:
+    """The class token, if any, and the patches at these places (None: all) of an image tower's input: [B, 1 + K, D]."""
     if kept_BK is None:
         return x_BTD
-    places_BK = F.pad(kept_BK + 1, (1, 0))
+    places_BK = F.pad(kept_BK + 1, (1, 0)) if class_token else kept_BK
     return x_BTD.gather(1, places_BK[:, :, None].expand(-1, -1, x_BTD.shape[2]))
 
 

@@ -36,23 +36,25 @@ class Kind(StrEnum):
     FIXED = "fixed"  # it does not: colours, vocabulary, classes
     STREAM = "stream"  # the residual stream of a tower
     BEFORE_NORM = "before-norm"  # what a norm turns into a stream
+    BEFORE_SCALE = "before-scale"  # what a factor for each channel (LayerScale) turns into a stream
     TIED_READING = (
         "tied-reading"  # the output of a norm that is read by a table which writes into the stream too
     )
     COPIES = "copies"  # heads or units, each of which may be there more than once
     EMBEDDING = "embedding"  # features that are only compared by their inner products
-    GRID = "grid"  # a class token and the patches of an image
+    GRID = "grid"  # the patches of an image, and the tokens before them
     PATCH = "patch"  # one side of a patch, in pixels
 
 
 @dataclass(frozen=True)
 class Space:
-    """A space of a model. Those of kind BEFORE_NORM and TIED_READING belong to the stream `stream`."""
+    """A space of a model. Those with a `stream` (BEFORE_NORM, BEFORE_SCALE, TIED_READING) are as wide as that."""
 
     name: str
     kind: Kind
     stream: str = ""
-    gain: str = ""  # BEFORE_NORM: the parameter that is the norm's factor
+    gain: str = ""  # BEFORE_NORM, BEFORE_SCALE: the parameter that is the factor
+    prefix: int = 0  # GRID: tokens before the patches
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,8 @@ class Parameter:
     def writes(self) -> bool:
         """Whether it is what its block adds to the residual stream."""
         return self.block is not None and any(
-            axis.space.kind is Kind.STREAM and axis.side is Side.OUT for axis in self.axes
+            axis.space.kind in (Kind.STREAM, Kind.BEFORE_SCALE) and axis.side is Side.OUT
+            for axis in self.axes
         )
 
     def axis(self, kind: Kind) -> int | None:
@@ -102,27 +105,21 @@ class Parameter:
 
 
 @dataclass(frozen=True)
-class Dimension:
-    """A size of a model as people know it."""
-
-    name: str  # a field of the model's configuration, e.g. vision.width
-    size: int
-    space: Space | None = None  # None: the number of blocks of a tower
-
-
-@dataclass(frozen=True)
 class Layout:
     """A model's parameters, the sizes of its spaces and of its towers."""
 
     parameters: Mapping[str, Parameter]
-    sizes: Mapping[str, int]  # of spaces, by name
+    sizes: Mapping[str, int]  # of spaces, by name; those that belong to a stream are left out
     depths: Mapping[str, int]  # blocks of each tower
-    dimensions: tuple[Dimension, ...]
     head_widths: Mapping[str, int] = field(default_factory=dict)  # channels of a head, where they may widen
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a parameter."""
-        return tuple(axis.parts * self.sizes[axis.space.name] for axis in self.parameters[name].axes)
+        return tuple(axis.parts * self.size(axis.space) for axis in self.parameters[name].axes)
+
+    def size(self, space: Space) -> int:
+        """The size of a space."""
+        return self.sizes[space.stream or space.name]
 
 
 ZERO, ONE = Start("constant", 0.0), Start("constant", 1.0)
@@ -180,23 +177,36 @@ class TowerSpaces:
         return {self.stream.name: width, self.heads.name: width, self.units.name: units}
 
 
-def transformer(tower: str, spaces: TowerSpaces, layers: int, starts: BlockStarts) -> dict[str, Parameter]:
-    """The blocks of `modelchain_trainer.model.transformer.Transformer`, whose names begin with `tower`."""
+def transformer(
+    tower: str, spaces: TowerSpaces, layers: int, starts: BlockStarts, layer_scale: float | None = None
+) -> dict[str, Parameter]:
+    """The blocks of `modelchain_trainer.model.transformer.Transformer`, whose names begin with `tower`.
+
+    `layer_scale` is where the factors of what blocks add start, if there are any.
+    """
     stream, heads, units = spaces.stream, spaces.heads, spaces.units
     reads, heads_in, units_in = Axis(stream, Side.IN), Axis(heads, Side.IN), Axis(units, Side.IN)
-    writes, heads_out, units_out = Axis(stream), Axis(heads, parts=3), Axis(units)
+    heads_out, units_out = Axis(heads, parts=3), Axis(units)
     parameters: dict[str, Parameter] = {}
     for number in range(layers):
         first, second = InBlock(tower, number, "ln_1"), InBlock(tower, number, "ln_2")
+        attention = mlp = stream
+        if layer_scale is not None:
+            attention, mlp = (_scaled(stream, f"{tower}{number}.ls_{place}") for place in (1, 2))
+            for place, space in enumerate((attention, mlp), 1):
+                block = InBlock(tower, number, f"ls_{place}.gamma")
+                parameters[space.gain] = Parameter(
+                    (Axis(space, Side.GAIN),), Start("constant", layer_scale), block
+                )
         products = {
             "attn.in_proj_weight": (starts.in_proj, heads_out, reads),
             "attn.in_proj_bias": (ZERO, heads_out),
-            "attn.out_proj.weight": (starts.out_proj, writes, heads_in),
-            "attn.out_proj.bias": (ZERO, writes),
+            "attn.out_proj.weight": (starts.out_proj, Axis(attention), heads_in),
+            "attn.out_proj.bias": (ZERO, Axis(attention)),
             "mlp.c_fc.weight": (starts.c_fc, units_out, reads),
             "mlp.c_fc.bias": (starts.c_fc_bias, units_out),
-            "mlp.c_proj.weight": (starts.c_proj, writes, units_in),
-            "mlp.c_proj.bias": (starts.c_proj_bias, writes),
+            "mlp.c_proj.weight": (starts.c_proj, Axis(mlp), units_in),
+            "mlp.c_proj.bias": (starts.c_proj_bias, Axis(mlp)),
         }
         parameters |= norm(f"{tower}{number}.ln_1", stream, first)
         parameters |= norm(f"{tower}{number}.ln_2", stream, second)
@@ -205,6 +215,11 @@ def transformer(tower: str, spaces: TowerSpaces, layers: int, starts: BlockStart
                 tuple(axes), start, InBlock(tower, number, leaf)
             )
     return parameters
+
+
+def _scaled(stream: Space, name: str) -> Space:
+    """What the factor `name`.gamma turns into the stream."""
+    return Space(name, Kind.BEFORE_SCALE, stream.name, f"{name}.gamma")
 
 
 def _below(block: InBlock, part: str) -> InBlock:

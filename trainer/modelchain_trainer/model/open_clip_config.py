@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from modelchain.block import first_problem
 from modelchain.errors import UserDataError
-from modelchain.families import ModelConfig
+from modelchain.families import ModelConfig, Pooling, VisionSpec
 
 SIGMOID_LOGIT_BIAS = -10.0  # SigLIP, arXiv 2303.15343, section 3.2
 
@@ -23,6 +23,8 @@ STANDARD_DEVIATION = (0.26862954, 0.26130258, 0.27577711)
 
 _MODEL_KEYS = {"embed_dim": "embed_dim", "quick_gelu": "quick_gelu"}
 _VISION_KEYS = ("image_size", "patch_size", "width", "layers", "head_width", "mlp_ratio")
+_VISION_OPTIONAL = ("pool_type", "final_ln_after_pool", "no_ln_pre", "ls_init_value")
+_POOLING: Mapping[object, Pooling] = {"tok": Pooling.CLASS_TOKEN, "avg": Pooling.AVERAGE}
 _TEXT_KEYS = ("context_length", "vocab_size", "width", "layers", "heads", "mlp_ratio")
 
 # open_clip's own defaults where they are not ours (ours are not assumed to follow its).
@@ -52,9 +54,7 @@ _VISION_OFF: Mapping[str, object] = {
     **_BLOCK_OFF,
     "patch_dropout": 0.0,
     "attentional_pool": False,
-    "no_ln_pre": False,
     "pos_embed_type": "learnable",
-    "pool_type": "tok",
     "timm_model_name": None,
 }
 _TEXT_OFF: Mapping[str, object] = {
@@ -96,7 +96,8 @@ def to_open_clip(config: ModelConfig) -> dict[str, object]:
             "embed_dim": config.embed_dim,
             "quick_gelu": config.quick_gelu,
             **({"init_logit_bias": SIGMOID_LOGIT_BIAS} if config.logit_bias else {}),
-            "vision_cfg": {key: getattr(config.vision, key) for key in _VISION_KEYS},
+            "vision_cfg": {key: getattr(config.vision, key) for key in _VISION_KEYS}
+            | _optional(config.vision),
             "text_cfg": {key: getattr(config.text, key) for key in _TEXT_KEYS},
         },
         "preprocess_cfg": {
@@ -106,6 +107,18 @@ def to_open_clip(config: ModelConfig) -> dict[str, object]:
             "resize_mode": "shortest",
         },
     }
+
+
+def _optional(vision: VisionSpec) -> dict[str, object]:
+    """Settings that are left out where they are open_clip's defaults."""
+    settings: dict[str, object] = {}
+    if vision.pooling is Pooling.AVERAGE:
+        settings |= {"pool_type": "avg", "final_ln_after_pool": vision.norm_after_pooling}
+    if not vision.input_norm:
+        settings["no_ln_pre"] = True
+    if vision.layer_scale is not None:
+        settings["ls_init_value"] = vision.layer_scale
+    return settings
 
 
 def from_open_clip(content: object, where: str) -> ModelConfig:
@@ -127,11 +140,14 @@ def from_open_clip(content: object, where: str) -> ModelConfig:
     text = _mapping(model["text_cfg"], f"{where}: text_cfg")
     refused = [
         *_refused("", model, {*_MODEL_KEYS, "init_logit_bias", "vision_cfg", "text_cfg"}, _MODEL_OFF),
-        *_refused("vision_cfg.", vision, set(_VISION_KEYS), _VISION_OFF),
+        *_refused("vision_cfg.", vision, {*_VISION_KEYS, *_VISION_OPTIONAL}, _VISION_OFF),
         *_refused("text_cfg.", text, set(_TEXT_KEYS), _TEXT_OFF),
     ]
     if isinstance(vision.get("layers"), list):
         refused.append("vision_cfg.layers (a ResNet)")
+    pool = vision.get("pool_type", "tok")
+    if pool not in _POOLING:
+        refused.append(f"vision_cfg.pool_type={_short(pool)}")
     if refused:
         raise UserDataError(
             f"{where}: only CLIP models of a plain vision and a plain text transformer can be used; "
@@ -140,6 +156,13 @@ def from_open_clip(content: object, where: str) -> ModelConfig:
     document = {key: model[key] for key in _MODEL_KEYS if key in model}
     document["logit_bias"] = model.get("init_logit_bias") is not None
     document["vision"] = _VISION_DEFAULTS | {key: _side(vision[key]) for key in _VISION_KEYS if key in vision}
+    document["vision"] |= {
+        "pooling": _POOLING.get(pool),
+        # Of one token it is the same, before and after.
+        "norm_after_pooling": pool == "avg" and bool(vision.get("final_ln_after_pool")),
+        "input_norm": not vision.get("no_ln_pre"),
+        "layer_scale": vision.get("ls_init_value"),
+    }
     document["text"] = _TEXT_DEFAULTS | {key: text[key] for key in _TEXT_KEYS if key in text}
     try:
         return ModelConfig.model_validate(document)

@@ -13,13 +13,17 @@ from torch import Tensor
 
 from modelchain.block import first_problem
 from modelchain.errors import UserDataError
-from modelchain.families import ClassifierConfig
+from modelchain.families import ClassifierConfig, Pooling, VisionSpec
 from modelchain_trainer.model.open_clip_config import MEAN, STANDARD_DEVIATION
 
 ARCHITECTURE = "vit_base_patch16_224"  # the plain one; its sizes are overridden by model_args
 _ARGUMENTS = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
+_OPTIONAL = ("global_pool", "fc_norm", "class_token", "init_values")
+_POOLING = {"token": Pooling.CLASS_TOKEN, "avg": Pooling.AVERAGE}
 _OWN = {  # our names below blocks, and timm's
     "ln_1.": "norm1.",
+    "ls_1.": "ls1.",
+    "ls_2.": "ls2.",
     "attn.in_proj_": "attn.qkv.",
     "attn.out_proj.": "attn.proj.",
     "ln_2.": "norm2.",
@@ -31,6 +35,7 @@ _OUTSIDE = {
     "positional_embedding": "pos_embed",
     "conv1.": "patch_embed.proj.",
     "ln_post.": "norm.",
+    "fc_norm.": "fc_norm.",
     "head.": "head.",
 }
 _BLOCKS, _TIMM_BLOCKS = "transformer.resblocks.", "blocks."
@@ -50,6 +55,7 @@ def to_timm(config: ClassifierConfig) -> dict[str, object]:
             "depth": vision.layers,
             "num_heads": vision.width // vision.head_width,
             "mlp_ratio": vision.mlp_ratio,
+            **_optional(vision),
         },
         "pretrained_cfg": {
             "input_size": [3, vision.image_size, vision.image_size],
@@ -64,13 +70,25 @@ def to_timm(config: ClassifierConfig) -> dict[str, object]:
     }
 
 
+def _optional(vision: VisionSpec) -> dict[str, object]:
+    """Arguments that are left out where they are timm's defaults."""
+    arguments: dict[str, object] = {}
+    if vision.pooling is Pooling.AVERAGE:
+        arguments |= {"global_pool": "avg", "fc_norm": vision.norm_after_pooling}
+    if not vision.class_token:
+        arguments["class_token"] = False
+    if vision.layer_scale is not None:
+        arguments["init_values"] = vision.layer_scale
+    return arguments
+
+
 def from_timm(content: object, where: str) -> ClassifierConfig:
     """The model of a config.json. Raises UserDataError for any but a plain vision transformer, or for images that
     are normalised by other statistics than OpenAI's.
     """
     whole = _mapping(content, where)
     arguments = _mapping(whole.get("model_args"), f"{where}: model_args")
-    unknown = sorted(set(arguments) - set(_ARGUMENTS))
+    unknown = sorted(set(arguments) - {*_ARGUMENTS, *_OPTIONAL})
     missing = sorted(set(_ARGUMENTS) - set(arguments))
     if whole.get("architecture") != ARCHITECTURE or unknown:
         named = ", ".join(unknown) or f"architecture {whole.get('architecture')}"
@@ -90,6 +108,11 @@ def from_timm(content: object, where: str) -> ClassifierConfig:
     width, heads = arguments["embed_dim"], arguments["num_heads"]
     if not (isinstance(width, int) and isinstance(heads, int) and heads > 0 and width % heads == 0):
         raise UserDataError(f"{where}: {heads} heads do not divide a width of {width}")
+    pool = arguments.get("global_pool", "token")
+    if pool not in _POOLING:
+        raise UserDataError(
+            f"{where}: model_args.global_pool {pool!r} is not supported, only {' and '.join(_POOLING)}"
+        )
     document = {
         "classes": whole.get("num_classes"),
         "vision": {
@@ -99,6 +122,10 @@ def from_timm(content: object, where: str) -> ClassifierConfig:
             "layers": arguments["depth"],
             "head_width": width // heads,
             "mlp_ratio": arguments["mlp_ratio"],
+            "pooling": _POOLING[str(pool)],
+            "norm_after_pooling": arguments.get("fc_norm", pool == "avg"),
+            "class_token": arguments.get("class_token", True),
+            "layer_scale": arguments.get("init_values"),
         },
     }
     try:

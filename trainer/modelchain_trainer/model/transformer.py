@@ -16,6 +16,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from modelchain.families import Pooling, VisionSpec
 from modelchain_trainer.model.layers import LayerNorm, Linear, empty
 
 GELU, QUICK_GELU, GELU_TANH = "gelu", "quick-gelu", "gelu-tanh"  # activations of an MLP
@@ -35,12 +36,14 @@ class Transformer(nn.Module):
         causal: bool,
         device: torch.device | str | None,
         norm_epsilon: float = 1e-5,
+        layer_scale: bool = False,
     ) -> None:
         super().__init__()
         self.causal = causal
         self.gradient_checkpointing = False
         self.resblocks = nn.ModuleList(
-            Block(width, heads, hidden, activation, device, norm_epsilon) for _ in range(layers)
+            Block(width, heads, hidden, activation, device, norm_epsilon, layer_scale=layer_scale)
+            for _ in range(layers)
         )
 
     def forward(self, x_BTD: Tensor, pooled_B: Tensor | None) -> Tensor:
@@ -61,6 +64,7 @@ class Transformer(nn.Module):
         *blocks, last = cast("list[Block]", list(self.resblocks))
         for block in blocks:
             block.compile(dynamic=dynamic)
+        last.compile(dynamic=dynamic)  # for `sequence`
         last.pooled = torch.compile(last.pooled, dynamic=dynamic)
 
     def _run(self, part: Callable[..., Tensor], *arguments: object) -> Tensor:
@@ -69,8 +73,23 @@ class Transformer(nn.Module):
         return part(*arguments)
 
 
+def image_features(
+    transformer: Transformer,
+    norm: nn.LayerNorm,
+    x_BTD: Tensor,
+    vision: VisionSpec,
+) -> Tensor:
+    """What a tower's `Transformer` and the norm behind it make of an image [B, D], pooled as `vision` says."""
+    if vision.pooling is Pooling.CLASS_TOKEN:
+        return norm(transformer(x_BTD, None))
+    patches_BND = transformer.sequence(x_BTD, None)[:, int(vision.class_token) :]
+    if vision.norm_after_pooling:
+        return norm(patches_BND.mean(dim=1))
+    return norm(patches_BND).mean(dim=1)
+
+
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+    """x + attention(norm(x)), then x + mlp(norm(x)); with `layer_scale`, what is added is scaled channel by channel."""
 
     def __init__(
         self,
@@ -80,16 +99,20 @@ class Block(nn.Module):
         activation: str,
         device: torch.device | str | None,
         norm_epsilon: float = 1e-5,
+        *,
+        layer_scale: bool = False,
     ) -> None:
         super().__init__()
         self.ln_1 = LayerNorm(width, eps=norm_epsilon, device=device)
         self.attn = Attention(width, heads, device)
+        self.ls_1 = LayerScale(width, device) if layer_scale else nn.Identity()
         self.ln_2 = LayerNorm(width, eps=norm_epsilon, device=device)
         self.mlp = Mlp(width, hidden, activation, device)
+        self.ls_2 = LayerScale(width, device) if layer_scale else nn.Identity()
 
     def forward(self, x_BTD: Tensor, causal: bool, visible_BTT: Tensor | None = None) -> Tensor:
-        x_BTD = x_BTD + self.attn(self.ln_1(x_BTD), causal, visible_BTT)
-        return x_BTD + self.mlp(self.ln_2(x_BTD))
+        x_BTD = x_BTD + self.ls_1(self.attn(self.ln_1(x_BTD), causal, visible_BTT))
+        return x_BTD + self.ls_2(self.mlp(self.ln_2(x_BTD)))
 
     def pooled(self, x_BTD: Tensor, position_B: Tensor | None) -> Tensor:
         """The block's output [B, D] at one position of each row, which attends to all positions up to itself.
@@ -102,8 +125,19 @@ class Block(nn.Module):
             # Not `take_along_dim`: torch.compile takes the number of tokens it meets there for a constant.
             x_BD = x_BTD.gather(1, position_B[:, None, None].expand(-1, 1, x_BTD.shape[2])).squeeze(1)
             visible_BT = torch.arange(x_BTD.shape[1], device=x_BTD.device) <= position_B[:, None]
-        x_BD = x_BD + self.attn.pooled(self.ln_1(x_BD), self.ln_1(x_BTD), visible_BT)
-        return x_BD + self.mlp(self.ln_2(x_BD))
+        x_BD = x_BD + self.ls_1(self.attn.pooled(self.ln_1(x_BD), self.ln_1(x_BTD), visible_BT))
+        return x_BD + self.ls_2(self.mlp(self.ln_2(x_BD)))
+
+
+class LayerScale(nn.Module):
+    """A learned factor for each channel (Touvron et al., arXiv 2103.17239)."""
+
+    def __init__(self, width: int, device: torch.device | str | None) -> None:
+        super().__init__()
+        self.gamma = empty(width, device=device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
 
 
 class Attention(nn.Module):
