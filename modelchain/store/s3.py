@@ -16,10 +16,10 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from boto3.s3.transfer import TransferConfig
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError, ClientError, PaginationError
 from s3transfer.manager import TransferManager
 
 from modelchain.errors import ConfigurationError, MissingInputError
@@ -39,18 +39,40 @@ from modelchain.store.base import (
 from modelchain.store.s3_answers import NotS3Error
 from modelchain.store.s3_clients import SharedClients
 from modelchain.store.s3_connection import Busy, Connection
-from modelchain.store.s3_errors import is_missing, status_of, was_repeated
+from modelchain.store.s3_errors import is_missing, status_of
 from modelchain.store.s3_read import THREADS, Replaced, content_etag, download, fetch, stand_in_etag
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
-    from mypy_boto3_s3.type_defs import ObjectTypeDef, PutObjectRequestTypeDef
+    from mypy_boto3_s3.type_defs import (
+        ListObjectsV2RequestTypeDef,
+        ObjectTypeDef,
+        PutObjectRequestTypeDef,
+        UploadPartOutputTypeDef,
+    )
 
 PART_BYTES = 16 << 20
 CONFLICT_ATTEMPTS = 6
 
 _conditional_writes: dict[tuple[str | None, str], bool] = {}  # found out, by endpoint and bucket
 _conditional_writes_lock = threading.Lock()
+
+
+class _PartByPart:
+    """A client that sends a part of an upload again by itself: one that fails does not begin the whole upload anew."""
+
+    def __init__(self, client: S3Client, connection: Connection, uri: str) -> None:
+        self._client, self._connection, self._uri = client, connection, uri
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    def upload_part(self, **request: Any) -> UploadPartOutputTypeDef:
+        def send(_: S3Client) -> UploadPartOutputTypeDef:
+            request["Body"].seek(0)
+            return self._client.upload_part(**request)
+
+        return self._connection.call(self._uri, send)
 
 
 class S3Store(Store):
@@ -118,14 +140,21 @@ class S3Store(Store):
         if parent:
             check_key(parent, self.uri)
 
-        def ask(client: S3Client) -> list[ObjectInfo]:
-            pages = client.get_paginator("list_objects_v2").paginate(
-                Bucket=self.bucket, Prefix=self._prefix + prefix
-            )
-            return [self._info(found) for page in pages for found in page.get("Contents", [])]
+        request: ListObjectsV2RequestTypeDef = {"Bucket": self.bucket, "Prefix": self._prefix + prefix}
 
+        def ask(client: S3Client) -> tuple[list[ObjectInfo], str | None]:
+            page = client.list_objects_v2(**request)
+            following = page.get("NextContinuationToken") if page.get("IsTruncated") else None
+            if following is not None and following == request.get("ContinuationToken"):
+                raise PaginationError(message="the page that follows a page is that page itself")
+            return [self._info(found) for found in page.get("Contents", [])], following
+
+        listed, following = self._connection.call(self.uri_of(prefix), ask)
+        while following is not None:  # page by page: one that fails is asked for again, and not all of them
+            request["ContinuationToken"] = following
+            page, following = self._connection.call(self.uri_of(prefix), ask)
+            listed += page
         # Not every server lists in the order of keys (SeaweedFS puts a/b before a-b); some list folders too.
-        listed = self._connection.call(self.uri_of(prefix), ask)
         yield from sorted((info for info in listed if not info.key.endswith("/")), key=lambda info: info.key)
 
     def put(self, key: str, data: bytes, *, if_absent: bool = False, if_match: str | None = None) -> str:
@@ -152,7 +181,8 @@ class S3Store(Store):
         )
 
         def send(client: S3Client) -> None:
-            with TransferManager(client, config) as manager:
+            parts = cast("S3Client", _PartByPart(client, self._connection, self.uri_of(key)))
+            with TransferManager(parts, config) as manager:
                 manager.upload(str(path), self.bucket, self._key(key)).result()
 
         self._connection.call(self.uri_of(key), send)
@@ -241,7 +271,7 @@ class S3Store(Store):
                 status = status_of(error)
                 if status == 412 or (status == 404 and if_match is not None and is_missing(error)):
                     self._connection.require_bucket(self.uri_of(key), client)
-                    etag = self._etag_if_equal(key, data) if uncertain or was_repeated(error) else None
+                    etag = self._etag_if_equal(key, data) if uncertain else None
                     if etag is None:
                         raise self._conflict(key) from error
                     return etag

@@ -41,11 +41,10 @@ _KEY = re.compile(r"[\x21-\x7e]*")
 
 @dataclass(frozen=True)
 class Timeouts:
-    """How long one request may take, and how often it is sent."""
+    """How long one request may take. It is sent once: `Connection.call` sends it again."""
 
     connect_seconds: float = 5
     read_seconds: float = 60
-    attempts: int = 3
 
 
 class SharedClients:
@@ -141,7 +140,7 @@ def make_client(
     config = Config(
         connect_timeout=timeouts.connect_seconds,
         read_timeout=timeouts.read_seconds,
-        retries={"mode": "standard", "total_max_attempts": timeouts.attempts},
+        retries={"mode": "standard", "total_max_attempts": 1},
         max_pool_connections=connections,
         s3={"addressing_style": "auto" if endpoint is None else "path"},
         request_checksum_calculation=_unless_set("AWS_REQUEST_CHECKSUM_CALCULATION", checksums),

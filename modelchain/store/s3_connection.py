@@ -1,4 +1,7 @@
-"""One connection to one bucket: the client, and the patience with a server that goes away."""
+"""One connection to one bucket: the client, and the patience with a server that goes away.
+
+Nothing else sends a request to S3 again: botocore's own retries are off, or the tries of the two would multiply.
+"""
 
 from __future__ import annotations
 

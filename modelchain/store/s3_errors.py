@@ -144,11 +144,6 @@ def status_of(error: ClientError) -> int:
     return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
-def was_repeated(error: ClientError) -> bool:
-    """Whether botocore sent the request more than once: an earlier one may have done the work."""
-    return int(error.response.get("ResponseMetadata", {}).get("RetryAttempts", 0)) > 0
-
-
 def without_credentials(endpoint: str) -> str:
     """`endpoint` without a user and password, for messages."""
     parts = urlsplit(endpoint)

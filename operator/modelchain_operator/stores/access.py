@@ -44,7 +44,7 @@ STORES = 4096
 CERTIFICATES = 256
 
 # The reader tries again later: longer waits would only hold up others.
-TIMEOUTS = Timeouts(connect_seconds=3, read_seconds=10, attempts=1)
+TIMEOUTS = Timeouts(connect_seconds=3, read_seconds=10)
 
 _METADATA_NAMES = frozenset(
     {"metadata", "metadata.google.internal", "instance-data", "instance-data.ec2.internal"}
