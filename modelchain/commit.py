@@ -2,7 +2,7 @@
 
 A stage is complete exactly when its manifest verifies: it parses, names this digest, and every file it
 lists is there in its size. The manifest is written once and last; whoever reads a file also checks its
-sha256 (`download_verified`). A checkpoint is the same in small: its checkpoint.json is written last, and
+sha256 (`download_verified`). A checkpoint works the same way: its checkpoint.json is written last, and
 without it there is no checkpoint.
 """
 
@@ -256,5 +256,5 @@ def checkpoints(store: Store, folder: str, digest: str) -> Iterator[tuple[str, C
 
 
 def latest_checkpoint(store: Store, folder: str, digest: str) -> tuple[str, CheckpointManifest] | None:
-    """The first of `checkpoints`; None if there is none."""
+    """The newest whole checkpoint, as `checkpoints` yields it; None if there is none."""
     return next(checkpoints(store, folder, digest), None)

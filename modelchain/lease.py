@@ -2,7 +2,7 @@
 
 A lease is an object that its holder rewrites every third of its duration. Clocks of two machines are never
 compared: an observer calls a lease expired when it has not seen it change for the whole duration, by its
-own clock and while the store could be read. On the holder's own machine its death shows at once.
+own clock and while the store could be read. On the holder's own machine, its death is detected at once.
 
 A lease saves work and is no lock. A holder that was stopped, or cut off from the store, may go on without
 knowing that it was taken over; so whatever is written lies under a token of its own, and a stage is
@@ -35,7 +35,7 @@ UNREADABLE_SECONDS = 30  # how long a lease that can't be parsed is taken for so
 
 @dataclass(frozen=True)
 class LeaseView:
-    """What an observer knows of a lease. `fresh`: somebody holds it, as far as one can tell."""
+    """What an observer knows about a lease. `fresh`: somebody holds it, as far as the observer can tell."""
 
     fresh: bool
     lease: Lease | None  # None: it can't be parsed
@@ -54,17 +54,17 @@ class LeaseView:
 
 
 class LeaseObserver:
-    """Judges a lease by how long it has seen it unchanged. Keep the observer between looks: it remembers."""
+    """Decides whether a lease is held, by how long it has gone unchanged. Use one observer for all reads."""
 
     def __init__(self, store: Store, key: str) -> None:
         self._store = store
         self._key = key
         self._etag = ""
         self._unchanged_since = 0.0
-        self._blind = True  # since the last look, changes may have gone unseen
+        self._blind = True  # changes since the last read may have been missed
 
     def observe(self, now: float | None = None) -> LeaseView | None:
-        """Look now; None if there is no lease. `now` in seconds of any clock that only grows.
+        """Read the lease; None if there is none. `now`: seconds on any monotonic clock.
 
         A lease seen for the first time is fresh for its whole duration. So is one seen again after the
         store was away: its holder could not renew it either. Raises what the store raises.
@@ -94,7 +94,7 @@ class LeaseObserver:
 
 
 class LeaseKeeper:
-    """Takes a lease, keeps it fresh in a thread, and lets go of it. Also a context manager."""
+    """Acquires a lease, renews it in a thread, and releases it. Also a context manager."""
 
     def __init__(
         self,
@@ -115,28 +115,28 @@ class LeaseKeeper:
         self._on_lost = on_lost
         self._sequence = 0
         self._etag = ""
-        self._removed = False  # the lease is to vanish, not to be released
+        self._removed = False  # the lease is to be deleted, not released
         self._lost = threading.Event()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
     @property
     def lost(self) -> bool:
-        """Whether somebody else has been seen in the lease since it was ours."""
+        """Whether another holder has been seen in the lease since it was acquired."""
         return self._lost.is_set()
 
     def acquire(self, *, wait: bool = True) -> None:
         """Take the lease if nobody holds it.
 
-        If it looks held, watch it for its duration: a holder that is dead on another machine is only known
-        by not renewing it. `wait=False` does not watch. Raises HeldError at the first sign of life.
+        If it looks held, watch it for its duration: that a holder on another machine is dead shows only in its
+        not renewing the lease. `wait=False` does not watch. Raises HeldError at the first renewal.
         """
         assert self._thread is None, "a keeper takes its lease once"
         observer = LeaseObserver(self._store, self._key)
         first: LeaseView | None = None
         while not self._try(view := observer.observe()):
             if view is None or not view.fresh:
-                continue  # somebody was quicker: look who
+                continue  # another process was faster: read who holds it
             first = first or view
             if not wait or view.etag != first.etag:
                 raise HeldError(self._held_by(view))
@@ -145,13 +145,13 @@ class LeaseKeeper:
         self._thread.start()
 
     def release(self, *, timeout_seconds: float = 5.0) -> None:
-        """Stop renewing and let others in at once. Does not raise: without the store, the lease runs out."""
+        """Stop renewing, and release the lease. Does not raise: if the store is unavailable, the lease expires."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join(timeout_seconds)
 
     def remove(self) -> None:
-        """Stop renewing and delete the lease, if it is still ours: what it guarded is gone."""
+        """Stop renewing, and delete the lease if it is still ours: what it protected is gone."""
         self._removed = True
         self.release()
         if not self.lost:
@@ -193,7 +193,7 @@ class LeaseKeeper:
             action()
         except ModelChainError as error:
             log.warning("can't %s the lease, going on without: %s", what, error)
-        except Exception:  # the thread lives on: the next renewal may work
+        except Exception:  # the thread must go on: the next renewal may succeed
             log.exception("can't %s the lease, going on without", what)
 
     def _renew(self) -> None:
@@ -203,7 +203,7 @@ class LeaseKeeper:
             self._find_out()
 
     def _find_out(self) -> None:
-        """It is not as we left it: is somebody else in it, or did the answer to our own write get lost?"""
+        """The lease has changed: does somebody else hold it, or was the answer to our own write lost?"""
         found = self._store.find(self._key)
         if found is None:  # removed by hand: nobody holds it
             self._write(None)

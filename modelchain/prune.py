@@ -1,10 +1,9 @@
-"""What a store may lose: stages that no chain refers to, attempts that did not win, old checkpoints.
+"""What can be deleted from a store: stages that no chain refers to, attempts that did not win, old checkpoints.
 
-`plan_prune` looks and decides, `prune` deletes. Nothing is touched that is younger than the minimum age,
-nor a stage that somebody trains: each is deleted from under its own lease, so no trainer can start there
-meanwhile. What is deleted loses its manifest first, so nothing half deleted looks complete. Metrics and
-TensorBoard events of attempts that did not win stay: the winner may have gone on from where they were, and
-they are its history.
+`plan_prune` reads and decides, `prune` deletes. Nothing younger than the minimum age is deleted, nor a stage that is
+being trained: each is deleted while its lease is held, so no trainer can start there meanwhile. What is deleted loses
+its manifest first, so nothing half deleted looks complete. Metrics and TensorBoard events of attempts that did not win
+stay: the winner may have gone on from where they were, and they are its history.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ _STAGE_FOLDER = re.compile(r"stages/[A-Za-z0-9.-]+-[0-9a-f]{16}")
 
 @dataclass(frozen=True)
 class Removal:
-    """One thing that may go. `stage` is the folder of the stage it belongs to, empty if none."""
+    """Something that can be deleted. `stage` is the folder of the stage it belongs to, empty if none."""
 
     place: str  # its folder in the store
     reason: str
@@ -56,7 +55,7 @@ class Removal:
 
 @dataclass(frozen=True)
 class Kept:
-    """Something that looks as if it might go, and why it does not."""
+    """Something that is not needed but kept, and why."""
 
     place: str
     reason: str
@@ -79,18 +78,17 @@ class Pruned:
     """What `prune` did."""
 
     removed: tuple[Removal, ...]
-    kept: tuple[Kept, ...]  # somebody was at work there
-    uploads: int  # unfinished uploads dropped
+    kept: tuple[Kept, ...]  # in use, or changed since the plan was made
+    uploads: int  # unfinished uploads aborted
 
 
 def plan_prune(
     store: Store, *, now: float, min_age_seconds: float, without_chains: bool = False
 ) -> PrunePlan:
-    """What may go from `store`. Reads only.
+    """What can be deleted from `store`. Reads only.
 
-    `now` in seconds since the epoch; `without_chains` allows to take every stage if the store knows no
-    chain at all. Raises UserDataError if a chain's file can't be read: then nobody knows which stages it
-    needs.
+    `now` in seconds since the epoch; `without_chains` allows deleting every stage if the store has no record
+    of any chain. Raises UserDataError if a chain's file can't be read: which stages it needs is then unknown.
     """
     needed = _needed_stages(store)
     too_young = now - min_age_seconds
@@ -114,14 +112,14 @@ def plan_prune(
             removals.append(_removal(folder, "no chain refers to this stage", files, folder))
     probes = [info for info in store.list(".probe/") if info.modified <= too_young]
     if probes:
-        removals.append(_removal(".probe", "left over from a look at the store's abilities", probes, ""))
+        removals.append(_removal(".probe", "left over from a probe of conditional writes", probes, ""))
     return PrunePlan(tuple(removals), tuple(kept), len(stages))
 
 
 def prune(store: Store, plan: PrunePlan, *, min_age_seconds: float) -> Pruned:
-    """Delete what `plan` says, stage by stage, from under the stage's lease; and unfinished uploads.
+    """Delete what `plan` lists, stage by stage, holding the stage's lease; and abort unfinished uploads.
 
-    Waits for a lease that looks held to prove itself dead, at most its duration.
+    Waits for a lease that looks held to expire, at most its duration.
     """
     removed: list[Removal] = []
     kept: list[Kept] = []
@@ -177,7 +175,7 @@ def _needed_stages(store: Store) -> set[str]:
 def _superfluous(
     store: Store, folder: str, files: list[ObjectInfo], too_young: float
 ) -> tuple[list[Removal], str]:
-    """What a stage that is needed can do without; and why nothing, if something is wrong with it."""
+    """What can be deleted of a stage that is needed; or, if its manifest is damaged, why nothing can."""
     names = {info.key for info in files}
     if f"{folder}/{MANIFEST}" not in names:
         return _superfluous_checkpoints(store, folder, files, too_young), ""
@@ -219,7 +217,7 @@ def _superfluous(
 def _superfluous_checkpoints(
     store: Store, folder: str, files: list[ObjectInfo], too_young: float
 ) -> list[Removal]:
-    """Checkpoints of an incomplete stage but for the newest whole ones."""
+    """The checkpoints of an incomplete stage, except for the newest whole ones."""
     stage = _stage_in(store, folder)
     if stage is None:
         return []

@@ -141,7 +141,7 @@ class Cluster:
         return cls(Kubectl([f"--{name}={value}" for name, value in given.items()]), namespace=namespace)
 
     def chain(self, name: str) -> ClusterChain:
-        """The chain of that name. Raises MissingInputError, with the names that are near, if there is none."""
+        """The chain of that name. Raises MissingInputError, with similar names, if there is none."""
         try:
             found = self.kubectl.read("get", RESOURCE, name, *self._in_namespace())
         except NoSuchObject:

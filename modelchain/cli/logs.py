@@ -56,7 +56,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Let kubectl print the logs. Returns its exit code."""
+    """Have kubectl print the logs; returns its exit code."""
     from modelchain.cli.cluster import Cluster
     from modelchain.cluster_labels import CHAIN_UID
 

@@ -1,4 +1,4 @@
-"""`modelchain models`: the models that a stage can name."""
+"""`modelchain models`: the models that a stage can refer to by name."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """List what may go; with --yes, delete it."""
+    """List what can be deleted; with --yes, delete it."""
     import time
 
     from modelchain.commit import require_conditional_writes

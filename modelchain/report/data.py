@@ -1,4 +1,4 @@
-"""What there is of a chain in a store, as values: manifests, attempts, metrics, examples."""
+"""What a store holds of a chain, as values: manifests, attempts, metrics, examples."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ class ChainArtifacts:
 
     @property
     def phase(self) -> str:
-        """One word on how the chain stands."""
+        """The state of the chain, in one word."""
         if self.complete:
             return str(ChainPhase.COMPLETE)
         if self.status is not None and self.status.phase != ChainPhase.COMPLETE:
@@ -140,7 +140,7 @@ class ChainArtifacts:
 
 
 def stage_phase(stage: StageArtifacts) -> str:
-    """One word on how a stage stands."""
+    """The state of a stage, in one word."""
     if stage.complete:
         return str(StagePhase.COMPLETE)
     if stage.status is not None and not stage.status.finished:

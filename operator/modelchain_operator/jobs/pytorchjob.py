@@ -26,7 +26,7 @@ PORT_NAME = "pytorchjob-port"  # the training operator looks for it by this name
 
 
 class PyTorchJobBackend:
-    """A master, and a worker for each further node. That operator tells the pods where to meet."""
+    """A master, and a worker for each further node. The training operator tells the pods where to rendezvous."""
 
     name = "PyTorchJob"
     kind = PYTORCHJOB
@@ -43,7 +43,7 @@ class PyTorchJobBackend:
     controller_hint = "is the Kubeflow training operator running?"
 
     def unsupported(self, spec: JobSpec) -> Iterable[Unsupported]:
-        """Controllers that its schema does not name."""
+        """Reports values of `managedBy` that the PyTorchJob schema does not allow."""
         if spec.managed_by not in (None, *CONTROLLERS):
             yield Unsupported(
                 "managedBy",
@@ -52,16 +52,16 @@ class PyTorchJobBackend:
             )
 
     def build(self, request: JobRequest) -> tuple[Object, ...]:
-        """One object."""
+        """The PyTorchJob, and nothing beside it."""
         return (build_pytorchjob(request),)
 
     def suspended(self, job: Object) -> Object:
-        """By its run policy."""
+        """The job with `runPolicy.suspend` set."""
         spec = job["spec"]
         return {**job, "spec": {**spec, "runPolicy": {**spec["runPolicy"], "suspend": True}}}
 
     def read(self, job: Object) -> JobState:
-        """By the conditions of the training operator."""
+        """The state of the job, from the conditions that the training operator sets."""
         spec = job.get("spec") or {}
         policy = spec.get("runPolicy") or {}
         manager = str(policy.get("managedBy") or "")
@@ -80,27 +80,27 @@ class PyTorchJobBackend:
         )
 
     def pod_templates(self, job: Object) -> Iterable[Object]:
-        """Of the master and of the workers."""
+        """The pod templates of the master and of the workers."""
         return [one.get("template") or {} for one in _replica_specs(job.get("spec") or {})]
 
     def slim(self, spec: dict[str, Any]) -> dict[str, Any]:
-        """How many pods, and who runs them."""
+        """Keeps the number of replicas and the run policy; drops the pod templates."""
         replicas = spec.get("pytorchReplicaSpecs") or {}
         counts = {role: {"replicas": one.get("replicas", 1)} for role, one in replicas.items()}
         return {**spec, "pytorchReplicaSpecs": counts}
 
     def position(self, pod: Object) -> str:
-        """Role and index."""
+        """The role of the pod and its index, such as `worker-0`."""
         labels = pod["metadata"].get("labels") or {}
         return "-".join(str(labels[name]) for name in POSITION_LABELS if name in labels)
 
     def is_pod_owner(self, owner: Owner, job_name: str) -> bool:
-        """The job itself."""
+        """Whether the owner is this job: a PyTorchJob controls its pods itself."""
         return owner.is_a(PYTORCHJOB) and owner.name == job_name
 
 
 def build_pytorchjob(request: JobRequest) -> Object:
-    """The job of an attempt. Attempts are counted by the chain, so no pod is ever restarted in place."""
+    """The PyTorchJob of one attempt. The chain counts attempts, so no pod is ever restarted in place."""
     job = request.stage.job
     replicas = {"Master": _replicas(request, 1)}
     if job.nodes > 1:

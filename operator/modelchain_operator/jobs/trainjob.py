@@ -1,7 +1,7 @@
 """A stage as a TrainJob of the Kubeflow Trainer (trainer.kubeflow.org): a JobSet of one Indexed Job.
 
-What a TrainJob can't say of its pods is its runtime's: the chart installs one that fits. The pod template that all
-backends share is taken apart here: what belongs to the trainer, and what is patched into the runtime.
+What a TrainJob can't set on its pods is set by its runtime; the chart installs a suitable one. The pod template
+that all backends share is taken apart here: what belongs to the trainer, and what is patched into the runtime.
 https://www.kubeflow.org/docs/components/trainer/
 """
 
@@ -67,7 +67,7 @@ class TrainJobBackend:
     controller_hint = "do the Kubeflow Trainer and JobSet run, and is its ClusterTrainingRuntime there?"
 
     def unsupported(self, spec: JobSpec) -> Iterable[Unsupported]:
-        """What is the runtime's alone, and controllers that its schema does not name."""
+        """Reports fields that only a runtime can set, and values of `managedBy` that the schema does not allow."""
         if spec.managed_by not in (None, OWN_CONTROLLER, MULTIKUEUE):
             yield Unsupported(
                 "managedBy",
@@ -107,15 +107,15 @@ class TrainJobBackend:
             )
 
     def build(self, request: JobRequest) -> tuple[Object, ...]:
-        """One object."""
+        """The TrainJob, and nothing beside it."""
         return (build_trainjob(request),)
 
     def suspended(self, job: Object) -> Object:
-        """By its spec."""
+        """The job with `suspend` set in its spec."""
         return suspended_by_spec(job)
 
     def read(self, job: Object) -> JobState:
-        """By the conditions of the Trainer, which takes them from the JobSet."""
+        """The state of the job, from the conditions that the Trainer copies from the JobSet."""
         spec = job.get("spec") or {}
         manager = str(spec.get("managedBy") or "")
         failed = condition(job, "Failed") or {}
@@ -132,7 +132,7 @@ class TrainJobBackend:
         )
 
     def pod_templates(self, job: Object) -> Iterable[Object]:
-        """What of it the job itself holds: the trainer's container."""
+        """The part of the pod template that the job itself holds: the trainer's container."""
         trainer = (job.get("spec") or {}).get("trainer") or {}
         container = {
             "name": CONTAINER,
@@ -141,22 +141,22 @@ class TrainJobBackend:
         return ({"spec": {"containers": [container]}},)
 
     def slim(self, spec: dict[str, Any]) -> dict[str, Any]:
-        """How many pods, and who runs them."""
+        """Keeps the number of nodes and the controller; drops the trainer and the patches of the runtime."""
         trainer = spec.get("trainer") or {}
         kept = {name: value for name, value in spec.items() if name not in ("trainer", "runtimePatches")}
         return {**kept, "trainer": {"numNodes": trainer.get("numNodes") or 1}}
 
     def position(self, pod: Object) -> str:
-        """The index."""
+        """The completion index of the pod."""
         return str((pod["metadata"].get("labels") or {}).get(INDEX_LABEL, ""))
 
     def is_pod_owner(self, owner: Owner, job_name: str) -> bool:
-        """The Job of the JobSet's only replica that trains."""
+        """Whether the owner is the Job that the JobSet makes of the replicated job that trains."""
         return owner.is_a(JOB) and owner.name == f"{job_name}-{NODE}-0"
 
 
 def build_trainjob(request: JobRequest) -> Object:
-    """The job of an attempt."""
+    """The TrainJob of one attempt."""
     template = build_pod_template(request)
     pod = template["spec"]
     container = next(one for one in pod["containers"] if one["name"] == CONTAINER)
