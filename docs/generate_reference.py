@@ -19,7 +19,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, WrapValidator
 from pydantic.fields import FieldInfo
 
 from modelchain import digest, spec, status
@@ -248,7 +248,8 @@ def _named(kind: Any, metadata: Iterable[Any] = ()) -> str:
         )
         return f"map{_count(limits)} of {values}"
     names = {int: "integer", float: "number", str: "text", bool: "boolean"}
-    return names[kind] + _range(kind, limits)
+    auto = f", or `{spec.AUTO}`" if any(isinstance(one, WrapValidator) for one in metadata) else ""
+    return names[kind] + _range(kind, limits) + auto
 
 
 def _limits(metadata: Iterable[Any]) -> dict[str, Any]:

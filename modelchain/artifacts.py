@@ -5,6 +5,7 @@ stages/<model>-<digest, shortened>/
     stage.json          what was asked, fully resolved
     lease.json          who trains this stage now
     data.json           which shards it does without, where it may: written once, before it begins
+    micro_batch.json    sizes of micro-batches that were found, where the chain leaves them open
     attempts/<token>/   one writer each
         progress.json   heartbeat
         checkpoints/<step>/   files, and checkpoint.json last; the one that the decay of a WarmupStableDecay
@@ -24,7 +25,7 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import ConfigDict, Field, TypeAdapter
 
 from modelchain.block import Block
-from modelchain.spec import Sha256
+from modelchain.spec import Sha256, Sharding
 
 DIGEST_LENGTH = 16  # hex digits of the digest in a folder's name; the manifest holds all 64
 
@@ -32,6 +33,7 @@ MANIFEST = "manifest.json"
 STAGE = "stage.json"
 LEASE = "lease.json"
 DATA = "data.json"
+MICRO_BATCH = "micro_batch.json"
 PROGRESS = "progress.json"
 FAILURE = "failure.json"
 CHECKPOINT = "checkpoint.json"
@@ -57,6 +59,28 @@ class DataRecord(Block):
     version: int = 1
     left_out: tuple[str, ...]  # URIs of shards
     samples: int  # in the others
+
+
+class FoundMicroBatch(Block):
+    """A size of micro-batches, and what it was found for."""
+
+    processes: int
+    device: str  # the GPU's name, or cpu
+    sharding: Sharding
+    gradient_checkpointing: bool
+    size: int
+
+    @property
+    def circumstances(self) -> tuple[object, ...]:
+        """All but the size."""
+        return (self.processes, self.device, self.sharding, self.gradient_checkpointing)
+
+
+class MicroBatchRecord(Block):
+    """micro_batch.json: what attempts of a stage found, so that later ones take the same."""
+
+    version: int = 1
+    found: tuple[FoundMicroBatch, ...] = ()
 
 
 class Manifest(Block):

@@ -83,7 +83,7 @@ class ResolvedData(Block):
 class ResolvedTraining(Block):
     epochs: int
     global_batch_size: int = 1024
-    micro_batch_size: int | None = None
+    micro_batch_size: int | None = None  # None: the whole share; FOUND_BY_TRAINER: by a trial
     learning_rate: float = 1e-3
     minimum_learning_rate: float = 3e-6
     warmup_steps: int

@@ -13,7 +13,16 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, create_model
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    StringConstraints,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    create_model,
+)
 from pydantic.alias_generators import to_camel, to_snake
 
 from modelchain.block import Block
@@ -60,6 +69,22 @@ Count = Annotated[int, Field(ge=1, le=2**40)]
 SmallCount = Annotated[int, Field(ge=1, le=65536)]
 Seconds = Annotated[int, Field(ge=0, le=10**8)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+AUTO = "Auto"  # as a user writes it
+FOUND_BY_TRAINER = 0  # what Auto is in here: a number is none of a user's
+
+
+def _auto_or_number(value: object, number: ValidatorFunctionWrapHandler) -> int:
+    return FOUND_BY_TRAINER if value == AUTO else number(value)
+
+
+def _written_size(value: int | None) -> int | str | None:
+    return AUTO if value == FOUND_BY_TRAINER else value
+
+
+# A number, or Auto. Not a union: what is wrong with the value is then said of the field, once.
+MicroBatchSize = Annotated[SmallCount, WrapValidator(_auto_or_number)]
 
 
 class TaskName(StrEnum):
@@ -460,11 +485,13 @@ class TrainingSpec(Block):
         Field(description="Samples a step, over all nodes and GPUs. Default: 1024."),
     ] = None
     micro_batch_size: Annotated[
-        SmallCount | None,
+        MicroBatchSize | None,
+        PlainSerializer(_written_size),
         Field(
-            description="Samples of one forward pass of one process; the rest of its share is "
-            "accumulated, with the "
-            "gradient of the whole batch. Default: the whole share."
+            description="Samples of one forward pass of one process; the rest of its share is accumulated, with the "
+            "gradient of the whole batch. Auto: as many as a GPU's memory holds, found by a trial when the stage first "
+            "starts on such GPUs; at most 64 on a CPU, 16 where weights lie in parts (sharding Full). "
+            "Default: the whole share."
         ),
     ] = None
     learning_rate: Annotated[

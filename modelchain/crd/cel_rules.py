@@ -146,7 +146,7 @@ _FITTING = (
     ),
     _no_stage(
         f"{_given('micro', 'batch')} && {{batch}}.value() % {_WORLD} == 0"
-        f" && {{batch}}.value() / {_WORLD} % {{micro}}.value() != 0",
+        f" && type({{micro}}.value()) == int && {{batch}}.value() / {_WORLD} % {{micro}}.value() != 0",
         "micro-batches do not divide the samples of each process; write a divisor of globalBatchSize / processes",
         ".training.microBatchSize",
     ),

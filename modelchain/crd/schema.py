@@ -15,7 +15,17 @@ from pydantic import BaseModel
 
 from modelchain import __version__
 from modelchain.crd.cel_rules import BLOCK_RULES, CHAIN_RULES, FIELD_RULES, Rule
-from modelchain.spec import GROUP, KIND, VERSION, DataSpec, EvaluationDataSpec, JobSpec, ModelChainSpec
+from modelchain.spec import (
+    AUTO,
+    GROUP,
+    KIND,
+    VERSION,
+    DataSpec,
+    EvaluationDataSpec,
+    JobSpec,
+    ModelChainSpec,
+    TrainingSpec,
+)
 from modelchain.status import ChainStatus, Measurement
 
 Json: TypeAlias = "dict[str, Json] | list[Json] | str | int | float | bool | None"
@@ -95,6 +105,12 @@ _KUBERNETES_TYPES: dict[tuple[type[BaseModel], str], Schema] = {
             "spec": _FREE
             | {"description": "A pod's spec; lists are merged by name, the trainer is container pytorch."},
         },
+    },
+    (TrainingSpec, "microBatchSize"): {  # bounds are asked of a number, the pattern of a text
+        "x-kubernetes-int-or-string": True,
+        "minimum": 1,
+        "maximum": 65536,
+        "pattern": f"^{AUTO}$",
     },
     (JobSpec, "tolerations"): {
         "type": "array",

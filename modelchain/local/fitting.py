@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from modelchain.errors import ConfigurationError
 from modelchain.resolve import largest_divisor
 from modelchain.resolved import ResolvedChain, ResolvedStage
+from modelchain.spec import FOUND_BY_TRAINER
 
 NVIDIA_SMI_SECONDS = 20
 
@@ -44,8 +45,8 @@ def fit_chain(
 
     `processes` default to the visible GPUs, or to one where there is none or the stage asks for none. A
     process takes no more samples in a forward pass than the file planned for one on the cluster, unless
-    `micro_batch_size` says otherwise; the rest of its share is accumulated. Raises ConfigurationError where
-    processes do not divide the batch.
+    `micro_batch_size` says otherwise or the file leaves it to the trainer; the rest of its share is accumulated. Raises
+    ConfigurationError where processes do not divide the batch.
     """
 
     def fitted(stages: tuple[ResolvedStage, ...]) -> tuple[ResolvedStage, ...]:
@@ -74,6 +75,8 @@ def fit_stage(
     planned = batch // (job.nodes * job.processes_per_node)
     planned = min(planned, training.micro_batch_size or planned)
     micro = min(share, micro_batch_size or max(1, planned))
+    if training.micro_batch_size == FOUND_BY_TRAINER and micro_batch_size is None:
+        micro = FOUND_BY_TRAINER
     here = {"nodes": 1, "processes_per_node": world, "gpus_per_node": min(world, usable)}
     return stage.model_copy(
         update={

@@ -298,7 +298,7 @@ def _planned(stages: Sequence[ResolvedStage]) -> tuple[PlannedStage, ...]:
             digest=stage.digest,
             steps=stage.training.steps,
             processes=stage.job.processes_per_node,
-            micro_batch_size=stage.training.micro_batch_size,
+            micro_batch_size=stage.training.micro_batch_size or None,  # unknown yet
         )
         for stage in stages
     )

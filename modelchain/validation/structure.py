@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from modelchain.spec import API_VERSION, KIND, ModelChain, ModelChainSpec, StageSpec
+from modelchain.spec import API_VERSION, AUTO, KIND, ModelChain, ModelChainSpec, StageSpec
 from modelchain.validation.nesting import too_deep
 from modelchain.validation.problem import STAGE_NAMES, Finding, dotted, quoted
 from modelchain.yaml_reader import FieldPath, JsonValue
@@ -315,6 +315,8 @@ def _wrong_choice(path: FieldPath, value: object, expected: str) -> tuple[str, s
 def _wrong_number(name: str, value: object, *, whole: bool) -> tuple[str, str]:
     wanted = "a whole number" if whole else "a number"
     message = f"is {_with_type(value)}, {wanted} is needed"
+    if name == "microBatchSize" and str(value).lower() == AUTO.lower():
+        return message, f"write {AUTO}"
     if isinstance(value, float):
         return message, f"write {int(value)} or {int(value) + 1}"
     if not isinstance(value, str):

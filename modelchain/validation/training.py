@@ -101,7 +101,7 @@ class _Numbers:
             )
             return
         share, micro = self._batch // world, self._training.micro_batch_size
-        if micro is not None and share % micro:
+        if micro and share % micro:  # none: the whole share, or found by the trainer
             message = (
                 f"micro-batches of {micro} do not divide the {share} samples of each of {world} processes"
             )

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from modelchain.spec import Precision
+from modelchain_trainer import micro_batch
+from modelchain_trainer.micro_batch import Trial
 from modelchain_trainer.model.build import build_model
 from modelchain_trainer.step import MOST_SKIPPED_STEPS, DivergedError
 from tests.gpu.steps import CPU, Trained, batch, config, relative_error, stage, train_step
@@ -51,6 +53,23 @@ def test_bf16_is_finite_and_near_fp32(device: torch.device, record_property: Rec
             record_property("gradientCosine", cosine)
             assert cosine > 0.99
     assert all(parameter.dtype == torch.float32 for parameter in rounded.named.values())
+
+
+def test_a_trial_halves_micro_batches_until_they_fit(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if device.type == "cpu":
+        pytest.skip("there is no limit to run into")
+    setting = train_step(device, stage()).step.break_off()
+    assert setting is not None
+    memory = torch.cuda.get_device_properties(device).total_memory
+    limit = torch.cuda.memory_allocated(device) + 2**30
+    monkeypatch.setattr(micro_batch, "MEMORY_SHARE", limit / memory)
+    share = 2**14  # of a GiB, 200 MiB of pictures and over 70 times as much of activations
+    found = Trial.of(setting).largest(share, share)
+    assert found is not None
+    assert 1 < found < share
+    assert all(parameter.grad is None for parameter in setting.model.parameters())
 
 
 def test_gradient_checkpointing_changes_nothing(device: torch.device) -> None:

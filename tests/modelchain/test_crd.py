@@ -66,13 +66,18 @@ def test_the_file_is_one_yaml_document_of_the_crd() -> None:
 def test_the_schema_is_structural() -> None:
     for path, part in walk(schema()):
         assert not FORBIDDEN & part.keys(), path
+        if part.get("x-kubernetes-int-or-string"):
+            assert "type" not in part, path
+            continue
         assert part.get("type") in {"object", "array", "string", "integer", "number", "boolean"}, path
 
 
 def test_everything_that_can_be_long_is_bounded() -> None:
     for path, part in walk(schema()):
         free = part.get("x-kubernetes-preserve-unknown-fields")
-        if part["type"] == "string" and "enum" not in part:
+        if part.get("x-kubernetes-int-or-string"):
+            assert part["pattern"], path
+        elif part["type"] == "string" and "enum" not in part:
             assert "maxLength" in part, path
         elif part["type"] == "array":
             assert "maxItems" in part, path

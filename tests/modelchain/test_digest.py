@@ -63,6 +63,7 @@ IDLE: list[tuple[Path, Any]] = [
     (("data", "maxCorruptFraction"), 0.5),
     (("data", "maxMissingShards"), 3),
     (("training", "microBatchSize"), 16),
+    (("training", "microBatchSize"), "Auto"),
     (("training", "checkpointEverySteps"), 3),
     (("training", "keepCheckpoints"), 9),
     (("training", "logEverySteps"), 1),

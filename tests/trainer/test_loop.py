@@ -26,8 +26,8 @@ def training(**fields: Any) -> ResolvedTraining:
 @pytest.mark.parametrize(
     ("share", "fields", "remedy"),
     [
-        (1024, {}, "write training.microBatchSize: 512, which"),
-        (1024, {"micro_batch_size": 96}, "write training.microBatchSize: 32, which"),
+        (1024, {}, "write training.microBatchSize: 512 or Auto, which"),
+        (1024, {"micro_batch_size": 96}, "write training.microBatchSize: 32 or Auto, which"),
         (1, {}, "; set training.gradientCheckpointing ("),
         (1, {"gradient_checkpointing": True}, "; take a larger GPU, or shard the model"),
     ],

@@ -62,15 +62,20 @@ class RankReport(Block):
             return None
 
 
-def out_of_memory(share: int, training: ResolvedTraining, error: Exception) -> GpuOutOfMemoryError:
-    """What to do where `share` samples of a process, in micro-batches of the training's size, do not fit on its GPU."""
+def out_of_memory(
+    share: int, training: ResolvedTraining, error: object, fitting: int | None = None
+) -> GpuOutOfMemoryError:
+    """What to do where `share` samples of a process, in micro-batches of the training's size, do not fit on its GPU.
+
+    `fitting` is a smaller size that was tried and fits.
+    """
     size = min(share, training.micro_batch_size or share)
     remedies = [] if training.gradient_checkpointing else ["set training.gradientCheckpointing"]
     if size > 1:
-        smaller = largest_divisor(share, size // 2)
-        remedies.insert(
-            0, f"write training.microBatchSize: {smaller}, which changes no digest and no gradient"
+        smaller = (
+            f"{fitting}, which fits and" if fitting else f"{largest_divisor(share, size // 2)} or Auto, which"
         )
+        remedies.insert(0, f"write training.microBatchSize: {smaller} changes no digest and no gradient")
     remedy = ", or ".join(remedies) or "take a larger GPU, or shard the model over more of them"
     return GpuOutOfMemoryError(
         f"a micro-batch of {size} samples does not fit into the GPU's memory; {remedy} ({error})"

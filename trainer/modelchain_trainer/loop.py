@@ -25,6 +25,7 @@ from modelchain_trainer.ending import out_of_memory
 from modelchain_trainer.evaluation.evaluate import AnySet, Tokenize, evaluate
 from modelchain_trainer.evaluation.sets import is_due
 from modelchain_trainer.failpoints import reach
+from modelchain_trainer.micro_batch import Trial
 from modelchain_trainer.step import StepReading, StepResult
 from modelchain_trainer.stopping import Terminated, steps_between_agreements
 from modelchain_trainer.train_state import TrainState
@@ -115,8 +116,14 @@ class TrainingLoop:
         try:
             return self._state.train_step.run(batch, self._state.step)
         except torch.OutOfMemoryError as error:
-            share = self._training.global_batch_size // self._attempt.ranks.world_size
-            raise out_of_memory(share, self._training, error) from None
+            message = str(error)
+        # Out here nothing holds the step's tensors any more, and a smaller size can be tried.
+        training = self._state.train_step.training
+        share = training.global_batch_size // self._attempt.ranks.world_size
+        smaller = min(share, training.micro_batch_size or share) // 2
+        setting = self._state.train_step.break_off()
+        fitting = Trial.of(setting).largest(share, smaller) if smaller and setting is not None else None
+        raise out_of_memory(share, training, message, fitting)
 
     def _agree(self) -> None:
         """Stop if any rank has been asked to, all at the same step."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from modelchain.errors import ExitCode, ModelChainError
-from modelchain.resolved import ResolvedStage
+from modelchain.resolved import ResolvedStage, ResolvedTraining
 from modelchain.spec import Precision
 from modelchain_trainer.averaging import AveragedModel
 from modelchain_trainer.distributed.collectives import GradientSum, Group
@@ -127,9 +127,8 @@ class TrainStep:
         self._has_teacher = teacher is not None
         if teacher is not None:
             freeze(teacher, self._training.precision)
-        self._objective = task_of(stage).objective(
-            Setting(model, teacher, projections, stage, device, self._group, self._gradients)
-        )
+        self._setting = Setting(model, teacher, projections, stage, device, self._group, self._gradients)
+        self._objective = task_of(stage).objective(self._setting)
 
     def run(self, batch: StepBatch, step: int) -> StepResult:
         """Train on the global batch of which `batch` holds this rank's rows, at `step` of the stage.
@@ -155,6 +154,19 @@ class TrainStep:
     def objective(self) -> Objective:
         """How the task's loss comes about."""
         return self._objective
+
+    @property
+    def training(self) -> ResolvedTraining:
+        """How it trains."""
+        return self._training
+
+    def break_off(self) -> Setting | None:
+        """What a step that ran out of memory worked on, for a trial of smaller ones; None where no rank has it whole.
+
+        The step can't be run any more.
+        """
+        self._gradients.break_off()
+        return None if self._sharded else self._setting
 
     @property
     def published(self) -> AnyModel:

@@ -21,14 +21,17 @@ from modelchain.spec import OptimizerState, Sharding
 from modelchain.times import rfc3339
 from modelchain_trainer.attempt import Attempt
 from modelchain_trainer.checkpoint import CheckpointState, Restored, restore_latest, restore_random
+from modelchain_trainer.distributed.collectives import GradientSum, Group
 from modelchain_trainer.distributed.sharding import sharded_model
 from modelchain_trainer.initial_weights import first_weights, published_model
+from modelchain_trainer.micro_batch import settle
 from modelchain_trainer.model.build import model_from
 from modelchain_trainer.model.families import AnyModel, family_of
 from modelchain_trainer.optimizer import AdamW
 from modelchain_trainer.schedule import distillation_weight
 from modelchain_trainer.step import Teaching, TrainStep, freeze
 from modelchain_trainer.tasks import task_of
+from modelchain_trainer.tasks.task import Setting
 from modelchain_trainer.telemetry.metrics_log import MetricsLog, decode_lines, is_metrics_file
 
 logger = logging.getLogger(__name__)
@@ -163,6 +166,7 @@ def _train_step(
     attempt: Attempt, model: AnyModel, teacher: AnyModel | None, state: CheckpointState, sharding: Sharding
 ) -> TrainStep:
     stage = compiled_or_not(attempt.stage, sharding)
+    group = attempt.ranks.group
     projections = _projections(stage)
     parameters = list(model.named_parameters())
     if projections is not None:
@@ -170,11 +174,13 @@ def _train_step(
         parameters += [
             (f"projections.{name}", parameter) for name, parameter in projections.named_parameters()
         ]
-    optimizer = AdamW(parameters, stage.training, attempt.ranks.group, sharded=sharding is Sharding.OPTIMIZER)
+    optimizer = AdamW(parameters, stage.training, group, sharded=sharding is Sharding.OPTIMIZER)
+    if teacher is not None:
+        freeze(teacher, stage.training.precision)
+    setting = Setting(model, teacher, projections, stage, attempt.device, group, GradientSum([], Group()))
+    stage = settle(attempt, setting, sharding)
     teaching = Teaching(state.teacher_steps, state.teacher_margin, state.teacher_surpassed)
-    return TrainStep(
-        model, teacher, projections, optimizer, stage, attempt.device, attempt.ranks.group, teaching
-    )
+    return TrainStep(model, teacher, projections, optimizer, stage, attempt.device, group, teaching)
 
 
 def compiled_or_not(stage: ResolvedStage, sharding: Sharding) -> ResolvedStage:

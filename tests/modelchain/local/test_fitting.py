@@ -7,6 +7,7 @@ import pytest
 from modelchain.errors import ConfigurationError
 from modelchain.local.fitting import fit_stage, visible_gpus
 from modelchain.resolved import ResolvedStage
+from modelchain.spec import FOUND_BY_TRAINER
 from tests.modelchain.reconcile.chains import chain
 
 
@@ -37,6 +38,8 @@ def fitted(
         (stage(), {}, (1, 0, 128)),  # a process takes no more than one of the eight would
         (stage(nodes=2), {}, (1, 0, 64)),
         (stage(micro=32), {}, (1, 0, 32)),
+        (stage(micro=FOUND_BY_TRAINER), {"gpus": 2}, (2, 2, FOUND_BY_TRAINER)),
+        (stage(micro=FOUND_BY_TRAINER), {"micro": 8}, (1, 0, 8)),
         (stage(micro=4096), {}, (1, 0, 128)),  # more than its share was never taken
         (stage(), {"gpus": 2}, (2, 2, 128)),
         (stage(), {"gpus": 16}, (16, 16, 64)),  # here the share is smaller than was planned

@@ -459,6 +459,13 @@ MISTAKES: list[tuple[dict[Path, Any], str, str, str]] = [
         "(sharding: Full) are not compiled",
         "remove it",
     ),
+    (
+        {("training", "microBatchSize"): "auto"},
+        "spec.training.microBatchSize",
+        'the text "auto"',
+        "write Auto",
+    ),
+    ({("training", "microBatchSize"): 0}, "spec.training.microBatchSize", "out of range", "at least 1"),
     ({("training", "microBatchSize"): 256}, "spec.training.microBatchSize", "do not divide", "e.g. 128"),
     (
         {("training", "minimumLearningRate"): 0.1},
@@ -729,6 +736,7 @@ def test_the_chain_these_mistakes_are_made_in_is_valid(tmp_path: FilePath) -> No
         {("stages", 2, "from"): "tiny"},
         {("data", "shards"): ["data/{0..1}.tar", "/d/a.tar", "file:///d/b.tar", "s3://d/c.tar"]},
         {("training", "microBatchSize"): 64},
+        {("training", "microBatchSize"): "Auto"},
         {
             ("training", "epochs"): None,
             ("stages", 1, "training"): {"epochs": 1},

@@ -199,6 +199,17 @@ class TrainingLoader:
         )
 
 
+def widest_batch(stage: ResolvedStage, rows: int, *, texts: int, width: int) -> Batch:
+    """A batch of the form of a stage's, with `texts` texts of `width` numbers a sample, the largest at their ends."""
+    side, dropout = _image_side(stage), stage.training.patch_dropout
+    images_BHW3 = torch.zeros((rows, side, side, 3), dtype=torch.uint8)
+    tokens_CBT = torch.arange(width).expand(texts, rows, width).contiguous()
+    patches_BK, tower = None, stage.model_config_.patch_tower
+    if dropout and tower is not None:
+        patches_BK = torch.arange(kept_patches(tower, dropout)).expand(rows, -1).contiguous()
+    return Batch(images_BHW3.permute(0, 3, 1, 2), tokens_CBT, 0, patches_BK)
+
+
 def _image_side(stage: ResolvedStage) -> int:
     side = stage.model_config_.image_side
     assert side is not None, "it has no images"

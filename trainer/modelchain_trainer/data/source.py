@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+
 from modelchain.errors import UserDataError
 from modelchain.families import LanguageModelConfig
 from modelchain.resolved import ResolvedStage
@@ -18,7 +20,7 @@ from modelchain_trainer.data.document_tokenizer import open_tokenizer
 from modelchain_trainer.data.documents import LINES, find_documents
 from modelchain_trainer.data.index import DatasetIndex, open_index, write_training_index
 from modelchain_trainer.data.kept_index import index_missing
-from modelchain_trainer.data.loader import Batch, TrainingLoader
+from modelchain_trainer.data.loader import Batch, TrainingLoader, widest_batch
 from modelchain_trainer.data.sequences import SequenceLoader
 from modelchain_trainer.data.shard_list import ShardList
 from modelchain_trainer.data.text_field import TextField
@@ -87,6 +89,10 @@ class DataSource(Protocol):
         """What `write` wrote, mapped."""
         ...
 
+    def widest_batch(self, rows: int) -> Batch:
+        """A batch of so many rows whose texts are as long as any can be. What it holds means nothing."""
+        ...
+
     def loader(self, data: Any, *, rank: int, world_size: int, first_step: int, pin_memory: bool) -> Loader:
         """The batches of a rank. `data` is what `open` gave."""
         ...
@@ -130,6 +136,10 @@ class SampleSource:
     def open(self, folder: Path) -> DatasetIndex:
         """The index."""
         return open_index(folder, self._stage.store)
+
+    def widest_batch(self, rows: int) -> Batch:
+        """Black pictures, each text with its largest number at its end."""
+        return widest_batch(self._stage, rows, texts=len(self._text_keys), width=self._field.width)
 
     def loader(
         self, data: DatasetIndex, *, rank: int, world_size: int, first_step: int, pin_memory: bool
@@ -197,6 +207,12 @@ class DocumentSource:
     def open(self, folder: Path) -> TokenStream:
         """The tokens."""
         return open_tokens(folder, self._config.context_length)
+
+    def widest_batch(self, rows: int) -> Batch:
+        """Sequences of one document each: masks take as much whatever they hide."""
+        positions = torch.arange(self._config.context_length + 1).expand(rows, -1)
+        tokens = torch.stack([torch.zeros_like(positions), positions])
+        return Batch(torch.empty((rows, 0, 0, 0), dtype=torch.uint8), tokens, 0)
 
     def loader(
         self, data: TokenStream, *, rank: int, world_size: int, first_step: int, pin_memory: bool

@@ -117,6 +117,10 @@ class GradientSum:
             if id(parameter) in ready:
                 self._ready(index)
 
+    def break_off(self) -> None:
+        """Send nothing more of this step."""
+        self._armed = False
+
     def finish(self) -> None:
         """Wait until every gradient is the sum over all ranks."""
         if self._group.alone or not self._parameters:
