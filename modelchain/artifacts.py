@@ -4,7 +4,7 @@ stages/<model>-<digest, shortened>/
     manifest.json       the commit; a stage is complete exactly when it verifies
     stage.json          what was asked, fully resolved
     lease.json          who trains this stage now
-    data.json           which shards it does without, where it may: written once, before it begins
+    data.json           its samples, and which shards it does without: written once, before it begins
     micro_batch.json    sizes of micro-batches that were found, where the chain leaves them open
     attempts/<token>/   one writer each
         progress.json   heartbeat
@@ -59,6 +59,8 @@ class DataRecord(Block):
     version: int = 1
     left_out: tuple[str, ...]  # URIs of shards
     samples: int  # in the others
+    layout: str = ""  # hash of which samples there are and where they lie; empty: not known
+    versions: str = ""  # hash of the versions of all shards
 
 
 class FoundMicroBatch(Block):

@@ -36,6 +36,10 @@ class ConflictError(StoreError):
     """A conditional write lost: the object exists already, or is not the one that was read."""
 
 
+class Replaced(Exception):  # noqa: N818
+    """The object is another one than was asked for: its bytes were replaced."""
+
+
 class StoreUnavailable(StoreError):  # noqa: N818
     """The store does not answer, or answers 5xx, also after retries. This may pass."""
 
@@ -86,6 +90,12 @@ class Store(ABC):
     @abstractmethod
     def get_range(self, key: str, start: int, length: int) -> bytes:
         """`length` bytes from `start`. Fewer only where the object ends. Raises NotFound."""
+
+    def get_range_of(self, key: str, start: int, length: int, etag: str) -> bytes:  # noqa: ARG002
+        """The same, of that version of the object. Raises Replaced where it has another one now; a store that can't
+        tell without a request more gives what is there.
+        """
+        return self.get_range(key, start, length)
 
     @abstractmethod
     def head(self, key: str) -> ObjectInfo | None:

@@ -26,6 +26,7 @@ from modelchain.store.base import (
     ConflictError,
     NotFound,
     ObjectInfo,
+    Replaced,
     Store,
     StoreError,
     StoreUnavailable,
@@ -64,6 +65,13 @@ class FolderStore(Store):
         with self._reading(key), self._path(key).open("rb") as file:
             file.seek(start)
             return file.read(length)
+
+    def get_range_of(self, key: str, start: int, length: int, etag: str) -> bytes:
+        data = self.get_range(key, start, length)
+        found = self.head(key)  # after the bytes: a file that is written in place has changed by then
+        if found is not None and etag and found.etag != etag:
+            raise Replaced
+        return data
 
     def head(self, key: str) -> ObjectInfo | None:
         try:

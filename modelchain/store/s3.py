@@ -31,6 +31,7 @@ from modelchain.store.base import (
     Forbidden,
     NotFound,
     ObjectInfo,
+    Replaced,
     Store,
     StoreError,
     StoreUnavailable,
@@ -40,7 +41,7 @@ from modelchain.store.s3_answers import NotS3Error
 from modelchain.store.s3_clients import SharedClients
 from modelchain.store.s3_connection import Busy, Connection
 from modelchain.store.s3_errors import is_missing, status_of
-from modelchain.store.s3_read import THREADS, Replaced, content_etag, download, fetch, stand_in_etag
+from modelchain.store.s3_read import THREADS, content_etag, download, fetch, stand_in_etag
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -117,6 +118,11 @@ class S3Store(Store):
             self._require(key)
             return b""
         return fetch(self._connection, self._key(key), self.uri_of(key), start, length)[0]
+
+    def get_range_of(self, key: str, start: int, length: int, etag: str) -> bytes:
+        if length == 0 or not etag:
+            return self.get_range(key, start, length)
+        return fetch(self._connection, self._key(key), self.uri_of(key), start, length, etag)[0]
 
     def head(self, key: str) -> ObjectInfo | None:
         def ask(client: S3Client) -> ObjectInfo | None:

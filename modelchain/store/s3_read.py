@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from botocore.exceptions import ClientError
 
-from modelchain.store.base import ObjectInfo, StoreError, StoreUnavailable
+from modelchain.store.base import ObjectInfo, Replaced, StoreError, StoreUnavailable
 from modelchain.store.local_files import errors_of, partial_file
 from modelchain.store.s3_connection import Connection
 from modelchain.store.s3_errors import status_of
@@ -22,10 +22,6 @@ if TYPE_CHECKING:
 CHUNK_BYTES = 1 << 20
 THREADS = 8
 _STAND_IN = "no-etag-"
-
-
-class Replaced(Exception):  # noqa: N818
-    """The object was replaced while it was read."""
 
 
 def fetch(

@@ -7,7 +7,7 @@ import logging
 from modelchain.resolved import ResolvedStage
 from modelchain_trainer import train_state
 from modelchain_trainer.attempt import Attempt, begin
-from modelchain_trainer.data.left_out import find_shards, record_left_out
+from modelchain_trainer.data.left_out import find_shards, record_samples
 from modelchain_trainer.data.shard_list import ShardList
 from modelchain_trainer.data.source import DataSource, OpenData
 from modelchain_trainer.environment import ProcessEnvironment
@@ -92,5 +92,5 @@ def index_data(attempt: Attempt, source: DataSource) -> OpenData:
     ranks.wait_for_all("index written")
     data = source.open(folder)
     if ranks.first:
-        record_left_out(stage, store, data, retry_policy)
+        record_samples(stage, store, data, retry_policy)
     return data

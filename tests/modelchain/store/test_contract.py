@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from modelchain.errors import DiskFullError, MissingInputError, UserDataError
-from modelchain.store import ConflictError, NotFound, Store
+from modelchain.store import ConflictError, NotFound, Replaced, Store
 from tests.processes import largest_file
 from tests.race import race
 
@@ -45,6 +45,17 @@ def test_an_object_that_is_not_there_is_not_found_and_named(any_store: Store, tm
             any_store.download(key, tmp_path / "copy")
     assert not (tmp_path / "copy").exists()
     assert list(tmp_path.glob(".partial*")) == []
+
+
+def test_a_range_of_a_version_that_was_replaced_is_not_read(any_store: Store) -> None:
+    any_store.put("object", b"a" * 100)
+    first = any_store.head("object")
+    assert first is not None
+    assert any_store.get_range_of("object", 10, 20, first.etag) == b"a" * 20
+    any_store.put("object", b"b" * 100)
+    with pytest.raises(Replaced):
+        any_store.get_range_of("object", 10, 20, first.etag)
+    assert any_store.get_range_of("object", 10, 20, "") == b"b" * 20
 
 
 def test_ranges_end_where_the_object_ends(any_store: Store) -> None:

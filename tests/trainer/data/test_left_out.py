@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -12,9 +13,9 @@ from modelchain.errors import MissingInputError, UserDataError
 from modelchain.resolved import ResolvedData, ResolvedStage
 from modelchain.store.folder import FolderStore
 from modelchain_trainer.data.index import DatasetIndex, build_index, open_index, write_training_index
-from modelchain_trainer.data.left_out import find_shards, record_left_out
+from modelchain_trainer.data.left_out import find_shards, record_samples
 from modelchain_trainer.retry_policy import RetryPolicy
-from tests.trainer.data.shards import access, stage_of, write_shards
+from tests.trainer.data.shards import access, noise, stage_of, write_shards
 
 PER_SHARD = 10
 
@@ -98,7 +99,7 @@ class Attempts:
         found = find_shards(self.stage, self.store, RetryPolicy())
         write_training_index(index, found, self.stage.data, self.store, retry_policy=RetryPolicy())
         opened = open_index(index, access(self.folder))
-        record_left_out(self.stage, self.store, opened, RetryPolicy())
+        record_samples(self.stage, self.store, opened, RetryPolicy())
         return opened
 
 
@@ -113,6 +114,29 @@ def test_a_shard_that_comes_back_stays_left_out_of_the_stage(tmp_path: Path, how
     assert again.left_out == first.left_out == (attempts.shards[2],)
     assert again.starts.tolist() == first.starts.tolist()
     assert [shard.uri for shard in again.shards] == [shard.uri for shard in first.shards]
+
+
+def test_other_samples_than_a_stage_began_with_are_refused_though_there_are_as_many(tmp_path: Path) -> None:
+    attempts = Attempts(tmp_path)
+    attempts.begin()
+    (other,) = write_shards(
+        tmp_path / "other", PER_SHARD, PER_SHARD, lambda n: {"png": noise(20 + n, n), "txt": b"another"}
+    )
+    shutil.copy(other, attempts.shards[0])
+    with pytest.raises(UserDataError, match=r"data\.json: the stage began with other samples"):
+        attempts.begin()
+
+
+def test_shards_that_were_written_anew_with_the_same_places_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    attempts = Attempts(tmp_path)
+    attempts.begin()
+    attempts.begin()
+    assert "written anew" not in caplog.text
+    os.utime(attempts.shards[0], ns=(1, 1))  # another version of as many bytes
+    attempts.begin()
+    assert "written anew since it began" in caplog.text
 
 
 def test_a_shard_that_goes_after_the_stage_began_is_an_error(tmp_path: Path) -> None:
@@ -137,7 +161,8 @@ def test_a_record_that_can_not_be_read_is_not_taken_for_none(tmp_path: Path) -> 
     attempts = Attempts(tmp_path)
     attempts.begin()
     key = f"{attempts.stage.folder}/data.json"
-    assert json.loads(attempts.store.get(key)[0]) == {"version": 1, "leftOut": [], "samples": 40}
+    written = json.loads(attempts.store.get(key)[0])
+    assert (written["leftOut"], written["samples"]) == ([], 40)
     attempts.store.put(key, b"{")
     with pytest.raises(UserDataError, match=r"data\.json: can't be read"):
         attempts.begin()

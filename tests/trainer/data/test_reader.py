@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import threading
 from pathlib import Path
 
@@ -166,6 +167,10 @@ def test_a_shard_replaced_while_training_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserDataError, match=r"data/0000\.tar: was replaced while"):
         read_segment(index, 5, 9, RetryPolicy())
     path.write_bytes(good[:9000])
+    with pytest.raises(UserDataError, match=r"data/0000\.tar: was replaced while"):
+        read_segment(index, 5, 9, RetryPolicy())
+    path.write_bytes(good)  # with every header where it was: other pictures may be of the same size
+    os.utime(path, ns=(1, 1))
     with pytest.raises(UserDataError, match=r"data/0000\.tar: was replaced while"):
         read_segment(index, 5, 9, RetryPolicy())
     path.unlink()

@@ -5,6 +5,7 @@ Samples are numbered in the order of the shard list and of the bytes in each sha
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import tempfile
@@ -20,7 +21,7 @@ from modelchain.store import Store, open_location, split_uri
 from modelchain_trainer.data.columns import ColumnWriter, Int32, Int64, map_columns
 from modelchain_trainer.data.kept_index import read_kept
 from modelchain_trainer.data.selection import files_of, select_samples
-from modelchain_trainer.data.shard_list import ShardList
+from modelchain_trainer.data.shard_list import Located, ShardList
 from modelchain_trainer.data.text_keys import extension_of
 from modelchain_trainer.data.unused import UnusedFiles
 from modelchain_trainer.retry_policy import RetryPolicy
@@ -59,6 +60,7 @@ class Shard:
     uri: str
     store: Store
     key: str
+    etag: str = ""  # of the bytes that were indexed; empty: any
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +80,27 @@ class DatasetIndex:
     text_offsets: Int32  # [N, C]
     text_sizes: Int32  # [N, C]
     left_out: tuple[str, ...] = ()  # shards that can't be used, within what is allowed
+
+    @property
+    def layout(self) -> str:
+        """Hash of which samples there are and where they lie; of their order, therefore."""
+        found = hashlib.sha256("\n".join([*self.text_keys, *(shard.uri for shard in self.shards)]).encode())
+        columns = (
+            self.starts,
+            self.lengths,
+            self.image_offsets,
+            self.image_sizes,
+            self.text_offsets,
+            self.text_sizes,
+        )
+        for column in (self.first_samples, *columns):
+            found.update(np.ascontiguousarray(column).data)
+        return found.hexdigest()
+
+    @property
+    def versions(self) -> str:
+        """Hash of the versions of all shards: another one as soon as one was written anew."""
+        return hashlib.sha256("\n".join(shard.etag for shard in self.shards).encode()).hexdigest()
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -231,7 +254,10 @@ def open_index(folder: Path, access: ResolvedStore) -> DatasetIndex:
     stores = {parent: open_location(parent, access) for parent in {split_uri(uri)[0] for uri in uris}}
     columns = map_columns(folder, len(description["textKeys"]))
     return DatasetIndex(
-        shards=tuple(Shard(uri, stores[split_uri(uri)[0]], split_uri(uri)[1]) for uri in uris),
+        shards=tuple(
+            Shard(uri, stores[split_uri(uri)[0]], split_uri(uri)[1], etag)
+            for uri, etag in zip(uris, description["etags"], strict=True)
+        ),
         text_keys=tuple(description["textKeys"]),
         unused=description["unused"],
         first_samples=np.array(description["firstSamples"], np.int64),
@@ -262,7 +288,7 @@ def _write_index(
         if on_progress is not None:
             on_progress(done, total)
 
-    used: list[str] = []
+    used: list[Located] = []
     first = [0]
     bad: dict[str, str] = {}
     with ColumnWriter(folder) as writer:
@@ -282,7 +308,7 @@ def _write_index(
                     f"extensions of {remedy if images else 'texts in data.textKey'}"
                 )
             writer.append(columns)
-            used.append(shard.uri)
+            used.append(shard)
             first.append(first[-1] + len(columns))
     if not used:
         raise UserDataError(f"none of the {total} shards can be used; for example {next(iter(bad.values()))}")
@@ -291,7 +317,8 @@ def _write_index(
     for message in bad.values():
         _logger.warning("%s; left out", message)
     description = {
-        "shards": used,
+        "shards": [shard.uri for shard in used],
+        "etags": [shard.info.etag for shard in used],
         "firstSamples": first,
         "textKeys": text_keys,
         "unused": unused.describe(),

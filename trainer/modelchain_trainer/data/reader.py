@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from modelchain.errors import MissingInputError, UserDataError
-from modelchain.store import NotFound
+from modelchain.store import NotFound, Replaced
 from modelchain_trainer.data.index import DatasetIndex
 from modelchain_trainer.data.order import SampleOrder, Window
 from modelchain_trainer.data.sample import Cause, CorruptSampleError
@@ -74,11 +74,13 @@ def read_segment(index: DatasetIndex, first: int, last: int, retry_policy: Retry
     length = segment_bytes(index, first, last)
     start = int(index.starts[first])
     try:
-        data = retry_policy.call(lambda: shard.store.get_range(shard.key, start, length))
+        data = retry_policy.call(lambda: shard.store.get_range_of(shard.key, start, length, shard.etag))
     except NotFound as error:
         raise MissingInputError(
             f"{shard.uri}: was removed while it was used for training; put it back"
         ) from error
+    except Replaced:
+        data = b""
     if len(data) != length or not is_header(data[:RECORD]):
         raise UserDataError(
             f"{shard.uri}: was replaced while it was used for training; let nothing write to the shards"

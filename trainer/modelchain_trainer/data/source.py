@@ -38,6 +38,16 @@ class OpenData(Protocol):
         """Shards that can't be used, within what is allowed."""
         ...
 
+    @property
+    def layout(self) -> str:
+        """Hash of which samples there are, in which order; empty where they are not told apart."""
+        ...
+
+    @property
+    def versions(self) -> str:
+        """Hash of the versions of the shards."""
+        ...
+
     def __len__(self) -> int:
         """Samples."""
         ...

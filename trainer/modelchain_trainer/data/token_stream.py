@@ -46,6 +46,8 @@ class TokenStream:
     end_of_text: int
     context_length: int  # S
     left_out: tuple[str, ...] = ()  # shards that can't be used, within what is allowed
+    layout: str = ""  # documents are counted, but not told apart
+    versions: str = ""
 
     def __len__(self) -> int:
         """Whole sequences."""
