@@ -1,5 +1,5 @@
-"""Settings of Python's garbage collector and of glibc's malloc. With the defaults, a thousand chains keep a fifth
-more memory, and half of the processor time goes into garbage collection.
+"""Settings of Python's garbage collector and of glibc's malloc. With the defaults, listings take twice as long to parse
+(docs/architecture.md), and a thousand chains keep a fifth more memory.
 
 The settings of malloc do nothing where the C library is not glibc.
 """
