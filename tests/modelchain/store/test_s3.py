@@ -35,6 +35,7 @@ from modelchain.store import (
 )
 from modelchain.store.s3 import S3Store
 from modelchain.store.s3_answers import NotS3Error
+from modelchain.store.s3_clients import SharedClients, Timeouts
 from modelchain.store.s3_errors import explain
 from tests.modelchain.store.wire import Wire
 from tests.seaweedfs import BUCKET, READER_ACCESS_KEY, READER_SECRET_KEY, SECRET_KEY, SeaweedFS
@@ -276,6 +277,16 @@ class TestAnswersThatGetLost:
         wire.cut_answers(1_000_000, 1_000_000)
         assert store.download("object", tmp_path / "copy") == hashlib.sha256(data).hexdigest()
         assert wire.cut == 7
+
+    def test_a_connection_that_stalls_is_left_and_the_body_continued_on_another(
+        self, wire: Wire, access: ResolvedStore
+    ) -> None:
+        store = over(wire, access, clients=SharedClients(timeouts=Timeouts(read_seconds=2)))
+        data = random.Random(4).randbytes(MEBIBYTE)
+        store.put("object", data)
+        wire.stall_answers(300_000)
+        assert store.get_range("object", 1000, 700_000) == data[1000:701_000]
+        assert wire.cut == 1
 
     def test_a_body_that_always_breaks_off_at_the_same_place_is_given_up(
         self, wire: Wire, access: ResolvedStore

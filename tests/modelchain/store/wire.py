@@ -16,6 +16,8 @@ class Wire:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._lock = threading.Lock()
         self._cuts: dict[str, list[int]] = {"request": [], "answer": [], "body": []}
+        self._stalls = 0  # cuts of answers that stay open
+        self._end = threading.Event()
         self.cut = 0  # requests and answers cut so far
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -28,6 +30,12 @@ class Wire:
         """Cut the next answers, each after so many bytes. At 0 the server has done its work and nobody hears."""
         with self._lock:
             self._cuts["answer"].extend(after_bytes)
+
+    def stall_answers(self, *after_bytes: int) -> None:
+        """From the next answers comes nothing after so many bytes, and the connection stays open."""
+        with self._lock:
+            self._cuts["answer"].extend(after_bytes)
+            self._stalls += len(after_bytes)
 
     def cut_requests(self, *after_bytes: int) -> None:
         """Cut the next requests, each after so many bytes, as when the client is killed."""
@@ -43,6 +51,7 @@ class Wire:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._end.set()
         self._listener.close()
 
     def _accept(self) -> None:
@@ -76,6 +85,9 @@ class Wire:
                 left -= len(data)
                 if left <= 0:
                     self.cut += 1
+                    if kind == "answer" and self._stalls:
+                        self._stalls -= 1
+                        self._end.wait()
                     break
         _close(source, target)
 
