@@ -185,7 +185,6 @@ class OpenClipSteps:
         from open_clip_train.precision import get_autocast
         from open_clip_train.train import backward, unwrap_model
 
-        assert self._teacher is None
         autocast = get_autocast(self._args.precision, device_type=self._device.type)
         total = torch.zeros(())
         for images, texts_CbT in self._loader:
@@ -196,13 +195,40 @@ class OpenClipSteps:
                 # The model takes as many texts as it likes; images and texts meet in the loss only.
                 out = self._model(images, texts_CbT.flatten(0, 1))
                 texts = out["text_features"].unflatten(0, texts_CbT.shape[:2])
-                losses = [self._loss(out["image_features"], text, out["logit_scale"]) for text in texts]
-                total = torch.stack(losses).mean()
+                total = self._mean_loss(out, texts, self._taught(images, texts_CbT))
             backward(total, None)
             self._optimizer.step()
             with torch.no_grad():
                 unwrap_model(self._model).logit_scale.clamp_(0, math.log(100))
         return total.item()
+
+    def _taught(self, images: Tensor, texts_CbT: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+        """The teacher's features of images and of texts [C, b, E], and its scale."""
+        if self._teacher is None:
+            return None
+        with torch.no_grad():
+            out = self._teacher(images, texts_CbT.flatten(0, 1))
+        return (
+            out["image_features"],
+            out["text_features"].unflatten(0, texts_CbT.shape[:2]),
+            out["logit_scale"],
+        )
+
+    def _mean_loss(
+        self, out: dict[str, Tensor], texts: Tensor, taught: tuple[Tensor, Tensor, Tensor] | None
+    ) -> Tensor:
+        total = torch.zeros(())
+        for number, text in enumerate(texts):
+            if taught is None:
+                total = total + self._loss(out["image_features"], text, out["logit_scale"])
+            else:
+                image, their_texts, scale = taught
+                total = total + sum(
+                    self._loss(
+                        out["image_features"], text, out["logit_scale"], image, their_texts[number], scale
+                    )
+                )
+        return total / len(texts)
 
 
 class _Loader:
