@@ -19,7 +19,7 @@ import math
 from dataclasses import dataclass
 
 from modelchain.exactness import Change, growth_changes
-from modelchain.families import AnyConfig, family_of
+from modelchain.families import AnyConfig, LockedTower, family_of
 from modelchain.families.towers import image_tower_macs
 from modelchain.resolved import BaselineRun, ResolvedChain, ResolvedDistillation, ResolvedStage
 from modelchain.spec import DistillationScheduleType
@@ -45,6 +45,7 @@ class StagePlan:
     samples: int  # samples seen: steps x global batch
     teacher_samples: int  # of these, with the teacher's forward pass
     macs: int
+    teacher_macs: int  # of these the teacher's
     alone_macs: int  # the same model trained alone, for the baseline's epochs
     growth: tuple[Change, ...] | None  # out of the predecessor; None: its first weights are new, or are given
 
@@ -139,7 +140,7 @@ def stage_macs(
     """
     steps = stage.training.steps if until_step is None else min(until_step, stage.training.steps)
     captions = _texts(stage)
-    macs = TRAINING_PASSES * steps * _student_macs(stage)
+    macs = steps * _training_macs(stage)
     if stage.teacher is not None:
         taught = teacher_steps
         if taught is None:
@@ -187,6 +188,18 @@ def _student_macs(stage: ResolvedStage) -> int:
     return whole - image_tower_macs(vision) + image_tower_macs(vision, dropout)
 
 
+def _training_macs(stage: ResolvedStage) -> int:
+    """MACs of a step for one sample, without the teacher: a locked tower is not gone through backwards."""
+    macs = TRAINING_PASSES * _student_macs(stage)
+    tower = stage.training.locked_tower
+    if tower is None:
+        return macs
+    _, locked = family_of(stage.model_config_).of_tower(stage.model_config_, tower, _texts(stage))
+    if tower is LockedTower.IMAGE:
+        locked -= forward_macs(stage.model_config_, _texts(stage)) - _student_macs(stage)  # dropped patches
+    return macs - (TRAINING_PASSES - 1) * locked
+
+
 def _plan_stage(stage: ResolvedStage, baseline_epochs: int) -> StagePlan:
     training = stage.training
     per_sample = forward_macs(stage.model_config_, _texts(stage))
@@ -206,8 +219,11 @@ def _plan_stage(stage: ResolvedStage, baseline_epochs: int) -> StagePlan:
         samples=training.steps * batch,
         teacher_samples=taught * batch,
         macs=stage_macs(stage),
-        alone_macs=TRAINING_PASSES
-        * _student_macs(stage)
+        teacher_macs=stage_macs(stage) - stage_macs(stage, teacher_steps=0),
+        alone_macs=(
+            # Alone it has no weights of a predecessor that could be locked.
+            TRAINING_PASSES * _student_macs(stage) if stage.predecessor else _training_macs(stage)
+        )
         * baseline_epochs
         * training.steps_per_epoch
         * batch,

@@ -42,6 +42,7 @@ _TRAINING: Final[Table] = {
     "emaDecay": None,
     "loss": "Contrastive",
     "patchDropout": 0.0,
+    "lockedTower": None,
 }
 _LEARNING_RATE_SCHEDULE: Final[Table] = {"type": "Cosine", "decayFraction": REQUIRED}
 _DATA: Final[Table] = {  # shards are added apart

@@ -50,9 +50,13 @@ def sharding_of(stage: ResolvedStage, *, ranks: int, gpu_bytes: int) -> Sharding
         return Sharding.NONE
     if stage.training.sharding is not None:
         return stage.training.sharding
-    if MOMENTS * FP32_BYTES * parameters(stage.model_config_) <= MOMENTS_SHARE * gpu_bytes:
+    if MOMENTS * FP32_BYTES * _trained(stage) <= MOMENTS_SHARE * gpu_bytes:
         return Sharding.NONE
     kept = _kept_bytes(stage, ranks, Sharding.OPTIMIZER)
+    if (
+        stage.training.locked_tower is not None
+    ):  # what is gathered block by block has all its parameters trained
+        return Sharding.OPTIMIZER
     return Sharding.FULL if kept > KEPT_SHARE * gpu_bytes else Sharding.OPTIMIZER
 
 
@@ -80,18 +84,25 @@ def gathered_bytes(stage: ResolvedStage, *, ranks: int, gpu_bytes: int) -> int:
 
 def _kept_bytes(stage: ResolvedStage, ranks: int, sharding: Sharding) -> int:
     model, training = stage.model_config_, stage.training
-    count = parameters(model)
-    copies = 2 + (training.ema_decay is not None)  # weights, gradients, their average
+    count, trained = parameters(model), _trained(stage)
+    weights = (1 + (training.ema_decay is not None)) * count  # and their average
     match sharding:
         case Sharding.NONE:
-            kept = (copies + MOMENTS) * count
+            kept = weights + (1 + MOMENTS) * trained  # gradients and moments
         case Sharding.OPTIMIZER:
-            moments = min(count, count // ranks + family_of(model).largest_parameter(model))
-            kept = copies * count + MOMENTS * moments
+            moments = min(trained, trained // ranks + family_of(model).largest_parameter(model))
+            kept = weights + trained + MOMENTS * moments
         case Sharding.FULL:
-            kept = -(-(copies + MOMENTS) * count // ranks)
+            kept = -(-(weights + (1 + MOMENTS) * trained) // ranks)
     teacher = 0 if stage.teacher is None else _teacher_bytes(stage, stage.teacher.model_config_)
     return FP32_BYTES * kept + (-(-teacher // ranks) if sharding is Sharding.FULL else teacher)
+
+
+def _trained(stage: ResolvedStage) -> int:
+    """Parameters that are not locked."""
+    model, tower = stage.model_config_, stage.training.locked_tower
+    locked = 0 if tower is None else family_of(stage.model_config_).of_tower(model, tower, 1)[0]
+    return parameters(model) - locked
 
 
 def _teacher_bytes(stage: ResolvedStage, teacher: AnyConfig) -> int:

@@ -324,6 +324,8 @@ def _resolve_stage(
         has_predecessor=predecessor is not None,
         warm_optimizer=predecessor is not None and expansion.optimizer_state is OptimizerState.CARRIED,
     )
+    if predecessor is None and stage.from_weights is None:  # there is nothing yet that is worth keeping
+        training = training.model_copy(update={"locked_tower": None})
     distillation = resolve_distillation(merged(spec.distillation, stage.distillation))
     digest = stage_digest(
         task=task,

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from pydantic import Field
 
 from modelchain.block import Block
-from modelchain.families import AnyConfig
+from modelchain.families import AnyConfig, LockedTower
 from modelchain.spec import (
     DepthExpansion,
     DistillationSchedule,
@@ -96,6 +96,7 @@ class ResolvedTraining(Block):
     epsilon: float = 1e-6
     gradient_clip_norm: float | None = None
     patch_dropout: float = 0.0
+    locked_tower: LockedTower | None = None
     precision: Precision = Precision.FP32
     seed: int = 0
     checkpoint_every_steps: int

@@ -26,7 +26,7 @@ from pydantic import (
 from pydantic.alias_generators import to_camel, to_snake
 
 from modelchain.block import Block
-from modelchain.families import FAMILIES, AnyConfig
+from modelchain.families import FAMILIES, AnyConfig, LockedTower
 
 GROUP = "modelchain.dev"
 VERSION = "v1alpha1"
@@ -555,6 +555,14 @@ class TrainingSpec(Block):
         Field(
             description="Tasks with images: share of each picture's patches that the student does not see in a step "
             "(FLIP). The teacher and evaluations see all. Default: 0."
+        ),
+    ] = None
+    locked_tower: Annotated[
+        LockedTower | None,
+        Field(
+            description="Task Clip: the tower, with its projection into the embedding, that stays as the stage's first "
+            "weights have it (LiT). Of stages that start from weights; it has no optimizer state and costs no backward "
+            "pass. Default: none."
         ),
     ] = None
     precision: Annotated[

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
 from modelchain.families.classifier import CLASSIFIER, ClassifierConfig
 from modelchain.families.clip import CLIP, ModelConfig, TextSpec
-from modelchain.families.family import Family, FamilyConfig, Problem
+from modelchain.families.family import Family, FamilyConfig, LockedTower, Problem
 from modelchain.families.language_model import LANGUAGE_MODEL, Activation, LanguageModelConfig
 from modelchain.families.towers import Pooling, VisionSpec
 
@@ -33,6 +33,7 @@ __all__ = [
     "Family",
     "FamilyConfig",
     "LanguageModelConfig",
+    "LockedTower",
     "ModelConfig",
     "Pooling",
     "Problem",

@@ -15,6 +15,7 @@ from modelchain.families.family import (
     Family,
     FamilyConfig,
     ImageTextConfig,
+    LockedTower,
     Problem,
     differs,
     near_multiple,
@@ -108,19 +109,14 @@ class ClipFamily(Family[ModelConfig]):
 
     def parameters(self, config: ModelConfig) -> int:
         """Embeddings and the logit scale included."""
-        vision, text = config.vision, config.text
-        image_tower = (
-            image_tower_parameters(vision)
-            + 2 * vision.width * vision.input_norm
-            + vision.width * config.embed_dim
-        )
-        text_tower = (
-            (text.vocab_size + text.context_length) * text.width
-            + text.layers * block_parameters(text)
-            + 2 * text.width  # ln_final
-            + text.width * config.embed_dim
-        )
-        return image_tower + text_tower + 1 + config.logit_bias
+        towers = _image_parameters(config) + _text_parameters(config)
+        return towers + 1 + config.logit_bias
+
+    def of_tower(self, config: ModelConfig, tower: LockedTower, texts: int) -> tuple[int, int]:
+        """Its projection into the embedding included."""
+        if tower is LockedTower.IMAGE:
+            return _image_parameters(config), vision_macs(config)
+        return _text_parameters(config), texts * text_macs(config)
 
     def forward_macs(self, config: ModelConfig, texts: int) -> int:
         """The image tower runs once, the text tower once a caption."""
@@ -209,6 +205,22 @@ class ClipFamily(Family[ModelConfig]):
 
 
 CLIP = ClipFamily()
+
+
+def _image_parameters(model: ModelConfig) -> int:
+    width = model.vision.width
+    norm = 2 * width * model.vision.input_norm
+    return image_tower_parameters(model.vision) + norm + width * model.embed_dim
+
+
+def _text_parameters(model: ModelConfig) -> int:
+    text = model.text
+    return (
+        (text.vocab_size + text.context_length) * text.width
+        + text.layers * block_parameters(text)
+        + 2 * text.width  # ln_final
+        + text.width * model.embed_dim
+    )
 
 
 def vision_macs(model: ModelConfig) -> int:

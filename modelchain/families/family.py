@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 Problem: TypeAlias = tuple[tuple[str, ...], str, str]  # where in the configuration, what is wrong, what to do
 
 
+class LockedTower(StrEnum):
+    IMAGE = "Image"
+    TEXT = "Text"
+
+
 class FamilyConfig(Block):
     """A model of a family, written out: a part of the resource.
 
@@ -144,6 +149,10 @@ class Family(ABC, Generic[C]):
     def dimensions(self, config: C) -> Sequence[Dimension]:  # noqa: ARG002
         """The sizes that may grow, the same ones in the same order for each model of the family."""
         return ()
+
+    def of_tower(self, config: C, tower: LockedTower, texts: int) -> tuple[int, int]:
+        """Parameters of one of two towers, and its share of `forward_macs`."""
+        raise NotImplementedError(f"models under {self.field} have no {tower} tower that could be locked")
 
     def digest_form(self, config: C) -> dict[str, object]:
         """What of the model decides its weights."""

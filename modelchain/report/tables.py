@@ -171,7 +171,7 @@ def cost_rows(chain: ChainArtifacts, costs: Costs) -> list[CostRow]:
     rows: list[CostRow] = []
     for i, (stage, planned) in enumerate(zip(chain.stages, plan.stages, strict=True)):
         baseline = costs.baseline(stage.name)
-        teacher = planned.macs - cost.TRAINING_PASSES * planned.macs_per_sample * planned.samples
+        teacher = planned.teacher_macs
         rows.append(
             CostRow(
                 stage=i,

@@ -16,7 +16,7 @@ class ClipTask(Task[ImageTextConfig]):
 
     name = TaskName.CLIP
     config = ImageTextConfig
-    own_fields = IMAGE_FIELDS | {("data", "captionKeys"), ("training", "loss")}
+    own_fields = IMAGE_FIELDS | {("data", "captionKeys"), ("training", "loss"), ("training", "lockedTower")}
     evaluations = (EvaluationType.ZERO_SHOT, EvaluationType.RETRIEVAL, *OF_IMAGES)
     text = "caption"
     metric_names = MappingProxyType(

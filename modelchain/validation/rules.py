@@ -106,6 +106,7 @@ def _check_stages(chain: ModelChain) -> Iterator[Finding]:
             )
         else:
             yield from _check_idle_blocks(stage, index, at)
+            yield from _check_locked_tower(stage, at)
             yield from _check_held_weights(chain, stage, at)
         found = list(_check_model(task_of(chain.spec.task or TaskName.CLIP), stage, at))
         yield from found
@@ -220,6 +221,7 @@ def _check_fresh(chain: ModelChain, index: int, predecessor: str) -> Iterator[Fi
             frozenset({"weight", "width"}),
         )
     yield from _check_held_weights(chain, stage, ("spec", "stages", index))
+    yield from _check_locked_tower(stage, ("spec", "stages", index))
 
 
 def _has_trunk(chain: ModelChain, stage: StageSpec) -> bool:
@@ -269,6 +271,18 @@ def _check_foreign_weights(stage: StageSpec, predecessor: str, at: FieldPath) ->
             f"the stage grows out of {quoted(predecessor)}, so it can't start from other weights too",
             "keep fromWeights to the first stage, or remove it",
             frozenset({"fromWeights", "from"}),
+        )
+
+
+def _check_locked_tower(stage: StageSpec, at: FieldPath) -> Iterator[Finding]:
+    """A tower of new weights would say nothing, for ever."""
+    if stage.training is not None and stage.training.locked_tower is not None and stage.from_weights is None:
+        yield Finding(
+            (*at, "training", "lockedTower"),
+            f"{quoted(stage.name)} starts from its seed, so its {stage.training.locked_tower.lower()} tower would stay "
+            "random",
+            "give it fromWeights, or let it grow out of a stage",
+            frozenset({"lockedTower", "fromWeights", "from", "width"}),
         )
 
 

@@ -109,6 +109,10 @@ class _Numbers:
             yield self._finding("training", "microBatchSize", message, remedy, *about)
 
     def _check_sharding(self) -> Iterator[Finding]:
+        if self._training.sharding is Sharding.FULL and self._training.locked_tower is not None:
+            message = "weights that are gathered block by block (sharding: Full) are all trained, none locked"
+            remedy = "remove it, or write sharding: Optimizer"
+            yield self._finding("training", "lockedTower", message, remedy, "sharding")
         if self._training.sharding is Sharding.FULL and self._training.compile:
             message = "blocks that gather their weights (sharding: Full) are not compiled"
             yield self._finding(

@@ -19,9 +19,10 @@ from modelchain.cost import (
     scheduled_teacher_steps,
     stage_macs,
 )
-from modelchain.families import ModelConfig
+from modelchain.families import CLIP, LockedTower, ModelConfig
 from modelchain.families.clip import text_macs, vision_macs
 from modelchain.families.towers import block_macs, image_tower_macs
+from modelchain.memory import kept_bytes
 from modelchain.resolve import resolve, resolve_distillation
 from modelchain.spec import DistillationSpec
 from modelchain.validation import load_chains
@@ -90,6 +91,22 @@ def test_patches_that_are_dropped_are_not_counted_of_the_student_but_of_its_teac
             image_tower_macs(vision) - block_macs(1, vision)
         )  # scores shrink with the square
         assert stage_macs(whole) - stage_macs(dropping) == 3 * saved * whole.training.steps * 256
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_a_locked_tower_costs_one_pass_of_three_where_there_are_weights_to_lock(dropout: float) -> None:
+    training: dict[Any, Any] = {("training", "patchDropout"): dropout}
+    free = resolved(training).stages
+    locked = resolved({**training, ("training", "lockedTower"): "Image"}).stages
+    assert stage_macs(free[0]) == stage_macs(locked[0]), "the first stage starts from its seed"
+    model = locked[1].model_config_
+    assert isinstance(model, ModelConfig)
+    tower = image_tower_macs(model.vision, dropout) + model.vision.width * model.embed_dim
+    assert stage_macs(free[1]) - stage_macs(locked[1]) == 2 * tower * locked[1].training.steps * 256
+    gpu = 80 * 2**30
+    saved = kept_bytes(free[1], ranks=1, gpu_bytes=gpu) - kept_bytes(locked[1], ranks=1, gpu_bytes=gpu)
+    parameters = CLIP.of_tower(model, LockedTower.IMAGE, 1)[0]
+    assert saved == 3 * 4 * parameters, "gradients and two moments"
 
 
 def test_distillation_that_is_off_saves_the_predecessors_pass() -> None:

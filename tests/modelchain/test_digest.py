@@ -119,6 +119,7 @@ DECIDING: list[tuple[Path, Any, int]] = [
     (("training", "precision"), "Bf16", 0),
     (("training", "seed"), 1, 0),
     (("training", "emaDecay"), 0.99, 0),
+    (("training", "lockedTower"), "Image", 1),
     (("training", "schedule"), {"type": "WarmupStableDecay"}, 0),
     (("training", "schedule"), {"type": "WarmupStableDecay", "decayFraction": 0.1}, 0),
     (("distillation", "weight"), 1.5, 1),

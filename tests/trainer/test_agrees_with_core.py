@@ -13,16 +13,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from modelchain import catalogue, cost
 from modelchain.errors import ConfigurationError
-from modelchain.families import ModelConfig, Pooling, TextSpec, VisionSpec
+from modelchain.families import LockedTower, ModelConfig, Pooling, TextSpec, VisionSpec
 from modelchain.families.clip import text_macs, vision_macs
 from modelchain.growth import unbuildable, ungrowable
 from modelchain.resolve import resolve_distillation
-from modelchain.resolved import ResolvedExpansion
+from modelchain.resolved import ResolvedExpansion, ResolvedStage
 from modelchain.spec import DistillationSpec
 from modelchain_trainer.expansion import expand, plan_expansion
 from modelchain_trainer.model.build import parameter_shapes
 from modelchain_trainer.model.open_clip_config import to_open_clip
 from modelchain_trainer.schedule import distillation_weight
+from tests.trainer.stages import smallest_stage
 
 TINY = ModelConfig(
     embed_dim=32,
@@ -84,6 +85,42 @@ def test_macs_are_those_that_torch_counts_in_open_clips_model(name: str, open_cl
     assert _counted_macs(lambda: model.encode_image(image_BCHW)) == vision_macs(config)
     assert _counted_macs(lambda: model.encode_text(tokens_BT)) == text_macs(config)
     assert sum(parameter.numel() for parameter in model.parameters()) == cost.parameters(config)
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("open_clip")
+@pytest.mark.parametrize("tower", [None, *LockedTower])
+def test_a_steps_macs_are_those_that_torch_counts_with_a_tower_locked(
+    tower: LockedTower | None, open_clip_class: Any
+) -> None:
+    with torch.device("meta"):
+        model = open_clip_class(**cast("dict[str, Any]", to_open_clip(TINY)["model_cfg"]))
+        images_BCHW = torch.empty(1, 3, TINY.vision.image_size, TINY.vision.image_size)
+        tokens_BT = torch.zeros(1, TINY.text.context_length, dtype=torch.long)
+    if tower is LockedTower.IMAGE:
+        model.lock_image_tower()
+    elif tower is LockedTower.TEXT:
+        model.lock_text_tower()
+        model.text_projection.requires_grad_(False)
+
+    def step() -> None:
+        image, text = model.encode_image(images_BCHW), model.encode_text(tokens_BT)
+        (image.sum() + text.sum()).backward()
+
+    stage = ResolvedStage.model_validate(_stage(TINY, tower))
+    # No gradient flows into the pixels: the first layer of the image tower has two passes, not three.
+    patches = (TINY.vision.image_size // TINY.vision.patch_size) ** 2
+    pixels = patches * 3 * TINY.vision.patch_size**2 * TINY.vision.width
+    left_out = 0 if tower is LockedTower.IMAGE else pixels
+    steps = stage.training.steps * stage.training.global_batch_size
+    assert _counted_macs(step) == cost.stage_macs(stage) / steps - left_out
+
+
+def _stage(config: ModelConfig, tower: LockedTower | None) -> dict[str, Any]:
+    training = {"lockedTower": tower}
+    return smallest_stage(
+        modelConfig=config.model_dump(mode="json", by_alias=True), training=training, store={"uri": "store"}
+    )
 
 
 def _counted_macs(forward: Any) -> float:

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
-from modelchain.families import ModelConfig, TextSpec, VisionSpec
+from modelchain.families import LockedTower, ModelConfig, TextSpec, VisionSpec
 from modelchain.memory import kept_bytes
 from modelchain.resolved import (
     ChainReference,
@@ -41,6 +41,7 @@ from modelchain_trainer.model.clip import Clip
 from modelchain_trainer.optimizer import AdamW
 from modelchain_trainer.step import MOST_SKIPPED_STEPS, DivergedError, Teaching, TrainStep
 from modelchain_trainer.tasks import contrastive
+from modelchain_trainer.train_state import lock
 
 CPU = torch.device("cpu")
 IMAGE_SIZE, CONTEXT, CAPTIONS, BATCH = 16, 12, 2, 12
@@ -126,7 +127,9 @@ def train_step(
     if projections is not None:
         projections.to(dtype)
         named |= {f"projections.{name}": parameter for name, parameter in projections.named_parameters()}
-    optimizer = AdamW(named.items(), made_for.training, group, sharded=sharded)
+    lock(model, made_for)
+    trained = [(name, parameter) for name, parameter in named.items() if parameter.requires_grad]
+    optimizer = AdamW(trained, made_for.training, group, sharded=sharded)
     return TrainStep(model, teacher, projections, optimizer, made_for, CPU, group, teaching), model, named
 
 
@@ -528,3 +531,41 @@ def main(rank: int, world_size: int, port: str, folder: Path) -> None:
 
 if __name__ == "__main__":
     main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], Path(sys.argv[4]))
+
+
+@pytest.mark.parametrize("tower", list(LockedTower))
+@pytest.mark.parametrize("micro_batch_size", [None, 4])
+def test_a_locked_tower_stays_as_it_is_and_the_rest_learns_as_with_its_features(
+    tower: LockedTower, micro_batch_size: int | None
+) -> None:
+    locked = stage(locked_tower=tower, micro_batch_size=micro_batch_size, ema_decay=0.9)
+    step, _, named = train_step(locked, dtype=torch.float64)
+    free, _, free_named = train_step(stage(), dtype=torch.float64)
+    before = {name: parameter.detach().clone() for name, parameter in named.items()}
+    step.run(batch(0), 0)
+    free.run(batch(0), 0)
+    still = {name for name in named if torch.equal(named[name], before[name])}
+    image = {name for name in named if name.startswith("visual.")}
+    others = named.keys() - image - {"logit_scale"} - {name for name in named if "projections" in name}
+    assert still >= (image if tower is LockedTower.IMAGE else others)
+    for name in named.keys() - still:  # the same gradients as if all learnt, without clipping
+        torch.testing.assert_close(named[name], free_named[name], rtol=1e-9, atol=1e-12, msg=name)
+    assert (others if tower is LockedTower.IMAGE else image).isdisjoint(still)
+    moments = {name.split(".", 2)[2] for name in step.state_dict() if name.startswith("optimizer.mean.")}
+    assert moments == {name for name in named if named[name].requires_grad}
+    published = dict(step.published.named_parameters())
+    assert all(torch.equal(published[name], before[name]) for name in still & published.keys())
+
+
+def test_a_step_with_a_locked_tower_goes_on_from_what_it_saved() -> None:
+    locked = stage(locked_tower=LockedTower.IMAGE)
+    step, model, named = train_step(locked)
+    step.run(batch(0), 0)
+    state = {name: tensor.clone() for name, tensor in step.state_dict().items()}
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    step.run(batch(1), 1)
+    again, other, others_named = train_step(locked)
+    other.load_state_dict(weights)
+    again.load_state_dict(state)
+    again.run(batch(1), 1)
+    assert all(torch.equal(named[name], others_named[name]) for name in named)

@@ -26,6 +26,7 @@ from modelchain_trainer.distributed.sharding import sharded_model
 from modelchain_trainer.initial_weights import first_weights, published_model
 from modelchain_trainer.micro_batch import settle
 from modelchain_trainer.model.build import model_from
+from modelchain_trainer.model.clip import Clip
 from modelchain_trainer.model.families import AnyModel, family_of
 from modelchain_trainer.optimizer import AdamW
 from modelchain_trainer.schedule import distillation_weight
@@ -92,6 +93,7 @@ def prepare(attempt: Attempt) -> TrainState:
     # Rank 0 may have downloaded and grown for long: the others wait here, and not in a collective, which gives up.
     attempt.ranks.share("weights", lambda: "ready")
     model = _spread(attempt, model, stage.model_config_, sharding)
+    lock(model, stage)
     model.set_gradient_checkpointing(stage.training.gradient_checkpointing)
     if taught_by is not None:
         teacher = _spread(attempt, teacher, taught_by.model_config_, sharding, teaches=True)
@@ -168,7 +170,7 @@ def _train_step(
     stage = compiled_or_not(attempt.stage, sharding)
     group = attempt.ranks.group
     projections = _projections(stage)
-    parameters = list(model.named_parameters())
+    parameters = [named for named in model.named_parameters() if named[1].requires_grad]
     if projections is not None:
         projections = projections.to(attempt.device)
         parameters += [
@@ -181,6 +183,14 @@ def _train_step(
     stage = settle(attempt, setting, sharding)
     teaching = Teaching(state.teacher_steps, state.teacher_margin, state.teacher_surpassed)
     return TrainStep(model, teacher, projections, optimizer, stage, attempt.device, group, teaching)
+
+
+def lock(model: AnyModel, stage: ResolvedStage) -> None:
+    """Take the tower of the model out of training that the stage locks."""
+    tower = stage.training.locked_tower
+    if tower is not None:
+        assert isinstance(model, Clip), "a field of task Clip alone"
+        model.lock(tower)
 
 
 def compiled_or_not(stage: ResolvedStage, sharding: Sharding) -> ResolvedStage:

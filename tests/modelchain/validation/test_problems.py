@@ -466,6 +466,18 @@ MISTAKES: list[tuple[dict[Path, Any], str, str, str]] = [
         "write Auto",
     ),
     ({("training", "microBatchSize"): 0}, "spec.training.microBatchSize", "out of range", "at least 1"),
+    (
+        {("training", "sharding"): "Full", ("stages", 1, "training"): {"lockedTower": "Image"}},
+        "spec.stages[1].training.lockedTower",
+        "are all trained, none locked",
+        "write sharding: Optimizer",
+    ),
+    (
+        {("stages", 0, "training"): {"lockedTower": "Text"}},
+        "spec.stages[0].training.lockedTower",
+        "its text tower would stay random",
+        "give it fromWeights",
+    ),
     ({("training", "microBatchSize"): 256}, "spec.training.microBatchSize", "do not divide", "e.g. 128"),
     (
         {("training", "minimumLearningRate"): 0.1},

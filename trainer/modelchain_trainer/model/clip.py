@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from modelchain.families import ModelConfig, VisionSpec
+from modelchain.families import LockedTower, ModelConfig, VisionSpec
 from modelchain_trainer.model import open_clip_config
 from modelchain_trainer.model.clip_layout import clip_layout
 from modelchain_trainer.model.family import Family, ImageTextModel, ImageTower
@@ -76,6 +76,13 @@ class Clip(ImageTextModel[ModelConfig]):
         time."""
         self.visual.transformer.gradient_checkpointing = enabled
         self.transformer.gradient_checkpointing = enabled
+
+    def lock(self, tower: LockedTower) -> None:
+        """Keep a tower, with its projection into the embedding, as it is: it gets no gradients."""
+        image = tower is LockedTower.IMAGE
+        for name, parameter in self.named_parameters():
+            if name not in ("logit_scale", "logit_bias") and name.startswith("visual.") == image:
+                parameter.requires_grad_(False)
 
     def compile_blocks(self) -> None:
         """Compile the blocks of both towers, each by itself.
