@@ -21,6 +21,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the catalogue."""
     from modelchain import catalogue, cost
     from modelchain.cli.table import Column, count, render
+    from modelchain.families import family_of
     from modelchain.families.clip import text_macs, vision_macs
 
     models = {name: catalogue.find(name) for name in catalogue.names()}
@@ -31,6 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
                 "parameters": cost.parameters(model),
                 "visionMacs": vision_macs(model),
                 "textMacs": text_macs(model),
+                "grows": family_of(model).grows,
                 "modelConfig": model.model_dump(mode="json", by_alias=True),
             }
             for name, model in models.items()
@@ -46,6 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
         Column("PARAMETERS", right=True),
         Column("MACS/IMAGE", right=True),
         Column("MACS/CAPTION", right=True),
+        Column("GROWS"),
     )
     rows = [
         (
@@ -57,6 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
             count(cost.parameters(model)),
             count(vision_macs(model)),
             count(text_macs(model)),
+            "yes" if family_of(model).grows else "taught only",
         )
         for name, model in models.items()
     ]

@@ -100,5 +100,6 @@ def test_models_lists_the_family_first(capsys: pytest.CaptureFixture[str]) -> No
         "G",
         "763",
         "M",
+        "yes",
     ]
     assert any(line.startswith("open_clip/ViT-bigG-14 ") for line in rest)
