@@ -23,6 +23,7 @@ TRAINING_OPERATOR_MODULE = "github.com/kubeflow/training-operator"
 KUEUE_MODULE = "sigs.k8s.io/kueue"
 TRAINER_MODULE = "github.com/kubeflow/trainer/v2"
 JOBSET_MODULE = "sigs.k8s.io/jobset"
+KWOK_MODULE = "sigs.k8s.io/kwok"
 PROMETHEUS_OPERATOR_MODULE = "github.com/prometheus-operator/prometheus-operator"
 
 _MAJOR, _MINOR, _ = KUBERNETES_VERSION.removeprefix("v").split(".")
@@ -72,6 +73,11 @@ TRAINER = (
     Program("trainer-controller-manager", "trainer", f"{TRAINER_MODULE}/cmd/trainer-controller-manager"),
     Program("jobset", "jobset", JOBSET_MODULE),
 )
+# For many nodes that are not there: the real scheduler binds pods to them, and kwok says that they run.
+SIMULATED_NODES = (
+    Program("kube-scheduler", KUBERNETES, "k8s.io/kubernetes/cmd/kube-scheduler", _VERSION_FLAGS),
+    Program("kwok", "kwok", f"{KWOK_MODULE}/cmd/kwok"),
+)
 CHART_TOOLS = (
     Program("helm", "chart", "helm.sh/helm/v3/cmd/helm", _HELM_FLAGS),
     Program("kubeconform", "chart", "github.com/yannh/kubeconform/cmd/kubeconform"),
@@ -83,7 +89,8 @@ PROMTOOL = Program(
 # What Flux and Argo CD make of an object: kstatus, and the Lua that Argo CD runs.
 GITOPS = Program("gitops", "gitops", ".")
 PROGRAMS = {
-    program.name: program for program in (*CONTROL_PLANE, KUEUE, *TRAINER, *CHART_TOOLS, PROMTOOL, GITOPS)
+    program.name: program
+    for program in (*CONTROL_PLANE, KUEUE, *TRAINER, *SIMULATED_NODES, *CHART_TOOLS, PROMTOOL, GITOPS)
 }
 
 
@@ -121,6 +128,11 @@ def trainer_manifests() -> Path:
 def jobset_manifests() -> Path:
     """The folder of JobSet's manifests, for `kubectl apply -k`."""
     return _folder_of_module("jobset", JOBSET_MODULE, "config")
+
+
+def kwok_stages() -> Path:
+    """The folder of kwok's stages: what becomes of simulated nodes and pods, and when."""
+    return _folder_of_module("kwok", KWOK_MODULE, "kustomize/stage")
 
 
 def prometheus_operator_crds() -> Path:
