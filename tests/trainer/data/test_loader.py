@@ -402,10 +402,12 @@ def test_s3_gives_the_same_batches_as_a_folder_also_over_a_restart(
     shards, index = clean
     for path in map(Path, shards):
         s3_store.upload(path.name, path)
+    etags = {info.key: info.etag for info in s3_store.list("")}
     remote = dataclasses.replace(
         index,
         shards=tuple(
-            dataclasses.replace(s, store=s3_store, uri=f"{s3_store.uri}/{s.key}") for s in index.shards
+            dataclasses.replace(s, store=s3_store, uri=f"{s3_store.uri}/{s.key}", etag=etags[s.key])
+            for s in index.shards
         ),
     )
     stage = stage_of(shards, SAMPLES, batch=10, steps=50, data={"blockMebibytes": 1})
