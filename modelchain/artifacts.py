@@ -85,6 +85,15 @@ class MicroBatchRecord(Block):
     found: tuple[FoundMicroBatch, ...] = ()
 
 
+class PassedOver(Block):
+    """Data that a stage did without: a stretch of steps was not finite, and it was trained from before them on with the
+    data behind them.
+    """
+
+    step: int  # steps finished in the checkpoint that it went back to; 0: to its beginning
+    batches: int  # global batches that it would have seen from there on, and that nothing was learnt from
+
+
 class Manifest(Block):
     """manifest.json: written once, with if_absent, by the attempt that finished first."""
 
@@ -105,6 +114,9 @@ class Manifest(Block):
     started_at: str  # RFC 3339, first attempt
     completed_at: str
     train_seconds: FiniteNumber  # time spent in training steps, over all attempts
+    passed_over: tuple[
+        PassedOver, ...
+    ] = ()  # what the steps that were taken back cost is in none of the figures
     versions: dict[str, str]  # modelchain, torch, python ...
 
     @property
@@ -141,6 +153,7 @@ class Progress(Block):
     metrics: dict[str, FiniteNumber] = {}  # latest evaluation
     eta_seconds: FiniteNumber | None = None
     corrupt_samples: dict[str, int] = {}  # by cause
+    passed_over: tuple[PassedOver, ...] | None = None  # where steps that were not finite were taken back
     checkpoint_step: int | None = None
     updated_at: str
 
@@ -189,6 +202,7 @@ class TrainLine(Block):
     gradient_norm: FiniteNumber
     samples_per_second: FiniteNumber
     data_wait_fraction: FiniteNumber
+    passed_over_batches: int | None = None  # so far (see `PassedOver`), where there are any
 
 
 class EvaluationLine(Block):

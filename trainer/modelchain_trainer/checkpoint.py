@@ -33,6 +33,7 @@ from modelchain.artifacts import (
     CheckpointManifest,
     FileEntry,
     FiniteNumber,
+    PassedOver,
     checkpoint_folder,
 )
 from modelchain.block import Block
@@ -61,6 +62,7 @@ class CheckpointState(Block):
     teacher_steps: int = 0  # see `step.Teaching`
     teacher_margin: FiniteNumber = 0.0
     teacher_surpassed: bool = False
+    passed_over: tuple[PassedOver, ...] = ()
     attempts: tuple[str, ...]  # tokens: the first, those resumed from, the one that saved this
 
 
@@ -211,6 +213,25 @@ def delete_checkpoints(store: Store, folder: str, *, kept: str | None) -> None:
                 _delete(store, checkpoint)
     except StoreError as error:
         logger.warning("the stage's checkpoints stay where they are: %s", error)
+
+
+def last_good_step(store: Store, stage: ResolvedStage, bound: int) -> int:
+    """The step of the newest checkpoint of at most `bound` steps; 0: there is none.
+
+    One that is due by its number if there is any: those that were saved because an attempt was asked to end differ from
+    run to run.
+    """
+    trunk, every = stage.training.trunk_steps, stage.training.checkpoint_every_steps
+    steps = [found.step for _, found in checkpoints(store, stage.folder, stage.digest) if found.step <= bound]
+    due = [step for step in steps if step % every == 0 or step == trunk]
+    return max(due or steps, default=0)
+
+
+def delete_later(store: Store, folder: str, step: int) -> None:
+    """Delete the checkpoints of a stage after `step`."""
+    for checkpoint in list_checkpoints(store, folder):
+        if checkpoint.step > step:
+            _delete(store, checkpoint)
 
 
 @dataclass(frozen=True)

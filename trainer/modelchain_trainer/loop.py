@@ -26,7 +26,7 @@ from modelchain_trainer.evaluation.evaluate import AnySet, Tokenize, evaluate
 from modelchain_trainer.evaluation.sets import is_due
 from modelchain_trainer.failpoints import reach
 from modelchain_trainer.micro_batch import Trial
-from modelchain_trainer.step import StepReading, StepResult
+from modelchain_trainer.step import DivergedError, StepReading, StepResult
 from modelchain_trainer.stopping import Terminated, steps_between_agreements
 from modelchain_trainer.train_state import TrainState
 
@@ -83,6 +83,9 @@ class TrainingLoop:
         except Terminated:
             self._leave()
             raise
+        except DivergedError:
+            self._writer.wait()
+            raise
         finally:
             self._loader.close()
 
@@ -96,14 +99,15 @@ class TrainingLoop:
             log = last or state.step % self._training.log_every_steps == 0
             trunk = state.step == self._training.trunk_steps
             save = last or trunk or state.step % self._training.checkpoint_every_steps == 0
-            reading = result.read() if log else None  # waits for the device
+            # Waits for the device. All ranks read at the same steps: who finds that a step diverged goes back.
+            reading = result.read() if log or save else None
             state.train_seconds += time.perf_counter() - started
             attempt.position.step = state.step
             attempt.telemetry.step(state.step)
             reach("step")
             if log or save:
                 self._count_corrupt()
-            if reading is not None:
+            if log and reading is not None:
                 self._log(reading)
             if save:
                 self._save(result)
@@ -182,6 +186,7 @@ class TrainingLoop:
             gradient_norm=reading.gradient_norm,
             samples_per_second=samples / seconds,
             data_wait_fraction=waited,
+            passed_over_batches=sum(stretch.batches for stretch in state.passed_over) or None,
         )
         attempt.telemetry.train(line, state.corrupt)
 
@@ -207,7 +212,9 @@ class TrainingLoop:
         attempt, state = self._attempt, self._state
         step = state.step
         due = [s for s in self._sets if is_due(s.spec, step, self._training.steps)]
-        known = attempt.ranks.share(f"evaluated-{step}", lambda: "yes" if self._is_evaluated(step) else "")
+        known = attempt.ranks.share(
+            f"evaluated-{step}-{len(state.passed_over)}", lambda: "yes" if self._is_evaluated(step) else ""
+        )
         if not due or known:
             return
         attempt.telemetry.phase("Evaluating")

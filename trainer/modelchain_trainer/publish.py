@@ -146,6 +146,7 @@ def _manifest(
         started_at=state.started_at,
         completed_at=rfc3339(time.time()),
         train_seconds=state.train_seconds,
+        passed_over=state.passed_over,
         versions={
             "modelchain": modelchain.__version__,
             "torch": str(torch.__version__),

@@ -35,6 +35,16 @@ class DivergedError(ModelChainError):
 
     exit_code = ExitCode.CONFIG
 
+    def __init__(self, message: str, first: int) -> None:
+        """`first` is the first of these steps, counted from 0."""
+        super().__init__(message)
+        self.first = first
+
+    @property
+    def end(self) -> int:
+        """The step behind the last that was tolerated and the one that was not."""
+        return self.first + MOST_SKIPPED_STEPS + 1
+
 
 @dataclass(frozen=True)
 class StepReading:
@@ -66,7 +76,8 @@ class StepResult:
         if diverged >= 0:
             raise DivergedError(
                 f"the loss or the gradient is not finite at step {int(diverged)} nor at the {MOST_SKIPPED_STEPS} after "
-                "it: lower training.learningRate, raise training.warmupSteps or set training.gradientClipNorm"
+                "it: lower training.learningRate, raise training.warmupSteps or set training.gradientClipNorm",
+                int(diverged),
             )
         return StepReading(
             loss={"total": total, "task": task, "distillation": distillation},

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from modelchain.artifacts import MetricsLine, attempt_folder
+from modelchain.artifacts import MetricsLine, PassedOver, attempt_folder
 from modelchain.families import AnyConfig
 from modelchain.memory import sharding_of
 from modelchain.resolved import ResolvedStage
@@ -49,6 +49,7 @@ class TrainState:
     started_at: str  # RFC 3339, first attempt
     corrupt: dict[str, int]  # samples replaced, by cause
     attempts: tuple[str, ...]  # tokens of the attempts resumed from, and ours
+    passed_over: tuple[PassedOver, ...]  # data that the stage does without
 
     def for_checkpoint(self) -> CheckpointState:
         """The numbers for a checkpoint."""
@@ -59,6 +60,7 @@ class TrainState:
             started_at=self.started_at,
             corrupt_samples=self.corrupt,
             attempts=self.attempts,
+            passed_over=self.passed_over,
             teacher_steps=teaching.steps,
             teacher_margin=teaching.margin,
             teacher_surpassed=teaching.surpassed,
@@ -70,18 +72,24 @@ class TrainState:
         return self.train_step.published
 
 
-def prepare(attempt: Attempt) -> TrainState:
+def prepare(
+    attempt: Attempt, passed_over: tuple[PassedOver, ...] | None = None, started_at: str | None = None
+) -> TrainState:
     """The stage's model on its device, equal on all ranks, ready for its next step.
 
+    `passed_over` and `started_at` (of the stage) are given where this attempt has trained before and was rolled back.
     Raises MissingInputError where the predecessor is not complete, UserDataError for damaged weights.
     """
     stage = attempt.stage
     restored = restore_latest(attempt.store, stage, attempt.scratch) if attempt.ranks.first else None
-    state_json = attempt.ranks.share("state", lambda: restored.state.model_dump_json() if restored else "")
+    try_number = len(passed_over or ())  # what ranks share has a name of its own each time
+    state_json = attempt.ranks.share(
+        f"state-{try_number}", lambda: restored.state.model_dump_json() if restored else ""
+    )
     resumed = bool(state_json)
-    state = CheckpointState.model_validate_json(state_json) if resumed else _new_state()
+    state = CheckpointState.model_validate_json(state_json) if resumed else _new_state(started_at)
 
-    sharding = _sharding(attempt)
+    sharding = _sharding(attempt, try_number)
     teacher = moments = None
     taught_by = stage.teacher if _needs_teacher(stage, state) else None
     if taught_by is not None and attempt.ranks.first:
@@ -91,7 +99,7 @@ def prepare(attempt: Attempt) -> TrainState:
     else:
         model, moments = first_weights(attempt, teacher) if attempt.ranks.first else (None, None)
     # Rank 0 may have downloaded and grown for long: the others wait here, and not in a collective, which gives up.
-    attempt.ranks.share("weights", lambda: "ready")
+    attempt.ranks.share(f"weights-{try_number}", lambda: "ready")
     model = _spread(attempt, model, stage.model_config_, sharding)
     lock(model, stage)
     model.set_gradient_checkpointing(stage.training.gradient_checkpointing)
@@ -105,7 +113,12 @@ def prepare(attempt: Attempt) -> TrainState:
         train_step.load_moments_from_first(moments)
     if restored is not None:
         restore_random(restored.random)
+    if passed_over is not None:
+        attempt.telemetry.roll_back(state.step)
+    elif restored is not None:
         attempt.telemetry.resume(MetricsLog(_history(attempt, restored), state.step), state.step)
+    passed_over = state.passed_over if passed_over is None else passed_over
+    attempt.telemetry.passed_over(passed_over)
     attempt.position.step = state.step
     attempt.position.checkpoint_step = state.step if resumed else None
     return TrainState(
@@ -115,11 +128,12 @@ def prepare(attempt: Attempt) -> TrainState:
         train_seconds=state.train_seconds,
         started_at=state.started_at,
         corrupt=dict(state.corrupt_samples),
-        attempts=(*state.attempts, attempt.token),
+        attempts=tuple(dict.fromkeys((*state.attempts, attempt.token))),
+        passed_over=passed_over,
     )
 
 
-def _sharding(attempt: Attempt) -> Sharding:
+def _sharding(attempt: Attempt, try_number: int) -> Sharding:
     """What is kept in parts on the ranks. Rank 0 says: GPUs need not be alike."""
 
     def decide() -> str:
@@ -127,7 +141,7 @@ def _sharding(attempt: Attempt) -> Sharding:
         memory = torch.cuda.get_device_properties(attempt.device).total_memory if on_gpu else sys.maxsize
         return sharding_of(attempt.stage, ranks=attempt.ranks.world_size, gpu_bytes=memory).value
 
-    return Sharding(attempt.ranks.share("sharding", decide))
+    return Sharding(attempt.ranks.share(f"sharding-{try_number}", decide))
 
 
 def _spread(
@@ -151,10 +165,9 @@ def _spread(
     return model
 
 
-def _new_state() -> CheckpointState:
-    return CheckpointState(
-        step=0, train_seconds=0.0, started_at=rfc3339(time.time()), corrupt_samples={}, attempts=()
-    )
+def _new_state(started_at: str | None) -> CheckpointState:
+    now = started_at or rfc3339(time.time())
+    return CheckpointState(step=0, train_seconds=0.0, started_at=now, corrupt_samples={}, attempts=())
 
 
 def _needs_teacher(stage: ResolvedStage, state: CheckpointState) -> bool:

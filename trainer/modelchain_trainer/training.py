@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 from modelchain.resolved import ResolvedStage
 from modelchain_trainer import train_state
@@ -11,15 +12,18 @@ from modelchain_trainer.data.left_out import find_shards, record_samples
 from modelchain_trainer.data.shard_list import ShardList
 from modelchain_trainer.data.source import DataSource, OpenData
 from modelchain_trainer.environment import ProcessEnvironment
-from modelchain_trainer.evaluation.evaluate import AnySet
+from modelchain_trainer.evaluation.evaluate import AnySet, Tokenize
 from modelchain_trainer.evaluation.sets import open_sets
 from modelchain_trainer.failpoints import reach
 from modelchain_trainer.loop import TrainingLoop
 from modelchain_trainer.position import Position
 from modelchain_trainer.publish import publish
 from modelchain_trainer.retry_policy import RetryPolicy
+from modelchain_trainer.roll_back import roll_back, shift_of, with_data_until
+from modelchain_trainer.step import DivergedError
 from modelchain_trainer.stopping import StopRequest
 from modelchain_trainer.tasks import task_of
+from modelchain_trainer.train_state import TrainState
 
 logger = logging.getLogger(__name__)
 
@@ -39,17 +43,34 @@ def train_stage(
         source = task.source(stage)
         data = index_data(attempt, source)
         sets = open_evaluation_sets(attempt)
-        model = train_state.prepare(attempt)
+        model = _train(attempt, data, sets, tokenizer)
+        publish(attempt, model, sets, tokenizer)
+        attempt.ranks.share("published", lambda: "yes")
+
+
+def _train(
+    attempt: Attempt, data: OpenData, sets: Sequence[AnySet], tokenizer: Tokenize | None
+) -> TrainState:
+    """The stage's model after its last step; data from which it diverges is passed over."""
+    model = train_state.prepare(attempt)
+    while True:
+        shift = shift_of(model.passed_over)
+        source = task_of(attempt.stage).source(with_data_until(attempt.stage, shift))
         loader = source.loader(
             data,
             rank=attempt.ranks.rank,
             world_size=attempt.ranks.world_size,
-            first_step=model.step,
+            first_step=model.step + shift,
             pin_memory=attempt.device.type == "cuda",
         )
-        TrainingLoop(attempt, model, loader, sets, tokenizer).run()
-        publish(attempt, model, sets, tokenizer)
-        attempt.ranks.share("published", lambda: "yes")
+        try:
+            TrainingLoop(attempt, model, loader, sets, tokenizer).run()
+        except DivergedError as error:
+            passed_over, started_at = roll_back(attempt, model, error), model.started_at
+        else:
+            return model
+        del model, loader  # before there is another
+        model = train_state.prepare(attempt, passed_over, started_at)
 
 
 def open_evaluation_sets(attempt: Attempt) -> list[AnySet]:

@@ -38,13 +38,22 @@ class MetricsLog:
 
     def append(self, line: MetricsLine) -> None:
         """Add a line to the last segment."""
-        last = max(self._segments)
+        last = max(first for first in self._segments if first <= line.step)
         self._segments[last].append(line)
         self._changed.add(last)
 
     def begin_segment(self, step: int) -> None:
         """Lines from here on go into a file of their own; the files before it do not change any more."""
         self._segments.setdefault(step, [])
+
+    def roll_back(self, step: int) -> None:
+        """Without the lines after `step`: files that hold some are written again, and may be empty then."""
+        for first, lines in self._segments.items():
+            kept = [line for line in lines if line.step <= step]
+            if len(kept) < len(lines):
+                self._segments[first] = kept
+                self._changed.add(first)
+        self.begin_segment(step)
 
     def lines(self) -> list[MetricsLine]:
         """All lines, in their order."""

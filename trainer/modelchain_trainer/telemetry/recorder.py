@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
-from modelchain.artifacts import PROGRESS, EvaluationLine, MetricsLine, Progress, TrainLine
+from modelchain.artifacts import PROGRESS, EvaluationLine, MetricsLine, PassedOver, Progress, TrainLine
 from modelchain.store import Store, StoreUnavailable
 from modelchain_trainer.telemetry.metrics_log import MetricsLog, encode_files
 from modelchain_trainer.telemetry.sinks import MetricSinks
@@ -106,6 +106,17 @@ class Telemetry:
             self._log = log
         self._sinks.resume(log.lines())
         self._update(step=step, checkpoint_step=step, metrics=log.metrics())
+
+    def roll_back(self, step: int) -> None:
+        """Take back what was measured after `step`, to which the training returns."""
+        with self._lock:
+            self._log.roll_back(step)
+        self._update(step=step, checkpoint_step=step or None, eta_seconds=None, metrics=self.metrics())
+
+    def passed_over(self, stretches: tuple[PassedOver, ...]) -> None:
+        """Data that the stage does without."""
+        if stretches:
+            self._update(passed_over=stretches)
 
     def evaluated_steps(self) -> frozenset[int]:
         """Steps whose evaluation is in the metrics already."""
