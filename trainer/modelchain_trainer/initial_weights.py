@@ -18,10 +18,12 @@ from modelchain.artifacts import (
 from modelchain.commit import download_verified, verify_stage
 from modelchain.errors import MissingInputError, UserDataError
 from modelchain.families import family_of
+from modelchain.families.family import TokenModelConfig
 from modelchain.resolved import ResolvedStage, StageReference
 from modelchain.spec import InitialWeights, OptimizerState, WeightsSpec
-from modelchain.store import open_location, split_uri
+from modelchain.store import NotFound, Store, open_location, split_uri
 from modelchain_trainer.attempt import Attempt
+from modelchain_trainer.data.published_tokenizer import TOKENIZER, check_same_tokenizer
 from modelchain_trainer.expansion import expand, expand_moments
 from modelchain_trainer.model.build import build_model, model_from
 from modelchain_trainer.model.checkpoint_file import SUFFIXES, load_checkpoint_file
@@ -136,9 +138,20 @@ def _foreign_model(attempt: Attempt, weights: WeightsSpec) -> AnyModel:
     attempt.retry_policy.call(lambda: store.download(family.weights_config, folder / family.weights_config))
     attempt.telemetry.advance()
     _check_sha256(sha256, weights, store.uri_of(family.weights))
+    if isinstance(attempt.stage.model_config_, TokenModelConfig):
+        _check_tokenizer(attempt, store)
     state, config = load_weights(folder, family)
     shutil.rmtree(folder)
     return model_from(state, config)
+
+
+def _check_tokenizer(attempt: Attempt, store: Store) -> None:
+    """Tokens mean the same to the weights and to the stage, where a tokenizer lies beside them."""
+    try:
+        content, _ = attempt.retry_policy.call(lambda: store.get(TOKENIZER))
+    except NotFound:
+        return
+    check_same_tokenizer(content, attempt.stage.data, store.uri_of(TOKENIZER))
 
 
 def _model_of_file(attempt: Attempt, weights: WeightsSpec, folder: Path) -> AnyModel:

@@ -26,6 +26,7 @@ from modelchain_trainer.checkpoint import Trunk, delete_checkpoints, find_trunk
 from modelchain_trainer.evaluation.evaluate import AnySet, EvaluationSet, Tokenize, example_predictions
 from modelchain_trainer.failpoints import reach
 from modelchain_trainer.model.weights import save_weights
+from modelchain_trainer.tasks import task_of
 from modelchain_trainer.train_state import TrainState
 
 logger = logging.getLogger(__name__)
@@ -60,6 +61,8 @@ def publish(attempt: Attempt, state: TrainState, sets: Sequence[AnySet], tokeniz
         return
     attempt.telemetry.phase("Uploading")
     save_weights(model, attempt.stage.model_config_, folder)
+    for name, content in task_of(attempt.stage).companions(attempt.stage, attempt.retry_policy).items():
+        (folder / name).write_bytes(content)
     attempt.check_lease()
     files = _upload(attempt, folder)
     attempt.check_lease()

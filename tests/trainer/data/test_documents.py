@@ -22,6 +22,7 @@ from modelchain.resolved import ResolvedStage
 from modelchain.store import open_store
 from modelchain_trainer.data.document_tokenizer import ByteTokenizer
 from modelchain_trainer.data.documents import DocumentList
+from modelchain_trainer.data.published_tokenizer import byte_tokenizer, check_same_tokenizer
 from modelchain_trainer.data.sequences import SequenceLoader, SequenceOrder
 from modelchain_trainer.data.shard_list import ShardList
 from modelchain_trainer.data.source import DocumentSource
@@ -249,3 +250,36 @@ def test_a_tokenizer_that_does_not_fit_is_refused(
     smaller = made.model_config_.model_copy(update={"vocabulary_size": vocabulary})
     with pytest.raises(UserDataError, match=says):
         opened(made.model_copy(update={"model_config_": smaller}), tmp_path / "tokens")
+
+
+def test_weights_that_come_with_another_tokenizer_are_refused(
+    tmp_path: Path, tokenizer_file: dict[str, str]
+) -> None:
+    shard = tar(tmp_path / "0.tar", {"a.txt": b"the cat"})
+    by_bytes = stage(tmp_path, [shard], 8).data
+    by_file = stage(tmp_path, [shard], 8, tokenizer=tokenizer_file).data
+    content = Path(tokenizer_file["uri"]).read_bytes()
+    check_same_tokenizer(content, by_file, "weights")
+    check_same_tokenizer(byte_tokenizer(), by_bytes, "weights")
+    with pytest.raises(UserDataError, match=rf"^weights: .*sha256: {tokenizer_file['sha256']}"):
+        check_same_tokenizer(content, by_bytes, "weights")
+    with pytest.raises(UserDataError, match=rf"^weights: .*than data.tokenizer .*{tokenizer_file['sha256']}"):
+        check_same_tokenizer(byte_tokenizer(), by_file, "weights")
+
+
+def test_documents_that_can_not_be_used_are_counted_once(tmp_path: Path) -> None:
+    shard = tar(tmp_path / "0.tar", {"a.txt": b"one two three", "b.txt": b"\xff", "c.txt": b"four five six"})
+    made = stage(tmp_path, [shard], 14 + 14)
+    stream = opened(made, tmp_path / "tokens")
+    assert stream.unusable == {"BadText": 1}
+
+    def counted(rank: int, first_step: int) -> dict[str, int]:
+        return SequenceLoader(
+            stream,
+            made.training.model_copy(update={"global_batch_size": 2}),
+            rank=rank,
+            world_size=2,
+            first_step=first_step,
+        ).corrupt
+
+    assert [counted(0, 0), counted(1, 0), counted(0, 1)] == [{"BadText": 1}, {}, {}]

@@ -185,6 +185,12 @@ def test_a_chain_learns_its_documents_and_publishes_what_it_has_measured(
     assert config == large.model_config_
     assert isinstance(state["token_embedding.weight"], Tensor)
     assert not (published(large) / "predictions.json").exists()
+    transformers = pytest.importorskip("transformers")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(published(large))
+    text = "goes round: déjà vu ☃<|endoftext|>"
+    assert tokenizer(text).input_ids == [*text.removesuffix("<|endoftext|>").encode(), 256]
+    assert tokenizer.decode(tokenizer(text).input_ids) == text
+    assert tokenizer.eos_token_id == 256
 
 
 def test_other_tokens_than_the_chain_says_end_the_stage_with_what_to_write(

@@ -74,8 +74,16 @@ class FileTokenizer:
 
 def open_tokenizer(data: ResolvedData, access: ResolvedStore, retry_policy: RetryPolicy) -> DocumentTokenizer:
     """The tokenizer of a stage's data. Raises UserDataError where its file is not the one that was meant."""
-    if data.tokenizer is None:
+    content = read_tokenizer(data, access, retry_policy)
+    if content is None or data.tokenizer is None:
         return ByteTokenizer()
+    return FileTokenizer(content, data.tokenizer)
+
+
+def read_tokenizer(data: ResolvedData, access: ResolvedStore, retry_policy: RetryPolicy) -> bytes | None:
+    """The file of the stage's tokenizer; None: it is the built-in one. Raises UserDataError for another file."""
+    if data.tokenizer is None:
+        return None
     spec = data.tokenizer
     folder, name = split_uri(spec.uri)
     content, _ = retry_policy.call(lambda: open_location(folder, access).get(name))
@@ -84,4 +92,4 @@ def open_tokenizer(data: ResolvedData, access: ResolvedStore, retry_policy: Retr
         raise UserDataError(
             f"{spec.uri}: its sha256 is {sha256}, not the {spec.sha256} of data.tokenizer; it is another file"
         )
-    return FileTokenizer(content, spec)
+    return content

@@ -64,7 +64,9 @@ class SequenceLoader:
         rows = batch // world_size
         self._rows = slice(rank * rows, (rank + 1) * rows)
         self._step, self._end_step = first_step, training.steps
-        self.corrupt: dict[str, int] = {}  # documents that can't be used were left out before the first step
+        # Documents that can't be used were left out before the first step, for all ranks.
+        counted = rank == 0 and first_step == 0
+        self.corrupt: dict[str, int] = dict(stream.unusable) if counted else {}
 
     def __iter__(self) -> SequenceLoader:
         return self

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -48,6 +49,7 @@ class TokenStream:
     left_out: tuple[str, ...] = ()  # shards that can't be used, within what is allowed
     layout: str = ""  # documents are counted, but not told apart
     versions: str = ""
+    unusable: Mapping[str, int] = field(default_factory=dict)  # documents, by cause, within what is allowed
 
     def __len__(self) -> int:
         """Whole sequences."""
@@ -99,6 +101,7 @@ def write_tokens(
     for error in bad[:10]:
         _logger.warning("%s; left out", error)
     description = {"wide": kind is np.uint32, "end": tokenizer.end_of_text, "leftOut": list(found.left_out)}
+    description["unusable"] = Counter(str(error.cause) for error in bad)
     (folder / _DESCRIPTION).write_text(json.dumps(description))
     return written
 
@@ -108,7 +111,13 @@ def open_tokens(folder: Path, context_length: int) -> TokenStream:
     description = json.loads((folder / _DESCRIPTION).read_bytes())
     kind = np.uint32 if description["wide"] else np.uint16
     tokens = np.asarray(np.memmap(folder / _TOKENS, kind, mode="r"))
-    return TokenStream(tokens, description["end"], context_length, tuple(description["leftOut"]))
+    return TokenStream(
+        tokens,
+        description["end"],
+        context_length,
+        left_out=tuple(description["leftOut"]),
+        unusable=description["unusable"],
+    )
 
 
 def limited(found: DocumentList, most: int | None) -> DocumentList:

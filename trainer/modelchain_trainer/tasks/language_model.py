@@ -6,7 +6,7 @@ teacher.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,8 +18,11 @@ from modelchain.families import AnyConfig, LanguageModelConfig
 from modelchain.families.family import TokenModelConfig
 from modelchain.resolved import ResolvedStage
 from modelchain.spec import Precision
+from modelchain_trainer.data.document_tokenizer import read_tokenizer
+from modelchain_trainer.data.published_tokenizer import BYTE_END, published_tokenizer
 from modelchain_trainer.data.source import DocumentSource
 from modelchain_trainer.model.language_model import LanguageModel
+from modelchain_trainer.retry_policy import RetryPolicy
 from modelchain_trainer.tasks.local_loss import LocalObjective, Sums, rows_of
 from modelchain_trainer.tasks.task import Setting, StepBatch, Task
 
@@ -176,9 +179,21 @@ def _source(stage: ResolvedStage) -> DocumentSource:
     return DocumentSource(stage, config)
 
 
+def _tokenizer_files(stage: ResolvedStage, retry_policy: RetryPolicy) -> Mapping[str, bytes]:
+    """What transformers reads a tokenizer from."""
+    config = stage.model_config_
+    assert isinstance(config, TokenModelConfig)
+    return published_tokenizer(
+        read_tokenizer(stage.data, stage.store, retry_policy),
+        BYTE_END if stage.data.tokenizer is None else stage.data.tokenizer.end_of_text,
+        config.context_length,
+    )
+
+
 LANGUAGE_MODEL = Task(
     source=_source,
     tokenizer=lambda _stage: None,
     projections=_projections,
     objective=LanguageModelObjective,
+    companions=_tokenizer_files,
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,6 +15,7 @@ from modelchain_trainer.data.source import DataSource
 from modelchain_trainer.data.tokenizer import Tokenizer
 from modelchain_trainer.distributed.collectives import GradientSum, Group
 from modelchain_trainer.model.families import AnyModel
+from modelchain_trainer.retry_policy import RetryPolicy
 
 
 class StepBatch(Protocol):
@@ -87,6 +88,8 @@ class Task:
         [AnyConfig, AnyConfig], nn.Module | None
     ]  # of the student's and the teacher's sizes
     objective: Callable[[Setting], Objective]
+    # Files by name that are published beside the weights, for who loads them.
+    companions: Callable[[ResolvedStage, RetryPolicy], Mapping[str, bytes]] = lambda _stage, _retry_policy: {}
 
 
 def pixels_dtype(model: nn.Module) -> torch.dtype:
