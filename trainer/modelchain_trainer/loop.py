@@ -212,9 +212,7 @@ class TrainingLoop:
         attempt, state = self._attempt, self._state
         step = state.step
         due = [s for s in self._sets if is_due(s.spec, step, self._training.steps)]
-        known = attempt.ranks.share(
-            f"evaluated-{step}-{len(state.passed_over)}", lambda: "yes" if self._is_evaluated(step) else ""
-        )
+        known = attempt.ranks.share(f"evaluated-{step}", lambda: "yes" if self._is_evaluated(step) else "")
         if not due or known:
             return
         attempt.telemetry.phase("Evaluating")

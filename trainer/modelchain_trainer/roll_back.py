@@ -33,7 +33,7 @@ def roll_back(attempt: Attempt, state: TrainState, error: DivergedError) -> tupl
         raise DivergedError(
             f"{error}; passing over the data did not help, {number} times", error.first
         ) from None
-    step = int(attempt.ranks.share(f"rolled-back-{number}", lambda: str(_last_good(attempt, error.first))))
+    step = int(attempt.ranks.share("rolled back", lambda: str(_last_good(attempt, error.first))))
     batches = error.end - step
     logger.warning(
         "steps %d to %d are not finite; going back to step %d, and passing over the data of %d steps from there",

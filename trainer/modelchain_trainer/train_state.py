@@ -82,14 +82,11 @@ def prepare(
     """
     stage = attempt.stage
     restored = restore_latest(attempt.store, stage, attempt.scratch) if attempt.ranks.first else None
-    try_number = len(passed_over or ())  # what ranks share has a name of its own each time
-    state_json = attempt.ranks.share(
-        f"state-{try_number}", lambda: restored.state.model_dump_json() if restored else ""
-    )
+    state_json = attempt.ranks.share("state", lambda: restored.state.model_dump_json() if restored else "")
     resumed = bool(state_json)
     state = CheckpointState.model_validate_json(state_json) if resumed else _new_state(started_at)
 
-    sharding = _sharding(attempt, try_number)
+    sharding = _sharding(attempt)
     teacher = moments = None
     taught_by = stage.teacher if _needs_teacher(stage, state) else None
     if taught_by is not None and attempt.ranks.first:
@@ -99,7 +96,7 @@ def prepare(
     else:
         model, moments = first_weights(attempt, teacher) if attempt.ranks.first else (None, None)
     # Rank 0 may have downloaded and grown for long: the others wait here, and not in a collective, which gives up.
-    attempt.ranks.share(f"weights-{try_number}", lambda: "ready")
+    attempt.ranks.share("weights", lambda: "ready")
     model = _spread(attempt, model, stage.model_config_, sharding)
     lock(model, stage)
     model.set_gradient_checkpointing(stage.training.gradient_checkpointing)
@@ -133,7 +130,7 @@ def prepare(
     )
 
 
-def _sharding(attempt: Attempt, try_number: int) -> Sharding:
+def _sharding(attempt: Attempt) -> Sharding:
     """What is kept in parts on the ranks. Rank 0 says: GPUs need not be alike."""
 
     def decide() -> str:
@@ -141,7 +138,7 @@ def _sharding(attempt: Attempt, try_number: int) -> Sharding:
         memory = torch.cuda.get_device_properties(attempt.device).total_memory if on_gpu else sys.maxsize
         return sharding_of(attempt.stage, ranks=attempt.ranks.world_size, gpu_bytes=memory).value
 
-    return Sharding(attempt.ranks.share(f"sharding-{try_number}", decide))
+    return Sharding(attempt.ranks.share("sharding", decide))
 
 
 def _spread(

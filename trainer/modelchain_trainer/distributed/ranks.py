@@ -14,6 +14,7 @@ import re
 import socket
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
 
@@ -48,6 +49,7 @@ class Ranks:
         self.first_of_node = environment.local_rank == 0
         self._address = f"{environment.master_address}:{environment.master_port}"
         self._words: Store | None = None
+        self._shared: Counter[str] = Counter()  # how often each name was shared
         if self.world_size > 1:
             self._words = self._meet(environment, device)
         self.group = Group.current()
@@ -58,9 +60,11 @@ class Ranks:
         return self.rank == 0
 
     def share(self, name: str, make: Callable[[], str]) -> str:
-        """What rank 0 makes, on every rank, however long it takes. Each name is used once."""
+        """What rank 0 makes, on every rank, however long it takes. All ranks share the same names in the same order."""
         if self._words is None:
             return make()
+        self._shared[name] += 1
+        name = f"{name} {self._shared[name]}"  # an old value is none that was just made
         if self.first:
             value = make()
             self._words.set(name, value)
