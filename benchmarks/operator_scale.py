@@ -51,7 +51,6 @@ from tests.seaweedfs import ACCESS_KEY, SECRET_KEY, SeaweedFS
 Object = dict[str, Any]
 
 STAGES = ("tiny", "small", "base")
-NAMESPACES = 10
 SECRET = "s3"  # noqa: S105  a name
 OPERATOR_NAMESPACE, OPERATOR = "modelchain-system", "modelchain-operator"
 OPERATOR_USER = f"system:serviceaccount:{OPERATOR_NAMESPACE}:{OPERATOR}"
@@ -207,13 +206,21 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--window", type=float, default=60, help="seconds for which is counted (default: %(default)s)"
     )
+    parser.add_argument(
+        "--namespaces",
+        type=int,
+        default=10,
+        help="over which they are spread, each with a Secret (default: %(default)s)",
+    )
     parser.add_argument("--folder", help="for logs and data (default: a new one, which stays)")
     parser.add_argument("-o", "--output", choices=["text", "json"], default="text")
     arguments = parser.parse_args()
     if arguments.singles is None:
         arguments.singles = max(1, arguments.live // 2)
-    if not 1 <= arguments.singles <= arguments.live or arguments.idle < 1:
-        parser.error("--live, --idle and --singles are at least 1, and --singles at most --live")
+    if not 1 <= arguments.singles <= arguments.live or arguments.idle < 1 or arguments.namespaces < 1:
+        parser.error(
+            "--live, --idle, --namespaces and --singles are at least 1, and --singles at most --live"
+        )
     return arguments
 
 
@@ -240,7 +247,7 @@ def environment(folder: Path, arguments: argparse.Namespace) -> Iterator[Bench]:
         os.environ.update(AWS_ACCESS_KEY_ID=ACCESS_KEY, AWS_SECRET_ACCESS_KEY=SECRET_KEY)
         access = server.access("operator-scale")
         api = Api(plane.url, plane.token)
-        make_namespaces(plane)
+        make_namespaces(plane, arguments.namespaces)
         controller = JobController(
             api,
             open_store(access),
@@ -255,14 +262,14 @@ def environment(folder: Path, arguments: argparse.Namespace) -> Iterator[Bench]:
         operator = OperatorProcess(make_account(plane), None, folder / "operator.log", pace)
         stack.callback(operator.kill)
         operator.start()
-        yield Bench(api, controller, operator, access, audit_log)
+        yield Bench(api, controller, operator, access, audit_log, arguments.namespaces)
 
 
-def make_namespaces(plane: ControlPlane) -> None:
+def make_namespaces(plane: ControlPlane, count: int) -> None:
     """Where the chains live, each with the keys of the store."""
     keys = {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY}
     data = {name: base64.b64encode(value.encode()).decode() for name, value in keys.items()}
-    names = [f"team-{number}" for number in range(NAMESPACES)]
+    names = [f"team-{number}" for number in range(count)]
     plane.apply(*({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}} for name in names))
     plane.apply(
         *(
@@ -316,6 +323,7 @@ class Bench:
     operator: OperatorProcess
     access: ResolvedStore
     audit_log: Path
+    namespaces: int
     chains: int = field(default=0)
 
     def run(self, arguments: argparse.Namespace) -> Result:
@@ -380,7 +388,7 @@ class Bench:
             {"name": stage, "modelConfig": model(16 * (number + 1), number + 1)}
             for number, stage in enumerate(STAGES)
         ]
-        chain["metadata"] = {"name": name, "namespace": f"team-{self.chains % NAMESPACES}"}
+        chain["metadata"] = {"name": name, "namespace": f"team-{self.chains % self.namespaces}"}
         self.chains += 1
         return chain
 
