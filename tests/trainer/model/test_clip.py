@@ -170,7 +170,7 @@ def test_a_step_imports_neither_open_clip_nor_torchvision_nor_dynamo() -> None:
     program = """
 import sys
 import torch
-from modelchain.spec import ModelConfig, TextSpec, VisionSpec
+from modelchain.families import ModelConfig, TextSpec, VisionSpec
 from modelchain_trainer.model import build_model, crop_tokens, model_from
 from modelchain_trainer.model.weights import load_weights, save_weights
 import modelchain_trainer.expansion
