@@ -7,10 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from modelchain.store import Store, open_store
 from modelchain.store.folder import FolderStore
 from tests.seaweedfs import ACCESS_KEY, SECRET_KEY, SeaweedFS
+
+# How long an example takes says how busy the machine is, and nothing of the code.
+settings.register_profile("any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any-machine")
 
 CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": ACCESS_KEY,

@@ -99,7 +99,11 @@ def put(value: Any, path: tuple[str | int, ...], new: Any) -> Any:
     return value
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(st.lists(st.tuples(st.sampled_from(PLACES), ANYTHING), min_size=1, max_size=4))
 def test_a_changed_chain_is_valid_or_has_problems_in_single_lines(
     tmp_path: FilePath, changes: list[tuple[tuple[str | int, ...], Any]]
@@ -118,7 +122,11 @@ def test_a_changed_chain_is_valid_or_has_problems_in_single_lines(
             assert plan(resolve(checked.chain)).chain_macs > 0
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=100,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(st.binary(max_size=60) | st.text(st.sampled_from("a:-[]{}&*!|>'\"#%@\n\t 1.~<"), max_size=60))
 def test_any_bytes_are_an_answer_too(tmp_path: FilePath, content: bytes | str) -> None:
     file = tmp_path / "chain.yaml"
