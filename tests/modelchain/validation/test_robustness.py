@@ -15,6 +15,7 @@ from modelchain.resolve import resolve
 from modelchain.validation import check_file
 from tests.modelchain.documents import document
 
+NOT_CHECKED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 ANYTHING = st.sampled_from(
     [
         *(
