@@ -20,10 +20,12 @@ from modelchain.commit import verify_stage
 from modelchain.errors import UserDataError
 from modelchain.families import ModelConfig
 from modelchain.resolved import ResolvedStage
+from modelchain.spec import FOUND_BY_TRAINER
 from modelchain.store.folder import FolderStore
 from modelchain_trainer.data.sample import normalize
 from modelchain_trainer.distributed.collectives import Group
 from modelchain_trainer.evaluation.evaluate import EvaluationSet, evaluate
+from modelchain_trainer.evaluation.fine_tuning import MICRO_BATCH
 from modelchain_trainer.evaluation.image_features import image_encoder
 from modelchain_trainer.evaluation.sets import is_due, open_sets
 from modelchain_trainer.model import build_model, save_weights
@@ -142,6 +144,17 @@ def test_fine_tuning_betters_the_probe_and_leaves_the_model_as_it_was(
     assert metrics["tuned/top1"] > metrics["probe/top1"] + 0.01
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name]), name
+
+
+def test_fine_tuning_takes_small_micro_batches_where_their_size_is_left_open(
+    digits: Path, tmp_path: Path
+) -> None:
+    stage = digits_stage(digits, type="FineTune")
+    training = stage.training.model_copy(update={"micro_batch_size": FOUND_BY_TRAINER})
+    (tuned,) = open_sets(stage.model_copy(update={"training": training}), FolderStore(tmp_path), lambda: None)
+    assert isinstance(tuned, EvaluationSet)
+    assert tuned.tuning is not None
+    assert tuned.tuning.training(seed=0).micro_batch_size == MICRO_BATCH
 
 
 def test_labels_that_the_training_set_does_not_have_are_named(

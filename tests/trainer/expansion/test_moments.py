@@ -193,3 +193,13 @@ def test_equal_models_keep_their_moments() -> None:
         for name, tensor in squares.items():
             assert torch.equal(grown[name], tensor), name
             assert grown[name].data_ptr() != tensor.data_ptr()
+
+
+def test_what_was_locked_has_no_moments_to_grow() -> None:
+    before, after = config_of(), config_of(vision=(32, 2), text=(48, 2))
+    small = {name: torch.ones(shape) for name, shape in parameter_shapes(before).items()}
+    text = {name: tensor for name, tensor in small.items() if not name.startswith("visual.")}
+    grown = expand_moments(text, before, after, EXACT, power=1)
+    whole = expand_moments(small, before, after, EXACT, power=1)
+    assert grown.keys() == {name for name in whole if not name.startswith("visual.")}
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in grown.items())

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from modelchain.resolve import largest_divisor
 from modelchain.resolved import ResolvedStage, ResolvedTraining
-from modelchain.spec import FineTuneSpec, Precision
+from modelchain.spec import FOUND_BY_TRAINER, FineTuneSpec, Precision
 from modelchain_trainer.data.index import DatasetIndex
 from modelchain_trainer.data.loader import TrainingLoader
 from modelchain_trainer.data.sample import normalize
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 EPOCHS, BATCH_SIZE, LEARNING_RATE, WEIGHT_DECAY = 10, 128, 3e-5, 0.1
 CLIP_NORM = 1.0
+MICRO_BATCH = 16  # where the stage leaves it open: small enough wherever the stage itself could be trained
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,11 @@ class Tuning:
         recipe, stage = self.recipe, self.stage.training
         epochs, batch = recipe.epochs or EPOCHS, min(recipe.batch_size or BATCH_SIZE, len(self.index))
         steps_per_epoch = len(self.index) // batch
+        found_by_trainer = stage.micro_batch_size == FOUND_BY_TRAINER
         return ResolvedTraining(
             epochs=epochs,
             global_batch_size=batch,
-            micro_batch_size=stage.micro_batch_size,
+            micro_batch_size=MICRO_BATCH if found_by_trainer else stage.micro_batch_size,
             learning_rate=recipe.learning_rate or LEARNING_RATE,
             minimum_learning_rate=0.0,
             warmup_steps=epochs * steps_per_epoch // 10,

@@ -45,7 +45,7 @@ def expand_moments(
     *,
     power: int,
 ) -> dict[str, Tensor]:
-    """One moment of every parameter of the large model, from that of the small one's parameters.
+    """One moment of the large model's parameters, from that of the small one's; none of those whose source was locked.
 
     `power` is 1 for averages of gradients, 2 for averages of their squares. Shares no memory with `small`.
     """
@@ -54,6 +54,8 @@ def expand_moments(
     grown: dict[str, Tensor] = {}
     for name, shape in parameter_shapes(large_config).items():
         source = source_of(name, before, after, expansion.depth)
+        if source.name not in small:
+            continue
         parameter = after.parameters[name]
         tensor = resized(small[source.name], parameter, before, after)
         if source.silent:
