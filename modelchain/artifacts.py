@@ -10,8 +10,8 @@ stages/<model>-<digest, shortened>/
         progress.json   heartbeat
         checkpoints/<step>/   files, and checkpoint.json last; the one that the decay of a WarmupStableDecay
                               schedule begins with, the trunk, is kept and stands in the manifest
-        open_clip_model.safetensors, open_clip_config.json, predictions.json, metrics-<n>.jsonl, events.*,
-        failure.json
+        open_clip_model.safetensors, open_clip_config.json (or what else the model's family publishes),
+        predictions.json, metrics-<n>.jsonl, events.*, failure.json
 chains/<namespace>/<chain>.json         the chain's status, for people and for the local runner
 chains/<namespace>/<chain>.lease.json   who runs this chain now (local runner)
 indexes/<hash of URIs, sizes and etags>.json    where samples lie in up to 32 shards

@@ -51,7 +51,7 @@ class ClassifierConfig(ImageClassifierConfig):
 
     @property
     def feature_size(self) -> int:
-        """Of the class token."""
+        """Of what is pooled: the class token, or the mean of the patches."""
         return self.vision.width
 
 

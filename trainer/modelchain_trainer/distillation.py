@@ -1,4 +1,4 @@
-"""Feature distillation from the predecessor: the squared distance of normalised embeddings.
+"""Feature distillation of CLIP models from the teacher: the squared distance of normalised embeddings.
 
 Chain-of-Models Pre-Training (arXiv 2604.12391), L_IFD, with the squared distance *summed* over dimensions and
 averaged over the batch, so that a weight means the same at every embedding size.

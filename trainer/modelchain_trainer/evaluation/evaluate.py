@@ -124,8 +124,8 @@ def evaluate(
     images that find one of their captions among the k best of all distinct captions, and of distinct captions
     that find one of their images.
 
-    Accuracy: as `evaluation_accuracy.accuracy`. Perplexity: as `evaluation_perplexity.perplexity`. LinearProbe:
-    as `evaluation_probe.linear_probe`. FineTune: as `evaluation_tuning.fine_tune`.
+    Accuracy: as `accuracy.accuracy`. Perplexity: as `perplexity.perplexity`. LinearProbe: as
+    `linear_probe.linear_probe`. FineTune: as `fine_tuning.fine_tune`.
 
     Raises UserDataError for a set without a readable sample, or with a label that is no class.
     """
@@ -177,7 +177,7 @@ def example_predictions(
     """Write predictions.json: what the model says of 24 samples spread evenly over a set with classes, with
     thumbnails.
 
-    All ranks call it; rank 0 writes. The format stands in docs/architecture.md.
+    All ranks call it; rank 0 writes. The format is `artifacts.Predictions`.
     """
     total = len(evaluation.source)
     count = min(EXAMPLES, total)

@@ -1,8 +1,8 @@
-"""The model: a CLIP of two transformers with open_clip's parameter names, how it starts, and its files.
+"""The models: one file a family (CLIP, a classifier, a language model), how they start, and their files.
 
-Weights travel both ways between here and open_clip, yet nothing here imports it: open_clip pulls in
-torchvision and torch._dynamo, seconds in each rank at each restart. Tests hold the two equal. May import
-modelchain and torch.
+Weights travel both ways between here and open_clip, timm and transformers, yet nothing here imports these: open_clip
+pulls in torchvision and torch._dynamo, seconds in each rank at each restart. Tests hold the models equal to theirs.
+May import modelchain and torch.
 """
 
 from modelchain_trainer.model.build import build_model, model_from
