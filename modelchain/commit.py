@@ -1,9 +1,9 @@
 """What makes a stage complete, and which checkpoint to go on from.
 
 A stage is complete exactly when its manifest verifies: it parses, names this digest, and every file it
-lists is there in its size. The manifest is written once and last; whoever reads a file also checks its
-sha256 (`download_verified`). A checkpoint works the same way: its checkpoint.json is written last, and
-without it there is no checkpoint.
+lists is there with the size that it lists. The manifest is written once and last; whoever reads a file also
+checks its sha256 (`download_verified`). A checkpoint works the same way: its checkpoint.json is written last,
+and without it there is no checkpoint.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ log = logging.getLogger(__name__)
 
 
 class DamagedManifestError(UserDataError):
-    """A manifest.json that can't be what it says it is: unreadable, or of another stage."""
+    """A manifest.json that is unreadable, or that belongs to another stage."""
 
 
 class MissingArtifactsError(UserDataError):
-    """A manifest whose files are gone, or not in the size they had."""
+    """A manifest whose files are gone, or have another size than it lists."""
 
 
 class VanishedUploadError(StoreError):
@@ -91,7 +91,7 @@ def read_manifest(store: Store, folder: str, digest: str) -> Manifest | None:
 def require_files(
     store: Store, folder: str, manifest: Manifest, files: Iterable[ObjectInfo] | None = None
 ) -> None:
-    """Raise MissingArtifactsError unless every file of the manifest is there in its size.
+    """Raise MissingArtifactsError unless every file of the manifest is there with its size.
 
     `files`: a listing of the winning attempt, where there is one already.
     """
@@ -106,7 +106,7 @@ def require_files(
 def _missing_file(
     store: Store, folder: str, manifest: Manifest, files: Iterable[ObjectInfo] | None
 ) -> str | None:
-    """The first file of the manifest that is not there in its size, and what is wrong with it."""
+    """What is wrong with the first file of the manifest that is missing or has another size; None if all are there."""
     if files is None:
         files = store.list(f"{attempt_folder(folder, manifest.attempt)}/")
     sizes = {info.key: info.size for info in files}
@@ -123,11 +123,11 @@ def _missing_file(
 
 
 def commit_stage(store: Store, folder: str, manifest: Manifest) -> Manifest:
-    """Make the stage complete with `manifest`, unless another attempt was faster. Returns the manifest that
-    stands.
+    """Make the stage complete with `manifest`, unless another attempt was faster. Returns the manifest that is in
+    the store.
 
     The caller has won if that one names its own attempt. Raises VanishedUploadError, and writes nothing, if a
-    file of the manifest is not there in its size.
+    file of the manifest is missing or has another size.
     """
     problem = _missing_file(store, folder, manifest, None)
     if problem is not None:
@@ -144,7 +144,7 @@ def commit_stage(store: Store, folder: str, manifest: Manifest) -> Manifest:
             winner = verify_stage(store, folder, manifest.digest)
             if winner is not None:
                 return winner
-            # deleted between the two looks: nothing stands there now
+            # deleted between the write and the read: there is no manifest now
         else:
             return manifest
 
@@ -160,7 +160,7 @@ def hash_file(path: Path) -> FileEntry:
 
 
 def download_verified(store: Store, folder: str, entry: FileEntry, path: Path) -> None:
-    """Download a file that a manifest in `folder` lists to `path`, and check size and sha256.
+    """Download a file listed by a manifest in `folder` to `path`, and check its size and sha256.
 
     Raises MissingArtifactsError if it is gone, UserDataError if it is damaged; then `path` does not exist.
     """
@@ -225,7 +225,7 @@ def group_checkpoints(folder: str, files: Iterable[ObjectInfo]) -> list[StoredCh
 def verify_checkpoint(
     store: Store, folder: str, digest: str, stored: StoredCheckpoint
 ) -> CheckpointManifest | None:
-    """The checkpoint's manifest if all of it is there; None, and a warning in the log, if not."""
+    """The checkpoint's manifest if it is whole; None if not, with a warning in the log unless it is unfinished."""
     place = checkpoint_folder(folder, stored.token, stored.step)
     found = store.find(f"{place}/{CHECKPOINT}") if stored.finished else None
     if found is None:

@@ -4,10 +4,10 @@ A lease is an object that its holder rewrites every third of its duration. Clock
 compared: an observer calls a lease expired when it has not seen it change for the whole duration, by its
 own clock and while the store could be read. On the holder's own machine, its death is detected at once.
 
-A lease saves work and is no lock. A holder that was stopped, or cut off from the store, may go on without
-knowing that it was taken over; so whatever is written lies under a token of its own, and a stage is
-committed once (`modelchain.commit`). Hence a store that is away does not end a training: the holder goes on
-and tries to renew, and has lost the lease only when it reads that somebody else stands in it.
+A lease saves work and is no lock. A holder that was paused, or cut off from the store, may go on without
+knowing that its lease was taken over; so each holder writes under a token of its own, and a stage is
+committed once (`modelchain.commit`). Hence an unavailable store does not end a training: the holder goes on
+and tries to renew, and has lost the lease only when it reads another holder in it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from modelchain.times import rfc3339
 
 log = logging.getLogger(__name__)
 
-UNREADABLE_SECONDS = 30  # how long a lease that can't be parsed is taken for somebody's
+UNREADABLE_SECONDS = 30  # for which an unchanged lease that can't be parsed counts as held
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class LeaseObserver:
         """Read the lease; None if there is none. `now`: seconds on any monotonic clock.
 
         A lease seen for the first time is fresh for its whole duration. So is one seen again after the
-        store was away: its holder could not renew it either. Raises what the store raises.
+        store was unavailable: its holder could not renew it either. Raises what the store raises.
         """
         began = time.monotonic()
         try:
@@ -128,8 +128,8 @@ class LeaseKeeper:
     def acquire(self, *, wait: bool = True) -> None:
         """Take the lease if nobody holds it.
 
-        If it looks held, watch it for its duration: that a holder on another machine is dead shows only in its
-        not renewing the lease. `wait=False` does not watch. Raises HeldError at the first renewal.
+        If it looks held, watch it for its duration: a dead holder on another machine can only be recognised by
+        its not renewing the lease. `wait=False` does not watch. Raises HeldError at the first renewal.
         """
         assert self._thread is None, "a keeper takes its lease once"
         observer = LeaseObserver(self._store, self._key)
@@ -151,7 +151,7 @@ class LeaseKeeper:
             self._thread.join(timeout_seconds)
 
     def remove(self) -> None:
-        """Stop renewing, and delete the lease if it is still ours: what it protected is gone."""
+        """Stop renewing, and delete the lease if it was not lost: what it protected is gone."""
         self._removed = True
         self.release()
         if not self.lost:
@@ -203,7 +203,7 @@ class LeaseKeeper:
             self._find_out()
 
     def _find_out(self) -> None:
-        """The lease has changed: does somebody else hold it, or was the answer to our own write lost?"""
+        """Find out why the lease has changed: another holder, or a write of our own whose answer was lost."""
         found = self._store.find(self._key)
         if found is None:  # removed by hand: nobody holds it
             self._write(None)
@@ -215,7 +215,7 @@ class LeaseKeeper:
             self._lost.set()
 
     def _write(self, etag: str | None, *, released: bool = False) -> None:
-        """Write the lease over the one with this etag; None: there is none. Raises ConflictError."""
+        """Replace the lease with this etag; None: there is none yet. Raises ConflictError."""
         self._sequence += 1
         lease = Lease(
             holder=self._holder,
@@ -231,7 +231,7 @@ class LeaseKeeper:
         self._etag = self._store.put(self._key, data, if_absent=etag is None, if_match=etag)
 
     def _is_ours(self, lease: Lease | None) -> bool:
-        """Whether this very process wrote it: a token may have been given to two by mistake."""
+        """Whether this process wrote it: a token may have been given to two processes by mistake."""
         return lease is not None and (lease.holder, lease.process) == (self._holder, this_process())
 
     def _held_by(self, view: LeaseView) -> str:

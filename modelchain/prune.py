@@ -1,9 +1,9 @@
 """What can be deleted from a store: stages that no chain refers to, attempts that did not win, old checkpoints.
 
-`plan_prune` reads and decides, `prune` deletes. Nothing younger than the minimum age is deleted, nor a stage that is
-being trained: each is deleted while its lease is held, so no trainer can start there meanwhile. What is deleted loses
-its manifest first, so nothing half deleted looks complete. Metrics and TensorBoard events of attempts that did not win
-stay: the winner may have gone on from where they were, and they are its history.
+`plan_prune` reads and decides, `prune` deletes. Nothing younger than the minimum age is deleted, and nothing of a stage
+that is being trained: `prune` holds the stage's lease while it deletes, so that no trainer starts there. Manifests are
+deleted first, so that nothing partly deleted looks complete. Metrics and TensorBoard events of attempts that did not
+win are kept as long as the stage: the winner may have continued from them, and they are its history.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _STAGE_FOLDER = re.compile(r"stages/[A-Za-z0-9.-]+-[0-9a-f]{16}")
 
 @dataclass(frozen=True)
 class Removal:
-    """Something that can be deleted. `stage` is the folder of the stage it belongs to, empty if none."""
+    """Something that can be deleted. `stage` is the folder of the stage to which it belongs; empty if none."""
 
     place: str  # its folder in the store
     reason: str
@@ -55,7 +55,7 @@ class Removal:
 
 @dataclass(frozen=True)
 class Kept:
-    """Something that is not needed but kept, and why."""
+    """Something that is kept, and why, though it is not needed or could not be checked."""
 
     place: str
     reason: str
@@ -87,8 +87,8 @@ def plan_prune(
 ) -> PrunePlan:
     """What can be deleted from `store`. Reads only.
 
-    `now` in seconds since the epoch; `without_chains` allows deleting every stage if the store has no record
-    of any chain. Raises UserDataError if a chain's file can't be read: which stages it needs is then unknown.
+    `now` is in seconds since the epoch; `without_chains` allows every stage to be deleted if the store's chains
+    refer to none. Raises UserDataError if a chain's file can't be parsed: which stages it needs is then unknown.
     """
     needed = _needed_stages(store)
     too_young = now - min_age_seconds
@@ -117,9 +117,9 @@ def plan_prune(
 
 
 def prune(store: Store, plan: PrunePlan, *, min_age_seconds: float) -> Pruned:
-    """Delete what `plan` lists, stage by stage, holding the stage's lease; and abort unfinished uploads.
+    """Delete what `plan` lists, stage by stage, each while its lease is held; then abort stale unfinished uploads.
 
-    Waits for a lease that looks held to expire, at most its duration.
+    Watches a lease that looks held for at most its duration, until it expires or is renewed.
     """
     removed: list[Removal] = []
     kept: list[Kept] = []
@@ -217,7 +217,7 @@ def _superfluous(
 def _superfluous_checkpoints(
     store: Store, folder: str, files: list[ObjectInfo], too_young: float
 ) -> list[Removal]:
-    """The checkpoints of an incomplete stage, except for the newest whole ones."""
+    """What can be deleted of an incomplete stage: all checkpoints but the newest whole ones and the trunk."""
     stage = _stage_in(store, folder)
     if stage is None:
         return []
@@ -246,7 +246,7 @@ def _superfluous_checkpoints(
 
 
 def _stage_in(store: Store, folder: str) -> ResolvedStage | None:
-    """What stage.json says is trained there; None where it can't be read or is another stage's."""
+    """The stage that stage.json describes; None where it can't be parsed or is another stage's."""
     found = store.find(f"{folder}/{STAGE}")
     try:
         stage = ResolvedStage.model_validate_json(found[0]) if found is not None else None

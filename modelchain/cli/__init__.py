@@ -1,7 +1,7 @@
 """The command line: one file a command, each with `register(subparsers)` and `run(arguments) -> exit code`.
 
-May import: argparse and the errors. A command imports what it works with inside `run`, so `modelchain plan`
-starts at once. What a user did ends in one line on stderr and an exit code of `modelchain.errors`, never in a
+May import: all of modelchain. A command imports what it works with inside `run`, so that every command starts
+quickly. An error that a user can fix ends in one line on stderr and an exit code of `modelchain.errors`, never in a
 traceback.
 """
 
@@ -22,7 +22,7 @@ COMMANDS = ("validate", "plan", "run", "status", "explain", "logs", "report", "m
 
 
 class Command(Protocol):
-    """What each module of this folder offers."""
+    """The interface of a command's module."""
 
     def register(self, subparsers: argparse._SubParsersAction[Any]) -> None:
         """Add the command's parser, with `set_defaults(run=run)`. Imports nothing heavy."""
@@ -30,7 +30,7 @@ class Command(Protocol):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code is the command's, or the error's."""
+    """Run one command. Returns the command's exit code, or the error's."""
     parser = build_parser()
     try:
         parsed = parser.parse_args(arguments)

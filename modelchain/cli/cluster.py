@@ -1,7 +1,7 @@
 """Chains that live in a cluster: which one a command means, and what the cluster says of it.
 
-`kubectl modelchain COMMAND NAME` and `modelchain COMMAND NAME` are the same command. A file is a file; a name is a
-chain of the cluster that kubectl talks to.
+`kubectl modelchain COMMAND NAME` and `modelchain COMMAND NAME` are the same command. NAME is a file where there is one,
+else a chain of the cluster that kubectl talks to (`options.names_a_chain`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ RESOURCE = f"modelchains.{GROUP}"
 
 
 class Shown(BaseModel):
-    """A part of a Kubernetes object that is read here; the rest is passed over."""
+    """A part of a Kubernetes object that is read here; the rest is ignored."""
 
     model_config = ConfigDict(
         extra="ignore", frozen=True, populate_by_name=True, alias_generator=to_camel, defer_build=True
@@ -48,7 +48,7 @@ class Metadata(Shown):
 
 
 class ClusterChain(Shown):
-    """A ModelChain as the cluster has it. `status` is None as long as no operator has looked at it."""
+    """A ModelChain as the cluster has it. `status` is None until an operator has written it."""
 
     metadata: Metadata
     spec: dict[str, object] = {}
@@ -122,7 +122,7 @@ class Event(Shown):
 
     @property
     def time(self) -> str:
-        """When it was last seen, RFC 3339: sorts as it stands."""
+        """When it was last seen, RFC 3339, which sorts as text."""
         return self.last_timestamp or self.event_time or self.first_timestamp or ""
 
 
@@ -211,9 +211,9 @@ class Cluster:
 
 
 def find_chain(source: str, arguments: argparse.Namespace) -> ClusterChain:
-    """The chain that a command for files and chains alike was given.
+    """The chain that was given to a command that takes files and chains.
 
-    An error on the way to the cluster says that there was no such file either.
+    An error of the cluster also says that there is no such file.
     """
     try:
         return Cluster.of(arguments).chain(source)

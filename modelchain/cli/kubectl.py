@@ -1,7 +1,7 @@
-"""The user's own kubectl as the way into a cluster: whatever it can log in to, so can the commands here.
+"""Access to a cluster through the user's own kubectl: the commands here reach every cluster that it can log in to.
 
-What kubectl says on stderr is passed on as it comes (a credential plugin may ask to open a browser), except for its
-errors: these become one error of ours each, with what to do.
+What kubectl writes to stderr is passed on at once (a credential plugin may ask to open a browser), except for its
+errors: these become one ModelChainError, which says what to do.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 SUMMARY = "show the trainer's log of a chain in the cluster"
 WAIT_SECONDS = 2.0
 
-# How the two kinds of job say which of its pods runs node 0, and so rank 0.
+# How the kinds of jobs say which of its pods runs node 0, and so rank 0.
 _REPLICA_TYPE = "training.kubeflow.org/replica-type"
 _REPLICA_INDEX = "training.kubeflow.org/replica-index"
 _COMPLETION_INDEX = "batch.kubernetes.io/job-completion-index"
@@ -100,7 +100,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 class NoPodYet(MissingInputError):  # noqa: N818  named for what it is about
-    """The attempt is under way, and its pod is still to come."""
+    """There is no pod yet, but one is expected."""
 
 
 @dataclass(frozen=True)

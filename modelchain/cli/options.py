@@ -1,4 +1,4 @@
-"""What commands share on the command line: how the program is called, and which cluster is meant."""
+"""What commands share: how the program is called, and the flags that select a cluster."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def program() -> str:
 
 
 def add_cluster_options(parser: argparse.ArgumentParser, *, default: object = argparse.SUPPRESS) -> None:
-    """The flags of kubectl that say where a chain is; they may stand before the command as well as behind it.
+    """kubectl's flags that say where a chain is; they may be given before the command or after it.
 
-    Only the parser of all commands gives a `default`: that of a command would hide what stood before it.
+    Only the main parser gives a `default`: one of a command's parser would overwrite what was given before the command.
     """
     group = parser.add_argument_group("cluster", "as kubectl has them; KUBECONFIG counts too")
     group.add_argument("-n", "--namespace", default=default, help="namespace of the chain")
@@ -36,15 +36,15 @@ def add_cluster_options(parser: argparse.ArgumentParser, *, default: object = ar
 
 
 def names_a_cluster(arguments: argparse.Namespace) -> bool:
-    """Whether a flag says which cluster or which namespace."""
+    """Whether a flag selects a cluster or a namespace."""
     return any(vars(arguments).get(flag) for flag in CLUSTER_FLAGS)
 
 
 def names_a_chain(source: str, arguments: argparse.Namespace) -> bool:
     """Whether `source` is the name of a chain in the cluster, rather than a file.
 
-    A name has no slash and no ending of a file. Where a file has that very name the file is meant, unless a flag
-    for the cluster is given.
+    A name has no slash and no file extension. Where a file has that very name the file is meant, unless a flag
+    selects a cluster.
     """
     if not _NAME.fullmatch(source) or source.endswith(_FILE_ENDINGS):
         return False

@@ -151,7 +151,7 @@ def _change_as_json(change: Change) -> dict[str, object]:
 
 
 def memory_as_json(memory: StageMemory) -> dict[str, object]:
-    """What a stage needs of a GPU, for programs."""
+    """The GPU memory that a stage needs, for programs."""
     return {
         "stage": memory.name,
         "processes": memory.ranks,
@@ -162,7 +162,7 @@ def memory_as_json(memory: StageMemory) -> dict[str, object]:
 
 
 def memory_as_text(memories: Sequence[StageMemory], gpu_gib: float) -> tuple[str, ...]:
-    """What stages need of a GPU, for people; nothing where that was not asked for."""
+    """The GPU memory that stages need, for people; nothing where that was not asked for."""
     from modelchain.cli.table import Column, render
 
     if not memories:
@@ -257,7 +257,7 @@ def as_text(plan: Plan) -> str:
 
 
 def _growth(plan: Plan) -> tuple[str, ...]:
-    """What grows at each stage, the most exact first; nothing where no stage has a predecessor."""
+    """What grows at each stage, exact changes first; nothing where no stage has a predecessor or a teacher."""
     from modelchain.cli.table import Column, render
 
     rows = [row for stage in plan.stages for row in _growth_rows(stage)]

@@ -1,4 +1,4 @@
-"""`modelchain prune`: delete what no chain needs any more."""
+"""`modelchain prune`: delete from a store what no chain needs any more."""
 
 from __future__ import annotations
 

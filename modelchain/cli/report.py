@@ -137,8 +137,8 @@ def _read_from_cluster(name: str, arguments: argparse.Namespace) -> ChainArtifac
 def _certificates(
     chain: ClusterChain, reference: BundleReference | None, cluster: Cluster
 ) -> Iterator[str | None]:
-    """The store's certificate authority as a file. Who may not read its ConfigMap may trust it already; a Secret is
-    not read.
+    """The store's certificate authority as a file. None where it is in a Secret, which is not read, or its ConfigMap
+    can't be read: this machine may trust the authority already.
     """
     entry = None
     if reference is not None and reference.kind == "ConfigMap":
@@ -154,7 +154,7 @@ def _certificates(
 
 
 def _hint(error: ModelChainError, store: ResolvedStore, secret: str | None) -> str:
-    """What else to think of where the store of a chain in a cluster can't be read from here."""
+    """What to check where the store of a chain in a cluster can't be read from here, to be appended to the error."""
     from modelchain.store import Forbidden, StoreUnavailable
 
     if store.uri.startswith(("file:", "/")):
@@ -175,7 +175,7 @@ def _hint(error: ModelChainError, store: ResolvedStore, secret: str | None) -> s
 
 
 def _access(store: ResolvedStore, arguments: argparse.Namespace) -> ResolvedStore:
-    """The store, as the command line has it."""
+    """The store, with what the command line overrides."""
     wanted = {
         "uri": arguments.store,
         "endpoint_url": arguments.endpoint_url,

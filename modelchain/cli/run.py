@@ -138,7 +138,7 @@ def _chosen(chains: list[ModelChain], name: str | None) -> ModelChain:
 
 
 def _stored_in(chain: ModelChain, uri: str) -> ModelChain:
-    """The chain with another store. A relative path is relative to where the command was typed."""
+    """The chain with another store. A relative path is relative to the working directory."""
     located = uri if "://" in uri else str(Path(uri).absolute())
     store = chain.spec.store.model_copy(update={"uri": located})
     return chain.model_copy(update={"spec": chain.spec.model_copy(update={"store": store})})
@@ -157,7 +157,7 @@ def _display(output: str, chain: ResolvedChain) -> Display:
 
 
 def _log_folder(wanted: Path | None, directory: Path, chain: ResolvedChain) -> Path:
-    """A new folder for this run's logs; below the temporary folder if it can't be made beside the file."""
+    """A new folder for this run's logs; in the system's temporary folder if it can't be made beside the file."""
     run_name = f"{chain.chain.name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     if wanted is not None:
         folder = wanted.absolute() / run_name

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from modelchain.status import ChainStatus, Condition, StageStatus
 
 SUMMARY = "show how a chain in the cluster stands, stage by stage; without a name, all chains"
-WATCH_SECONDS = 3.0  # the operator writes progress every 15 s at most, everything else at once
+WATCH_SECONDS = 3.0  # the operator writes progress at most every 15 s, everything else at once
 
 _NONE = "-"
 
@@ -94,7 +94,7 @@ def as_json(chain: ClusterChain) -> dict[str, object]:
 
 
 def as_text(chain: ClusterChain, *, width: int | None) -> str:
-    """One chain for people: a headline, a line a stage, and below what somebody should know or do.
+    """One chain for people: a headline, a line for each stage, and notes on what somebody should know or do.
 
     `width`: columns of the terminal; None does not fold and leaves nothing out.
     """
@@ -141,7 +141,7 @@ def as_text(chain: ClusterChain, *, width: int | None) -> str:
 def as_list(
     chains: Sequence[ClusterChain], *, now: float, namespaces: bool = False, width: int | None
 ) -> str:
-    """Several chains for people, a line each, in the columns of `kubectl get modelchains`."""
+    """Several chains for people, a line each, in columns like those of `kubectl get modelchains`."""
     from modelchain.cli.table import Column
     from modelchain.reconcile.summary import duration
     from modelchain.status import ChainStatus
@@ -248,7 +248,7 @@ def _is_problem(condition: Condition, status: ChainStatus) -> bool:
             return False  # they sum up what others say
         case ConditionType.BASELINE_COMPLETE:
             return condition.reason in ("RunsFailed", "NotMeasured", "ArtifactsMissing")
-        case _:  # Failed, Unresponsive, ArtifactsMissing
+        case _:  # Failed, Unresponsive, ArtifactsMissing, Disrupted
             return holds
 
 
@@ -269,7 +269,7 @@ def _headline(chain: ClusterChain, status: ChainStatus) -> str:
 
 
 def _top1(spec: ModelChainSpec | None, stage: StageStatus) -> float | None:
-    """As the operator's own column; where the spec can't tell which set is first, any set's."""
+    """As in the operator's TOP-1 column; where the spec can't be read, of the first set in the metrics."""
     from modelchain.reconcile.summary import top1_on
 
     if spec is None:
@@ -281,7 +281,7 @@ def _top1(spec: ModelChainSpec | None, stage: StageStatus) -> float | None:
 def _fitted(
     columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int | None, *, optional: Sequence[str]
 ) -> str:
-    """The table without columns that say nothing, nor, on a narrow terminal, those that can be missed."""
+    """The table; where it is wider than `width`, without as many `optional` columns as needed, in their order."""
     from modelchain.cli.table import render
 
     kept = list(range(len(columns)))
@@ -295,7 +295,7 @@ def _fitted(
 
 
 def _folded(text: str, width: int | None) -> str:
-    """A text of one line for a terminal of `width` columns."""
+    """One line of text, wrapped for a terminal of `width` columns."""
     from modelchain.validation.problem import printable
 
     line = printable(text)
@@ -305,7 +305,7 @@ def _folded(text: str, width: int | None) -> str:
 
 
 def _watch(look: Callable[[], str], *, redraw: bool) -> None:
-    """Look again and again. On a terminal the text is drawn anew in place, else printed when it has changed."""
+    """Poll until Ctrl-C. With `redraw` the text is drawn over the last one, else printed whenever it has changed."""
     shown = None
     for text in _looks(look):
         if redraw:
@@ -318,7 +318,7 @@ def _watch(look: Callable[[], str], *, redraw: bool) -> None:
 
 
 def _looks(look: Callable[[], str]) -> Iterator[str]:
-    """What is seen every few seconds. A cluster that stops answering is waited for; at first it must answer."""
+    """What `look` returns, every few seconds. Raises if the first call fails; later a ClusterError is retried."""
     from modelchain.cli.kubectl import ClusterError
 
     yield look()

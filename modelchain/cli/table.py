@@ -1,4 +1,4 @@
-"""Plain tables and numbers for people. No colours, no library: `modelchain plan` must start at once."""
+"""Plain tables and numbers for people. No colours, no library: `modelchain plan` must start quickly."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _UNITS = (
 
 @dataclass(frozen=True)
 class Column:
-    """A column and its title; numbers stand on the right."""
+    """A column and its title; columns of numbers are aligned right."""
 
     title: str
     right: bool = False
 
 
 def render(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> str:
-    """The table as text, columns two spaces apart, no line ending at the end."""
+    """The table as text: columns two spaces apart, no newline at the end."""
     titles = [column.title for column in columns]
     widths = [max(len(cell) for cell in cells) for cells in zip(titles, *rows, strict=True)]
     lines = (

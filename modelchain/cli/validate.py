@@ -1,4 +1,4 @@
-"""`modelchain validate`: all that is wrong with chain files, at once."""
+"""`modelchain validate`: report all that is wrong with chain files, at once."""
 
 from __future__ import annotations
 

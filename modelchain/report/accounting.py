@@ -1,6 +1,6 @@
 """What a chain cost against training its models alone, and where each figure comes from.
 
-Three kinds of figures, which the report never mixes up: *counted* (the trainer counted the
+Three kinds of figures, which the report keeps apart: *counted* (the trainer counted the
 multiply-accumulates of the steps that made the weights, and measured their time), *planned*
 (`modelchain.cost`, from the settings alone) and, where baseline runs are given, counted figures of models
 that really were trained alone.
@@ -63,13 +63,13 @@ class Costs:
 
     @property
     def of_largest(self) -> float | None:
-        """The chain over the largest model alone."""
+        """Compute of the chain over that of the largest model alone."""
         chain, alone = self.chain_macs, self.largest_alone
         return None if chain is None or alone is None else chain / alone.macs
 
     @property
     def family_speedup(self) -> float | None:
-        """The family, each model alone, over the chain."""
+        """Compute of all models, each trained alone, over that of the chain."""
         chain, alone = self.chain_macs, self.family_alone
         return None if not chain or alone is None else alone.macs / chain
 
@@ -82,7 +82,7 @@ class Costs:
         return tuple(run for run in self.baselines if run.stage == stage)
 
     def _run(self, stages: Sequence[str]) -> Alone | None:
-        """What training these alone took; None if not all such runs are given and finished."""
+        """What training these alone took; None unless a finished run of each is given."""
         manifests = [
             found.artifacts.manifest for name in stages if (found := self.baseline(name)) is not None
         ]
@@ -137,8 +137,8 @@ def plan_of(chain: ChainArtifacts) -> Plan | None:
 def match_baselines(chain: ChainArtifacts, alone: Sequence[ChainArtifacts]) -> tuple[Baseline, ...]:
     """Which model of `chain` each run of `alone` trained by itself.
 
-    Raises ConfigurationError for a run that is no baseline: it grew out of another model, or has a model that
-    the chain has not.
+    Raises ConfigurationError for a run that is no baseline: it grew out of other weights, or its model is not one
+    of the chain's.
     """
     return tuple(_match(chain, run, stage) for run in alone for stage in run.stages if stage.started)
 
@@ -161,11 +161,11 @@ def _match(chain: ChainArtifacts, run: ChainArtifacts, stage: StageArtifacts) ->
 
 @dataclass(frozen=True)
 class Reached:
-    """What it took to get as good as the model alone became."""
+    """The compute that it took to become as good as the model trained alone."""
 
     value: float  # final value of the run alone
     alone_macs: float
-    chain_macs: float | None  # of the chain, from its very first step; None: it never became as good
+    chain_macs: float | None  # of the chain, from its first step on; None: it never became as good
 
     @property
     def ratio(self) -> float | None:
@@ -174,7 +174,7 @@ class Reached:
 
 
 def reached(chain: ChainArtifacts, baseline: Baseline, metric: str) -> Reached | None:
-    """When the chain was as good in `metric` as the finished run alone (higher is better); None: unknown."""
+    """When the chain was as good as the finished run alone in `metric`, of which higher is better; None: unknown."""
     target = baseline.artifacts.final_metrics.get(metric)
     alone = baseline.artifacts.macs
     if target is None or not alone or not baseline.artifacts.complete:

@@ -47,7 +47,7 @@ class StageArtifacts:
 
     @property
     def macs(self) -> float | None:
-        """Multiply-accumulates spent on the weights so far; None if that was not written down."""
+        """Multiply-accumulates spent on the weights so far; None if that was not recorded."""
         if self.manifest is not None:
             return self.manifest.macs
         lines = self.lines
@@ -55,7 +55,7 @@ class StageArtifacts:
 
     @property
     def train_seconds(self) -> float | None:
-        """Seconds spent in training steps so far; None if that was not written down."""
+        """Seconds spent in training steps so far; None if that was not recorded."""
         if self.manifest is not None:
             return self.manifest.train_seconds
         lines = self.lines
@@ -91,7 +91,7 @@ class StageArtifacts:
         return self.metrics.evaluations[-1].metrics if self.metrics.evaluations else {}
 
     def metrics_at_start(self) -> dict[str, float]:
-        """The evaluation before the first step: of what growth made of the predecessor."""
+        """The evaluation before the first step: what growth kept of the predecessor."""
         evaluations = self.metrics.evaluations
         return evaluations[0].metrics if evaluations and evaluations[0].step == 0 else {}
 

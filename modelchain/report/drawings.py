@@ -14,11 +14,11 @@ from modelchain.report.plots import Bar, Drawing, Segment, StageCurve
 
 @dataclass(frozen=True)
 class Plot:
-    """A drawing, and what stands around it."""
+    """A drawing with its heading and texts."""
 
     heading: str
     drawing: Drawing
-    words: str  # what it shows, for who does not see it
+    words: str  # alternative text: what it shows
     caption: str
 
     @property
@@ -61,7 +61,7 @@ def accuracy_plot(
 
 
 def loss_plot(chain: ChainArtifacts, costs: Costs, colours: tuple[Colour, ...]) -> Plot | None:
-    """The loss against compute; None if none was written down."""
+    """The loss against compute; None if none was recorded."""
     stages, alone = _curves(chain, colours, None), _alone(chain, costs, colours, None)
     if not any(curve.task for curve in stages):
         return None
@@ -197,7 +197,7 @@ def _offsets(chain: ChainArtifacts) -> list[float]:
 
 
 def _values(stage: StageArtifacts, measure: Measure) -> list[tuple[float, float]]:
-    """The measure over the stage's compute; the final value of the manifest where no line says it."""
+    """The measure over the stage's compute, with the manifest's final value where no line of metrics has it."""
     points = [
         (line.macs, value)
         for line in stage.metrics.evaluations

@@ -1,4 +1,4 @@
-"""Example predictions: what the last model says of a picture, beside what the first one said."""
+"""Example predictions: the last model's answers for a picture, beside the first model's."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from modelchain.report.metrics import Example
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model says of an example."""
+    """A model's answer for an example."""
 
     stage: int
     model: str

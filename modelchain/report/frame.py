@@ -1,6 +1,6 @@
 """The frame of a plot over compute: panels above each other, marks where a stage begins, keys below.
 
-Sizes are in inches, so that text keeps its size: where there is much to write, the figure grows instead.
+Sizes are in inches, so that text keeps its size: where there is much text, the figure grows instead.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def renderer_of(figure: Figure) -> RendererAgg:
-    """What measures text."""
+    """The renderer that measures text."""
     canvas = figure.canvas
     assert isinstance(canvas, FigureCanvasAgg)
     return canvas.get_renderer()

@@ -1,4 +1,4 @@
-"""What stands at the top of the page: the verdict and the headline figures."""
+"""The top of the page: the verdict and the headline figures."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def verdict(
     measure: Measure | None,
     saved: Savings,
 ) -> str:
-    """The sentences below the title. `alone` is what `against_alone` says, here and below."""
+    """The sentences below the title. `alone`, here and below, is what `against_alone` returns."""
     ratio, speedup, plan = costs.of_largest, costs.family_speedup, costs.plan
     done = sum(stage.complete for stage in chain.stages)
     if len(chain.stages) == 1:
@@ -147,7 +147,7 @@ def _spent(chain: ChainArtifacts, costs: Costs) -> Tile:
 
 
 def _as_good(rows: Sequence[AloneRow], measure: Measure | None) -> list[Tile]:
-    """Against the largest model that really was trained alone."""
+    """Against the largest model that was actually trained alone."""
     if not rows or measure is None:
         return []
     row = rows[-1]

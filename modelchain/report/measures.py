@@ -1,4 +1,4 @@
-"""Which metrics the report follows, and what people call them."""
+"""Which metrics the report follows, and their names for people."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _OF_TYPE: Mapping[EvaluationType | None, Mapping[str, str]] = {
 
 @dataclass(frozen=True)
 class Measure:
-    """One metric of one evaluation set; a higher value is better."""
+    """One metric of one evaluation set. `modelchain.resolved.higher_is_better` says in which direction it is better."""
 
     metric: str  # as in metrics, e.g. digits/top1
     set: str
@@ -35,7 +35,7 @@ class Measure:
         return values.get(self.metric)
 
     def text(self, value: float | None) -> str:
-        """A value as people read it."""
+        """A value for people."""
         return "–" if value is None else units.metric(self.metric, value)
 
 
@@ -60,7 +60,7 @@ def chain_task(chain: ChainArtifacts) -> Task:
 
 
 def title_of(metric: str, chain: ChainArtifacts) -> str:
-    """What people call a metric of the chain."""
+    """The name of a metric of the chain, for people."""
     sets = (spec for stage in chain.stages if stage.resolved for spec in stage.resolved.evaluation)
     kind = next((spec.type for spec in sets if spec.name == metric.rpartition("/")[0]), None)
     return describe(metric, chain_task(chain), kind)

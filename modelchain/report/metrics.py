@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from modelchain.artifacts import METRICS_LINE, EvaluationLine, Predictions, TrainLine
 
 MAX_EXAMPLES = 24
-MAX_PICTURE_BYTES = 256 * 1024  # a page with larger pictures would no longer be one that is sent around
+MAX_PICTURE_BYTES = 256 * 1024  # so that the page stays small enough to be sent
 
 _PICTURE_TYPES = ((b"\x89PNG\r\n\x1a\n", "image/png"), (b"\xff\xd8\xff", "image/jpeg"))
 
@@ -27,7 +27,7 @@ class Metrics:
 
 @dataclass(frozen=True)
 class Example:
-    """One sample and the classes that the model finds likeliest, with their probabilities."""
+    """One sample and the most likely classes according to the model, with their probabilities."""
 
     picture: bytes
     media_type: str
@@ -36,7 +36,7 @@ class Example:
 
     @property
     def right(self) -> bool:
-        """Whether the likeliest class is the sample's own."""
+        """Whether the most likely class is the sample's own."""
         return bool(self.top) and self.top[0][0] == self.label
 
 
@@ -61,11 +61,11 @@ def parse_lines(data: bytes) -> Metrics:
 
 
 def join_attempts(attempts: Sequence[Sequence[Metrics]]) -> Metrics:
-    """One history out of the files of several attempts; the attempt that counts comes last.
+    """One history from the files of several attempts; the attempt that counts comes last.
 
-    An attempt that resumes takes over the lines before its checkpoint; where it could not, those of earlier
-    attempts say how it came there. Training is deterministic, so attempts agree where they overlap; the
-    counting one's lines win, and nothing of another one stands after its beginning.
+    An attempt that resumes copies the lines before its checkpoint; where it could not, those of earlier attempts
+    are used. Training is deterministic, so attempts agree where they overlap. From the first line of the attempt
+    that counts on, only its own lines are used.
     """
     training: dict[int, TrainLine] = {}
     evaluations: dict[int, EvaluationLine] = {}
@@ -90,7 +90,8 @@ def join_attempts(attempts: Sequence[Sequence[Metrics]]) -> Metrics:
 def parse_predictions(data: bytes) -> tuple[str, tuple[Example, ...]]:
     """The evaluation set and the examples of predictions.json. Raises ValueError if it is not such a file.
 
-    Pictures that are neither PNG nor JPEG, or that are very large, are left out with their sample.
+    At most MAX_EXAMPLES samples are read; those whose picture is neither PNG nor JPEG, or larger than
+    MAX_PICTURE_BYTES, are left out.
     """
     predictions = Predictions.model_validate_json(data)
     return predictions.set, tuple(_examples(predictions))

@@ -1,4 +1,4 @@
-"""Writes the report: one HTML page that needs nothing beside it, and the plots as PNGs."""
+"""Writes the report: one self-contained HTML page, and the plots as PNGs."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def _figure(plot: Plot | None, colours: Sequence[Colour]) -> Figure | None:
 
 
 def _scores(cards: Sequence[examples.ExampleCard]) -> list[tuple[int, str, int, int]]:
-    """Stage, model, right answers and answers, over the examples."""
+    """Stage, model, number of right answers and of answers, over the examples."""
     answers = [answer for card in cards for answer in card.answers]
     models = dict.fromkeys((answer.stage, answer.model) for answer in answers)
     return [
@@ -146,7 +146,7 @@ def _scores(cards: Sequence[examples.ExampleCard]) -> list[tuple[int, str, int, 
 
 
 def _keep_units(value: object) -> object:
-    """Text in which no line breaks between a figure and its unit."""
+    """Text that does not break between a figure and its unit."""
     if isinstance(value, str) and not isinstance(value, markupsafe.Markup):
         return _BEFORE_UNIT.sub("\u00a0", value)
     return value

@@ -90,9 +90,9 @@ def accuracy(
 
 
 def accuracy_axis_begins(stages: Sequence[StageCurve], alone: Sequence[StageCurve]) -> float | None:
-    """Where the axis of values begins, if below it lies nothing but the climb of training from scratch.
+    """Where the axis of values begins, if only the early values of training from scratch lie below it.
 
-    What happens after growth would else be a line at the upper edge. None: all values are shown.
+    Otherwise what happens after growth would be squeezed to the upper edge. None: all values are shown.
     """
     if not any(curve.grown and curve.values for curve in stages):
         return None
@@ -285,7 +285,7 @@ def _mark(curve: StageCurve, divisor: float, note: str) -> Mark:
 
 
 def _growth(curve: StageCurve, factor: float, share: bool) -> str:
-    """What growth made of the predecessor's value."""
+    """The note at the mark of a stage: the value before growth and the one after it."""
     if not curve.grown:
         return "first model"
     if curve.start is None:

@@ -2,7 +2,7 @@
 
 `read_chain` starts from a resolved chain, `read_recorded_chain` from what a runner or the operator left in
 chains/<namespace>/<name>.json, so that a report can be made where the chain's file is not at hand. What is
-missing or damaged is left out and named in `notes`; only a chain of which there is nothing is an error.
+missing or damaged is left out and named in `notes`; it is an error only if no stage of the chain has started.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Model = TypeVar("Model", bound=BaseModel)
 def read_chain(store: Store, chain: ResolvedChain, *, status: ChainStatus | None = None) -> ChainArtifacts:
     """Everything the store holds of `chain`. Raises MissingInputError if no stage of it has started.
 
-    `status`: how the chain stands, as whoever runs it has told; None: as the store has recorded it.
+    `status`: the chain's status where the caller has it (from the cluster); None: the one recorded in the store.
     """
     notes: list[str] = []
     namespace, name = chain.chain.namespace, chain.chain.name
@@ -129,7 +129,7 @@ def _read_baselines(
     notes: list[str],
     chain: ResolvedChain | None = None,
 ) -> tuple[Baseline, ...]:
-    """The models that the chain trains alone; one that is a stage of the chain is that stage."""
+    """The models that the chain trains alone. One with the digest of a stage of the chain is that stage."""
     read = {stage.recorded.digest: stage for stage in stages}
     found: list[Baseline] = []
     for recorded in record.baselines:
@@ -153,7 +153,7 @@ def read_history(store: Store, folder: str, manifest: Manifest) -> Metrics:
 def _attempts(
     store: Store, folder: str, manifest: Manifest | None
 ) -> tuple[list[ObjectInfo], dict[str, list[ObjectInfo]]]:
-    """The files of each attempt by its token, the one that counts last; and those of the finished one."""
+    """The files of the winning attempt; and those of each attempt by its token, the one that counts last."""
     by_attempt: dict[str, list[ObjectInfo]] = {}
     prefix = f"{folder}/attempts/"
     for info in store.list(prefix):
@@ -178,13 +178,13 @@ def _known_chains(store: Store) -> str:
 
 
 def _status_of(status: ChainStatus | None, recorded: RecordedStage) -> StageStatus | None:
-    """The status of a stage, unless it speaks of other weights (the chain was edited since)."""
+    """The status of a stage, unless it is about other weights (the chain was edited since)."""
     found = status.find_stage(recorded.name) if status is not None else None
     return found if found is not None and found.digest in ("", recorded.digest) else None
 
 
 def _resolved_stage(store: Store, recorded: RecordedStage, notes: list[str]) -> ResolvedStage | None:
-    """The stage as stage.json says, under the names of this chain: another chain may have trained it."""
+    """The stage of stage.json, with the names of this chain: another chain may have trained it."""
     key = f"{recorded.folder}/{STAGE}"
     stage = _read_object(store, key, ResolvedStage, notes)
     if stage is None:

@@ -1,7 +1,7 @@
 """What the chain saves: as planned, and as measured where its models were trained alone too.
 
-Planned figures say what training alone would cost, and nothing of how good the models would be. Measured ones compare
-at equal quality, by one metric (`modelchain.acceleration`).
+Planned figures say what training alone would cost, and nothing about how good the models would be. Measured ones
+compare at equal quality, by one metric (`modelchain.acceleration`).
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def _measurement(chain: ChainArtifacts, costs: Costs, metric: str) -> Measuremen
 
 
 def _needed(chain: ChainArtifacts, names: Sequence[str]) -> list[StageArtifacts]:
-    """The stages without which those of these names would not be."""
+    """The stages of these names, and all that they grow out of or learn from."""
     found = set(names)
     for stage in reversed(chain.stages):
         if stage.name in found:
@@ -170,5 +170,5 @@ def _alone(macs: float, reached: bool) -> str:
 
 
 def _times(acceleration: Acceleration) -> str:
-    """As the status says it, in the page's signs."""
+    """As in the status, with the signs ≥ and × of the page."""
     return str(acceleration).replace(">=", "≥").replace("x", "×")

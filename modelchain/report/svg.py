@@ -1,4 +1,4 @@
-"""Makes matplotlib's SVG fit for the page: no foreign addresses, own ids, colours for light and dark."""
+"""Prepares matplotlib's SVG for the page: no external references, ids of its own, colours for light and dark."""
 
 from __future__ import annotations
 

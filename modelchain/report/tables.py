@@ -22,7 +22,7 @@ _NOT_SETTINGS = {
 
 @dataclass(frozen=True)
 class Growth:
-    """One growth event: what the successor could do before its first step."""
+    """One growth event: how good the successor was before its first step."""
 
     stage: int
     model: str
@@ -241,7 +241,7 @@ def _flat(stage: ResolvedStage) -> dict[str, str]:
 
 
 def stage_json(stage: StageArtifacts) -> str | None:
-    """The resolved stage as the trainer got it, for people."""
+    """The resolved stage that the trainer was given, for people."""
     if stage.resolved is None:
         return None
     value = stage.resolved.model_dump(mode="json", by_alias=True, exclude_none=True)

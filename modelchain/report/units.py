@@ -1,4 +1,4 @@
-"""Figures as people read them: with a unit, and no more digits than say something."""
+"""Figures for people: with a unit, and no more digits than are meaningful."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def is_share(name: str) -> bool:
 
 
 def digits(value: float) -> str:
-    """Three significant digits, and all those before the point."""
+    """Three significant digits (two below 0.0095), and all those before the point."""
     if abs(value) >= 99.95:
         return f"{value:,.0f}"
     if abs(value) >= 9.995:

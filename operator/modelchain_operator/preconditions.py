@@ -1,5 +1,5 @@
-"""What must hold before a decision is written and carried out: that it is due, that the cache suffices for it, that a
-later snapshot still asks for it.
+"""What must hold before a decision is written and carried out: that it is due, that the cache suffices for it, and that
+a decision on a later snapshot still contains the action.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from modelchain.resolved import ResolvedChain
 from modelchain.status import ChainStatus, StageReason, without_progress
 from modelchain_operator.observe import ChainMemory, ClusterSnapshot, status_of
 
-ENDING_SECONDS = 2.0  # usually from a stage's manifest to the end of its job: both go into one write
+ENDING_SECONDS = 2.0  # a stage's job usually ends this soon after its manifest: both then go into one write
 
 
 def due_in(
@@ -22,10 +22,10 @@ def due_in(
     memory: ChainMemory,
     progress_seconds: float,
 ) -> float | None:
-    """Seconds until there is something to do or to write; 0: now. None: there is nothing.
+    """Seconds until the decision is to be written or carried out; 0: now; None: nothing has changed.
 
-    Mere progress waits until `progress_seconds` after the last write; a stage that has just become complete waits a
-    moment for the end of its job.
+    Where only progress has changed, it is written `progress_seconds` after the last write. The write that reports a
+    stage complete waits up to ENDING_SECONDS for the end of its job.
     """
     if not decision.actions and before == after:
         return None
@@ -43,8 +43,9 @@ def due_in(
 def may_act_on_cache(
     snapshot: ClusterSnapshot, chain: ResolvedChain, decision: Decision, memory: ChainMemory
 ) -> bool:
-    """Whether a decision on the cache may be carried out: it is enough that nobody has changed the chain since, which
-    the API server checks. Starting a stage builds on the status, so the last write of it has to be this process's own.
+    """Whether a decision that is based on the cache may be carried out without a fresh read: where it is enough that
+    nobody has changed the chain since, which the API server checks. Starting a stage relies on the status, so the last
+    write of the chain has to be this process's own.
     """
     before = status_of(snapshot.body)
     if before is None:
@@ -57,7 +58,7 @@ def may_act_on_cache(
 
 
 def is_still_asked_for(action: Action, decision: Decision) -> bool:
-    """Whether a later decision asks for the same. Jobs are compared by name, not by their progress."""
+    """Whether a later decision contains the same action. Jobs are compared by name, not by their state."""
     if isinstance(action, StartJob):
         return action in decision.actions
     return any(

@@ -1,7 +1,7 @@
 """What an administrator decides: flags of `python -m modelchain_operator`, each with its environment variable.
 
-A flag wins over its variable, a variable over the default. Whoever asks for something that can't be gets one
-line (`UsageError`), with the name under which it was asked.
+A flag overrides its variable, a variable the default. An invalid value ends in one line (`UsageError`) that names
+the flag or the variable in which it was given.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ class LeaseName(NamedTuple):
 
 @dataclass(frozen=True)
 class OwnIdentityStore:
-    """A store that the operator may read with its own rights, for any chain that names it."""
+    """A store that the operator may use with its own identity, for any chain that names it."""
 
     uri: str  # s3://bucket/prefix or file:///folder, without a slash at its end
     endpoint_url: str | None = None  # None: AWS
 
     def covers(self, uri: str, endpoint_url: str | None) -> bool:
-        """Whether a chain's store is this one, or lies below it."""
+        """Whether a chain's store is this one, or below it, at the same endpoint."""
         same = endpoint_url is None if self.endpoint_url is None else endpoint_url is not None
         if not same or (endpoint_url or "").rstrip("/") != (self.endpoint_url or "").rstrip("/"):
             return False
@@ -118,7 +118,7 @@ def read_settings(
 
 
 def _check_election(values: Mapping[str, object]) -> None:
-    """A leader must give up before others may begin, and have several tries before it gives up. Raises UsageError."""
+    """Raises UsageError unless a leader stops before others may start, and tries to renew several times before that."""
     defaults = Settings(identity="")
     duration, deadline, period = (
         float(str(values.get(name, getattr(defaults, name))))
@@ -132,7 +132,7 @@ def _check_election(values: Mapping[str, object]) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of the operator's command line; values stay texts until `read_settings`."""
+    """The parser of the operator's command line; it leaves values as text, which `read_settings` parses."""
     parser = _Parser(
         prog="python -m modelchain_operator",
         description="The Kubernetes operator of ModelChain: trains every ModelChain of the cluster, stage by stage.",
@@ -161,7 +161,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Raises what others print, so that one place decides how an error looks."""
+    """Raises usage errors instead of printing them: `__main__` prints all errors in one form."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; see {self.prog} --help")
@@ -174,20 +174,20 @@ class _Formatter(argparse.HelpFormatter):
 
 @dataclass(frozen=True)
 class _Option(Generic[T]):
-    """A field of the settings: its flag, its variable and how its text is read."""
+    """A field of the settings: its flag, its variable and how its text is parsed."""
 
     group: str
     name: str
     flag: str
     metavar: str
-    read: Callable[[str], T]  # raises ValueError with what would have been right
+    read: Callable[[str], T]  # raises ValueError that says what is expected
     help: str
     many: bool = False
     shown_default: str = ""
 
     @property
     def variable(self) -> str:
-        """Its environment variable; of one that may be repeated, in the plural."""
+        """Its environment variable; in the plural where the flag may be repeated."""
         name = self.flag.removeprefix("--").replace("-", "_").upper()
         return PREFIX + (f"{name}S" if self.many else name)
 
@@ -275,7 +275,7 @@ def _text(text: str) -> str:
 
 
 def is_endpoint(text: str) -> bool:
-    """Whether it is an URL as S3 endpoints have it: scheme, host, no credentials."""
+    """Whether it is a URL of an S3 endpoint: HTTP or HTTPS, a host, no credentials."""
     try:
         parts = urlsplit(text)
         return parts.scheme in {"http", "https"} and bool(parts.hostname) and "@" not in parts.netloc
