@@ -112,12 +112,12 @@ def end_attempt(
     }
     if end is End.FAILURE and exit_code is not None and is_permanent(exit_code):
         return _give_up(status, update, ended.reason, f"attempt {ended.attempt}: {ended.message}")
-    if failures > retry.limit:
+    if end is End.FAILURE and failures > retry.limit:
         text = (
             f"attempt {ended.attempt} was failure {failures}, retry.limit is {retry.limit}: {ended.message}"
         )
         return _give_up(status, update, StageReason.RETRIES_EXHAUSTED, text)
-    if disruptions > retry.disruption_limit:
+    if end is End.DISRUPTION and disruptions > retry.disruption_limit:
         text = (
             f"attempt {ended.attempt} was disruption {disruptions} since the last new checkpoint, "
             f"retry.disruptionLimit is {retry.disruption_limit}: {ended.reason}: {ended.message}"

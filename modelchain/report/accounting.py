@@ -14,7 +14,13 @@ from dataclasses import dataclass
 from modelchain.cost import Plan, plan
 from modelchain.errors import ConfigurationError
 from modelchain.report.data import Baseline, ChainArtifacts, StageArtifacts
-from modelchain.resolved import ChainReference, ResolvedChain, ResolvedStore, default_baseline_epochs
+from modelchain.resolved import (
+    ChainReference,
+    ResolvedChain,
+    ResolvedStore,
+    default_baseline_epochs,
+    higher_is_better,
+)
 
 
 @dataclass(frozen=True)
@@ -174,16 +180,17 @@ class Reached:
 
 
 def reached(chain: ChainArtifacts, baseline: Baseline, metric: str) -> Reached | None:
-    """When the chain was as good as the finished run alone in `metric`, of which higher is better; None: unknown."""
+    """When the chain was as good in `metric` as the finished run alone; None: unknown."""
     target = baseline.artifacts.final_metrics.get(metric)
     alone = baseline.artifacts.macs
     if target is None or not alone or not baseline.artifacts.complete:
         return None
-    before = 0.0
+    before, sign = 0.0, 1 if higher_is_better(metric) else -1
     for stage in chain.stages:
         if stage.name == baseline.stage:
             for line in stage.metrics.evaluations:
-                if line.metrics.get(metric, float("-inf")) >= target:
+                value = line.metrics.get(metric)
+                if value is not None and sign * value >= sign * target:
                     return Reached(target, alone, before + line.macs)
             return Reached(target, alone, None) if stage.complete else None
         before += stage.macs or 0.0

@@ -12,15 +12,18 @@ from collections.abc import Callable
 from modelchain_operator.kubernetes.key import Key
 
 COMPACT_FROM = 64  # stale entries of the heap beyond which it is rebuilt
-PATIENCE_SECONDS = 30.0  # for which a key that is not urgent gives way to urgent ones
+PATIENCE_SECONDS = (
+    30.0  # a key that is not urgent gives way to urgent ones that are queued up to so long after it
+)
 
 
 class KeyQueue:
     """A work queue as controllers have it: a key that is added twice before it is taken is taken once.
 
     A key that is added during its pass is taken again after it. Urgent keys come first, so that a chain whose stage has
-    ended does not wait behind the thousands that are queued after a restart; others give way for PATIENCE_SECONDS at
-    most, so that nobody who changes chains without end holds up those of others. Used in one event loop.
+    ended does not wait behind the thousands that are queued after a restart; others give way to those that are queued
+    up to PATIENCE_SECONDS after them, so that nobody who changes chains without end holds up those of others. Used in
+    one event loop.
 
     As https://pkg.go.dev/k8s.io/client-go/util/workqueue
     """

@@ -42,6 +42,10 @@ _POD_FIELDS = (
 )
 _CONTAINER_FIELDS = ("volumeMounts", "securityContext")
 _TRAINER_FIELDS = ("image", "command", "args", "env")
+_GRACE_PERIOD = (  # in a queue
+    "Kueue 0.19 knows TrainJobs of Trainer 2.2, and takes this field from a job that it lets go",
+    "remove it, and set it in a runtime of your own that spec.job.runtime names (ours has 120)",
+)
 
 
 class TrainJobBackend:
@@ -94,11 +98,9 @@ class TrainJobBackend:
                 "label (job.labels)",
             )
         if spec.queue_name and spec.termination_grace_period_seconds is not None:
-            yield Unsupported(
-                "terminationGracePeriodSeconds",
-                "Kueue 0.19 knows TrainJobs of Trainer 2.2, and takes this field from a job that it lets go",
-                "remove it, and set it in a runtime of your own that spec.job.runtime names (ours has 120)",
-            )
+            yield Unsupported("terminationGracePeriodSeconds", *_GRACE_PERIOD)
+        if spec.queue_name and "terminationGracePeriodSeconds" in _pod_spec(spec.pod_template or {}):
+            yield Unsupported("podTemplate.spec.terminationGracePeriodSeconds", *_GRACE_PERIOD)
         for field in _template_fields(spec.pod_template or {}):
             yield Unsupported(
                 f"podTemplate.{field}",
@@ -206,12 +208,15 @@ def _patch(request: JobRequest, template: Object, container: Object) -> Object:
     return {"metadata": own, "spec": {"replicatedJobs": [{"name": NODE, "template": job}]}}
 
 
+def _pod_spec(template: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Of a pod template as a user has written it."""
+    spec = template.get("spec")
+    return spec if isinstance(spec, Mapping) else {}
+
+
 def _template_fields(template: Mapping[str, Any]) -> Iterator[str]:
     """Fields of a pod template that no patch may hold, as a user has written them."""
-    spec = template.get("spec")
-    if not isinstance(spec, Mapping):
-        return
-    for name, value in spec.items():
+    for name, value in _pod_spec(template).items():
         if name == "containers" and isinstance(value, list):
             for container in value:
                 yield from _container_fields(container)

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from modelchain.errors import ModelChainError
+from modelchain.errors import ConfigurationError, ModelChainError
 from modelchain.reconcile.observation import StoreProblem
 from modelchain.resolved import ResolvedChain
 from modelchain.spec import BundleKind, StoreSpec
@@ -195,6 +195,8 @@ class StoreAccess:
         access = chain.store.model_copy(update={"ca_bundle": certificate})
         try:
             store = open_store(access, patience_seconds=0.0, credentials=credentials, clients=self._clients)
+        except ConfigurationError as error:
+            return _Known(NoAccess(StoreProblem.MISCONFIGURED, str(error)), None, now)
         except ModelChainError as error:
             return _Known(NoAccess(StoreProblem.FORBIDDEN, str(error)), None, now)
         return _Known(self._wrap(store), made_of, now)

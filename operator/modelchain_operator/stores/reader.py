@@ -514,6 +514,8 @@ class StoreReader:
             logger.info("chain %s, stage %s: %s", stage.chain.key, stage.name, error)
         if stage.dropped:
             return
+        if facts.problem is None:
+            stage.chain.retry_seconds = REFUSED_SECONDS[0]
         if (
             before is not None
             and before.problem is StoreProblem.UNAVAILABLE

@@ -100,6 +100,17 @@ def test_a_limit_of_zero_allows_no_retry() -> None:
     assert play["tiny"].phase is StagePhase.FAILED
 
 
+def test_a_limit_that_was_lowered_meanwhile_is_not_passed_by_a_disruption() -> None:
+    play = Play(chain(ONE, retry={"limit": 3}))
+    running(play)
+    play.look(failed(play))
+    play.chain, play.generation = chain(ONE, retry={"limit": 0}), 2
+    running(play, 2)
+    play.look(failed(play, 137, 2, disrupted=True))
+    assert (play["tiny"].failures, play["tiny"].disruptions) == (1, 1)
+    assert play["tiny"].phase is StagePhase.PENDING, "it did not fail once more"
+
+
 @pytest.mark.parametrize("code", [64, 65, 78])
 def test_a_permanent_exit_code_fails_the_chain_at_once_with_the_trainers_message(code: int) -> None:
     play = Play(chain(ONE))

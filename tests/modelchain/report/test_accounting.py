@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from modelchain.cost import plan
 from modelchain.errors import ConfigurationError
-from modelchain.report.accounting import costs, match_baselines, reached
+from modelchain.report.accounting import Reached, costs, match_baselines, reached
 from modelchain.report.data import ChainArtifacts
 from modelchain.report.reading import read_chain, read_recorded_chain
 from tests.modelchain.report.made_up_chain import Training, document, resolved, train
@@ -133,3 +134,15 @@ def test_what_the_chain_never_reached_or_what_is_unknown_is_not_claimed(tmp_path
         chain, [read(tmp_path / "b", Training(until={"vit-s": 0.5}), only=1, name="unfinished")]
     )
     assert reached(chain, running, "digits/top1") is None
+
+
+def test_of_a_perplexity_lower_is_as_good(tmp_path: Path) -> None:
+    chain = read(tmp_path)
+    (baseline,) = match_baselines(chain, [read(tmp_path, Training(final=(0.94,)), only=2, name="alone")])
+    lines = chain.stages[2].metrics.evaluations
+    for metrics in (*(line.metrics for line in lines), baseline.artifacts.final_metrics):
+        metrics["topics/perplexity"] = 1 / metrics["digits/top1"]
+    assert lines[0].metrics["topics/perplexity"] > 1 / 0.94, "it begins worse than that"
+    assert reached(chain, baseline, "topics/perplexity") == replace(
+        reached(chain, baseline, "digits/top1") or Reached(0, 0, 0), value=1 / 0.94
+    )

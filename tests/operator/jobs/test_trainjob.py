@@ -99,6 +99,10 @@ def test_what_kueue_takes_from_a_job_that_it_lets_go_is_not_patched() -> None:
         ({"ttlSecondsAfterFinished": 60}, "ttlSecondsAfterFinished"),
         ({"managedBy": "example.com/ours"}, "managedBy"),
         ({"queueName": "research", "terminationGracePeriodSeconds": 60}, "terminationGracePeriodSeconds"),
+        (
+            {"queueName": "research", "podTemplate": {"spec": {"terminationGracePeriodSeconds": 60}}},
+            "podTemplate.spec.terminationGracePeriodSeconds",
+        ),
         ({"podTemplate": {"spec": {"hostNetwork": True}}}, "podTemplate.spec.hostNetwork"),
         (
             {"podTemplate": {"spec": {"containers": [{"name": "proxy", "image": "proxy"}]}}},

@@ -487,8 +487,10 @@ def test_a_store_that_refuses_is_told_and_its_chain_has_another_pass_from_time_t
             assert told.refused[store.uri] >= 1
             before = told.changes[KEY]
             await until(lambda: told.changes[KEY] > before + 1, "the chain has passes")
+            assert reader._chains[KEY].retry_seconds > store_reader.REFUSED_SECONDS[0]
             store.problem = None
             await until(lambda: fact(reader, "tiny") == StageFacts(), "the rights are corrected")
+            assert reader._chains[KEY].retry_seconds == store_reader.REFUSED_SECONDS[0], "of the next refusal"
 
     run(scenario())
 
