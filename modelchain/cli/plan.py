@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from modelchain.cli.options import add_cluster_options, names_a_chain
-from modelchain.exactness import Fidelity
 
 if TYPE_CHECKING:
     from modelchain.cost import Plan, StagePlan
@@ -268,6 +267,8 @@ def _growth(plan: Plan) -> tuple[str, ...]:
 
 
 def _growth_rows(stage: StagePlan) -> list[tuple[str, str, str]]:
+    from modelchain.exactness import Fidelity
+
     if stage.growth is None:
         return [(stage.name, "new", f"all weights; taught by {stage.teacher}")] if stage.teacher else []
     rows = [

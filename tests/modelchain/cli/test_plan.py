@@ -188,6 +188,11 @@ def test_a_bad_file_ends_with_its_problems(tmp_path: Path, capsys: pytest.Captur
     assert [line.startswith("error: ") for line in captured.err.splitlines()] == [True, True]
 
 
+def test_the_help_imports_no_types() -> None:
+    program = "import sys; from modelchain.cli import build_parser; build_parser(); sys.exit('pydantic' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
 def test_planning_imports_nothing_heavy() -> None:
     program = (
         "import sys; from modelchain.cli import main; code = main(sys.argv[1:]);"
