@@ -53,9 +53,7 @@ def sharding_of(stage: ResolvedStage, *, ranks: int, gpu_bytes: int) -> Sharding
     if MOMENTS * FP32_BYTES * _trained(stage) <= MOMENTS_SHARE * gpu_bytes:
         return Sharding.NONE
     kept = _kept_bytes(stage, ranks, Sharding.OPTIMIZER)
-    if (
-        stage.training.locked_tower is not None
-    ):  # what is gathered block by block has all its parameters trained
+    if stage.training.locked_tower is not None:  # what is gathered block by block is trained whole
         return Sharding.OPTIMIZER
     return Sharding.FULL if kept > KEPT_SHARE * gpu_bytes else Sharding.OPTIMIZER
 

@@ -12,9 +12,8 @@ from collections.abc import Callable
 from modelchain_operator.kubernetes.key import Key
 
 COMPACT_FROM = 64  # stale entries of the heap beyond which it is rebuilt
-PATIENCE_SECONDS = (
-    30.0  # a key that is not urgent gives way to urgent ones that are queued up to so long after it
-)
+# A key that is not urgent gives way to urgent ones that are queued up to so long after it.
+PATIENCE_SECONDS = 30.0
 
 
 class KeyQueue:

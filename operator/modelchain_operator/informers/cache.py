@@ -59,18 +59,15 @@ class _Deleted:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._versions: dict[
-            str, tuple[str, float]
-        ] = {}  # by uid, oldest first: version, and when it was told
+        # By uid, oldest first: version, and when its deletion was told.
+        self._versions: dict[str, tuple[str, float]] = {}
 
     def add(self, uid: str, version: str) -> None:
         now = self._clock()
         self._versions.pop(uid, None)
         self._versions[uid] = version, now
-        while (oldest := next(iter(self._versions))) != uid and self._versions[oldest][
-            1
-        ] < now - DELETED_SECONDS:
-            del self._versions[oldest]
+        while next(iter(self._versions.values()))[1] < now - DELETED_SECONDS:
+            del self._versions[next(iter(self._versions))]
 
     def covers(self, uid: str, version: str) -> bool:
         """Whether that version is from before the object's deletion. A newer one is no contradiction: what a watch by
