@@ -13,7 +13,7 @@ import yaml
 
 from benchmarks.family.datasets import DataSet, Part, find_dataset, read_parts
 from benchmarks.family.errors import StudyError
-from benchmarks.family.families import find_size, model_config
+from benchmarks.family.families import SIZES, find_size
 from benchmarks.family.recipes import Settings, variant
 from benchmarks.family.runs import Run
 from modelchain.resolve import resolve
@@ -64,14 +64,15 @@ def document(
         raise StudyError(
             f"the shards of {run.dataset} lack a part; run `python -m benchmarks.family prepare` again"
         )
-    samples = sum(part.samples for part in train)
+    size = sum(part.samples for part in train)
+    rows = size // dataset.row
     batch = settings.batch or dataset.batch_size
-    if samples < batch:
-        raise StudyError(f"{run.dataset} has {samples} samples to train on, which is no batch of {batch}")
+    if rows < batch:
+        raise StudyError(f"{run.dataset} has {rows} samples to train on, which is no batch of {batch}")
     epochs = stage_epochs(run, settings)
     stages: list[dict[str, Any]] = []
     for index, model in enumerate(run.models):
-        steps = epochs[index] * (samples // batch)
+        steps = epochs[index] * (rows // batch)
         stages.append(
             _stage(run, dataset, settings, index, epochs[index], steps, chosen.fragment(index, len(epochs)))
             | {"evaluation": [_evaluation(dataset, evaluated, steps, evaluations)]}
@@ -82,14 +83,9 @@ def document(
         "kind": "ModelChain",
         "metadata": {"name": "study"},
         "spec": {
+            **dataset.spec,
             "store": {"uri": "../store"},
-            "data": {
-                "shards": _shards(dataset, train),
-                "samples": samples,
-                "captionKeys": list(dataset.caption_keys),
-                "blockMebibytes": 1,
-                "randomCropScale": [0.8, 1.0],
-            },
+            "data": {"shards": _shards(dataset, train), dataset.size_field: size, **dataset.data},
             "training": {
                 "globalBatchSize": batch,
                 "seed": run.seed,
@@ -169,7 +165,7 @@ def _stage(
 ) -> dict[str, Any]:
     size = find_size(run.dataset, run.models[index])
     smallest = next(iter(_widths(run.dataset)))
-    peak = settings.lr * (size.vision[0] / smallest) ** -settings.lr_power
+    peak = settings.lr * (size.tower[0] / smallest) ** -settings.lr_power
     warmup = settings.warmup
     if index:
         peak *= settings.lr_grown
@@ -194,14 +190,12 @@ def _stage(
         schedule = {"type": "Cosine"}  # nothing of what it overrides
     if schedule:
         own["schedule"] = schedule
-    stage: dict[str, Any] = {"name": size.name, "modelConfig": model_config(size, dataset.geometry)}
+    stage: dict[str, Any] = {"name": size.name, **dataset.shape.fields(size)}
     return stage | fragment | {"training": training | own}
 
 
 def _widths(dataset: str) -> list[int]:
-    from benchmarks.family.families import SIZES
-
-    return sorted(size.vision[0] for size in SIZES[dataset].values())
+    return sorted(size.tower[0] for size in SIZES[dataset].values())
 
 
 def _evaluation(dataset: DataSet, evaluated: list[Part], steps: int, evaluations: int) -> dict[str, Any]:

@@ -15,10 +15,12 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from benchmarks.family.datasets import find_dataset
 from benchmarks.family.errors import StudyError
 from benchmarks.family.families import family, find_size
 from benchmarks.family.intervals import Interval, interval
 from benchmarks.family.listing import Pair, budget_epochs, envelope_epochs
+from benchmarks.family.metric import Metric
 from benchmarks.family.results import Result
 from modelchain.acceleration import Acceleration, acceleration, compute_to_reach
 
@@ -75,6 +77,11 @@ class Setting:
     full: int  # epochs of a model alone
     unit: str = SEED
 
+    @property
+    def metric(self) -> Metric:
+        """That decides."""
+        return find_dataset(self.dataset).metric
+
 
 @dataclass(frozen=True)
 class AloneMeans:
@@ -91,7 +98,7 @@ class AloneMeans:
 
 @dataclass(frozen=True)
 class ModelComparison:
-    """One model of the chain. The metric is a share of one; more is better."""
+    """One model of the chain."""
 
     name: str
     spent: float  # MACs of the chain until this model is there
@@ -121,7 +128,7 @@ class Comparison:
     @property
     def shortfall(self) -> float:
         """By how much the worst model is below alone, on the mean; negative where none is."""
-        return max(-model.difference.mean for model in self.models)
+        return max(-self.setting.metric.sign * model.difference.mean for model in self.models)
 
 
 def compare(index: Index, setting: Setting) -> Comparison:
@@ -148,10 +155,16 @@ def compare(index: Index, setting: Setting) -> Comparison:
     curves = {name: _unit_curves(name, epochs, alone, means) for name in names}
     qualities = {name: means(lambda pair, name=name: chains[pair].value(name)) for name in names}
     by_unit = [
-        _factor([curves[name][i] for name in names], [qualities[name][i] for name in names], chain_macs[i])
+        _factor(
+            setting.metric,
+            [curves[name][i] for name in names],
+            [qualities[name][i] for name in names],
+            chain_macs[i],
+        )
         for i in range(len(units))
     ]
     mean_factor = _factor(
+        setting.metric,
         [_mean_curve(curves[name]) for name in names],
         [statistics.fmean(qualities[name]) for name in names],
         statistics.fmean(chain_macs),
@@ -262,9 +275,11 @@ def _mean_curve(curves: Sequence[Curve]) -> Curve:
     ]
 
 
-def _factor(curves: Sequence[Curve], qualities: Sequence[float], chain_macs: float) -> Acceleration:
+def _factor(
+    metric: Metric, curves: Sequence[Curve], qualities: Sequence[float], chain_macs: float
+) -> Acceleration:
     reached = [
-        compute_to_reach(curve, quality, higher_is_better=True)
+        compute_to_reach(curve, quality, higher_is_better=metric.sign > 0)
         for curve, quality in zip(curves, qualities, strict=True)
     ]
     return acceleration(reached, chain_macs)

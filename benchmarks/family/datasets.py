@@ -15,24 +15,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.family.errors import StudyError
+from benchmarks.family.families import ClassifierShape, ClipShape, LanguageModelShape, Shape
+from benchmarks.family.metric import Metric
 from benchmarks.family.recipes import Settings
 
 SELECTION, TEST = "selection", "test"
 SPLITS = (SELECTION, TEST)
 PARTS_FILE = "parts.json"
 EXAMPLES = Path(__file__).parents[2] / "examples"
-DIGIT_FOLDS = 5
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """What all models of a family share."""
-
-    image_size: int
-    patch_size: int
-    context_length: int
-    embed_dim: int
-    head_width: int = 16
+FOLDS = 5
 
 
 @dataclass(frozen=True)
@@ -48,7 +39,7 @@ class Part:
     """Some shards, as `prepare` wrote them."""
 
     shards: tuple[str, ...]  # file names
-    samples: int
+    samples: int  # of a language model: tokens
     sha256: str  # of the shards' bytes, in their order
 
 
@@ -61,20 +52,31 @@ class DataSet:
     folds: int
     parts: Callable[[str, int], Parts]  # of a split and a fold
     prepare: Callable[[Path, Path | None], Mapping[str, tuple[str, ...]]]
-    metric: str  # which decides
+    metric: Metric  # which decides
     evaluation: Mapping[str, object]  # EvaluationSpec without its shards
-    caption_keys: tuple[str, ...]
+    data: Mapping[str, object]  # DataSpec without its shards and size
     batch_size: int
     alone_epochs: int  # alone's full length
-    geometry: Geometry
+    shape: Shape
+    spec: Mapping[str, object] = field(default_factory=dict)  # other fields of the chain
     settings: Settings = field(default_factory=Settings)
+
+    @property
+    def size_field(self) -> str:
+        """Of DataSpec: how much data there is."""
+        return "tokens" if isinstance(self.shape, LanguageModelShape) else "samples"
+
+    @property
+    def row(self) -> int:
+        """How much of it is a row of a batch."""
+        return self.shape.context_length if isinstance(self.shape, LanguageModelShape) else 1
 
 
 def prepare(dataset: DataSet, folder: Path, source: Path | None) -> dict[str, Part]:
     """Write the shards of all parts into `folder`, and a list of them beside. Raises StudyError."""
     folder.mkdir(parents=True, exist_ok=True)
     parts = {
-        name: Part(shards, _samples(folder, shards), _sha256(folder, shards))
+        name: Part(shards, _size(dataset, folder, shards), _sha256(folder, shards))
         for name, shards in dataset.prepare(folder, source).items()
     }
     content = {name: vars(part) for name, part in parts.items()}
@@ -104,14 +106,18 @@ def find_dataset(name: str) -> DataSet:
         raise StudyError(f"no data set is called {name!r}; there are {', '.join(DATASETS)}") from None
 
 
-def _samples(folder: Path, shards: tuple[str, ...]) -> int:
+def _size(dataset: DataSet, folder: Path, shards: tuple[str, ...]) -> int:
+    """Pictures; of documents, their bytes and one token more for each."""
     import tarfile
 
-    count = 0
+    size = 0
     for shard in shards:
         with tarfile.open(folder / shard) as archive:
-            count += sum(member.name.endswith(".png") for member in archive)
-    return count
+            if dataset.size_field == "samples":
+                size += sum(member.name.endswith(".png") for member in archive)
+            else:
+                size += sum(member.size + 1 for member in archive)
+    return size
 
 
 def _sha256(folder: Path, shards: tuple[str, ...]) -> str:
@@ -127,12 +133,12 @@ def _run_example(script: str, *arguments: str | Path) -> None:
         raise StudyError(f"examples/{script} has failed; its message is above")
 
 
-# ---- digits: in fold f the test part is fold f, so five folds test on every picture once
+# ---- digits and topics: in fold f the test part is fold f, so five folds test on everything once
 
 
-def _digits_parts(split: str, fold: int) -> Parts:
+def _fold_parts(split: str, fold: int) -> Parts:
     """Selection never sees fold f: the part after it is held out of the training folds."""
-    others = [(fold + ahead) % DIGIT_FOLDS for ahead in range(1, DIGIT_FOLDS)]
+    others = [(fold + ahead) % FOLDS for ahead in range(1, FOLDS)]
     train, evaluation = (others, [fold]) if split == TEST else (others[1:], others[:1])
     return Parts(
         tuple(f"fold-{each}" for each in sorted(train)), tuple(f"fold-{each}" for each in evaluation)
@@ -142,8 +148,18 @@ def _digits_parts(split: str, fold: int) -> Parts:
 def _prepare_digits(folder: Path, source: Path | None) -> Mapping[str, tuple[str, ...]]:
     if source is not None:
         raise StudyError("digits come with scikit-learn: leave --source out")
-    _run_example("prepare_digits.py", "--output", folder, "--folds", str(DIGIT_FOLDS))
-    return {f"fold-{fold}": (f"fold-{fold}-0000.tar",) for fold in range(DIGIT_FOLDS)}
+    return _prepare_folds("prepare_digits.py", folder)
+
+
+def _prepare_topics(folder: Path, source: Path | None) -> Mapping[str, tuple[str, ...]]:
+    if source is not None:
+        raise StudyError("topics come with Python: leave --source out")
+    return _prepare_folds("prepare_topics.py", folder)
+
+
+def _prepare_folds(script: str, folder: Path) -> Mapping[str, tuple[str, ...]]:
+    _run_example(script, "--output", folder, "--folds", str(FOLDS))
+    return {f"fold-{fold}": (f"fold-{fold}-0000.tar",) for fold in range(FOLDS)}
 
 
 # ---- Fashion-MNIST: selection trains on 20,000 pictures and holds out 5,000, all of the training set
@@ -185,27 +201,60 @@ def _prepare_unifont(folder: Path, source: Path | None) -> Mapping[str, tuple[st
     }
 
 
+_CROPS = {"blockMebibytes": 1, "randomCropScale": [0.8, 1.0]}
+_DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+
 DATASETS: Mapping[str, DataSet] = {
     each.name: each
     for each in (
         DataSet(
             name="digits",
             title="scikit-learn's 1,797 digits",
-            folds=DIGIT_FOLDS,
-            parts=_digits_parts,
+            folds=FOLDS,
+            parts=_fold_parts,
             prepare=_prepare_digits,
-            metric="digits/top1",
+            metric=Metric("digits/top1"),
             evaluation={
                 "name": "digits",
                 "type": "ZeroShot",
-                "classes": ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"],
+                "classes": _DIGITS,
                 "templates": ["a photo of the digit {}", "a handwritten {}"],
             },
-            caption_keys=("txt", "txt2"),
+            data={"captionKeys": ["txt", "txt2"], **_CROPS},
             batch_size=96,
             alone_epochs=30,
-            geometry=Geometry(image_size=32, patch_size=8, context_length=16, embed_dim=32),
+            shape=ClipShape(image_size=32, patch_size=8, context_length=16, embed_dim=32),
             settings=Settings(first=30, later=12, lr=3e-3, lr_power=0.8, warmup=20),
+        ),
+        DataSet(
+            name="digit-classes",
+            title="scikit-learn's 1,797 digits, as classes",
+            folds=FOLDS,
+            parts=_fold_parts,
+            prepare=_prepare_digits,
+            metric=Metric("digits/top1"),
+            evaluation={"name": "digits", "type": "Accuracy", "classes": _DIGITS},
+            data={"classKey": "cls", **_CROPS},
+            batch_size=96,
+            alone_epochs=30,
+            shape=ClassifierShape(image_size=32, patch_size=8, classes=10),
+            spec={"task": "Classification"},
+            settings=Settings(first=30, later=8, lr=3e-3, lr_power=0.8, warmup=20),
+        ),
+        DataSet(
+            name="topics",
+            title="Python's language reference, by bytes",
+            folds=FOLDS,
+            parts=_fold_parts,
+            prepare=_prepare_topics,
+            metric=Metric("topics/loss"),
+            evaluation={"name": "topics", "type": "Perplexity"},
+            data={},
+            batch_size=16,
+            alone_epochs=8,
+            shape=LanguageModelShape(context_length=128, vocabulary_size=257),
+            spec={"task": "LanguageModel"},
+            settings=Settings(first=8, later=3, lr=4e-3, lr_power=0.5, warmup=50),
         ),
         DataSet(
             name="fashion-mnist",
@@ -213,7 +262,7 @@ DATASETS: Mapping[str, DataSet] = {
             folds=1,
             parts=_fashion_parts,
             prepare=_prepare_fashion,
-            metric="clothes/top1",
+            metric=Metric("clothes/top1"),
             evaluation={
                 "name": "clothes",
                 "type": "ZeroShot",
@@ -231,10 +280,10 @@ DATASETS: Mapping[str, DataSet] = {
                 ],
                 "templates": ["a photo of a {}", "a picture of a {}", "a {} from an online shop"],
             },
-            caption_keys=("txt", "txt2"),
+            data={"captionKeys": ["txt", "txt2"], **_CROPS},
             batch_size=256,
             alone_epochs=16,
-            geometry=Geometry(image_size=28, patch_size=7, context_length=16, embed_dim=48),
+            shape=ClipShape(image_size=28, patch_size=7, context_length=16, embed_dim=48),
             settings=Settings(first=16, later=4, lr=2e-3, lr_power=0.5, warmup=100),
         ),
         DataSet(
@@ -243,12 +292,12 @@ DATASETS: Mapping[str, DataSet] = {
             folds=1,
             parts=_unifont_parts,
             prepare=_prepare_unifont,
-            metric="glyphs/imageToText@1",
+            metric=Metric("glyphs/imageToText@1"),
             evaluation={"name": "glyphs", "type": "Retrieval"},
-            caption_keys=("txt",),
+            data={"captionKeys": ["txt"], **_CROPS},
             batch_size=256,
             alone_epochs=16,
-            geometry=Geometry(image_size=32, patch_size=8, context_length=24, embed_dim=64),
+            shape=ClipShape(image_size=32, patch_size=8, context_length=24, embed_dim=64),
             settings=Settings(first=16, later=4, lr=2e-3, lr_power=0.5, warmup=100),
         ),
     )

@@ -235,7 +235,7 @@ class Execution:
         )
         result = Result(
             run=task.run,
-            metric=dataset.metric,
+            metric=dataset.metric.name,
             digest_version=DIGEST_VERSION,
             selection_rule_version=SELECTION_RULE_VERSION,
             data_sha256=digests_of(task.parts, (*split.train, *split.evaluation)),
@@ -260,7 +260,7 @@ class Execution:
         values = ", ".join(f"{stage.name} {100 * result.value(stage.name):.1f}%" for stage in stages)
         self._say(
             f"{task.run.dataset} {task.run.split} fold {task.run.fold} seed {task.run.seed}, {task.run.label}: "
-            f"{values} ({seconds:.0f} s)"
+            f"{values} {dataset.metric.unit} ({seconds:.0f} s)"
         )
 
     def _release(self, task: Task) -> None:

@@ -11,7 +11,7 @@ from benchmarks.family.errors import StudyError
 from benchmarks.family.families import family
 from benchmarks.family.recipes import variant
 from benchmarks.family.runs import Run
-from modelchain.cost import TRAINING_PASSES, forward_macs, stage_macs
+from modelchain.cost import stage_macs
 
 SELECTION_SEEDS = (0, 1, 2)
 TEST_SEEDS = (3, 4, 5, 6, 7)
@@ -110,22 +110,12 @@ def _budget_runs(chain: Run, recipe: str, parts: Mapping[str, Part]) -> Iterator
     spent = 0
     for index, stage in enumerate(resolved.stages):
         spent += stage_macs(stage)
-        training, captions = stage.training, len(stage.data.caption_keys)
-        an_epoch = (
-            TRAINING_PASSES
-            * forward_macs(stage.model_config_, captions)
-            * training.steps_per_epoch
-            * training.global_batch_size
-        )
         if index:
-            yield chain.model_copy(
-                update={
-                    "family": None,
-                    "recipe": recipe,
-                    "model": stage.name,
-                    "epochs": budget_epochs(spent, an_epoch),
-                }
+            alone = chain.model_copy(
+                update={"family": None, "recipe": recipe, "model": stage.name, "epochs": 1}
             )
+            an_epoch = stage_macs(resolve_run(alone, parts).stages[0])
+            yield alone.model_copy(update={"epochs": budget_epochs(spent, an_epoch)})
 
 
 def _numbers(text: str, dataset: DataSet) -> list[int]:

@@ -54,6 +54,7 @@ def _quality(comparisons: Sequence[Comparison], styles: Mapping[str, Style]) -> 
     """A panel a model: alone's runs by their compute, and each chain's model by all that its chain had spent."""
     shown = [each for each in comparisons if each.setting.recipe in styles]
     models = [model.name for model in shown[0].models]
+    metric = shown[0].setting.metric
     columns = min(PANELS_A_ROW, len(models))
     rows = math.ceil(len(models) / columns)
     figure = Figure(figsize=(3.1 * columns + 0.4, 3.0 * rows + 0.9), layout="constrained")
@@ -62,8 +63,8 @@ def _quality(comparisons: Sequence[Comparison], styles: Mapping[str, Style]) -> 
         curve = next(model.curve for model in shown[0].models if model.name == name)
         panel.errorbar(
             [spent for spent, _ in curve],
-            [100 * value.mean for _, value in curve],
-            yerr=[100 * _bar(value) for _, value in curve],
+            [metric.scale * value.mean for _, value in curve],
+            yerr=[metric.scale * _bar(value) for _, value in curve],
             color=MUTED.light,
             marker=".",
             linewidth=1.2,
@@ -76,8 +77,8 @@ def _quality(comparisons: Sequence[Comparison], styles: Mapping[str, Style]) -> 
             model = next(model for model in each.models if model.name == name)
             panel.errorbar(
                 [model.spent],
-                [100 * model.chain.mean],
-                yerr=[100 * _bar(model.chain)],
+                [metric.scale * model.chain.mean],
+                yerr=[metric.scale * _bar(model.chain)],
                 color=colour,
                 marker=marker,
                 markersize=5.5,
@@ -94,7 +95,7 @@ def _quality(comparisons: Sequence[Comparison], styles: Mapping[str, Style]) -> 
         if place >= len(models) - columns:
             panel.set_xlabel("GMACs spent; of a chain, in all", fontsize=8, color=TEXT.light)
         if place % columns == 0:
-            panel.set_ylabel("metric, %", fontsize=8, color=TEXT.light)
+            panel.set_ylabel(f"{metric.name}, {metric.unit}", fontsize=8, color=TEXT.light)
         _dress(panel)
     for panel in panels[len(models) :]:
         panel.set_visible(False)

@@ -19,9 +19,11 @@ from benchmarks.family.datasets import find_dataset
 from benchmarks.family.errors import StudyError
 from benchmarks.family.families import find_size
 from benchmarks.family.listing import models_of
+from benchmarks.family.metric import Metric
 from modelchain.report.units import macs
 
-ALLOWED_SHORTFALL = 0.005  # of the selection rule: no model of the chain more than half a point below alone
+# Of the selection rule: no model of the chain more than half a point (of a loss: 0.005 nats) worse than alone.
+ALLOWED_SHORTFALL = 0.005
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,8 @@ def rank_alone(index: Index, question: Question) -> list[tuple[str, AloneMeans]]
             f"{question.dataset}, {question.split} split: no recipe has results of {', '.join(models)} alone at "
             f"{question.full} epochs; `list --alone` adds them"
         )
-    return sorted(means.items(), key=lambda item: -item[1].mean)
+    sign = find_dataset(question.dataset).metric.sign
+    return sorted(means.items(), key=lambda item: -sign * item[1].mean)
 
 
 def choose(comparisons: Sequence[Comparison]) -> Comparison:
@@ -103,7 +106,7 @@ def selection(index: Index, question: Question) -> str:
     """What the selection rule says: alone's recipes and the chains, each by rank, and the choice."""
     lines = [f"# {find_dataset(question.dataset).title}: {question.split} split", ""]
     if question.alone is None:
-        lines += list(_alone_table(rank_alone(index, question)))
+        lines += list(_alone_table(find_dataset(question.dataset).metric, rank_alone(index, question)))
     alone, comparisons, notes = compare_all(index, question)
     lines += ["", f"Alone: `{alone}`, {question.full} epochs.", ""]
     for name in dict.fromkeys(each.setting.family for each in comparisons):
@@ -116,11 +119,11 @@ def selection(index: Index, question: Question) -> str:
 def report(index: Index, question: Question) -> tuple[str, list[Comparison]]:
     """All tables, and what they were made from. Raises StudyError."""
     alone, comparisons, notes = compare_all(index, question)
-    first = comparisons[0]
+    dataset = find_dataset(question.dataset)
     lines = [
-        f"# {find_dataset(question.dataset).title}: {question.split} split",
+        f"# {dataset.title}: {question.split} split",
         "",
-        f"Metric: `{_metric(index, first)}`, in percent. Alone: `{alone}`, {question.full} epochs.",
+        f"Metric: `{dataset.metric.name}`, in {dataset.metric.unit}. Alone: `{alone}`, {question.full} epochs.",
         f"Intervals: 95 %, Student's t over the {question.unit}s.",
         "",
     ]
@@ -132,13 +135,13 @@ def report(index: Index, question: Question) -> tuple[str, list[Comparison]]:
     return "\n".join([*lines, *_notes(notes)]) + "\n", comparisons
 
 
-def _alone_table(ranked: Sequence[tuple[str, AloneMeans]]) -> Iterator[str]:
+def _alone_table(metric: Metric, ranked: Sequence[tuple[str, AloneMeans]]) -> Iterator[str]:
     models = list(ranked[0][1].by_model)
     yield f"| alone | seeds and folds | {' | '.join(models)} | mean |"
     yield f"| --- | ---: |{' ---: |' * (len(models) + 1)}"
     for recipe, means in ranked:
-        cells = [f"{100 * means.by_model[name]:.2f}" for name in models]
-        yield f"| `{recipe}` | {means.pairs} | {' | '.join(cells)} | {100 * means.mean:.2f} |"
+        cells = [metric.rounded(means.by_model[name]) for name in models]
+        yield f"| `{recipe}` | {means.pairs} | {' | '.join(cells)} | {metric.rounded(means.mean)} |"
 
 
 def _summary_table(comparisons: Sequence[Comparison]) -> Iterator[str]:
@@ -150,7 +153,7 @@ def _summary_table(comparisons: Sequence[Comparison]) -> Iterator[str]:
     )
     yield f"| --- | ---: |{' ---: |' * len(models)} ---: | ---: | ---: | ---: |"
     for each in comparisons:
-        cells = [model.difference.shown(scale=100, sign=True) for model in each.models]
+        cells = [each.setting.metric.shown(model.difference, sign=True) for model in each.models]
         bound, capped = (">= ", f" ({each.at_least} of {each.units} a bound)") if each.at_least else ("", "")
         yield (
             f"| `{each.setting.recipe}` | {each.pairs} | {' | '.join(cells)} | {macs(each.chain_macs)} "
@@ -164,30 +167,24 @@ def _model_table(each: Comparison) -> Iterator[str]:
         "| chain - alone at equal compute |"
     )
     yield "| --- | ---: | ---: | ---: | ---: |"
+    metric = each.setting.metric
     for model in each.models:
         yield (
-            f"| {model.name} | {model.chain.shown(scale=100)} | {model.alone.shown(scale=100)} "
-            f"| {model.difference.shown(scale=100, sign=True)} | {_budget(model)} |"
+            f"| {model.name} | {metric.shown(model.chain)} | {metric.shown(model.alone)} "
+            f"| {metric.shown(model.difference, sign=True)} | {_budget(metric, model)} |"
         )
 
 
-def _budget(model: ModelComparison) -> str:
+def _budget(metric: Metric, model: ModelComparison) -> str:
     if model.budget_epochs is None:
         return ""
     if model.budget_difference is None:
         return f"not run ({model.budget_epochs} epochs)"
-    return f"{model.budget_difference.shown(scale=100, sign=True)} ({model.budget_epochs} epochs)"
+    return f"{metric.shown(model.budget_difference, sign=True)} ({model.budget_epochs} epochs)"
 
 
 def _notes(notes: Sequence[str]) -> list[str]:
     return ["Left out:", "", *(f"- {note}" for note in notes)] if notes else []
-
-
-def _metric(index: Index, comparison: Comparison) -> str:
-    setting = comparison.setting
-    return next(
-        iter(index.chains(setting.dataset, setting.split, setting.family, setting.recipe).values())
-    ).metric
 
 
 def _is_own_family(name: str) -> bool:

@@ -48,7 +48,7 @@ class StageResult(Part):
 
     name: str
     digest: str
-    model: dict[str, Any]  # modelConfig
+    model: dict[str, Any]  # its configuration
     spec: dict[str, Any]  # what decided its weights, resolved: training, expansion, distillation
     steps: int
     samples: int
@@ -73,7 +73,7 @@ class Result(Part):
     """One run."""
 
     run: Run
-    metric: str  # which decides; higher is better
+    metric: str  # which decides
     digest_version: int
     selection_rule_version: int
     data_sha256: dict[str, str]  # of the shards of each part that it trained or evaluated on

@@ -40,6 +40,20 @@ def test_there_are_as_many_tokens_as_the_chain_says_and_none_are_in_both_parts(t
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == written
 
 
+def test_folds_are_of_one_size_and_share_no_document(tmp_path: Path) -> None:
+    command = [sys.executable, str(EXAMPLES / "prepare_topics.py"), "--output", str(tmp_path), "--folds", "4"]
+    subprocess.run(command, check=True)
+    assert [tokens_of(tmp_path, f"fold-{fold}") for fold in range(4)] == [110_000] * 4
+
+    folds = importlib.import_module("prepare_topics").folds
+    texts = [
+        bytes([letter]) * length for letter, length in zip(b"abcdefg", (9, 1, 4, 4, 7, 2, 3), strict=True)
+    ]
+    parts = folds(texts, 3)
+    assert sorted(text for part in parts.values() for text in part) == sorted(texts)
+    assert [sum(map(len, part)) for part in parts.values()] == [10, 10, 10]
+
+
 @pytest.mark.parametrize("tokens", range(5, 20))
 def test_the_last_document_is_cut_where_the_tokens_end(tokens: int) -> None:
     cut = importlib.import_module("prepare_topics").cut

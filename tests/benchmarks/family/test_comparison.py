@@ -10,7 +10,7 @@ import pytest
 from benchmarks.family.comparison import PAIR, Index, Setting, compare
 from benchmarks.family.errors import StudyError
 from benchmarks.family.intervals import interval
-from benchmarks.family.report import Question, choose, compare_all, selection
+from benchmarks.family.report import Question, choose, compare_all, report, selection
 from benchmarks.family.results import (
     Machine,
     Point,
@@ -167,6 +167,38 @@ def test_a_chain_whose_model_falls_short_of_alone_is_not_chosen_however_cheap() 
     assert {each.setting.recipe for each in comparisons} == {"trunk", "paper"}
     assert choose(comparisons).setting.recipe == "paper"
     assert "Chosen for family 2: `paper`" in selection(index, question)
+
+
+def test_of_a_loss_less_is_better() -> None:
+    falling = {"w32": [2.0, 1.8, 1.6, 1.4], "w64": [1.9, 1.7, 1.5, 1.3]}
+    losses = [
+        each.model_copy(
+            update={
+                "metric": "topics/loss",
+                "run": each.run.model_copy(update={"dataset": "topics"}),
+                "stages": tuple(
+                    part.model_copy(update={"metrics": {"topics/loss": part.metrics[METRIC]}})
+                    for part in each.stages
+                ),
+            }
+        )
+        for each in (
+            *alone(3, falling),
+            chain(3, (1.6, 1.31)),
+            chain(3, (1.35, 1.3), recipe="paper"),
+        )
+    ]
+    question = Question("topics", "test", ("2",), (), "alone", FULL)
+    _, comparisons, _ = compare_all(Index(losses), question)
+    by_recipe = {each.setting.recipe: each for each in comparisons}
+    assert by_recipe["trunk"].shortfall == pytest.approx(0.2)  # w32: 1.6 against 1.4
+    assert by_recipe["paper"].shortfall == pytest.approx(0.0)
+    assert by_recipe["paper"].mean_factor.at_least  # 1.35 is better than all that alone has
+    assert by_recipe["trunk"].mean_factor.factor == pytest.approx((4e9 + 4e9 * 2 ** (2 + 19 / 20)) / 12e9)
+    assert choose(comparisons).setting.recipe == "paper"
+    table, _ = report(Index(losses), question)
+    assert "Metric: `topics/loss`, in nats." in table
+    assert "| w32 | 1.600 | 1.400 | +0.200 |" in table
 
 
 def test_what_is_missing_is_named() -> None:

@@ -88,6 +88,26 @@ def test_a_study_goes_from_data_to_tables_and_on_from_its_results_alone(tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("dataset", "unit"),
+    [("digit-classes", "`digits/top1`, in percent"), ("topics", "`topics/loss`, in nats")],
+)
+def test_other_tasks_are_studied_alike(dataset: str, unit: str, tmp_path: Path) -> None:
+    work, results = tmp_path / "work", tmp_path / "results"
+    question = ("--data", dataset, "--families", "2", "--full-epochs", "1")
+    succeed("prepare", dataset, "--work", work)
+    succeed(
+        "list", "--work", work, *question, "--recipes", RECIPE, "--alone", "alone-wsd", "--seeds", "0",
+        "--folds", "0",
+    )  # fmt: skip
+    assert "3 of 3 done" in succeed("run", "--work", work, "--results", results)
+    assert f"Chosen for family 2: `{RECIPE}`" in succeed("select", "--results", results, *question)
+    table = succeed("report", "--results", results, *question, "--split", "selection")
+    assert f"Metric: {unit}." in table
+    assert "| w64 | " in table
+
+
+@pytest.mark.slow
 def test_a_run_that_fails_is_told_and_leaves_no_result(tmp_path: Path) -> None:
     work, results = tmp_path / "work", tmp_path / "results"
     succeed("prepare", "digits", "--work", work)
