@@ -111,6 +111,7 @@ class Manifest(Block):
     steps: int
     samples: int  # samples seen: steps * globalBatchSize
     macs: float  # multiply-accumulates spent on this stage (METHOD accounting)
+    computed_macs: FiniteNumber | None = None  # of these computed: without padding, and what nothing reads
     started_at: str  # RFC 3339, first attempt
     completed_at: str
     train_seconds: FiniteNumber  # time spent in training steps, over all attempts
@@ -192,7 +193,8 @@ class TrainLine(Block):
     step: Annotated[int, Field(ge=0)]  # finished ones
     epoch: FiniteNumber
     samples: int  # seen
-    macs: FiniteNumber  # spent, teacher included
+    macs: FiniteNumber  # spent, teacher included, as the plan counts them
+    computed_macs: FiniteNumber | None = None  # of these computed; None: a checkpoint did not say
     time: FiniteNumber  # seconds of training, without interruptions
     wall_time: FiniteNumber  # seconds since 1970
     learning_rate: FiniteNumber

@@ -7,7 +7,8 @@ below a percent.
 
 The figures are those of the models as published. The trainer computes less (it cuts texts after their last
 token and the last block to what is read), which no figure here credits, so that chains compare with the
-literature. Patches that `training.patchDropout` leaves out are part of the recipe, and are not counted.
+literature; `computed_macs` counts that, for the trainer, who alone knows how long the texts are. Patches that
+`training.patchDropout` leaves out are part of the recipe, and are not counted.
 
 What is counted are the products of the forward pass: patches, attention (also the masked half, which is
 computed), projections, MLPs. Norms, activations, softmax and sums are not.
@@ -16,6 +17,7 @@ computed), projections, MLPs. Norms, activations, softmax and sums are not.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from modelchain.exactness import Change, growth_changes
@@ -147,6 +149,24 @@ def stage_macs(
             taught = scheduled_teacher_steps(stage.distillation, stage.training.steps, until_step=steps)
         macs += taught * forward_macs(stage.teacher.model_config_, captions)
     return macs * stage.training.global_batch_size
+
+
+def computed_macs(stage: ResolvedStage, rows: int, texts: Mapping[int, int], *, taught: bool) -> int:
+    """MACs that a training step computes for so many samples, by the accounting above but of real tokens alone.
+
+    `texts` is how many texts of these lengths the text tower was handed, padding included; empty where there is none.
+    What micro-batches and gradient checkpointing compute a second time is not counted.
+    """
+    training = stage.training
+    image, rest = family_of(stage.model_config_).computed_macs(
+        stage.model_config_, rows, texts, training.patch_dropout
+    )
+    macs = (1 if training.locked_tower is LockedTower.IMAGE else TRAINING_PASSES) * image
+    macs += (1 if training.locked_tower is LockedTower.TEXT else TRAINING_PASSES) * rest
+    if taught and stage.teacher is not None:
+        teacher = stage.teacher.model_config_
+        macs += sum(family_of(teacher).computed_macs(teacher, rows, texts, 0.0))
+    return macs
 
 
 def scheduled_teacher_steps(

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 
 from modelchain.cost import TRAINING_PASSES
 from modelchain.families import ModelConfig, TextSpec, VisionSpec
+from modelchain.families.towers import block_macs, pooled_tower_macs
 
 FLOP_PER_MAC = 2
 # Dense bf16 with fp32 sums, from NVIDIA's data sheets of the SXM modules.
@@ -46,16 +47,4 @@ def step_flops(
 
 
 def _blocks(tokens: int, tower: VisionSpec | TextSpec, *, pooled_last_block: bool) -> int:
-    whole = _block(tokens, tokens, tower)
-    return (
-        tower.layers * whole
-        if not pooled_last_block
-        else (tower.layers - 1) * whole + _block(1, tokens, tower)
-    )
-
-
-def _block(queries: int, tokens: int, tower: VisionSpec | TextSpec) -> int:
-    """Keys and values of all tokens; the rest of the queries alone."""
-    width = tower.width
-    attention = 2 * (tokens + queries) * width**2 + 2 * queries * tokens * width
-    return attention + 2 * queries * width * tower.hidden_width
+    return pooled_tower_macs(tokens, tower) if pooled_last_block else tower.layers * block_macs(tokens, tower)

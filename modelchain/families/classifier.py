@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated
 
 from pydantic import Field
@@ -21,6 +21,7 @@ from modelchain.families.towers import (
     Tower,
     VisionSpec,
     changed_image_tower,
+    computed_image_tower_macs,
     image_dimensions,
     image_tower_macs,
     image_tower_parameters,
@@ -75,6 +76,17 @@ class ClassifierFamily(Family[ClassifierConfig]):
     def forward_macs(self, config: ClassifierConfig, texts: int) -> int:  # noqa: ARG002
         """A label costs nothing."""
         return image_tower_macs(config.vision) + config.vision.width * config.classes
+
+    def computed_macs(
+        self,
+        config: ClassifierConfig,
+        rows: int,
+        texts: Mapping[int, int],  # noqa: ARG002
+        patch_dropout: float,
+    ) -> tuple[int, int]:
+        """Where the class token is pooled, the last block computes nothing else."""
+        head = config.vision.width * config.classes
+        return 0, rows * (computed_image_tower_macs(config.vision, patch_dropout) + head)
 
     def towers(self, config: ClassifierConfig) -> Sequence[Tower]:
         """One, for images."""

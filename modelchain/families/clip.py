@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Final
 
 from pydantic import Field
@@ -28,10 +28,12 @@ from modelchain.families.towers import (
     block_macs,
     block_parameters,
     changed_image_tower,
+    computed_image_tower_macs,
     image_dimensions,
     image_tower_macs,
     image_tower_parameters,
     largest_in_block,
+    pooled_tower_macs,
     shrinking_heads,
     shrinking_tower,
     shrinking_units,
@@ -121,6 +123,17 @@ class ClipFamily(Family[ModelConfig]):
     def forward_macs(self, config: ModelConfig, texts: int) -> int:
         """The image tower runs once, the text tower once a caption."""
         return vision_macs(config) + texts * text_macs(config)
+
+    def computed_macs(
+        self, config: ModelConfig, rows: int, texts: Mapping[int, int], patch_dropout: float
+    ) -> tuple[int, int]:
+        """Texts are as long as they are handed to the tower; last blocks compute what is pooled."""
+        vision, text = config.vision, config.text
+        image = computed_image_tower_macs(vision, patch_dropout) + vision.width * config.embed_dim
+        projection = text.width * config.embed_dim
+        return rows * image, sum(
+            number * (pooled_tower_macs(length, text) + projection) for length, number in texts.items()
+        )
 
     def embedding_parameters(self, config: ModelConfig) -> int:
         """Of the text tower."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, ClassVar, Generic, TypeAlias, TypeVar
@@ -127,6 +127,18 @@ class Family(ABC, Generic[C]):
     @abstractmethod
     def forward_macs(self, config: C, texts: int) -> int:
         """Multiply-accumulates of a forward pass over one sample that has so many texts."""
+
+    def computed_macs(
+        self,
+        config: C,
+        rows: int,
+        texts: Mapping[int, int],
+        patch_dropout: float,  # noqa: ARG002
+    ) -> tuple[int, int]:
+        """Multiply-accumulates that the trainer computes in a forward pass over so many samples: of what
+        `LockedTower.IMAGE` locks, and of the rest. `texts`: how many of these lengths in tokens, padding included.
+        """
+        return 0, rows * self.forward_macs(config, sum(texts.values()) // rows)
 
     @abstractmethod
     def size_name(self, config: C) -> str:

@@ -115,6 +115,18 @@ def block_macs(tokens: int, tower: Tower) -> int:
     return attention + 2 * tokens * width * tower.hidden_width
 
 
+def pooled_block_macs(tokens: int, tower: Tower) -> int:
+    """Of a last block that computes one token: of all others it needs keys and values alone."""
+    width = tower.width
+    attention = 2 * (tokens + 1) * width**2 + 2 * tokens * width
+    return attention + 2 * width * tower.hidden_width
+
+
+def pooled_tower_macs(tokens: int, tower: Tower) -> int:
+    """Of all blocks, where one token is read of the last."""
+    return (tower.layers - 1) * block_macs(tokens, tower) + pooled_block_macs(tokens, tower)
+
+
 def largest_in_block(tower: Tower) -> int:
     """Numbers of the largest matrix of a block."""
     return max(3 * tower.width, tower.hidden_width) * tower.width
@@ -152,6 +164,16 @@ def image_tower_macs(vision: VisionSpec, dropout: float = 0.0) -> int:
     patches = kept_patches(vision, dropout)
     embedding = patches * 3 * vision.patch_size**2 * vision.width
     return embedding + vision.layers * block_macs(patches + vision.class_token, vision)
+
+
+def computed_image_tower_macs(vision: VisionSpec, dropout: float = 0.0) -> int:
+    """Of these what is computed: patches are embedded before some are left out, and where the class token is pooled the
+    last block computes nothing else.
+    """
+    tokens = kept_patches(vision, dropout) + vision.class_token
+    pooled = vision.pooling is Pooling.CLASS_TOKEN
+    blocks = pooled_tower_macs(tokens, vision) if pooled else vision.layers * block_macs(tokens, vision)
+    return image_patches(vision) * 3 * vision.patch_size**2 * vision.width + blocks
 
 
 def unbuildable_image_tower(vision: VisionSpec) -> Iterator[Problem]:

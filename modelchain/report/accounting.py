@@ -1,9 +1,9 @@
 """What a chain cost against training its models alone, and where each figure comes from.
 
-Three kinds of figures, which the report keeps apart: *counted* (the trainer counted the
-multiply-accumulates of the steps that made the weights, and measured their time), *planned*
-(`modelchain.cost`, from the settings alone) and, where baseline runs are given, counted figures of models
-that really were trained alone.
+Kinds of figures, which the report keeps apart: *counted* (the trainer counted the multiply-accumulates of the steps
+that made the weights, and measured their time), *computed* (of these, what it computed: texts without most of their
+padding), *planned* (`modelchain.cost`, from the settings alone) and, where baseline runs are given, counted figures of
+models that really were trained alone.
 """
 
 from __future__ import annotations
@@ -37,6 +37,9 @@ class Costs:
     """What the chain cost. MACs are multiply-accumulates, times are seconds of training."""
 
     spent_macs: float  # counted, over all stages, so far
+    computed_macs: (
+        float | None
+    )  # computed for them, by the same accounting of real tokens; None: not known of all
     spent_seconds: float
     reused: tuple[str, ...]  # stages that another chain had trained
     reused_macs: float  # of `spent_macs`: what those took, once
@@ -107,8 +110,11 @@ def costs(chain: ChainArtifacts, baselines: Sequence[Baseline] = ()) -> Costs:
     trained alone in chains of their own, beside those that the chain has trained itself.
     """
     reused = [stage for stage in chain.stages if trained_by(chain, stage) is not None]
+    computed = [stage.computed_macs for stage in chain.stages if stage.macs is not None]
+    known = [macs for macs in computed if macs is not None]
     return Costs(
         spent_macs=sum(stage.macs or 0.0 for stage in chain.stages),
+        computed_macs=sum(known) if known and len(known) == len(computed) else None,
         spent_seconds=sum(stage.train_seconds or 0.0 for stage in chain.stages),
         reused=tuple(stage.name for stage in reused),
         reused_macs=sum(stage.macs or 0.0 for stage in reused),

@@ -54,6 +54,14 @@ class StageArtifacts:
         return max(line.macs for line in lines) if lines else None
 
     @property
+    def computed_macs(self) -> float | None:
+        """Multiply-accumulates that were computed for them so far, which is less; None if that was not recorded."""
+        if self.manifest is not None:
+            return self.manifest.computed_macs
+        counts = [line.computed_macs for line in self.metrics.training if line.computed_macs is not None]
+        return max(counts, default=None)
+
+    @property
     def train_seconds(self) -> float | None:
         """Seconds spent in training steps so far; None if that was not recorded."""
         if self.manifest is not None:

@@ -58,13 +58,14 @@ class StageRow:
 
 @dataclass(frozen=True)
 class CostRow:
-    """Planned and counted cost of a stage."""
+    """Planned, counted and computed cost of a stage."""
 
     stage: int | None  # None: the sum
     model: str
     planned: str
     teacher: str  # of `planned`: the teacher's forward passes
     counted: str
+    computed: str  # of `counted`: what was computed
     alone_planned: str
     alone_counted: str
 
@@ -164,7 +165,7 @@ def _samples(chain: ChainArtifacts, stage: StageArtifacts) -> str:
 
 
 def cost_rows(chain: ChainArtifacts, costs: Costs) -> list[CostRow]:
-    """Planned and counted cost of each stage, and their sums."""
+    """Planned, counted and computed cost of each stage, and their sums."""
     plan = costs.plan
     if plan is None:
         return []
@@ -179,6 +180,7 @@ def cost_rows(chain: ChainArtifacts, costs: Costs) -> list[CostRow]:
                 planned=units.macs(planned.macs),
                 teacher=units.macs(teacher) if teacher else "–",
                 counted="–" if stage.macs is None else units.macs(stage.macs),
+                computed="–" if stage.computed_macs is None else units.macs(stage.computed_macs),
                 alone_planned=units.macs(planned.alone_macs),
                 alone_counted=units.macs(baseline.artifacts.macs)
                 if baseline and baseline.artifacts.macs
@@ -193,6 +195,7 @@ def cost_rows(chain: ChainArtifacts, costs: Costs) -> list[CostRow]:
             planned=units.macs(plan.chain_macs),
             teacher="",
             counted=units.macs(costs.spent_macs),
+            computed="–" if costs.computed_macs is None else units.macs(costs.computed_macs),
             alone_planned=units.macs(plan.family_macs),
             alone_counted=units.macs(sum(alone)) if len(alone) == len(chain.stages) else "–",
         )

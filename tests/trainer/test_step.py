@@ -19,7 +19,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
+from modelchain import cost
 from modelchain.families import LockedTower, ModelConfig, TextSpec, VisionSpec
 from modelchain.memory import kept_bytes
 from modelchain.resolved import (
@@ -29,6 +32,7 @@ from modelchain.resolved import (
     ResolvedStage,
     ResolvedStore,
     ResolvedTraining,
+    StageReference,
 )
 from modelchain.spec import DistillationSchedule, DistillationScheduleType, Precision
 from modelchain_trainer.data.sample import normalize
@@ -47,6 +51,7 @@ CPU = torch.device("cpu")
 IMAGE_SIZE, CONTEXT, CAPTIONS, BATCH = 16, 12, 2, 12
 WEIGHT = 1.5
 STEPS = 3
+TOWERS = ("encode_image", "encode_text")
 TWO_PROCESS_CASES = {"fp64": torch.float64, "fp32": torch.float32}
 
 pair = pytest.mark.xdist_group("step-2")  # one worker of the test run starts the two processes, once
@@ -425,6 +430,44 @@ def test_a_teacher_of_another_image_size_sees_the_same_pictures_at_its_own(image
         normalize(batch(0).images, torch.float32), (image_size, image_size), mode="bicubic", antialias=True
     )
     assert torch.equal(torch.cat(seen), expected)
+
+
+@pytest.mark.parametrize("locked", [None, *LockedTower])
+def test_the_macs_computed_are_those_that_torch_counts_in_the_forward_passes_of_the_step(
+    locked: LockedTower | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: dict[tuple[Clip, str], float] = {}
+
+    def count(tower: str) -> None:
+        encode = getattr(Clip, tower)
+
+        def encode_and_count(model: Clip, *inputs: Tensor, **options: Tensor) -> Tensor:
+            with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+                result: Tensor = encode(model, *inputs, **options)
+            place = model, tower
+            counted[place] = counted.get(place, 0) + counter.get_total_flops() / 2
+            return result
+
+        monkeypatch.setattr(Clip, tower, encode_and_count)
+
+    count("encode_image")
+    count("encode_text")
+    teacher = build_model(config(64, 16, IMAGE_SIZE * 2), seed=2)
+    made_for = stage(locked_tower=locked, patch_dropout=0.25)
+    taught_by = StageReference(
+        name="first", digest="1" * 64, folder="stages/first-1", modelConfig=teacher.config
+    )
+    made_for = made_for.model_copy(update={"predecessor": taught_by, "teacher": taught_by})
+    trained, model, _ = train_step(made_for, teacher=teacher)
+    rows = batch(0)
+    trained.run(Rows(rows.images, rows.tokens, torch.arange(3).expand(BATCH, 3)), 0)
+    passes = {
+        tower: 1 if locked is not None and tower == f"encode_{locked.lower()}" else 3 for tower in TOWERS
+    }
+    student = sum(passes[tower] * counted[model, tower] for tower in TOWERS)
+    assert trained.computed_macs == student + sum(counted[teacher, tower] for tower in TOWERS)
+    taught_step = cost.stage_macs(made_for, until_step=1)
+    assert trained.computed_macs < 0.8 * taught_step, "captions are at most nine of twelve tokens long"
 
 
 def test_a_stage_without_predecessor_trains_on_the_task_alone() -> None:

@@ -102,6 +102,11 @@ def test_metrics_have_each_step_and_evaluations_at_both_ends_and_between(small: 
     assert [line.samples for line in train] == [16 * step for step in range(1, 13)]
     assert train[3].epoch == 1
     assert train[-1].macs == stage_macs(small)
+    computed = [line.computed_macs for line in train if line.computed_macs is not None]
+    assert len(computed) == len(train)
+    assert computed == sorted(computed)
+    assert computed[-1] == _manifest(small).computed_macs
+    assert computed[-1] < train[-1].macs
     assert all(after.time > before.time for before, after in pairwise(train))
     assert train[-1].loss["total"] < train[0].loss["total"]
     assert _manifest(small).metrics == _metrics_at(small, 12)
@@ -340,6 +345,42 @@ def test_a_gpu_without_bf16_is_named_with_what_to_write() -> None:
         ConfigurationError, match=r"training\.precision is Bf16, which Tesla T4 .* write Fp32"
     ):
         check_precision(Precision.BF16, False, "Tesla T4")
+
+
+def test_a_stage_in_bf16_on_such_a_gpu_ends_before_it_trains(
+    stage_of: StageOf, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With what torch says of a Tesla T4 in the place of one."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "Tesla T4")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *, including_emulation: including_emulation)
+    with pytest.raises(ConfigurationError, match="Bf16, which Tesla T4 does not compute"):
+        train(stage_of("bf16", job={"gpusPerNode": 1}, training={"precision": "Bf16"}))
+
+
+TOO_OLD = (
+    "The NVIDIA driver on your system is too old (found version 12020). Please update your GPU driver by downloading "
+    "and installing a new version from the URL: http://www.nvidia.com/Download/index.aspx"
+)
+
+
+def test_a_driver_that_is_too_old_is_told_in_torchs_words(
+    stage_of: StageOf, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With what torch raises where it finds one."""
+
+    def refuse() -> None:
+        raise RuntimeError(TOO_OLD)
+
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "init", refuse)
+    with pytest.raises(
+        ConfigurationError,
+        match=r"built for CUDA .*driver on your system is too old \(found version 12020\)\); check",
+    ):
+        train(stage_of("driver", job={"gpusPerNode": 8}))
 
 
 def test_a_pod_that_should_have_gpus_does_not_train_on_the_cpu(

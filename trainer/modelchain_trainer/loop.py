@@ -53,7 +53,7 @@ class TrainingLoop:
         self._loader = loader
         self._sets = sets
         self._tokenizer = tokenizer
-        self._corrupt_before = dict(state.corrupt)
+        self._corrupt_before, self._computed_before = dict(state.corrupt), state.computed_macs
         self._line_from = _Clock(state.step, state.train_seconds, loader.wait_seconds)
         self._agreed = False  # with the other ranks, to stop
         self._next_agreement, self._agreed_at = state.step + 1, time.perf_counter()
@@ -105,8 +105,8 @@ class TrainingLoop:
             attempt.position.step = state.step
             attempt.telemetry.step(state.step)
             reach("step")
-            if log or save:
-                self._count_corrupt()
+            if log or save or state.step == end:
+                self._count()
             if log and reading is not None:
                 self._log(reading)
             if save:
@@ -177,6 +177,7 @@ class TrainingLoop:
             epoch=state.step / self._training.steps_per_epoch,
             samples=state.step * self._training.global_batch_size,
             macs=self._macs(state.step),
+            computed_macs=state.computed_macs,
             time=state.train_seconds,
             wall_time=time.time(),
             learning_rate=reading.learning_rate,
@@ -194,13 +195,19 @@ class TrainingLoop:
         taught = self._state.train_step.teacher_steps
         return float(stage_macs(self._attempt.stage, until_step=step, teacher_steps=taught))
 
-    def _count_corrupt(self) -> None:
-        """Corrupt samples of all ranks and of all attempts so far. Every rank calls it at the same steps."""
-        mine = self._loader.corrupt
-        counts = torch.tensor([mine.get(cause, 0) for cause in Cause], device=self._attempt.device)
-        for cause, count in zip(Cause, self._attempt.ranks.group.sum(counts).tolist(), strict=True):
-            if total := self._corrupt_before.get(cause, 0) + count:
-                self._state.corrupt[str(cause)] = total
+    def _count(self) -> None:
+        """Corrupt samples and computed MACs of all ranks and of all attempts so far. Every rank calls it at the same
+        steps.
+        """
+        mine, state = self._loader.corrupt, self._state
+        counts = [state.train_step.computed_macs, *(mine.get(cause, 0) for cause in Cause)]
+        counted = torch.tensor(counts, dtype=torch.float64, device=self._attempt.device)
+        macs, *corrupt = self._attempt.ranks.group.sum(counted).tolist()
+        for cause, count in zip(Cause, corrupt, strict=True):
+            if total := self._corrupt_before.get(cause, 0) + int(count):
+                state.corrupt[str(cause)] = total
+        if self._computed_before is not None:
+            state.computed_macs = self._computed_before + macs
 
     def _next_evaluation(self) -> int:
         """The next step with an evaluation, after the one that is finished."""
@@ -274,6 +281,8 @@ class TrainingLoop:
     def _leave(self) -> None:
         """Save what would be lost, and let the other ranks wait for it if all of us have agreed to stop."""
         attempt, state = self._attempt, self._state
+        if self._agreed:
+            self._count()
         due = False
         if attempt.ranks.first:
             attempt.telemetry.phase("Checkpointing")

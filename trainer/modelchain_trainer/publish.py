@@ -146,6 +146,7 @@ def _manifest(
         steps=stage.training.steps,
         samples=stage.training.steps * stage.training.global_batch_size,
         macs=float(stage_macs(stage, teacher_steps=state.train_step.teacher_steps)),
+        computed_macs=state.computed_macs,
         started_at=state.started_at,
         completed_at=rfc3339(time.time()),
         train_seconds=state.train_seconds,

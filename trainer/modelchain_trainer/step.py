@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from modelchain.cost import computed_macs
 from modelchain.errors import ExitCode, ModelChainError
 from modelchain.resolved import ResolvedStage, ResolvedTraining
 from modelchain.spec import Precision
@@ -120,6 +121,7 @@ class TrainStep:
     ) -> None:
         teaching = teaching or Teaching()
         self.teacher_steps, self._surpassed = teaching.steps, teaching.surpassed
+        self.computed_macs = 0  # for this rank's rows, since this began
         self._margin = torch.full((), teaching.margin, dtype=torch.float64, device=device)
         self._model = model.train()
         decay = stage.training.ema_decay
@@ -157,6 +159,9 @@ class TrainStep:
             parameter.grad = None
 
         losses = self._objective.accumulate(batch, weight=weight, taught=taught)
+        self.computed_macs += computed_macs(
+            self._stage, batch.tokens.shape[1], self._objective.text_lengths, taught=taught
+        )
         if taught:
             self._judge_teacher(losses)
         return self._update(step, rate, weight, losses[:2])

@@ -50,6 +50,7 @@ class TrainState:
     corrupt: dict[str, int]  # samples replaced, by cause
     attempts: tuple[str, ...]  # tokens of the attempts resumed from, and ours
     passed_over: tuple[PassedOver, ...]  # data that the stage does without
+    computed_macs: float | None  # of all ranks, as last counted; None: not counted from the beginning
 
     def for_checkpoint(self) -> CheckpointState:
         """The numbers for a checkpoint."""
@@ -61,6 +62,7 @@ class TrainState:
             corrupt_samples=self.corrupt,
             attempts=self.attempts,
             passed_over=self.passed_over,
+            computed_macs=self.computed_macs,
             teacher_steps=teaching.steps,
             teacher_margin=teaching.margin,
             teacher_surpassed=teaching.surpassed,
@@ -127,6 +129,7 @@ def prepare(
         corrupt=dict(state.corrupt_samples),
         attempts=tuple(dict.fromkeys((*state.attempts, attempt.token))),
         passed_over=passed_over,
+        computed_macs=state.computed_macs,
     )
 
 
@@ -164,7 +167,9 @@ def _spread(
 
 def _new_state(started_at: str | None) -> CheckpointState:
     now = started_at or rfc3339(time.time())
-    return CheckpointState(step=0, train_seconds=0.0, started_at=now, corrupt_samples={}, attempts=())
+    return CheckpointState(
+        step=0, train_seconds=0.0, started_at=now, corrupt_samples={}, attempts=(), computed_macs=0.0
+    )
 
 
 def _needs_teacher(stage: ResolvedStage, state: CheckpointState) -> bool:

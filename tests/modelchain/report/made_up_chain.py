@@ -32,6 +32,7 @@ from modelchain.status import ChainPhase, ChainStatus, StagePhase, StageStatus, 
 from modelchain.store import Store
 from modelchain.store.folder import FolderStore
 
+COMPUTED = 0.6  # of the multiply-accumulates that are counted
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 WIDTHS = ((64, 2), (128, 3), (256, 4), (256, 6), (384, 6), (512, 8), (768, 12))
 ZERO_SHOT = {
@@ -181,6 +182,7 @@ def _train_stage(
         steps=steps,
         samples=steps * stage.training.global_batch_size,
         macs=float(stage_macs(stage)),
+        computed_macs=COMPUTED * stage_macs(stage),
         started_at="2026-03-01T10:00:00Z",
         completed_at="2026-03-01T10:05:00Z",
         train_seconds=_seconds(stage, steps),
@@ -208,6 +210,7 @@ def _lines(stage: ResolvedStage, steps: int, start: float, final: float, noise: 
                 {
                     "kind": "train",
                     **place,
+                    "computedMacs": COMPUTED * macs,
                     "epoch": step / stage.training.steps_per_epoch,
                     "learningRate": 1e-3,
                     "loss": {"total": task + distillation, "task": task, "distillation": distillation},

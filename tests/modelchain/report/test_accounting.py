@@ -12,7 +12,7 @@ from modelchain.errors import ConfigurationError
 from modelchain.report.accounting import Reached, costs, match_baselines, reached
 from modelchain.report.data import ChainArtifacts
 from modelchain.report.reading import read_chain, read_recorded_chain
-from tests.modelchain.report.made_up_chain import Training, document, resolved, train
+from tests.modelchain.report.made_up_chain import COMPUTED, Training, document, resolved, train
 
 
 def read(folder: Path, how: Training | None = None, **options: object) -> ChainArtifacts:
@@ -27,6 +27,7 @@ def test_a_finished_chain_costs_what_the_trainer_counted(tmp_path: Path) -> None
     assert cost.plan is not None
     assert cost.complete
     assert cost.chain_macs == cost.spent_macs == planned.chain_macs
+    assert cost.computed_macs == pytest.approx(COMPUTED * planned.chain_macs)
     assert cost.of_largest == pytest.approx(planned.cost_ratio)
     assert cost.family_speedup == pytest.approx(planned.speedup)
 
@@ -36,6 +37,17 @@ def test_an_unfinished_chain_is_compared_by_its_plan_and_shows_what_it_has_spent
     assert cost.plan is not None
     assert cost.chain_macs == cost.plan.chain_macs
     assert 0 < cost.spent_macs < cost.plan.chain_macs / 2
+    assert cost.computed_macs == pytest.approx(COMPUTED * cost.spent_macs, rel=0.1), (
+        "of lines every five steps"
+    )
+
+
+def test_what_was_computed_is_not_told_where_one_stage_does_not_say(tmp_path: Path) -> None:
+    chain = read(tmp_path)
+    manifest = chain.stages[0].manifest
+    assert manifest is not None
+    silent = replace(chain.stages[0], manifest=manifest.model_copy(update={"computed_macs": None}))
+    assert costs(replace(chain, stages=(silent, *chain.stages[1:]))).computed_macs is None
 
 
 def test_without_all_settings_no_comparison_is_invented(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from modelchain.status import Measurement
 from modelchain.store import open_store
 from tests.modelchain.report.made_up_chain import (
     CLASSES,
+    COMPUTED,
     RETRIEVAL,
     ZERO_SHOT,
     Training,
@@ -154,6 +155,7 @@ def test_the_figures_are_those_of_the_artifacts(chain: ResolvedChain, page: Page
     assert f"{planned.speedup:.2f}× less" in page.text
     assert units.macs(planned.chain_macs) in page.text
     assert units.macs(planned.largest.alone_macs) in page.text
+    assert units.macs(COMPUTED * planned.chain_macs) in page.text
     for stage, value in zip(chain.stages, ("86.8 %", "92.1 %", "95.3 %"), strict=True):
         assert f"{stage.model} {value}" in page.text
         assert stage.digest in page.text

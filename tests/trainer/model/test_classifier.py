@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from modelchain import cost
 from modelchain.errors import UserDataError
-from modelchain.families import CLASSIFIER, ClassifierConfig, VisionSpec
+from modelchain.families import CLASSIFIER, ClassifierConfig, Pooling, VisionSpec, family_of
 from modelchain_trainer.model import build_model, load_weights, model_from, save_weights
 from modelchain_trainer.model.timm_config import own_names, timm_names
 from tests.trainer.expansion.families import CLASSIFIER_TOWERS, classifier, trained
@@ -54,6 +54,19 @@ def test_timm_loads_what_is_published_with_equal_logits_and_gradients(
     for name, parameter in theirs.named_parameters():
         assert parameter.grad is not None
         torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("pooling", Pooling)
+def test_computed_macs_are_those_that_torch_counts_in_our_model(pooling: Pooling) -> None:
+    vision = VisionSpec(width=32, layers=3, head_width=16, image_size=16, patch_size=4, pooling=pooling)
+    config = ClassifierConfig(classes=10, vision=vision)
+    model = build_model(config, seed=0)
+    with (
+        torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
+        FlopCounterMode(display=False) as counter,
+    ):
+        model(torch.zeros(2, 3, 16, 16), torch.arange(8).expand(2, 8))
+    assert (0, counter.get_total_flops() / 2) == family_of(config).computed_macs(config, 2, {}, 0.5)
 
 
 @pytest.mark.slow

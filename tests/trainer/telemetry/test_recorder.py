@@ -28,6 +28,7 @@ def train_line(step: int) -> TrainLine:
         epoch=step / 10,
         samples=step * 8,
         macs=step * 1e6,
+        computed_macs=step * 7e5,
         time=step * 0.5,
         wall_time=1.7e9 + step,
         learning_rate=1e-3,
@@ -196,8 +197,8 @@ def test_lines_are_the_documented_json() -> None:
     line = json.loads(encode_line(train_line(3)))
     assert line.pop("wallTime") == 1.7e9 + 3
     assert set(line) == {
-        "kind", "step", "epoch", "samples", "macs", "time", "learningRate", "loss", "distillationWeight",
-        "logitScale", "gradientNorm", "samplesPerSecond", "dataWaitFraction",
+        "kind", "step", "epoch", "samples", "macs", "computedMacs", "time", "learningRate", "loss",
+        "distillationWeight", "logitScale", "gradientNorm", "samplesPerSecond", "dataWaitFraction",
     }  # fmt: skip
     assert set(line["loss"]) == {"total", "task", "distillation"}
     evaluation = json.loads(encode_line(evaluation_line(3, digits_top1=0.93)))

@@ -12,7 +12,8 @@ teacher, T tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
 import torch
@@ -48,6 +49,7 @@ class ContrastiveObjective:
         self._model, self._log_scale = setting.model, setting.model.logit_scale
         sigmoid = self._training.loss is LossName.SIGMOID
         self._bias = setting.model.logit_bias if sigmoid else None
+        self._text_lengths: Mapping[int, int] = {}
         self._student_forward = self._forward(setting.model)
         self._teacher_log_scale = None
         if setting.teacher is not None:
@@ -59,6 +61,9 @@ class ContrastiveObjective:
     def accumulate(self, batch: StepBatch, *, weight: float, taught: bool) -> Tensor:
         """See `Objective`. Without a teacher's forward pass projections get a gradient of zero."""
         micro_batches = self.micro_batches(batch)
+        self._text_lengths = Counter[int]()
+        for _, captions, _ in micro_batches:
+            self._text_lengths.update({bucket.shape[1]: bucket.shape[0] for bucket in captions.buckets})
         features, teacher, with_graph = self._features(micro_batches, taught=taught)
 
         result = loss_and_feature_gradients(
@@ -115,6 +120,11 @@ class ContrastiveObjective:
         """The student's features of a micro-batch once more, now with a graph."""
         images_u8_m3HW, captions, kept_mK = micro_batch
         return self._student_forward(normalize(images_u8_m3HW, self._log_scale.dtype), captions, kept_mK)
+
+    @property
+    def text_lengths(self) -> Mapping[int, int]:
+        """Of the buckets of captions."""
+        return self._text_lengths
 
     def constrain(self) -> None:
         """Logits reach 100 times a cosine at most, as in CLIP."""

@@ -9,7 +9,7 @@ Shapes: m rows of a micro-batch.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -85,6 +85,11 @@ class LocalObjective(ABC, Generic[M, O]):
             (loss / total.to(loss.dtype)).backward()
         setting.gradients.finish()
         return setting.group.sum(figures) / total
+
+    @property
+    def text_lengths(self) -> Mapping[int, int]:
+        """None: rows are as long as the model's context, or no texts."""
+        return {}
 
     def constrain(self) -> None:
         """Nothing is bounded."""

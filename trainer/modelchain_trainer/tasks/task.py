@@ -69,6 +69,13 @@ class Objective(Protocol):
         """
         ...
 
+    @property
+    def text_lengths(self) -> Mapping[int, int]:
+        """How many texts of which length in tokens the last `accumulate` computed for this rank's rows, padding
+        included; empty where rows have no texts of their own length.
+        """
+        ...
+
     def constrain(self) -> None:
         """Bring parameters back into their bounds after an update."""
         ...
