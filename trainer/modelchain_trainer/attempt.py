@@ -131,18 +131,17 @@ def _choose_device(stage: ResolvedStage, environment: ProcessEnvironment) -> tor
     if wanted == "cpu" or (wanted == "auto" and stage.job.gpus_per_node == 0):
         return torch.device("cpu")
     if not torch.cuda.is_available():
+        built = f"torch {torch.__version__}, built for CUDA {torch.version.cuda},"
+        none = f"{built} finds no GPU here ({_why_no_gpu()})"
         if wanted == "cuda":
             raise ConfigurationError(
-                f"{DEVICE_VARIABLE}=cuda, but torch {torch.__version__} finds no GPU here; "
-                "check the node's driver and the pod's resources"
+                f"{DEVICE_VARIABLE}=cuda, but {none}; check the node's driver and the pod's resources"
             )
-        gpus = (
-            f"job.gpusPerNode is {stage.job.gpus_per_node}, but torch {torch.__version__} finds no GPU here"
-        )
+        gpus = f"job.gpusPerNode is {stage.job.gpus_per_node}, but {none}"
         if IN_A_POD in os.environ:
             raise ConfigurationError(
-                f"{gpus}: the node's driver may be too old for the image's CUDA {torch.version.cuda}, or the pod was "
-                "given none; check both, or write gpusPerNode: 0 to train on the CPU"
+                f"{gpus}; check the node's driver and what the pod was given, or write gpusPerNode: 0 to train on the "
+                "CPU"
             )
         logger.warning("%s; training on the CPU", gpus)
         return torch.device("cpu")
@@ -152,6 +151,15 @@ def _choose_device(stage: ResolvedStage, environment: ProcessEnvironment) -> tor
             "set job.processesPerNode to at most that"
         )
     return torch.device("cuda", environment.local_rank)
+
+
+def _why_no_gpu() -> str:
+    """In torch's own words: a driver that is too old, none at all, no GPU, a build without CUDA."""
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        return " ".join(str(error).split()).partition(". ")[0]
+    return "it does not say why"
 
 
 def check_precision(precision: Precision, has_bf16: bool, gpu: str) -> None:

@@ -19,6 +19,7 @@ from modelchain.store import (
     Store,
     StoreError,
     StoreUnavailable,
+    http,
     open_location,
     open_store,
 )
@@ -102,6 +103,30 @@ def test_a_body_that_breaks_off_is_no_end_of_the_file(serve: Callable[[Answer], 
     store = serve(lambda handler: give(handler, cut=3))
     with pytest.raises(StoreUnavailable, match="does not answer"):
         store.get_range("a.tar", 0, 1000)
+
+
+def test_a_connection_that_stalls_is_left(
+    serve: Callable[[Answer], Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http, "TIMEOUT_SECONDS", 1.0)
+    left = threading.Event()
+    asked: list[str] = []
+
+    def stall_once(handler: BaseHTTPRequestHandler) -> None:
+        asked.append(handler.path)
+        if len(asked) > 1:
+            give(handler)
+            return
+        give(handler, cut=3)
+        left.wait(240)
+
+    store = serve(stall_once)
+    try:
+        with pytest.raises(StoreUnavailable, match=r"a\.tar: the server does not answer \(timed out\)"):
+            store.get_range("a.tar", 0, 1000)
+        assert store.get_range("a.tar", 0, 1000) == CONTENT[:1000], "who asks again gets it by another one"
+    finally:
+        left.set()
 
 
 def test_a_server_without_ranges_is_refused(serve: Callable[[Answer], Store]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -36,6 +38,20 @@ def noise(side: int, seed: int = 0, *, quality: str = "PNG") -> bytes:
     pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, quality)
+    return file.getvalue()
+
+
+def bomb(side: int) -> bytes:
+    """A small PNG that says of itself that it is a large square."""
+    head = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", len(head)) + b"IHDR" + head + struct.pack(">I", zlib.crc32(b"IHDR" + head))
+    return png(1)[:8] + chunk + png(1)[33:]
+
+
+def thin(number: int, format_: str = "PNG") -> bytes:
+    """As `png`, 1 pixel wide and 40,000 high."""
+    file = io.BytesIO()
+    Image.new("RGB", (1, 40_000), (number % 256, number // 256, 7)).save(file, format_)
     return file.getvalue()
 
 

@@ -13,7 +13,7 @@ from modelchain.store.folder import FolderStore
 from modelchain_trainer.data import evaluation_data
 from modelchain_trainer.data.evaluation_data import EvaluationBatch, EvaluationReader
 from modelchain_trainer.data.sample import decode_image, evaluation_transform
-from tests.trainer.data.shards import access, noise, number_of, png, write_shards
+from tests.trainer.data.shards import access, bomb, noise, number_of, png, thin, write_shards
 
 SAMPLES, SIZE, BATCH = 50, 8, 8
 
@@ -134,6 +134,23 @@ def test_a_sample_that_can_not_be_used_is_left_out(
     ]
     assert labels == [number % 7 for number in indices]
     assert opened.samples([43, 44, 45]).indices.tolist() == [43, 45]
+
+
+@pytest.mark.filterwarnings("ignore:Image size")
+def test_bombs_are_left_out_and_thin_pictures_are_seen(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Linear probe and fine-tuning read their sets as this too."""
+    monkeypatch.setattr(evaluation_data, "_MAX_CORRUPT_FRACTION", 0.2)
+
+    def make(number: int) -> dict[str, bytes]:
+        picture = bomb(60_000) if number == 5 else thin(number) if number % 2 else png(number)
+        return {**labelled(number), "png": picture}
+
+    opened = reader(write_shards(tmp_path / "data", 8, 8, make), tmp_path)
+    (batch,) = opened.batches(0, 1)
+    assert numbers(batch) == batch.indices.tolist() == [0, 1, 2, 3, 4, 6, 7]
+    assert opened.corrupt == {"BadImage": 1}
 
 
 def test_a_caption_that_can_not_be_read_leaves_its_sample_out(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -27,12 +28,14 @@ from modelchain_trainer.retry_policy import RetryPolicy
 from tests.seaweedfs import SeaweedFS
 from tests.trainer.data.shards import (
     access,
+    bomb,
     index_of,
     noise,
     number_of,
     png,
     sample,
     stage_of,
+    thin,
     write_shards,
 )
 
@@ -222,6 +225,35 @@ def test_corrupt_samples_are_replaced_and_counted(damaged: Data, tokenizer: Toke
     assert not set(seen) & set(CORRUPT)
     assert set(seen) == set(range(SAMPLES)) - set(CORRUPT)
     assert len(seen) == 200
+
+
+@pytest.mark.filterwarnings("ignore:Image size")
+def test_bombs_are_replaced_and_thin_pictures_are_trained_on(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    bombs = {3: 12_000, 17: 60_000}
+
+    def make(number: int) -> dict[str, bytes]:
+        picture = bomb(bombs[number]) if number in bombs else thin(number) if number % 2 else png(number)
+        return {**sample(number), "png": picture}
+
+    shards = write_shards(tmp_path / "data", 20, 10, make)
+    stage = stage_of(
+        shards, 20, batch=10, steps=2, data={"maxCorruptFraction": 0.1, "randomCropScale": [0.5, 1]}
+    )
+    loader = TrainingLoader(
+        index_of(shards, 20, tmp_path / "store"),
+        stage,
+        rank=0,
+        world_size=1,
+        first_step=0,
+        field=CaptionField(tokenizer),
+    )
+    started = time.process_time()
+    seen = {number_of(image) for batch in loader for image in batch.images.numpy()}
+    assert time.process_time() - started < 20, (
+        "each picture by itself has billions of pixels, if it is unpacked"
+    )
+    assert seen == set(range(20)) - set(bombs)
+    assert loader.corrupt == {"BadImage": 2}
 
 
 def test_ranks_count_their_own_rows_only(damaged: Data, tokenizer: Tokenizer) -> None:
