@@ -37,9 +37,7 @@ class Costs:
     """What the chain cost. MACs are multiply-accumulates, times are seconds of training."""
 
     spent_macs: float  # counted, over all stages, so far
-    computed_macs: (
-        float | None
-    )  # computed for them, by the same accounting of real tokens; None: not known of all
+    computed_macs: float | None  # of these computed, of real tokens alone; None: not known of all
     spent_seconds: float
     reused: tuple[str, ...]  # stages that another chain had trained
     reused_macs: float  # of `spent_macs`: what those took, once

@@ -63,9 +63,7 @@ class CheckpointState(Block):
     teacher_margin: FiniteNumber = 0.0
     teacher_surpassed: bool = False
     passed_over: tuple[PassedOver, ...] = ()
-    computed_macs: FiniteNumber | None = (
-        None  # see `cost.computed_macs`; None: not counted from the beginning
-    )
+    computed_macs: FiniteNumber | None = None  # None: not counted from the beginning
     attempts: tuple[str, ...]  # tokens: the first, those resumed from, the one that saved this
 
 
