@@ -33,7 +33,7 @@ from modelchain_operator.jobs.names import job_name
 from modelchain_operator.kubernetes import labels
 from modelchain_operator.kubernetes.api import ApiError, Object, ObjectVersion
 from modelchain_operator.kubernetes.key import Key
-from modelchain_operator.kubernetes.kinds import CHAIN, JOB, POD
+from modelchain_operator.kubernetes.kinds import CHAIN, JOB, POD, Kind
 from modelchain_operator.live_view import LiveView
 from modelchain_operator.observe import reference_of, status_of
 from modelchain_operator.reconciler import Reconciler
@@ -238,6 +238,26 @@ class World(RuleBasedStateMachine):
             self.watch(shown)
             self.passes(STAYS, who)
 
+    @rule(number=st.integers(0, 1), name=st.sampled_from(NAMES), who=st.integers(0, 1))
+    def a_stage_is_renamed_while_its_pods_are_made(self, number: int, name: str, who: int) -> None:
+        """After the operator's look at them, and before it ends their job; that the job is gone is shown first."""
+
+        async def meanwhile() -> None:
+            for _ in range(2):  # made, and then running
+                self.kubelet(2)
+
+        for _ in range(3):  # the store is read, the status is written, the job is made
+            self.watch(len(self.api.changes))
+            self.passes(STAYS, who)
+        self.rename_a_stage(number, name)
+        self.watch(len(self.api.changes))
+        self.the_store_is_read(who)
+        self.api.before_write = meanwhile
+        self.passes(STAYS, who)
+        self.api.before_write = None
+        self.watch(len(self.api.changes), only=JOB)
+        self.passes(STAYS, who)
+
     @rule(who=st.integers(0, 1))
     def an_operator_is_killed(self, who: int) -> None:
         self.operators[who] = Operator(self)
@@ -252,10 +272,16 @@ class World(RuleBasedStateMachine):
                 if isinstance(accepted, Accepted):
                     operator.stores.read(key, accepted)
 
-    @rule(count=st.integers(1, 6))
-    def watch(self, count: int) -> None:
-        """Show the next changes; what is not shown yet makes the caches old."""
-        now, self.api.changes = self.api.changes[:count], self.api.changes[count:]
+    @rule(count=st.integers(1, 6), only=st.sampled_from([None, None, CHAIN, JOB, POD]))
+    def watch(self, count: int, only: Kind | None = None) -> None:
+        """Show the next changes; what is not shown yet makes the caches old. Each kind has a watch of its own (`only`):
+        they keep no order between them.
+        """
+        now: list[tuple[Kind, Object, bool]] = []
+        later: list[tuple[Kind, Object, bool]] = []
+        for change in self.api.changes:
+            (now if len(now) < count and only in (None, change[0]) else later).append(change)
+        self.api.changes = later
         for cache in (operator.cache for operator in self.operators):
             for kind, item, deleted in now:
                 if kind == CHAIN and deleted:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from modelchain.reconcile import start
+from modelchain.status import ChainStatus
+from modelchain_operator import preconditions
 from modelchain_operator.kubernetes.api import Object
 from tests.operator.memory_api import MemoryApi
 from tests.operator.test_worlds import World
@@ -40,5 +43,18 @@ def test_statuses_that_are_written_over_newer_ones(monkeypatch: pytest.MonkeyPat
 def test_a_stage_that_starts_beside_the_job_of_a_removed_one(monkeypatch: pytest.MonkeyPatch) -> None:
     checks = tuple(check for check in start._CHECKS if check is not start._same_weights_elsewhere)
     monkeypatch.setattr(start, "_CHECKS", checks)
+    with pytest.raises(AssertionError):
+        run_state_machine_as_test(World, settings=ENOUGH)
+
+
+def test_a_stage_that_starts_on_a_stale_cache_beside_what_is_left_of_a_renamed_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    check = preconditions.only_starts_fresh_stages
+
+    def unaware(before: ChainStatus, *others: Any) -> bool:
+        return check(before.model_copy(update={"former_stages": ()}), *others)
+
+    monkeypatch.setattr(preconditions, "only_starts_fresh_stages", unaware)
     with pytest.raises(AssertionError):
         run_state_machine_as_test(World, settings=ENOUGH)
