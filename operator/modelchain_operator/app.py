@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 
 from modelchain import __version__
 from modelchain.errors import ExitCode
@@ -20,6 +21,7 @@ from modelchain_operator.informers.watches import Watches
 from modelchain_operator.job_writer import JobWriter
 from modelchain_operator.jobs import JobDefaults
 from modelchain_operator.kubernetes.api import KubernetesApi, load_config
+from modelchain_operator.kubernetes.cluster_access import service_url
 from modelchain_operator.kubernetes.leader_election import ElectionTerms, LeaderElector, Leadership
 from modelchain_operator.live_view import LiveView
 from modelchain_operator.pending_diagnosis import PendingDiagnosis
@@ -125,13 +127,16 @@ def _elector(settings: Settings, api: KubernetesApi, leadership: Leadership) -> 
 
 
 def _store_access(settings: Settings, api: KubernetesApi, metrics: Metrics) -> StoreAccess:
+    api_servers = [api.access.server]
+    if "KUBERNETES_SERVICE_HOST" in os.environ:  # with a kubeconfig, another way to the same cluster
+        api_servers.append(service_url(os.environ))
     return StoreAccess(
         api,
         settings.own_identity_stores,
         settings.allowed_endpoints,
         connections=settings.store_threads,
         wrap=metrics.measured,
-        api_server=api.access.server,
+        api_servers=api_servers,
     )
 
 

@@ -226,6 +226,11 @@ class KubernetesApi:
         """A ConfigMap; None if there is none."""
         return await self._find(CONFIG_MAP, namespace, name)
 
+    async def own_addresses(self) -> list[str]:
+        """`host:port` at which the API server that answers says that it is reached. Every user may ask."""
+        found = await self._send("GET", "/api", "ask for the API server's own addresses")
+        return [one["serverAddress"] for one in (found or {}).get("serverAddressByClientCIDRs") or ()]
+
     async def list_events(self, namespace: str, object_uid: str) -> list[Object]:
         """Events about an object."""
         found: list[Object] = []

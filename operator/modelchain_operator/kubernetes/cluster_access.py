@@ -76,15 +76,19 @@ def load_access(
 
 def from_service_account(folder: Path, environment: Mapping[str, str]) -> ClusterAccess:
     """Access by the service account of this pod. Raises KeyError, OSError."""
-    host, port = environment["KUBERNETES_SERVICE_HOST"], environment["KUBERNETES_SERVICE_PORT"]
-    address = f"[{host}]" if ":" in host else host
     namespace = folder / "namespace"
     return ClusterAccess(
-        server=f"https://{address}:{port}",
+        server=service_url(environment),
         ca_path=str(folder / "ca.crt"),
         token_file=str(folder / "token"),
         namespace=namespace.read_text().strip() if namespace.exists() else None,
     )
+
+
+def service_url(environment: Mapping[str, str]) -> str:
+    """The API server of the cluster in which this pod runs. Raises KeyError outside of one."""
+    host, port = environment["KUBERNETES_SERVICE_HOST"], environment["KUBERNETES_SERVICE_PORT"]
+    return f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
 
 
 def from_kubeconfigs(paths: list[Path], context: str | None = None) -> ClusterAccess:

@@ -70,6 +70,10 @@ class KubernetesApi(Protocol):
         """None if there is none. Raises ApiError."""
         ...
 
+    async def own_addresses(self) -> list[str]:
+        """`host:port` at which the API server says that it is reached. Raises ApiError."""
+        ...
+
 
 @dataclass(frozen=True)
 class NoAccess:
@@ -110,11 +114,11 @@ class StoreAccess:
         connections: int = 8,
         wrap: Callable[[Store], Store] = lambda store: store,
         resolve_host: Callable[[str], list[str]] | None = None,
-        api_server: str = "",
+        api_servers: Iterable[str] = (),
     ) -> None:
         """`clients`: S3 clients that are kept at most, each with so many `connections`. `wrap` is applied to every
-        store (metrics). `resolve_host` gives the addresses of a host, by default the system's resolver. `api_server`
-        is the URL of the Kubernetes API, which trusts this process and is no store.
+        store (metrics). `resolve_host` gives the addresses of a host, by default the system's resolver. `api_servers`
+        are URLs of the Kubernetes API, which trusts this process and is no store; it is asked for others.
         """
         self._api = api
         self._own = tuple(own_identity_stores)
@@ -123,7 +127,8 @@ class StoreAccess:
         self._named = tuple(
             _pattern(text) for text in allowed if text != "*"
         )  # what the administrator has listed
-        self._api_server = _host_and_port(api_server) if api_server else None
+        self._api_servers = frozenset(map(_host_and_port, api_servers))
+        self._api_servers_at = -REREAD_SECONDS  # when the API server was asked for others; monotonic
         self._wrap = wrap
         self._resolve_host = resolve_host or _addresses
         self._known: OrderedDict[tuple[str, str], _Known] = OrderedDict()
@@ -230,10 +235,24 @@ class StoreAccess:
                 f"store.endpointUrl {_shown(spec.endpoint_url)}: the administrator does not allow this endpoint "
                 "(--allowed-endpoint)"
             )
+        await self._learn_api_servers()
         try:
             await asyncio.to_thread(self._check_url, spec.endpoint_url)
         except Forbidden as error:
             raise _RefusedError(str(error)) from None
+
+    async def _learn_api_servers(self) -> None:
+        """Where else the API server is reached, by its own account: past the load balancer or the Service by which the
+        operator reaches it. Of several, each tells its own address, so they become known one after the other.
+        """
+        if time.monotonic() - self._api_servers_at < REREAD_SECONDS:
+            return
+        try:
+            found = await self._api.own_addresses()
+        except ApiError:
+            return  # what is known stays known; it is asked again with the next store
+        self._api_servers |= {_host_and_port(f"https://{address}") for address in found}
+        self._api_servers_at = time.monotonic()
 
     def _own_identity_allows(self, spec: StoreSpec) -> bool:
         return any(listed.covers(spec.uri, spec.endpoint_url) for listed in self._own)
@@ -288,10 +307,12 @@ class StoreAccess:
             return []  # it has no address now: the request itself will fail
 
     def _leads_to_api_server(self, host: str, port: int, addresses: list[str]) -> bool:
-        if self._api_server is None or port != self._api_server[1]:
-            return False
-        own = self._api_server[0]
-        return host == own or not set(addresses).isdisjoint(self._addresses_of(own))
+        there = _every_address(addresses)
+        return any(
+            port == own_port
+            and (host == own or not there.isdisjoint(_every_address(self._addresses_of(own))))
+            for own, own_port in self._api_servers
+        )
 
     async def _credentials(self, namespace: str, spec: StoreSpec) -> Credentials | None:
         if spec.secret_ref is None or not spec.uri.startswith("s3://"):
@@ -429,6 +450,10 @@ def _is_link_local(text: str) -> bool:
 def _is_loopback(text: str) -> bool:
     """Whether it is this machine: 0.0.0.0 and :: lead there too."""
     return any(one.is_loopback or one.is_unspecified for one in _all_addresses(text))
+
+
+def _every_address(texts: Iterable[str]) -> set[ipaddress.IPv4Address | ipaddress.IPv6Address]:
+    return {one for text in texts for one in _all_addresses(text)}
 
 
 def _all_addresses(text: str) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:

@@ -72,6 +72,13 @@ def test_a_status_is_written_only_over_the_state_that_was_read(
     with_api(control_plane, scenario)
 
 
+def test_the_api_server_tells_where_it_is_reached(control_plane: ControlPlane) -> None:
+    async def scenario(api: KubernetesApi) -> None:
+        assert [f"https://{address}" for address in await api.own_addresses()] == [control_plane.url]
+
+    with_api(control_plane, scenario)
+
+
 def test_a_status_write_leaves_the_spec_alone(control_plane: ControlPlane, namespace: str) -> None:
     async def scenario(api: KubernetesApi) -> None:
         made = await api.create(CHAIN, chain(namespace))

@@ -56,6 +56,7 @@ class Cluster:
         self.objects: dict[tuple[str, str, str], Object] = {}
         self.error: ApiError | None = None
         self.asked: Counter[str] = Counter()
+        self.addresses: list[str] = []  # of its API server, as that tells them
 
     def secret(self, values: dict[str, str], name: str = "keys", namespace: str = "default") -> None:
         data = {key: base64.b64encode(value.encode()).decode() for key, value in values.items()}
@@ -66,6 +67,12 @@ class Cluster:
 
     async def get_config_map(self, namespace: str, name: str) -> Object | None:
         return self._find("ConfigMap", namespace, name)
+
+    async def own_addresses(self) -> list[str]:
+        self.asked["addresses"] += 1
+        if self.error is not None:
+            raise self.error
+        return self.addresses
 
     def _find(self, kind: str, namespace: str, name: str) -> Object | None:
         self.asked[kind] += 1
@@ -302,17 +309,45 @@ def test_the_operators_own_machine_is_asked_only_where_the_administrator_names_i
     "endpoint",
     [
         "https://kubernetes.default.svc", "https://kubernetes", "https://kubernetes.default.svc.cluster.local:443",
-        "https://10.96.0.1", "https://api.example:443", "https://alias.example",
+        "https://10.96.0.1", "https://[::ffff:10.96.0.1]", "https://api.example:443", "https://alias.example",
+        "http://172.18.0.2:6443", "https://[::ffff:172.18.0.2]:6443", "https://node.example:6443",
     ],
 )  # fmt: skip
 def test_the_api_server_is_never_asked_as_a_store(cluster: Cluster, endpoint: str) -> None:
+    cluster.addresses = ["172.18.0.2:6443"]
     said = refusal(
         cluster,
         spec(endpoint_url=endpoint, secret_ref={"name": "keys"}),
-        resolve_host=lambda _: ["10.96.0.1"],
-        api_server="https://api.example",
+        resolve_host=lambda host: ["172.18.0.2" if host == "node.example" else "10.96.0.1"],
+        api_servers=["https://api.example"],
     )
     assert "API server is no store" in said
+
+
+def test_api_servers_that_are_told_later_are_known_beside_the_first_and_their_machines_may_have_stores(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def at(endpoint: str) -> StoreSpec:
+        return spec(endpoint_url=endpoint, secret_ref={"name": "keys"})
+
+    async def scenario() -> None:
+        access = accessing(cluster)
+        cluster.error = Unavailable("no answer")
+        await opened(access, at("https://172.18.0.9"))
+        cluster.error, cluster.addresses = None, ["172.18.0.2:6443"]
+        store = await opened(access, at("https://172.18.0.3:6443"))
+        assert isinstance(store, Store)
+        assert cluster.asked["addresses"] == 2, "again after a failure"
+        assert isinstance(await opened(access, at("https://172.18.0.2:9000")), Store)
+        assert cluster.asked["addresses"] == 2, "and then not with every store"
+        monkeypatch.setattr(store_access, "REREAD_SECONDS", 0.0)
+        cluster.addresses = ["172.18.0.3:6443"]
+        assert isinstance(await opened(access, at("https://172.18.0.3:6443")), NoAccess)
+        assert isinstance(await opened(access, at("https://172.18.0.2:6443")), NoAccess)
+        with pytest.raises(Forbidden, match="API server"):
+            await asyncio.to_thread(store.get, "key")
+
+    run(scenario())
 
 
 def test_a_name_that_leads_to_metadata_is_not_asked_and_not_later_either(

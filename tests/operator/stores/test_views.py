@@ -37,6 +37,9 @@ class NoCluster:
     async def get_config_map(self, namespace: str, name: str) -> Object | None:
         raise AssertionError(f"{namespace}/{name}")
 
+    async def own_addresses(self) -> list[str]:
+        raise AssertionError
+
 
 @asynccontextmanager
 async def looking(store: FlakyStore) -> AsyncIterator[tuple[StoreViews, Accepted]]:
