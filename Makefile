@@ -49,7 +49,7 @@ test-oldest: setup  ## Run the operator's main tests on the oldest Kubernetes an
 	MODELCHAIN_TEST_VERSIONS=oldest $(BIN)/python -m tests.control_plane.binaries etcd kube-apiserver kube-controller-manager training-operator
 	MODELCHAIN_TEST_VERSIONS=oldest $(PYTEST) $(OLDEST_TESTS)
 
-control-plane: setup  ## Build the Kubernetes control plane that tests run on (once, about 14 minutes)
+control-plane: setup  ## Build the Kubernetes control plane that tests run on (once, about 15 minutes)
 	@$(BIN)/python -m tests.control_plane.binaries
 
 cluster: control-plane  ## Leave a control plane and an S3 server running, to try the operator by hand

@@ -10,7 +10,7 @@ more than there is. Once all pods of a job run, its stage is committed after som
 
 - a job of which some pods run and others do not, for long: with enough of these, no stage would ever end, as without
   a queue (`--no-queue`);
-- more GPUs in use than there are;
+- more GPUs in use than there are, or asked for by the jobs that have been let go: these would wait for each other;
 - whether all chains complete.
 """
 
@@ -26,7 +26,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,7 @@ class Result:
     complete: int
     stages: int
     most_gpus: int  # of pods on nodes, at once
+    most_gpus_let_go: int  # of all pods of the jobs that have any and have not ended, at once
     most_jobs: int  # at once
     longest_half_started: float  # seconds in which some pods of a job ran, and not all
     half_started_at_end: int
@@ -72,7 +73,10 @@ class Result:
             [
                 f"{self.chains} chains of {self.stages} stages in all on {self.nodes} nodes: {self.seconds:.0f} s",
                 f"  chains complete     {self.complete}",
-                f"  most at once        {self.most_gpus} of {GPUS * self.nodes} GPUs, {self.most_jobs} jobs",
+                (
+                    f"  most at once        {self.most_gpus} of {GPUS * self.nodes} GPUs, {self.most_jobs} jobs; "
+                    f"{self.most_gpus_let_go} GPUs asked for by jobs that were let go"
+                ),
                 f"  half started        {half}",
                 f"  failures counted    {self.failures}; attempts of a stage at most {self.most_attempts}",
             ]
@@ -86,6 +90,7 @@ class Cluster:
     api: Api
     stage_seconds: float
     most_gpus: int = 0
+    most_gpus_let_go: int = 0
     most_jobs: int = 0
     longest_half: float = 0.0
     half: dict[str, float] = field(default_factory=dict)  # by job: since when it is half started
@@ -98,12 +103,13 @@ class Cluster:
         jobs: dict[str, list[Object]] = {}
         for pod in self.api.send("GET", path)["items"]:
             jobs.setdefault(pod["metadata"]["labels"][JOB_LABEL], []).append(pod)
-        now, on_nodes, live = time.monotonic(), 0, 0
+        now, on_nodes, live, let_go = time.monotonic(), 0, 0, 0
         for job, pods in jobs.items():
             phases = Counter(pod["status"]["phase"] for pod in pods)
             bound = sum("nodeName" in pod["spec"] for pod in pods)
             on_nodes, live = on_nodes + bound, live + (bound > 0)
             stage = _stage(pods[0])
+            let_go += 0 if job in self._ended else stage.job.nodes
             if 0 < phases["Running"] < stage.job.nodes and job not in self._ended:
                 self.half.setdefault(job, now)
                 self.longest_half = max(self.longest_half, now - self.half[job])
@@ -114,6 +120,7 @@ class Cluster:
                 self._ended.add(job)
                 self._end(stage, pods)
         self.most_gpus = max(self.most_gpus, GPUS * on_nodes)
+        self.most_gpus_let_go = max(self.most_gpus_let_go, GPUS * let_go)
         self.most_jobs = max(self.most_jobs, live)
 
     def _end(self, stage: ResolvedStage, pods: list[Object]) -> None:
@@ -148,6 +155,17 @@ def _stage(pod: Object) -> ResolvedStage:
 
 
 def main() -> None:
+    arguments = parse_arguments()
+    folder = Path(arguments.folder or tempfile.mkdtemp(prefix="many-nodes-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    print(f"logs are in {folder}", file=sys.stderr, flush=True)
+    with environment(folder, arguments.nodes) as (plane, server):
+        result = measure(plane, server, folder, arguments)
+    print(json.dumps(asdict(result), indent=2) if arguments.output == "json" else f"\n{result}")
+
+
+def parse_arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
+    """Those of the command line, unless others are given."""
     parser = argparse.ArgumentParser(description="Many chains of multi-node stages on simulated nodes.")
     parser.add_argument("--nodes", type=int, default=200, help="of eight GPUs (default: %(default)s)")
     parser.add_argument("--chains", type=int, default=50, help="of two stages (default: %(default)s)")
@@ -160,13 +178,7 @@ def main() -> None:
     )
     parser.add_argument("--folder", help="for logs and data (default: a new one, which stays)")
     parser.add_argument("-o", "--output", choices=["text", "json"], default="text")
-    arguments = parser.parse_args()
-    folder = Path(arguments.folder or tempfile.mkdtemp(prefix="many-nodes-"))
-    folder.mkdir(parents=True, exist_ok=True)
-    print(f"logs are in {folder}", file=sys.stderr, flush=True)
-    with environment(folder, arguments.nodes) as (plane, server):
-        result = measure(plane, server, folder, arguments)
-    print(json.dumps(asdict(result), indent=2) if arguments.output == "json" else f"\n{result}")
+    return parser.parse_args(given)
 
 
 @contextlib.contextmanager
@@ -236,6 +248,7 @@ def measure(plane: ControlPlane, server: SeaweedFS, folder: Path, arguments: arg
         complete=sum(one["status"]["phase"] == "Complete" for one in seen),
         stages=len(stages),
         most_gpus=cluster.most_gpus,
+        most_gpus_let_go=cluster.most_gpus_let_go,
         most_jobs=cluster.most_jobs,
         longest_half_started=cluster.longest_half,
         half_started_at_end=len(cluster.half),

@@ -95,7 +95,7 @@ PROGRAMS = {
 
 
 def path(name: str) -> str:
-    """The path of a program, which is built if it is not there (all: about 14 minutes on two cores).
+    """The path of a program, which is built if it is not there (all: about 15 minutes on two cores).
     KUBEBUILDER_ASSETS, where set, provides etcd and kube-apiserver.
     """
     assets = os.environ.get("KUBEBUILDER_ASSETS")
@@ -218,5 +218,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    for chosen in sys.argv[1:] or [program.name for program in (*CONTROL_PLANE, KUEUE, *TRAINER, GITOPS)]:
+    for chosen in sys.argv[1:] or [
+        program.name for program in (*CONTROL_PLANE, KUEUE, *TRAINER, *SIMULATED_NODES, GITOPS)
+    ]:
         path(chosen)
