@@ -36,8 +36,8 @@ class PyTorchJobBackend:
         '"github.com/kubeflow/training-operator.git/manifests/overlays/standalone?ref=v1.9.4")'
     )
     install_hint = (
-        "the cluster has no PyTorchJob (kubeflow.org/v1): "
-        f"install {requirement}, or set spec.job.backend: Job"
+        "the cluster has no PyTorchJob (kubeflow.org/v1): set spec.job.backend: TrainJob where the Kubeflow Trainer is "
+        f"installed, or Job; or install {requirement}"
     )
     refusal_hints: Mapping[str, str] = MappingProxyType({})
     controller_hint = "is the Kubeflow training operator running?"

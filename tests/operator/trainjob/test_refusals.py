@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from tests.control_plane.trainer import TrainerStack, trainjob_definition
 from tests.operator.chains import ClusterChain
 from tests.operator.operator_process import OperatorProcess
 from tests.processes import wait_until
+from tests.seaweedfs import SeaweedFS
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("trainer")]
 
@@ -60,6 +62,42 @@ def test_what_refuses_the_pods_of_the_inner_job_is_told_with_the_remedy(
     chain.apply(suspend=False)
     wait_for_words(chain, "exceeded quota", "raise the ResourceQuota")
     assert chain.stage("tiny")["failures"] == 0
+
+
+def test_without_kueue_a_chain_for_a_queue_holds_unless_it_need_not_be_queued(
+    chain: ClusterChain, operator: OperatorProcess, stack: TrainerStack
+) -> None:
+    use_trainjob(chain, queueName="research")
+    del chain.document["spec"]["job"]["terminationGracePeriodSeconds"]
+    operator.start()
+    chain.apply()
+    wait_for_words(chain, "Kueue is not installed", "install Kueue", "remove spec.job.queueName")
+    assert chain.condition("Progressing")["reason"] == "BackendUnavailable"
+    assert not chain.jobs("trainjobs"), "nothing runs past a quota"
+    chain.apply(job={**chain.document["spec"]["job"], "queuePolicy": "IfPresent"})
+    wait_until(lambda: len(chain.pods()) == 1, "its pod is made", pause=0.5)
+
+
+def test_where_only_trainjobs_are_served_the_chain_says_so_and_takes_them(
+    new_plane: Callable[..., ControlPlane], seaweedfs: SeaweedFS, tmp_path: Path
+) -> None:
+    plane = new_plane(kubeflow=False)
+    plane.kubectl("create", "namespace", "new")
+    stack = TrainerStack(plane)
+    operator = OperatorProcess(plane.kubeconfig, "new", tmp_path / "operator.log")
+    try:
+        stack.install()
+        chain = ClusterChain(plane, seaweedfs, "new", tmp_path)
+        operator.start()
+        chain.apply()
+        wait_for_words(chain, "has no PyTorchJob", "set spec.job.backend: TrainJob")
+        assert chain.condition("Progressing")["reason"] == "BackendUnavailable"
+        use_trainjob(chain)
+        chain.apply(job=chain.document["spec"]["job"])
+        wait_until(lambda: len(chain.jobs("trainjobs")) == 1, "its TrainJob is made", pause=0.5)
+    finally:
+        operator.kill()
+        stack.kill()
 
 
 @pytest.fixture
