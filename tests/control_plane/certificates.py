@@ -17,7 +17,7 @@ def make_certificates(folder: Path, host: str, *, organization: str, authority: 
     https://github.com/open-policy-agent/cert-controller
     """
     (folder / "tls.ext").write_text(
-        f"extendedKeyUsage=serverAuth\nkeyUsage=digitalSignature,keyEncipherment\nsubjectAltName=DNS:{host}\n"
+        f"extendedKeyUsage=serverAuth\nkeyUsage=digitalSignature,keyEncipherment\nsubjectAltName=DNS:{host},IP:127.0.0.1\n"
     )
     days = ("-days", "3650")
     with contextlib.chdir(folder):

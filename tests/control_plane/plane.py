@@ -326,7 +326,7 @@ class ControlPlane:
             f"--cert-dir={self.folder / 'certificates'}",
             "--authorization-mode=Node,RBAC",
             f"--token-auth-file={self.folder / 'tokens.csv'}",
-            "--service-account-issuer=https://kubernetes.default.svc.cluster.local",
+            f"--service-account-issuer={self.url}",  # where whoever checks a token finds its keys
             f"--service-account-key-file={self.folder / 'sa.pub'}",
             f"--service-account-signing-key-file={self.folder / 'sa.key'}",
             "--service-cluster-ip-range=10.0.0.0/24",

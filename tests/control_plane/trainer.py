@@ -5,20 +5,33 @@ from __future__ import annotations
 import base64
 import copy
 import json
+import os
 import subprocess
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from tests.control_plane import binaries
-from tests.control_plane.certificates import make_certificates, service_on_this_machine
+from tests.control_plane.certificates import certificate_secret, make_certificates, service_on_this_machine
 from tests.control_plane.plane import ControlPlane, Process, free_ports
 from tests.processes import wait_until
 
 RUNTIME = Path(__file__).parents[2] / "charts" / "modelchain" / "files" / "clustertrainingruntime.yaml"
+
+# Mounts of its own, in which it finds a pod's service account, and certificates where they lie in its image.
+UNSHARED = ("unshare", "--mount", *(() if os.geteuid() == 0 else ("--map-root-user",)))
+IN_A_POD = """set -e
+mount -t tmpfs tmpfs "$(readlink -f /var/run)"
+mkdir -p /var/run/secrets/kubernetes.io/serviceaccount /tmp/k8s-webhook-server/serving-certs
+cp "$1" /var/run/secrets/kubernetes.io/serviceaccount/token
+mount --bind "$2" /tmp/k8s-webhook-server/serving-certs
+shift 2
+exec "$@"
+"""
 
 Object = dict[str, Any]
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -35,25 +48,22 @@ class Controller:
         self._certificates = self._folder / "k8s-webhook-server" / "serving-certs"
         self._certificates.mkdir(parents=True, exist_ok=True)
         self._port, self._health_port = free_ports(2)
-        file = self._folder / "configuration.json"
-        file.write_text(
-            json.dumps(
-                {
-                    "kind": "Configuration",
-                    "health": {"healthProbeBindAddress": f"127.0.0.1:{self._health_port}"},
-                    "metrics": {"bindAddress": "0"},
-                    "webhook": {"port": self._port, "host": "127.0.0.1"},
-                    "leaderElection": {"leaderElect": False},
-                    **configuration,
-                }
-            )
-        )
-        self._process = Process(
-            name,
-            [binaries.path(name), f"--config={file}", f"--kubeconfig={plane.kubeconfig}"],
-            self._folder,
-            {"TMPDIR": str(self._folder)},
-        )
+        self._configuration = {
+            "kind": "Configuration",
+            "health": {"healthProbeBindAddress": f"127.0.0.1:{self._health_port}"},
+            "metrics": {"bindAddress": "0"},
+            "webhook": {"port": self._port, "host": "127.0.0.1"},
+            "leaderElection": {"leaderElect": False},
+            **configuration,
+        }
+        self._file = self._folder / "configuration.json"
+        self._command = [binaries.path(name), f"--config={self._file}", f"--kubeconfig={plane.kubeconfig}"]
+        self._process = Process(name, self._command, self._folder, {"TMPDIR": str(self._folder)})
+        self.configure()
+
+    def configure(self, **settings: Any) -> None:
+        """Further fields of its configuration, and no others; counts from the next `start`."""
+        self._file.write_text(json.dumps(self._configuration | settings))
 
     def install(self, manifests: list[Object]) -> None:
         """Apply its kinds and webhooks, and start it."""
@@ -70,8 +80,9 @@ class Controller:
                 self._wait_for(one["metadata"]["name"])
         self.start()
 
-    def start(self) -> None:
-        """Returns when its webhooks answer."""
+    def start(self, *, as_in_a_pod: bool = False) -> None:
+        """Returns when its webhooks answer. `as_in_a_pod`: with the files that it finds in one."""
+        self._process.command = [*(self._pod() if as_in_a_pod else ()), *self._command]
         self._process.start()
         wait_until(
             self._answers,
@@ -87,6 +98,15 @@ class Controller:
     def is_running(self) -> bool:
         """Whether its process was started."""
         return self._process.is_running
+
+    def secret(self, name: str) -> Object:
+        """The Secret with its certificates, as its manifests name it."""
+        return certificate_secret(name, self.namespace, self._certificates)
+
+    def _pod(self) -> list[str]:
+        token = self._folder / "token"
+        token.write_text(self.plane.kubectl("create", "token", "default", "-n", self.namespace).stdout)
+        return [*UNSHARED, "sh", "-c", IN_A_POD, "sh", str(token), str(self._certificates)]
 
     def _wait_for(self, resource: str) -> None:
         """Until the API server serves it: a controller that begins before ends at once."""
@@ -149,6 +169,21 @@ class TrainerStack:
         self.trainer.install([*_built(trainer / "base/crds"), *_built(trainer / "base/webhook")])
         if runtime:
             self.plane.apply(yaml.safe_load(RUNTIME.read_text()))
+
+    @contextmanager
+    def with_status_server(self) -> Iterator[int]:
+        """The Trainer with its feature gate TrainJobStatus; its server listens at that port of this machine."""
+        (port,) = free_ports(1)
+        self.plane.apply(self.trainer.secret("kubeflow-trainer-webhook-cert"))
+        self.trainer.kill()
+        self.trainer.configure(featureGates={"TrainJobStatus": True}, statusServer={"port": port})
+        try:
+            self.trainer.start(as_in_a_pod=True)
+            yield port
+        finally:
+            self.trainer.kill()
+            self.trainer.configure()
+            self.trainer.start()
 
     def restore(self) -> None:
         """Bring up again what a test has left dead."""
