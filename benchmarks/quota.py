@@ -67,6 +67,8 @@ class Result:
     most_attempts: int  # of any stage
     seconds: float  # until all were complete
     processor_seconds: dict[str, float]  # by program
+    cores: int  # of the machine
+    load: tuple[float, float]  # average of the last minute, before and after: what else the machine did
 
     def __str__(self) -> str:
         free = f"p50 {self.free_slot_seconds_p50:.2f} s, p99 {self.free_slot_seconds_p99:.2f}"
@@ -86,6 +88,7 @@ class Result:
                 f"  preempted pods           {self.preempted}",
                 f"  failures counted         {self.failures}; attempts of a stage at most {self.most_attempts}",
                 f"  processor seconds        {spent}",
+                f"  load                     {self.load[0]:.1f} before, {self.load[1]:.1f} after; {self.cores} cores",
             ]
         )
 
@@ -147,7 +150,7 @@ def measure(plane: ControlPlane, server: SeaweedFS, folder: Path, arguments: arg
     first = ClusterChain(plane, server, NAMESPACE, folder, name="first")
     kind = BACKENDS[JobBackend(arguments.backend)].kind
     watch = Watch(Api(plane.url, plane.token), NAMESPACE, kind, QUEUES, arguments.quota)
-    spent = processor_seconds()
+    spent, load = processor_seconds(), os.getloadavg()[0]
     began = time.monotonic()
     names = [f"{queue}-{index}" for index in range(arguments.chains // 2) for queue in QUEUES]
     plane.apply(*(chain(first, name, arguments) for name in names))
@@ -179,6 +182,8 @@ def measure(plane: ControlPlane, server: SeaweedFS, folder: Path, arguments: arg
         most_attempts=max(stage["attempt"] for stage in stages),
         seconds=time.monotonic() - began,
         processor_seconds={name: value - spent.get(name, 0.0) for name, value in processor_seconds().items()},
+        cores=os.cpu_count() or 1,
+        load=(load, os.getloadavg()[0]),
     )
 
 
