@@ -39,6 +39,7 @@ SPEC_BLOCKS: Mapping[str, tuple[type[BaseModel], str]] = {
     "store.secretRef.keys": (spec.CredentialKeys, "spec.store.secretRef"),
     "store.caBundleRef": (spec.BundleReference, "spec.store"),
     "data": (spec.DataSpec, "spec.data, spec.stages[].data"),
+    "data.sources": (spec.DataSourceSpec, "an item of sources"),
     "evaluation": (spec.EvaluationSpec, "an item of spec.evaluation, spec.stages[].evaluation"),
     "evaluation.data": (spec.EvaluationDataSpec, "the data of an evaluation set"),
     "evaluation.fineTune": (spec.FineTuneSpec, "the recipe of a FineTune set"),
@@ -201,7 +202,8 @@ def _code_if_value(text: str) -> str:
 def decides_weights(block: str, field: str) -> bool:
     """Whether another value gives the stage another digest. (The tables of the digest are the truth about that.)"""
     tables: Mapping[str, Mapping[str, object]] = {
-        "data": {**digest._DATA, "shards": None},  # noqa: SLF001
+        "data": {**digest._DATA, "shards": None, "sources": None},  # noqa: SLF001
+        "data.sources": {**digest._SOURCE, "shards": None},  # noqa: SLF001
         "training": {**digest._TRAINING, "schedule": None},  # noqa: SLF001
         "training.schedule": digest._LEARNING_RATE_SCHEDULE,  # noqa: SLF001
         "distillation": {**digest._DISTILLATION, "schedule": None, "teacher": None},  # noqa: SLF001

@@ -20,7 +20,7 @@ from typing import Final
 from modelchain.digest_form import REQUIRED, Table, deciding
 from modelchain.families import AnyConfig, family_of
 from modelchain.resolved import ResolvedData, ResolvedDistillation, ResolvedExpansion, ResolvedTraining
-from modelchain.shards import expand_all
+from modelchain.shards import count, expand_all
 from modelchain.spec import WeightsSpec
 
 DIGEST_VERSION = 2
@@ -45,7 +45,7 @@ _TRAINING: Final[Table] = {
     "lockedTower": None,
 }
 _LEARNING_RATE_SCHEDULE: Final[Table] = {"type": "Cosine", "decayFraction": REQUIRED}
-_DATA: Final[Table] = {  # shards are added apart
+_DATA: Final[Table] = {  # shards and sources are added apart
     "samples": REQUIRED,
     "captionKeys": ["txt"],
     "imageKeys": None,
@@ -55,7 +55,9 @@ _DATA: Final[Table] = {  # shards are added apart
     "blockMebibytes": 4,
     "windowBlocks": 128,
     "randomCropScale": [0.9, 1.0],
+    "draftDecoding": True,
 }
+_SOURCE: Final[Table] = {"samples": REQUIRED, "repeat": 1.0}
 _TOKENIZER: Final[Table] = {"sha256": REQUIRED, "endOfText": "<|endoftext|>"}
 _DISTILLATION: Final[Table] = {"weight": 1.0, "logitsWeight": 1.0, "surpassWindowSteps": None}
 _DISTILLATION_SCHEDULE: Final[Table] = {"type": "Constant", "until": 1.0, "endWeight": 0.0}
@@ -118,7 +120,10 @@ def canonical_form(
         "digestVersion": DIGEST_VERSION,
         "task": task,
         "model": family_of(model).digest_form(model),
-        "data": deciding(data, _DATA) | {"shards": _shards_digest(data.shards)} | _tokenizer(data),
+        "data": deciding(data, _DATA)
+        | {"shards": _shards_digest(data.shards)}
+        | _sources(data)
+        | _tokenizer(data),
         "training": deciding(training, _TRAINING)
         | {"schedule": deciding(training.schedule, _LEARNING_RATE_SCHEDULE)},
     }
@@ -144,6 +149,19 @@ def _tokenizer(data: ResolvedData) -> dict[str, object]:
     if data.tokenizer is None:
         return {}
     return {"tokenizer": deciding(data.tokenizer, _TOKENIZER)}
+
+
+def _sources(data: ResolvedData) -> dict[str, object]:
+    """Which shards are repeated how often. Sources that all are seen once are one, and read as such."""
+    if all(source.repeat == 1 for source in data.sources):
+        return {}
+    forms: list[dict[str, object]] = []
+    first = 0
+    for source in data.sources:
+        patterns = data.shards[first : first + source.patterns]
+        first += source.patterns
+        forms.append({"shards": sum(map(count, patterns))} | deciding(source, _SOURCE))
+    return {"sources": forms}
 
 
 @lru_cache(maxsize=64)

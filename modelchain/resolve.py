@@ -28,6 +28,7 @@ from modelchain.resolved import (
     ResolvedExpansion,
     ResolvedJob,
     ResolvedRetry,
+    ResolvedSource,
     ResolvedStage,
     ResolvedStore,
     ResolvedTraining,
@@ -57,6 +58,7 @@ from modelchain.spec import (
     WidthExpansion,
 )
 from modelchain.tasks import Task, task_of
+from modelchain.tasks.task import samples_of as samples_of_data
 
 B = TypeVar("B", bound=Block)
 
@@ -217,7 +219,7 @@ def samples_of(chain: ModelChain, stage: StageSpec) -> int | None:
     if data is None:
         return None
     if task.size_field == "samples":
-        return data.samples
+        return samples_of_data(data)
     config = next((model for model in written_models(stage).values() if isinstance(model, task.config)), None)
     return None if config is None else task.samples(data, config)
 
@@ -245,7 +247,9 @@ def resolve_training(
     batch = training.global_batch_size or DEFAULT_BATCH
     steps_per_epoch = samples // batch
     if steps_per_epoch == 0:
-        raise UnresolvableError(f"data.samples ({samples}) is less than training.globalBatchSize ({batch})")
+        raise UnresolvableError(
+            f"the {samples} samples of an epoch are less than training.globalBatchSize ({batch})"
+        )
     steps = training.epochs * steps_per_epoch
     warmup = DEFAULT_WARMUP_STEPS_IN_CHAIN if has_predecessor else DEFAULT_WARMUP_STEPS_ALONE
     warmup = min(warmup, steps // 10)
@@ -375,11 +379,24 @@ def _resolve_stage(
 
 def _resolve_data(stage: str, data: DataSpec | None, task: Task, config: AnyConfig) -> ResolvedData:
     samples = None if data is None else task.samples(data, config)
-    if data is None or data.shards is None or samples is None:
+    if data is None or (data.shards is None and data.sources is None) or samples is None:
         raise UnresolvableError(
             f"stage {stage}: data.shards and data.{task.size_field} are needed, here or in spec.data"
         )
-    return ResolvedData.model_validate(_given(data) | {"samples": samples})
+    if data.sources is None:
+        return ResolvedData.model_validate(_given(data) | {"samples": samples})
+    if data.shards is not None or data.samples is not None:
+        raise UnresolvableError(f"stage {stage}: data.sources take the place of data.shards and data.samples")
+    sources = [
+        ResolvedSource.model_validate(
+            _given(source, {"samples", "repeat"}) | {"patterns": len(source.shards)}
+        )
+        for source in data.sources
+    ]
+    shards = [pattern for source in data.sources for pattern in source.shards]
+    return ResolvedData.model_validate(
+        _given(data) | {"samples": samples, "shards": shards, "sources": sources}
+    )
 
 
 def _reference_to(stage: ResolvedStage) -> StageReference:

@@ -64,9 +64,18 @@ class ResolvedStore(Block):
         return f"{self.uri.rstrip('/')}/{key}"
 
 
+class ResolvedSource(Block):
+    """One of several sources of a stage's data."""
+
+    patterns: int  # how many of `ResolvedData.shards`, in their order
+    samples: int  # in its shards
+    repeat: float = 1.0  # how often an epoch sees each
+
+
 class ResolvedData(Block):
     shards: tuple[str, ...]  # patterns, as written; expand with modelchain.shards.expand
-    samples: int
+    samples: int  # that an epoch sees, repetitions counted; without sources those in the shards
+    sources: tuple[ResolvedSource, ...] = ()  # none: all shards are one, seen once
     caption_keys: tuple[str, ...] = ("txt",)
     image_keys: tuple[str, ...] | None = None  # None: the trainer's own list of image formats
     class_key: str = "cls"
@@ -76,6 +85,7 @@ class ResolvedData(Block):
     block_mebibytes: int = 4
     window_blocks: int = 128
     random_crop_scale: tuple[float, float] = (0.9, 1.0)
+    draft_decoding: bool = True
     max_corrupt_fraction: float = 0.01
     max_missing_shards: int = 0
 

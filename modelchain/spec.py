@@ -35,6 +35,7 @@ KIND = "ModelChain"
 
 MAX_STAGES = 32
 MAX_BASELINES = 32  # runs of models alone: as many stages more in a chain's status
+MAX_SOURCES, MAX_SOURCE_PATTERNS = 32, 64
 MAX_SHARD_PATTERNS = 256
 MAX_CAPTION_KEYS = 32
 # Besides s3 and file, where data and weights may lie; but for http and https with libraries of fsspec in the image.
@@ -252,6 +253,23 @@ class TokenizerSpec(Block):
     ] = "<|endoftext|>"
 
 
+class DataSourceSpec(Block):
+    shards: Annotated[
+        list[Uri],
+        Field(
+            min_length=1, max_length=MAX_SOURCE_PATTERNS, description="Webdataset tars, as in data.shards."
+        ),
+    ]
+    samples: Annotated[Count, Field(description="Samples in all shards of the source together.")]
+    repeat: Annotated[
+        Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] | None,
+        Field(
+            description="How often an epoch sees each sample: 2.5 is each twice and half of them once more, 0.1 a "
+            "tenth, another one in each epoch. Default: 1."
+        ),
+    ] = None
+
+
 class DataSpec(Block):
     shards: Annotated[
         list[Uri] | None,
@@ -265,6 +283,14 @@ class DataSpec(Block):
     ] = None
     samples: Annotated[
         Count | None, Field(description="Samples in all shards together; one epoch sees each once.")
+    ] = None
+    sources: Annotated[
+        list[DataSourceSpec] | None,
+        Field(
+            min_length=1,
+            max_length=MAX_SOURCES,
+            description="In place of shards and samples: several sources, each seen as often an epoch as it says.",
+        ),
     ] = None
     caption_keys: Annotated[
         list[FileKey] | None,
@@ -329,6 +355,13 @@ class DataSpec(Block):
             min_length=2,
             max_length=2,
             description="Smallest and largest area of the random resized crop. Default: [0.9, 1.0].",
+        ),
+    ] = None
+    draft_decoding: Annotated[
+        bool | None,
+        Field(
+            description="Decode JPEGs that are large enough at a half, a quarter or an eighth of their size, which is "
+            "faster and moves pixels a little; false decodes all of them whole. Default: true."
         ),
     ] = None
     max_corrupt_fraction: Annotated[

@@ -104,11 +104,18 @@ def _no_stage(condition: str, message: str, path: str) -> Rule:
     return Rule(expression, message, path)
 
 
-def _missing(field: str, remedy: str, tasks: Sequence[str] | None = None) -> Rule:
-    """A field that each stage of chains of these tasks (None: of all) needs."""
+def _missing(
+    field: str, remedy: str, tasks: Sequence[str] | None = None, *, or_field: str | None = None
+) -> Rule:
+    """A field that each stage of chains of these tasks (None: of all) needs, or another one in its place."""
     others = "" if tasks is None else f"!({_TASK} in {list(tasks)}) || "
+
+    def given(owner: str) -> str:
+        fields = [field] if or_field is None else [field, or_field]
+        return " || ".join(f"{_optional(owner, one)}.hasValue()" for one in fields)
+
     return Rule(
-        f"{others}{_optional('self', field)}.hasValue() || self.stages.all(s, {_optional('s', field)}.hasValue())",
+        f"{others}{given('self')} || self.stages.all(s, {given('s')})",
         f"{field} is missing; {remedy}, here or in every stage",
         f".{field}",
     )
@@ -207,9 +214,14 @@ _SPEC = (
             *((one.field, tuple(task.name.value for task in tasks_for(one.config))) for one in FAMILIES),
         )
     ),
-    _missing("data.shards", "list the tars to train on"),
+    _missing("data.shards", "list the tars to train on", or_field="data.sources"),
     *(
-        _missing(f"data.{size}", f"write how many {size} all shards have together", tasks)
+        _missing(
+            f"data.{size}",
+            f"write how many {size} all shards have together",
+            tasks,
+            or_field="data.sources" if size == "samples" else None,
+        )
         for size, tasks in _SIZES.items()
     ),
     _missing("training.epochs", "write how many times each sample is seen"),
@@ -252,6 +264,13 @@ _UNITS = Rule(
 )
 
 BLOCK_RULES: Mapping[type[BaseModel], tuple[Rule, ...]] = {
+    DataSpec: (
+        Rule(
+            "!has(self.sources) || !(has(self.shards) || has(self.samples))",
+            "sources have shards and samples of their own; remove those beside them, or make them a source",
+            ".sources",
+        ),
+    ),
     ModelChainSpec: _SPEC,
     StageSpec: (
         Rule(

@@ -15,6 +15,8 @@ OF_IMAGES: Final = (
 IMAGE_FIELDS: Final = frozenset(  # of the chain, where samples are images
     {
         ("data", "samples"),
+        ("data", "sources"),
+        ("data", "draftDecoding"),
         ("data", "imageKeys"),
         ("data", "blockMebibytes"),
         ("data", "windowBlocks"),

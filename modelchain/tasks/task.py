@@ -7,10 +7,19 @@ from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Generic, TypeVar
 
 from modelchain.families import Family, FamilyConfig, Problem, families_of
+from modelchain.mix import seen_in_epoch
 from modelchain.resolved import ResolvedData, ResolvedStage, ResolvedTraining
 from modelchain.spec import DataSpec, EvaluationType, TaskName
 
 C = TypeVar("C", bound=FamilyConfig)
+
+
+def samples_of(data: DataSpec) -> int | None:
+    """Samples that an epoch sees, repetitions counted; None where the chain does not say."""
+    if data.sources is None:
+        return data.samples
+    repeats = (1.0 if source.repeat is None else source.repeat for source in data.sources)
+    return sum(seen_in_epoch(source.samples, r) for source, r in zip(data.sources, repeats, strict=True))
 
 
 class Task(ABC, Generic[C]):
@@ -39,8 +48,8 @@ class Task(ABC, Generic[C]):
         """Extensions of the files of a sample that are read beside its image."""
 
     def samples(self, data: DataSpec, config: C) -> int | None:  # noqa: ARG002
-        """Samples of an epoch; None where `size_field` is not given."""
-        return data.samples
+        """Samples of an epoch; None where the chain does not say how much data there is."""
+        return samples_of(data)
 
     def sample(self, data: ResolvedData, config: C) -> str:  # noqa: ARG002
         """What of a sample is learnt, for people: 5 captions."""

@@ -8,8 +8,10 @@ from collections.abc import Iterator, Mapping
 
 from modelchain import shards
 from modelchain.cluster_labels import CONTAINER
+from modelchain.mix import seen_in_epoch
 from modelchain.spec import (
     READABLE_SCHEMES,
+    DataSourceSpec,
     DataSpec,
     DistillationScheduleType,
     DistillationSpec,
@@ -151,6 +153,8 @@ def _check_image(image: str | None, path: FieldPath) -> Iterator[Finding]:
 def _check_data(data: DataSpec, at: FieldPath) -> Iterator[Finding]:
     if data.shards is not None:
         yield from _check_shards(data.shards, (*at, "shards"))
+    if data.sources is not None:
+        yield from _check_sources(data.sources, (*at, "sources"))
     if data.tokenizer is not None:
         yield from _check_uri(data.tokenizer.uri, (*at, "tokenizer", "uri"))
     if data.caption_keys is not None:
@@ -162,6 +166,29 @@ def _check_data(data: DataSpec, at: FieldPath) -> Iterator[Finding]:
         if low > high:
             message = f"the smallest area {low:g} is above the largest {high:g}"
             yield _finding((*at, "randomCropScale"), message, f"write [{high:g}, {low:g}]")
+
+
+def _check_sources(sources: list[DataSourceSpec], at: FieldPath) -> Iterator[Finding]:
+    unreadable = False
+    for index, source in enumerate(sources):
+        found = list(_check_shards(source.shards, (*at, index, "shards")))
+        unreadable |= bool(found)
+        yield from found
+        if source.repeat is not None and not seen_in_epoch(source.samples, source.repeat):
+            message = f"{source.repeat:g} times {source.samples} samples are none an epoch"
+            remedy = f"write at least {1 / source.samples:g}, or remove the source"
+            yield _finding((*at, index, "repeat"), message, remedy, "samples")
+    if unreadable:
+        return
+    patterns = [pattern for source in sources for pattern in source.shards]
+    if (total := sum(map(shards.count, patterns))) > shards.MAX_SHARDS:
+        message = f"{total} shards in all, more than {shards.MAX_SHARDS}"
+        yield _finding(at, message, "check the ranges, or write fewer, larger shards", "shards")
+        return
+    duplicate = shards.first_duplicate(shard for pattern in patterns for shard in shards.expand(pattern))
+    if duplicate is not None:
+        message = f"shard {quoted(duplicate)} occurs in two sources"
+        yield _finding(at, message, "list it once, with a higher repeat", "shards")
 
 
 def _check_shards(patterns: list[str], at: FieldPath) -> Iterator[Finding]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from modelchain.block import Block
 from modelchain.resolve import largest_divisor, merged, resolve_job, samples_of
 from modelchain.resolved import DEFAULT_BATCH, ResolvedJob, ResolvedTraining, decay_steps
 from modelchain.spec import (
@@ -43,13 +44,9 @@ def _check_missing(chain: ModelChain) -> Iterator[Finding]:
     )
     spec = chain.spec
     for block, name, remedy in needed:
-        if getattr(getattr(spec, block), name, None) is not None:
+        if _says(getattr(spec, block), name):
             continue
-        lacking = [
-            index
-            for index, stage in enumerate(spec.stages)
-            if getattr(getattr(stage, block), name, None) is None
-        ]
+        lacking = [index for index, stage in enumerate(spec.stages) if not _says(getattr(stage, block), name)]
         about = frozenset({block, name})
         if len(lacking) == len(spec.stages):
             yield Finding(("spec", block, name), "is missing", remedy, about)
@@ -57,6 +54,13 @@ def _check_missing(chain: ModelChain) -> Iterator[Finding]:
         for index in lacking:
             where = f"{remedy}, here or in spec.{block}"
             yield Finding(("spec", "stages", index, block, name), "is missing", where, about)
+
+
+def _says(block: Block | None, field: str) -> bool:
+    """Whether a block gives a field, or sources, which have shards and samples of their own."""
+    if isinstance(block, DataSpec) and block.sources is not None and field in ("shards", "samples"):
+        return True
+    return getattr(block, field, None) is not None
 
 
 class _Numbers:
@@ -76,6 +80,7 @@ class _Numbers:
         yield from self._check_world()
         yield from self._check_rates()
         yield from self._check_sharding()
+        yield from self._check_sources()
         samples = samples_of(self._chain, self._stage)
         if samples is None:
             return
@@ -83,9 +88,21 @@ class _Numbers:
             message = f"{samples} samples do not fill one batch of {self._batch}"
             remedy = f"write training.globalBatchSize: {samples} or less, or add samples"
             size = task_of(self._chain.spec.task or TaskName.CLIP).size_field
+            if self._data.sources is not None:
+                size = "sources"
             yield self._finding("data", size, message, remedy, "globalBatchSize")
         elif self._training.epochs is not None:
             yield from self._check_warmup(self._training.epochs * (samples // self._batch))
+
+    def _check_sources(self) -> Iterator[Finding]:
+        data = self._data
+        if data.sources is None:
+            return
+        beside = [name for name in ("shards", "samples") if getattr(data, name) is not None]
+        if beside:
+            message = f"{' and '.join(beside)} given beside sources, which have their own"
+            remedy = "remove them, or make them a source: {shards: [...], samples: ...}"
+            yield self._finding("data", beside[0], message, remedy, "sources", *beside)
 
     def _check_world(self) -> Iterator[Finding]:
         job, world = self._job, self._job.nodes * self._job.processes_per_node

@@ -35,7 +35,10 @@ def yaml_blocks() -> list[Block]:
 def _over(base: Object, fragment: Object) -> Object:
     merged = copy.deepcopy(base)
     for name, value in fragment.items():
-        nested = isinstance(value, dict) and isinstance(merged.get(name), dict)
+        replaces = (
+            not isinstance(value, dict) or "sources" in value
+        )  # these take the place of shards and samples
+        nested = not replaces and isinstance(merged.get(name), dict)
         merged[name] = _over(merged[name], value) if nested else value
     return merged
 

@@ -33,6 +33,7 @@ from modelchain.resolved import (
     ResolvedData,
     ResolvedDistillation,
     ResolvedExpansion,
+    ResolvedSource,
     ResolvedStage,
     ResolvedTraining,
 )
@@ -81,6 +82,7 @@ IDLE: list[tuple[Path, Any]] = [
     (("training", "seed"), 0),
     (("data", "blockMebibytes"), 4),
     (("data", "windowBlocks"), 128),
+    (("data", "draftDecoding"), True),
     (("training", "schedule"), {"type": "Cosine"}),
     (("data", "randomCropScale"), [0.9, 1]),
     (("expansion",), REMOVED),
@@ -106,6 +108,7 @@ DECIDING: list[tuple[Path, Any, int]] = [
     (("data", "blockMebibytes"), 8, 0),
     (("data", "windowBlocks"), 8, 0),
     (("data", "randomCropScale"), [0.5, 1.0], 0),
+    (("data", "draftDecoding"), False, 0),
     (("training", "epochs"), 5, 1),
     (("training", "globalBatchSize"), 128, 0),
     (("training", "learningRate"), 5e-4, 0),
@@ -310,7 +313,8 @@ def test_every_field_of_a_stage_is_known_to_decide_or_not_to() -> None:
     tables: dict[type[Block], tuple[str, set[str]]] = {
         ResolvedTraining: ("_TRAINING", {"schedule"}),
         LearningRateSchedule: ("_LEARNING_RATE_SCHEDULE", set()),
-        ResolvedData: ("_DATA", {"shards", "tokenizer"}),
+        ResolvedData: ("_DATA", {"shards", "sources", "tokenizer"}),
+        ResolvedSource: ("_SOURCE", {"patterns"}),
         TokenizerSpec: ("_TOKENIZER", set()),
         ResolvedDistillation: ("_DISTILLATION", {"schedule"}),
         DistillationSchedule: ("_DISTILLATION_SCHEDULE", set()),
@@ -380,6 +384,36 @@ def test_frozen_defaults_are_those_of_the_types() -> None:
             if name in frozen and frozen[name] is not REQUIRED:
                 expected = list(default) if isinstance(default, tuple) else default
                 assert frozen[name] == expected, f"{kind.__name__} {name}"
+
+
+def in_sources(*sources: dict[str, Any]) -> list[str]:
+    """Digests of the chain of `document`, with its four shards in sources."""
+    data = {"captionKeys": ["txt", "long.txt"], "sources": list(sources)}
+    return [stage.digest for stage in resolved({("data",): data}).stages]
+
+
+def test_sources_that_are_seen_once_are_the_same_data() -> None:
+    one = {"shards": ["s3://data/{000..002}.tar"], "samples": 60000}
+    other = {"shards": ["s3://data/003.tar"], "samples": 40000, "repeat": 1}
+    assert in_sources(one, other) == [stage.digest for stage in resolved().stages]
+
+
+def test_how_often_which_samples_are_seen_decides() -> None:
+    one = {"shards": ["s3://data/{000..002}.tar"], "samples": 60000, "repeat": 2.5}
+    other = {"shards": ["s3://data/003.tar"], "samples": 40000}
+    digests = [
+        in_sources(one, other),
+        in_sources(one | {"repeat": 2}, other),
+        in_sources(one, other | {"repeat": 0.5}),
+        in_sources(
+            one | {"shards": ["s3://data/{000,001}.tar"]}, other | {"shards": ["s3://data/00{2,3}.tar"]}
+        ),
+        in_sources(one | {"samples": 60002}, other | {"samples": 39995}),  # as many an epoch
+        [stage.digest for stage in resolved().stages],
+    ]
+    assert len({digest[0] for digest in digests}) == len(digests)
+    written_out = one | {"shards": [f"s3://data/00{n}.tar" for n in range(3)]}
+    assert in_sources(written_out, other | {"repeat": 1.0}) == digests[0]
 
 
 def test_canonical_form_is_what_it_always_was() -> None:

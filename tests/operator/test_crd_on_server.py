@@ -242,6 +242,21 @@ AT_THE_LIMIT: dict[str, dict[str, Any]] = {
     "probe": {
         "evaluation": [PROBE, {**PROBE, "name": "tuned", "type": "FineTune", "fineTune": {"epochs": 3}}]
     },
+    "sources": {
+        "data": {
+            "sources": [
+                {"shards": ["s3://b/{0..9}.tar"], "samples": 4096, "repeat": 2.5},
+                {"shards": ["c.tar"], "samples": 9},
+            ]
+        }
+    },
+    "sources-in-a-stage": {
+        "data": {"captionKeys": ["txt"]},
+        "stages": [
+            {**SMALL, "data": {"sources": [{"shards": ["s3://b/a.tar"], "samples": 4096, "repeat": 1}]}},
+            {**BASE, "data": DATA},
+        ],
+    },
     "paths": {"data": {**DATA, "shards": ["data/{00..03}.tar", "file:///data/04.tar"]}},
     "endpoint": {
         "store": {"uri": "s3://bucket", "endpointUrl": "http://minio:9000", "secretRef": {"name": "s3.keys"}}

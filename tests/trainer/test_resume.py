@@ -15,6 +15,7 @@ from modelchain.artifacts import Manifest
 from modelchain.commit import list_checkpoints, verify_stage
 from modelchain.errors import ExitCode
 from modelchain.resolved import ResolvedStage
+from modelchain.shards import expand
 from modelchain.spec import Sharding
 from modelchain.store.folder import FolderStore
 from tests.processes import wait_until
@@ -116,6 +117,23 @@ def test_a_killed_attempt_leaves_no_trace_in_the_result(
     assert _manifest(stage) is None, "a killed attempt looks complete"
     assert fork_server.run(stage, tmp_path / "second") == 0
     expect(stage)
+
+
+def test_a_mix_of_sources_goes_on_with_the_same_bits(
+    stage_in: StageOf, squares: str, fork_server: Any, tmp_path: Path
+) -> None:
+    """56 samples an epoch, three batches of 16: 1.25 times 32, and half of 32."""
+    sources = [{"patterns": 1, "samples": 32, "repeat": 1.25}, {"patterns": 1, "samples": 32, "repeat": 0.5}]
+    data = {"shards": expand(squares), "samples": 56, "sources": sources}
+    calm, killed = (
+        stage_in(tmp_path / name, "mixed", data=data, training={"stepsPerEpoch": 3, "steps": 9})
+        for name in ("calm", "killed")
+    )
+    assert fork_server.run(calm, tmp_path / "calm-run") == 0
+    (rank,) = fork_server.start(killed, tmp_path / "first", failpoint="step:7")
+    assert rank.wait() == KILLED
+    assert fork_server.run(killed, tmp_path / "second") == 0
+    assert _result(killed) == _result(calm)
 
 
 def test_an_attempt_killed_after_its_commit_has_finished(

@@ -19,6 +19,8 @@ INLINE = {
 LAST = ("stages", 2, "modelConfig")
 PETS = ("evaluation", 1)
 SHA = "ab" * 32
+SOURCE = {"shards": ["more.tar"], "samples": 1000}
+OTHER = {"shards": ["other.tar"], "samples": 1000}
 
 
 def problems(tmp_path: FilePath, changes: dict[Path, Any]) -> list[Problem]:
@@ -381,6 +383,42 @@ MISTAKES: list[tuple[dict[Path, Any], str, str, str]] = [
         "spec.data.shards",
         '"2.tar" occurs twice',
         "list it once",
+    ),
+    (
+        {("data", "sources"): [SOURCE]},
+        "spec.data.shards",
+        "given beside sources",
+        "make them a source",
+    ),
+    (
+        {("data",): {"sources": [SOURCE, SOURCE]}},
+        "spec.data.sources",
+        '"more.tar" occurs in two sources',
+        "with a higher repeat",
+    ),
+    (
+        {("data",): {"sources": [SOURCE | {"repeat": 0.0001}, OTHER]}},
+        "spec.data.sources[0].repeat",
+        "0.0001 times 1000 samples are none",
+        "at least 0.001",
+    ),
+    (
+        {("data",): {"sources": [SOURCE | {"repeat": 0}, OTHER]}},
+        "spec.data.sources[0].repeat",
+        "0 is out of range",
+        "more than 0",
+    ),
+    (
+        {("data",): {"sources": [SOURCE | {"shards": ["{5..1}.tar"]}]}},
+        "spec.data.sources[0].shards[0]",
+        "runs backwards",
+        "{1..5}",
+    ),
+    (
+        {("data",): {"sources": [SOURCE | {"repeat": 0.1}]}},
+        "spec.data.sources",
+        "100 samples do not fill one batch",
+        "globalBatchSize: 100",
     ),
     ({("data", "shards"): ["ftp://b/a.tar"]}, "spec.data.shards[0]", "ftp:// can't be read", "s3://bucket"),
     ({("data", "shards"): ["gs:///a.tar"]}, "spec.data.shards[0]", "names no bucket", "gs://bucket"),

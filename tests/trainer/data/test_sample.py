@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -14,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from modelchain_trainer.data.loader import TrainingLoader
 from modelchain_trainer.data.randomness import key, uniforms
 from modelchain_trainer.data.sample import (
     CROP_NUMBERS,
@@ -28,7 +31,9 @@ from modelchain_trainer.data.sample import (
     normalize,
     random_crop,
 )
-from tests.trainer.data.shards import bomb, noise, png
+from modelchain_trainer.data.text_field import CaptionField
+from modelchain_trainer.data.tokenizer import Tokenizer
+from tests.trainer.data.shards import bomb, index_of, noise, png, stage_of, write_shards
 
 Transform = Callable[..., Callable[[Image.Image], torch.Tensor]]
 
@@ -40,12 +45,14 @@ def picture(width: int, height: int) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def photograph(side: int) -> Image.Image:
+def photograph(side: int, grain: int = 8) -> Image.Image:
     """Smooth shapes with some grain, as a camera gives them."""
     random = np.random.default_rng(side)
     coarse = Image.fromarray(random.integers(0, 256, (12, 16, 3), np.uint8))
     pixels = np.asarray(coarse.resize((side, side), Image.Resampling.BICUBIC), np.int16)
-    return Image.fromarray((pixels + random.integers(-8, 9, pixels.shape)).clip(0, 255).astype(np.uint8))
+    return Image.fromarray(
+        (pixels + random.integers(-grain, grain + 1, pixels.shape)).clip(0, 255).astype(np.uint8)
+    )
 
 
 def crop_and_resize(image: Image.Image, box: tuple[int, int, int, int], size: int) -> np.ndarray:
@@ -257,17 +264,54 @@ def test_a_resize_in_place_is_that_of_interpolate(width: int, height: int, size:
     assert np.array_equal(crop_and_resize(image, box, size), expected_13HW[0].permute(1, 2, 0).numpy())
 
 
-@pytest.mark.parametrize(("side", "quality"), [(230, 90), (512, 75), (512, 90), (1500, 90)])
-def test_a_jpeg_decoded_at_a_part_of_its_size_keeps_its_pixels(side: int, quality: int) -> None:
-    size, scale = 224, (0.9, 1.0)
-    file = io.BytesIO()
-    photograph(side).save(file, "JPEG", quality=quality)
-    whole = decode_image(file.getvalue())
-    drafted = decode_image(file.getvalue(), enough=enough_pixels(size, scale))
-    assert min(drafted.size) >= enough_pixels(size, scale) or drafted.size == whole.size
-    assert (drafted.size < whole.size) == (side >= 2 * enough_pixels(size, scale))
+def moved_by_draft(data: bytes, size: int) -> float:
+    """By how much decoding at a part of the size moves the pixels of a whole JPEG at that size, on average."""
+    enough = enough_pixels(size, (0.9, 1.0))
+    whole, drafted = decode_image(data), decode_image(data, enough=enough)
+    assert min(drafted.size) >= enough or drafted.size == whole.size
+    assert (drafted.size < whole.size) == (min(whole.size) >= 2 * enough)
     exact, fast = (crop_and_resize(image, (0, 0, *image.size), size) for image in (whole, drafted))
-    assert abs(exact.astype(int) - fast).mean() < 1
+    return float(abs(exact.astype(int) - fast).mean())
+
+
+@pytest.mark.parametrize("quality", [75, 90, 95])
+@pytest.mark.parametrize("side", [230, 480, 512, 760, 1024, 2048])
+@pytest.mark.parametrize("grain", [0, 8, 24, 48])
+def test_decoding_at_a_part_of_the_size_moves_smooth_pixels_by_less_than_one(
+    side: int, quality: int, grain: int
+) -> None:
+    """And grainy ones by less than a fifth of their grain's standard deviation."""
+    file = io.BytesIO()
+    photograph(side, grain).save(file, "JPEG", quality=quality)
+    deviation = math.sqrt(((2 * grain + 1) ** 2 - 1) / 12)
+    assert moved_by_draft(file.getvalue(), 224) < max(1, deviation / 5)
+
+
+@pytest.mark.parametrize("name", ["china.jpg", "flower.jpg"])
+@pytest.mark.parametrize("size", [64, 112, 160, 200])
+def test_decoding_at_a_part_of_the_size_moves_pixels_of_real_photographs_a_little(
+    name: str, size: int
+) -> None:
+    """Temples under trees, and a blossom before a blurred ground."""
+    data = (resources.files("sklearn.datasets.images") / name).read_bytes()
+    assert 0.5 < moved_by_draft(data, size) < 4
+
+
+def test_whole_decoding_can_be_asked_for(tmp_path: Path) -> None:
+    file = io.BytesIO()
+    photograph(512).save(file, "JPEG", quality=90)
+    shards = write_shards(tmp_path / "data", 4, 4, lambda _: {"jpg": file.getvalue(), "txt": b"shapes"})
+    seen: list[torch.Tensor] = []
+    for draft in (True, False):
+        stage = stage_of(shards, 4, batch=4, steps=1, data={"draftDecoding": draft})
+        index = index_of(shards, 4, tmp_path / "store")
+        field = CaptionField(Tokenizer(8))
+        (batch,) = TrainingLoader(index, stage, rank=0, world_size=1, first_step=0, field=field)
+        seen.append(batch.images)
+    size = seen[0].shape[-1]
+    exact = crop_and_resize(decode_image(file.getvalue()), (0, 0, 512, 512), size)
+    assert torch.equal(seen[1][0], torch.from_numpy(exact).permute(2, 0, 1))
+    assert not torch.equal(seen[0], seen[1])
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from modelchain.commit import verify_stage
 from modelchain.errors import UserDataError
 from modelchain.families import ModelConfig
-from modelchain.resolved import ResolvedStage
+from modelchain.resolved import ResolvedSource, ResolvedStage
 from modelchain.spec import FOUND_BY_TRAINER
 from modelchain.store.folder import FolderStore
 from modelchain_trainer.data.sample import normalize
@@ -155,6 +155,19 @@ def test_fine_tuning_takes_small_micro_batches_where_their_size_is_left_open(
     assert isinstance(tuned, EvaluationSet)
     assert tuned.tuning is not None
     assert tuned.tuning.training(seed=0).micro_batch_size == MICRO_BATCH
+
+
+def test_fine_tuning_reads_its_own_set_once_where_the_stage_has_sources(digits: Path, tmp_path: Path) -> None:
+    stage = digits_stage(digits, type="FineTune")
+    source = ResolvedSource(patterns=len(stage.data.shards), samples=10, repeat=2.5)
+    data = stage.data.model_copy(update={"sources": (source,)})
+    (tuned,) = open_sets(stage.model_copy(update={"data": data}), FolderStore(tmp_path), lambda: None)
+    assert isinstance(tuned, EvaluationSet)
+    assert tuned.tuning is not None
+    loader = tuned.tuning.open(tuned.tuning.training(seed=0), Group(), 10)
+    assert loader is not None
+    assert len(next(loader).images) == 128
+    loader.close()
 
 
 def test_labels_that_the_training_set_does_not_have_are_named(

@@ -50,11 +50,12 @@ class Assembler:
         seed: int,
         image_size: int,
         crop_scale: tuple[float, float],
+        draft: bool = True,
         retry_policy: RetryPolicy,
     ) -> None:
         self._index, self._order, self._field, self._retry_policy = index, order, field, retry_policy
         self._seed, self._image_size, self._crop_scale = seed, image_size, crop_scale
-        self._enough = enough_pixels(image_size, crop_scale)
+        self._enough = enough_pixels(image_size, crop_scale) if draft else None
         self._small_images: dict[int, Image.Image] = {}
         self._small_bytes = 0
 
@@ -67,7 +68,7 @@ class Assembler:
         tokens_CBT: NDArray[np.int64],
     ) -> list[Corrupt]:
         """Write the samples of `part`, whose window consists of `segments`, into rows; returns those it
-        replaced.
+        replaced. A copy of a sample is another crop of it.
 
         Raises UserDataError where no substitute can be used either, and whatever reading raised.
         """
@@ -78,7 +79,7 @@ class Assembler:
             key(Purpose.CROP, self._seed, epoch, part.samples.astype(np.uint64)), CROP_NUMBERS
         ).tolist()
         corrupt: list[Corrupt] = []
-        for row, sample in enumerate(part.samples.tolist()):
+        for row, sample in enumerate((part.samples % len(self._index)).tolist()):
             numbers = crops[row]
             try:
                 image, texts = self._load(_holder(read, sample), sample)
@@ -128,7 +129,7 @@ class Assembler:
         self, window: Window, segments: Sequence[Segment], epoch: int, place: int
     ) -> Iterator[tuple[int, Segment]]:
         numbers = bits(key(Purpose.SUBSTITUTE, self._seed, epoch, place), 2 * _SUBSTITUTES).tolist()
-        near = shuffle(window, self._seed)
+        near = shuffle(window, self._seed) % len(self._index)
         for number in numbers[:_SUBSTITUTES]:
             sample = int(near[number % len(near)])
             yield sample, _holder(segments, sample)

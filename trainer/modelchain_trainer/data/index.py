@@ -20,6 +20,7 @@ from modelchain.resolved import ResolvedData, ResolvedStore
 from modelchain.store import Store, open_location, split_uri
 from modelchain_trainer.data.columns import ColumnWriter, Int32, Int64, map_columns
 from modelchain_trainer.data.kept_index import read_kept
+from modelchain_trainer.data.mix import sources_of
 from modelchain_trainer.data.selection import files_of, select_samples
 from modelchain_trainer.data.shard_list import Located, ShardList
 from modelchain_trainer.data.text_keys import extension_of
@@ -214,11 +215,20 @@ def write_training_index(
         max_bad=data.max_missing_shards - len(shards.missing),
         retry_policy=retry_policy,
     )
-    fewer = index.left_out and len(index) < data.samples
-    if len(index) != data.samples and not fewer:
+    if not data.sources:
+        _check_count(index, "data", data.samples, len(index), len(index.shards))
+    for number, (source, found) in enumerate(zip(data.sources, sources_of(data, index), strict=True)):
+        shards_of = int(np.searchsorted(index.first_samples, [found.first, found.last]) @ (-1, 1))
+        _check_count(index, f"data.sources[{number}]", source.samples, found.last - found.first, shards_of)
+
+
+def _check_count(index: DatasetIndex, field: str, expected: int, found: int, shards: int) -> None:
+    """Raises UserDataError where a field says another number of samples than its shards hold."""
+    fewer = index.left_out and found < expected
+    if found != expected and not fewer:
         raise UserDataError(
-            f"data.samples is {data.samples}, but the {len(index.shards)} shards hold {len(index)} samples"
-            f"{_incomplete(index)}; write samples: {len(index)}, or fix data.shards"
+            f"{field}.samples is {expected}, but the {shards} shards hold {found} samples"
+            f"{_incomplete(index)}; write samples: {found}, or fix {field}.shards"
         )
 
 

@@ -21,6 +21,7 @@ from modelchain.resolved import ResolvedStage
 from modelchain_trainer.data.assembly import Assembler
 from modelchain_trainer.data.corruption import Corrupt, CorruptionCounter
 from modelchain_trainer.data.index import DatasetIndex
+from modelchain_trainer.data.mix import sources_of
 from modelchain_trainer.data.order import SampleOrder, Slice, cut_blocks
 from modelchain_trainer.data.patches import choose_patches
 from modelchain_trainer.data.reader import WindowReader, read_ahead_bytes
@@ -92,6 +93,7 @@ class TrainingLoader:
             seed=training.seed,
             global_batch_size=training.global_batch_size,
             window_blocks=data.window_blocks,
+            sources=sources_of(data, index),
         )
         lane_rows = self._order.lane_rows
         self._lanes = range(self._first_row // lane_rows, -(-(self._first_row + self._rows) // lane_rows))
@@ -113,6 +115,7 @@ class TrainingLoader:
             seed=training.seed,
             image_size=self._image_size,
             crop_scale=data.random_crop_scale,
+            draft=data.draft_decoding,
             retry_policy=self._retry_policy,
         )
         self._counter = CorruptionCounter(

@@ -9,6 +9,9 @@ of one shard. In each epoch
    left out;
 3. inside a lane, samples are shuffled within a *window* of some blocks.
 
+Of several sources, of which some are seen more often than others, mix.py says which runs of samples take the blocks'
+place in an epoch. A sample's second copy has the number of the sample plus that of all samples.
+
 So `window_blocks` blocks are open at any time, and each batch takes an equal share from each of them. L is
 the largest divisor of the global batch that is at most `window_blocks`: a rank, which has consecutive rows,
 reads only the lanes that its rows lie in. Where the world size divides L, all ranks together read every byte
@@ -28,6 +31,7 @@ from numpy.typing import NDArray
 
 from modelchain.errors import ConfigurationError
 from modelchain_trainer.data.index import DatasetIndex
+from modelchain_trainer.data.mix import Mix, Source
 from modelchain_trainer.data.randomness import Purpose, bits, key, permutation
 
 Int64 = NDArray[np.int64]
@@ -44,7 +48,8 @@ class Window:
     number: int
     begin: int  # first position in the lane
     end: int
-    segments: tuple[tuple[int, int], ...]  # samples [first, last) that are read with one request each
+    # Samples [first, last) that are read with one request each. A copy's are those of its sample plus a multiple of N.
+    segments: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -83,9 +88,22 @@ def shuffle(window: Window, seed: int) -> Int64:
 class SampleOrder:
     """The order of all samples in all steps. Any step costs the same to ask for: nothing is replayed."""
 
-    def __init__(self, blocks: Int64, *, seed: int, global_batch_size: int, window_blocks: int) -> None:
+    def __init__(
+        self,
+        blocks: Int64,
+        *,
+        seed: int,
+        global_batch_size: int,
+        window_blocks: int,
+        sources: Sequence[Source] = (),
+    ) -> None:
         """`blocks` as from `cut_blocks`. Raises ConfigurationError where the data is less than one batch."""
-        samples = int(blocks[-1])
+        self.lanes = next(
+            n for n in range(min(window_blocks, global_batch_size), 0, -1) if global_batch_size % n == 0
+        )
+        repeated = any(source.repeat != 1 for source in sources)
+        self._mix = Mix(blocks, sources, seed=seed, lanes=self.lanes) if repeated else None
+        samples = int(blocks[-1]) if self._mix is None else self._mix.samples
         if samples < global_batch_size:
             raise ConfigurationError(
                 f"training.globalBatchSize {global_batch_size} is more than the {samples} samples; "
@@ -94,9 +112,6 @@ class SampleOrder:
         self.seed = seed
         self.global_batch_size = global_batch_size
         self.steps_per_epoch = samples // global_batch_size
-        self.lanes = next(
-            n for n in range(min(window_blocks, global_batch_size), 0, -1) if global_batch_size % n == 0
-        )
         self.lane_rows = global_batch_size // self.lanes
         self._window_blocks = window_blocks // self.lanes
         self._blocks = blocks
@@ -124,7 +139,7 @@ class SampleOrder:
     def _epoch(self, number: int) -> _Epoch:
         if number not in self._epochs:
             self._epochs[number] = _Epoch(
-                self._blocks,
+                self._runs(number),
                 self.seed,
                 number,
                 self.steps_per_epoch * self.lane_rows,
@@ -135,20 +150,30 @@ class SampleOrder:
                 self._epochs.popitem(last=False)
         return self._epochs[number]
 
+    def _runs(self, epoch: int) -> tuple[Int64, Int64]:
+        """First samples and lengths of the runs of an epoch, in order."""
+        if self._mix is not None:
+            return self._mix.epoch(epoch)
+        order = permutation(key(Purpose.BLOCKS, self.seed, epoch), len(self._blocks) - 1)
+        return self._blocks[:-1][order], np.diff(self._blocks)[order]
+
 
 class _Epoch:
     def __init__(
-        self, blocks: Int64, seed: int, number: int, lane_length: int, lane_rows: int, window_blocks: int
+        self,
+        runs: tuple[Int64, Int64],
+        seed: int,
+        number: int,
+        lane_length: int,
+        lane_rows: int,
+        window_blocks: int,
     ) -> None:
         self._number, self._seed = number, seed
         self._lane_length, self._lane_rows, self._window_blocks = lane_length, lane_rows, window_blocks
-        order = permutation(key(Purpose.BLOCKS, seed, number), len(blocks) - 1)
-        self._first_samples = blocks[:-1][order]
-        counts = np.diff(blocks)[order]
-        self._positions = np.concatenate(
-            [np.zeros(1, np.int64), np.cumsum(counts)]
-        )  # of each block, end to end
-        self._rotation = int(bits(key(Purpose.ROTATION, seed, number), 1)[0] % np.uint64(blocks[-1]))
+        self._first_samples, lengths = runs
+        # Of each run, end to end.
+        self._positions = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+        self._rotation = int(bits(key(Purpose.ROTATION, seed, number), 1)[0] % np.uint64(self._positions[-1]))
         self._windows: dict[int, tuple[Window, ...]] = {}
         self._shuffled: OrderedDict[tuple[int, int], Int64] = OrderedDict()
 

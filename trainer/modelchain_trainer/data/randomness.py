@@ -30,6 +30,7 @@ class Purpose(IntEnum):
     SUBSTITUTE = 5
     SEQUENCES = 6
     PATCHES = 7
+    TURNS = 8
 
 
 def key(*words: int | U64) -> U64:

@@ -128,7 +128,7 @@ class WindowReader:
                     return
             self._held[window] = [
                 self._pool.submit(read_segment, self._index, first, last, self._retry_policy)
-                for first, last in window.segments
+                for first, last in self._segments(window)
             ]
             self._held_bytes += self._bytes(window)
             self._next[lane] = self._after(window)
@@ -172,4 +172,11 @@ class WindowReader:
         return window.epoch * self._order.steps_per_epoch + (window.end - 1) // self._order.lane_rows
 
     def _bytes(self, window: Window) -> int:
-        return sum(segment_bytes(self._index, first, last) for first, last in window.segments)
+        return sum(segment_bytes(self._index, first, last) for first, last in self._segments(window))
+
+    def _segments(self, window: Window) -> list[tuple[int, int]]:
+        """Of copies those of their samples."""
+        copies = (first // len(self._index) * len(self._index) for first, _ in window.segments)
+        return [
+            (first - copy, last - copy) for (first, last), copy in zip(window.segments, copies, strict=True)
+        ]

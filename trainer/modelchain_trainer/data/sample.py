@@ -4,8 +4,9 @@ normalisation.
 The transforms are open_clip's (torchvision's RandomResizedCrop and Resize + CenterCrop, bicubic, on RGB
 images), with randomness that is a function of given numbers. That of evaluation is the same pixel for pixel.
 That of training resizes with torch, three times as fast as Pillow and but for rounding the same, and lets the JPEG
-decoder halve pictures that are large enough, which moves pixels by about 1 of 255 on average: by less where they
-are smooth, by a little more in grainy ones. EXIF orientation is ignored, as there.
+decoder halve pictures that are large enough. That moves pixels: by less than 1 of 255 on average where they are
+smooth, by 1 to 4 where they are full of detail, about as another filter of resizing does. EXIF orientation is ignored,
+as there.
 
 Shape suffixes: B images, 3 colours, H x W pixels.
 """

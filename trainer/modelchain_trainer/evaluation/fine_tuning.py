@@ -81,9 +81,10 @@ class Tuning:
         readers = largest_divisor(training.global_batch_size, group.world_size)
         if group.rank >= readers:
             return None
+        data = self.stage.data.model_copy(update={"sources": ()})
         return TrainingLoader(
             self.index,
-            self.stage.model_copy(update={"training": training}),
+            self.stage.model_copy(update={"training": training, "data": data}),
             rank=group.rank,
             world_size=readers,
             first_step=0,
