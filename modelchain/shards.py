@@ -8,7 +8,7 @@ do not nest.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
 
 from modelchain.errors import UserDataError
@@ -16,6 +16,7 @@ from modelchain.errors import UserDataError
 MAX_SHARDS = 1_000_000  # of all patterns together; a slip such as {0..99999999} must not fill the memory
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
+_LAST_NUMBER = re.compile(r"(.*?)(\d{1,18})(\D*)", re.DOTALL)
 _RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})(?:\.\.(\d{1,18}))?")
 
 
@@ -54,6 +55,41 @@ def count(pattern: str) -> int:
     for alternatives in _parse(pattern)[1]:
         total *= len(alternatives)
     return total
+
+
+def compact(shards: Sequence[str]) -> list[str]:
+    """Few patterns that stand for these shards in this order: runs that count up become ranges.
+
+    Raises ShardPatternError for a shard with a brace in its name, which no pattern can say.
+    """
+    patterns: list[str] = []
+    run: tuple[str, str, str, int] | None = None  # text before and after the number, its first one, how many
+    for shard in shards:
+        if "{" in shard or "}" in shard:
+            raise ShardPatternError(f"{shard}: has a brace in its name; rename it")
+        found = _LAST_NUMBER.fullmatch(shard)
+        before, number, after = found.groups() if found is not None else (shard, "", "")
+        counts_up = (
+            run is not None and number and run[:2] == (before, after) and number == _add(run[2], run[3])
+        )
+        if (
+            run is not None
+            and counts_up
+            and (len(number) == len(run[2]) or run[2][0] != "0" or run[2] == "0")
+        ):
+            run = before, after, run[2], run[3] + 1
+            continue
+        patterns += [] if run is None else [_pattern(*run)]
+        run = before, after, number, 1
+    return patterns if run is None else [*patterns, _pattern(*run)]
+
+
+def _add(number: str, more: int) -> str:
+    return f"{int(number) + more:0{len(number)}d}" if number else ""
+
+
+def _pattern(before: str, after: str, first: str, many: int) -> str:
+    return before + (first if many == 1 else f"{{{first}..{_add(first, many - 1)}}}") + after
 
 
 def first_duplicate(shards: Iterable[str]) -> str | None:

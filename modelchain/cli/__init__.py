@@ -18,7 +18,7 @@ from modelchain import __version__
 from modelchain.cli.options import add_cluster_options, names_a_cluster, program
 from modelchain.errors import ExitCode, ModelChainError
 
-COMMANDS = ("validate", "plan", "run", "status", "explain", "logs", "report", "models", "prune")
+COMMANDS = ("validate", "plan", "run", "status", "explain", "logs", "report", "models", "samples", "prune")
 
 
 class Command(Protocol):

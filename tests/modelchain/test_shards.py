@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelchain.shards import MAX_SHARDS, ShardPatternError, count, expand, expand_all
+from modelchain.shards import MAX_SHARDS, ShardPatternError, compact, count, expand, expand_all
 
 
 @pytest.mark.parametrize(
@@ -24,6 +24,36 @@ from modelchain.shards import MAX_SHARDS, ShardPatternError, count, expand, expa
 def test_pattern_expands_as_in_a_shell(pattern: str, shards: list[str]) -> None:
     assert expand(pattern) == shards
     assert count(pattern) == len(shards)
+
+
+@pytest.mark.parametrize(
+    ("shards", "patterns"),
+    [
+        (["a/000.tar", "a/001.tar", "a/002.tar"], ["a/{000..002}.tar"]),
+        (["8", "9", "10", "12"], ["{8..10}", "12"]),
+        (["s3://b/v2/x.tar", "s3://b/v3/x.tar"], ["s3://b/v{2..3}/x.tar"]),
+        (["099", "100", "1000"], ["{099..100}", "1000"]),
+        (["b.tar", "a.tar"], ["b.tar", "a.tar"]),
+    ],
+)
+def test_shards_that_count_up_are_written_as_ranges(shards: list[str], patterns: list[str]) -> None:
+    assert compact(shards) == patterns
+
+
+def test_a_brace_in_a_name_can_not_be_written() -> None:
+    with pytest.raises(ShardPatternError, match="rename it"):
+        compact(["a{0.tar"])
+
+
+@given(
+    st.lists(st.from_regex(r"[a1]{0,2}/?[0-9]{0,4}(\.tar)?", fullmatch=True), max_size=20)
+    | st.builds(
+        lambda first, many, width: [f"{n:0{width}d}.tar" for n in range(first, first + many)],
+        *(st.integers(0, 1200), st.integers(1, 200), st.integers(1, 5)),
+    )
+)
+def test_ranges_stand_for_the_shards_in_their_order(shards: list[str]) -> None:
+    assert [shard for pattern in compact(shards) for shard in expand(pattern)] == shards
 
 
 def test_the_papers_pattern_names_332_shards() -> None:
