@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 REREAD_SECONDS = 300.0  # a Secret is read again after this long
 RETRY_SECONDS = 15.0  # where it is missing, or the store refuses its credentials
-STORES = 4096
+STORES = 16_384
 CERTIFICATES = 256
 
 # The reader tries again later: longer waits would only hold up others.
@@ -110,7 +110,7 @@ class StoreAccess:
         own_identity_stores: Iterable[OwnIdentityStore] = (),
         allowed_endpoints: Iterable[str] = ("*",),
         *,
-        clients: int = 64,
+        clients: int = 256,
         connections: int = 8,
         wrap: Callable[[Store], Store] = lambda store: store,
         resolve_host: Callable[[str], list[str]] | None = None,

@@ -1,7 +1,8 @@
 """What the stores say of all chains: read in threads, each stage at its own rate, never on the event loop.
 
-A stage that trains is read every few seconds; one that may start, at intervals that grow while nothing changes; one at
-rest (it can't start yet, its chain is suspended, or it is finished) every few minutes.
+A stage that trains is read every few seconds; one that may start, at intervals that grow while nothing changes; one
+that is finished every few minutes, from a random moment on, since thousands of them are found at a restart. One at rest
+(it can't start yet, or its chain is suspended) is read before it starts.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
 import sys
 import time
 from collections.abc import Callable, Mapping, Set
@@ -34,7 +36,7 @@ RUNNING_SECONDS = 5.0  # between reads of a stage that trains
 STARTING_SECONDS = 60.0  # of one whose trainer does not run yet and writes nothing
 WAITING_SECONDS = 5.0  # of one that may start; 1.5 times as long after each that shows nothing new
 LONGEST_WAITING_SECONDS = 60.0
-AT_REST_SECONDS = 900.0  # of one that can't start: before it does, it is read again
+AT_REST_SECONDS = 900.0  # of one that can't start and can't be read
 LEASED_SECONDS = 15.0  # of one that somebody else trains
 # Before a chain is queued again whose store can't be read: first, and longest.
 REFUSED_SECONDS = (20.0, 300.0)
@@ -106,6 +108,11 @@ class _Stage(Task):
         if self.facts is None and self.pace is _Pace.FINISHED and self.probed_at > 0:
             return _PRESENT
         return self.facts
+
+    @property
+    def never_read(self) -> bool:
+        """Whether nothing is known of it."""
+        return self.probed_at == float("-inf")
 
     @property
     def outdated(self) -> bool:
@@ -251,9 +258,11 @@ class StoreReader:
         starting: Set[str] = frozenset(),
         finished: Set[str],
         at_rest: Set[str],
+        unasked: Set[str] = frozenset(),
     ) -> None:
         """Read these stages of the chain from now on: which attempts are under way (and of which of them no trainer
-        runs yet), which stages are finished, and which can't start now. Idempotent.
+        runs yet), which stages are finished, and which can't start now; `unasked` are those of the last that nobody
+        asks for. Idempotent.
         """
         known = self._chains.get(key)
         if known is None or known.uid != chain.chain.uid or not _is_same(known.source, store):
@@ -271,6 +280,8 @@ class StoreReader:
                 pace = _Pace.AT_REST if stage.name in at_rest else _Pace.WAITING
             if (pace, attempt) != (stage.pace, stage.attempt):
                 self._change_pace(stage, pace, attempt)
+            if pace is _Pace.AT_REST and stage.never_read and stage.name not in unasked:
+                self._read_at_rest(stage)
 
     def refresh(self, key: Key, stage: str) -> None:
         """Something has happened to the stage: what is known of it is stale, and it is read at once."""
@@ -362,7 +373,7 @@ class StoreReader:
         source = (
             store
             if isinstance(store, NoAccess)
-            else _Source(store, self._schedule.acquire(_endpoint_of(chain)))
+            else _Source(store, self._schedule.acquire(_endpoint_of(chain), key.namespace))
         )
         new = self._chains[key] = _Chain(key, chain.chain.uid, source)
         if known is not None:
@@ -395,7 +406,7 @@ class StoreReader:
             if task is not None:
                 self._schedule.drop(task)
         if isinstance(chain.source, _Source):
-            self._schedule.release(chain.source.endpoint)
+            self._schedule.release(chain.source.endpoint, chain.key.namespace)
 
     def _take_stages(self, chain: _Chain, resolved: ResolvedChain) -> None:
         """Make the stages those of the spec."""
@@ -429,23 +440,32 @@ class StoreReader:
                 stage.stale_before = self._clock()
         elif was is _Pace.FINISHED or (was is _Pace.AT_REST and attempt is None and self._is_stale(stage)):
             stage.stale_before = self._clock()  # nothing may start on facts that old
-        if stage.probed_at == float("-inf"):  # never read; only stages that may go on are urgent
-            self._schedule.soon(stage, urgent=pace in (_Pace.STARTING, _Pace.RUNNING, _Pace.WAITING))
+        if stage.never_read and pace is _Pace.FINISHED:
+            self._schedule.later(stage, self._artifact_check_seconds * random.random())  # noqa: S311
+        elif stage.never_read:
+            if pace is not _Pace.AT_REST:
+                self._schedule.soon(stage, urgent=True)
         elif stage.outdated or pace is _Pace.RUNNING:
             self._schedule.soon(stage, urgent=stage.outdated)
-        else:
-            self._schedule.later(stage, self._interval_of(stage))
+        elif (seconds := self._interval_of(stage)) is not None:
+            self._schedule.later(stage, seconds)
+
+    def _read_at_rest(self, stage: _Stage) -> None:
+        """Somebody asks for a stage that can't start: it is read once."""
+        if not isinstance(stage.chain.source, NoAccess):
+            self._schedule.soon(stage)
 
     def _is_stale(self, stage: _Stage) -> bool:
         return self._clock() - stage.probed_at > WAITING_SECONDS
 
-    def _interval_of(self, stage: _Stage) -> float:
+    def _interval_of(self, stage: _Stage) -> float | None:
+        """Seconds until it is read again; None: when something happens."""
         if stage.pace is _Pace.RUNNING:
             return RUNNING_SECONDS
         if stage.pace is _Pace.FINISHED:
             return self._artifact_check_seconds
         if stage.pace is _Pace.AT_REST:
-            return AT_REST_SECONDS
+            return None if stage.facts is None or stage.facts.problem is None else AT_REST_SECONDS
         if stage.facts is not None and stage.facts.problem is StoreProblem.UNAVAILABLE:
             return WAITING_SECONDS
         if stage.pace is _Pace.STARTING:

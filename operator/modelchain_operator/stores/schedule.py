@@ -2,7 +2,8 @@
 
 All routine tasks share one budget of requests per second; urgent ones go first. A store that does not answer is tried
 by one task at a time, with growing intervals; all such stores together get a quarter of the threads, and with those
-that were never read yet one half.
+that were never read yet one half. There the namespaces whose chains use them take turns, so that a namespace with
+thousands of silent stores holds up its own chains alone.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ import itertools
 import logging
 import random
 import time
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from enum import Enum
 from typing import TypeVar
 
 from modelchain.errors import ModelChainError
@@ -63,7 +65,9 @@ class StoreEndpoint:
     """A server (or a folder), its tasks, and whether it answers."""
 
     __slots__ = (
+        "asleep_until",
         "failures",
+        "lane",
         "name",
         "probe_at",
         "probe_wait",
@@ -78,7 +82,11 @@ class StoreEndpoint:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.users = 0
+        self.users: Counter[str] = Counter()  # by namespace
+        self.lane: _Lane | None = (
+            None  # where it waits to be served; None: it has nothing to do, or must not now
+        )
+        self.asleep_until = 0.0  # monotonic: when it is placed in a lane again
         self.unresponsive = False
         self.readable_since = time.time()  # seconds since the epoch: it has answered without a gap since
         self.proven = False  # the last request was answered
@@ -98,6 +106,48 @@ class StoreEndpoint:
     def dependable(self) -> bool:
         """Whether several tasks may run there at once."""
         return self.proven and not self.unresponsive
+
+    @property
+    def standing(self) -> _Standing:
+        """What it is to be trusted with."""
+        if self.dependable:
+            return _Standing.DEPENDABLE
+        return _Standing.FAILING if self.failing else _Standing.UNPROVEN
+
+
+class _Standing(Enum):
+    DEPENDABLE = "dependable"
+    UNPROVEN = "unproven"
+    FAILING = "failing"
+
+
+class _Lane:
+    """Endpoints of one standing that may be served; their namespaces take turns, and within each its endpoints."""
+
+    def __init__(self, standing: _Standing, *, urgent: bool) -> None:
+        self.standing = standing
+        self.urgent = urgent
+        self._namespaces: OrderedDict[str, OrderedDict[str, StoreEndpoint]] = OrderedDict()
+
+    def __bool__(self) -> bool:
+        return bool(self._namespaces)
+
+    def first(self) -> StoreEndpoint:
+        """The endpoint whose turn it is; its namespace goes to the end."""
+        namespace, endpoints = next(iter(self._namespaces.items()))
+        self._namespaces.move_to_end(namespace)
+        return next(iter(endpoints.values()))
+
+    def add(self, endpoint: StoreEndpoint) -> None:
+        for namespace in endpoint.users:
+            self._namespaces.setdefault(namespace, OrderedDict())[endpoint.name] = endpoint
+
+    def remove(self, endpoint: StoreEndpoint) -> None:
+        for namespace in endpoint.users:
+            endpoints = self._namespaces[namespace]
+            del endpoints[endpoint.name]
+            if not endpoints:
+                del self._namespaces[namespace]
 
 
 @dataclass
@@ -146,7 +196,10 @@ class StoreSchedule:
         self._threads = threads
         self._rate = requests_per_second
         self._clock = clock
-        self._endpoints: OrderedDict[str, StoreEndpoint] = OrderedDict()
+        self._endpoints: dict[str, StoreEndpoint] = {}
+        self._working: dict[str, StoreEndpoint] = {}  # those with tasks under way
+        self._lanes = [_Lane(standing, urgent=urgent) for urgent in (True, False) for standing in _Standing]
+        self._asleep: list[tuple[float, int, StoreEndpoint]] = []  # a heap
         self._heap: list[tuple[float, int, Task]] = []
         self._count = itertools.count()
         self._tokens = requests_per_second
@@ -159,17 +212,24 @@ class StoreSchedule:
 
     # ---- endpoints and tasks
 
-    def acquire(self, name: str) -> StoreEndpoint:
-        """The endpoint of that name, for one more user; `release` must follow."""
+    def acquire(self, name: str, namespace: str) -> StoreEndpoint:
+        """The endpoint of that name, for one more chain of the namespace; `release` must follow."""
         endpoint = self._endpoints.get(name)
         if endpoint is None:
             endpoint = self._endpoints[name] = StoreEndpoint(name)
-        endpoint.users += 1
+        if namespace not in endpoint.users:
+            self._leave_lane(endpoint)
+        endpoint.users[namespace] += 1
+        self._place(endpoint)
         return endpoint
 
-    def release(self, endpoint: StoreEndpoint) -> None:
-        """One user of the endpoint has gone; without users it is forgotten."""
-        endpoint.users -= 1
+    def release(self, endpoint: StoreEndpoint, namespace: str) -> None:
+        """A chain of the namespace uses the endpoint no more; without any it is forgotten."""
+        if endpoint.users[namespace] == 1:
+            self._leave_lane(endpoint)
+        endpoint.users.subtract((namespace,))
+        endpoint.users += Counter()  # without those at 0
+        self._place(endpoint)
         self._drop_unused(endpoint)
 
     def soon(self, task: Task, *, urgent: bool = False) -> None:
@@ -186,6 +246,7 @@ class StoreSchedule:
             task.endpoint.routine.remove(task)
         task.queued, task.urgent = True, urgent
         (task.endpoint.urgent if urgent else task.endpoint.routine).append(task)
+        self._place(task.endpoint)
         self._wake.set()
 
     def later(self, task: Task, seconds: float) -> None:
@@ -207,6 +268,7 @@ class StoreSchedule:
             return False
         if task.queued:
             (task.endpoint.urgent if task.urgent else task.endpoint.routine).remove(task)
+            self._place(task.endpoint)
         task.queued, task.due, task.busy = False, None, True
         return True
 
@@ -268,32 +330,78 @@ class StoreSchedule:
         self._tokens_at = now
         self._collect_due(now)
         self._detect_unresponsive(now)
-        wait = min(1.0, self._heap[0][0] - now) if self._heap else 1.0
-        load = _Load.of(self._endpoints.values())
-        progress = True
-        while progress and load.busy < self._threads:
-            progress = False
-            for name in list(self._endpoints):  # round robin: one that was served goes to the end
-                if load.busy >= self._threads:
-                    break
-                endpoint = self._endpoints[name]
-                if not (endpoint.urgent or endpoint.routine):
-                    continue
-                if not self._has_room(endpoint, load, now):
-                    if endpoint.probe_at > now:
-                        wait = min(wait, endpoint.probe_at - now)
-                    continue
-                if not endpoint.urgent and self._tokens < 0:
-                    wait = min(wait, -self._tokens / self._rate)
-                    continue
-                task = (endpoint.urgent or endpoint.routine).popleft()
-                task.queued = False
-                self._endpoints.move_to_end(name)
-                progress = True
-                if not task.dropped:
-                    load.add(endpoint)
-                    self._begin_work(task, now)
+        self._wake_up(now)
+        load = _Load.of(self._working.values())
+        while load.busy < self._threads and (lane := self._next_lane(load)) is not None:
+            endpoint = lane.first()
+            task = (endpoint.urgent or endpoint.routine).popleft()
+            task.queued = False
+            self._leave_lane(endpoint)
+            if not task.dropped:
+                load.add(endpoint)
+                self._begin_work(task, now)
+            self._place(endpoint)
+        wait = min([1.0, *(heap[0][0] - now for heap in (self._heap, self._asleep) if heap)])
+        if self._tokens < 0 and any(lane for lane in self._lanes if not lane.urgent):
+            wait = min(wait, -self._tokens / self._rate)
         return max(0.005, wait)
+
+    def _next_lane(self, load: _Load) -> _Lane | None:
+        """The lane whose turn it is; None if no task may start. Urgent ones go first; lanes of other standings take
+        turns.
+        """
+        for number, lane in enumerate(self._lanes):
+            if not lane or not self._has_room(lane.standing, load) or (not lane.urgent and self._tokens < 0):
+                continue
+            self._lanes.append(self._lanes.pop(number))
+            self._lanes.sort(key=lambda lane: not lane.urgent)
+            return lane
+        return None
+
+    def _has_room(self, standing: _Standing, load: _Load) -> bool:
+        if standing is _Standing.DEPENDABLE:
+            return True
+        if standing is _Standing.FAILING:
+            return load.failing < max(1, self._threads // 4)
+        return load.unproven < max(1, self._threads // 2)
+
+    # ---- which endpoints may be served
+
+    def _place(self, endpoint: StoreEndpoint) -> None:
+        """Put the endpoint into the lane where it belongs now."""
+        now = self._clock()
+        waits = bool(endpoint.urgent or endpoint.routine)
+        if endpoint.dependable:
+            free = len(endpoint.under_way) < max(1, self._threads * 3 // 4)
+        else:
+            free = not endpoint.under_way
+            if waits and free and endpoint.probe_at > now:
+                free = False
+                if endpoint.asleep_until != endpoint.probe_at:
+                    endpoint.asleep_until = endpoint.probe_at
+                    heapq.heappush(self._asleep, (endpoint.probe_at, next(self._count), endpoint))
+        lane = None
+        if waits and free and endpoint.users:
+            urgent, standing = bool(endpoint.urgent), endpoint.standing
+            lane = next(one for one in self._lanes if one.urgent == urgent and one.standing is standing)
+        if lane is not endpoint.lane:
+            self._leave_lane(endpoint)
+            if lane is not None:
+                lane.add(endpoint)
+                endpoint.lane = lane
+
+    def _leave_lane(self, endpoint: StoreEndpoint) -> None:
+        if endpoint.lane is not None:
+            endpoint.lane.remove(endpoint)
+            endpoint.lane = None
+
+    def _wake_up(self, now: float) -> None:
+        """Place the endpoints that may be tried again."""
+        while self._asleep and self._asleep[0][0] <= now:
+            until, _, endpoint = heapq.heappop(self._asleep)
+            if endpoint.asleep_until == until:
+                endpoint.asleep_until = 0.0
+                self._place(endpoint)
 
     def _collect_due(self, now: float) -> None:
         while self._heap and self._heap[0][0] <= now:
@@ -305,19 +413,11 @@ class StoreSchedule:
             self._heap = [entry for entry in self._heap if entry[2].due == entry[0]]
             heapq.heapify(self._heap)
 
-    def _has_room(self, endpoint: StoreEndpoint, load: _Load, now: float) -> bool:
-        if endpoint.dependable:
-            return len(endpoint.under_way) < max(1, self._threads * 3 // 4)
-        if endpoint.under_way or now < endpoint.probe_at:
-            return False
-        if endpoint.failing:
-            return load.failing < max(1, self._threads // 4)
-        return load.unproven < max(1, self._threads // 2)
-
     def _begin_work(self, task: Task, now: float) -> None:
         task.busy = True
         number = next(self._count)
         task.endpoint.under_way[number] = now
+        self._working[task.endpoint.name] = task.endpoint
         self._tokens = max(self._tokens - REQUESTS_OF_A_TASK, -DEBT_SECONDS * self._rate)
 
         async def run() -> None:
@@ -328,7 +428,10 @@ class StoreSchedule:
                 logger.exception("%s: reading the store has failed", task.endpoint.name)
             finally:
                 task.endpoint.under_way.pop(number, None)
+                if not task.endpoint.under_way:
+                    self._working.pop(task.endpoint.name, None)
                 self.end(task, seconds)
+                self._place(task.endpoint)
                 self._drop_unused(task.endpoint)
                 self._wake.set()
 
@@ -337,20 +440,21 @@ class StoreSchedule:
         future.add_done_callback(self._under_way.discard)
 
     def _drop_unused(self, endpoint: StoreEndpoint) -> None:
-        if endpoint.users <= 0 and not endpoint.under_way and self._endpoints.get(endpoint.name) is endpoint:
+        if not endpoint.users and not endpoint.under_way and self._endpoints.get(endpoint.name) is endpoint:
             del self._endpoints[endpoint.name]
 
     # ---- whether endpoints answer
 
     def _detect_unresponsive(self, now: float) -> None:
-        for endpoint in list(self._endpoints.values()):
-            if endpoint.under_way and now - min(endpoint.under_way.values()) > UNRESPONSIVE_SECONDS:
+        for endpoint in list(self._working.values()):
+            if now - min(endpoint.under_way.values()) > UNRESPONSIVE_SECONDS:
                 self._mark_unresponsive(endpoint)
 
     def _mark_unresponsive(self, endpoint: StoreEndpoint) -> None:
         if endpoint.unresponsive:
             return
         endpoint.unresponsive = True
+        self._place(endpoint)
         logger.warning("%s does not answer; the chains whose store it is wait for it", endpoint.name)
         self._on_availability(endpoint)
 
@@ -359,6 +463,7 @@ class StoreSchedule:
         endpoint.proven = False
         endpoint.probe_at = self._clock() + endpoint.probe_wait * random.uniform(0.8, 1.2)  # noqa: S311
         endpoint.probe_wait = min(PROBE_SECONDS[1], endpoint.probe_wait * 2)
+        self._place(endpoint)
         if endpoint.failures >= FAILURES:
             self._mark_unresponsive(endpoint)
 
@@ -369,3 +474,4 @@ class StoreSchedule:
             endpoint.unresponsive, endpoint.readable_since = False, time.time()
             logger.warning("%s answers again", endpoint.name)
             self._on_availability(endpoint)
+        self._place(endpoint)

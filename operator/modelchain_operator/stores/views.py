@@ -33,7 +33,7 @@ class StoreViews:
         snapshot = self._reader.snapshot(key)
         if is_due(accepted.chain, status):
             snapshot = replace(snapshot, measurement=self._reader.measure(key, accepted.chain))
-        needed = {stage.name for stage in accepted.chain.all_stages} - stages.finished - stages.not_yet
+        needed = {stage.name for stage in accepted.chain.all_stages} - stages.finished - stages.unasked
         return snapshot if needed <= set(snapshot.facts) else None
 
     async def written(self, key: Key, accepted: Accepted, status: ChainStatus) -> None:
@@ -56,6 +56,7 @@ class StoreViews:
             finished=stages.finished,
             # Nothing starts in a suspended chain; when it is resumed, all is read again.
             at_rest=frozenset(stage.name for stage in chain.all_stages) if chain.suspend else stages.not_yet,
+            unasked=stages.unasked,
         )
 
     def refresh(self, key: Key, stage: str) -> None:
@@ -75,6 +76,12 @@ class _Stages:
     running: dict[str, int]  # the attempts that are under way
     starting: frozenset[str]  # whose job did not have all of its pods when last seen
     not_yet: frozenset[str]  # can't start before another one is finished
+    suspended: frozenset[str]  # of a suspended chain, as the status says already
+
+    @property
+    def unasked(self) -> frozenset[str]:
+        """Those of which nothing need be known: each is read before it starts."""
+        return self.not_yet | self.suspended
 
     @classmethod
     def of(cls, chain: ResolvedChain, status: ChainStatus | None) -> _Stages:
@@ -87,6 +94,7 @@ class _Stages:
                 stage.name for stage in known if stage.phase in (StagePhase.PENDING, StagePhase.QUEUED)
             ),
             not_yet=_not_yet(chain, finished) - running.keys(),
+            suspended=_suspended(chain, known) if chain.suspend else frozenset(),
         )
 
 
@@ -98,6 +106,16 @@ def _not_yet(chain: ResolvedChain, finished: frozenset[str]) -> frozenset[str]:
     if not all(stage.name in finished for stage in chain.stages):
         waiting |= {stage.name for stage in chain.baselines}
     return frozenset(waiting)
+
+
+def _suspended(chain: ResolvedChain, known: Sequence[StageStatus]) -> frozenset[str]:
+    """The stages that are suspended as they are asked for now."""
+    digests = {stage.name: stage.digest for stage in chain.all_stages}
+    return frozenset(
+        stage.name
+        for stage in known
+        if stage.phase is StagePhase.SUSPENDED and digests.get(stage.name) == stage.digest
+    )
 
 
 def _finished(chain: ResolvedChain, known: Sequence[StageStatus]) -> frozenset[str]:

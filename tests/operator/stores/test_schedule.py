@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 
+import pytest
+
 from modelchain.store import StoreUnavailable
 from modelchain_operator.stores.schedule import StoreEndpoint, StoreSchedule, Task
 from tests.operator.stores.flaky_store import run, until
@@ -26,12 +28,14 @@ async def seconds_to_begin(endpoints: int) -> float:
         return None
 
     schedule = StoreSchedule(work, lambda _: None, threads=4, requests_per_second=10**6)
-    unresponsive: list[StoreEndpoint] = [schedule.acquire(f"silent-{number}") for number in range(endpoints)]
+    unresponsive: list[StoreEndpoint] = [
+        schedule.acquire(f"silent-{number}", "hostile") for number in range(endpoints)
+    ]
     for endpoint in unresponsive:
         endpoint.failures, endpoint.probe_at = 3, time.monotonic() + 3600
         schedule.soon(Task(endpoint))
     for _ in range(20):
-        schedule.soon(Task(schedule.acquire("there")))
+        schedule.soon(Task(schedule.acquire("there", "team")))
     began = time.perf_counter()
     schedule.start()
     await until(done.is_set, "it was done")
@@ -47,5 +51,32 @@ def test_silent_places_cost_in_proportion_to_their_number() -> None:
         few = min([await seconds_to_begin(1_000) for _ in range(3)])
         many = min([await seconds_to_begin(8_000) for _ in range(3)])
         assert many < 32 * max(few, 0.01), (few, many)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("failures", [0, 3], ids=["after a restart", "after an outage"])
+def test_a_namespace_with_thousands_of_silent_stores_holds_up_no_other(failures: int) -> None:
+    """Nothing is known yet of any store, or all have failed: those of others are not tried after all of its own."""
+
+    async def scenario() -> None:
+        asked: list[str] = []
+
+        async def work(task: Task) -> float | None:
+            asked.append(task.endpoint.name)
+            if task.endpoint.name != "there":
+                await schedule.call(task.endpoint, absent)
+            return None
+
+        schedule = StoreSchedule(work, lambda _: None, threads=4, requests_per_second=10**6)
+        names = [*((f"silent-{number}", "hostile") for number in range(3_000)), ("there", "team")]
+        for endpoint in [schedule.acquire(*name) for name in names]:
+            endpoint.failures = failures
+            schedule.soon(Task(endpoint), urgent=True)
+        schedule.acquire("there", "hostile")  # which it uses as well
+        schedule.start()
+        await until(lambda: "there" in asked, "it was done")
+        await schedule.close()
+        assert asked.index("there") < 10
 
     run(scenario())

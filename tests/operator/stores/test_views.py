@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,26 @@ def test_a_chain_that_is_complete_is_left_in_peace_from_the_write_on_that_says_s
             assert before > 0
             await asyncio.sleep(0.5)
             assert asked(store) == before
+
+    run(scenario())
+
+
+def test_a_suspended_chain_is_not_read_again_after_a_restart(tmp_path: Path) -> None:
+    """Its status says all that there is to say until it is resumed; thousands of them wait for no store."""
+    store = FlakyStore(tmp_path / "store")
+
+    async def scenario() -> None:
+        async with looking(store) as (views, accepted):
+            suspended = replace(accepted, chain=CHAIN.model_copy(update={"suspend": True}))
+            known = status(
+                ChainPhase.SUSPENDED, {"tiny": StagePhase.SUSPENDED, "small": StagePhase.SUSPENDED}
+            )
+            assert await views.snapshot(KEY, suspended, known) is not None
+            await asyncio.sleep(0.3)
+            assert asked(store) == 0
+            assert await views.snapshot(KEY, accepted, known) is None, "it is resumed: what is there?"
+            snapshot = await look(views, accepted, known)
+            assert "tiny" in snapshot.facts
 
     run(scenario())
 
