@@ -11,6 +11,7 @@ The CRD in crds/ is generated from these types: descriptions, bounds and list le
 from __future__ import annotations
 
 from enum import StrEnum
+from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
@@ -931,6 +932,7 @@ class NamedModel(Block):
     ] = None
 
 
+@cache  # of a few fields, asked for with every chain that is read
 def _attribute(field: str) -> str:
     """The attribute of a field: model_config belongs to pydantic."""
     name = to_snake(field)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from modelchain.errors import MissingInputError, PermissionRefusedError, UserDataError
+from modelchain.resolved import ResolvedChain
 from modelchain.spec import API_VERSION, GROUP, KIND, ModelChain
 from modelchain.validation.problem import Finding, InvalidChain, Problem, dotted, quoted
 from modelchain.validation.rules import check_rules
@@ -19,10 +20,11 @@ STDIN = "-"
 
 @dataclass(frozen=True)
 class CheckedChain:
-    """One ModelChain of a file, and what is wrong with it. `chain` is None if anything is."""
+    """One ModelChain of a file, and what is wrong with it. `chain` and `resolved` are None if anything is."""
 
     chain: ModelChain | None
     problems: tuple[Problem, ...]
+    resolved: ResolvedChain | None = None
 
 
 def load_chains(path: Path | str) -> list[ModelChain]:
@@ -65,11 +67,11 @@ def check_file(path: Path | str) -> list[CheckedChain]:
 
 def check_object(name: str, value: dict[str, JsonValue]) -> CheckedChain:
     """A ModelChain that was read already, e.g. from the Kubernetes API. `name` is what its problems begin with."""
-    chain, findings = _findings(value, [])
+    chain, resolved, findings = _findings(value, [])
     problems = tuple(
         Problem(name, dotted(finding.path), finding.message, finding.remedy) for finding in findings
     )
-    return CheckedChain(chain, problems)
+    return CheckedChain(chain, problems, resolved)
 
 
 def _distinct(file: str, checked: list[CheckedChain]) -> list[CheckedChain]:
@@ -141,20 +143,23 @@ def _check_resource(name: str, document: Document, value: JsonValue, prefix: Fie
     if not isinstance(value, dict):
         wrong = Finding((), f"the document is {quoted(value)}, not a {KIND}", f"start it with 'kind: {KIND}'")
         return CheckedChain(None, (_problem(name, document, prefix, wrong),))
-    chain, findings = _findings(value, read)
+    chain, resolved, findings = _findings(value, read)
     problems = tuple(_problem(name, document, prefix, finding) for finding in findings)
     by_line = tuple(sorted(problems, key=lambda problem: problem.line or 0))
-    return CheckedChain(chain, by_line)
+    return CheckedChain(chain, by_line, resolved)
 
 
-def _findings(value: dict[str, JsonValue], read: list[Finding]) -> tuple[ModelChain | None, list[Finding]]:
+def _findings(
+    value: dict[str, JsonValue], read: list[Finding]
+) -> tuple[ModelChain | None, ResolvedChain | None, list[Finding]]:
     """The chain, if nothing is wrong with it, and all that is: found in reading, in structure, in rules."""
+    resolved: ResolvedChain | None = None
     parsed = parse(value, unreadable={finding.path for finding in read})
     findings = [*read, *parsed.findings]
     if parsed.chain is not None:
-        rules = check_rules(parsed.chain)
+        resolved, rules = check_rules(parsed.chain)
         findings += [one for one in rules if not any(one.follows_from(other) for other in findings)]
-    return None if findings else parsed.chain, findings
+    return (None, None, findings) if findings else (parsed.chain, resolved, findings)
 
 
 def _problem(name: str, document: Document, prefix: FieldPath, finding: Finding) -> Problem:

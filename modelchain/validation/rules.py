@@ -20,7 +20,7 @@ from modelchain.resolve import (
     with_loss,
     written_models,
 )
-from modelchain.resolved import DEFAULT_BATCH, decay_steps
+from modelchain.resolved import DEFAULT_BATCH, ResolvedChain, decay_steps
 from modelchain.spec import (
     ExpansionSpec,
     InitialWeights,
@@ -45,8 +45,8 @@ from modelchain.yaml_reader import FieldPath
 MAX_CHAIN_NAME = 63  # the name is a label of the chain's jobs
 
 
-def check_rules(chain: ModelChain) -> list[Finding]:
-    """All that is wrong with a chain whose fields and types are right."""
+def check_rules(chain: ModelChain) -> tuple[ResolvedChain | None, list[Finding]]:
+    """All that is wrong with a chain whose fields and types are right; the resolved chain, if nothing is."""
     findings = [
         *_check_name(chain),
         *_check_stages(chain),
@@ -56,7 +56,14 @@ def check_rules(chain: ModelChain) -> list[Finding]:
         *check_training(chain),
         *check_baseline(chain),
     ]
-    return _once(findings) or list(_check_resolves(chain))
+    if findings:
+        return None, _once(findings)
+    try:  # what only the whole shows, such as the size of a resolved stage
+        return resolve(chain), []
+    except UserDataError as error:
+        path = error.path if isinstance(error, UnresolvableError) else ("spec",)
+        message, _, remedy = str(error).partition("; ")
+        return None, [Finding(path, message, remedy)]
 
 
 def _once(findings: Iterable[Finding]) -> list[Finding]:
@@ -363,13 +370,3 @@ def _check_models(
             else "name a model that is as large in every dimension and has the same head widths, or put it first"
         )
         yield Finding((*at, "model"), f"{problem}: {messages}", remedy, about)
-
-
-def _check_resolves(chain: ModelChain) -> Iterator[Finding]:
-    """What only the whole shows, such as the size of a resolved stage. Everything else was found by now."""
-    try:
-        resolve(chain)
-    except UserDataError as error:
-        path = error.path if isinstance(error, UnresolvableError) else ("spec",)
-        message, _, remedy = str(error).partition("; ")
-        yield Finding(path, message, remedy)

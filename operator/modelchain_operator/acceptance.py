@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from modelchain import cost
 from modelchain.errors import ModelChainError
-from modelchain.resolve import merged, resolve
+from modelchain.resolve import merged
 from modelchain.resolved import ResolvedChain
 from modelchain.spec import JobSpec, ModelChain, StoreSpec
 from modelchain.validation import check_object
@@ -62,14 +62,13 @@ def _accept(body: Object, default_image: str | None) -> Accepted | Refused:
     document = {name: body.get(name) for name in ("apiVersion", "kind", "metadata", "spec")}
     checked = check_object("", document)
     problems = [_text(problem.path, problem.message, problem.remedy) for problem in checked.problems]
-    if checked.chain is None:
+    if checked.chain is None or checked.resolved is None:
         return Refused(tuple(problems))
-    chain = checked.chain
+    chain, resolved = checked.chain, checked.resolved
     problems = [*_cluster_problems(chain, default_image)]
     if problems:
         return Refused(tuple(problems))
     try:
-        resolved = resolve(chain)
         plan = cost.plan(resolved)
     except ModelChainError as error:
         return Refused((str(error),))

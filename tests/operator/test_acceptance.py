@@ -142,7 +142,7 @@ def test_a_chain_that_shows_a_defect_of_the_operator_is_refused_and_not_raised(
     def broken(*_: object) -> None:
         raise IndexError
 
-    monkeypatch.setattr("modelchain_operator.acceptance.resolve", broken)
+    monkeypatch.setattr("modelchain_operator.acceptance.check_object", broken)
     refused = accept(body(), default_image=None)
     assert isinstance(refused, Refused)
     assert "IndexError" in refused.problems[0]
