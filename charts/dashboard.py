@@ -404,7 +404,10 @@ def operator() -> list[Object]:
         ),
         lines(
             "Chains by phase",
-            [query("sum by (phase) (modelchain_chains) > 0", "{{phase}}")],
+            [
+                query("sum by (phase) (modelchain_chains) > 0", "{{phase}}"),
+                query("sum(modelchain_chains_without_series) > 0", "without series of their own"),
+            ],
             COUNT,
             "All that the operator knows, of all namespaces.",
             stacked=True,

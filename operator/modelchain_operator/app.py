@@ -46,7 +46,7 @@ async def run(settings: Settings) -> int:
     """Run the operator until it is told to stop, or another one leads. Returns the exit code. Raises
     ConfigurationError.
     """
-    metrics = Metrics()
+    metrics = Metrics(max_chains=settings.metrics_max_chains)
     cluster_access = load_config(settings.kubeconfig, settings.context)
     leadership = Leadership() if settings.lease else Leadership.unopposed()
     api = KubernetesApi(cluster_access, on_request=metrics.api_request, may_write=leadership.is_held)

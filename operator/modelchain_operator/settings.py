@@ -77,6 +77,7 @@ class Settings:
     allowed_endpoints: tuple[str, ...] = ("*",)
     http_host: str = "0.0.0.0"  # noqa: S104  the kubelet and Prometheus come from outside the pod
     http_port: int = 8080
+    metrics_max_chains: int = 2000
     kubeconfig: str | None = None
     context: str | None = None
     log_format: LogFormat = LogFormat.TEXT
@@ -447,6 +448,14 @@ _OPTIONS: tuple[_Option[object], ...] = (
         "PORT",
         _whole(0, 65535),
         "port of /metrics, /healthz and /readyz; 0: any free one",
+    ),
+    _Option(
+        _PROCESS,
+        "metrics_max_chains",
+        "--metrics-max-chains",
+        "COUNT",
+        _whole(0, 1_000_000),
+        "chains that have series of their own in /metrics: first those that need a person, then those under way",
     ),
     _Option(
         _PROCESS,

@@ -57,6 +57,7 @@ def test_every_field_of_the_settings_has_a_flag() -> None:
         ("--workers", "2.5"),
         ("--max-running-chains", "0"),
         ("--store-threads", "1"),
+        ("--metrics-max-chains", "all"),
         ("--store-requests-per-second", "none"),
         ("--http-port", "65536"),
         ("--http-host", "example.com"),

@@ -4,8 +4,8 @@ A status outlives the operator, so these are right from the first pass after a r
 counters of what was seen happening. GPU time is the exception, because no status has it: it is counted while it passes,
 from zero in every process, as Prometheus expects of counters. What jobs use while no operator runs is missing from it.
 
-Series exist for chains that exist, and those of a stage while they mean something, so their number is bounded by what
-is in the cluster.
+Series exist for chains that exist, and those of a stage while they mean something. Where there are more chains than a
+setting allows, those at rest have no series of their own first, those that need a person last; the totals are of all.
 """
 
 from __future__ import annotations
@@ -86,8 +86,10 @@ _STAGE_GAUGES = {
 class ChainMetrics(Collector):
     """The figures of all chains. Updated in one thread, collected in any."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, *, max_chains: int) -> None:
+        """`max_chains`: those that have series of their own."""
         self._clock = clock
+        self._max_chains = max_chains
         self._plans: dict[Key, _Plan] = {}
         self._gpus: dict[Key, _GpuTime] = {}
         self._shown: dict[Key, _Shown] = {}
@@ -132,16 +134,28 @@ class ChainMetrics(Collector):
     def collect(self) -> Iterator[Metric]:
         shown = list(self._shown.items())
         yield from _totals(shown)
-        yield from _of_chains(shown)
-        yield self._gpu_seconds()
-        yield from _of_stages(shown)
+        if len(shown) > self._max_chains:
+            by_weight = sorted(shown, key=lambda item: _weight(item[1]), reverse=True)
+            own = by_weight[: self._max_chains]
+        else:
+            own = shown
+        left_out = GaugeMetricFamily(
+            "modelchain_chains_without_series",
+            "Chains that have no series of their own, since there are more than --metrics-max-chains.",
+            value=len(shown) - len(own),
+        )
+        yield left_out
+        yield from _of_chains(own)
+        yield self._gpu_seconds(key for key, _ in own)
+        yield from _of_stages(own)
 
-    def _gpu_seconds(self) -> Metric:
+    def _gpu_seconds(self, keys: Iterable[Key]) -> Metric:
         text = "GPUs of the chain's jobs times the seconds for which they ran, since the operator started."
         family = CounterMetricFamily("modelchain_chain_gpu_seconds", text, labels=CHAIN_LABELS)
         now = self._clock()
-        for key, gpus in list(self._gpus.items()):
-            family.add_metric(key, gpus.seconds_at(now))
+        for key in keys:
+            if (gpus := self._gpus.get(key)) is not None:
+                family.add_metric(key, gpus.seconds_at(now))
         return family
 
 
@@ -328,6 +342,13 @@ def _live_figures(status: StageStatus, stage: ResolvedStage | None) -> dict[str,
 
 
 # ---- from figures to families
+
+_AT_REST = (ChainPhase.COMPLETE, ChainPhase.SUSPENDED)
+
+
+def _weight(shown: _Shown) -> int:
+    """How much people want to see of a chain: 2: it needs them, 1: it goes on."""
+    return 2 if shown.attention else int(shown.phase not in _AT_REST)
 
 
 def _totals(shown: list[tuple[Key, _Shown]]) -> Iterator[Metric]:

@@ -1,4 +1,5 @@
-"""/healthz, /readyz and /metrics over HTTP.
+"""/healthz, /readyz and /metrics over HTTP. Metrics are written out in a thread, one scrape at a time: with thousands
+of chains, the event loop would stand still meanwhile.
 
 /healthz means that the operator still reconciles, or could. Whoever runs it ends a process that does not answer in
 time (an event loop that is blocked), or that answers 503: the listings do not come to an end any more, or chains
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 from aiohttp import web
@@ -53,6 +55,7 @@ class HealthServer:
         self._started_at = time.monotonic()
         self._nothing_waited_at = self._started_at
         self._runner: web.AppRunner | None = None
+        self._exposing = ThreadPoolExecutor(1, thread_name_prefix="metrics")
 
     @property
     def port(self) -> int:
@@ -81,6 +84,7 @@ class HealthServer:
         """Stop listening."""
         if self._runner is not None:
             await self._runner.cleanup()
+        self._exposing.shutdown(wait=False, cancel_futures=True)
 
     def problem(self) -> str:
         """Why the operator is not live; empty if it is."""
@@ -112,4 +116,5 @@ class HealthServer:
         return web.Response(text="ok\n")
 
     async def _expose(self, _: web.Request) -> web.Response:
-        return web.Response(body=self._metrics.exposition(), headers={"Content-Type": CONTENT_TYPE})
+        body = await asyncio.get_running_loop().run_in_executor(self._exposing, self._metrics.exposition)
+        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})

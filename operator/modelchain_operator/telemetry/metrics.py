@@ -68,11 +68,12 @@ _KNOWN_REASONS = frozenset(_PASS_ERRORS).union(*_ATTEMPTS.values())
 class Metrics:
     """The operator's metrics, in a registry of their own. Any thread may update them."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, *, max_chains: int = 2000) -> None:
+        """`max_chains`: those that have series of their own."""
         self.registry = CollectorRegistry()
         self.pass_ended_at: float | None = None  # monotonic
         self._queue_depth: Callable[[], int] = lambda: 0
-        self._chains = ChainMetrics(clock)
+        self._chains = ChainMetrics(clock, max_chains=max_chains)
         self._reasons: set[str] = set()
         build = self._gauge("build_info", "Version of the operator.", "version")
         build.labels(__version__).set(1)
@@ -122,7 +123,7 @@ class Metrics:
         GCCollector(registry=self.registry)
 
     def exposition(self) -> bytes:
-        """All metrics in Prometheus' text format."""
+        """All metrics in Prometheus' text format. With thousands of chains it takes a while: any thread may ask."""
         return generate_latest(self.registry)
 
     # ---- passes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -59,6 +60,23 @@ def test_it_is_ready_once_everything_was_listed() -> None:
             resync.listed.set()
             assert (await get(server, "/readyz"))[0] == 200
 
+    run(scenario())
+
+
+def test_the_event_loop_goes_on_while_metrics_are_written_out() -> None:
+    class Slow(Metrics):
+        def exposition(self) -> bytes:
+            assert answered.wait(240), "nobody else was answered"
+            return b""
+
+    async def scenario() -> None:
+        async with serving(Slow(), Resync()) as server:
+            scrape = asyncio.create_task(get(server, "/metrics"))
+            assert (await get(server, "/healthz"))[0] == 200
+            answered.set()
+            assert (await scrape)[0] == 200
+
+    answered = threading.Event()
     run(scenario())
 
 

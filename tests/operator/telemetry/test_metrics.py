@@ -12,7 +12,7 @@ import pytest
 from modelchain import __version__, cost
 from modelchain.errors import DiskFullError
 from modelchain.reconcile.observation import JobPhase, StageFacts, StoreProblem
-from modelchain.status import ChainPhase, ChainStatus, EndedAttempt, StagePhase, StageStatus
+from modelchain.status import ChainPhase, ChainStatus, Condition, EndedAttempt, StagePhase, StageStatus
 from modelchain.store import ConflictError, Forbidden, NotFound, StoreUnavailable
 from modelchain_operator.kubernetes.key import Key
 from modelchain_operator.telemetry.metrics import MAX_REASONS, Metrics
@@ -25,6 +25,15 @@ def stage(phase: StagePhase = StagePhase.RUNNING, name: str = "tiny", **fields: 
     return StageStatus.model_validate(
         {"name": name, "phase": phase, "digest": "0" * 64, "attempt": 1} | fields
     )
+
+
+FAILED = {
+    "type": "Failed",
+    "status": "True",
+    "reason": "RetryLimit",
+    "message": "no attempt is left",
+    "lastTransitionTime": "2027-01-15T08:00:00Z",
+}
 
 
 def status(*stages: StageStatus, phase: ChainPhase = ChainPhase.RUNNING) -> ChainStatus:
@@ -41,6 +50,7 @@ def test_names_types_and_units_are_as_prometheus_asks(tmp_path: Path) -> None:
     assert set(own) == {
         "modelchain_build_info",
         "modelchain_chains",
+        "modelchain_chains_without_series",
         "modelchain_chain_stages",
         "modelchain_chain_phase",
         "modelchain_chain_needs_attention",
@@ -115,6 +125,27 @@ def test_what_is_said_of_a_stage_is_gone_when_it_does_not_live_any_more() -> Non
     metrics.chain_seen(KEY, status(stage(StagePhase.COMPLETE, step=20, steps=20)))
     for name in ("progress_ratio", "samples_per_second", "loss", "failures"):
         assert not families(metrics)[f"modelchain_stage_{name}"].samples
+
+
+def test_of_more_chains_than_a_setting_allows_those_at_rest_have_no_series_first() -> None:
+    metrics = Metrics(max_chains=2)
+    failed = ChainStatus(conditions=(Condition.model_validate(FAILED),), phase=ChainPhase.FAILED)
+    for name, shown in {
+        "complete": status(stage(StagePhase.COMPLETE), phase=ChainPhase.COMPLETE),
+        "suspended": status(stage(StagePhase.SUSPENDED), phase=ChainPhase.SUSPENDED),
+        "running": status(stage()),
+        "failed": failed,
+    }.items():
+        metrics.chain_seen(Key("default", name), shown)
+    labelled = {
+        sample.labels["chain"]
+        for family in families(metrics).values()
+        for sample in family.samples
+        if "chain" in sample.labels
+    }
+    assert labelled == {"failed", "running"}
+    assert value(metrics, "modelchain_chains_without_series") == 2
+    assert value(metrics, "modelchain_chains", phase="Complete") == 1, "totals are of all"
 
 
 def test_outcomes_are_counted_once_each() -> None:
