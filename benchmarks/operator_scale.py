@@ -1,20 +1,28 @@
 """The operator with many chains: how soon the next stage starts, what it asks of the API server and of
-the store, what it needs in memory.
+the store, what it needs of processor and memory, whether it stays healthy.
 
-    python -m benchmarks.operator_scale                         500 live chains, 1,000 idle ones; about 15 minutes
-    python -m benchmarks.operator_scale --live 20 --idle 40 --window 20
+    python -m benchmarks.operator_scale                         500 live chains, 1,000 idle ones; about 25 minutes
+    python -m benchmarks.operator_scale --idle 10000 --live 1000 --namespaces 100 --only restart,scrape,silent
+    python -m benchmarks.operator_scale --live 20 --idle 40 --silent 50 --window 20
 
 etcd, kube-apiserver, SeaweedFS and the operator are the real ones, each a process of this machine; the operator
 has a service account with no more rights than docs/operator.md lists. Nothing trains: `simulated_jobs` changes the
-jobs and pods as the training operator and kubelets would, and writes into the store what a trainer writes.
+jobs and pods as the training operator and kubelets would, and writes into the store what a trainer writes. Half of the
+idle chains are complete, the other half suspended: `simulated_chains` writes their statuses, as the operator had
+written those that they are copies of.
 
-1. Idle chains alone: one is trained, half of the others are copies of it, hence complete at once, the other half
-   is suspended. Once all is quiet, writes to the API server are counted by the server's audit log.
-2. Live chains beside them, each in a stage that trains and tells so every few seconds.
-3. Stages finish one by one, at random times. The latency goes from the manifest in the store to the moment when
-   a watch shows the next job, so it holds all that lies between: the end of the trainer, its pod and its job.
-4. All chains finish a stage together.
-5. All chains are complete, and all is quiet again.
+Its parts, of which `--only` chooses some:
+
+rest      The idle chains alone. Once all is quiet, writes to the API server are counted by the server's audit log.
+restart   With all chains there, each live one in a stage that trains and tells so every few seconds, the operator is
+          killed and started again, until every chain had a pass. `simulated_kubelet` probes it as the chart says.
+scrape    /metrics with all chains there; meanwhile, how soon the event loop answers /healthz.
+silent    Stages finish one by one, by turns with and without chains whose endpoints take connections and never answer.
+handover  Stages finish one by one, at random times. The latency goes from the manifest in the store to the moment when
+          a watch shows the next job, so it holds all that lies between: the end of the trainer, its pod and its job.
+          Then all chains finish a stage together; then all are complete, and all is quiet again.
+
+Processor time and memory are right on a machine that does other work beside this; latencies are upper bounds there.
 """
 
 from __future__ import annotations
@@ -24,40 +32,42 @@ import base64
 import contextlib
 import json
 import os
-import platform
 import random
 import tempfile
+import threading
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks.simulated_jobs import THREADS, Api, JobController, SimulatedJob
-from modelchain.resolved import ResolvedStore
+from benchmarks.operator_figures import Handover, Rest, Restart, Result, Scrape, Silent, Window, machine
+from benchmarks.simulated_chains import SECRET, STAGES, SUSPENDED_SEED, Chains
+from benchmarks.simulated_endpoints import SilentEndpoints
+from benchmarks.simulated_jobs import Api, JobController, SimulatedJob
+from benchmarks.simulated_kubelet import Kubelet
 from modelchain.store import open_store
 from modelchain_operator import gc_tuning
 from modelchain_operator.settings import Settings
 from tests.control_plane.fixtures import install_modelchain
 from tests.control_plane.plane import ControlPlane
-from tests.faults import document, model
 from tests.operator.operator_process import OperatorProcess
 from tests.processes import wait_until
-from tests.seaweedfs import ACCESS_KEY, SECRET_KEY, SeaweedFS
+from tests.seaweedfs import ACCESS_KEY, SECRET_KEY, SeaweedFS, user_keys
 
-Object = dict[str, Any]
-
-STAGES = ("tiny", "small", "base")
-SECRET = "s3"  # noqa: S105  a name
+PARTS = ("rest", "restart", "scrape", "silent", "handover")
+SILENT_NAMESPACE = "silent"
 OPERATOR_NAMESPACE, OPERATOR = "modelchain-system", "modelchain-operator"
 OPERATOR_USER = f"system:serviceaccount:{OPERATOR_NAMESPACE}:{OPERATOR}"
-CHAINS = "/apis/modelchain.dev/v1alpha1"
-MEBIBYTE = 2**20
 REST_SECONDS = 60.0  # without a write, before all counts as quiet
-PATIENCE_SECONDS = 1800.0
+PATIENCE_SECONDS = 3600.0
+POLL_SECONDS = 2.0  # between looks at the operator's metrics; as often as Prometheus, where it is measured
+SCRAPE_SECONDS = 30.0
+SCRAPES = 5
+HEALTH_SECONDS = 0.02
+ROUNDS = 2  # with silent endpoints, and without
 
 READ = ["get", "list", "watch"]
 RULES = [
@@ -101,80 +111,6 @@ class Usage:
     store_requests: float
 
 
-@dataclass(frozen=True)
-class Window:
-    """What the operator used within some time, a minute."""
-
-    seconds: float
-    cpu_share: float  # of one core
-    api_requests: float
-    api_writes: float
-    store_requests: float
-    memory_bytes: int  # resident, at its end
-
-
-@dataclass(frozen=True)
-class Result:
-    machine: str
-    idle: int
-    live: int
-    heartbeat_seconds: float
-    at_rest: Window
-    training: Window
-    latencies: list[float]  # seconds, of stages that finish one by one
-    burst: int
-    burst_seconds: float  # from the first manifest to the last job
-    burst_commit_seconds: float  # from the first manifest to the last
-    burst_latencies: list[float]
-    at_rest_again: Window
-    peak_bytes: int
-
-    def __str__(self) -> str:
-        p50, p99 = quantile(self.latencies, 0.5), quantile(self.latencies, 0.99)
-        rows = [
-            ("stage done -> next job, p50", f"{p50:.2f} s", ""),
-            (f"stage done -> next job, p99 of {len(self.latencies)}", f"{p99:.2f} s", "under 2 s"),
-            (
-                f"{self.burst} stages done together, transitions/s",
-                f"{self.burst / self.burst_seconds:.1f}",
-                "at least 20",
-            ),
-            ("  manifests written/s meanwhile", f"{self.burst / self.burst_commit_seconds:.1f}", ""),
-            ("  stage done -> next job, p50", f"{quantile(self.burst_latencies, 0.5):.1f} s", ""),
-            (f"API writes a minute, {self.idle} idle", f"{self.at_rest.api_writes:.0f}", "none"),
-            (
-                f"API writes a minute, {self.idle + self.live} idle",
-                f"{self.at_rest_again.api_writes:.0f}",
-                "none",
-            ),
-            (f"memory, {self.idle} idle", mebibytes(self.at_rest.memory_bytes), "under 128 MiB"),
-            (f"memory, {self.idle + self.live} idle", mebibytes(self.at_rest_again.memory_bytes), ""),
-            ("memory, peak", mebibytes(self.peak_bytes), ""),
-            (
-                "S3 requests a minute and idle chain",
-                f"{self.at_rest.store_requests / max(1, self.idle):.2f}",
-                "",
-            ),
-            (
-                "S3 requests a minute and live chain",
-                f"{(self.training.store_requests - self.at_rest.store_requests) / self.live:.2f}",
-                "",
-            ),
-            ("API requests a second, live chains train", f"{self.training.api_requests / 60:.1f}", ""),
-            ("CPU, live chains train", f"{100 * self.training.cpu_share:.0f} % of a core", ""),
-            ("CPU at rest", f"{100 * self.at_rest.cpu_share:.1f} % of a core", ""),
-        ]
-        wide, narrow = max(len(row[0]) for row in rows), max(len(row[1]) for row in rows)
-        title = f"{self.live} live chains (a heartbeat every {self.heartbeat_seconds:g} s) beside {self.idle} idle ones"
-        return "\n".join(
-            [
-                self.machine,
-                title,
-                *(f"  {name:<{wide}}  {value:>{narrow}}  {goal}".rstrip() for name, value, goal in rows),
-            ]
-        )
-
-
 def main() -> None:
     arguments = parse_arguments()
     gc_tuning.collect_rarely()  # what the simulation takes of the processor is missing to what is measured
@@ -182,10 +118,13 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with environment(folder, arguments) as bench:
         result = bench.run(arguments)
-    print(json.dumps(asdict(result), indent=2) if arguments.output == "json" else f"\n{result}")
+    if arguments.record:
+        Path(arguments.record).write_text(json.dumps(asdict(result), indent=1) + "\n", encoding="utf-8")
+    print(f"\n{result}")
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
+    """What is to be measured."""
     parser = argparse.ArgumentParser(description="Measure the operator with many chains.")
     parser.add_argument("--live", type=int, default=500, help="chains that train (default: %(default)s)")
     parser.add_argument(
@@ -213,13 +152,27 @@ def parse_arguments() -> argparse.Namespace:
         help="over which they are spread, each with a Secret (default: %(default)s)",
     )
     parser.add_argument("--folder", help="for logs and data (default: a new one, which stays)")
-    parser.add_argument("-o", "--output", choices=["text", "json"], default="text")
-    arguments = parser.parse_args()
+    parser.add_argument(
+        "--only",
+        type=lambda text: text.split(","),
+        default=list(PARTS),
+        metavar="PART[,PART]",
+        help=f"measure these parts alone, of {', '.join(PARTS)}",
+    )
+    parser.add_argument(
+        "--silent", type=int, default=1000, help="chains with silent endpoints (default: %(default)s)"
+    )
+    parser.add_argument("--record", metavar="FILE", help="write all figures there as well, as JSON")
+    arguments = parser.parse_args(given)
     if arguments.singles is None:
         arguments.singles = max(1, arguments.live // 2)
-    if not 1 <= arguments.singles <= arguments.live or arguments.idle < 1 or arguments.namespaces < 1:
+    if not 1 <= arguments.singles <= arguments.live or arguments.idle < 2 or arguments.namespaces < 1:
         parser.error(
-            "--live, --idle, --namespaces and --singles are at least 1, and --singles at most --live"
+            "--live, --namespaces and --singles are at least 1, --idle at least 2, and --singles at most --live"
+        )
+    if unknown := set(arguments.only).difference(PARTS):
+        parser.error(
+            f"--only: there is no part {', '.join(sorted(unknown))}; give some of {', '.join(PARTS)}"
         )
     return arguments
 
@@ -241,13 +194,13 @@ def environment(folder: Path, arguments: argparse.Namespace) -> Iterator[Bench]:
         plane.start()
         install_modelchain(plane)
         plane.install_training_crds()
-        server = SeaweedFS(folder / "seaweedfs")
+        server = SeaweedFS(folder / "seaweedfs", users=arguments.namespaces + 1)
         stack.callback(server.kill)
         server.start()
         os.environ.update(AWS_ACCESS_KEY_ID=ACCESS_KEY, AWS_SECRET_ACCESS_KEY=SECRET_KEY)
         access = server.access("operator-scale")
         api = Api(plane.url, plane.token)
-        make_namespaces(plane, arguments.namespaces)
+        make_namespaces(api, arguments.namespaces)
         controller = JobController(
             api,
             open_store(access),
@@ -256,39 +209,33 @@ def environment(folder: Path, arguments: argparse.Namespace) -> Iterator[Bench]:
         )
         stack.callback(controller.close)
         controller.start()
-        pace = (
-            f"--progress-seconds={Settings().progress_seconds:g}"  # as administrators have it, not as tests
+        endpoints = SilentEndpoints()
+        stack.callback(endpoints.close)
+        options = (
+            f"--progress-seconds={Settings().progress_seconds:g}",  # as administrators have it, not as tests
+            f"--allowed-endpoint={endpoints.pattern}",
         )
-        operator = OperatorProcess(make_account(plane), None, folder / "operator.log", pace)
+        operator = OperatorProcess(make_account(plane), None, folder / "operator.log", *options)
         stack.callback(operator.kill)
         operator.start()
-        yield Bench(api, controller, operator, access, audit_log, arguments.namespaces)
+        chains = Chains(api, access, arguments.namespaces)
+        yield Bench(chains, controller, operator, endpoints, audit_log, cpu_seconds(operator.pid))
 
 
-def make_namespaces(plane: ControlPlane, count: int) -> None:
-    """Where the chains live, each with the keys of the store."""
-    keys = {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY}
-    data = {name: base64.b64encode(value.encode()).decode() for name, value in keys.items()}
-    names = [f"team-{number}" for number in range(count)]
-    plane.apply(*({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}} for name in names))
-    plane.apply(
-        *(
-            {
-                "apiVersion": "v1",
-                "kind": "Secret",
-                "metadata": {"name": SECRET, "namespace": name},
-                "data": data,
-            }
-            for name in names
-        )
-    )
-    for name in names:
-        wait_until(
-            lambda name=name: plane.kubectl("get", "sa", "default", "-n", name, check=False).returncode == 0,
-            f"{name} has a service account for pods",
-            seconds=60,
-            pause=0.5,
-        )
+def make_namespaces(api: Api, count: int) -> None:
+    """Where the chains live, each with the keys of the store, its own ones."""
+    for number, name in enumerate((*(f"team-{number}" for number in range(count)), SILENT_NAMESPACE)):
+        api.send("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
+        keys = dict(zip(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), user_keys(number), strict=True))
+        data = {key: base64.b64encode(value.encode()).decode() for key, value in keys.items()}
+        secret = {"metadata": {"name": SECRET}, "data": data}
+        api.send("POST", f"/api/v1/namespaces/{name}/secrets", secret)
+
+        def has_account(name: str = name) -> bool:
+            accounts = api.send("GET", f"/api/v1/namespaces/{name}/serviceaccounts")["items"]
+            return any(one["metadata"]["name"] == "default" for one in accounts)
+
+        wait_until(has_account, f"{name} has a service account for pods", pause=0.2)
 
 
 def make_account(plane: ControlPlane) -> Path:
@@ -318,102 +265,225 @@ def make_account(plane: ControlPlane) -> Path:
 class Bench:
     """Chains, and what the operator makes of them."""
 
-    api: Api
+    chains: Chains
     controller: JobController
     operator: OperatorProcess
-    access: ResolvedStore
+    endpoints: SilentEndpoints
     audit_log: Path
-    namespaces: int
-    chains: int = field(default=0)
+    cpu_seconds_without_chains: float  # of the operator's first start
 
     def run(self, arguments: argparse.Namespace) -> Result:
-        """Measure everything, in the order of the module's text."""
-        live, idle = arguments.live, arguments.idle
-        say(f"1. {idle} idle chains")
-        self.make_idle(idle)
-        at_rest = self.quiet_window(arguments.window)
-        say(f"   {at_rest}")
+        """Measure the parts that are asked for, in the order of the module's text."""
+        live, idle, wanted = arguments.live, arguments.idle, arguments.only
+        result = Result(machine(), idle, live, arguments.namespaces, arguments.heartbeat_seconds)
+        if "rest" in wanted:
+            say(f"{idle} idle chains")
+            self.make_idle(idle)
+            self.start()
+            self.wait_until_seen(idle)
+            result.rest = Rest(idle, self.quiet_window(arguments.window))
+            say(f"  {result.rest}")
+        if set(wanted) > {"rest"} or "rest" not in wanted:
+            say(f"{live} live chains")
+            self.make_live(live)
+            if "rest" not in wanted:
+                say(f"{idle} idle chains")
+                self.make_idle(idle)
+        if "restart" in wanted:
+            say("the operator starts again")
+            result.restart = self.restart(idle + live)
+            say(f"  {result.restart}")
+        else:
+            self.start()
+            self.wait_until_seen(idle + live)
+        if "scrape" in wanted:
+            say("/metrics is scraped")
+            result.scrape = self.scrape(arguments.window)
+            say(f"  {result.scrape}")
+        if "silent" in wanted:
+            say(f"stages finish, with and without {arguments.silent} silent endpoints")
+            result.silent = self.silent(arguments)
+        if "handover" in wanted:
+            result.handover = self.handover(arguments)
+        result.peak_bytes = resident_bytes(self.operator.pid, "VmHWM")
+        return result
 
-        say(f"2. {live} live chains")
-        self.make_chains([self.chain(f"live-{n}", seed=n + 1) for n in range(live)])
+    # ---- parts
+
+    def restart(self, chains: int) -> Restart:
+        """Kill the operator, start it, and wait until every chain had a pass."""
+        self.operator.kill()
+        writes, began = self.api_writes(), time.monotonic()
+        self.operator.start(wait=False)
+        kubelet = Kubelet(lambda: self.operator.url)
+        try:
+            self.wait_until_seen(chains, pause=SCRAPE_SECONDS)
+        finally:
+            kubelet.stop()
+        return Restart(
+            chains=chains,
+            seconds=time.monotonic() - began,
+            cpu_seconds=cpu_seconds(self.operator.pid),
+            cpu_seconds_without_chains=self.cpu_seconds_without_chains,
+            peak_bytes=resident_bytes(self.operator.pid, "VmHWM"),
+            api_writes=self.api_writes() - writes,
+            liveness=kubelet.liveness,
+            readiness=kubelet.readiness,
+        )
+
+    def scrape(self, window: float) -> Scrape:
+        """Scrape a few times at once, and compare with as long a time without."""
+        self.operator.metrics()  # what the first one makes stays
+        health = HealthWatch(self.operator.url)
+        before, began = cpu_seconds(self.operator.pid), time.monotonic()
+        time.sleep(window)
+        share = (cpu_seconds(self.operator.pid) - before) / (time.monotonic() - began)
+        otherwise = health.stop()
+        health = HealthWatch(self.operator.url)
+        before, began = cpu_seconds(self.operator.pid), time.monotonic()
+        text = [self.operator.metrics() for _ in range(SCRAPES)][-1]
+        took = time.monotonic() - began
+        used = cpu_seconds(self.operator.pid) - before - share * took
+        meanwhile = health.stop()
+        series = [line for line in text.splitlines() if not line.startswith("#")]
+        return Scrape(
+            series=len(series),
+            series_of_chains=sum('chain="' in line for line in series),
+            chains_left_out=int(total(text, "modelchain_chains_without_series")),
+            bytes=len(text),
+            cpu_seconds=used / SCRAPES,
+            seconds=took / SCRAPES,
+            health_seconds=otherwise,
+            health_seconds_meanwhile=meanwhile,
+        )
+
+    def silent(self, arguments: argparse.Namespace) -> Silent:
+        """Let stages finish by turns with and without chains whose endpoints do not answer."""
+        count = max(1, arguments.singles // ROUNDS)
+        latencies: dict[bool, list[float]] = {False: [], True: []}
+        shares: dict[bool, list[float]] = {False: [], True: []}
+        for _ in range(ROUNDS):
+            for beside in (False, True):
+                if beside:
+                    self.make_silent(arguments.silent)
+                self.wait_until_training(arguments.live)
+                before, began = cpu_seconds(self.operator.pid), time.monotonic()
+                latencies[beside] += self.latencies(
+                    self.finish_one_by_one(count, arguments.singles_per_second)
+                )
+                shares[beside].append((cpu_seconds(self.operator.pid) - before) / (time.monotonic() - began))
+                if beside:
+                    self.delete_silent()
+                say(f"  {count} {'beside' if beside else 'without'}: CPU {100 * shares[beside][-1]:.0f} %")
+        return Silent(
+            endpoints=arguments.silent,
+            connections=self.endpoints.accepted,
+            without=latencies[False],
+            beside=latencies[True],
+            cpu_share_without=sum(shares[False]) / ROUNDS,
+            cpu_share_beside=sum(shares[True]) / ROUNDS,
+        )
+
+    def handover(self, arguments: argparse.Namespace) -> Handover:
+        """Live chains go on to their end."""
+        live = arguments.live
         self.wait_until_training(live)
         time.sleep(2 * Settings().progress_seconds)
         training = self.window(arguments.window)
-        say(f"   {training}")
+        say(f"  {training}")
 
-        say(f"3. {arguments.singles} stages finish one by one")
+        say(f"{arguments.singles} stages finish one by one")
         singles = self.finish_one_by_one(arguments.singles, arguments.singles_per_second)
         latencies = self.latencies(singles)
         self.wait_until_training(live)
 
-        say(f"4. {live} stages finish together")
-        burst = self.controller.running()
+        burst = [job for job in self.controller.running() if job.stage.name != STAGES[-1]]
+        say(f"{len(burst)} stages finish together")
         self.finish_together(burst)
         burst_latencies = self.latencies(burst)
         committed = [job.committed_at or 0.0 for job in burst]
         created = [self.successor(job).created_at for job in burst]
         self.wait_until_training(live)
 
-        say("5. all chains come to their end")
+        say("all chains come to their end")
         self.finish_all(live)
-        at_rest_again = self.quiet_window(arguments.window)
-        say(f"   {at_rest_again}")
-        return Result(
-            machine=machine(),
-            idle=idle,
-            live=live,
-            heartbeat_seconds=arguments.heartbeat_seconds,
-            at_rest=at_rest,
+        at_rest = self.quiet_window(arguments.window)
+        say(f"  {at_rest}")
+        return Handover(
+            chains=arguments.idle + live,
             training=training,
             latencies=latencies,
             burst=len(burst),
             burst_seconds=max(created) - min(committed),
             burst_commit_seconds=max(max(committed) - min(committed), 1e-3),
             burst_latencies=burst_latencies,
-            at_rest_again=at_rest_again,
-            peak_bytes=resident_bytes(self.operator.pid, "VmHWM"),
+            at_rest=at_rest,
         )
 
     # ---- chains
 
-    def chain(self, name: str, *, seed: int = 0, suspend: bool = False) -> Object:
-        """A chain of three stages. Those of the same seed share their artifacts."""
-        chain = document(self.access)
-        spec = chain["spec"]
-        spec["store"]["secretRef"] = {"name": SECRET}
-        spec["training"] |= {"epochs": 1000, "seed": seed}
-        spec["retry"]["leaseSeconds"] = 120
-        spec["suspend"] = suspend
-        spec["stages"] = [
-            {"name": stage, "modelConfig": model(16 * (number + 1), number + 1)}
-            for number, stage in enumerate(STAGES)
-        ]
-        chain["metadata"] = {"name": name, "namespace": f"team-{self.chains % self.namespaces}"}
-        self.chains += 1
-        return chain
-
-    def make_chains(self, chains: Sequence[Object]) -> None:
-        """Create them all."""
-
-        def create(chain: Object) -> None:
-            self.api.send("POST", f"{CHAINS}/namespaces/{chain['metadata']['namespace']}/modelchains", chain)
-
-        with ThreadPoolExecutor(THREADS) as pool:
-            list(pool.map(create, chains))
+    def start(self) -> None:
+        """Start the operator, if it does not run."""
+        if not self.operator.running:
+            self.operator.start()
 
     def make_idle(self, count: int) -> None:
-        """One that is trained, copies of it, and suspended ones."""
-        self.make_chains([self.chain("original")])
-        self.finish_all(1)
-        copies = [self.chain(f"copy-{n}") for n in range((count - 1) // 2)]
-        suspended = [
-            self.chain(f"suspended-{n}", seed=10**6 + n, suspend=True) for n in range(count - 1 - len(copies))
-        ]
-        self.make_chains([*copies, *suspended])
+        """Complete and suspended chains: the operator brings the first ones there; the others are copied while it does
+        not run.
+        """
+        self.start()
+        make, complete = self.chains, self.phases("Complete")
+        first = make.chain("copy-0")  # its stages are found in the store
+        suspended = make.chain("suspended-0", seed=SUSPENDED_SEED, suspend=True)
+        make.create([make.chain("original"), suspended])
+        self.finish_all(1, only="original")
+        make.create([first])
         self.wait(
-            lambda: self.phases("Complete") == 1 + len(copies) and self.phases("Suspended") == len(suspended),
-            "the idle chains are complete or suspended",
+            lambda: self.phases("Complete") == complete + 2 and self.phases("Suspended") == 1,
+            "the first idle chains are there",
         )
+        self.operator.kill()
+        copies = [make.chain(f"copy-{n}") for n in range(1, (count - 1) // 2)]
+        make.copy(copies, make.status(first))
+        others = [
+            make.chain(f"suspended-{n}", seed=SUSPENDED_SEED, suspend=True)
+            for n in range(1, count - 2 - len(copies))
+        ]
+        make.copy(others, make.status(suspended))
+
+    def make_live(self, count: int) -> None:
+        """Chains whose first stages train."""
+        self.chains.create([self.chains.chain(f"live-{n}", seed=n + 1) for n in range(count)])
+        self.wait_until_training(count)
+
+    def make_silent(self, count: int) -> None:
+        """Chains whose endpoints take connections and never answer, and which the operator knows."""
+        make = self.chains
+        make.create(
+            [
+                make.chain(
+                    f"silent-{n}", seed=n + 1, endpoint=self.endpoints.url(n), namespace=SILENT_NAMESPACE
+                )
+                for n in range(count)
+            ]
+        )
+        accepted = self.endpoints.accepted
+        self.wait(lambda: self.endpoints.accepted > accepted, "the silent endpoints are asked")
+
+    def delete_silent(self) -> None:
+        """Delete them all, and wait until the operator has forgotten them."""
+        self.chains.delete_all(SILENT_NAMESPACE)
+        self.wait(
+            lambda: not self.metric("modelchain_chain_stages", namespace=SILENT_NAMESPACE), "they are gone"
+        )
+
+    def seen(self) -> int:
+        """How many chains had a pass."""
+        return int(self.metric("modelchain_chains"))
+
+    def wait_until_seen(self, count: int, pause: float = POLL_SECONDS) -> None:
+        """Wait until so many chains had a pass."""
+        self.wait(lambda: self.seen() == count, f"{count} chains had a pass", pause=pause)
 
     def phases(self, phase: str) -> int:
         """How many chains the operator counts in a phase."""
@@ -430,7 +500,8 @@ class Bench:
 
     def finish_one_by_one(self, count: int, per_second: float) -> list[SimulatedJob]:
         """Finish the running jobs of that many chains at random times; returns when their successors exist."""
-        jobs = random.Random(0).sample(self.controller.running(), count)
+        running = [job for job in self.controller.running() if job.stage.name != STAGES[-1]]
+        jobs = random.Random(0).sample(running, min(count, len(running)))
         for job in jobs:
             self.controller.agenda.now(job.finish)
             time.sleep(random.expovariate(per_second))
@@ -446,14 +517,14 @@ class Bench:
             agenda.now(job.finish)
         self.wait_for_successors(jobs)
 
-    def finish_all(self, count: int) -> None:
-        """Finish the stages of so many chains until all of them are complete."""
+    def finish_all(self, count: int, *, only: str = "") -> None:
+        """Finish the stages of so many chains (of those of that name) until all of them are complete."""
         complete = self.phases("Complete") + count
         finished: set[tuple[str, str]] = set()
 
         def done() -> bool:
             for job in self.controller.running():
-                if job.place not in finished:
+                if job.place not in finished and only in ("", job.stage.chain.name):
                     finished.add(job.place)
                     self.controller.agenda.now(job.finish)
             return self.phases("Complete") == complete
@@ -474,13 +545,17 @@ class Bench:
         """Seconds from each job's manifest to its successor."""
         return [self.successor(job).created_at - (job.committed_at or 0.0) for job in jobs]
 
-    def wait(self, holds: Any, what: str) -> None:
+    def wait(self, holds: Callable[[], bool], what: str, pause: float = POLL_SECONDS) -> None:
         def checked() -> bool:
             if self.controller.agenda.errors:
                 raise RuntimeError("the simulation has failed") from self.controller.agenda.errors[0]
-            return bool(holds())
+            try:
+                return holds()
+            except OSError:  # it has just begun, or is busy
+                assert self.operator.running, f"the operator has ended; its log is {self.operator.log}"
+                return False
 
-        wait_until(checked, what, seconds=PATIENCE_SECONDS, pause=2.0)
+        wait_until(checked, what, seconds=PATIENCE_SECONDS, pause=pause)
 
     # ---- measuring
 
@@ -513,7 +588,7 @@ class Bench:
         text = self.operator.metrics()
         return Usage(
             at=time.monotonic(),
-            cpu_seconds=total(text, "process_cpu_seconds_total"),
+            cpu_seconds=cpu_seconds(self.operator.pid),
             api_requests=total(text, "modelchain_kubernetes_requests_total"),
             api_writes=self.api_writes(),
             store_requests=total(text, "modelchain_store_requests_total"),
@@ -542,30 +617,39 @@ def total(text: str, name: str, **labels: str) -> float:
     )
 
 
+class HealthWatch:
+    """Asks /healthz again and again: its answer comes from the event loop, so it waits as long as that is blocked."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._slowest = 0.0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._ask, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> float:
+        """The slowest answer, in seconds."""
+        self._stop.set()
+        self._thread.join()
+        return self._slowest
+
+    def _ask(self) -> None:
+        while not self._stop.wait(HEALTH_SECONDS):
+            began = time.monotonic()
+            with urllib.request.urlopen(f"{self._url}/healthz", timeout=60):  # noqa: S310  of this machine
+                self._slowest = max(self._slowest, time.monotonic() - began)
+
+
+def cpu_seconds(pid: int) -> float:
+    """Processor time of a process so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def resident_bytes(pid: int, field: str) -> int:
     """VmRSS (now) or VmHWM (peak) of a process."""
     lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
-
-
-def quantile(values: Sequence[float], share: float) -> float:
-    """The least value that so large a share of all does not exceed."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
-
-
-def machine() -> str:
-    """What the figures were measured on."""
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-    return (
-        f"{os.cpu_count()} cores ({platform.machine()}), {memory:.0f} GiB, Python {platform.python_version()}; "
-        "API server, etcd, store, simulation and operator share them"
-    )
-
-
-def mebibytes(count: int) -> str:
-    """For people."""
-    return f"{count / MEBIBYTE:.0f} MiB"
 
 
 def say(text: str) -> None:

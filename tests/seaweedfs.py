@@ -42,11 +42,14 @@ sys.exit(server.wait())
 class SeaweedFS:
     """One server. `kill` and `start` keep its data, its ports and its credentials."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, users: int = 0) -> None:
+        """`users`: identities with the rights of an administrator, each with keys of its own (`user_keys`)."""
         self._folder = folder
         self._guard: subprocess.Popen[bytes] | None = None
         (folder / "data").mkdir(parents=True)
-        (folder / "s3.json").write_text(json.dumps({"identities": [_ADMIN, _READER]}))
+        (folder / "s3.json").write_text(
+            json.dumps({"identities": [_ADMIN, _READER, *map(_user, range(users))]})
+        )
         names = ("master", "volume", "filer", "s3")
         ports = iter(_free_ports(2 * len(names)))
         self._ports = {f"{name}.port{kind}": next(ports) for name in names for kind in ("", ".grpc")}
@@ -144,6 +147,17 @@ _READER = {
     "credentials": [{"accessKey": READER_ACCESS_KEY, "secretKey": READER_SECRET_KEY}],
     "actions": ["Read", "List"],
 }
+
+
+def user_keys(number: int) -> tuple[str, str]:
+    """Access key and secret key of a user."""
+    return f"user-{number}-access-key", f"user-{number}-secret-key"
+
+
+def _user(number: int) -> dict[str, object]:
+    access_key, secret_key = user_keys(number)
+    keys = [{"accessKey": access_key, "secretKey": secret_key}]
+    return {"name": f"user-{number}", "credentials": keys, "actions": _ADMIN["actions"]}
 
 
 def _free_ports(count: int) -> list[int]:

@@ -104,12 +104,16 @@ class OperatorProcess:
         """The log of all processes so far."""
         return self.log.read_text()
 
-    def _get(self, path: str) -> tuple[int, str]:
+    @property
+    def url(self) -> str:
+        """Where it answers. Raises ConnectionError as long as it does not."""
         with self.log.open("rb") as log:
             log.seek(self._seen)
             found = re.search(rb"metrics at http://127\.0\.0\.1:(\d+)", log.read())
         if found is None:
             raise ConnectionError("it listens at no port yet")
-        url = f"http://127.0.0.1:{int(found.group(1))}{path}"
-        with urllib.request.urlopen(url, timeout=10) as answer:
+        return f"http://127.0.0.1:{int(found.group(1))}"
+
+    def _get(self, path: str) -> tuple[int, str]:
+        with urllib.request.urlopen(f"{self.url}{path}", timeout=10) as answer:  # noqa: S310  of this machine
             return answer.status, answer.read().decode()
