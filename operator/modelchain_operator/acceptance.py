@@ -30,6 +30,7 @@ class Accepted:
     jobs: dict[str, JobSpec]  # by stage and baseline: the stage's block over the chain's
     macs: dict[str, float]
     speedup_planned: float | None
+    plan: cost.Plan | None = None  # None: of recovered stages
     problems: tuple[str, ...] = ()  # why it is refused as it is written now; this is then what still runs
 
     def backend(self, stage: str) -> Backend:
@@ -78,6 +79,7 @@ def _accept(body: Object, default_image: str | None) -> Accepted | Refused:
         jobs=_jobs(chain, resolved),
         macs={stage.name: float(stage.macs) for stage in plan.stages},
         speedup_planned=plan.speedup,
+        plan=plan,
     )
     problems = list(_unbuildable(accepted, default_image))
     return Refused(tuple(problems)) if problems else accepted

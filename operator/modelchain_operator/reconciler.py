@@ -83,7 +83,7 @@ class Reconciler:
                 self.acceptance.forget(body)
             return
         if not accepted.problems:
-            self.metrics.chain_accepted(key, accepted.chain)
+            self.metrics.chain_accepted(key, accepted.chain, accepted.plan)
         probe = any(time.monotonic() >= refusal.ask_at for refusal in memory.refusals.values())
         if not probe and not self._is_due(key, body, decision, memory):
             self._schedule(key, body, decision, memory)

@@ -94,11 +94,11 @@ class ChainMetrics(Collector):
         self._gpus: dict[Key, _GpuTime] = {}
         self._shown: dict[Key, _Shown] = {}
 
-    def accept(self, key: Key, chain: ResolvedChain) -> None:
+    def accept(self, key: Key, chain: ResolvedChain, plan: cost.Plan | None = None) -> None:
         """Plan the costs and the GPUs of a valid chain's stages. Called at the start of each pass."""
         known = self._plans.get(key)
         if known is None or known.chain is not chain:
-            self._plans[key] = _Plan.of(chain)
+            self._plans[key] = _Plan.of(chain, plan or cost.plan(chain))
 
     def show(self, key: Key, status: ChainStatus) -> None:
         """Update the chain's figures to this status."""
@@ -187,12 +187,11 @@ class _Plan:
     alone_macs: Mapping[str, int]
 
     @classmethod
-    def of(cls, chain: ResolvedChain) -> _Plan:
-        stages = cost.plan(chain).stages
+    def of(cls, chain: ResolvedChain, plan: cost.Plan) -> _Plan:
         return cls(
             chain=chain,
-            macs={stage.name: stage.macs for stage in stages},
-            alone_macs={stage.name: stage.alone_macs for stage in stages},
+            macs={stage.name: stage.macs for stage in plan.stages},
+            alone_macs={stage.name: stage.alone_macs for stage in plan.stages},
         )
 
     def stage_of(self, status: StageStatus) -> ResolvedStage | None:

@@ -22,7 +22,7 @@ from prometheus_client import (
     generate_latest,
 )
 
-from modelchain import __version__
+from modelchain import __version__, cost
 from modelchain.errors import ModelChainError
 from modelchain.resolved import ResolvedChain
 from modelchain.status import ChainStatus, StagePhase, StageStatus
@@ -159,9 +159,11 @@ class Metrics:
 
     # ---- chains
 
-    def chain_accepted(self, key: Key, chain: ResolvedChain) -> None:
-        """A pass starts over a valid chain: from it follow the costs and the GPUs of its stages."""
-        self._chains.accept(key, chain)
+    def chain_accepted(self, key: Key, chain: ResolvedChain, plan: cost.Plan | None = None) -> None:
+        """A pass starts over a valid chain: from it follow the costs and the GPUs of its stages. `plan`: the
+        chain's, if it was made already.
+        """
+        self._chains.accept(key, chain, plan)
 
     def chain_seen(self, key: Key, status: ChainStatus) -> None:
         """The chain's status at the end of a pass."""
