@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from benchmarks.simulated_kubelet import Answers
 
@@ -175,6 +175,9 @@ class Result:
     live: int
     namespaces: int
     heartbeat_seconds: float
+    load: list[float] = field(
+        default_factory=list
+    )  # of the machine over the last 15 minutes, after each part
     rest: Rest | None = None
     restart: Restart | None = None
     scrape: Scrape | None = None

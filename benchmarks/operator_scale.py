@@ -283,6 +283,7 @@ class Bench:
             self.wait_until_seen(idle)
             result.rest = Rest(idle, self.quiet_window(arguments.window))
             say(f"  {result.rest}")
+            result.load.append(os.getloadavg()[2])
         if set(wanted) > {"rest"} or "rest" not in wanted:
             say(f"{live} live chains")
             self.make_live(live)
@@ -293,6 +294,7 @@ class Bench:
             say("the operator starts again")
             result.restart = self.restart(idle + live)
             say(f"  {result.restart}")
+            result.load.append(os.getloadavg()[2])
         else:
             self.start()
             self.wait_until_seen(idle + live)
@@ -300,11 +302,14 @@ class Bench:
             say("/metrics is scraped")
             result.scrape = self.scrape(arguments.window)
             say(f"  {result.scrape}")
+            result.load.append(os.getloadavg()[2])
         if "silent" in wanted:
             say(f"stages finish, with and without {arguments.silent} silent endpoints")
             result.silent = self.silent(arguments)
+            result.load.append(os.getloadavg()[2])
         if "handover" in wanted:
             result.handover = self.handover(arguments)
+            result.load.append(os.getloadavg()[2])
         result.peak_bytes = resident_bytes(self.operator.pid, "VmHWM")
         return result
 
