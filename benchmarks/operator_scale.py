@@ -1,7 +1,7 @@
 """The operator with many chains: how soon the next stage starts, what it asks of the API server and of
 the store, what it needs of processor and memory, whether it stays healthy.
 
-    python -m benchmarks.operator_scale                         500 live chains, 1,000 idle ones; about 25 minutes
+    python -m benchmarks.operator_scale                         500 live chains, 1,000 idle ones
     python -m benchmarks.operator_scale --idle 10000 --live 1000 --namespaces 100 --only restart,scrape,silent
     python -m benchmarks.operator_scale --live 20 --idle 40 --silent 50 --window 20
 
