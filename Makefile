@@ -16,7 +16,7 @@ OLDEST_TESTS := $(addprefix tests/operator/test_,end_to_end.py crd_on_server.py 
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test tests test-all test-fast test-oldest control-plane cluster e2e gpu-kit images version release-check lint format crds chart reference goldens docs \
-  constraints clean
+  timm-models constraints clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -103,6 +103,9 @@ chart: setup  ## Generate the chart's schema, README and dashboard, and what tes
 
 reference: setup  ## Generate docs/reference/ from the types and the argument parsers
 	$(BIN)/python docs/generate_reference.py
+
+timm-models: setup  ## Count anew what timm's models cost, into modelchain/timm_models.json
+	$(BIN)/python tools/timm_models.py
 
 docs: setup  ## Serve the documentation at http://127.0.0.1:8000
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve --strict

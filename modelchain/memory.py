@@ -53,7 +53,8 @@ def sharding_of(stage: ResolvedStage, *, ranks: int, gpu_bytes: int) -> Sharding
     if MOMENTS * FP32_BYTES * _trained(stage) <= MOMENTS_SHARE * gpu_bytes:
         return Sharding.NONE
     kept = _kept_bytes(stage, ranks, Sharding.OPTIMIZER)
-    if stage.training.locked_tower is not None:  # what is gathered block by block is trained whole
+    # What is gathered block by block is trained whole.
+    if stage.training.locked_tower is not None or not family_of(stage.model_config_).in_parts:
         return Sharding.OPTIMIZER
     return Sharding.FULL if kept > KEPT_SHARE * gpu_bytes else Sharding.OPTIMIZER
 
@@ -75,7 +76,7 @@ def gathered_bytes(stage: ResolvedStage, *, ranks: int, gpu_bytes: int) -> int:
     if sharding_of(stage, ranks=ranks, gpu_bytes=gpu_bytes) is not Sharding.FULL:
         return 0
     whole = 2 * FP32_BYTES * _at_once(stage.model_config_)
-    if stage.teacher is not None:
+    if stage.teacher is not None and family_of(stage.teacher.model_config_).in_parts:
         whole += FP32_BYTES * _at_once(stage.teacher.model_config_)
     return whole
 
@@ -92,8 +93,11 @@ def _kept_bytes(stage: ResolvedStage, ranks: int, sharding: Sharding) -> int:
             kept = weights + trained + MOMENTS * moments
         case Sharding.FULL:
             kept = -(-(weights + (1 + MOMENTS) * trained) // ranks)
-    teacher = 0 if stage.teacher is None else _teacher_bytes(stage, stage.teacher.model_config_)
-    return FP32_BYTES * kept + (-(-teacher // ranks) if sharding is Sharding.FULL else teacher)
+    if stage.teacher is None:
+        return FP32_BYTES * kept
+    teacher = _teacher_bytes(stage, stage.teacher.model_config_)
+    in_parts = sharding is Sharding.FULL and family_of(stage.teacher.model_config_).in_parts
+    return FP32_BYTES * kept + (-(-teacher // ranks) if in_parts else teacher)
 
 
 def _trained(stage: ResolvedStage) -> int:

@@ -14,18 +14,33 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "-o", "--output", choices=("table", "json"), default="table", help="how to print them"
     )
+    parser.add_argument(
+        "--task",
+        choices=("Clip", "Classification"),
+        default="Clip",
+        help="of which task: Clip (default) lists the names for model, Classification timm's for timmConfig.name",
+    )
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the catalogue."""
+    """Print the catalogue of the task."""
+    print(
+        _classifiers(arguments.output)
+        if arguments.task == "Classification"
+        else _image_text(arguments.output)
+    )
+    return 0
+
+
+def _image_text(output: str) -> str:
     from modelchain import catalogue, cost
     from modelchain.cli.table import Column, count, render
     from modelchain.families import family_of
     from modelchain.families.clip import text_macs, vision_macs
 
     models = {name: catalogue.find(name) for name in catalogue.names()}
-    if arguments.output == "json":
+    if output == "json":
         listing = [
             {
                 "name": name,
@@ -37,8 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
             }
             for name, model in models.items()
         ]
-        print(json.dumps(listing, indent=2))
-        return 0
+        return json.dumps(listing, indent=2)
     columns = (
         Column("MODEL"),
         Column("IMAGE", right=True),
@@ -64,5 +78,46 @@ def run(arguments: argparse.Namespace) -> int:
         )
         for name, model in models.items()
     ]
-    print(render(columns, rows))
-    return 0
+    return render(columns, rows)
+
+
+def _classifiers(output: str) -> str:
+    """timm's models without their heads, on images of 224 pixels."""
+    from modelchain.cli.table import Column, count, render
+    from modelchain.families import TIMM
+    from modelchain.families.timm_adapter import timm_models
+
+    side = 224
+    if output == "json":
+        listing = [
+            {
+                "name": name,
+                "features": model.features,
+                "parameters": model.parameters,
+                "macs": model.macs(side),
+                "batchNorm": model.batch_norm,
+                "grows": TIMM.grows,
+            }
+            for name, model in timm_models().items()
+        ]
+        return json.dumps(listing, indent=2)
+    columns = (
+        Column("MODEL"),
+        Column("FEATURES", right=True),
+        Column("PARAMETERS", right=True),
+        Column(f"MACS/IMAGE OF {side}", right=True),
+        Column("BATCHNORM"),
+        Column("GROWS"),
+    )
+    rows = [
+        (
+            name,
+            str(model.features),
+            count(model.parameters),
+            count(model.macs(side)),
+            "yes" if model.batch_norm else "no",
+            "yes" if TIMM.grows else "taught only",
+        )
+        for name, model in timm_models().items()
+    ]
+    return render(columns, rows)

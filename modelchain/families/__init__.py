@@ -12,9 +12,10 @@ from modelchain.families.classifier import CLASSIFIER, ClassifierConfig
 from modelchain.families.clip import CLIP, ModelConfig, TextSpec
 from modelchain.families.family import Family, FamilyConfig, LockedTower, Problem
 from modelchain.families.language_model import LANGUAGE_MODEL, Activation, LanguageModelConfig
+from modelchain.families.timm_adapter import TIMM, TimmConfig
 from modelchain.families.towers import Pooling, VisionSpec
 
-FAMILIES: tuple[Family[Any], ...] = (CLIP, CLASSIFIER, LANGUAGE_MODEL)
+FAMILIES: tuple[Family[Any], ...] = (CLIP, CLASSIFIER, LANGUAGE_MODEL, TIMM)
 
 # The configuration of a model of any family: where it is read, one of the types that are registered.
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ __all__ = [
     "CLIP",
     "FAMILIES",
     "LANGUAGE_MODEL",
+    "TIMM",
     "Activation",
     "AnyConfig",
     "ClassifierConfig",
@@ -38,6 +40,7 @@ __all__ = [
     "Pooling",
     "Problem",
     "TextSpec",
+    "TimmConfig",
     "VisionSpec",
     "families_of",
     "family_of",

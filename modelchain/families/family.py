@@ -40,6 +40,11 @@ class FamilyConfig(Block):
         """The tower of tokens that are patches of an image, of which some may be left out; None: there is none."""
         return None
 
+    @property
+    def rows_together(self) -> int:
+        """Samples that a forward pass of the training keeps together: every micro-batch is a multiple of them."""
+        return 1
+
 
 class ImageTextConfig(FamilyConfig):
     """Of models that put images and texts into one embedding."""
@@ -119,6 +124,8 @@ class Family(ABC, Generic[C]):
     weights_config: ClassVar[str]  # and of the configuration beside them
     weights_readers: ClassVar[str]  # who loads them, and how, for people
     grows: ClassVar[bool] = True  # False: its stages start from their seed (expansion.width: Fresh)
+    in_parts: ClassVar[bool] = True  # whether it can lie in parts on the ranks (training.sharding: Full)
+    compiles: ClassVar[bool] = True  # whether training.compile is of use to it
 
     @abstractmethod
     def parameters(self, config: C) -> int:
@@ -161,6 +168,10 @@ class Family(ABC, Generic[C]):
     def dimensions(self, config: C) -> Sequence[Dimension]:  # noqa: ARG002
         """The sizes that may grow, the same ones in the same order for each model of the family."""
         return ()
+
+    def recomputes(self, config: C) -> bool:  # noqa: ARG002
+        """Whether it can be computed again for the backward pass (training.gradientCheckpointing)."""
+        return True
 
     def of_tower(self, config: C, tower: LockedTower, texts: int) -> tuple[int, int]:
         """Parameters of one of two towers, and its share of `forward_macs`."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from modelchain.block import Block
-from modelchain.resolve import largest_divisor, merged, resolve_job, samples_of
+from modelchain.families import family_of
+from modelchain.resolve import largest_divisor, merged, resolve_job, samples_of, written_models
 from modelchain.resolved import DEFAULT_BATCH, ResolvedJob, ResolvedTraining, decay_steps
 from modelchain.spec import (
     DataSpec,
@@ -81,6 +82,7 @@ class _Numbers:
         yield from self._check_rates()
         yield from self._check_sharding()
         yield from self._check_sources()
+        yield from self._check_family()
         samples = samples_of(self._chain, self._stage)
         if samples is None:
             return
@@ -124,6 +126,23 @@ class _Numbers:
             )
             remedy = f"write a divisor of {share}, e.g. {largest_divisor(share, micro)}"
             yield self._finding("training", "microBatchSize", message, remedy, *about)
+            return
+        for config in written_models(self._stage).values():
+            yield from self._check_together(share, config.rows_together, world)
+
+    def _check_together(self, share: int, together: int, world: int) -> Iterator[Finding]:
+        """Samples that are normed together are on one process, and in one micro-batch."""
+        normed = f"{quoted(self._stage.name)} norms {together} samples together (normBatchSize)"
+        about = ("job", "nodes", "processesPerNode", "gpusPerNode", "normBatchSize")
+        if share % together:
+            message = f"{normed}, which do not divide the {share} of each of {world} processes"
+            near = max(1, round(share / together)) * together * world
+            remedy = f"write a multiple of {together * world}, e.g. {near}, or a normBatchSize that divides {share}"
+            yield self._finding("training", "globalBatchSize", message, remedy, *about)
+        elif self._training.micro_batch_size and self._training.micro_batch_size % together:
+            message = f"{normed}, which do not divide a micro-batch of {self._training.micro_batch_size}"
+            remedy = f"write a multiple of {together}, or a normBatchSize that divides it"
+            yield self._finding("training", "microBatchSize", message, remedy, *about)
 
     def _check_sharding(self) -> Iterator[Finding]:
         if self._training.sharding is Sharding.FULL and self._training.locked_tower is not None:
@@ -135,6 +154,23 @@ class _Numbers:
             yield self._finding(
                 "training", "compile", message, "remove it, or write sharding: Optimizer", "sharding"
             )
+
+    def _check_family(self) -> Iterator[Finding]:
+        """What the family of the stage's model can't do."""
+        training, name = self._training, quoted(self._stage.name)
+        for field, config in written_models(self._stage).items():
+            family = family_of(config)
+            if training.sharding is Sharding.FULL and not family.in_parts:
+                message = f"{name}, a model under {field}, can't lie in parts on the processes"
+                yield self._finding("training", "sharding", message, "write sharding: Optimizer", field)
+            if training.compile and not family.compiles:
+                message = f"{name}, a model under {field}, is not compiled"
+                remedy = "remove it, or write compile: false in the stage's training"
+                yield self._finding("training", "compile", message, remedy, field)
+            if training.gradient_checkpointing and not family.recomputes(config):
+                message = f"{name} has BatchNorm, whose statistics a second forward pass would count twice"
+                remedy = "remove it, or write gradientCheckpointing: false in the stage's training"
+                yield self._finding("training", "gradientCheckpointing", message, remedy, field)
 
     def _check_rates(self) -> Iterator[Finding]:
         peak = self._training.learning_rate

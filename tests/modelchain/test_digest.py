@@ -498,6 +498,11 @@ GOLDEN: dict[str, list[str]] = {
         "dd27e5a52c7bf8c0b9a983c4782c154ca2fafcd2b75cd8ada9c23e8d80304a2e",
         "9ecbf6eb0729e4cd18d4361a0f9baec56eea68ec623cfe8692e09afd3166852a",
     ],
+    "examples/digits-architectures.yaml": [
+        "328b8a4d492c9655c158c687f9474823f04297ab71c1b1763b91457b5c5f507e",
+        "6af855b6a5187054cbff190d98c3d91de267fe83126375aec81daa6b1e5a1f79",
+        "94cbadb3b698d43c8348e8a2dfbbcafe61f8dcb0658596a93e8b4954834231b7",
+    ],
     "examples/digits-classifier.yaml": [
         "328b8a4d492c9655c158c687f9474823f04297ab71c1b1763b91457b5c5f507e",
         "3fe19341171ccc7917e75a8695344e55cb1a5e1fc890468b2d47144d0fec63ac",
@@ -548,7 +553,9 @@ def test_golden_digests() -> None:
     assert digests(EVERY_FIELD) == GOLDEN["every field"]
 
 
-@pytest.mark.parametrize("name", ["cc3m", "digits-classifier", "topics-language-model"])
+@pytest.mark.parametrize(
+    "name", ["cc3m", "digits-architectures", "digits-classifier", "topics-language-model"]
+)
 def test_golden_digests_of_the_papers_chain_and_of_each_task(name: str) -> None:
     (chain,) = load_chains(EXAMPLES / f"{name}.yaml")
     assert [stage.digest for stage in resolve(chain).stages] == GOLDEN[f"examples/{name}.yaml"]

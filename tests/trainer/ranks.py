@@ -6,7 +6,8 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from types import SimpleNamespace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -29,6 +30,10 @@ class ThreadGroup(Group):
 
     def sum(self, x: Tensor) -> Tensor:
         return x.copy_(torch.stack(self._of_all(x)).sum(dim=0))
+
+    def start_sum(self, x: Tensor) -> Any:
+        self.sum(x)
+        return SimpleNamespace(wait=lambda: None)
 
     def broadcast(self, x: Tensor, *, source: int = 0) -> Tensor:
         return x.copy_(self._of_all(x)[source])

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from modelchain.artifacts import MICRO_BATCH
+from modelchain.families import ModelConfig
 from modelchain.resolved import ResolvedStage
 from modelchain.spec import FOUND_BY_TRAINER, Sharding, TaskName
 from modelchain.store import open_store
@@ -130,6 +131,19 @@ def test_what_was_found_is_kept_for_attempts_under_the_same_circumstances(tmp_pa
     assert settled(tmp_path, microBatchSize=8) == 8, "what the chain says"
     record.write_text("{")
     assert settled(tmp_path) == MOST_ON_CPU
+
+
+def test_samples_that_are_normed_together_are_in_one_micro_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ModelConfig, "rows_together", 24)
+    assert settled(tmp_path) == 48
+    assert settled(tmp_path / "more", ranks=8) == 48
+    error = out_of_memory(96, stage(globalBatchSize=96).training, "CUDA out of memory", together=32)
+    assert "write training.microBatchSize: 32 or Auto" in str(error)
+    assert "gradientCheckpointing" not in str(error)
+    smallest = stage(globalBatchSize=96, microBatchSize=32).training
+    assert "take a larger GPU" in str(out_of_memory(96, smallest, "CUDA out of memory", together=32))
 
 
 def test_a_size_that_was_tried_is_named_where_memory_ran_out() -> None:

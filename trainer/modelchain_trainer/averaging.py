@@ -22,6 +22,7 @@ from modelchain_trainer.distributed.sharding import (
     part_from_first,
     part_of,
     parts_of,
+    tensors_of,
     whole_model,
 )
 from modelchain_trainer.model.build import model_from
@@ -34,7 +35,7 @@ class AveragedModel:
     def __init__(self, model: AnyModel, decay: float, group: Group | None = None) -> None:
         self._decay, self._group = decay, group or Group()
         self._trained = model
-        self._parameters = dict(model.named_parameters())
+        self._trained_tensors = tensors_of(model)
         self._parts = {name: part.clone() for name, part in parts_of(model).items()}
         self._whole = None
         if not in_parts(model):
@@ -53,22 +54,22 @@ class AveragedModel:
         """Take up the weights after `step`, counted from 0."""
         decay = min(self._decay, (1 + step) / (10 + step))
         for name, part in self._parts.items():
-            part.lerp_(own_part(self._parameters[name]), 1 - decay)
+            part.lerp_(own_part(self._trained_tensors[name]), 1 - decay)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The averages by parameter, as `sharding.gathered` has them."""
-        state = gathered(self._parts, self._parameters, self._group)
+        state = gathered(self._parts, self._trained_tensors, self._group)
         return {f"average.{name}": tensor for name, tensor in state.items()}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take over what `state_dict` gave. Raises KeyError where a parameter is missing."""
         for name, part in self._parts.items():
-            part.copy_(part_of(state[f"average.{name}"], self._parameters[name], self._group))
+            part.copy_(part_of(state[f"average.{name}"], self._trained_tensors[name], self._group))
 
     @torch.no_grad()
     def load_from_first(self, state: Mapping[str, Tensor] | None) -> None:
         """Take over rank 0's `state` on every rank; the others pass None."""
         for name, part in self._parts.items():
             whole = None if state is None else state[f"average.{name}"]
-            part.copy_(part_from_first(whole, self._parameters[name], self._group))
+            part.copy_(part_from_first(whole, self._trained_tensors[name], self._group))

@@ -63,18 +63,24 @@ class RankReport(Block):
 
 
 def out_of_memory(
-    share: int, training: ResolvedTraining, error: object, fitting: int | None = None
+    share: int,
+    training: ResolvedTraining,
+    error: object,
+    fitting: int | None = None,
+    *,
+    together: int = 1,
 ) -> GpuOutOfMemoryError:
     """What to do where `share` samples of a process, in micro-batches of the training's size, do not fit on its GPU.
 
-    `fitting` is a smaller size that was tried and fits.
+    `fitting` is a smaller size that was tried and fits; `together` samples are never in different micro-batches.
     """
     size = min(share, training.micro_batch_size or share)
-    remedies = [] if training.gradient_checkpointing else ["set training.gradientCheckpointing"]
-    if size > 1:
-        smaller = (
-            f"{fitting}, which fits and" if fitting else f"{largest_divisor(share, size // 2)} or Auto, which"
-        )
+    remedies = (
+        [] if training.gradient_checkpointing or together > 1 else ["set training.gradientCheckpointing"]
+    )
+    if size > together:
+        half = together * largest_divisor(share // together, size // together // 2)
+        smaller = f"{fitting}, which fits and" if fitting else f"{half} or Auto, which"
         remedies.insert(0, f"write training.microBatchSize: {smaller} changes no digest and no gradient")
     remedy = ", or ".join(remedies) or "take a larger GPU, or shard the model over more of them"
     return GpuOutOfMemoryError(

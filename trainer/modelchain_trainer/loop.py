@@ -127,7 +127,8 @@ class TrainingLoop:
         smaller = min(share, training.micro_batch_size or share) // 2
         setting = self._state.train_step.break_off()
         fitting = Trial.of(setting).largest(share, smaller) if smaller and setting is not None else None
-        raise out_of_memory(share, training, message, fitting)
+        together = self._attempt.stage.model_config_.rows_together
+        raise out_of_memory(share, training, message, fitting, together=together)
 
     def _agree(self) -> None:
         """Stop if any rank has been asked to, all at the same step."""

@@ -56,8 +56,12 @@ class Trial:
         return cls(alone_setting, task_of(stage).source(stage).widest_batch)
 
     def largest(self, share: int, most: int) -> int | None:
-        """The largest of `largest_divisor(share, most)` and its halves that fits; None if not even one row does."""
-        objective = task_of(self.setting.stage).objective(self.setting)
+        """The largest of `largest_divisor(share, most)` and its halves that fits; None if not even one row does.
+
+        What the model keeps together counts as one row.
+        """
+        objective, model = task_of(self.setting.stage).objective(self.setting), self.setting.model
+        together = model.config.rows_together
 
         def fits(rows: int) -> bool:
             try:
@@ -75,10 +79,16 @@ class Trial:
             gc.collect()
             if self.setting.device.type == "cuda":
                 torch.cuda.empty_cache()
+            model.end_step(self.setting.group, skip=torch.ones((), device=self.setting.device))
             return found
 
+        if most < together:
+            return None
         with self._less_memory(share):
-            return largest_that_fits(share, most, fits_and_clears)
+            found = largest_that_fits(
+                share // together, most // together, lambda groups: fits_and_clears(groups * together)
+            )
+            return None if found is None else found * together
 
     @contextmanager
     def _less_memory(self, share: int) -> Iterator[None]:
@@ -136,14 +146,18 @@ def settle(attempt: Attempt, setting: Setting, sharding: Sharding) -> ResolvedSt
     known = ranks.share("micro-batch", lambda: str(_known(attempt, here) or ""))
     if known:
         return with_size(stage, int(known))
+    together = stage.model_config_.rows_together
     if setting.device.type == "cpu":
-        size = largest_divisor(share, MOST_ON_CPU)
+        size = together * largest_divisor(share // together, max(1, MOST_ON_CPU // together))
     elif sharding is Sharding.FULL:
         size = largest_divisor(share, MOST_IN_PARTS)
     else:
         found = Trial.of(setting).largest(share, share)
         if found is None:
-            raise out_of_memory(share, with_size(stage, 1).training, "of one sample")
+            smallest = with_size(stage, together).training
+            raise out_of_memory(
+                share, smallest, f"of {together}" if together > 1 else "of one sample", together=together
+            )
         size = share // ranks.agree(share // found)  # what fits on the smallest GPU
     logger.info("stage %s: micro-batches of %d samples", stage.name, size)
     if ranks.first:

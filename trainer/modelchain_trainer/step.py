@@ -270,6 +270,7 @@ class TrainStep:
             divisor=None if clip is None else (norm / clip).clamp(min=1).float(),
             skip=not_finite.float(),
         )
+        self._model.end_step(self._group, skip=not_finite)
         self._objective.constrain()
         if self._average is not None:
             self._average.update(step)

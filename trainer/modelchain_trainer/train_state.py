@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from modelchain import families
 from modelchain.artifacts import MetricsLine, PassedOver, attempt_folder
 from modelchain.families import AnyConfig
 from modelchain.memory import sharding_of
@@ -148,7 +149,7 @@ def _spread(
     attempt: Attempt, first: AnyModel | None, config: AnyConfig, sharding: Sharding, *, teaches: bool = False
 ) -> AnyModel:
     """The model that rank 0 passes (the others None), on the device of every rank: whole, or its part of it."""
-    if sharding is Sharding.FULL:
+    if sharding is Sharding.FULL and families.family_of(config).in_parts:
         precision = attempt.stage.training.precision
         return sharded_model(
             config,

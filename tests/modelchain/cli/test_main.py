@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 
@@ -103,3 +104,16 @@ def test_models_lists_the_family_first(capsys: pytest.CaptureFixture[str]) -> No
         "yes",
     ]
     assert any(line.startswith("open_clip/ViT-bigG-14 ") for line in rest)
+
+
+def test_models_of_timm_are_listed_with_what_they_cost(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "--task", "Classification"]) == 0
+    lines = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()}
+    assert lines["resnet50"] == ["2048", "23.5", "M", "4.09", "G", "yes", "taught", "only"]
+    assert main(["models", "--task", "Classification", "-o", "json"]) == 0
+    listed = {model["name"]: model for model in json.loads(capsys.readouterr().out)}
+    assert (
+        listed["resnet50"]["parameters"] == 23_508_032
+    )  # torchvision's 25,557,032 less 1000 classes of 2048 + 1
+    assert listed.keys() == lines.keys() - {"MODEL"}
+    assert not listed["convnext_atto"]["batchNorm"]

@@ -153,9 +153,14 @@ def in_parts(model: nn.Module) -> bool:
     return any(map(is_sharded, model.parameters()))
 
 
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """Its parameters, and running statistics where it has them."""
+    return dict(model.named_parameters()) | dict(model.named_buffers())
+
+
 def parts_of(model: nn.Module) -> dict[str, Tensor]:
-    """What this rank has of each parameter, sharing memory."""
-    return {name: own_part(parameter) for name, parameter in model.named_parameters()}
+    """What this rank has of each of these, sharing memory."""
+    return {name: own_part(tensor) for name, tensor in tensors_of(model).items()}
 
 
 def _rows(whole: Tensor, group: Group) -> int:

@@ -1,7 +1,8 @@
 """The models: one file a family (CLIP, a classifier, a language model), how they start, and their files.
 
-Weights travel both ways between here and open_clip, timm and transformers, yet nothing here imports these: open_clip
-pulls in torchvision and torch._dynamo, seconds in each rank at each restart. Tests hold the models equal to theirs.
+Weights travel both ways between here and open_clip, timm and transformers, yet nothing here imports these but
+timm_adapter.py, for a model of timm's: open_clip pulls in torchvision and torch._dynamo, seconds in each rank at each
+restart. Tests hold the models equal to theirs.
 May import modelchain and torch.
 """
 

@@ -6,6 +6,7 @@ Shape suffixes: B images, C colours, D features.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Generic, TypeAlias, TypeVar
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from modelchain.errors import ConfigurationError
 from modelchain.families import FamilyConfig
+from modelchain_trainer.distributed.collectives import Group
 from modelchain_trainer.model.layout import Layout
 
 C = TypeVar("C", bound=FamilyConfig)
@@ -41,6 +43,16 @@ class Model(nn.Module, Generic[C]):
         """Keep only each block's input for the backward pass and compute the rest again: less memory, more time."""
         if enabled:
             raise ConfigurationError(_NO_BLOCKS)
+
+    def recomputing(self) -> AbstractContextManager[None]:
+        """Around forward passes that are made once more in a step, for their gradient: they leave no other trace."""
+        return nullcontext()
+
+    def end_step(self, group: Group, skip: Tensor) -> None:
+        """Take up from the step's forward passes on all ranks what is no parameter: running statistics.
+
+        `skip` ([]) is not 0 where the step was not finite: all stays as it was. All ranks call it.
+        """
 
     def compile_blocks(self) -> None:
         """Compile what is repeated, each by itself; nothing where that is not known to work."""

@@ -58,15 +58,22 @@ def to_timm(config: ClassifierConfig) -> dict[str, object]:
             **_optional(vision),
         },
         "pretrained_cfg": {
-            "input_size": [3, vision.image_size, vision.image_size],
+            **pixels(vision.image_size),
             "num_classes": config.classes,
-            "mean": list(MEAN),
-            "std": list(STANDARD_DEVIATION),
-            "interpolation": "bicubic",
-            "crop_pct": 1.0,
             "classifier": "head",
             "first_conv": "patch_embed.proj",
         },
+    }
+
+
+def pixels(image_size: int) -> dict[str, object]:
+    """How images come to a model, as its pretrained_cfg says."""
+    return {
+        "input_size": [3, image_size, image_size],
+        "mean": list(MEAN),
+        "std": list(STANDARD_DEVIATION),
+        "interpolation": "bicubic",
+        "crop_pct": 1.0,
     }
 
 
@@ -86,8 +93,8 @@ def from_timm(content: object, where: str) -> ClassifierConfig:
     """The model of a config.json. Raises UserDataError for any but a plain vision transformer, or for images that
     are normalised by other statistics than OpenAI's.
     """
-    whole = _mapping(content, where)
-    arguments = _mapping(whole.get("model_args"), f"{where}: model_args")
+    whole = mapping(content, where)
+    arguments = mapping(whole.get("model_args"), f"{where}: model_args")
     unknown = sorted(set(arguments) - {*_ARGUMENTS, *_OPTIONAL})
     missing = sorted(set(_ARGUMENTS) - set(arguments))
     if whole.get("architecture") != ARCHITECTURE or unknown:
@@ -98,13 +105,7 @@ def from_timm(content: object, where: str) -> ClassifierConfig:
         )
     if missing:
         raise UserDataError(f"{where}: model_args.{missing[0]} is missing")
-    images = _mapping(whole.get("pretrained_cfg"), f"{where}: pretrained_cfg")
-    for key, ours in (("mean", MEAN), ("std", STANDARD_DEVIATION)):
-        if images.get(key) != list(ours):
-            raise UserDataError(
-                f"{where}: pretrained_cfg.{key} is {images.get(key)}; only models trained on images normalised as "
-                f"OpenAI's CLIP ({list(ours)}) can be used"
-            )
+    check_pixels(mapping(whole.get("pretrained_cfg"), f"{where}: pretrained_cfg"), where)
     width, heads = arguments["embed_dim"], arguments["num_heads"]
     if not (isinstance(width, int) and isinstance(heads, int) and heads > 0 and width % heads == 0):
         raise UserDataError(f"{where}: {heads} heads do not divide a width of {width}")
@@ -132,6 +133,16 @@ def from_timm(content: object, where: str) -> ClassifierConfig:
         return ClassifierConfig.model_validate(document)
     except ValidationError as error:
         raise UserDataError(f"{where}: {first_problem(error)}") from None
+
+
+def check_pixels(images: Mapping[str, object], where: str) -> None:
+    """Raises UserDataError for a pretrained_cfg of images that are normalised by other statistics than ours."""
+    for key, ours in (("mean", MEAN), ("std", STANDARD_DEVIATION)):
+        if images.get(key) != list(ours):
+            raise UserDataError(
+                f"{where}: pretrained_cfg.{key} is {images.get(key)}; only models trained on images normalised as "
+                f"OpenAI's CLIP ({list(ours)}) can be used"
+            )
 
 
 def timm_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -169,7 +180,8 @@ def _translated(name: str, names: Mapping[str, str]) -> str:
     return name
 
 
-def _mapping(value: object, where: str) -> Mapping[str, object]:
+def mapping(value: object, where: str) -> Mapping[str, object]:
+    """Raises UserDataError where it is none."""
     if not isinstance(value, Mapping):
         raise UserDataError(f"{where}: expected a JSON object")
     return value

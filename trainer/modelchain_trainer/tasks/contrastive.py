@@ -119,7 +119,8 @@ class ContrastiveObjective:
     def _again(self, micro_batch: MicroBatch) -> Features:
         """The student's features of a micro-batch once more, now with a graph."""
         images_u8_m3HW, captions, kept_mK = micro_batch
-        return self._student_forward(normalize(images_u8_m3HW, self._log_scale.dtype), captions, kept_mK)
+        with self._model.recomputing():
+            return self._student_forward(normalize(images_u8_m3HW, self._log_scale.dtype), captions, kept_mK)
 
     @property
     def text_lengths(self) -> Mapping[int, int]:

@@ -1,0 +1,150 @@
+"""Whole stages of timm's models: taught by a model of another architecture, teaching one, and resumed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from modelchain.families import TIMM, TimmConfig
+from modelchain.resolved import ResolvedStage
+from modelchain_trainer.distributed.collectives import Group
+from modelchain_trainer.model import build_model, load_weights, model_from
+from modelchain_trainer.optimizer import AdamW
+from modelchain_trainer.position import Position
+from modelchain_trainer.step import TrainStep
+from modelchain_trainer.tasks import task_of
+from tests.trainer.model.test_timm_adapter import images
+from tests.trainer.ranks import on_ranks
+from tests.trainer.tasks.test_classification import CLASSES, STUDENT, Rows
+from tests.trainer.tasks.test_classification import stage as classification_stage
+from tests.trainer.tasks.whole_stages import published
+
+StageOf = Callable[..., ResolvedStage]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("timm")]
+
+MOBILENET = {"name": "mobilenetv3_small_050", "classes": 4, "imageSize": 32, "normBatchSize": 4}
+VISION = {"imageSize": 8, "patchSize": 4, "width": 16, "layers": 1, "headWidth": 16}
+CONFIG = TimmConfig.model_validate(MOBILENET | {"classes": CLASSES})
+BATCH = 16
+TRANSFORMER = {"classes": 4, "vision": VISION}
+
+
+def batch(seed: int) -> Rows:
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(256, (BATCH, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    return Rows(pixels, torch.randint(CLASSES, (1, BATCH, 1), generator=generator))
+
+
+@pytest.fixture
+def stage(stage_of: StageOf) -> StageOf:
+    """Makes stages of classifiers: `stage("net", MOBILENET, teacher=another)`."""
+
+    def make(
+        name: str, model: dict[str, Any], *, teacher: ResolvedStage | None = None, **changes: Any
+    ) -> ResolvedStage:
+        made = stage_of(name, epochs=changes.pop("epochs", 3), predecessor=teacher, **changes)
+        document = json.loads(made.to_json())
+        document |= {"task": "Classification", "modelConfig": model}
+        document.pop("predecessor", None)
+        document["data"]["classKey"] = "cls"
+        (squares,) = document["evaluation"]
+        document["evaluation"] = [
+            {key: value for key, value in squares.items() if key != "templates"} | {"type": "Accuracy"}
+        ]
+        return ResolvedStage.model_validate(document)
+
+    return make
+
+
+def lines(stage: ResolvedStage, kind: str) -> list[dict[str, Any]]:
+    files = sorted(published(stage).glob("metrics-*.jsonl"))
+    found = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    return [line for line in found if line["kind"] == kind]
+
+
+def test_a_chain_goes_across_architectures_and_back(stage: StageOf, train: Callable[..., Position]) -> None:
+    """A transformer teaches a convolutional network, which teaches a transformer; timm measures what we published."""
+    small = stage("small", TRANSFORMER, epochs=8, training={"learningRate": 3e-3})
+    train(small)
+    net = stage("net", MOBILENET, teacher=small, epochs=8, training={"emaDecay": 0.5, "learningRate": 3e-3})
+    train(net, "uid-2-nonce")
+    large = stage("large", TRANSFORMER | {"vision": VISION | {"width": 32}}, teacher=net, epochs=8)
+    train(large, "uid-3-nonce")
+    for taught in (net, large):
+        assert all(line["loss"]["distillation"] > 0 for line in lines(taught, "train")[:3])
+    assert lines(net, "evaluation")[-1]["metrics"]["squares/top1"] > 0.5
+    state, config = load_weights(published(net), TIMM)
+    assert config == net.model_config_
+    assert not torch.equal(state["net.bn1.running_mean"], torch.zeros(16))
+
+    import timm
+
+    theirs: Any = timm.create_model(f"local-dir:{published(net)}", pretrained=True).eval()
+    ours = model_from(state, config).eval()
+    assert torch.equal(ours(images(3))[1], theirs(images(3)))
+
+
+def test_two_ranks_that_are_killed_go_on_with_the_same_bits(
+    stage: StageOf, fork_server: Any, train: Callable[..., Position], tmp_path: Path
+) -> None:
+    """The statistics of BatchNorm and their average are part of a checkpoint."""
+    small = stage("small", TRANSFORMER)
+    train(small)
+    kept = tmp_path / "kept"
+    shutil.copytree(small.store.uri, kept)
+    net = stage(
+        "net",
+        MOBILENET,
+        teacher=small,
+        training={"microBatchSize": 4, "emaDecay": 0.9, "sharding": "Optimizer"},
+    )
+    assert fork_server.run(net, tmp_path / "calm", ranks=2) == 0
+    expected = load_file(published(net) / "model.safetensors")
+    shutil.rmtree(small.store.uri)
+    shutil.copytree(kept, small.store.uri)
+    assert fork_server.run(net, tmp_path / "killed", ranks=2, failpoint="step:7") == -9
+    assert fork_server.run(net, tmp_path / "again", ranks=2) == 0
+    found = load_file(published(net) / "model.safetensors")
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize(("ranks", "size"), [(1, 4), (2, 8), (2, 4)])
+def test_a_step_depends_on_neither_ranks_nor_micro_batches(ranks: int, size: int) -> None:
+    """In fp64, to rounding: gradients, and the statistics of BatchNorm."""
+    made_for = classification_stage(micro_batch_size=size).model_copy(update={"model_config_": CONFIG})
+    start = build_model(CONFIG, seed=1).double().state_dict()
+    taught = build_model(STUDENT, seed=2).double().state_dict()
+    rows = batch(seed=3)
+
+    def after_two_steps(group: Group, of: ResolvedStage) -> dict[str, Tensor]:
+        model = model_from({name: tensor.clone() for name, tensor in start.items()}, CONFIG)
+        teacher = model_from({name: tensor.clone() for name, tensor in taught.items()}, STUDENT)
+        projections = task_of(of).projections(CONFIG, STUDENT)
+        assert projections is not None
+        projections.double()
+        named = [
+            *model.named_parameters(),
+            *((f"projections.{n}", p) for n, p in projections.named_parameters()),
+        ]
+        trained = TrainStep(
+            model, teacher, projections, AdamW(named, of.training), of, torch.device("cpu"), group
+        )
+        share = slice(group.rank * BATCH // group.world_size, (group.rank + 1) * BATCH // group.world_size)
+        mine = Rows(rows.images[share], rows.tokens[:, share])
+        for step in range(2):
+            trained.run(mine, step)
+        return model.state_dict()
+
+    whole = made_for.training.model_copy(update={"micro_batch_size": None})
+    expected = after_two_steps(Group(), made_for.model_copy(update={"training": whole}))
+    assert not torch.equal(expected["net.bn1.running_mean"], start["net.bn1.running_mean"])
+    for found in on_ranks(ranks, lambda group: after_two_steps(group, made_for)):
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
