@@ -40,6 +40,7 @@ POLICIES: tuple[Callable[[StageContext], StageStatus], ...] = (
     progress.show_progress,
     retry.record_attempt_end,
     suspend.end_suspended,
+    supersede.end_outdated,
     stall.end_stalled,
     stall.end_overdue,
     stall.end_unstarted,

@@ -43,6 +43,7 @@ class Job:
     unscheduled: bool = (
         False  # some of its pods have, or at its end had, no node yet: the others waited in vain
     )
+    outdated: bool = False  # the chain, as it is written now, asks for another one
     pending_since: float | None = None  # it could have started since, by the observer's clock
     blocked_by_node: str | None = None  # an unreachable node that still holds a pod of it
     holds_pods: bool = False  # its trainer has ended in pods of which other containers run on

@@ -1,7 +1,11 @@
-"""An edit that changes a stage's digest restarts it; attempts count on, so no job name is used twice."""
+"""An edit that changes a stage's digest restarts it; one that changes its job alone replaces a job that has not
+started. Attempts count on, so no job name is used twice.
+"""
 
 from __future__ import annotations
 
+from modelchain.reconcile.observation import JobPhase
+from modelchain.reconcile.retry import End, end_attempt
 from modelchain.reconcile.stage_context import StageContext
 from modelchain.status import EndedAttempt, StageReason, StageStatus
 from modelchain.times import rfc3339
@@ -33,6 +37,19 @@ def carry_over(context: StageContext) -> StageStatus:
             update={"attempt": newest.attempt, "job": newest.name, "started_at": started}
         )
     return status
+
+
+def end_outdated(context: StageContext) -> StageStatus:
+    """End the attempt if its job has not started, and would be another one today: an image, a Secret or a request that
+    can't be had is corrected by an edit, which the job that waits for it would never see. One that runs goes on.
+    """
+    job = context.current_job
+    if context.status.finished or job is None or not job.outdated:
+        return context.status
+    if job.phase not in (JobPhase.PENDING, JobPhase.QUEUED):
+        return context.status
+    text = "its job was edited before it had started"
+    return end_attempt(context, StageReason.SUPERSEDED, text, End.REQUESTED)
 
 
 def restarted(context: StageContext, reason: str, message: str) -> StageStatus:

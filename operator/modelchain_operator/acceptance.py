@@ -5,15 +5,16 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from modelchain import cost
 from modelchain.errors import ModelChainError
 from modelchain.resolve import merged
-from modelchain.resolved import ResolvedChain
+from modelchain.resolved import ResolvedChain, ResolvedStage
 from modelchain.spec import JobSpec, ModelChain, StoreSpec
 from modelchain.validation import check_object
 from modelchain_operator.jobs import Backend, JobDefaults, JobRequest, backend_for
+from modelchain_operator.jobs.request import request_digests
 from modelchain_operator.kubernetes.api import Object
 
 logger = logging.getLogger(__name__)
@@ -31,6 +32,8 @@ class Accepted:
     macs: dict[str, float]
     speedup_planned: float | None
     plan: cost.Plan | None = None  # None: of recovered stages
+    # By stage and baseline: `request_digests` of its jobs. Empty where only what still runs is known.
+    requests: dict[str, tuple[str, str]] = field(default_factory=dict)
     problems: tuple[str, ...] = ()  # why it is refused as it is written now; this is then what still runs
 
     def backend(self, stage: str) -> Backend:
@@ -82,7 +85,22 @@ def _accept(body: Object, default_image: str | None) -> Accepted | Refused:
         plan=plan,
     )
     problems = list(_unbuildable(accepted, default_image))
-    return Refused(tuple(problems)) if problems else accepted
+    if problems:
+        return Refused(tuple(problems))
+    requests = {
+        stage.name: request_digests(_request(accepted, stage, default_image)) for stage in resolved.all_stages
+    }
+    return replace(accepted, requests=requests)
+
+
+def _request(accepted: Accepted, stage: ResolvedStage, default_image: str | None) -> JobRequest:
+    return JobRequest(
+        stage=stage,
+        spec=accepted.jobs[stage.name],
+        store=accepted.store,
+        attempt=1,
+        defaults=JobDefaults(image=default_image),
+    )
 
 
 def _unbuildable(accepted: Accepted, default_image: str | None) -> Iterator[str]:
@@ -90,15 +108,8 @@ def _unbuildable(accepted: Accepted, default_image: str | None) -> Iterator[str]
     for index, stage in enumerate(accepted.chain.stages):
         if accepted.jobs[stage.name].pod_template is None:
             continue
-        request = JobRequest(
-            stage=stage,
-            spec=accepted.jobs[stage.name],
-            store=accepted.store,
-            attempt=1,
-            defaults=JobDefaults(image=default_image),
-        )
         try:
-            accepted.backend(stage.name).build(request)
+            accepted.backend(stage.name).build(_request(accepted, stage, default_image))
         except Exception as error:  # noqa: BLE001  whatever it is, the template causes it
             what = f"{type(error).__name__}: {error}"
             yield _text(

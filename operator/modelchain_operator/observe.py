@@ -17,6 +17,7 @@ from modelchain_operator.jobs import kinds_of
 from modelchain_operator.jobs.events import UnexplainedJob, unexplained
 from modelchain_operator.jobs.history import JobMemory
 from modelchain_operator.jobs.observed import observe_jobs
+from modelchain_operator.jobs.pods import IMAGE_REASONS
 from modelchain_operator.jobs.trees import JobTree, job_trees
 from modelchain_operator.kubernetes import labels
 from modelchain_operator.kubernetes.api import Object
@@ -125,7 +126,8 @@ def observe(
     now: float,
 ) -> Observation:
     """Everything that was seen, as values. `now` is in seconds since the epoch."""
-    jobs = [_with_reason(job, memory) for job in observe_jobs(snapshot.trees, memory.jobs, now)]
+    seen = zip(observe_jobs(snapshot.trees, memory.jobs, now), snapshot.trees, strict=True)
+    jobs = [_with_outdated(_with_reason(job, memory), tree, accepted) for job, tree in seen]
     annotations = snapshot.body["metadata"].get("annotations") or {}
     return Observation(
         status=status_of(snapshot.body),
@@ -171,6 +173,19 @@ def _with_reason(job: Job, memory: ChainMemory) -> Job:
     if pending is None or not pending.message or job.phase is not JobPhase.PENDING or job.reason:
         return job
     return replace(job, reason=pending.reason, message=pending.message)
+
+
+def _with_outdated(job: Job, tree: JobTree, accepted: Accepted) -> Job:
+    """The job, with whether the chain asks for another one today. An image that only the administrator has changed
+    counts where the job can't have its own: an upgrade of the operator is no reason to lose a place in a queue.
+    """
+    annotations = tree.job["metadata"].get("annotations") or {} if tree.job is not None else {}
+    made, wanted = annotations.get(labels.REQUEST_ANNOTATION), accepted.requests.get(job.stage)
+    if made is None or wanted is None:
+        return job
+    edit, _, image = str(made).partition("-")
+    outdated = edit != wanted[0] or (image != wanted[1] and job.reason in IMAGE_REASONS)
+    return replace(job, outdated=outdated)
 
 
 def _with_progress(jobs: Sequence[Job], stores: StoreSnapshot) -> tuple[Job, ...]:

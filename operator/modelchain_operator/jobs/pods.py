@@ -29,6 +29,7 @@ _DISRUPTED = re.compile(
 # Of a container's end: the node was restarted, and has lost its state.
 _STATE_LOST = frozenset({(137, "ContainerStatusUnknown"), (255, "Unknown")})
 _OWN_LIMIT = re.compile(r"exceeds the (total )?limit|exceeded its local ephemeral storage limit")
+IMAGE_REASONS = frozenset({"ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "InvalidImageName"})
 _UNREAD = frozenset({"containers", "initContainers", "volumes", "affinity"})
 _STARTING = frozenset({"", "ContainerCreating", "PodInitializing"})
 _WAITING_REMEDIES = {
@@ -39,6 +40,12 @@ _WAITING_REMEDIES = {
     "CreateContainerConfigError": "create what it names: the Secret of spec.store.secretRef, or what "
     "spec.job.podTemplate refers to",
 }
+# Of a container that may not run as root: reason CreateContainerConfigError, too.
+_ROOT = re.compile(r"runAsNonRoot|breaks non-root policy")
+_USER_REMEDY = (
+    "give the image a user other than root by number (USER 65532), or set securityContext.runAsUser for the container "
+    "pytorch in spec.job.podTemplate"
+)
 
 
 @dataclass(frozen=True)
@@ -92,6 +99,15 @@ def has_ended(pod: Object) -> bool:
 def is_over(pod: Object) -> bool:
     """Whether nothing of it runs any more."""
     return phase(pod) in ("Succeeded", "Failed")
+
+
+def runs_on(pod: Object) -> bool:
+    """Whether its trainer has ended, and another container has not. That all have, a kubelet says a moment before it
+    says so of the pod.
+    """
+    containers = (*_statuses(pod, "containerStatuses"), *_statuses(pod, "initContainerStatuses"))
+    alive = any("terminated" not in (one.get("state") or {}) for one in containers)
+    return alive and has_ended(pod) and not is_over(pod)
 
 
 def has_succeeded(pod: Object) -> bool:
@@ -198,7 +214,7 @@ def waits_for(pods: Iterable[Object]) -> tuple[str, str]:
             reason = waiting.get("reason") or ""
             if reason not in _STARTING:
                 text = _describe(pod, "", waiting.get("message") or reason)
-                remedy = _WAITING_REMEDIES.get(reason)
+                remedy = _USER_REMEDY if _ROOT.search(text) else _WAITING_REMEDIES.get(reason)
                 return reason, cut(f"{text}; {remedy}" if remedy else text)
     return "", ""
 

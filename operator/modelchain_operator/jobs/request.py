@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,10 +44,25 @@ def job_metadata(request: JobRequest) -> Object:
     """Name, labels, annotations and owner of the job: the job is deleted with the chain."""
     metadata = owned_metadata(request, request.name)
     metadata["labels"] = {**(request.spec.labels or {}), **own_labels(request)}
-    metadata["annotations"] = {**(request.spec.annotations or {}), **own_annotations(request)}
+    own = {**own_annotations(request), labels.REQUEST_ANNOTATION: "-".join(request_digests(request))}
+    metadata["annotations"] = {**(request.spec.annotations or {}), **own}
     if request.spec.queue_name:
         metadata["labels"][labels.QUEUE] = request.spec.queue_name
     return metadata
+
+
+def request_digests(request: JobRequest) -> tuple[str, str]:
+    """Of what the chain says that decides the job and no weights; and of the image that its pods get, which the chain
+    may leave to the administrator. A job that has others than the chain asks for today is outdated.
+    """
+    job = request.spec.model_dump(mode="json", exclude_defaults=True, exclude={"start_deadline_seconds"})
+    store = request.store.model_dump(mode="json", exclude_defaults=True)
+    image = request.stage.image
+    return _short_digest([image, job, store]), _short_digest(image or request.defaults.image)
+
+
+def _short_digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:DIGEST_LABEL_LENGTH]
 
 
 def owned_metadata(request: JobRequest, name: str) -> Object:

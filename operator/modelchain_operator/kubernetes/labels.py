@@ -13,6 +13,7 @@ __all__ = [
     "DIGEST_ANNOTATION",
     "QUEUE",
     "QUEUE_PRIORITY",
+    "REQUEST_ANNOTATION",
     "RETRAIN_MISSING_ANNOTATION",
     "STAGE",
 ]
@@ -25,6 +26,9 @@ QUEUE_PRIORITY = "kueue.x-k8s.io/priority-class"
 
 DIGEST_ANNOTATION = "modelchain.dev/stage-digest"  # all 64
 CHAIN_ANNOTATION = "modelchain.dev/chain"  # namespace/name
+REQUEST_ANNOTATION = (
+    "modelchain.dev/request"  # on a job: which edit of the chain it was made from, by digests
+)
 
 # On a chain: any new value asks once to retrain what was complete and has vanished from the store.
 RETRAIN_MISSING_ANNOTATION = "modelchain.dev/retrain-missing"

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
+
 from modelchain.reconcile.actions import StartJob, StopJob
 from modelchain.reconcile.observation import JobPhase, StageFacts
 from modelchain.status import StagePhase
@@ -82,3 +86,23 @@ def test_taking_an_edit_back_finds_the_old_weights() -> None:
     play.chain, play.generation, play.store = chain(TREE), 3, kept
     assert play.look().actions == ()
     assert play["left"].finished
+
+
+@pytest.mark.parametrize("phase", [JobPhase.PENDING, JobPhase.QUEUED])
+def test_a_job_that_waits_for_what_an_edit_has_corrected_is_replaced_at_once(phase: JobPhase) -> None:
+    play = Play(chain(TREE))
+    play.look()
+    waiting = job(play.stage("root"), phase=phase, reason="ImagePullBackOff", message="no such image")
+    play.look(waiting)
+    outdated = replace(waiting, outdated=True)
+    assert play.look(outdated).actions == (StopJob(outdated, "Superseded"),)
+    assert play.look().actions == (StartJob("root", 2),), "without a wait"
+    assert (play["root"].failures, play["root"].disruptions) == (0, 0)
+
+
+def test_a_job_that_runs_goes_on_as_it_was_made_whatever_an_edit_has_changed_of_it() -> None:
+    play = Play(chain(TREE))
+    play.look()
+    running = job(play.stage("root"), outdated=True)
+    assert play.look(running).actions == ()
+    assert play["root"].attempt == 1

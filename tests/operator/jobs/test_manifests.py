@@ -5,6 +5,7 @@
 import copy
 import dataclasses
 import json
+from unittest.mock import ANY
 
 import pytest
 from hypothesis import given
@@ -15,6 +16,7 @@ from modelchain.spec import JobBackend
 from modelchain_operator.acceptance import Accepted, Refused, accept
 from modelchain_operator.jobs import BACKENDS, JobDefaults, JobRequest, names
 from modelchain_operator.jobs.merge import merge
+from modelchain_operator.jobs.request import request_digests
 from modelchain_operator.kubernetes.api import Object
 from tests.operator.test_acceptance import BODY, body
 
@@ -114,7 +116,7 @@ def test_a_pytorchjob_of_two_nodes() -> None:
             "name": asked.name,
             "namespace": "team",
             "labels": {**own, "kueue.x-k8s.io/queue-name": "research"},
-            "annotations": notes,
+            "annotations": {**notes, "modelchain.dev/request": "-".join(request_digests(asked))},
             "ownerReferences": [
                 {**owner, "uid": BODY["metadata"]["uid"], "controller": True, "blockOwnerDeletion": False}
             ],
@@ -160,7 +162,9 @@ def test_the_job_itself_carries_what_queues_and_reapers_read(backend: JobBackend
     (manifest,), (before,) = (BACKENDS[backend].build(one) for one in (asked, plain))
     metadata, own = manifest["metadata"], before["metadata"]
     assert metadata["labels"] == own["labels"] | job["labels"]
-    assert metadata["annotations"] == own["annotations"] | job["annotations"]
+    (request_of, _), annotations = request_digests(asked), {**own["annotations"], **job["annotations"]}
+    assert metadata["annotations"] == annotations | {"modelchain.dev/request": ANY}
+    assert metadata["annotations"]["modelchain.dev/request"].startswith(request_of)
     policy = manifest["spec"].get("runPolicy", manifest["spec"])
     assert {name: policy[name] for name in life_cycle} == life_cycle
     assert not life_cycle.keys() & before["spec"].get("runPolicy", before["spec"]).keys()
