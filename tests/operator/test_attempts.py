@@ -82,6 +82,59 @@ def test_what_runs_of_a_chain_that_is_refused_now_is_looked_after_by_an_operator
     assert chain.stage("tiny")["failures"] == 0
 
 
+def test_a_job_that_waits_for_an_image_or_a_secret_is_made_anew_when_that_is_corrected(
+    chain: ClusterChain,
+    operator: OperatorProcess,
+    pod_runner: PodRunner,
+    control_plane: ControlPlane,
+    tmp_path: Path,
+) -> None:
+    only_stage(chain)
+    job = chain.document["spec"]["job"]
+    nowhere = {"name": "KEY", "valueFrom": {"secretKeyRef": {"name": "nowhere", "key": "key"}}}
+    pod_runner.image_pull_error("modelchain-trainer:test")
+    operator.start()
+    template = {"spec": {"containers": [{"name": "pytorch", "env": [nowhere]}]}}
+    chain.apply(image=None, job={**job, "podTemplate": template})
+    wait_until(lambda: "Image" in chain.stage("tiny").get("reason", ""), "the image is missing", pause=0.3)
+    operator.kill()
+
+    image = "--default-image=modelchain-trainer:right"  # as after `helm upgrade`
+    log = tmp_path / "upgraded.log"
+    upgraded = OperatorProcess(control_plane.kubeconfig, chain.namespace, log, image)
+    upgraded.start()
+    try:
+        wait_until(
+            lambda: chain.stage("tiny").get("reason") == "CreateContainerConfigError",
+            "the next job has the right image, and waits for the Secret",
+            pause=0.3,
+        )
+        chain.apply(job=job)
+        chain.wait("Complete", seconds=CHAIN_SECONDS)
+    finally:
+        upgraded.kill()
+    tiny = chain.stage("tiny")
+    assert (tiny["attempt"], tiny["failures"]) == (3, 0), tiny
+    assert tiny["lastEnded"]["reason"] == "Superseded", tiny
+
+
+def test_the_pod_of_an_attempt_that_failed_stays_for_its_log_until_the_next_one(
+    chain: ClusterChain, operator: OperatorProcess, pod_runner: PodRunner
+) -> None:
+    only_stage(chain)
+    retry = chain.document["spec"]["retry"]
+    pod_runner.hold("*", "step:1")
+    operator.start()
+    chain.apply(retry={**retry, "backoffSeconds": 600})
+    pod_runner.wait_for_held("*")
+    (pod,) = chain.pods()
+    pod_runner.kill(pod["metadata"]["name"])
+    wait_until(lambda: chain.stage("tiny").get("reason") == "BackOff", "it has failed", pause=0.3)
+    chain.wait_at_rest(3)
+    (left,) = chain.pods()
+    assert (left["metadata"]["uid"], left["status"]["phase"]) == (pod["metadata"]["uid"], "Failed")
+
+
 def test_a_stage_that_hangs_is_replaced(
     chain: ClusterChain, operator: OperatorProcess, pod_runner: PodRunner
 ) -> None:

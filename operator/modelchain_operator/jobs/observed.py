@@ -95,7 +95,7 @@ class _Sight:
             and not self.state.managed_by,
             pending_since=history.pending_since,
             blocked_by_node=_blocked(self.all_pods, self.now),
-            holds_pods=any(pod_view.has_ended(pod) and not pod_view.is_over(pod) for pod in self.all_pods),
+            holds_pods=any(map(pod_view.runs_on, self.all_pods)),
             deleted_at=_deleted_at(self.object, *self.all_pods),
             held_by=_held_by(self.object, self.all_pods),
             started_at=history.started_at,

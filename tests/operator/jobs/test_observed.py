@@ -390,6 +390,15 @@ def test_a_trainer_that_is_done_is_done_whatever_other_containers_do() -> None:
     assert (seen.phase, seen.exit_code, seen.holds_pods) == (P.SUCCEEDED, 0, False)
 
 
+def test_a_pod_whose_containers_have_all_ended_is_about_to_end_and_its_job_is_left_for_its_log() -> None:
+    pods = [pod(n, "Running", state=ended(1, LOST)) for n in (0, 1)]  # as a kubelet says it first
+    seen = look([job("Running")], pods)
+    assert (seen.phase, seen.holds_pods, seen.stoppable) == (P.FAILED, False, False)
+    sidecar = {"initContainerStatuses": [{"name": "proxy", "state": RUNS}]}
+    pods[0]["status"] |= sidecar
+    assert look([job("Running")], pods).holds_pods
+
+
 def test_another_container_that_ends_first_ends_nothing() -> None:
     pods = [with_proxy(n, "Running", RUNS, ended(1)) for n in (0, 1)]
     assert look([job("Running")], pods).phase is P.RUNNING
@@ -561,3 +570,22 @@ def test_orphaned_pods_are_a_job_until_they_end(
         del one["metadata"]["ownerReferences"]
     seen = look([], orphans, memory)
     assert (seen.phase, seen.reason, seen.disrupted) == (phase, reason, disrupted)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        'container has runAsNonRoot and image will run as root (pod: "a_b(c)", container: pytorch)',
+        'container has runAsNonRoot and image has non-numeric user (nobody), cannot verify user is non-root (pod: "a")',
+        'container\'s runAsUser breaks non-root policy (pod: "a_b(c)", container: pytorch)',
+    ],
+)
+def test_an_image_that_runs_as_root_is_told_from_a_secret_that_is_missing(message: str) -> None:
+    reason = "CreateContainerConfigError"
+    states = {
+        text: {"waiting": {"reason": reason, "message": text}} for text in (message, 'secret "s3" not found')
+    }
+    root, secret = (look([job()], [pod(0, "Pending", state=state)]).message for state in states.values())
+    assert "a user other than root by number" in root
+    assert "the Secret" not in root
+    assert "create what it names: the Secret" in secret
