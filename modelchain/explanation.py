@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from modelchain.reconcile.summary import duration
-from modelchain.status import ChainPhase, ChainStatus, ConditionType, StagePhase, StageStatus
+from modelchain.status import ChainPhase, ChainStatus, ConditionType, StagePhase, StageReason, StageStatus
 from modelchain.times import from_rfc3339
 
 _WAITS_ITS_TURN = frozenset(
@@ -56,7 +56,14 @@ ADVICE = (
         "The job starts when the queue lets it",
     ),
     Advice(
-        ("Inadmissible", "QueueStopped", "WorkloadDeactivated", "NoWorkload"),
+        (
+            "Inadmissible",
+            "QueueStopped",
+            "ExceedsMaxQuota",
+            "NoMatchingFlavor",
+            "WorkloadDeactivated",
+            "NoWorkload",
+        ),
         "Kueue holds the job, and no time lets it go",
         "what Kueue says",
         "The job starts when the queue lets it",
@@ -74,10 +81,45 @@ ADVICE = (
         "The kubelet tries again by itself, ever more rarely",
     ),
     Advice(
-        ("CreateContainerConfigError", "FailedMount"),
+        ("InvalidImageName",),
+        "`spec.image` is no name of an image",
+        "correct it",
+        "The edit replaces the job",
+    ),
+    Advice(
+        ("ErrImageNeverPull",),
+        "the image is not on the node, and is not to be pulled",
+        "load it onto the nodes, or let it be pulled",
+        "The kubelet tries again by itself",
+    ),
+    Advice(
+        ("CreateContainerConfigError",),
+        "a Secret, a ConfigMap or a key of one is missing, or the image would run as root",
+        "create what it names, or do what it says about the user",
+        _STARTS_PODS,
+    ),
+    Advice(
+        ("FailedMount",),
         "a Secret, a ConfigMap, a key of one or a volume is missing",
         "create what it names",
         _STARTS_PODS,
+    ),
+    Advice(
+        (
+            "FailedAttachVolume",
+            "FailedMapVolume",
+            "FailedCreatePodSandBox",
+            "FailedPrepareDynamicResources",
+        ),
+        "a node can't set the pod up",
+        "what the message says; where it is that node alone, keep pods away from it (`kubectl cordon`)",
+        _STARTS_PODS,
+    ),
+    Advice(
+        ("NoController",),
+        "nobody looks after the job",
+        "have the controller run that the message names",
+        "The job starts when it does",
     ),
     Advice(
         ("FailedCreate",),
@@ -123,6 +165,12 @@ ADVICE = (
         _ASKS_STORE,
     ),
     Advice(
+        ("ArtifactDamaged",),
+        "something lies in the store that can't be what it says it is",
+        "restore it",
+        _ASKS_STORE,
+    ),
+    Advice(
         ("NodeUnreachable",),
         "a node that does not answer holds a pod of the last attempt",
         "bring the node back, or delete the node object once its machine is certainly off",
@@ -163,10 +211,17 @@ def explain(situation: Situation, now: float) -> str:
         )
     parts = [*_behind(situation), *_body(situation.name, status, now)]
     text = " ".join(parts)
-    told = next((note for note in situation.warnings if note not in text), None)
+    told = next((note for note in situation.warnings if not _is_said(note, text, status)), None)
     if told is not None and status.phase is not ChainPhase.COMPLETE:
         text += f" The latest warning was: {_sentence(told)}"
     return text
+
+
+def _is_said(note: str, text: str, status: ChainStatus) -> bool:
+    """Whether an Event's words stand in the text, or go around words of the status that do."""
+    ends = [stage.last_ended.message for stage in status.all_stages if stage.last_ended is not None]
+    messages = (*(stage.message for stage in status.all_stages), *ends)
+    return note in text or any(message and message in note and message in text for message in messages)
 
 
 def _behind(situation: Situation) -> list[str]:
@@ -240,9 +295,12 @@ def _of_stage(name: str, status: ChainStatus, stage: StageStatus, now: float) ->
         said.append(f"{advice.operator}.")
     else:
         said.append("The operator goes on by itself when that is so.")
-    said.append(
-        f"What you can do: {advice.person}." if advice is not None else "There is nothing to do but wait."
-    )
+    if advice is not None:
+        said.append(f"What you can do: {advice.person}.")
+    elif stage.reason in frozenset(StageReason):
+        said.append("There is nothing to do but wait.")
+    else:  # Kubernetes's own word, of which nothing is known here
+        said.append("Whether it passes by itself, only what it says can tell.")
     return said
 
 

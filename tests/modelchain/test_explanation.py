@@ -55,6 +55,19 @@ def test_after_a_failure_it_says_why_and_when_the_next_attempt_starts() -> None:
     assert f"starts the next attempt at {status.stages[0].retry_at}, in 50s." in text
 
 
+def test_a_warning_that_repeats_what_is_said_already_is_left_out() -> None:
+    play = started()
+    play.look(job(play.stage("tiny")))
+    ended = job(
+        play.stage("tiny"), phase=JobPhase.FAILED, exit_code=1, reason="OOMKilled", message="too much memory"
+    )
+    status = play.look(ended).status
+    notes = ["stage tiny: attempt 1 ended: OOMKilled (exit code 1): too much memory", "exceeded quota: team"]
+    text = told(status, play.now, warnings=notes)
+    assert text.count("too much memory") == 1
+    assert text.endswith("The latest warning was: exceeded quota: team.")
+
+
 def test_what_has_failed_for_good_asks_for_an_edit() -> None:
     play = started()
     play.look(job(play.stage("tiny")))
@@ -70,11 +83,17 @@ def test_what_has_failed_for_good_asks_for_an_edit() -> None:
 def test_of_a_store_that_can_not_be_read_it_says_what_to_do(problem: StoreProblem) -> None:
     status = Play(chain(TREE)).look(tiny=StageFacts(problem=problem, message="s3://b/c: why")).status
     text = told(status)
-    if problem is StoreProblem.DAMAGED:
-        assert "s3://b/c: why." in text
-    else:
-        assert f"waits ({problem.value}): s3://b/c: why. The operator keeps asking the store" in text
-        assert "What you can do: " in text
+    assert f"waits ({problem.value}): s3://b/c: why. The operator keeps asking the store" in text
+    assert "What you can do: " in text
+
+
+@pytest.mark.parametrize("reason", ["InvalidImageName", "NoController", "CreateContainerError"])
+def test_of_what_does_not_pass_by_itself_it_never_says_to_wait(reason: str) -> None:
+    play = started()
+    waiting = job(play.stage("tiny"), phase=JobPhase.PENDING, reason=reason, message="its own words")
+    text = told(play.look(waiting).status)
+    assert f"waits ({reason}): its own words." in text
+    assert "nothing to do but wait" not in text
 
 
 def test_a_pod_that_can_not_be_placed_is_explained_with_the_schedulers_words() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from modelchain.explanation import ADVICE
 from modelchain_operator.telemetry.chain_metrics import ATTENTION
 from tests.monitoring.life import families, whole_life
 from tests.monitoring.reference import PAGE, page_with
@@ -25,3 +26,9 @@ def test_every_reason_for_attention_is_explained() -> None:
     text = PAGE.read_text()
     for reason in ATTENTION:
         assert f"`{reason}`" in text, reason
+
+
+def test_what_an_alert_calls_somebody_for_is_explained_with_what_to_do() -> None:
+    advised = {reason for advice in ADVICE for reason in advice.reasons}
+    told_otherwise = {"Refused", "Failed", "Unresponsive", "ArtifactsMissing"}  # of the whole chain
+    assert ATTENTION - told_otherwise <= advised
