@@ -36,6 +36,9 @@ RUNNING_SECONDS = 5.0  # between reads of a stage that trains
 STARTING_SECONDS = 60.0  # of one whose trainer does not run yet and writes nothing
 WAITING_SECONDS = 5.0  # of one that may start; 1.5 times as long after each that shows nothing new
 LONGEST_WAITING_SECONDS = 60.0
+FIRST_CHECK_SECONDS = (
+    1.0  # for each chain that is followed: within it, a finished stage that was never read is read
+)
 AT_REST_SECONDS = 900.0  # of one that can't start and can't be read
 LEASED_SECONDS = 15.0  # of one that somebody else trains
 # Before a chain is queued again whose store can't be read: first, and longest.
@@ -441,7 +444,8 @@ class StoreReader:
         elif was is _Pace.FINISHED or (was is _Pace.AT_REST and attempt is None and self._is_stale(stage)):
             stage.stale_before = self._clock()  # nothing may start on facts that old
         if stage.never_read and pace is _Pace.FINISHED:
-            self._schedule.later(stage, self._artifact_check_seconds * random.random())  # noqa: S311
+            within = min(self._artifact_check_seconds, FIRST_CHECK_SECONDS * len(self._chains))
+            self._schedule.later(stage, within * random.random())  # noqa: S311
         elif stage.never_read:
             if pace is not _Pace.AT_REST:
                 self._schedule.soon(stage, urgent=True)
