@@ -27,6 +27,8 @@ TIMES = "suffix: x"
 RATIO, SECONDS, BYTES, COUNT = "percentunit", "s", "bytes", "none"
 REQUESTS_PER_SECOND, PER_SECOND = "reqps", "ops"
 
+WITHOUT_SERIES = "without series of their own"
+
 PHASE_COLOURS = {
     "Refused": "purple",
     "Pending": "light-blue",
@@ -406,12 +408,16 @@ def operator() -> list[Object]:
             "Chains by phase",
             [
                 query("sum by (phase) (modelchain_chains) > 0", "{{phase}}"),
-                query("sum(modelchain_chains_without_series) > 0", "without series of their own"),
+                query("sum(modelchain_chains_without_series) > 0", WITHOUT_SERIES),
             ],
             COUNT,
             "All that the operator knows, of all namespaces.",
             stacked=True,
-            overrides=_colours(PHASE_COLOURS),
+            overrides=[
+                *_colours(PHASE_COLOURS),
+                # They are in a phase as well.
+                _override("byName", WITHOUT_SERIES, {"custom.stacking": {"mode": "none"}}),
+            ],
         ),
         lines(
             "Memory",

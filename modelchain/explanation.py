@@ -72,13 +72,13 @@ ADVICE = (
         ("Unschedulable",),
         "no node fits",
         "what the scheduler says: fewer GPUs, another node selector",
-        _STARTS_PODS,
+        f"{_STARTS_PODS}; an edit replaces the job",
     ),
     Advice(
         ("ErrImagePull", "ImagePullBackOff"),
         "the image can't be pulled",
         "check `spec.image`, and `imagePullSecrets` in `job.podTemplate`",
-        "The kubelet tries again by itself, ever more rarely",
+        "The kubelet tries again by itself, ever more rarely; an edit replaces the job",
     ),
     Advice(
         ("InvalidImageName",),
@@ -90,13 +90,13 @@ ADVICE = (
         ("ErrImageNeverPull",),
         "the image is not on the node, and is not to be pulled",
         "load it onto the nodes, or let it be pulled",
-        "The kubelet tries again by itself",
+        "The kubelet tries again by itself; an edit replaces the job",
     ),
     Advice(
         ("CreateContainerConfigError",),
         "a Secret, a ConfigMap or a key of one is missing, or the image would run as root",
         "create what it names, or do what it says about the user",
-        _STARTS_PODS,
+        f"{_STARTS_PODS}; an edit replaces the job",
     ),
     Advice(
         ("FailedMount",),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from modelchain.artifacts import Manifest, attempt_folder
-from modelchain.reconcile.observation import StoreProblem
+from modelchain.reconcile.observation import Observation, StoreProblem
 from modelchain.reconcile.stage_context import StageContext
 from modelchain.reconcile.supersede import restarted
 from modelchain.status import ConditionType, StagePhase, StageReason, StageStatus, bounded, cut
@@ -15,10 +15,12 @@ LINGER_SECONDS = 30.0  # for which a trainer that has committed its stage may st
 
 
 def mark_complete(context: StageContext) -> StageStatus:
-    """Record a verified manifest; forget a vanished one only if that was asked for."""
-    status = context.status
+    """Record a verified manifest; forget a vanished one only if that was asked for, and at once with all others that
+    have vanished: what is lost after that was not meant.
+    """
+    status, observed = context.status, context.observed
     if status.finished:
-        if not (is_missing(context) and context.observed.retrains_missing):
+        if not (is_missing(context) and observed.retrains_missing and _all_were_looked_for(observed)):
             return status
         text = "its artifacts have vanished, and training them again was asked for"
         return restarted(context, StageReason.ARTIFACTS_MISSING, text)
@@ -39,14 +41,15 @@ def is_missing(context: StageContext) -> bool:
 
 
 def retrained(before: Iterable[StageContext], after: Iterable[StageContext]) -> bool:
-    """Whether what was missing is reset in this decision, and everything that could be missing was looked for: what is
-    found missing later was not meant by whoever asked.
-    """
-    finished = [context for context in before if context.status.finished]
+    """Whether what was missing is reset in this decision."""
     reset = {context.stage.name for context in after if not context.status.finished}
-    return any(context.stage.name in reset for context in finished) and all(
-        context.readable or is_missing(context) for context in finished
-    )
+    return any(is_missing(context) and context.stage.name in reset for context in before)
+
+
+def awaits_read(context: StageContext) -> bool:
+    """Whether the store was not read since the operator was started, and more can be said of the chain once it was."""
+    unread = context.status.finished and context.facts is None
+    return unread and (context.observed.retrains_missing or was_missing(context))
 
 
 def was_missing(context: StageContext) -> bool:
@@ -69,6 +72,14 @@ def linger_deadline(context: StageContext) -> float:
     """When a job that still runs after its stage was complete is stopped."""
     completed_at = context.status.completed_at
     return (from_rfc3339(completed_at) if completed_at else context.now) + LINGER_SECONDS
+
+
+def _all_were_looked_for(observed: Observation) -> bool:
+    finished = (
+        [stage.name for stage in observed.status.all_stages if stage.finished] if observed.status else []
+    )
+    found = [observed.store.get(name) for name in finished]
+    return all(facts is not None and facts.problem in (None, StoreProblem.DAMAGED) for facts in found)
 
 
 def _completed(context: StageContext, manifest: Manifest) -> StageStatus:

@@ -100,7 +100,9 @@ def decide(chain: ResolvedChain, observed: Observation, now: float) -> Decision:
     actions: tuple[Action, ...] = (*stops, *starts.actions, *alone_starts.actions)
     every = (*in_order, *baselines)
     reads = tuple(
-        context.stage.name for context in every if stall.awaits_read(context) or retry.awaits_read(context)
+        context.stage.name
+        for context in every
+        if any(policy.awaits_read(context) for policy in (completion, stall, retry))
     )
     return Decision(status=status, actions=actions, reads=reads, wake_at=_wake_at(every))
 

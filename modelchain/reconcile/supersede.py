@@ -40,15 +40,16 @@ def carry_over(context: StageContext) -> StageStatus:
 
 
 def end_outdated(context: StageContext) -> StageStatus:
-    """End the attempt if its job has not started, and would be another one today: an image, a Secret or a request that
-    can't be had is corrected by an edit, which the job that waits for it would never see. One that runs goes on.
+    """End the attempt if its job does not run, and would be another one today: an image, a Secret or a request that
+    can't be had is corrected by an edit, which the job that waits for it would never see. One that runs goes on, until
+    its queue takes it back.
     """
     job = context.current_job
     if context.status.finished or job is None or not job.outdated:
         return context.status
     if job.phase not in (JobPhase.PENDING, JobPhase.QUEUED):
         return context.status
-    text = "its job was edited before it had started"
+    text = "its job was edited, and is made anew as the chain is now"
     return end_attempt(context, StageReason.SUPERSEDED, text, End.REQUESTED)
 
 

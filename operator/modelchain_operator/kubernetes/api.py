@@ -229,7 +229,7 @@ class KubernetesApi:
     async def own_addresses(self) -> list[str]:
         """`host:port` at which the API server that answers says that it is reached. Every user may ask."""
         found = await self._send("GET", "/api", "ask for the API server's own addresses")
-        return [one["serverAddress"] for one in (found or {}).get("serverAddressByClientCIDRs") or ()]
+        return [one.get("serverAddress", "") for one in (found or {}).get("serverAddressByClientCIDRs") or ()]
 
     async def list_events(self, namespace: str, object_uid: str) -> list[Object]:
         """Events about an object."""

@@ -249,9 +249,10 @@ class StoreAccess:
             return
         try:
             found = await self._api.own_addresses()
-        except ApiError:
+            others = {_host_and_port(f"https://{address}") for address in found}
+        except (ApiError, ValueError):
             return  # what is known stays known; it is asked again with the next store
-        self._api_servers |= {_host_and_port(f"https://{address}") for address in found}
+        self._api_servers |= others
         self._api_servers_at = time.monotonic()
 
     def _own_identity_allows(self, spec: StoreSpec) -> bool:

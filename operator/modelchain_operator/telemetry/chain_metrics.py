@@ -346,8 +346,9 @@ _AT_REST = (ChainPhase.COMPLETE, ChainPhase.SUSPENDED)
 
 
 def _weight(shown: _Shown) -> int:
-    """How much people want to see of a chain: 2: it needs them, 1: it goes on."""
-    return 2 if shown.attention else int(shown.phase not in _AT_REST)
+    """How much people want to see of a chain: 2: it needs them, 1: it goes on, or trains models alone to compare."""
+    goes_on = shown.phase not in _AT_REST or any(phase in _LIVE for phase in shown.stages)
+    return 2 if shown.attention else int(goes_on)
 
 
 def _totals(shown: list[tuple[Key, _Shown]]) -> Iterator[Metric]:

@@ -125,10 +125,28 @@ def test_to_ask_for_vanished_artifacts_lasts_until_all_were_looked_for() -> None
     play.look()
     play.more = {"retrain_missing": "today"}
     play.look(tiny=StageFacts(), small=StageFacts(problem=StoreProblem.UNAVAILABLE))
+    assert play["tiny"].finished
+    del play.store["small"]
+    assert play.look().reads == ("small",)  # the operator was started anew
+    assert play["tiny"].finished
+    found = complete(play, "small")
+    assert play.look(small=found).actions == (StartJob("tiny", 2),)
+    play.look(job(play.stage("tiny"), attempt=2))
+    assert play.look(tiny=complete(play), small=StageFacts(), after=60).actions == ()
+    assert play["small"].finished, "a later loss is not what was asked for"
+
+
+def test_all_that_is_missing_is_trained_again_together() -> None:
+    play = Play(chain((("tiny", None), ("small", "tiny"))))
+    for name in ("tiny", "small"):
+        play.look()
+        play.look(job(play.stage(name)))
+        play.store[name] = complete(play, name)
+    play.look()
+    play.more = {"retrain_missing": "today"}
+    play.look(tiny=StageFacts(), small=StageFacts())
     assert not play["tiny"].finished
-    assert play["small"].finished
-    play.look(small=StageFacts())
-    assert not play["small"].finished, "it was gone too when that was asked for"
+    assert not play["small"].finished
 
 
 def test_what_cannot_be_read_is_not_missing() -> None:
