@@ -257,7 +257,9 @@ class Execution:
             if not done.shared
         ]
         self._pace.learn(own, seconds)
-        values = ", ".join(f"{stage.name} {100 * result.value(stage.name):.1f}%" for stage in stages)
+        values = ", ".join(
+            f"{stage.name} {dataset.metric.rounded(result.value(stage.name))}" for stage in stages
+        )
         self._say(
             f"{task.run.dataset} {task.run.split} fold {task.run.fold} seed {task.run.seed}, {task.run.label}: "
             f"{values} {dataset.metric.unit} ({seconds:.0f} s)"

@@ -62,7 +62,7 @@ def test_every_setting_reaches_the_operator() -> None:
         "artifactCheckSeconds": 60,
         "storeThreads": 4,
         "storeRequestsPerSecond": 100000,
-        "metrics": {"maxChains": 100},
+        "metrics": {"maxChains": 1_000_000},
         "log": {"format": "text", "level": "debug"},
         "leaderElection": {"leaseDurationSeconds": 60, "renewDeadlineSeconds": 40, "retryPeriodSeconds": 3},
     }
@@ -82,7 +82,7 @@ def test_every_setting_reaches_the_operator() -> None:
         artifact_check_seconds=60,
         store_threads=4,
         store_requests_per_second=100000,
-        metrics_max_chains=100,
+        metrics_max_chains=1_000_000,
         log_level="debug",
         identity="modelchain-0",
         lease=LEASE,
