@@ -128,12 +128,15 @@ def test_what_is_said_of_a_stage_is_gone_when_it_does_not_live_any_more() -> Non
 
 
 def test_of_more_chains_than_a_setting_allows_those_at_rest_have_no_series_first() -> None:
-    metrics = Metrics(max_chains=2)
+    metrics = Metrics(max_chains=3)
     failed = ChainStatus(conditions=(Condition.model_validate(FAILED),), phase=ChainPhase.FAILED)
     for name, shown in {
         "complete": status(stage(StagePhase.COMPLETE), phase=ChainPhase.COMPLETE),
         "suspended": status(stage(StagePhase.SUSPENDED), phase=ChainPhase.SUSPENDED),
         "running": status(stage()),
+        "comparing": status(stage(StagePhase.COMPLETE), phase=ChainPhase.COMPLETE).model_copy(
+            update={"baselines": (stage(name="tiny-alone"),)}
+        ),
         "failed": failed,
     }.items():
         metrics.chain_seen(Key("default", name), shown)
@@ -143,9 +146,9 @@ def test_of_more_chains_than_a_setting_allows_those_at_rest_have_no_series_first
         for sample in family.samples
         if "chain" in sample.labels
     }
-    assert labelled == {"failed", "running"}
+    assert labelled == {"failed", "running", "comparing"}
     assert value(metrics, "modelchain_chains_without_series") == 2
-    assert value(metrics, "modelchain_chains", phase="Complete") == 1, "totals are of all"
+    assert value(metrics, "modelchain_chains", phase="Complete") == 2, "totals are of all"
 
 
 def test_outcomes_are_counted_once_each() -> None:
