@@ -19,7 +19,7 @@ from modelchain.store.folder import FolderStore
 from modelchain_trainer.data.index import build_index
 from modelchain_trainer.data.loader import Batch, TrainingLoader
 from modelchain_trainer.data.mix import Source
-from modelchain_trainer.data.order import SampleOrder
+from modelchain_trainer.data.order import SampleOrder, shuffle
 from modelchain_trainer.data.text_field import CaptionField
 from modelchain_trainer.data.tokenizer import Tokenizer
 from tests.trainer.data.shards import access, number_of, sample, stage_of, write_shards
@@ -100,6 +100,69 @@ def test_a_mix_is_even_throughout_the_epoch() -> None:
     for part in np.array_split(seen, 5):
         shares = np.histogram(part, [0, 30_000, 110_000, 138_000])[0] / len(part)
         assert shares == pytest.approx([72 / 140, 40 / 140, 28 / 140], abs=0.03)
+
+
+def epoch_of(order: SampleOrder, epoch: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Numbers of an epoch's samples, copies' too: [steps, G]."""
+    lanes = [
+        np.concatenate([shuffle(window, order.seed) for window in order.windows(epoch, lane)])
+        for lane in range(order.lanes)
+    ]
+    return np.concatenate([lane.reshape(order.steps_per_epoch, order.lane_rows) for lane in lanes], axis=1)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        pytest.param([(88_000, 2.0), (264_000, 1.0)], id="some twice"),
+        pytest.param([(350_000, 2.5), (1_050_000, 0.2)], id="a fraction left over"),
+        pytest.param([(40_000, 3.0), (25_050, 1.0)], id="lanes of a few blocks"),
+    ],
+)
+def test_copies_lie_far_apart_where_lanes_are_many(sizes: list[tuple[int, float]]) -> None:
+    order, sources = order_of(sizes, block=80, batch=1024, window_blocks=128)
+    assert order.lanes == 128
+    steps, copies = order.steps_per_epoch, sources[0].seen / sources[0].last
+    for epoch in range(2):
+        numbers = epoch_of(order, epoch).ravel() % sources[-1].last
+        step = np.repeat(np.arange(steps), 1024)
+        by_number = np.lexsort((step, numbers))
+        same = np.diff(numbers[by_number]) == 0
+        apart = np.diff(step[by_number])[same] / steps
+        apart = np.minimum(apart, 1 - apart)  # an epoch is a ring, cut open somewhere
+        assert np.median(apart) > 0.85 / np.ceil(copies)
+        assert np.mean(apart < 1 / steps) < 0.002
+
+
+@pytest.mark.parametrize("blocks", [[128, 1152], [256, 512], [500, 312], [1100, 3300]])
+def test_no_source_comes_in_all_lanes_at_the_same_time(blocks: list[int]) -> None:
+    """Where the blocks of a source are as many as the lanes, or a multiple, nothing may keep them in step."""
+    sizes = list(zip([80 * n for n in blocks], [1.0, 2.0], strict=True))
+    order, sources = order_of(sizes, block=80, batch=1024, window_blocks=128)
+    seen = sum(source.seen for source in sources)
+    for epoch in range(2):
+        for part in np.array_split(epoch_of(order, epoch).ravel() % sources[-1].last, 10):
+            assert np.mean(part < sources[0].last) == pytest.approx(sources[0].seen / seen, abs=0.09)
+
+
+def test_an_epoch_leaves_out_less_than_a_batch_of_all_turns() -> None:
+    order, sources = order_of([(1000, 2.5), (3000, 0.5)], block=7, batch=96, window_blocks=16)
+    seen = sum(source.seen for source in sources)
+    left_out = seen % 96
+    assert left_out
+    so_far = np.zeros(4000, int)
+    for epoch in range(6):
+        numbers = epoch_of(order, epoch).ravel()
+        assert len(np.unique(numbers)) == len(numbers) == seen - left_out
+        times = np.bincount(numbers % 4000, minlength=4000)
+        assert times[:1000].max() == 3 and times[1000:].max() == 1
+        assert (2 - times[:1000]).clip(0).sum() <= left_out
+        so_far += times
+        for source in sources:
+            turns = (epoch + 1) * source.seen / (source.last - source.first)
+            of_it = so_far[source.first : source.last]
+            assert of_it.max() <= np.ceil(turns)
+            assert (int(turns) - of_it).clip(0).sum() <= (epoch + 1) * left_out
 
 
 def test_sources_that_are_seen_once_are_read_as_one() -> None:

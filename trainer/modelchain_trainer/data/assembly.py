@@ -106,7 +106,7 @@ class Assembler:
         return image, texts
 
     def _keep(self, sample: int, image: Image.Image) -> None:
-        """Keep a small image for the epochs to come. The first ones stay: each is seen equally often."""
+        """Keep a small image for the epochs to come. The first ones stay: most are seen about equally often."""
         size = 4 * image.width * image.height + _IMAGE_OVERHEAD
         if size <= _SMALL_IMAGE and self._small_bytes + size <= _SMALL_IMAGES:
             self._small_bytes += size  # threads may count past each other; it is no exact limit

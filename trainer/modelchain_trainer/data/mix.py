@@ -2,11 +2,13 @@
 
 A source that is repeated 2.5 times gives each of its blocks twice, and half of its samples once more. Whose turn that
 is, a ring of its blocks in an order of its own says: each epoch goes on where the one before has stopped. So no sample
-is ever seen more than once more than another of its source, neither in an epoch nor over all of them.
+has ever more turns than one more than another of its source, neither in an epoch nor over all of them. But for the less
+than a batch that an epoch leaves out, each turn is seen.
 
-The copies of a sample lie apart: k of them about a k-th of the epoch, so that no batch holds it twice where there are
-many more blocks than a window has. Each copy has a number of its own: the sample's plus a multiple of N, the number of
-all samples. Crops and dropped patches follow from that number, so they differ from copy to copy.
+The copies of a sample lie apart: k of them about a k-th of the epoch, the more exactly the more blocks a lane has; with
+some tens of blocks, hardly any batch holds a sample twice. Each copy has a number of its own: the sample's plus a
+multiple of N, the number of all samples. Crops and dropped patches follow from that number, so they differ from copy to
+copy.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from numpy.typing import NDArray
 from modelchain.mix import seen_in_epoch
 from modelchain.resolved import ResolvedData
 from modelchain.shards import expand_all
-from modelchain_trainer.data.randomness import Purpose, key, permutation
+from modelchain_trainer.data.randomness import Purpose, key, permutation, uniforms
 
 if TYPE_CHECKING:
     from modelchain_trainer.data.index import DatasetIndex
@@ -63,8 +65,11 @@ def sources_of(data: ResolvedData, index: DatasetIndex) -> tuple[Source, ...]:
 class Mix:
     """The runs of samples of each epoch. `blocks` are those of all sources: first sample of each, and N."""
 
-    def __init__(self, blocks: Int64, sources: Sequence[Source], *, seed: int, lanes: int) -> None:
+    def __init__(
+        self, blocks: Int64, sources: Sequence[Source], *, seed: int, lanes: int, global_batch_size: int
+    ) -> None:
         self.samples = sum(source.seen for source in sources)  # an epoch
+        self._left_out = self.samples % global_batch_size
         self._blocks, self._seed, self._lanes = blocks, seed, lanes
         self._rings = [
             _Ring(blocks, source, key(Purpose.TURNS, seed, number))
@@ -73,21 +78,39 @@ class Mix:
         ]
 
     def epoch(self, number: int) -> tuple[Int64, Int64]:
-        """First samples and lengths of the epoch's runs, in the order in which they are laid end to end."""
+        """First samples and lengths of the epoch's runs, in the order in which they are laid end to end: those that the
+        epoch leaves out last.
+        """
         total, count = int(self._blocks[-1]), len(self._blocks) - 1
-        place = np.empty(count)
-        place[permutation(key(Purpose.BLOCKS, self._seed, number), count)] = (np.arange(count) + 0.5) / count
+        rank = np.empty(count, np.int64)
+        rank[permutation(key(Purpose.BLOCKS, self._seed, number), count)] = np.arange(count)
+        random = uniforms(key(Purpose.PLACES, self._seed, number), count + 1)
         runs: list[tuple[Int64, Int64]] = []
         places: list[NDArray[np.float64]] = []
         for ring in self._rings:
             for copies, block, first, length in ring.epoch(number):
+                # Runs that are seen equally often fill the epoch evenly, so that no lane has more of them than another,
+                # and a copy that is some lanes on is so in time as well.
+                order = np.argsort(rank[block])
+                share = length / length.sum()
+                place = np.empty(len(block))
+                place[order] = np.cumsum(share[order]) - share[order]
+                # But not in all lanes at the same times, or the few of a small source would come together.
+                place += random[block] * np.clip(1 / self._lanes, share, 4 * share)
                 for copy in range(copies):
                     runs.append((first + copy * total, length))
-                    places.append((place[block] + copy * self._apart(copies)) % 1)
+                    places.append((place + copy * self._apart(copies)) % 1)
         order = np.argsort(np.concatenate(places), kind="stable")
+        firsts = np.concatenate([first for first, _ in runs])[order]
+        lengths = np.concatenate([length for _, length in runs])[order]
+        # What is left out, less than a batch, is taken evenly from the whole epoch. In one place it may be as long as a
+        # lane, and a copy behind it would come into the lanes at another time than was meant.
+        chosen = self._left_out * len(order) // self.samples
+        out = ((np.arange(chosen) + random[-1]) * (len(order) / max(chosen, 1))).astype(np.int64)
+        out = out[np.cumsum(lengths[out]) <= self._left_out]
         return (
-            np.concatenate([first for first, _ in runs])[order],
-            np.concatenate([length for _, length in runs])[order],
+            np.concatenate([np.delete(firsts, out), firsts[out]]),
+            np.concatenate([np.delete(lengths, out), lengths[out]]),
         )
 
     def _apart(self, copies: int) -> float:

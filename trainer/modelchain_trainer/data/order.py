@@ -9,8 +9,8 @@ of one shard. In each epoch
    left out;
 3. inside a lane, samples are shuffled within a *window* of some blocks.
 
-Of several sources, of which some are seen more often than others, mix.py says which runs of samples take the blocks'
-place in an epoch. A sample's second copy has the number of the sample plus that of all samples.
+Of several sources, of which some are seen more often than others, mix.py does the first: it says which runs of samples
+make an epoch, in which order. A sample's second copy has the number of the sample plus that of all samples.
 
 So `window_blocks` blocks are open at any time, and each batch takes an equal share from each of them. L is
 the largest divisor of the global batch that is at most `window_blocks`: a rank, which has consecutive rows,
@@ -102,7 +102,11 @@ class SampleOrder:
             n for n in range(min(window_blocks, global_batch_size), 0, -1) if global_batch_size % n == 0
         )
         repeated = any(source.repeat != 1 for source in sources)
-        self._mix = Mix(blocks, sources, seed=seed, lanes=self.lanes) if repeated else None
+        self._mix = (
+            Mix(blocks, sources, seed=seed, lanes=self.lanes, global_batch_size=global_batch_size)
+            if repeated
+            else None
+        )
         samples = int(blocks[-1]) if self._mix is None else self._mix.samples
         if samples < global_batch_size:
             raise ConfigurationError(
@@ -139,7 +143,7 @@ class SampleOrder:
     def _epoch(self, number: int) -> _Epoch:
         if number not in self._epochs:
             self._epochs[number] = _Epoch(
-                self._runs(number),
+                *self._runs(number),
                 self.seed,
                 number,
                 self.steps_per_epoch * self.lane_rows,
@@ -150,18 +154,20 @@ class SampleOrder:
                 self._epochs.popitem(last=False)
         return self._epochs[number]
 
-    def _runs(self, epoch: int) -> tuple[Int64, Int64]:
-        """First samples and lengths of the runs of an epoch, in order."""
+    def _runs(self, epoch: int) -> tuple[tuple[Int64, Int64], int]:
+        """First samples and lengths of the runs of an epoch, in order, and where their ring is cut open."""
         if self._mix is not None:
-            return self._mix.epoch(epoch)
+            return self._mix.epoch(epoch), 0
         order = permutation(key(Purpose.BLOCKS, self.seed, epoch), len(self._blocks) - 1)
-        return self._blocks[:-1][order], np.diff(self._blocks)[order]
+        cut = bits(key(Purpose.ROTATION, self.seed, epoch), 1)[0] % np.uint64(self._blocks[-1])
+        return (self._blocks[:-1][order], np.diff(self._blocks)[order]), int(cut)
 
 
 class _Epoch:
     def __init__(
         self,
         runs: tuple[Int64, Int64],
+        rotation: int,
         seed: int,
         number: int,
         lane_length: int,
@@ -173,7 +179,7 @@ class _Epoch:
         self._first_samples, lengths = runs
         # Of each run, end to end.
         self._positions = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-        self._rotation = int(bits(key(Purpose.ROTATION, seed, number), 1)[0] % np.uint64(self._positions[-1]))
+        self._rotation = rotation
         self._windows: dict[int, tuple[Window, ...]] = {}
         self._shuffled: OrderedDict[tuple[int, int], Int64] = OrderedDict()
 

@@ -31,6 +31,7 @@ class Purpose(IntEnum):
     SEQUENCES = 6
     PATCHES = 7
     TURNS = 8
+    PLACES = 9
 
 
 def key(*words: int | U64) -> U64:
