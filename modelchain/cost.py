@@ -200,7 +200,7 @@ def _sample(stage: ResolvedStage) -> str:
 
 
 def _student_macs(stage: ResolvedStage) -> int:
-    """MACs of the student's forward pass over one sample in training: without the patches that are dropped."""
+    """MACs of the student's forward pass over one sample in training: dropped patches are embedded alone."""
     whole, dropout = forward_macs(stage.model_config_, _texts(stage)), stage.training.patch_dropout
     vision = stage.model_config_.patch_tower
     if vision is None or not dropout:

@@ -160,20 +160,22 @@ def image_tower_parameters(vision: VisionSpec) -> int:
 
 
 def image_tower_macs(vision: VisionSpec, dropout: float = 0.0) -> int:
-    """Of the forward pass over one image, up to the features, without a share of its patches."""
-    patches = kept_patches(vision, dropout)
-    embedding = patches * 3 * vision.patch_size**2 * vision.width
-    return embedding + vision.layers * block_macs(patches + vision.class_token, vision)
+    """Of the forward pass over one image, up to the features; a share of its patches is embedded and then left out."""
+    tokens = kept_patches(vision, dropout) + vision.class_token
+    return _embedding_macs(vision) + vision.layers * block_macs(tokens, vision)
 
 
 def computed_image_tower_macs(vision: VisionSpec, dropout: float = 0.0) -> int:
-    """Of these what is computed: patches are embedded before some are left out, and where the class token is pooled the
-    last block computes nothing else.
-    """
+    """Of these what is computed: where the class token is pooled, the last block computes nothing else."""
     tokens = kept_patches(vision, dropout) + vision.class_token
     pooled = vision.pooling is Pooling.CLASS_TOKEN
     blocks = pooled_tower_macs(tokens, vision) if pooled else vision.layers * block_macs(tokens, vision)
-    return image_patches(vision) * 3 * vision.patch_size**2 * vision.width + blocks
+    return _embedding_macs(vision) + blocks
+
+
+def _embedding_macs(vision: VisionSpec) -> int:
+    """Of all patches of an image."""
+    return image_patches(vision) * 3 * vision.patch_size**2 * vision.width
 
 
 def unbuildable_image_tower(vision: VisionSpec) -> Iterator[Problem]:

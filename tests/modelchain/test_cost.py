@@ -21,7 +21,14 @@ from modelchain.cost import (
 )
 from modelchain.families import CLIP, LockedTower, ModelConfig
 from modelchain.families.clip import text_macs, vision_macs
-from modelchain.families.towers import block_macs, image_tower_macs
+from modelchain.families.towers import (
+    Pooling,
+    VisionSpec,
+    block_macs,
+    computed_image_tower_macs,
+    image_tokens,
+    image_tower_macs,
+)
 from modelchain.memory import kept_bytes
 from modelchain.resolve import resolve, resolve_distillation
 from modelchain.spec import DistillationSpec
@@ -87,10 +94,18 @@ def test_patches_that_are_dropped_are_not_counted_of_the_student_but_of_its_teac
         assert isinstance(dropping.model_config_, ModelConfig)
         vision = dropping.model_config_.vision
         saved = image_tower_macs(vision) - image_tower_macs(vision, 0.5)
-        assert saved > 0.5 * (
-            image_tower_macs(vision) - block_macs(1, vision)
-        )  # scores shrink with the square
+        blocks = vision.layers * block_macs(image_tokens(vision), vision)
+        assert saved > 0.5 * (blocks - vision.layers * block_macs(1, vision))  # scores shrink with the square
         assert stage_macs(whole) - stage_macs(dropping) == 3 * saved * whole.training.steps * 256
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5, 0.99])
+def test_no_more_is_computed_of_an_image_than_counted(dropout: float) -> None:
+    vision = VisionSpec(width=192, layers=2)
+    counted, computed = image_tower_macs(vision, dropout), computed_image_tower_macs(vision, dropout)
+    assert computed < counted, "the last block computes the class token alone"
+    pooled = vision.model_copy(update={"pooling": Pooling.AVERAGE})
+    assert computed_image_tower_macs(pooled, dropout) == image_tower_macs(pooled, dropout)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
