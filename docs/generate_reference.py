@@ -72,7 +72,11 @@ STATUS_BLOCKS: Mapping[str, tuple[type[BaseModel], str]] = {
     "conditions": (status.Condition, "an item of status.conditions"),
 }
 # Without a default in the types, as a stage would otherwise hide the chain's value; but a stage needs one.
-_NEEDED = frozenset({"data.shards", "data.samples", "training.epochs"})
+_NEEDED = {
+    "data.shards": "required, here or for the chain, or `sources`",
+    "data.samples": "required, here or for the chain, or `sources` or `tokens`",
+    "training.epochs": "required, here or for the chain",
+}
 _PATTERNS = {
     r"^[a-z]([-a-z0-9]*[a-z0-9])?$": "lower-case letters, digits and dashes",
     r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$": "name of an object",
@@ -183,8 +187,8 @@ def _default(block: str, field: str, info: FieldInfo, found: re.Match[str] | Non
         return _escaped(_code_if_value(found[1]))
     if info.is_required():
         return "required"
-    if f"{block}.{field}" in _NEEDED:
-        return "required, here or for the chain"
+    if needed := _NEEDED.get(f"{block}.{field}"):
+        return needed
     value = info.get_default(call_default_factory=True) if info.default_factory is not None else info.default
     if value is None or value in ((), {}, ""):
         return "none"

@@ -283,14 +283,15 @@ class DataSpec(Block):
         ),
     ] = None
     samples: Annotated[
-        Count | None, Field(description="Samples in all shards together; one epoch sees each once.")
+        Count | None, Field(description="Samples in all shards together; an epoch is one pass over them.")
     ] = None
     sources: Annotated[
         list[DataSourceSpec] | None,
         Field(
             min_length=1,
             max_length=MAX_SOURCES,
-            description="In place of shards and samples: several sources, each seen as often an epoch as it says.",
+            description="In place of shards and samples: several sources, each seen as often per epoch as its `repeat` "
+            "says.",
         ),
     ] = None
     caption_keys: Annotated[

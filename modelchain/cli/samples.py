@@ -16,7 +16,8 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "samples",
         help=SUMMARY,
         description=f"{SUMMARY.capitalize()}, as `widsindex create` makes one. No shard is opened: the trainer holds "
-        "the number against the shards when a stage starts.",
+        "the number against the shards when a stage starts. Paths are printed as seen from the current folder; "
+        "a chain reads them as seen from its own file.",
         epilog="Exit codes: 0 done, 65 it is no such index, 66 there is no such file.",
     )
     parser.add_argument(

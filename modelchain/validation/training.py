@@ -104,7 +104,12 @@ class _Numbers:
         if beside:
             message = f"{' and '.join(beside)} given beside sources, which have their own"
             remedy = "remove them, or make them a source: {shards: [...], samples: ...}"
-            yield self._finding("data", beside[0], message, remedy, "sources", *beside)
+            both = (*beside, "sources")
+            of_stage = [name for name in both if self._written("data", name)[1] == "stages"]
+            if 0 < len(of_stage) < len(both):
+                message += "; a stage has those of spec.data too"
+                remedy = "give all stages sources, or all shards and samples, or leave both out of spec.data"
+            yield self._finding("data", (of_stage or both)[0], message, remedy, *both)
 
     def _check_world(self) -> Iterator[Finding]:
         job, world = self._job, self._job.nodes * self._job.processes_per_node

@@ -391,6 +391,18 @@ MISTAKES: list[tuple[dict[Path, Any], str, str, str]] = [
         "make them a source",
     ),
     (
+        {("stages", 1, "data"): {"sources": [SOURCE]}},
+        "spec.stages[1].data.sources",
+        "a stage has those of spec.data too",
+        "give all stages sources",
+    ),
+    (
+        {("data",): {"sources": [SOURCE]}, ("stages", 1, "data"): {"samples": 9999, "shards": ["a"]}},
+        "spec.stages[1].data.shards",
+        "a stage has those of spec.data too",
+        "give all stages sources",
+    ),
+    (
         {("data",): {"sources": [SOURCE, SOURCE]}},
         "spec.data.sources",
         '"more.tar" occurs in two sources',
