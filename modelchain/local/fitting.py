@@ -46,7 +46,7 @@ def fit_chain(
     `processes` default to the visible GPUs, or to one where there is none or the stage asks for none. A
     process takes no more samples in a forward pass than the file planned for one on the cluster, unless
     `micro_batch_size` says otherwise or the file leaves it to the trainer; the rest of its share is accumulated. Raises
-    ConfigurationError where processes do not divide the batch.
+    ConfigurationError where processes do not divide the batch, or would part samples that BatchNorm norms together.
     """
 
     def fitted(stages: tuple[ResolvedStage, ...]) -> tuple[ResolvedStage, ...]:
@@ -72,9 +72,23 @@ def fit_stage(
             f"use --processes {largest_divisor(batch, world)}"
         )
     share = batch // world
+    together = stage.model_config_.rows_together if training.steps else 1
+    normed = (
+        f"stage {stage.name}: the {together} samples that it norms together (normBatchSize) do not divide"
+    )
+    if share % together:
+        raise ConfigurationError(
+            f"{normed} the {share} of each of {world} processes; "
+            f"use --processes {largest_divisor(batch // together, world)}"
+        )
     planned = batch // (job.nodes * job.processes_per_node)
     planned = min(planned, training.micro_batch_size or planned)
     micro = min(share, micro_batch_size or max(1, planned))
+    if micro % together:
+        raise ConfigurationError(
+            f"{normed} a micro-batch of {micro}; "
+            f"use --micro-batch-size {max(together, micro // together * together)}"
+        )
     if training.micro_batch_size == FOUND_BY_TRAINER and micro_batch_size is None:
         micro = FOUND_BY_TRAINER
     here = {"nodes": 1, "processes_per_node": world, "gpus_per_node": min(world, usable)}

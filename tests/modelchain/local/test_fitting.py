@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from modelchain.errors import ConfigurationError
+from modelchain.families import TimmConfig
 from modelchain.local.fitting import fit_stage, visible_gpus
 from modelchain.resolved import ResolvedStage
 from modelchain.spec import FOUND_BY_TRAINER
@@ -59,6 +60,40 @@ def test_keeps_the_global_batch_and_the_memory_of_a_forward_pass(
 def test_processes_that_do_not_divide_the_batch_are_refused_with_a_number_that_does() -> None:
     with pytest.raises(ConfigurationError, match=r"globalBatchSize 1000 .* 3 processes; use --processes 2"):
         fitted(stage(batch=1000), processes=3)
+
+
+def normed(stage: ResolvedStage, **training: int) -> ResolvedStage:
+    """With a model that norms 32 samples together."""
+    model = TimmConfig(name="resnet18", classes=3)
+    changed = stage.training.model_copy(update=training)
+    return stage.model_copy(update={"model_config_": model, "training": changed})
+
+
+@pytest.mark.parametrize(
+    ("batch", "here", "remedy"),
+    [
+        (96, {"gpus": 2}, "48 of each of 2 processes; use --processes 1"),
+        (192, {"processes": 4}, "48 of each of 4 processes; use --processes 3"),
+        (96, {"processes": 1, "micro": 16}, "a micro-batch of 16; use --micro-batch-size 32"),
+        (192, {"micro": 70}, "a micro-batch of 70; use --micro-batch-size 64"),
+    ],
+)
+def test_samples_that_are_normed_together_are_not_parted(
+    batch: int, here: dict[str, int], remedy: str
+) -> None:
+    written = normed(stage(batch=batch, gpus=1))
+    with pytest.raises(ConfigurationError, match=rf"stage .*the 32 samples .*\(normBatchSize\).* {remedy}$"):
+        fitted(written, **here)
+    name, value = remedy.rpartition("--")[2].split()
+    advised = here | {"processes" if name == "processes" else "micro": int(value)}
+    processes, _, micro = fitted(written, **advised)
+    assert (batch // processes) % 32 == 0
+    assert micro is not None
+    assert micro % 32 == 0
+
+
+def test_a_stage_without_steps_norms_no_samples_together() -> None:
+    assert fitted(normed(stage(batch=96, gpus=1), epochs=0, steps=0), gpus=2)[0] == 2
 
 
 @pytest.mark.parametrize(
