@@ -133,7 +133,8 @@ class _Numbers:
             yield self._finding("training", "microBatchSize", message, remedy, *about)
             return
         for config in written_models(self._stage).values():
-            yield from self._check_together(share, config.rows_together, world)
+            if self._training.epochs != 0:
+                yield from self._check_together(share, config.rows_together, world)
 
     def _check_together(self, share: int, together: int, world: int) -> Iterator[Finding]:
         """Samples that are normed together are on one process, and in one micro-batch."""
@@ -167,7 +168,10 @@ class _Numbers:
             family = family_of(config)
             if training.sharding is Sharding.FULL and not family.in_parts:
                 message = f"{name}, a model under {field}, can't lie in parts on the processes"
-                yield self._finding("training", "sharding", message, "write sharding: Optimizer", field)
+                remedy = "remove it, or write sharding: Optimizer in the stage's training"
+                yield self._finding("training", "sharding", message, remedy, field)
+            if training.epochs == 0:
+                continue  # its weights are held: what is asked of training steps never comes to it
             if training.compile and not family.compiles:
                 message = f"{name}, a model under {field}, is not compiled"
                 remedy = "remove it, or write compile: false in the stage's training"

@@ -135,6 +135,8 @@ def settle(attempt: Attempt, setting: Setting, sharding: Sharding) -> ResolvedSt
     stage, ranks = setting.stage, attempt.ranks
     if stage.training.micro_batch_size != FOUND_BY_TRAINER:
         return stage
+    if not stage.training.steps:
+        return with_size(stage, None)  # of no step
     share = stage.training.global_batch_size // ranks.world_size
     here = FoundMicroBatch(
         processes=ranks.world_size,

@@ -102,7 +102,7 @@ def prepare(
     attempt.ranks.share("weights", lambda: "ready")
     model = _spread(attempt, model, stage.model_config_, sharding)
     lock(model, stage)
-    model.set_gradient_checkpointing(stage.training.gradient_checkpointing)
+    model.set_gradient_checkpointing(stage.training.gradient_checkpointing and stage.training.steps > 0)
     if taught_by is not None:
         teacher = _spread(attempt, teacher, taught_by.model_config_, sharding, teaches=True)
 
