@@ -63,6 +63,8 @@ def _fidelity(old: Dimension, new: Dimension, expansion: ResolvedExpansion) -> t
         return Fidelity.NEAR_EXACT, "positional embeddings are interpolated"
     if new.extent is Extent.PATCH:
         return Fidelity.NEAR_EXACT, "patch filters are resampled"
+    if new.extent is Extent.PIXELS:
+        return Fidelity.INEXACT, "filters see the image at another scale"
     if expansion.width is WidthExpansion.SLICE:
         return Fidelity.INEXACT, "leading slices in a fresh model"
     if new.extent is Extent.NORMED_WIDTH:

@@ -21,17 +21,22 @@ def unteachable(student: AnyConfig, teacher: AnyConfig) -> Iterator[Problem]:
 def ungrowable(small: AnyConfig, large: AnyConfig) -> Iterator[Problem]:
     """What keeps `large` from growing out of `small`. Both can be built."""
     before, after = family_of(small), family_of(large)
-    if before is after and after.grows:
+    if before is after:
         yield from after.ungrowable(small, large)
     elif set(tasks_for(small)).isdisjoint(tasks_for(large)):
         message = f"a model of {_tasks(large)} can't grow out of one of {_tasks(small)}"
         yield (), message, "give each task a chain of its own"
-    elif before is after:
-        if small != large:
-            yield (), f"models under {after.field} do not grow", _TAUGHT
     else:
         message = f"a model under {after.field} can't grow out of one under {before.field}"
         yield (), message, _TAUGHT
+
+
+def is_copy(small: AnyConfig, large: AnyConfig) -> bool:
+    """Whether `large` has the weights of `small`, name by name: nothing grows, under any expansion."""
+    if small == large:
+        return True
+    family = family_of(large)
+    return family is family_of(small) and not family.grows and not list(family.ungrowable(small, large))
 
 
 _TAUGHT = "write expansion.width: Fresh, with which it starts from its seed and learns from its teacher"

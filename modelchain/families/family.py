@@ -102,6 +102,7 @@ class Extent(StrEnum):
     NORMED_WIDTH = "normed-width"  # of a residual stream that begins as the output of a norm
     IMAGE = "image"  # patches along a side of it, so to speak
     PATCH = "patch"  # pixels along a side of it
+    PIXELS = "pixels"  # along a side of an image that filters of a fixed size go over
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,9 @@ class Family(ABC, Generic[C]):
         yield from ()
 
     def ungrowable(self, small: C, large: C) -> Iterator[Problem]:
-        """What keeps `large` from growing out of `small`. Both can be built. Asked only where the family grows."""
+        """What keeps `large` from growing out of `small`; in a family that does not grow, from having its weights as
+        they are. Both can be built.
+        """
         raise NotImplementedError
 
     def dimensions(self, config: C) -> Sequence[Dimension]:  # noqa: ARG002

@@ -6,7 +6,7 @@ What they cost stands in modelchain/timm_models.json, which tools/timm_models.py
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,6 +16,8 @@ from pydantic import Field
 
 from modelchain.digest_form import REQUIRED
 from modelchain.families.family import (
+    Dimension,
+    Extent,
     Family,
     FamilyConfig,
     ImageClassifierConfig,
@@ -158,6 +160,23 @@ class TimmFamily(Family[TimmConfig]):
             )
         if known is not None and not known.batch_norm and config.norm_batch_size != NORM_BATCH:
             yield ("normBatchSize",), f"{config.name} has no BatchNorm", "leave it out"
+
+    def ungrowable(self, small: TimmConfig, large: TimmConfig) -> Iterator[Problem]:
+        """Another model or head. The size of the image and of groups for BatchNorm are the training's: no weight has
+        them in its shape.
+        """
+        for part, before, after in (
+            ("name", small.name, large.name),
+            ("classes", small.classes, large.classes),
+        ):
+            message = f"{part} changes from {before} to {after}, and models under timmConfig do not grow"
+            remedy = f"write {before}, or expansion.width: Fresh for a stage that is only taught"
+            if before != after:
+                yield (part,), message, remedy
+
+    def dimensions(self, config: TimmConfig) -> Sequence[Dimension]:
+        """That of the image alone."""
+        return (Dimension("imageSize", config.image_size, Extent.PIXELS),)
 
     def unteachable(self, student: TimmConfig, teacher: FamilyConfig) -> Iterator[Problem]:
         """Both tell the same classes apart."""

@@ -176,7 +176,5 @@ def _check_sha256(found: str, weights: WeightsSpec, uri: str) -> None:
 
 def _expanded(stage: ResolvedStage, small: AnyModel) -> AnyModel:
     large_config = stage.model_config_
-    if small.config == large_config:
-        return model_from({name: tensor.clone() for name, tensor in small.state_dict().items()}, large_config)
     state = expand(small.state_dict(), small.config, large_config, stage.expansion, seed=stage.training.seed)
     return model_from(state, large_config)

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from modelchain.cost import parameters
-from modelchain.families import TIMM, TimmConfig
+from modelchain.exactness import Fidelity, growth_changes
+from modelchain.families import TIMM, ClassifierConfig, TimmConfig, VisionSpec
+from modelchain.growth import is_copy
 from modelchain.memory import kept_bytes, sharding_of
 from modelchain.resolve import resolve
 from modelchain.resolved import ResolvedStage
@@ -27,6 +29,13 @@ def chain(model: dict[str, Any], **changes: Any) -> dict[Path, Any]:
     """A classifier of ours that teaches a model of timm."""
     made: dict[Any, Any] = classifier() | {("training", "globalBatchSize"): 128}
     made["stages",][1] = {"name": "net", "timmConfig": model, "expansion": {"width": "Fresh"}} | changes
+    return made
+
+
+def two_nets(large: dict[str, Any]) -> dict[Path, Any]:
+    """A model of timm that starts with the weights of another."""
+    made = chain(large, expansion={})
+    made["stages",][0] = {"name": "small", "timmConfig": RESNET}
     return made
 
 
@@ -98,6 +107,18 @@ MISTAKES: list[tuple[dict[Path, Any], str, str, str]] = [
         "write 3",
     ),
     (
+        two_nets(RESNET | {"classes": 4}),
+        "spec.stages[1].timmConfig.classes",
+        'the stage can\'t grow out of "small": classes changes from 3 to 4, and models under timmConfig do not grow',
+        "write 3, or expansion.width: Fresh",
+    ),
+    (
+        two_nets({"name": "resnet34", "classes": 3}),
+        "spec.stages[1].timmConfig.name",
+        "name changes from resnet18 to resnet34",
+        "write resnet18, or expansion.width: Fresh",
+    ),
+    (
         chain(RESNET, training={"globalBatchSize": 80}),
         "spec.stages[1].training.globalBatchSize",
         '"net" norms 32 samples together (normBatchSize), which do not divide the 40 of each of 2 processes',
@@ -125,7 +146,7 @@ MISTAKES: list[tuple[dict[Path, Any], str, str, str]] = [
         chain(CONVNEXT, training={"sharding": "Full"}),
         "spec.stages[1].training.sharding",
         '"net", a model under timmConfig, can\'t lie in parts',
-        "write sharding: Optimizer",
+        "write sharding: Optimizer in the stage's training",
     ),
     (
         chain(CONVNEXT, training={"compile": True}),
@@ -160,6 +181,37 @@ def test_what_works_with_one_norm_over_samples_or_none_is_accepted(tmp_path: Fil
         tmp_path, chain(RESNET | {"normBatchSize": 16}, training={"microBatchSize": 16}) | several
     )
     assert not problems(tmp_path, chain(CONVNEXT, training={"gradientCheckpointing": True}) | several)
+
+
+def test_weights_are_taken_at_another_size_of_images_and_of_groups(tmp_path: FilePath) -> None:
+    """No parameter has these in its shape."""
+    changes = two_nets(RESNET | {"imageSize": 288, "normBatchSize": 16})
+    small, large = stages(tmp_path, changes)
+    assert large.predecessor is not None
+    assert is_copy(small.model_config_, large.model_config_)
+    (change,) = growth_changes(small.model_config_, large.model_config_, large.expansion)
+    assert (change.sizes, change.fidelity) == ("imageSize 224 -> 288", Fidelity.INEXACT)
+    assert not is_copy(small.model_config_, TimmConfig(name="resnet18", classes=4))
+    vision = VisionSpec(width=64, layers=1)
+    grown = ClassifierConfig(classes=3, vision=VisionSpec(width=64, layers=2))
+    assert not is_copy(ClassifierConfig(classes=3, vision=vision), grown)
+
+
+def test_what_is_asked_of_steps_is_not_asked_of_weights_that_are_held(tmp_path: FilePath) -> None:
+    """Their values are the chain's, for the stages that are trained."""
+    made = chain(RESNET)
+    made["stages",].reverse()
+    held, taught = made["stages",]
+    held.pop("expansion")
+    held |= {"fromWeights": {"uri": "s3://models/net", "sha256": "0" * 64}, "training": {"epochs": 0}}
+    taught["expansion"] = {"width": "Fresh"}
+    of_steps = {"globalBatchSize": 80, "microBatchSize": 8, "compile": True, "gradientCheckpointing": True}
+    made |= {("training", name): value for name, value in of_steps.items()}
+    assert not problems(tmp_path, made)
+    held["training"] = {"epochs": 1}
+    assert problems(tmp_path, made).keys() == {
+        f"spec.training.{name}" for name in ("globalBatchSize", "compile", "gradientCheckpointing")
+    }
 
 
 def test_a_model_that_can_not_lie_in_parts_is_never_chosen_to(tmp_path: FilePath) -> None:

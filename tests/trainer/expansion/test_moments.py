@@ -7,18 +7,35 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from modelchain.families import ModelConfig
+from modelchain.families import ModelConfig, TimmConfig
 from modelchain.resolved import ResolvedExpansion
 from modelchain.spec import DepthExpansion, WidthExpansion
 from modelchain_trainer.expansion import expand, expand_moments
 from modelchain_trainer.expansion.spaces import Copies
 from modelchain_trainer.model import Clip
-from modelchain_trainer.model.build import model_from, parameter_shapes
+from modelchain_trainer.model.build import build_model, model_from, parameter_shapes
 from tests.trainer.expansion.families import language_model, trained
 from tests.trainer.expansion.growth import EXACT, PAPER, Grown, config_of, grow
 
 PADDED = ResolvedExpansion(width=WidthExpansion.PADDED)
 Gradients = dict[str, Tensor]
+
+
+def test_a_copy_has_the_same_moments_and_shares_none() -> None:
+    """Of models that do not grow too; projections to a teacher are no part of the model."""
+    small, large = (
+        TimmConfig(name="resnet10t", classes=3, image_size=size, norm_batch_size=8) for size in (32, 64)
+    )
+    names = [name for name, _ in build_model(small, seed=1).named_parameters()]
+    moments = {
+        name: torch.full((2,), float(place)) for place, name in enumerate(names[1:])
+    }  # the first is locked
+    for power in (1, 2):
+        found = expand_moments(
+            moments | {"projections.image": torch.ones(2)}, small, large, ResolvedExpansion(), power=power
+        )
+        assert list(found) == names[1:]
+        assert all(torch.equal(found[name], one) and found[name] is not one for name, one in moments.items())
 
 
 def gradients(model: Clip, grown: Grown) -> Gradients:

@@ -164,7 +164,7 @@ def test_a_pass_made_again_and_a_skipped_step_leave_the_statistics() -> None:
 
 
 def test_samples_that_fill_no_group_are_refused() -> None:
-    with pytest.raises(ValueError, match="6 samples are no multiple of the 4"):
+    with pytest.raises(ConfigurationError, match="6 samples are no multiple of the 4"):
         build_model(RESNET, seed=1).train()(images(6))
 
 
@@ -192,6 +192,22 @@ def test_an_image_tower_norms_by_its_running_statistics_in_training_too() -> Non
     before = statistics(tower)
     torch.testing.assert_close(tower(images(3)), model.eval()(images(3))[0])
     assert all(torch.equal(before[name], one) for name, one in statistics(tower).items())
+
+
+def test_the_tower_of_a_model_with_batch_norm_may_be_computed_again() -> None:
+    """For FineTune: its statistics are only read."""
+    gradients = []
+    for enabled in (False, True):
+        tower = trained(RESNET).new_image_tower()
+        tower.load_state_dict(trained(RESNET).image_tower().state_dict())
+        tower.train()
+        tower.set_gradient_checkpointing(enabled)
+        before = statistics(tower)
+        tower(images(3)).square().sum().backward()
+        assert all(torch.equal(before[name], one) for name, one in statistics(tower).items())
+        gradients.append({name: p.grad for name, p in tower.named_parameters() if p.grad is not None})
+    assert gradients[0]
+    assert all(torch.equal(gradients[1][name], one) for name, one in gradients[0].items())
 
 
 @pytest.mark.parametrize("config", [RESNET, CONVNEXT], ids=lambda config: config.name)
@@ -249,5 +265,21 @@ def test_without_the_library_a_stage_says_what_to_install(monkeypatch: pytest.Mo
     import sys
 
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ConfigurationError, match=r"install it with pip install 'modelchain\[trainer\]'"):
+    with pytest.raises(
+        ConfigurationError, match=r"install timm, .* with pip install 'modelchain\[trainer\]'"
+    ):
+        build_model(RESNET, seed=1)
+
+
+def test_a_library_of_another_torch_is_named_with_its_cause(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As torchvision fails: operator torchvision::nms does not exist."""
+    import sys
+
+    (tmp_path / "timm.py").write_text('raise RuntimeError("operator torchvision::nms\\ndoes not exist")')
+    monkeypatch.delitem(sys.modules, "timm", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    says = r"\(operator torchvision::nms does not exist\); install timm, and the torchvision of its torch, with pip"
+    with pytest.raises(ConfigurationError, match=says):
         build_model(RESNET, seed=1)

@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from modelchain.commit import hash_file
+from modelchain.errors import ConfigurationError
 from modelchain.families import TIMM, TimmConfig
 from modelchain.resolved import ResolvedStage
 from modelchain_trainer.distributed.collectives import Group
@@ -26,6 +28,7 @@ from tests.trainer.ranks import on_ranks
 from tests.trainer.tasks.test_classification import CLASSES, STUDENT, Rows
 from tests.trainer.tasks.test_classification import stage as classification_stage
 from tests.trainer.tasks.whole_stages import published
+from tests.trainer.test_trunk import prepared, trunk_of
 
 StageOf = Callable[..., ResolvedStage]
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("timm")]
@@ -45,15 +48,21 @@ def batch(seed: int) -> Rows:
 
 @pytest.fixture
 def stage(stage_of: StageOf) -> StageOf:
-    """Makes stages of classifiers: `stage("net", MOBILENET, teacher=another)`."""
+    """Makes stages of classifiers: `stage("net", MOBILENET, teacher=another)`; where it `grows`, out of that one."""
 
     def make(
-        name: str, model: dict[str, Any], *, teacher: ResolvedStage | None = None, **changes: Any
+        name: str,
+        model: dict[str, Any],
+        *,
+        teacher: ResolvedStage | None = None,
+        grows: bool = False,
+        **changes: Any,
     ) -> ResolvedStage:
         made = stage_of(name, epochs=changes.pop("epochs", 3), predecessor=teacher, **changes)
         document = json.loads(made.to_json())
         document |= {"task": "Classification", "modelConfig": model}
-        document.pop("predecessor", None)
+        if not grows:
+            document.pop("predecessor", None)
         document["data"]["classKey"] = "cls"
         (squares,) = document["evaluation"]
         document["evaluation"] = [
@@ -90,6 +99,52 @@ def test_a_chain_goes_across_architectures_and_back(stage: StageOf, train: Calla
     theirs: Any = timm.create_model(f"local-dir:{published(net)}", pretrained=True).eval()
     ours = model_from(state, config).eval()
     assert torch.equal(ours(images(3))[1], theirs(images(3)))
+
+
+def test_published_weights_are_held_at_another_size_of_groups_and_images(
+    stage: StageOf, train: Callable[..., Position]
+) -> None:
+    """Under `gradientCheckpointing` and `microBatchSize: Auto` of the chain, with a batch that fills no group."""
+    net = stage("net", MOBILENET)
+    train(net)
+    path = published(net) / "model.safetensors"
+    weights = {"uri": str(path.parent), "sha256": hash_file(path).sha256}
+    of_chain = {"gradientCheckpointing": True, "microBatchSize": 0}
+    for name, changed in (("groups", {"normBatchSize": 32}), ("images", {"imageSize": 64})):
+        held = stage(name, MOBILENET | changed, epochs=0, fromWeights=weights, training=of_chain)
+        train(held, f"uid-{name}-nonce")
+        state, config = load_weights(published(held), TIMM)
+        assert config == held.model_config_
+        before, _ = load_weights(published(net), TIMM)
+        assert all(torch.equal(state[name], tensor) for name, tensor in before.items())
+        assert "squares/top1" in lines(held, "evaluation")[-1]["metrics"]
+        if "imageSize" not in changed:
+            assert lines(held, "evaluation")[-1]["metrics"] == lines(net, "evaluation")[-1]["metrics"]
+    other = stage("other", MOBILENET | {"name": "resnet10t"}, epochs=0, fromWeights=weights)
+    with pytest.raises(ConfigurationError, match="name changes from mobilenetv3_small_050 to resnet10t"):
+        train(other, "uid-4-nonce")
+
+
+def test_the_same_model_goes_on_from_a_trunk_with_its_moments(
+    stage: StageOf, train: Callable[..., Position], tmp_path: Path
+) -> None:
+    stable = {"schedule": {"type": "WarmupStableDecay", "decayFraction": 0.25}}
+    net = stage("net", MOBILENET, training=stable)
+    train(net)
+    trunk = {name: load_file(trunk_of(net) / f"{name}.safetensors") for name in ("model", "optimizer")}
+    expansion = {"weights": "Trunk", "optimizerState": "Carried"}
+    larger = MOBILENET | {"imageSize": 64, "normBatchSize": 8}
+    for name, model in (("same", MOBILENET), ("larger-images", larger)):
+        again = stage(name, model, teacher=net, grows=True, expansion=expansion)
+        with prepared(again, tmp_path / name) as trained:
+            weights, state = trained.model.state_dict(), trained.train_step.state_dict()
+            assert all(torch.equal(weights[name], tensor) for name, tensor in trunk["model"].items())
+            moments = [
+                name for name in trunk["optimizer"] if name.startswith(("optimizer.mean", "optimizer.sq"))
+            ]
+            assert any(trunk["optimizer"][name].any() for name in moments)
+            for name in (*moments, "optimizer.steps"):
+                assert torch.equal(state[name], trunk["optimizer"][name]), name
 
 
 def test_two_ranks_that_are_killed_go_on_with_the_same_bits(

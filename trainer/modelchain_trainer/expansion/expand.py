@@ -9,6 +9,7 @@ from torch import Tensor
 
 from modelchain.errors import UserDataError
 from modelchain.families import AnyConfig
+from modelchain.growth import is_copy
 from modelchain.resolved import ResolvedExpansion
 from modelchain.spec import WidthExpansion
 from modelchain_trainer.expansion.depth import Source, source_of
@@ -46,10 +47,13 @@ def expand(
 ) -> dict[str, Tensor]:
     """The state dict of the large model, in the small one's dtype; it shares no memory with `small`.
 
-    Equal arguments give equal tensors. At any time only one tensor beyond the result is held. Raises
-    ConfigurationError if the large model cannot grow out of the small one, and UserDataError if `small` is
-    not of `small_config`.
+    Equal arguments give equal tensors, and equal models a copy under any expansion. At any time only one tensor
+    beyond the result is held. Raises ConfigurationError if the large model cannot grow out of the small one, and
+    UserDataError if `small` is not of `small_config`.
     """
+    if is_copy(small_config, large_config):
+        _check_state(small, large_config)
+        return {name: small[name].clone() for name in parameter_shapes(large_config)}
     plan_expansion(small_config, large_config, expansion)
     _check_state(small, small_config)
     before, after = layout_of(small_config), layout_of(large_config)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from modelchain.families import AnyConfig
+from modelchain.growth import is_copy
 from modelchain.resolved import ResolvedExpansion
 from modelchain.spec import WidthExpansion
 from modelchain_trainer.expansion.depth import source_of
@@ -49,6 +50,8 @@ def expand_moments(
 
     `power` is 1 for averages of gradients, 2 for averages of their squares. Shares no memory with `small`.
     """
+    if is_copy(small_config, large_config):
+        return {name: small[name].clone() for name in parameter_shapes(large_config) if name in small}
     before, after = layout_of(small_config), layout_of(large_config)
     growths = space_growths(before, after, expansion)
     grown: dict[str, Tensor] = {}

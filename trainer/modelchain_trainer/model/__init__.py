@@ -1,4 +1,5 @@
-"""The models: one file a family (CLIP, a classifier, a language model), how they start, and their files.
+"""The models: one file a family (CLIP, a classifier, a language model, timm's classifiers), how they start, and their
+files.
 
 Weights travel both ways between here and open_clip, timm and transformers, yet nothing here imports these but
 timm_adapter.py, for a model of timm's: open_clip pulls in torchvision and torch._dynamo, seconds in each rank at each

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from modelchain.errors import ConfigurationError
 from modelchain_trainer.distributed.collectives import Group
 
 _RUNNING = ("running_mean", "running_var")
@@ -43,10 +44,14 @@ class BatchNorms:
         return bool(self._layers)
 
     def in_groups(self, module: Callable[[Tensor], Tensor], images: Tensor, size: int) -> Tensor:
-        """`module` of each `size` of the images by themselves, as in training."""
+        """`module` of each `size` of the images by themselves, as in training.
+
+        Raises ConfigurationError where some are left that fill no group.
+        """
         if images.shape[0] % size:
-            raise ValueError(
-                f"{images.shape[0]} samples are no multiple of the {size} that are normed together"
+            raise ConfigurationError(
+                f"{images.shape[0]} samples are no multiple of the {size} that are normed together; write a "
+                "training.globalBatchSize and microBatchSize with which each process has a multiple of normBatchSize"
             )
         return torch.cat([self._one_group(module, group) for group in images.split(size)])
 

@@ -27,14 +27,16 @@ _NET = "net."  # before timm's names of parameters
 
 
 def timm_library() -> ModuleType:
-    """timm. Raises ConfigurationError where it is not installed."""
+    """timm. Raises ConfigurationError where it is not installed, or its torchvision is of another torch."""
     try:
         import timm
-    except ImportError as error:
+    except (ImportError, RuntimeError, OSError) as error:  # the latter two: libraries of another torch
+        cause = " ".join(str(error).split())
         raise ConfigurationError(
-            f"models under timmConfig are timm's, which this trainer can't import ({error}); install it with pip "
-            "install 'modelchain[trainer]', or take the trainer's image of the release"
-        ) from None
+            f"models under timmConfig are timm's, which this trainer can't import ({cause}); install timm, and the "
+            "torchvision of its torch, with pip install 'modelchain[trainer]', or take the trainer's image of the "
+            "release"
+        ) from error
     return timm
 
 
@@ -114,8 +116,8 @@ class _Features(ImageTower):
         return self
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:
-        """See `Model`."""
-        self.classifier.set_gradient_checkpointing(enabled)
+        """See `Model`. Running statistics are only read, so that a second pass counts nothing twice."""
+        self.classifier.net.set_grad_checkpointing(enabled)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         return self.classifier.features(images_BCHW)
