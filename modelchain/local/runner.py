@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -68,7 +67,6 @@ class Runner:
         self._processes: list[TrainerProcess] = []
         self._status: ChainStatus | None = None
         self._generation = 1  # each run is a new one: it asks a failed chain again
-        self._wake = threading.Event()
         self._stopped = Stopped()
         self._stop_at_once = False
         self._recorded: ChainStatus | None = None
@@ -116,8 +114,7 @@ class Runner:
                 if code is not None:
                     return decision.status, code
             if not any(acted):
-                self._wake.wait(LOOP_SECONDS)
-                self._wake.clear()
+                time.sleep(LOOP_SECONDS)  # a lock that a signal's handler takes too could be taken for ever
 
     # ---- observe
 
@@ -215,7 +212,6 @@ class Runner:
 
     def _lose_chain(self) -> None:
         self._stopped = replace(self._stopped, lease_lost=True)
-        self._wake.set()
 
     @contextlib.contextmanager
     def _signals_handled(self) -> Iterator[None]:
@@ -224,7 +220,6 @@ class Runner:
         def handle(number: int, _frame: FrameType | None) -> None:
             self._stop_at_once = self._stopped.signal is not None
             self._stopped = replace(self._stopped, signal=self._stopped.signal or number)
-            self._wake.set()
 
         before: dict[int, Callable[..., object] | int | None] = {
             number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
