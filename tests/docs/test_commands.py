@@ -32,6 +32,7 @@ NOT_RUN = {
     r"kubectl (-n \S+ )?patch deployment training-operator ": "that operator is a process here; "
     "tests/operator/test_restricted.py has one that was given the file",
     r"python -m modelchain_operator --default-image ": "runs until it is stopped; tests/operator starts it so",
+    r"docker push ": "to a registry of the reader's",
     r"aws s3": "a program of its own, at a bucket of the reader's",
     r"python (-m benchmarks\.|benchmarks/)": "measures for minutes; the figures beside it name their machine",
 }

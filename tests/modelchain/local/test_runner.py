@@ -131,7 +131,7 @@ def test_a_killed_trainer_is_retried(bench: Bench) -> None:
 
 
 def test_a_stage_that_hangs_is_replaced(bench: Bench) -> None:
-    bench.edit("limit: 1", "limit: 1, stallSeconds: 2")
+    bench.edit("limit: 1", "limit: 9, stallSeconds: 2")  # the next attempt may be slow to start, too
     bench.plan("tiny", "hang", "commit")
     ended = bench.run()
     assert (ended.code, ended.of("failure")[0]["reason"]) == (0, "Stalled")
@@ -139,7 +139,7 @@ def test_a_stage_that_hangs_is_replaced(bench: Bench) -> None:
 
 @pytest.mark.slow
 def test_a_stage_that_hangs_and_hears_no_signal_is_killed_and_replaced(bench: Bench) -> None:
-    bench.edit("limit: 1", "limit: 1, stallSeconds: 2")
+    bench.edit("limit: 1", "limit: 9, stallSeconds: 2")  # the next attempt may be slow to start, too
     bench.plan("tiny", "deaf", "commit")
     run = bench.start("-o", "json")
     pid = bench.wait_for_start("tiny")
