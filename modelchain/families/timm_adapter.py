@@ -105,8 +105,13 @@ class TimmConfig(ImageClassifierConfig):
     @property
     def rows_together(self) -> int:
         """Those that are normed together."""
+        return self.norm_batch_size if self.has_batch_norm else 1
+
+    @property
+    def has_batch_norm(self) -> bool:
+        """Whether it normalises over samples; False for a name that is not listed."""
         known = timm_models().get(self.name)
-        return self.norm_batch_size if known is not None and known.batch_norm else 1
+        return known is not None and known.batch_norm
 
 
 class TimmFamily(Family[TimmConfig]):
@@ -128,8 +133,7 @@ class TimmFamily(Family[TimmConfig]):
 
     def recomputes(self, config: TimmConfig) -> bool:
         """A second pass of a training step must not reach BatchNorm's statistics."""
-        known = timm_models().get(config.name)
-        return known is None or not known.batch_norm
+        return not config.has_batch_norm
 
     def parameters(self, config: TimmConfig) -> int:
         """The head included."""

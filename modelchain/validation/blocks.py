@@ -181,34 +181,32 @@ def _check_sources(sources: list[DataSourceSpec], at: FieldPath) -> Iterator[Fin
     if unreadable:
         return
     patterns = [pattern for source in sources for pattern in source.shards]
+    yield from _check_all_shards(patterns, at, "in two sources", "list it once, with a higher repeat")
+
+
+def _check_shards(patterns: list[str], at: FieldPath) -> Iterator[Finding]:
+    readable = []
+    for index, pattern in enumerate(patterns):
+        yield from _check_uri(pattern, (*at, index))
+        try:
+            shards.count(pattern)
+            readable.append(pattern)
+        except shards.ShardPatternError as error:
+            message, _, remedy = str(error).partition("; ")
+            yield _finding((*at, index), message, remedy, "shards")
+    twice = "twice, so its samples would be seen twice an epoch"
+    yield from _check_all_shards(readable, at, twice, "list it once")
+
+
+def _check_all_shards(patterns: list[str], at: FieldPath, twice: str, remedy: str) -> Iterator[Finding]:
+    """How many there are of readable patterns, and whether one occurs again, which `twice` and `remedy` tell."""
     if (total := sum(map(shards.count, patterns))) > shards.MAX_SHARDS:
         message = f"{total} shards in all, more than {shards.MAX_SHARDS}"
         yield _finding(at, message, "check the ranges, or write fewer, larger shards", "shards")
         return
     duplicate = shards.first_duplicate(shard for pattern in patterns for shard in shards.expand(pattern))
     if duplicate is not None:
-        message = f"shard {quoted(duplicate)} occurs in two sources"
-        yield _finding(at, message, "list it once, with a higher repeat", "shards")
-
-
-def _check_shards(patterns: list[str], at: FieldPath) -> Iterator[Finding]:
-    readable, total = [], 0
-    for index, pattern in enumerate(patterns):
-        yield from _check_uri(pattern, (*at, index))
-        try:
-            total += shards.count(pattern)
-            readable.append(pattern)
-        except shards.ShardPatternError as error:
-            message, _, remedy = str(error).partition("; ")
-            yield _finding((*at, index), message, remedy, "shards")
-    if total > shards.MAX_SHARDS:
-        message = f"{total} shards in all, more than {shards.MAX_SHARDS}"
-        yield _finding(at, message, "check the ranges, or write fewer, larger shards", "shards")
-        return
-    duplicate = shards.first_duplicate(shard for pattern in readable for shard in shards.expand(pattern))
-    if duplicate is not None:
-        message = f"shard {quoted(duplicate)} occurs twice, so its samples would be seen twice an epoch"
-        yield _finding(at, message, "list it once", "shards")
+        yield _finding(at, f"shard {quoted(duplicate)} occurs {twice}", remedy, "shards")
 
 
 def _check_caption_keys(keys: list[str], at: FieldPath) -> Iterator[Finding]:

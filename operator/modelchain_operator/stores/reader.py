@@ -36,9 +36,8 @@ RUNNING_SECONDS = 5.0  # between reads of a stage that trains
 STARTING_SECONDS = 60.0  # of one whose trainer does not run yet and writes nothing
 WAITING_SECONDS = 5.0  # of one that may start; 1.5 times as long after each that shows nothing new
 LONGEST_WAITING_SECONDS = 60.0
-FIRST_CHECK_SECONDS = (
-    1.0  # for each chain that is followed: within it, a finished stage that was never read is read
-)
+# For each chain that is followed: within it, a finished stage that was never read is read.
+FIRST_CHECK_SECONDS = 1.0
 AT_REST_SECONDS = 900.0  # of one that can't start and can't be read
 LEASED_SECONDS = 15.0  # of one that somebody else trains
 # Before a chain is queued again whose store can't be read: first, and longest.

@@ -116,13 +116,18 @@ def test_to_ask_for_vanished_artifacts_once_is_not_to_ask_for_ever() -> None:
     assert play.look().actions == (StartJob("tiny", 3),)
 
 
-def test_to_ask_for_vanished_artifacts_lasts_until_all_were_looked_for() -> None:
+def both_trained() -> Play:
     play = Play(chain((("tiny", None), ("small", "tiny"))))
     for name in ("tiny", "small"):
         play.look()
         play.look(job(play.stage(name)))
         play.store[name] = complete(play, name)
     play.look()
+    return play
+
+
+def test_to_ask_for_vanished_artifacts_lasts_until_all_were_looked_for() -> None:
+    play = both_trained()
     play.more = {"retrain_missing": "today"}
     play.look(tiny=StageFacts(), small=StageFacts(problem=StoreProblem.UNAVAILABLE))
     assert play["tiny"].finished
@@ -137,12 +142,7 @@ def test_to_ask_for_vanished_artifacts_lasts_until_all_were_looked_for() -> None
 
 
 def test_all_that_is_missing_is_trained_again_together() -> None:
-    play = Play(chain((("tiny", None), ("small", "tiny"))))
-    for name in ("tiny", "small"):
-        play.look()
-        play.look(job(play.stage(name)))
-        play.store[name] = complete(play, name)
-    play.look()
+    play = both_trained()
     play.more = {"retrain_missing": "today"}
     play.look(tiny=StageFacts(), small=StageFacts())
     assert not play["tiny"].finished

@@ -146,7 +146,7 @@ def to_timm(config: TimmConfig) -> dict[str, object]:
             "first_conv": known.first_conv,
         },
     }
-    if config.model.batch_norm:
+    if config.has_batch_norm:
         content["modelchain"] = {"norm_batch_size": config.norm_batch_size}
     return content
 
