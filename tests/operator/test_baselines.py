@@ -120,6 +120,8 @@ def test_it_is_read_once_and_the_chain_gets_a_pass(tmp_path: Path, monkeypatch: 
         found = await reading.measured(reader)
         assert isinstance(found, Measurement)
         assert found.chain_macs == 2e9, "each manifest of this test says 1e9"
+        stages = {stage.name for stage in CHAIN.all_stages}
+        await until(lambda: reader.snapshot(KEY).facts.keys() == stages, "the stages themselves were read")
         asked = sum(reading.store.asked.values())
         assert reader.measure(KEY, CHAIN) == found
         await asyncio.sleep(0.1)
