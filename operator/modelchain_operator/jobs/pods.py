@@ -19,7 +19,8 @@ from modelchain_operator.kubernetes.api import Object
 
 UNREACHABLE_SECONDS = 60.0  # a pod outlives its grace period so long only where no kubelet answers
 LOST_PEER = "LostPeerError"  # the trainer's: another process of the job ended first
-TERMINATED_CODES = frozenset({130, 137, 143})  # ended from outside, by a signal
+KILLED_CODE = 137  # SIGKILL
+TERMINATED_CODES = frozenset({130, KILLED_CODE, 143})  # ended from outside, by a signal
 
 # Of a pod's status. https://kubernetes.io/docs/concepts/workloads/pods/disruptions/
 _DISRUPTED = re.compile(
@@ -57,18 +58,22 @@ class PodEnd:
     message: str
     finished_at: float  # by its node's clock; only compared with other pods of the job
     disrupted: bool = False
+    deleted: bool = False  # before it ended
 
     @property
     def rank(self) -> tuple[int, float]:
-        """Root causes first: permanent errors, then pods that ended by themselves, then those that others brought
-        down; the earliest of each.
+        """Root causes first: permanent errors, pods that ended by themselves or were killed, those that were asked to
+        end, those that lost one of these, those that were deleted because of another; the earliest of each.
         """
+        by_signal = self.exit_code in TERMINATED_CODES and self.reason not in ("OOMKilled", "Killed")
         if self.exit_code is not None and is_permanent(self.exit_code):
             sort = 0
+        elif by_signal and self.deleted:
+            sort = 4
         elif self.reason == LOST_PEER:
-            sort = 2
-        elif self.exit_code in TERMINATED_CODES and self.reason not in ("OOMKilled", "Killed"):
             sort = 3
+        elif by_signal and self.exit_code != KILLED_CODE:
+            sort = 2
         else:
             sort = 1
         return sort, self.finished_at
@@ -198,7 +203,18 @@ def how_it_ended(pod: Object) -> PodEnd | None:
             code, reason if permanent else "Disrupted", message if permanent else disrupted, finished_at, True
         )
     reason, message = _why(pod, ended, status)
-    return PodEnd(code, reason, cut(message), finished_at)
+    asked_at = _deletion_asked_at(pod)
+    deleted = asked_at is not None and asked_at <= finished_at
+    return PodEnd(code, reason, cut(message), finished_at, deleted=deleted)
+
+
+def _deletion_asked_at(pod: Object) -> float | None:
+    """When its deletion was asked for, by the API server's clock; None: it was not."""
+    metadata = pod["metadata"]
+    gone_by = metadata.get("deletionTimestamp")
+    return (
+        None if gone_by is None else from_rfc3339(gone_by) - (metadata.get("deletionGracePeriodSeconds") or 0)
+    )
 
 
 def waits_for(pods: Iterable[Object]) -> tuple[str, str]:

@@ -88,6 +88,11 @@ def failed(
     return pod(place, "Failed", state={"terminated": end}, status=status)
 
 
+def being_deleted(ended: Object, by: int, grace: int) -> Object:
+    times = {"deletionTimestamp": f"2026-01-01T00:00:{by:02d}Z", "deletionGracePeriodSeconds": grace}
+    return {**ended, "metadata": ended["metadata"] | times}
+
+
 def said(code: int, reason: str, message: str) -> str:
     return Failure(exit_code=code, reason=reason, message=message).model_dump_json(by_alias=True)
 
@@ -119,6 +124,7 @@ P = JobPhase
 BOTH = [pod(0), pod(1)]
 DATA = said(65, "UserDataError", "shard broken")
 LOST = said(1, "LostPeerError", "lost")
+ASKED = said(143, "Terminated", "asked to end")
 EVICTED = condition("DisruptionTarget", "True", "EvictionByEvictionAPI")
 UNREACHABLE = pod(1, deletionTimestamp=LONG_AGO)
 
@@ -147,6 +153,18 @@ UNREACHABLE = pod(1, deletionTimestamp=LONG_AGO)
         pytest.param(
             job("Failed"), [failed(0, 1, message=LOST, at=1), failed(1, 1, at=9)], P.FAILED, "TrainerFailed", 1, False,
             id="root-cause-not-the-peer"),
+        pytest.param(
+            job("Failed"), [failed(0, 137, at=2), failed(1, 1, message=LOST, at=2)], P.FAILED, "TrainerFailed", 137,
+            False, id="root-cause-was-killed"),
+        pytest.param(
+            job("Failed"), [failed(0, 143, message=ASKED, at=2), failed(1, 1, message=LOST, at=1)], P.FAILED,
+            "Terminated", 143, False, id="root-cause-was-asked-to-end"),
+        pytest.param(
+            job("Failed"), [being_deleted(failed(0, 137, at=1), by=30, grace=0), failed(1, 1, message=LOST, at=2)],
+            P.FAILED, "TrainerFailed", 137, False, id="root-cause-was-killed-and-deleted-afterwards"),
+        pytest.param(
+            job("Failed"), [being_deleted(failed(0, 137, at=33), by=33, grace=30), failed(1, 1, message=LOST, at=2)],
+            P.FAILED, "LostPeerError", 1, False, id="killed-because-the-peer-was-lost"),
         pytest.param(job("Failed"), [failed(0, 137, "OOMKilled")], P.FAILED, "OOMKilled", 137, False, id="memory"),
         pytest.param(
             job("Failed"), [failed(0, 1, message="no {json")], P.FAILED, "TrainerFailed", 1, False, id="no-json"),
