@@ -14,6 +14,7 @@ from modelchain.errors import MissingInputError, ModelChainError
 
 if TYPE_CHECKING:
     from modelchain.cli.cluster import ClusterChain, Pod
+    from modelchain.cli.kubectl import Kubectl
 
 SUMMARY = "show the trainer's log of a chain in the cluster"
 WAIT_SECONDS = 2.0
@@ -46,7 +47,9 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="the logs of the stage's earlier attempts first, as far as their pods are left",
     )
     parser.add_argument(
-        "--all-pods", action="store_true", help="of all nodes, each line with its pod, instead of rank 0's"
+        "--all-pods",
+        action="store_true",
+        help="of all nodes, each line with its pod, instead of rank 0's (so too where that one's pod is gone)",
     )
     parser.add_argument("--tail", type=_positive, metavar="N", help="only the last N lines of each pod")
     parser.add_argument("--since", metavar="DURATION", help="only what is newer, e.g. 10m")
@@ -86,17 +89,16 @@ def run(arguments: argparse.Namespace) -> int:
         time.sleep(WAIT_SECONDS)
     for one in chosen[:-1]:
         try:
-            _title(one, arguments)
-            cluster.kubectl.show(*log_arguments(one, chain, arguments, follow=False))
+            show(cluster.kubectl, one, chain, arguments, titled=True)
         except ModelChainError as error:  # its pod may be gone by now
             print(f"error: {error}", file=sys.stderr)
     if reason is not None:
         from modelchain.cli.kubectl import ClusterError
 
         raise ClusterError(f"{reason}; -f waits for it")
-    if len(chosen) > 1:
-        _title(chosen[-1], arguments)
-    return cluster.kubectl.show(*log_arguments(chosen[-1], chain, arguments, follow=arguments.follow))
+    return show(
+        cluster.kubectl, chosen[-1], chain, arguments, titled=len(chosen) > 1, follow=arguments.follow
+    )
 
 
 class NoPodYet(MissingInputError):  # noqa: N818  named for what it is about
@@ -115,6 +117,11 @@ class Attempt:
     def created(self) -> str:
         """When its newest pod was made, RFC 3339."""
         return max(pod.metadata.creation_timestamp or "" for pod in self.pods)
+
+    @property
+    def has_rank_0(self) -> bool:
+        """Whether rank 0's pod is left, whose log says most."""
+        return node_of(self.pods[0]) == 0
 
 
 def attempts_of(pods: Sequence[Pod]) -> list[Attempt]:
@@ -217,6 +224,31 @@ def not_started(attempt: Attempt, namespace: str) -> str | None:
     return f"pod {name} has not started: {reason} (see `kubectl describe pod {name} -n {namespace}`)"
 
 
+def show(
+    kubectl: Kubectl,
+    attempt: Attempt,
+    chain: ClusterChain,
+    arguments: argparse.Namespace,
+    *,
+    titled: bool,
+    follow: bool = False,
+) -> int:
+    """Have kubectl print the log of an attempt; returns its exit code. Raises as `Kubectl.show`."""
+    every = arguments.all_pods or not attempt.has_rank_0
+    names = [pod.metadata.name for pod in attempt.pods]
+    if not attempt.has_rank_0:
+        where = f"stage {attempt.stage}, attempt {attempt.number}"
+        print(
+            f"{where}: rank 0 has no pod (any more); shown are {', '.join(names)}",
+            file=sys.stderr,
+            flush=True,
+        )
+    if titled:
+        pods = "all pods" if every else names[0]
+        print(f"==> stage {attempt.stage}, attempt {attempt.number}, {pods} <==", flush=True)
+    return kubectl.show(*log_arguments(attempt, chain, arguments, follow=follow))
+
+
 def log_arguments(
     attempt: Attempt, chain: ClusterChain, arguments: argparse.Namespace, *, follow: bool
 ) -> list[str]:
@@ -224,7 +256,7 @@ def log_arguments(
     from modelchain.cluster_labels import ATTEMPT, CHAIN_UID, STAGE
 
     tail = arguments.tail
-    if arguments.all_pods:
+    if arguments.all_pods or not attempt.has_rank_0:
         labels = {CHAIN_UID: chain.metadata.uid, STAGE: attempt.stage, ATTEMPT: str(attempt.number)}
         selector = ",".join(f"{key}={value}" for key, value in labels.items())
         what = ["-l", selector, "--prefix", f"--max-log-requests={max(5, len(attempt.pods))}"]
@@ -248,11 +280,6 @@ def _container(attempt: Attempt) -> str:
 
     names = (one.name for pod in attempt.pods for one in pod.status.container_statuses)
     return next((name for name in names if name in CONTAINERS), CONTAINER)
-
-
-def _title(attempt: Attempt, arguments: argparse.Namespace) -> None:
-    pods = "all pods" if arguments.all_pods else attempt.pods[0].metadata.name
-    print(f"==> stage {attempt.stage}, attempt {attempt.number}, {pods} <==", flush=True)
 
 
 def _current_stage(chain: ClusterChain, attempts: Sequence[Attempt]) -> str | None:

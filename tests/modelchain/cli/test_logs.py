@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from modelchain.cli.cluster import ClusterChain, Pod
-from modelchain.cli.logs import Attempt, NoPodYet, attempts_of, choose, log_arguments, not_started
+from modelchain.cli.kubectl import Kubectl
+from modelchain.cli.logs import Attempt, NoPodYet, attempts_of, choose, log_arguments, not_started, show
 from modelchain.errors import MissingInputError, UsageError
 from modelchain.status import ChainPhase, ChainStatus, EndedAttempt, StagePhase, StageStatus
 from tests.modelchain.documents import document
@@ -228,6 +232,29 @@ def test_kubectl_is_asked_for_the_trainers_container_of_rank_0() -> None:
         *("logs", "s-master-0", "-n", "research", "-c", "pytorch"),
         *("-f", "--tail=5", "--since=10m", "--timestamps"),
     ]
+
+
+@pytest.mark.parametrize("kind", [{"master": False}, {}], ids=["pytorchjob", "indexed"])
+def test_where_rank_0s_pod_is_gone_the_others_are_shown_and_it_is_said(
+    kind: dict[str, Any], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    kubectl = tmp_path / "kubectl"
+    kubectl.write_text('#!/bin/sh\necho "$@"\n')
+    kubectl.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    left = attempts_of([pod(f"s1-{n}", index=n, **kind) for n in (1, 2)])
+    whole = attempts_of([pod("s2-0", attempt=2), pod("s2-1", attempt=2, index=1)])
+    for attempt in (*left, *whole):
+        assert show(Kubectl(), attempt, chain(RUNNING), arguments(), titled=True) == 0
+    shown, said = capfd.readouterr()
+    selector = f"modelchain.dev/chain-uid={UID},modelchain.dev/stage=small,modelchain.dev/attempt=1"
+    assert shown.splitlines() == [
+        "==> stage small, attempt 1, all pods <==",
+        f"logs -l {selector} --prefix --max-log-requests=5 -n research -c pytorch --tail=-1",
+        "==> stage small, attempt 2, s2-0 <==",
+        "logs s2-0 -n research -c pytorch",
+    ]
+    assert said == "stage small, attempt 1: rank 0 has no pod (any more); shown are s1-1, s1-2\n"
 
 
 def test_all_pods_are_asked_for_by_their_labels_whole_and_with_their_names() -> None:
