@@ -71,7 +71,8 @@ ADVICE = (
     Advice(
         ("Unschedulable",),
         "no node fits",
-        "what the scheduler says: fewer GPUs, another node selector",
+        "what the scheduler says: fewer GPUs, another node selector, tolerations of taints; `kubectl uncordon` nodes "
+        "that it calls unschedulable",
         f"{_STARTS_PODS}; an edit replaces the job",
     ),
     Advice(

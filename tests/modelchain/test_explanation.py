@@ -98,11 +98,12 @@ def test_of_what_does_not_pass_by_itself_it_never_says_to_wait(reason: str) -> N
 
 def test_a_pod_that_can_not_be_placed_is_explained_with_the_schedulers_words() -> None:
     play = started()
-    words = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu"
+    words = "0/3 nodes are available: 1 Insufficient nvidia.com/gpu, 2 node(s) were unschedulable"
     waiting = job(play.stage("tiny"), phase=JobPhase.PENDING, reason="Unschedulable", message=words)
     text = told(play.look(waiting).status)
     assert "waits (Unschedulable): 0/3 nodes are available" in text
-    assert "fewer GPUs, another node selector." in text
+    assert "fewer GPUs, another node selector" in text
+    assert "`kubectl uncordon` nodes that it calls unschedulable." in text
 
 
 def test_a_refused_chain_is_told_every_problem_and_what_goes_on() -> None:
