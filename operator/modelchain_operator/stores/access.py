@@ -236,10 +236,6 @@ class StoreAccess:
                 "(--allowed-endpoint)"
             )
         await self._learn_api_servers()
-        try:
-            await asyncio.to_thread(self._check_url, spec.endpoint_url)
-        except Forbidden as error:
-            raise _RefusedError(str(error)) from None
 
     async def _learn_api_servers(self) -> None:
         """Where else the API server is reached, by its own account: past the load balancer or the Service by which the
@@ -273,8 +269,8 @@ class StoreAccess:
         metadata and link-local addresses, this machine itself (unless the administrator has listed that endpoint),
         the API server.
 
-        Checked before every request too, since a name may resolve to another address than before. (Between this check
-        and the connection it may still change; a NetworkPolicy closes that.)
+        Checked before every request, in the thread that sends it: a name may resolve to another address than before,
+        and slowly. (Between this check and the connection it may still change; a NetworkPolicy closes that.)
         """
         host, port = _host_and_port(url)
         addresses = self._addresses_of(host)

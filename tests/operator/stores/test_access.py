@@ -7,6 +7,7 @@ import base64
 import contextlib
 import logging
 import tempfile
+import threading
 import traceback
 from collections import Counter
 from pathlib import Path
@@ -123,14 +124,18 @@ async def opened(access: StoreAccess, store: StoreSpec, namespace: str = "defaul
 def refusal(
     cluster: Cluster, store: StoreSpec, *flags: str, namespace: str = "default", **options: Any
 ) -> str:
-    """Why the store is not opened."""
+    """Why the store is not opened, or not asked."""
     messages: list[str] = []
 
     async def scenario() -> None:
         answer = await opened(accessing(cluster, *flags, **options), store, namespace)
-        assert isinstance(answer, NoAccess), "it is open"
-        assert answer.problem is StoreProblem.FORBIDDEN
-        messages.append(answer.message)
+        if isinstance(answer, NoAccess):
+            assert answer.problem is StoreProblem.FORBIDDEN
+            messages.append(answer.message)
+        else:  # what a host name leads to is known when the store is asked
+            with pytest.raises(Forbidden) as refused:
+                await asyncio.to_thread(answer.get, "key")
+            messages.append(str(refused.value))
 
     run(scenario())
     assert "\n" not in messages[0]
@@ -342,10 +347,11 @@ def test_api_servers_that_are_told_later_are_known_beside_the_first_and_their_ma
         assert cluster.asked["addresses"] == 2, "and then not with every store"
         monkeypatch.setattr(store_access, "REREAD_SECONDS", 0.0)
         cluster.addresses = ["172.18.0.3:6443"]
-        assert isinstance(await opened(access, at("https://172.18.0.3:6443")), NoAccess)
-        assert isinstance(await opened(access, at("https://172.18.0.2:6443")), NoAccess)
-        with pytest.raises(Forbidden, match="API server"):
-            await asyncio.to_thread(store.get, "key")
+        other = await opened(access, at("https://172.18.0.2:6443"))
+        assert isinstance(other, Store)
+        for one in (store, other):
+            with pytest.raises(Forbidden, match="API server"):
+                await asyncio.to_thread(one.get, "key")
 
     run(scenario())
 
@@ -366,6 +372,29 @@ def test_a_name_that_leads_to_metadata_is_not_asked_and_not_later_either(
         addresses[:] = ["169.254.169.254"]
         with pytest.raises(Forbidden, match="metadata"):
             await asyncio.to_thread(store.get, "key")
+
+    run(scenario())
+
+
+def test_host_names_that_are_resolved_slowly_hold_up_no_other_chain(cluster: Cluster) -> None:
+    answered = threading.Event()
+
+    def resolve(_host: str) -> list[str]:
+        assert answered.wait(60)
+        return ["10.0.0.1"]
+
+    async def scenario() -> None:
+        access = accessing(cluster, resolve_host=resolve)
+        stores = [
+            spec(endpoint_url=f"http://slow-{n}.example", secret_ref={"name": "keys"}) for n in range(100)
+        ]
+        opening = [asyncio.ensure_future(opened(access, store)) for store in stores]
+        try:
+            # The event loop's own threads connect to the API server.
+            assert await asyncio.wait_for(asyncio.to_thread(lambda: "free"), 30) == "free"
+            assert all(isinstance(one, Store) for one in await asyncio.wait_for(asyncio.gather(*opening), 30))
+        finally:
+            answered.set()
 
     run(scenario())
 
