@@ -190,6 +190,8 @@ class Resync:
         except Exception as error:  # noqa: BLE001  whatever is in it, the others go on
             logger.error("%s can't be read: %s; it is tried again with the next listing", what, error)
             return None
+        finally:
+            self.attempted_at = time.monotonic()
         self._unanswered = 0
         return answer
 
@@ -204,6 +206,7 @@ class Resync:
                     logger.error("%s; its chains wait, the others go on", error)
                 self._refused.add((kind, namespace))
             else:
+                self.attempted_at = time.monotonic()
                 if (kind, namespace) in self._refused:
                     logger.info("%s in %s can be listed again", kind.plural, namespace or "the cluster")
                 self._refused.discard((kind, namespace))

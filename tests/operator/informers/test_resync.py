@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from itertools import pairwise
 
 import pytest
 
@@ -26,11 +27,13 @@ class Scene:
         self.api, self.namespace = api, namespace
         self.cache = Cache()
         self.read: list[str] = []  # names of chains that were read one by one
+        self.progress: list[float] = []  # as each of them began: when the listing last came further
         self.resync = Resync(api, self.cache, KeyQueue(), set(), namespaces=[namespace])
         get = api.get_chain
 
         async def counted(where: str, name: str) -> Object | None:
             self.read.append(name)
+            self.progress.append(self.resync.attempted_at or 0.0)
             return await get(where, name)
 
         api.get_chain = counted  # type: ignore[method-assign]
@@ -77,6 +80,10 @@ def test_without_a_watch_all_are_read_after_a_while(
     async def scenario(scene: Scene) -> None:
         await scene.resync.once()
         assert len(scene.read) == len(scene.cache) == FEW + 5
+        steps = pairwise([0.0, *scene.progress])
+        assert all(before < after for before, after in steps), (
+            "each read is progress, so that it counts as live"
+        )
 
     play(control_plane, namespace, scenario)
 
