@@ -222,9 +222,9 @@ def _training_macs(stage: ResolvedStage) -> int:
 
 def _plan_stage(stage: ResolvedStage, baseline_epochs: int) -> StagePlan:
     training = stage.training
-    per_sample = forward_macs(stage.model_config_, _texts(stage))
-    batch = training.global_batch_size
+    samples = training.steps * training.global_batch_size
     taught = 0 if stage.teacher is None else scheduled_teacher_steps(stage.distillation, training.steps)
+    student, total = _training_macs(stage), stage_macs(stage)
     return StagePlan(
         name=stage.name,
         model=stage.model,
@@ -233,20 +233,20 @@ def _plan_stage(stage: ResolvedStage, baseline_epochs: int) -> StagePlan:
         digest=stage.digest,
         folder=stage.folder,
         parameters=parameters(stage.model_config_),
-        macs_per_sample=per_sample,
+        macs_per_sample=forward_macs(stage.model_config_, _texts(stage)),
         epochs=training.epochs,
         steps=training.steps,
-        samples=training.steps * batch,
-        teacher_samples=taught * batch,
-        macs=stage_macs(stage),
-        teacher_macs=stage_macs(stage) - stage_macs(stage, teacher_steps=0),
+        samples=samples,
+        teacher_samples=taught * training.global_batch_size,
+        macs=total,
+        teacher_macs=total - student * samples,
         alone_macs=(
             # Alone it has no weights of a predecessor that could be locked.
-            TRAINING_PASSES * _student_macs(stage) if stage.predecessor else _training_macs(stage)
+            TRAINING_PASSES * _student_macs(stage) if stage.predecessor else student
         )
         * baseline_epochs
         * training.steps_per_epoch
-        * batch,
+        * training.global_batch_size,
         growth=_growth(stage),
     )
 

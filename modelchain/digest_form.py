@@ -14,16 +14,14 @@ Table = Mapping[str, object]  # fields by their names in the resource, with thei
 
 def deciding(block: Block, table: Table) -> dict[str, object]:
     """The fields of `table`, without those that are unset or at their frozen default."""
-    values = block.model_dump(mode="json", by_alias=True, include=_field_names(type(block), table))
+    values = block.model_dump(mode="json", by_alias=True)
     return {
         name: _normalised(value)
         for name, value in values.items()
-        if value is not None and (table[name] is REQUIRED or _normalised(value) != _normalised(table[name]))
+        if name in table
+        and value is not None
+        and (table[name] is REQUIRED or _normalised(value) != _normalised(table[name]))
     }
-
-
-def _field_names(kind: type[Block], table: Table) -> set[str]:
-    return {field for field, info in kind.model_fields.items() if (info.alias or field) in table}
 
 
 def _normalised(value: object) -> object:

@@ -16,6 +16,7 @@ from modelchain.families.timm_adapter import TIMM, TimmConfig
 from modelchain.families.towers import Pooling, VisionSpec
 
 FAMILIES: tuple[Family[Any], ...] = (CLIP, CLASSIFIER, LANGUAGE_MODEL, TIMM)
+_OF_CONFIG: dict[type[FamilyConfig], Family[Any]] = {family.config: family for family in FAMILIES}
 
 # The configuration of a model of any family: where it is read, one of the types that are registered.
 if TYPE_CHECKING:
@@ -49,8 +50,7 @@ __all__ = [
 
 def family_of(config: FamilyConfig | type[FamilyConfig]) -> Family[Any]:
     """The family of a configuration."""
-    kind = config if isinstance(config, type) else type(config)
-    return next(family for family in FAMILIES if family.config is kind)
+    return _OF_CONFIG[config if isinstance(config, type) else type(config)]
 
 
 def families_of(kind: type[FamilyConfig]) -> tuple[Family[Any], ...]:

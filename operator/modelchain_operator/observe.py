@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from pydantic import ValidationError
 
@@ -38,6 +39,11 @@ class ClusterSnapshot:
     def generation(self) -> int:
         """Of the spec."""
         return int(self.body["metadata"].get("generation", 0))
+
+    @cached_property
+    def status(self) -> ChainStatus | None:
+        """`status_of` the chain."""
+        return status_of(self.body)
 
 
 def snapshot_of(
@@ -130,7 +136,7 @@ def observe(
     jobs = [_with_outdated(_with_reason(job, memory), tree, accepted) for job, tree in seen]
     annotations = snapshot.body["metadata"].get("annotations") or {}
     return Observation(
-        status=status_of(snapshot.body),
+        status=snapshot.status,
         generation=snapshot.generation,
         jobs=_with_progress(jobs, stores),
         made=frozenset(memory.made),

@@ -10,7 +10,7 @@ from modelchain.reconcile.actions import Action, Decision, StartJob
 from modelchain.reconcile.stale_reads import is_report_only, only_starts_fresh_stages
 from modelchain.resolved import ResolvedChain
 from modelchain.status import ChainStatus, StageReason, without_progress
-from modelchain_operator.observe import ChainMemory, ClusterSnapshot, status_of
+from modelchain_operator.observe import ChainMemory, ClusterSnapshot
 
 ENDING_SECONDS = 2.0  # a stage's job usually ends this soon after its manifest: both then go into one write
 
@@ -47,7 +47,7 @@ def may_act_on_cache(
     nobody has changed the chain since, which the API server checks. Starting a stage relies on the status, so the last
     write of the chain has to be this process's own.
     """
-    before = status_of(snapshot.body)
+    before = snapshot.status
     if before is None:
         return False
     if is_report_only(before, decision):

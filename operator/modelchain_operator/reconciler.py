@@ -25,7 +25,7 @@ from modelchain_operator.job_writer import JobWriter
 from modelchain_operator.kubernetes.api import Conflict, Object
 from modelchain_operator.kubernetes.key import Key
 from modelchain_operator.live_view import LiveView
-from modelchain_operator.observe import ChainMemory, ClusterSnapshot, observe, status_of
+from modelchain_operator.observe import ChainMemory, ClusterSnapshot, observe
 from modelchain_operator.pending_diagnosis import PendingDiagnosis
 from modelchain_operator.preconditions import due_in, is_still_asked_for, may_act_on_cache
 from modelchain_operator.refused_chains import RefusedChains
@@ -85,7 +85,7 @@ class Reconciler:
         if not accepted.problems:
             self.metrics.chain_accepted(key, accepted.chain, accepted.plan)
         probe = any(time.monotonic() >= refusal.ask_at for refusal in memory.refusals.values())
-        if not probe and not self._is_due(key, body, decision, memory):
+        if not probe and not self._is_due(key, snapshot, decision, memory):
             self._schedule(key, body, decision, memory)
         elif not probe and may_act_on_cache(snapshot, accepted.chain, decision, memory):
             try:
@@ -117,7 +117,7 @@ class Reconciler:
         self, key: Key, snapshot: ClusterSnapshot, accepted: Accepted, memory: ChainMemory
     ) -> Decision | None:
         """What to do; None if the store has to be read first, after which the chain is queued again."""
-        now, status = time.time(), status_of(snapshot.body)
+        now, status = time.time(), snapshot.status
         stores = await self.stores.snapshot(key, accepted, status)
         if stores is None or expire_artifacts(key, status, memory, self.stores):
             return None
@@ -138,10 +138,10 @@ class Reconciler:
             self.stores.refresh(key, stage)
         return decision
 
-    def _is_due(self, key: Key, body: Object, decision: Decision, memory: ChainMemory) -> bool:
+    def _is_due(self, key: Key, snapshot: ClusterSnapshot, decision: Decision, memory: ChainMemory) -> bool:
         """Whether there is something to do or to write now. If that is due later, the chain is queued for then."""
         after = self.statuses.as_stored(decision.status)
-        wait = due_in(status_of(body), after, decision, memory, self.progress_seconds)
+        wait = due_in(snapshot.status, after, decision, memory, self.progress_seconds)
         if wait:
             self.queue.add_after(key, wait)
         return wait == 0
@@ -178,7 +178,7 @@ class Reconciler:
         """Write the status; then act, as long as a fresh snapshot still asks for it. Raises Conflict if the chain was
         changed since the decision.
         """
-        body = await self._write(key, snapshot.body, accepted, decision.status, memory)
+        body = await self._write(key, snapshot, accepted, decision.status, memory)
         acted = False
         for action in decision.actions:
             if acted or time.monotonic() - seen_at > SNAPSHOT_SECONDS:
@@ -194,12 +194,16 @@ class Reconciler:
         self._schedule(key, body, decision, memory)
 
     async def _write(
-        self, key: Key, body: Object, accepted: Accepted, status: ChainStatus, memory: ChainMemory
+        self,
+        key: Key,
+        snapshot: ClusterSnapshot,
+        accepted: Accepted,
+        status: ChainStatus,
+        memory: ChainMemory,
     ) -> Object:
-        before = status_of(body)
-        if before == self.statuses.as_stored(status):
-            return body
-        written = await self.statuses.write(key, body, before, status)
+        if snapshot.status == self.statuses.as_stored(status):
+            return snapshot.body
+        written = await self.statuses.write(key, snapshot.body, snapshot.status, status)
         memory.written_at = time.monotonic()
         memory.ending_since = None
         memory.written_version = written["metadata"]["resourceVersion"]
