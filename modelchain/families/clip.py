@@ -49,6 +49,7 @@ TEXT_DIGEST: Final[Table] = {
     "layers": REQUIRED,
     "heads": REQUIRED,
     "mlpRatio": 4.0,
+    "causal": True,
 }
 
 
@@ -65,6 +66,13 @@ class TextSpec(Block):
     mlp_ratio: Annotated[
         float, Field(gt=0, le=64, allow_inf_nan=False, description="Hidden width of the MLP over width.")
     ] = 4.0
+    causal: Annotated[
+        bool,
+        Field(
+            description="Whether a token attends to none behind it; false is open_clip's no_causal_mask. Then the "
+            "whole context is computed of every caption, padding included."
+        ),
+    ] = True
 
     @property
     def hidden_width(self) -> int:
@@ -128,12 +136,9 @@ class ClipFamily(Family[ModelConfig]):
         self, config: ModelConfig, rows: int, texts: Mapping[int, int], patch_dropout: float
     ) -> tuple[int, int]:
         """Texts are as long as they are handed to the tower; last blocks compute what is pooled."""
-        vision, text = config.vision, config.text
+        vision = config.vision
         image = computed_image_tower_macs(vision, patch_dropout) + vision.width * config.embed_dim
-        projection = text.width * config.embed_dim
-        return rows * image, sum(
-            number * (pooled_tower_macs(length, text) + projection) for length, number in texts.items()
-        )
+        return rows * image, computed_text_macs(config, texts)
 
     def embedding_parameters(self, config: ModelConfig) -> int:
         """Of the text tower."""
@@ -178,6 +183,7 @@ class ClipFamily(Family[ModelConfig]):
             "write the same training.loss for both",
         )
         yield from differs(("quickGelu",), "quickGelu", small.quick_gelu, large.quick_gelu)
+        yield from differs(("text", "causal"), "text.causal", small.text.causal, large.text.causal)
         yield from shrinking_heads(
             ("vision", "headWidth"), "vision", vision_heads(small.vision), vision_heads(large.vision)
         )
@@ -247,6 +253,16 @@ def text_macs(model: ModelConfig) -> int:
     """
     text = model.text
     return text.layers * block_macs(text.context_length, text) + text.width * model.embed_dim
+
+
+def computed_text_macs(model: ModelConfig, texts: Mapping[int, int]) -> int:
+    """MACs that the trainer computes of captions: how many of these lengths in tokens, padding included."""
+    text = model.text
+    projection = text.width * model.embed_dim
+    return sum(
+        number * (pooled_tower_macs(length if text.causal else text.context_length, text) + projection)
+        for length, number in texts.items()
+    )
 
 
 def _text_heads(model: ModelConfig) -> tuple[int, int]:

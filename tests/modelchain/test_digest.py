@@ -89,6 +89,7 @@ IDLE: list[tuple[Path, Any]] = [
     (("stages", 2, "modelConfig", "vision", "imageSize"), 224),
     (("stages", 2, "modelConfig", "vision", "mlpRatio"), 4),
     (("stages", 2, "modelConfig", "quickGelu"), False),
+    (("stages", 2, "modelConfig", "text", "causal"), True),
     # the same in other words
     (("data", "shards"), [f"s3://data/00{i}.tar" for i in range(4)]),
     (("data", "shards"), ["s3://data/{000..001}.tar", "s3://data/{002,003}.tar"]),
@@ -143,6 +144,7 @@ DECIDING: list[tuple[Path, Any, int]] = [
     (("stages", 2, "from"), "tiny", 2),
     (("stages", 2, "modelConfig", "embedDim"), 640, 2),
     (("stages", 2, "modelConfig", "quickGelu"), True, 2),
+    (("stages", 2, "modelConfig", "text", "causal"), False, 2),
     (("stages", 2, "modelConfig", "vision", "imageSize"), 240, 2),
     (("stages", 2, "modelConfig", "vision", "patchSize"), 32, 2),
     (("stages", 2, "modelConfig", "vision", "width"), 832, 2),

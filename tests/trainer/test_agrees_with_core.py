@@ -59,6 +59,9 @@ COUNTED = {
             )
         }
     ),
+    "text that is not causal": TINY.model_copy(
+        update={"text": TINY.text.model_copy(update={"causal": False})}
+    ),
     "squat": SQUAT,
     "odd": ODD,
     **{name: catalogue.find(name) for name in NAMED},

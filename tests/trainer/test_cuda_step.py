@@ -57,13 +57,14 @@ def run_on_cuda(
             made_for = made_for.model_copy(update={"task": TaskName.LANGUAGE_MODEL})
             model, teacher = (LanguageModel(language_model(width=size), device=CUDA) for size in (32, 16))
         else:
-            loss = LossName(task)
+            loss = LossName(task.partition(",")[0])
             made_for = made_for.model_copy(
                 update={"training": made_for.training.model_copy(update={"loss": loss})}
             )
             biased = {"logit_bias": loss is LossName.SIGMOID}
             model, teacher = (
-                Clip(config(32, size).model_copy(update=biased), device=CUDA) for size in (24, 16)
+                Clip(config(32, size, causal="," not in task).model_copy(update=biased), device=CUDA)
+                for size in (24, 16)
             )
         projections = task_of(made_for).projections(model.config, teacher.config)
         assert projections is not None
@@ -85,7 +86,9 @@ def run_on_cuda(
         return trained.run(rows, 0)
 
 
-@pytest.mark.parametrize("task", ["Contrastive", "Sigmoid", "Classification", "LanguageModel"])
+@pytest.mark.parametrize(
+    "task", ["Contrastive", "Contrastive, not causal", "Sigmoid", "Classification", "LanguageModel"]
+)
 @pytest.mark.parametrize("micro_batch_size", [None, 5])
 def test_a_step_mixes_no_devices_and_never_waits_for_the_gpu(
     monkeypatch: pytest.MonkeyPatch, micro_batch_size: int | None, task: str

@@ -2,8 +2,9 @@
 
 Cropping a batch after its longest caption helps until one caption is long, and of several captions a sample one
 usually is. Sorted by length and cut into a few buckets, each cropped after its own longest, the same captions take
-little more than their tokens. A caption's embedding does not depend on the padding behind it (the tower is causal
-and pools at the end-of-text token), so embeddings and gradients are those of the whole matrix, to rounding.
+little more than their tokens. A caption's embedding does not depend on how much of the padding behind it is left (a
+causal tower pools at the end-of-text token; one that is not is given all of it again), so embeddings and gradients are
+those of the whole matrix, to rounding.
 
 Shapes: C captions a sample, m samples, M = C x m texts, T tokens, n texts of a bucket, E embedding.
 """

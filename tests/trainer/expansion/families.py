@@ -182,6 +182,7 @@ def _clip_configs(d: dict[str, Any]) -> tuple[AnyConfig, AnyConfig]:
         vision_ratio=d["ratio"],
         text_ratio=d["ratio"],
         tower=tower,
+        causal=d.get("causal", True),
     )
     wide = (
         vision * (1 + d["times"]) if tower.get("input_norm", True) else vision + HEAD * d["more_text_heads"]
@@ -193,6 +194,7 @@ def _clip_configs(d: dict[str, Any]) -> tuple[AnyConfig, AnyConfig]:
         vision_ratio=d["ratio"] + d["more_ratio"],
         text_ratio=d["ratio"] + d["more_ratio"],
         tower=tower,
+        causal=d.get("causal", True),
     )
     return small, large
 
@@ -226,6 +228,7 @@ FAMILIES: dict[str, FamilyCase] = {
         st.fixed_dictionaries(
             {
                 "tower": st.sampled_from(CLIP_TOWERS),
+                "causal": st.booleans(),
                 "vision_heads": _heads,
                 "text_heads": _heads,
                 "vision_layers": _layers,

@@ -87,9 +87,10 @@ def config_of(
     quick_gelu: bool = False,
     context: int = CONTEXT,
     tower: Mapping[str, Any] | None = None,
+    causal: bool = True,
 ) -> ModelConfig:
     """A small model: (width, layers) of each tower, heads of 8 channels, 9 patches; `tower` are more settings of
-    the image tower."""
+    the image tower, `causal` is of the text tower."""
     return ModelConfig(
         embed_dim=embed,
         quick_gelu=quick_gelu,
@@ -109,6 +110,7 @@ def config_of(
             layers=text[1],
             heads=text[0] // (text_head or head_width),
             mlp_ratio=text_ratio,
+            causal=causal,
         ),
     )
 

@@ -46,6 +46,7 @@ def changed(part: str | None, **values: Any) -> ModelConfig:
         ),
         (changed("text", context_length=32), "text.contextLength: contextLength changes from 77 to 32"),
         (changed(None, quick_gelu=True), "quickGelu: quickGelu changes from false to true"),
+        (changed("text", causal=False), "text.causal: text.causal changes from true to false"),
         (changed("vision", patch_size=5), "vision.patchSize"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

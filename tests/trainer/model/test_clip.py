@@ -56,22 +56,29 @@ def test_unnormalised_embeddings_point_the_same_way(model: Clip, images: Tensor)
     torch.testing.assert_close(raw / raw.norm(dim=-1, keepdim=True), unit)
 
 
-@pytest.mark.parametrize("causal", [False, True], ids=["image", "text"])
-def test_the_last_block_computes_for_the_pooled_token_what_it_would_for_all(causal: bool) -> None:
+@pytest.mark.parametrize(
+    ("causal", "position_B"),
+    [(False, None), (True, torch.tensor([0, 3, 6, 2])), (False, torch.tensor([0, 3, 6, 2]))],
+    ids=["image", "text", "text that is not causal"],
+)
+def test_the_last_block_computes_for_the_pooled_token_what_it_would_for_all(
+    causal: bool, position_B: Tensor | None
+) -> None:
     torch.manual_seed(0)
     block = Block(24, 3, 40, GELU, None).double()
     for parameter in block.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     x_BTD = torch.randn(4, 7, 24, dtype=torch.float64)
-    position_B = torch.tensor([0, 3, 6, 2]) if causal else None
     every = block(x_BTD, causal)
-    expected = every[torch.arange(4), position_B] if causal else every[:, 0]
-    torch.testing.assert_close(block.pooled(x_BTD, position_B), expected, rtol=1e-12, atol=1e-12)
+    expected = every[:, 0] if position_B is None else every[torch.arange(4), position_B]
+    torch.testing.assert_close(block.pooled(x_BTD, position_B, causal), expected, rtol=1e-12, atol=1e-12)
 
 
-def test_cropped_tokens_have_the_same_embeddings_and_gradients(model: Clip) -> None:
+@pytest.mark.parametrize("causal", [True, False])
+def test_cropped_tokens_have_the_same_embeddings_and_gradients(model: Clip, causal: bool) -> None:
     tokens = tokens_of(2, 5, 1, 3)
-    double = Clip(model.config)
+    text = model.config.text.model_copy(update={"causal": causal})
+    double = Clip(model.config.model_copy(update={"text": text}))
     double.load_state_dict(model.state_dict())
     double.double()
     assert crop_tokens(tokens).shape == (4, 7)

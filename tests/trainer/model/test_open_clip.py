@@ -66,6 +66,11 @@ CONFIGURATIONS = {
         ),
         text=TextSpec(context_length=9, vocab_size=49408, width=16, layers=1, heads=1),
     ),
+    "a text tower that is not causal": ModelConfig(
+        embed_dim=12,
+        vision=VisionSpec(image_size=16, patch_size=8, width=16, layers=1, head_width=8),
+        text=TextSpec(context_length=12, vocab_size=49408, width=24, layers=2, heads=3, causal=False),
+    ),
     "one patch": ModelConfig(
         embed_dim=16,
         vision=VisionSpec(image_size=16, patch_size=16, width=16, layers=2, head_width=4),

@@ -27,6 +27,12 @@ def document(**changes: object) -> dict[str, object]:
     return {"model_cfg": whole, "preprocess_cfg": {}}
 
 
+def test_a_text_tower_that_is_not_causal_reads_back_the_same() -> None:
+    found = from_open_clip(document(text__no_causal_mask=True), "c.json")
+    assert not found.text.causal
+    assert from_open_clip(to_open_clip(found), "c.json") == found
+
+
 @pytest.mark.parametrize(
     "name", ["ViT-T-16", "ViT-L-16", "open_clip/ViT-bigG-14", "open_clip/ViT-B-32-quickgelu"]
 )
@@ -56,7 +62,7 @@ def test_every_stock_configuration_is_the_catalogues_or_is_refused() -> None:
         ("coca_ViT-B-32", "multimodal_cfg"),
         ("convnext_base", "vision_cfg.timm_model_name"),
         ("roberta-ViT-B-32", "text_cfg.hf_model_name"),
-        ("ViT-B-16-SigLIP", "text_cfg.no_causal_mask"),
+        ("ViT-B-16-SigLIP", "text_cfg.hf_tokenizer_name"),
         ("ViT-L-14-CLIPA", "text_cfg.pool_type"),
         ("EVA02-B-16", "vision_cfg.timm_model_name"),
     ],
@@ -76,7 +82,6 @@ def test_models_of_another_kind_are_refused_by_what_differs(name: str, reason: s
         {"vision__patch_dropout": 0.5},
         {"vision__norm_kwargs": {"eps": 1e-6}},
         {"text__act_kwargs": {"approximate": "tanh"}},
-        {"text__no_causal_mask": True},
         {"text__pool_type": "last"},
         {"text__tokenizer_kwargs": {"clean": "canonicalize"}},
         {"vision__qk_norm": True},
@@ -104,6 +109,7 @@ def test_a_key_that_changes_the_function_is_refused_by_name(changes: dict[str, o
         {"custom_text": False},
         {"init_logit_scale": 1.0},
         {"vision__attn_pooler_heads": 4},
+        {"text__no_causal_mask": False},
     ],
     ids=str,
 )

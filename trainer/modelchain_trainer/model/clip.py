@@ -10,8 +10,8 @@ et al., arXiv 2103.00020), so a state dict fits both. What differs is only how t
 - the last block computes only the token that is pooled, if one is: the others' outputs are read by nobody. That is
   exact, and saves most of one block of each tower, forwards and backwards;
 - texts may be cut after the longest caption (`crop_tokens`; in training each bucket of texts of like length, see
-  captions.py): the tower is causal and pools at the end-of-text token, so no position behind it can reach the
-  embedding;
+  captions.py): a causal tower pools at the end-of-text token, so no position behind it can reach the embedding. One
+  that is not causal (open_clip's `no_causal_mask`) is given the padding again;
 - under autocast the residual stream stays fp32 in both towers, which takes fewer casts than a bf16 stream and
   rounds less; embeddings are normalised in fp32 at least.
 
@@ -63,7 +63,7 @@ class Clip(ImageTextModel[ModelConfig]):
             text.heads,
             text.hidden_width,
             _activation(config.quick_gelu),
-            causal=True,
+            causal=text.causal,
             device=device,
         )
         self.ln_final = LayerNorm(text.width, device=device)
@@ -118,9 +118,12 @@ class Clip(ImageTextModel[ModelConfig]):
         """Embeddings [B, E] of texts.
 
         `tokens_BT` is int64 [B, T] with T at most the context length; the end-of-text token is the largest of
-        each row. Pass what `crop_tokens` returns: the result is the same and the work shrinks with T.
+        each row. Pass what `crop_tokens` returns: the result is the same, and in a causal tower the work shrinks
+        with T.
         """
         eot_B = tokens_BT.argmax(dim=-1)
+        if not self.transformer.causal:  # it sees the padding
+            tokens_BT = F.pad(tokens_BT, (0, self.config.text.context_length - tokens_BT.shape[1]))
         x_BTD = self.token_embedding(tokens_BT) + self.positional_embedding[: tokens_BT.shape[1]]
         pooled_BD = self.ln_final(self.transformer(x_BTD, eot_B))
         text_BE = pooled_BD @ self.text_projection

@@ -64,7 +64,6 @@ _TEXT_OFF: Mapping[str, object] = {
     "tokenizer_mode": None,
     "tokenizer_kwargs": None,
     "embed_cls": False,
-    "no_causal_mask": False,
     "pool_type": "argmax",
     "proj_bias": False,
     "proj_type": "linear",
@@ -98,7 +97,8 @@ def to_open_clip(config: ModelConfig) -> dict[str, object]:
             **({"init_logit_bias": SIGMOID_LOGIT_BIAS} if config.logit_bias else {}),
             "vision_cfg": {key: getattr(config.vision, key) for key in _VISION_KEYS}
             | _optional(config.vision),
-            "text_cfg": {key: getattr(config.text, key) for key in _TEXT_KEYS},
+            "text_cfg": {key: getattr(config.text, key) for key in _TEXT_KEYS}
+            | ({} if config.text.causal else {"no_causal_mask": True}),
         },
         "preprocess_cfg": {
             "mean": list(MEAN),
@@ -141,7 +141,7 @@ def from_open_clip(content: object, where: str) -> ModelConfig:
     refused = [
         *_refused("", model, {*_MODEL_KEYS, "init_logit_bias", "vision_cfg", "text_cfg"}, _MODEL_OFF),
         *_refused("vision_cfg.", vision, {*_VISION_KEYS, *_VISION_OPTIONAL}, _VISION_OFF),
-        *_refused("text_cfg.", text, set(_TEXT_KEYS), _TEXT_OFF),
+        *_refused("text_cfg.", text, {*_TEXT_KEYS, "no_causal_mask"}, _TEXT_OFF),
     ]
     if isinstance(vision.get("layers"), list):
         refused.append("vision_cfg.layers (a ResNet)")
@@ -164,6 +164,7 @@ def from_open_clip(content: object, where: str) -> ModelConfig:
         "layer_scale": vision.get("ls_init_value"),
     }
     document["text"] = _TEXT_DEFAULTS | {key: text[key] for key in _TEXT_KEYS if key in text}
+    document["text"]["causal"] = not text.get("no_causal_mask")
     try:
         return ModelConfig.model_validate(document)
     except ValidationError as error:

@@ -51,7 +51,7 @@ class Transformer(nn.Module):
         *blocks, last = cast("list[Block]", list(self.resblocks))
         for block in blocks:
             x_BTD = self._run(block, x_BTD, self.causal)
-        return self._run(last.pooled, x_BTD, pooled_B)
+        return self._run(last.pooled, x_BTD, pooled_B, self.causal)
 
     def sequence(self, x_BTD: Tensor, visible_BTT: Tensor | None) -> Tensor:
         """The outputs [B, T, D] of all positions; `visible_BTT` says which each attends to (None: as `causal`)."""
@@ -114,17 +114,19 @@ class Block(nn.Module):
         x_BTD = x_BTD + self.ls_1(self.attn(self.ln_1(x_BTD), causal, visible_BTT))
         return x_BTD + self.ls_2(self.mlp(self.ln_2(x_BTD)))
 
-    def pooled(self, x_BTD: Tensor, position_B: Tensor | None) -> Tensor:
-        """The block's output [B, D] at one position of each row, which attends to all positions up to itself.
+    def pooled(self, x_BTD: Tensor, position_B: Tensor | None, causal: bool) -> Tensor:
+        """The block's output [B, D] at one position of each row; if `causal`, it attends to none behind itself.
 
-        None is position 0, which attends to all positions (the class token of the uncausal image tower).
+        None is position 0 (the class token of the image tower, which is not causal).
         """
+        visible_BT = None
         if position_B is None:
-            x_BD, visible_BT = x_BTD[:, 0], None
+            x_BD = x_BTD[:, 0]
         else:
             # Not `take_along_dim`: torch.compile takes the number of tokens it meets there for a constant.
             x_BD = x_BTD.gather(1, position_B[:, None, None].expand(-1, 1, x_BTD.shape[2])).squeeze(1)
-            visible_BT = torch.arange(x_BTD.shape[1], device=x_BTD.device) <= position_B[:, None]
+            if causal:
+                visible_BT = torch.arange(x_BTD.shape[1], device=x_BTD.device) <= position_B[:, None]
         x_BD = x_BD + self.ls_1(self.attn.pooled(self.ln_1(x_BD), self.ln_1(x_BTD), visible_BT))
         return x_BD + self.ls_2(self.mlp(self.ln_2(x_BD)))
 
