@@ -40,7 +40,7 @@ def test_open_clips_models_are_those_of_the_installed_package_and_complete() -> 
                 "layer_scale": config["vision_cfg"].get("ls_init_value"),
                 **{key: value for key, value in config["vision_cfg"].items() if key != "ls_init_value"},
             },
-            "text": {"mlp_ratio": 4.0, **config["text_cfg"]},
+            "text": {"mlp_ratio": 4.0, "causal": True, **config["text_cfg"]},
         }
         for name, config in stock_configurations().items()
         if _expressible(config)
