@@ -10,15 +10,13 @@ import hashlib
 from collections.abc import Callable, Collection, Sequence
 
 from modelchain.cost import stage_macs
+from modelchain.evaluations import leading_metrics, metrics_of
 from modelchain.resolved import BaselineRun, ResolvedBaseline, ResolvedStage, needed_for
-from modelchain.spec import BaselineSpec, EvaluationSpec, EvaluationType
+from modelchain.spec import BaselineSpec
 
 ALL = "all"  # in spec.baseline.train: every model of the family
 MAX_NAME = 30  # as of a stage that a user names: the name of a job has room for it
 MOST_EPOCHS = 100_000  # as training.epochs
-_TOP1, _RECALL, _LOSS, _PERPLEXITY = "top1", "imageToText@1", "loss", "perplexity"
-_RECALLS = tuple(f"{way}@{rank}" for way in ("imageToText", "textToImage") for rank in (1, 5, 10))
-_TOP5_CLASSES = 10  # from so many on, the accuracy among the best five is measured too
 
 
 def resolve_baseline(
@@ -83,34 +81,6 @@ def baseline_metric(spec: BaselineSpec | None, stages: Sequence[ResolvedStage]) 
         *({metric for one in stage.evaluation for metric in metrics_of(one)} for stage in wanted)
     )
     return next((metric for metric in leading_metrics(wanted[-1].evaluation) if metric in common), None)
-
-
-def leading_metrics(sets: Sequence[EvaluationSpec]) -> tuple[str, ...]:
-    """The metrics that stand for how good a model is, the most telling first."""
-    return (
-        *(f"{one.name}/{_TOP1}" for one in sets if one.type.gives_top1 and not one.type.trains),
-        *(f"{one.name}/{_RECALL}" for one in sets if one.type is EvaluationType.RETRIEVAL),
-        *(f"{one.name}/{_LOSS}" for one in sets if one.type is EvaluationType.RETRIEVAL),
-        *(f"{one.name}/{_PERPLEXITY}" for one in sets if one.type is EvaluationType.PERPLEXITY),
-        *(f"{one.name}/{_TOP1}" for one in sets if one.type.trains),  # one point a stage: no curve to compare
-    )
-
-
-def metrics_of(evaluation: EvaluationSpec) -> tuple[str, ...]:
-    """The metrics that an evaluation set gives."""
-    if evaluation.type is EvaluationType.RETRIEVAL:
-        kinds = (_LOSS, *_RECALLS)
-    elif evaluation.type is EvaluationType.ACCURACY:
-        kinds = (_LOSS, _TOP1, "top5")
-    elif evaluation.type is EvaluationType.PERPLEXITY:
-        kinds = (_PERPLEXITY, _LOSS)
-    elif evaluation.type.trains:
-        kinds = (_TOP1, "top5", *(("top1Std",) if (evaluation.seeds or 1) > 1 else ()))
-    elif evaluation.classes is not None and len(evaluation.classes) < _TOP5_CLASSES:
-        kinds = (_TOP1,)
-    else:
-        kinds = (_TOP1, "top5")
-    return tuple(f"{evaluation.name}/{kind}" for kind in kinds)
 
 
 def _free_name(stage: str, suffix: str, taken: Collection[str]) -> str:

@@ -152,16 +152,6 @@ class EvaluationType(StrEnum):
     LINEAR_PROBE = "LinearProbe"
     FINE_TUNE = "FineTune"
 
-    @property
-    def gives_top1(self) -> bool:
-        """Whether sets of this type give the accuracy `top1`."""
-        return self not in (EvaluationType.RETRIEVAL, EvaluationType.PERPLEXITY)
-
-    @property
-    def trains(self) -> bool:
-        """Whether something is trained on `trainData` first, which is done once, at the end of a stage."""
-        return self in (EvaluationType.LINEAR_PROBE, EvaluationType.FINE_TUNE)
-
 
 class JobBackend(StrEnum):
     PYTORCH_JOB = "PyTorchJob"

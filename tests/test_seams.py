@@ -1,9 +1,9 @@
-"""The seams, as somebody uses them who adds a task and a family of models: a file in the core, a file in the trainer, a
-registration each.
+"""The seams, as somebody uses them who adds a task, a family of models and a type of evaluation sets: a file (or an
+entry) in the core, a file in the trainer, a registration each.
 
 The toy task learns by which quarter turn pictures were turned (Gidaris et al., arXiv 1803.07728). The toy family, an
-MLP-Mixer, does not grow: it is taught by a transformer. Both are written into a copy of the packages, where nothing
-else is touched, and a chain of them trains to its manifests.
+MLP-Mixer, does not grow: it is taught by a transformer. The toy evaluation asks models for the turns of pictures. All
+are written into a copy of the packages, where nothing else is touched, and a chain of them trains to its manifests.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ ROOT = Path(__file__).parents[1]
 CORE = '''
 """Which way up pictures are."""
 
-from modelchain.spec import TaskName
+from modelchain.spec import EvaluationType, TaskName
 from modelchain.tasks.classification import ClassificationTask
 
 
 class TurnsTask(ClassificationTask):
     name = TaskName.TURNS
     text = "turn"
-    evaluations = ()
+    evaluations = (EvaluationType.TURNS,)
 
 
 TURNS = TurnsTask()
@@ -190,16 +190,74 @@ MIXER = Family(
 )
 '''
 
+EVALUATION_CORE = """        EvaluationType.TURNS: Evaluation(
+            metrics=lambda _: ("turns",),
+            leading=("turns",),
+            names={"turns": "Share of turns that are told"},
+            data_fields=frozenset({"classKey", "imageKeys"}),
+        ),
+"""
+
+EVALUATION_TRAINER = '''
+"""Which way up pictures are: how often a model says it."""
+
+from dataclasses import dataclass
+
+import torch
+
+from modelchain.spec import EvaluationSpec
+from modelchain_trainer.evaluation.accuracy import classify
+from modelchain_trainer.evaluation.evaluation_set import EvaluationSet, EvaluationSource, Opening, Run
+from modelchain_trainer.evaluation.images import open_images
+from modelchain_trainer.model.family import AnyModel
+
+
+@dataclass(frozen=True)
+class TurnsSet(EvaluationSet):
+    spec: EvaluationSpec
+    source: EvaluationSource
+
+    @classmethod
+    def open(cls, spec: EvaluationSpec, opening: Opening) -> "TurnsSet":
+        return cls(spec, open_images(spec, opening))
+
+    def measure(self, model: AnyModel, run: Run) -> dict[str, float]:
+        right = torch.zeros(2, dtype=torch.float64)
+        for batch in self.source.batches(run.group.rank, run.group.world_size):
+            for turn in range(4):
+                said = classify(model, torch.rot90(batch.images, turn, (2, 3)), run=run).argmax(dim=1)
+                right += torch.tensor([int((said == turn).sum()), len(said)])
+        told, asked = run.group.sum(right).tolist()
+        return {"turns": told / asked}
+'''
+
 MIXER = {"classes": 4, "imageSize": 12, "patchSize": 4, "width": 8, "layers": 2}
 FILES = {
     "modelchain/tasks/turns.py": CORE,
     "trainer/modelchain_trainer/tasks/turns.py": TRAINER,
+    "trainer/modelchain_trainer/evaluation/turns.py": EVALUATION_TRAINER,
     "modelchain/families/mixer.py": FAMILY_CORE,
     "trainer/modelchain_trainer/model/mixer.py": FAMILY_TRAINER,
 }
 # What is registered: in which file, after which text, what.
 REGISTRATIONS = (
     ("modelchain/spec.py", '    CLASSIFICATION = "Classification"\n', '    TURNS = "Turns"\n'),
+    ("modelchain/spec.py", '    FINE_TUNE = "FineTune"\n', '    TURNS = "Turns"\n'),
+    (
+        "modelchain/evaluations.py",
+        "Mapping[EvaluationType, Evaluation]] = MappingProxyType(\n    {\n",
+        EVALUATION_CORE,
+    ),
+    (
+        "trainer/modelchain_trainer/evaluation/sets.py",
+        "from modelchain_trainer.evaluation.retrieval import RetrievalSet\n",
+        "from modelchain_trainer.evaluation.turns import TurnsSet\n",
+    ),
+    (
+        "trainer/modelchain_trainer/evaluation/sets.py",
+        "        EvaluationType.RETRIEVAL: RetrievalSet.open,\n",
+        "        EvaluationType.TURNS: TurnsSet.open,\n",
+    ),
     (
         "modelchain/tasks/__init__.py",
         "from modelchain.tasks.task import Task\n",
@@ -243,9 +301,12 @@ def add(copy: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_task_and_a_family_are_a_file_on_each_side_and_a_registration_each(tmp_path: Path) -> None:
+def test_a_task_a_family_and_an_evaluation_are_a_file_on_each_side_and_a_registration_each(
+    tmp_path: Path,
+) -> None:
     copy, store = tmp_path / "copy", tmp_path / "store"
     add(copy)
+    shards = write_squares(tmp_path)
     vision = {"imageSize": 8, "patchSize": 4, "width": 16, "layers": 1, "headWidth": 16}
     chain = {
         "apiVersion": "modelchain.dev/v1alpha1",
@@ -254,7 +315,8 @@ def test_a_task_and_a_family_are_a_file_on_each_side_and_a_registration_each(tmp
         "spec": {
             "task": "Turns",
             "store": {"uri": str(store)},
-            "data": {"shards": [write_squares(tmp_path)], "samples": SAMPLES},
+            "data": {"shards": [shards], "samples": SAMPLES},
+            "evaluation": [{"name": "squares", "type": "Turns", "data": {"shards": [shards]}}],
             "training": {"epochs": 2, "globalBatchSize": 16, "logEverySteps": 1},
             "job": {"gpusPerNode": 0},
             "stages": [
@@ -284,6 +346,8 @@ def test_a_task_and_a_family_are_a_file_on_each_side_and_a_registration_each(tmp
     assert mixer["teacher"]["name"] == "large"
     lines = [json.loads(line) for line in _metrics(store, mixer).splitlines()]
     assert any(line["loss"]["distillation"] > 0 for line in lines if "loss" in line)
+    manifests = [json.loads(path.read_bytes()) for path in store.glob("stages/*/manifest.json")]
+    assert all(0 <= manifest["metrics"]["squares/turns"] <= 1 for manifest in manifests)
 
 
 def _metrics(store: Path, stage: dict[str, str]) -> str:

@@ -10,18 +10,20 @@ A message can't name the stage: to find it costs more than the whole budget (`fi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
 from pydantic import BaseModel
 
+from modelchain.evaluations import EVALUATIONS, misplaced, own_fields, readers_of
 from modelchain.families import FAMILIES, LanguageModelConfig, TextSpec, VisionSpec
 from modelchain.spec import (
     READABLE_SCHEMES,
     DataSpec,
     DistillationSchedule,
     EvaluationSpec,
+    EvaluationType,
     ExpansionSpec,
     JobSpec,
     LearningRateSchedule,
@@ -255,7 +257,36 @@ _HEADS = Rule(
     "the heads do not divide the width; make width a multiple of heads",
     ".heads",
 )
-_TRAINS = "self.type in ['LinearProbe', 'FineTune']"
+
+
+def _is_of_type(kinds: Iterable[EvaluationType]) -> str:
+    """CEL: whether a set is of one of these types."""
+    return f"self.type in [{', '.join(repr(str(kind)) for kind in kinds)}]"
+
+
+def _evaluation_rules() -> Iterator[Rule]:
+    """What sets of each type need, and which fields they have (modelchain/evaluations.py)."""
+    for kind, evaluation in EVALUATIONS.items():
+        if evaluation.one_of:
+            needs, remedy = evaluation.lacks
+            given = " || ".join(f"has(self.{field})" for field in evaluation.one_of)
+            yield Rule(f"self.type != '{kind}' || {given}", f"a {kind} set needs {needs}; {remedy}")
+    training = [kind for kind, evaluation in EVALUATIONS.items() if evaluation.trains]
+    yield Rule(
+        f"!({_is_of_type(training)}) || !has(self.everySteps)",
+        f"{' and '.join(training)} sets are evaluated once, at the end of a stage; remove everySteps",
+        ".everySteps",
+    )
+    for of_data in (False, True):
+        for field in own_fields(of_data=of_data):
+            readers = readers_of(field, of_data=of_data)
+            path = f"data.{field}" if of_data else field
+            message, remedy = misplaced(field, of_data=of_data)
+            yield Rule(f"{_is_of_type(readers)} || !has(self.{path})", f"{message}; {remedy}", f".{path}")
+            if of_data and not any(kind in training for kind in readers):
+                path = f"trainData.{field}"
+                yield Rule(f"!has(self.trainData) || !has(self.{path})", f"{message}; remove it", f".{path}")
+
 
 _UNITS = Rule(
     "!has(self.mlpRatio) || double(self.width) * self.mlpRatio >= 1.0",
@@ -292,63 +323,11 @@ BLOCK_RULES: Mapping[type[BaseModel], tuple[Rule, ...]] = {
         ),
     ),
     EvaluationSpec: (
-        Rule(
-            "self.type != 'ZeroShot' || has(self.classes) || has(self.classesUri)",
-            "a ZeroShot set needs the names of its classes; list them under classes, or name a file with one a line"
-            " under classesUri",
-        ),
+        *_evaluation_rules(),
         Rule(
             "!(has(self.classes) && has(self.classesUri))",
             "both classes and classesUri are given; remove one of the two",
             ".classesUri",
-        ),
-        Rule(
-            "self.type != 'ZeroShot' || !has(self.data.captionKeys)",
-            "captions are for Retrieval sets, this one is ZeroShot; remove it, or write type: Retrieval",
-            ".data.captionKeys",
-        ),
-        *(
-            Rule(
-                f"self.type != 'Retrieval' || !has(self.{field})",
-                f"{field} is for ZeroShot sets, this one is Retrieval; remove it, or write type: ZeroShot",
-                f".{field}",
-            )
-            for field in ("classes", "classesUri", "templates", "data.classKey")
-        ),
-        *(
-            Rule(
-                f"self.type in ['ZeroShot', 'Retrieval'] || !has(self.{field})",
-                f"{field} is for ZeroShot and Retrieval sets; remove it",
-                f".{field}",
-            )
-            for field in ("templates", "data.captionKeys")
-        ),
-        Rule(
-            f"!({_TRAINS}) || has(self.trainData)",
-            "LinearProbe and FineTune sets need labelled samples to train on; name their shards under trainData",
-        ),
-        Rule(
-            f"!({_TRAINS}) || !has(self.everySteps)",
-            "LinearProbe and FineTune sets are evaluated once, at the end of a stage; remove everySteps",
-            ".everySteps",
-        ),
-        Rule(
-            "!has(self.trainData) || !has(self.trainData.captionKeys)",
-            "captionKeys is for Retrieval sets, trainData for LinearProbe and FineTune ones; remove it",
-            ".trainData.captionKeys",
-        ),
-        *(
-            Rule(
-                f"{_TRAINS} || !has(self.{field})",
-                f"{field} is for LinearProbe and FineTune sets; remove it",
-                f".{field}",
-            )
-            for field in ("trainData", "seeds")
-        ),
-        Rule(
-            "self.type == 'FineTune' || !has(self.fineTune)",
-            "fineTune is for FineTune sets; remove it, or write type: FineTune",
-            ".fineTune",
         ),
     ),
     LearningRateSchedule: (

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Protocol, TextIO
 
 from modelchain.acceleration import Acceleration
-from modelchain.baselines import leading_metrics
+from modelchain.evaluations import leading_metrics
 from modelchain.local.events import (
     AttemptFailed,
     Event,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from modelchain.acceleration import Acceleration
-from modelchain.baselines import leading_metrics
+from modelchain.evaluations import leading_metrics
 from modelchain.reconcile.observation import Job, JobPhase, Observation
 from modelchain.reconcile.stage_context import StageContext
 from modelchain.reconcile.stuck_jobs import blocked_text, is_blocked, why_blocked
@@ -155,11 +155,9 @@ def top1_of(stage: ResolvedStage, metrics: Mapping[str, float]) -> float | None:
 
 
 def top1_on(evaluation: Sequence[EvaluationSpec], metrics: Mapping[str, float]) -> float | None:
-    """Accuracy on the first of these sets that has one, if it was measured; those that are measured throughout come
-    before those of the end."""
-    labelled = sorted((one for one in evaluation if one.type.gives_top1), key=lambda one: one.type.trains)
-    names = [one.name for one in labelled]
-    return metrics.get(f"{names[0]}/top1") if names else None
+    """The most telling accuracy of these sets, if it was measured."""
+    first = next((name for name in leading_metrics(evaluation) if name.endswith("/top1")), None)
+    return None if first is None else metrics.get(first)
 
 
 def percent(share: float) -> str:

@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
+from modelchain.evaluations import EVALUATIONS
 from modelchain.report import units
 from modelchain.report.data import ChainArtifacts, StageArtifacts
 from modelchain.spec import EvaluationType, TaskName
 from modelchain.tasks import Task, task_of
-
-_LEADING = (
-    "top1",
-    "imageToText@1",
-    "perplexity",
-)  # the one figure that stands for a set, by kind of evaluation
-
-_OF_TYPE: Mapping[EvaluationType | None, Mapping[str, str]] = {
-    EvaluationType.LINEAR_PROBE: {"top1": "Linear-probe accuracy"},
-    EvaluationType.FINE_TUNE: {"top1": "Accuracy after fine-tuning"},
-}
 
 
 @dataclass(frozen=True)
@@ -45,11 +34,12 @@ def leading_measures(chain: ChainArtifacts) -> tuple[Measure, ...]:
     wanted = [
         spec.name for stage in reversed(chain.stages) if stage.resolved for spec in stage.resolved.evaluation
     ]
+    leading = list(dict.fromkeys(one.leading[0] for one in EVALUATIONS.values()))
     sets = list(dict.fromkeys([*wanted, *sorted(name.rpartition("/")[0] for name in seen)]))
     return tuple(
         Measure(metric, name, title_of(metric, chain))
         for name in sets
-        for metric in [next((f"{name}/{last}" for last in _LEADING if f"{name}/{last}" in seen), None)]
+        for metric in [next((f"{name}/{one}" for one in leading if f"{name}/{one}" in seen), None)]
         if metric is not None
     )
 
@@ -63,18 +53,15 @@ def title_of(metric: str, chain: ChainArtifacts) -> str:
     """The name of a metric of the chain, for people."""
     sets = (spec for stage in chain.stages if stage.resolved for spec in stage.resolved.evaluation)
     kind = next((spec.type for spec in sets if spec.name == metric.rpartition("/")[0]), None)
-    return describe(metric, chain_task(chain), kind)
+    return describe(metric, kind)
 
 
-def describe(metric: str, task: Task, evaluated: EvaluationType | None = None) -> str:
-    """A metric's name for people: digits/top1 is 'Zero-shot accuracy on digits'."""
+def describe(metric: str, kind: EvaluationType | None) -> str:
+    """A metric's name for people, by the type of its set where that is known: digits/top1 of a ZeroShot set is
+    'Zero-shot accuracy on digits'.
+    """
     name, _, last = metric.rpartition("/")
-    kind, _, rank = last.partition("@")
-    if rank:
-        direction = {"imageToText": "image to text", "textToImage": "text to image"}.get(kind, kind)
-        what = f"Recall@{rank} ({direction})"
-    else:
-        what = (_OF_TYPE.get(evaluated) or task.metric_names).get(last, last)
+    what = last if kind is None else EVALUATIONS[kind].names.get(last, last)
     return f"{what} on {name}" if name else what
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import MappingProxyType
-
 from modelchain.families.family import ImageClassifierConfig
 from modelchain.resolved import ResolvedData, ResolvedTraining
 from modelchain.spec import EvaluationType, TaskName
@@ -19,9 +17,6 @@ class ClassificationTask(Task[ImageClassifierConfig]):
     own_fields = IMAGE_FIELDS | {("data", "classKey"), ("distillation", "logitsWeight")}
     evaluations = (EvaluationType.ACCURACY, *OF_IMAGES)
     text = "label"
-    metric_names = MappingProxyType(
-        {"top1": "Accuracy", "top5": "Accuracy among the best five", "loss": "Cross-entropy"}
-    )
     distillation = (
         "the squared distance between the features of a model and of its teacher and the divergence of their "
         "probabilities, times its weight"

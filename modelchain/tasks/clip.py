@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import MappingProxyType
-
 from modelchain.families.family import ImageTextConfig
 from modelchain.resolved import ResolvedData, ResolvedTraining
 from modelchain.spec import EvaluationType, LossName, TaskName
@@ -19,13 +17,6 @@ class ClipTask(Task[ImageTextConfig]):
     own_fields = IMAGE_FIELDS | {("data", "captionKeys"), ("training", "loss"), ("training", "lockedTower")}
     evaluations = (EvaluationType.ZERO_SHOT, EvaluationType.RETRIEVAL, *OF_IMAGES)
     text = "caption"
-    metric_names = MappingProxyType(
-        {
-            "top1": "Zero-shot accuracy",
-            "top5": "Zero-shot accuracy among the best five",
-            "loss": "Contrastive loss",
-        }
-    )
     distillation = (
         "the squared distance between the embeddings of a model and of its teacher, times its weight"
     )

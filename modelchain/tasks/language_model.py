@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from types import MappingProxyType
 from typing import Final
 
 from modelchain.families.family import Problem, TokenModelConfig
@@ -30,7 +29,6 @@ class LanguageModelTask(Task[TokenModelConfig]):
     evaluations = (EvaluationType.PERPLEXITY,)
     text = "sequence"
     size_field = "tokens"
-    metric_names = MappingProxyType({"perplexity": "Perplexity", "loss": "Cross-entropy a token"})
     distillation = (
         "the squared distance between the features of a model and of its teacher and the divergence of their "
         "probabilities, averaged over tokens, times its weight"

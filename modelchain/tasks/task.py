@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, ClassVar, Generic, TypeVar
 
 from modelchain.families import Family, FamilyConfig, Problem, families_of
@@ -31,8 +31,7 @@ class Task(ABC, Generic[C]):
     evaluations: ClassVar[tuple[EvaluationType, ...]]
     text: ClassVar[str]  # what a sample's texts are to people: captions, labels
     size_field: ClassVar[str] = "samples"  # of spec.data: how much data there is
-    metric_names: ClassVar[Mapping[str, str]]  # for people
-    distillation: ClassVar[str]  # and the distillation's, after "Distillation loss:"
+    distillation: ClassVar[str]  # its loss, after "Distillation loss:"
 
     @property
     def families(self) -> tuple[Family[Any], ...]:

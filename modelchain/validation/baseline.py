@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from modelchain.baselines import ALL, metrics_of
+from modelchain.baselines import ALL
+from modelchain.evaluations import metrics_of
 from modelchain.resolve import merged
 from modelchain.spec import MAX_BASELINES, BaselineSpec, EvaluationSpec, ModelChain, StageSpec
 from modelchain.validation.problem import STAGE_NAMES, Finding, quoted

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 
 from modelchain import shards
 from modelchain.cluster_labels import CONTAINER
+from modelchain.evaluations import evaluation_of, misplaced, own_fields, readers_of
 from modelchain.mix import seen_in_epoch
 from modelchain.spec import (
     READABLE_SCHEMES,
@@ -16,7 +17,6 @@ from modelchain.spec import (
     DistillationScheduleType,
     DistillationSpec,
     EvaluationSpec,
-    EvaluationType,
     JobSpec,
     LearningRateScheduleType,
     ModelChain,
@@ -231,110 +231,50 @@ def _check_evaluations(evaluations: list[EvaluationSpec], at: FieldPath) -> Iter
             message = f"{quoted(evaluation.name)} is the name of another set too"
             yield _finding((*own, "name"), message, "give each set a name of its own")
         yield from _check_shards(evaluation.data.shards, (*own, "data", "shards"))
-        match evaluation.type:
-            case EvaluationType.ZERO_SHOT:
-                yield from _check_zero_shot(evaluation, own)
-            case EvaluationType.RETRIEVAL:
-                yield from _check_retrieval(evaluation, own)
-            case EvaluationType.ACCURACY:
-                yield from _check_accuracy(evaluation, own)
-            case EvaluationType.PERPLEXITY:
-                yield from _check_perplexity(evaluation, own)
-            case EvaluationType.LINEAR_PROBE | EvaluationType.FINE_TUNE:
-                yield from _check_accuracy(evaluation, own)
-        yield from _check_trained(evaluation, own)
+        yield from _check_evaluation(evaluation, own)
 
 
-def _check_zero_shot(evaluation: EvaluationSpec, at: FieldPath) -> Iterator[Finding]:
-    if evaluation.classes is None and evaluation.classes_uri is None:
-        remedy = "list them under classes, or name a file with one a line under classesUri"
-        yield _finding(
-            (*at, "classes"), "a ZeroShot set needs the names of its classes", remedy, "classesUri"
-        )
-    yield from _check_classes(evaluation, at)
+def _check_evaluation(evaluation: EvaluationSpec, at: FieldPath) -> Iterator[Finding]:
+    """What a set of its type needs, and what nothing would read."""
+    kind = evaluation_of(evaluation)
+    given = evaluation.model_dump(by_alias=True, exclude_none=True)
+    yield from _check_fields_of_type(evaluation, given, at)
+    for block in ("data", "trainData"):
+        yield from _check_fields_of_type(evaluation, given.get(block, {}), (*at, block), of_data=True)
+    if kind.one_of and not any(field in given for field in kind.one_of):
+        needs, remedy = kind.lacks
+        message = f"a {evaluation.type} set needs {needs}"
+        yield _finding((*at, kind.one_of[0]), message, remedy, *kind.one_of[1:], "evaluation.type")
+    if kind.trains and evaluation.every_steps is not None:
+        message = f"a {evaluation.type} set is evaluated once, at the end of a stage"
+        yield _finding((*at, "everySteps"), message, "remove it", "evaluation.type")
+    if evaluation.classes is not None and evaluation.classes_uri is not None:
+        message = "both classes and classesUri are given"
+        yield _finding((*at, "classesUri"), message, "remove one of the two", "classes")
+    if evaluation.classes_uri is not None:
+        yield from _check_uri(evaluation.classes_uri, (*at, "classesUri"))
     for index, template in enumerate(evaluation.templates or ()):
         if "{}" not in template:
             message = f"{quoted(template)} has no place for the class name"
             yield _finding(
                 (*at, "templates", index), message, "write {} where it belongs: 'a photo of a {}.'"
             )
-    if evaluation.data.caption_keys is not None:
-        message = "captions are for Retrieval sets, this one is ZeroShot"
-        yield _finding(
-            (*at, "data", "captionKeys"), message, "remove it, or write type: Retrieval", "evaluation.type"
-        )
-
-
-def _check_classes(evaluation: EvaluationSpec, at: FieldPath) -> Iterator[Finding]:
-    if evaluation.classes is not None and evaluation.classes_uri is not None:
-        message = "both classes and classesUri are given"
-        yield _finding((*at, "classesUri"), message, "remove one of the two", "classes")
-    if evaluation.classes_uri is not None:
-        yield from _check_uri(evaluation.classes_uri, (*at, "classesUri"))
-
-
-def _check_accuracy(evaluation: EvaluationSpec, at: FieldPath) -> Iterator[Finding]:
-    yield from _check_classes(evaluation, at)
-    for part, value in (
-        (("templates",), evaluation.templates),
-        (("data", "captionKeys"), evaluation.data.caption_keys),
-    ):
-        if value is not None:
-            message = f"{part[-1]} is for sets of texts, this one is {evaluation.type}"
-            yield _finding((*at, *part), message, "remove it", "evaluation.type")
-
-
-def _check_perplexity(evaluation: EvaluationSpec, at: FieldPath) -> Iterator[Finding]:
-    unused = (
-        (("classes",), evaluation.classes),
-        (("classesUri",), evaluation.classes_uri),
-        (("templates",), evaluation.templates),
-        (("data", "classKey"), evaluation.data.class_key),
-        (("data", "captionKeys"), evaluation.data.caption_keys),
-        (("data", "imageKeys"), evaluation.data.image_keys),
-    )
-    for part, value in unused:
-        if value is not None:
-            message = f"{part[-1]} is for sets of images, this one is Perplexity"
-            yield _finding((*at, *part), message, "remove it", "evaluation.type")
-
-
-def _check_trained(evaluation: EvaluationSpec, at: FieldPath) -> Iterator[Finding]:
-    """What belongs to evaluations that train something, and to no other."""
-    if not evaluation.type.trains:
-        for field, value in (("trainData", evaluation.train_data), ("seeds", evaluation.seeds)):
-            if value is not None:
-                message = f"{field} is for LinearProbe and FineTune sets, this one is {evaluation.type}"
-                yield _finding((*at, field), message, "remove it", "evaluation.type")
-    elif evaluation.train_data is None:
-        message = f"a {evaluation.type} set needs labelled samples to train on"
-        yield _finding((*at, "trainData"), message, "name their shards under trainData", "evaluation.type")
-    else:
+    if evaluation.train_data is not None:
         yield from _check_shards(evaluation.train_data.shards, (*at, "trainData", "shards"))
-        if evaluation.train_data.caption_keys is not None:
-            message = f"captionKeys is for sets of texts, this one is {evaluation.type}"
-            yield _finding((*at, "trainData", "captionKeys"), message, "remove it", "evaluation.type")
-    if evaluation.type.trains and evaluation.every_steps is not None:
-        message = f"a {evaluation.type} set is evaluated once, at the end of a stage"
-        yield _finding((*at, "everySteps"), message, "remove it", "evaluation.type")
-    if evaluation.fine_tune is not None and evaluation.type is not EvaluationType.FINE_TUNE:
-        message = f"fineTune is for FineTune sets, this one is {evaluation.type}"
-        yield _finding((*at, "fineTune"), message, "remove it, or write type: FineTune", "evaluation.type")
-
-
-def _check_retrieval(evaluation: EvaluationSpec, at: FieldPath) -> Iterator[Finding]:
-    unused = (
-        (("classes",), evaluation.classes),
-        (("classesUri",), evaluation.classes_uri),
-        (("templates",), evaluation.templates),
-        (("data", "classKey"), evaluation.data.class_key),
-    )
-    for part, value in unused:
-        if value is not None:
-            message = f"{part[-1]} is for ZeroShot sets, this one is Retrieval"
-            yield _finding((*at, *part), message, "remove it, or write type: ZeroShot", "evaluation.type")
     if evaluation.data.caption_keys is not None:
         yield from _check_caption_keys(evaluation.data.caption_keys, (*at, "data", "captionKeys"))
+
+
+def _check_fields_of_type(
+    evaluation: EvaluationSpec, given: Mapping[str, object], at: FieldPath, *, of_data: bool = False
+) -> Iterator[Finding]:
+    """Fields, of the set or of its data, that sets of other types have."""
+    for field in own_fields(of_data=of_data):
+        if field in given and evaluation.type not in readers_of(field, of_data=of_data):
+            message, remedy = misplaced(field, of_data=of_data)
+            yield _finding(
+                (*at, field), f"{message}, this one is {evaluation.type}", remedy, "evaluation.type"
+            )
 
 
 def _check_learning_rate_schedule(training: TrainingSpec, at: FieldPath) -> Iterator[Finding]:

@@ -22,7 +22,8 @@ from modelchain_trainer.checkpoint import CheckpointWriter, take_snapshot
 from modelchain_trainer.data.sample import Cause
 from modelchain_trainer.data.source import Loader
 from modelchain_trainer.ending import out_of_memory
-from modelchain_trainer.evaluation.evaluate import AnySet, Tokenize, evaluate
+from modelchain_trainer.evaluation.evaluate import evaluate
+from modelchain_trainer.evaluation.evaluation_set import EvaluationSet, Run
 from modelchain_trainer.evaluation.sets import is_due
 from modelchain_trainer.failpoints import reach
 from modelchain_trainer.micro_batch import Trial
@@ -43,8 +44,8 @@ class TrainingLoop:
         attempt: Attempt,
         state: TrainState,
         loader: Loader,
-        sets: Sequence[AnySet],
-        tokenizer: Tokenize | None,
+        sets: Sequence[EvaluationSet],
+        evaluation: Run,
     ) -> None:
         """The loader begins at the state's step."""
         self._attempt = attempt
@@ -52,7 +53,7 @@ class TrainingLoop:
         self._state = state
         self._loader = loader
         self._sets = sets
-        self._tokenizer = tokenizer
+        self._evaluation = evaluation
         self._corrupt_before, self._computed_before = dict(state.corrupt), state.computed_macs
         self._line_from = _Clock(state.step, state.train_seconds, loader.wait_seconds)
         self._agreed = False  # with the other ranks, to stop
@@ -225,14 +226,7 @@ class TrainingLoop:
             return
         attempt.telemetry.phase("Evaluating")
         reach("evaluation")
-        metrics = evaluate(
-            state.published,
-            due,
-            self._tokenizer,
-            precision=self._training.precision,
-            group=attempt.ranks.group,
-            on_progress=attempt.telemetry.advance,
-        )
+        metrics = evaluate(state.published, due, self._evaluation)
         line = EvaluationLine(
             step=step,
             samples=step * self._training.global_batch_size,

@@ -23,7 +23,8 @@ from modelchain.errors import MissingInputError
 from modelchain.times import rfc3339
 from modelchain_trainer.attempt import Attempt
 from modelchain_trainer.checkpoint import Trunk, delete_checkpoints, find_trunk
-from modelchain_trainer.evaluation.evaluate import AnySet, EvaluationSet, Tokenize, example_predictions
+from modelchain_trainer.evaluation.evaluation_set import ClassifiedImages, EvaluationSet, Run
+from modelchain_trainer.evaluation.examples import example_predictions
 from modelchain_trainer.failpoints import reach
 from modelchain_trainer.model.weights import save_weights
 from modelchain_trainer.tasks import task_of
@@ -32,7 +33,7 @@ from modelchain_trainer.train_state import TrainState
 logger = logging.getLogger(__name__)
 
 
-def publish(attempt: Attempt, state: TrainState, sets: Sequence[AnySet], tokenizer: Tokenize | None) -> None:
+def publish(attempt: Attempt, state: TrainState, sets: Sequence[EvaluationSet], evaluation: Run) -> None:
     """Export, upload and commit. All ranks call it; rank 0 writes, the others return at once.
 
     Raises HeldError if another process has taken the stage over, StoreUnavailable if the store stays away.
@@ -40,23 +41,9 @@ def publish(attempt: Attempt, state: TrainState, sets: Sequence[AnySet], tokeniz
     folder = attempt.scratch / "export"
     folder.mkdir()
     model = state.published
-    labelled = next(
-        (
-            s
-            for s in sets
-            if isinstance(s, EvaluationSet) and s.spec.type.gives_top1 and not s.spec.type.trains
-        ),
-        None,
-    )
-    if labelled is not None:
-        example_predictions(
-            model,
-            labelled,
-            tokenizer,
-            folder / PREDICTIONS,
-            precision=attempt.stage.training.precision,
-            group=attempt.ranks.group,
-        )
+    classified = next((one for one in sets if isinstance(one, ClassifiedImages)), None)
+    if classified is not None:
+        example_predictions(model, classified, folder / PREDICTIONS, evaluation)
     if not attempt.ranks.first:
         return
     attempt.telemetry.phase("Uploading")

@@ -12,7 +12,7 @@ from modelchain_trainer.data.left_out import find_shards, record_samples
 from modelchain_trainer.data.shard_list import ShardList
 from modelchain_trainer.data.source import DataSource, OpenData
 from modelchain_trainer.environment import ProcessEnvironment
-from modelchain_trainer.evaluation.evaluate import AnySet, Tokenize
+from modelchain_trainer.evaluation.evaluation_set import EvaluationSet, Opening, Run
 from modelchain_trainer.evaluation.sets import open_sets
 from modelchain_trainer.failpoints import reach
 from modelchain_trainer.loop import TrainingLoop
@@ -39,18 +39,18 @@ def train_stage(
         if attempt is None:
             return
         task = task_of(stage)
-        tokenizer = task.tokenizer(stage)
         source = task.source(stage)
         data = index_data(attempt, source)
         sets = open_evaluation_sets(attempt)
-        model = _train(attempt, data, sets, tokenizer)
-        publish(attempt, model, sets, tokenizer)
+        evaluation = Run(
+            stage.training.precision, attempt.ranks.group, attempt.telemetry.advance, task.tokenizer(stage)
+        )
+        model = _train(attempt, data, sets, evaluation)
+        publish(attempt, model, sets, evaluation)
         attempt.ranks.share("published", lambda: "yes")
 
 
-def _train(
-    attempt: Attempt, data: OpenData, sets: Sequence[AnySet], tokenizer: Tokenize | None
-) -> TrainState:
+def _train(attempt: Attempt, data: OpenData, sets: Sequence[EvaluationSet], evaluation: Run) -> TrainState:
     """The stage's model after its last step; data from which it diverges is passed over."""
     model = train_state.prepare(attempt)
     while True:
@@ -64,7 +64,7 @@ def _train(
             pin_memory=attempt.device.type == "cuda",
         )
         try:
-            TrainingLoop(attempt, model, loader, sets, tokenizer).run()
+            TrainingLoop(attempt, model, loader, sets, evaluation).run()
         except DivergedError as error:
             passed_over, started_at = roll_back(attempt, model, error), model.started_at
         else:
@@ -73,12 +73,13 @@ def _train(
         model = train_state.prepare(attempt, passed_over, started_at)
 
 
-def open_evaluation_sets(attempt: Attempt) -> list[AnySet]:
+def open_evaluation_sets(attempt: Attempt) -> list[EvaluationSet]:
     """The stage's evaluation sets. Rank 0 indexes their shards, the others read its indexes."""
     stage, ranks = attempt.stage, attempt.ranks
-    sets = open_sets(stage, attempt.store, attempt.telemetry.advance) if ranks.first else []
+    opening = Opening(stage, attempt.store, attempt.telemetry.advance)
+    sets = open_sets(opening) if ranks.first else []
     ranks.share("evaluation sets", lambda: "indexed")
-    return sets if ranks.first else open_sets(stage, attempt.store, attempt.telemetry.advance)
+    return sets if ranks.first else open_sets(opening)
 
 
 def index_data(attempt: Attempt, source: DataSource) -> OpenData:

@@ -122,7 +122,12 @@ MISTAKES: list[tuple[dict[Path, Any], str, str, str]] = [
         "only known to a shell",
         "write the path itself",
     ),
-    ({("evaluation", 0, "classes"): ["a", "b"]}, "spec.evaluation[0].classes", "sets of images", "remove it"),
+    (
+        {("evaluation", 0, "classes"): ["a", "b"]},
+        "spec.evaluation[0].classes",
+        "sets have classes, this one is Perplexity",
+        "remove it",
+    ),
     ({("task",): "Clip"}, "spec.stages[0].languageModelConfig", "of task LanguageModel", "write modelConfig"),
 ]
 

@@ -562,7 +562,7 @@ MISTAKES: list[tuple[dict[Path, Any], str, str, str]] = [
         "write {}",
     ),
     ({(*PETS, "name"): "val"}, "spec.evaluation[1].name", "the name of another set", "a name of its own"),
-    ({(*PETS, "type"): "Retrieval"}, "*", "is for ZeroShot sets", "write type: ZeroShot"),
+    ({(*PETS, "type"): "Retrieval"}, "*", "sets have", "remove it"),
     (
         {(*PETS, "type"): "zero-shot"},
         "spec.evaluation[1].type",
@@ -572,7 +572,7 @@ MISTAKES: list[tuple[dict[Path, Any], str, str, str]] = [
     (
         {(*PETS, "data", "captionKeys"): ["txt"]},
         "spec.evaluation[1].data.captionKeys",
-        "for Retrieval",
+        "only Retrieval sets have captionKeys, this one is ZeroShot",
         "type: Retrieval",
     ),
     ({(*PETS, "data", "shards"): ["{2..1}"]}, "spec.evaluation[1].data.shards[0]", "no shard", "{1..2}"),

@@ -134,7 +134,7 @@ MISTAKES: list[tuple[dict[Path, Any], str | Path, str, str]] = [
     (
         {("evaluation", 0, "templates"): ["a {}"]},
         "spec.evaluation[0].templates",
-        "templates is for sets of texts, this one is Accuracy",
+        "only ZeroShot sets have templates, this one is Accuracy",
         "remove it",
     ),
     (
@@ -146,7 +146,7 @@ MISTAKES: list[tuple[dict[Path, Any], str | Path, str, str]] = [
     (
         {("evaluation", 0, "trainData"): {"shards": ["s3://data/train.tar"]}},
         "spec.evaluation[0].trainData",
-        "trainData is for LinearProbe and FineTune sets, this one is Accuracy",
+        "only LinearProbe and FineTune sets have trainData, this one is Accuracy",
         "remove it",
     ),
     (
@@ -158,7 +158,7 @@ MISTAKES: list[tuple[dict[Path, Any], str | Path, str, str]] = [
     (
         {("evaluation", 0): PROBE | {"fineTune": {"epochs": 2}}},
         "spec.evaluation[0].fineTune",
-        "fineTune is for FineTune sets, this one is LinearProbe",
+        "only FineTune sets have fineTune, this one is LinearProbe",
         "write type: FineTune",
     ),
     (

@@ -19,8 +19,12 @@ from modelchain.errors import UserDataError
 from modelchain.families import ModelConfig, TextSpec, VisionSpec
 from modelchain.spec import EvaluationDataSpec, EvaluationSpec, EvaluationType, Precision
 from modelchain_trainer.data.sample import normalize
-from modelchain_trainer.evaluation import evaluate as module
-from modelchain_trainer.evaluation.evaluate import EvaluationSet, evaluate, example_predictions
+from modelchain_trainer.evaluation import embeddings, examples
+from modelchain_trainer.evaluation.evaluate import evaluate
+from modelchain_trainer.evaluation.evaluation_set import Run
+from modelchain_trainer.evaluation.examples import example_predictions
+from modelchain_trainer.evaluation.retrieval import RetrievalSet
+from modelchain_trainer.evaluation.zero_shot import ZeroShotSet
 from modelchain_trainer.model.build import build_model
 from modelchain_trainer.model.clip import Clip
 from tests.trainer.ranks import on_ranks
@@ -73,27 +77,30 @@ def tokenize(texts: Sequence[str]) -> Tensor:
     return tokens
 
 
+RUN = Run(tokenizer=tokenize)
+
+
 def pictures(count: int) -> Tensor:
     generator = torch.Generator().manual_seed(5)
     coarse = torch.randint(256, (count, 3, 4, 4), generator=generator).float()
     return functional.interpolate(coarse, SIZE).to(torch.uint8)
 
 
-def zero_shot(source: InMemory, classes: tuple[str, ...] = CLASSES) -> EvaluationSet:
+def zero_shot(source: InMemory, classes: tuple[str, ...] = CLASSES) -> ZeroShotSet:
     spec = EvaluationSpec(
         name="things",
         type=EvaluationType.ZERO_SHOT,
         data=EvaluationDataSpec(shards=["a.tar"]),
         templates=["{}", "a {}", "{} b"],
     )
-    return EvaluationSet(spec, source, classes=classes)
+    return ZeroShotSet(spec, source, classes)
 
 
-def retrieval(source: InMemory, captions: int) -> EvaluationSet:
+def retrieval(source: InMemory, captions: int) -> RetrievalSet:
     spec = EvaluationSpec(
         name="val", type=EvaluationType.RETRIEVAL, data=EvaluationDataSpec(shards=["a.tar"])
     )
-    return EvaluationSet(spec, source, captions=captions)
+    return RetrievalSet(spec, source, captions)
 
 
 @pytest.fixture(scope="module")
@@ -129,22 +136,22 @@ def test_zero_shot_accuracy_over_averaged_prompts(model: Clip) -> None:
     # Answers at known places of the model's ranking: 12 first, 9 fourth, 9 sixth.
     places = torch.tensor([0] * 12 + [3] * 9 + [5] * 9)
     labels = order[torch.arange(30), places]
-    metrics = evaluate(model, [zero_shot(InMemory(images, labels))], tokenize)
+    metrics = evaluate(model, [zero_shot(InMemory(images, labels))], RUN)
     assert metrics == pytest.approx({"things/top1": 12 / 30, "things/top5": 21 / 30})
 
 
 @torch.no_grad()
 def test_top5_is_left_out_where_there_are_few_classes(model: Clip) -> None:
     source = InMemory(pictures(4), torch.tensor([0, 1, 2, 8]))
-    assert list(evaluate(model, [zero_shot(source, CLASSES[:9])], tokenize)) == ["things/top1"]
+    assert list(evaluate(model, [zero_shot(source, CLASSES[:9])], RUN)) == ["things/top1"]
 
 
 @torch.no_grad()
 def test_retrieval_metrics_are_those_of_the_full_matrix_of_scores(
     model: Clip, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "CHUNK_ELEMENTS", 50)  # a few rows at once
-    monkeypatch.setattr(module, "TEXT_BATCH", 7)
+    monkeypatch.setattr(embeddings, "CHUNK_ELEMENTS", 50)  # a few rows at once
+    monkeypatch.setattr(embeddings, "TEXT_BATCH", 7)
     images = pictures(30)
     captions = [[f"x{number}", f"{number * 7919} y"] for number in range(30)]
     image = model.encode_image(normalize(images, torch.float32)).double()
@@ -165,7 +172,7 @@ def test_retrieval_metrics_are_those_of_the_full_matrix_of_scores(
     )
     assert 0 < expected["val/textToImage@1"] < expected["val/textToImage@10"] < 1
 
-    metrics = evaluate(model, [retrieval(InMemory(images, captions=captions), 2)], tokenize)
+    metrics = evaluate(model, [retrieval(InMemory(images, captions=captions), 2)], RUN)
     assert metrics == pytest.approx(expected, rel=1e-5)
 
 
@@ -176,7 +183,7 @@ def test_captions_that_read_the_same_are_one_candidate(model: Clip) -> None:
     scores = model.encode_image(normalize(images, torch.float32)) @ model.encode_text(tokenize(words)).T
     captions = [[words[number]] for number in scores.argmax(dim=1).tolist()]
     assert 1 < len({caption for (caption,) in captions}) < 24
-    metrics = evaluate(model, [retrieval(InMemory(images, captions=captions), 1)], tokenize)
+    metrics = evaluate(model, [retrieval(InMemory(images, captions=captions), 1)], RUN)
     assert metrics["val/imageToText@1"] == 1.0  # though many images share the caption found
 
 
@@ -184,7 +191,7 @@ def test_captions_that_read_the_same_are_one_candidate(model: Clip) -> None:
 def test_a_model_that_says_the_same_of_everything_is_as_good_as_chance(model: Clip) -> None:
     images = pictures(1).expand(20, -1, -1, -1)
     captions = [[f"{number}"] for number in range(20)]
-    metrics = evaluate(model, [retrieval(InMemory(images, captions=captions), 1)], tokenize)
+    metrics = evaluate(model, [retrieval(InMemory(images, captions=captions), 1)], RUN)
     assert metrics["val/textToImage@1"] == pytest.approx(1 / 20)
     assert metrics["val/textToImage@5"] == pytest.approx(5 / 20)
 
@@ -194,8 +201,8 @@ def test_a_model_that_says_the_same_of_everything_is_as_good_as_chance(model: Cl
 def test_metrics_do_not_depend_on_the_number_of_ranks(
     model: Clip, monkeypatch: pytest.MonkeyPatch, world_size: int
 ) -> None:
-    monkeypatch.setattr(module, "CHUNK_ELEMENTS", 50)
-    monkeypatch.setattr(module, "TEXT_BATCH", 7)
+    monkeypatch.setattr(embeddings, "CHUNK_ELEMENTS", 50)
+    monkeypatch.setattr(embeddings, "TEXT_BATCH", 7)
     images = pictures(30)
     labels = torch.arange(30) % 11
     captions = [[f"x{number}", f"{number * 7919} y"] for number in range(30)]
@@ -203,8 +210,8 @@ def test_metrics_do_not_depend_on_the_number_of_ranks(
         zero_shot(InMemory(images, labels, unreadable=frozenset({0, 17}))),
         retrieval(InMemory(images, captions=captions, unreadable=frozenset({3, 4, 5, 6})), 2),
     ]
-    expected = evaluate(model, sets, tokenize)
-    found = on_ranks(world_size, lambda group: evaluate(model, sets, tokenize, group=group))
+    expected = evaluate(model, sets, RUN)
+    found = on_ranks(world_size, lambda group: evaluate(model, sets, Run(group=group, tokenizer=tokenize)))
     assert found == [expected] * world_size  # bit for bit
 
 
@@ -212,21 +219,21 @@ def test_metrics_do_not_depend_on_the_number_of_ranks(
 def test_unreadable_samples_count_for_nothing(model: Clip) -> None:
     images, labels = pictures(12), torch.arange(12) % 11
     without = torch.tensor([number for number in range(12) if number not in (0, 5)])
-    metrics = evaluate(model, [zero_shot(InMemory(images, labels, unreadable=frozenset({0, 5})))], tokenize)
-    expected = evaluate(model, [zero_shot(InMemory(images[without], labels[without]))], tokenize)
+    metrics = evaluate(model, [zero_shot(InMemory(images, labels, unreadable=frozenset({0, 5})))], RUN)
+    expected = evaluate(model, [zero_shot(InMemory(images[without], labels[without]))], RUN)
     assert metrics == pytest.approx(expected)
 
 
 def test_a_set_without_a_readable_sample_is_refused(model: Clip) -> None:
     source = InMemory(pictures(3), torch.zeros(3, dtype=torch.int64), unreadable=frozenset({0, 1, 2}))
     with pytest.raises(UserDataError, match="things: none of its 3 samples can be read"):
-        evaluate(model, [zero_shot(source)], tokenize)
+        evaluate(model, [zero_shot(source)], RUN)
 
 
 def test_a_label_that_is_no_class_is_refused(model: Clip) -> None:
     source = InMemory(pictures(3), torch.tensor([0, 11, 2]))
     with pytest.raises(UserDataError, match="things: labels run from 0 to 11, but classes from 0 to 10"):
-        evaluate(model, [zero_shot(source)], tokenize)
+        evaluate(model, [zero_shot(source)], RUN)
 
 
 def test_broken_weights_are_never_right(model: Clip) -> None:
@@ -234,14 +241,14 @@ def test_broken_weights_are_never_right(model: Clip) -> None:
     with torch.no_grad():
         broken.visual.proj.fill_(float("nan"))
     source = InMemory(pictures(8), torch.arange(8))
-    assert evaluate(broken, [zero_shot(source)], tokenize)["things/top5"] == 0
+    assert evaluate(broken, [zero_shot(source)], RUN)["things/top5"] == 0
 
 
 def test_evaluation_reports_progress_and_leaves_the_model_as_it_was(model: Clip) -> None:
     model.train()
     calls: list[None] = []
     source = InMemory(pictures(9), torch.zeros(9, dtype=torch.int64))
-    evaluate(model, [zero_shot(source)], tokenize, on_progress=lambda: calls.append(None))
+    evaluate(model, [zero_shot(source)], Run(on_progress=lambda: calls.append(None), tokenizer=tokenize))
     assert len(calls) == 3 + 1  # three batches of images, one of prompts
     assert model.training
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -251,8 +258,8 @@ def test_evaluation_reports_progress_and_leaves_the_model_as_it_was(model: Clip)
 def test_bf16_metrics_are_close_to_fp32(model: Clip) -> None:
     captions = [[f"x{number}"] for number in range(16)]
     sets = [retrieval(InMemory(pictures(16), captions=captions), 1)]
-    exact = evaluate(model, sets, tokenize)["val/loss"]
-    rounded = evaluate(model, sets, tokenize, precision=Precision.BF16)["val/loss"]
+    exact = evaluate(model, sets, RUN)["val/loss"]
+    rounded = evaluate(model, sets, Run(Precision.BF16, tokenizer=tokenize))["val/loss"]
     assert rounded != exact
     assert rounded == pytest.approx(exact, rel=2e-2)
 
@@ -263,7 +270,7 @@ def test_example_predictions_show_pictures_labels_and_the_three_likeliest_classe
 ) -> None:
     images, labels = pictures(50), torch.arange(50) % 11
     path = tmp_path / "predictions.json"
-    example_predictions(model, zero_shot(InMemory(images, labels)), tokenize, path)
+    example_predictions(model, zero_shot(InMemory(images, labels)), path, RUN)
     content = json.loads(path.read_text())
     assert content["set"] == "things"
     assert content["classes"] == list(CLASSES)
@@ -285,5 +292,5 @@ def test_example_predictions_show_pictures_labels_and_the_three_likeliest_classe
 @torch.no_grad()
 def test_large_pictures_become_thumbnails() -> None:
     picture = torch.randint(256, (3, 224, 224), dtype=torch.uint8)
-    with Image.open(io.BytesIO(base64.b64decode(module._thumbnail(picture)))) as shown:
+    with Image.open(io.BytesIO(base64.b64decode(examples._thumbnail(picture)))) as shown:
         assert shown.size == (96, 96)

@@ -24,9 +24,11 @@ from modelchain.spec import FOUND_BY_TRAINER
 from modelchain.store.folder import FolderStore
 from modelchain_trainer.data.sample import normalize
 from modelchain_trainer.distributed.collectives import Group
-from modelchain_trainer.evaluation.evaluate import EvaluationSet, evaluate
-from modelchain_trainer.evaluation.fine_tuning import MICRO_BATCH
+from modelchain_trainer.evaluation.evaluate import evaluate
+from modelchain_trainer.evaluation.evaluation_set import Opening, Run
+from modelchain_trainer.evaluation.fine_tuning import MICRO_BATCH, FineTuneSet
 from modelchain_trainer.evaluation.image_features import image_encoder
+from modelchain_trainer.evaluation.linear_probe import TrainAndTest
 from modelchain_trainer.evaluation.sets import is_due, open_sets
 from modelchain_trainer.model import build_model, save_weights
 from modelchain_trainer.model.clip import Clip
@@ -91,16 +93,16 @@ def digits_stage(digits: Path, **fields: Any) -> ResolvedStage:
     )
 
 
-def opened(digits: Path, folder: Path, **fields: Any) -> list[EvaluationSet]:
-    sets = open_sets(digits_stage(digits, **fields), FolderStore(folder), lambda: None)
-    return [one for one in sets if isinstance(one, EvaluationSet)]
+def opened(digits: Path, folder: Path, **fields: Any) -> list[TrainAndTest]:
+    sets = open_sets(Opening(digits_stage(digits, **fields), FolderStore(folder), lambda: None))
+    return [one for one in sets if isinstance(one, TrainAndTest)]
 
 
 @pytest.mark.slow
 def test_the_accuracy_is_that_of_clip_benchmark_on_the_same_weights_and_shards(
     model: Clip, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ours = evaluate(model, opened(digits, tmp_path), None)
+    ours = evaluate(model, opened(digits, tmp_path), Run())
 
     from clip_benchmark.metrics import linear_probe
 
@@ -140,7 +142,7 @@ def test_fine_tuning_betters_the_probe_and_leaves_the_model_as_it_was(
     sets = opened(digits, tmp_path) + opened(
         digits, tmp_path, name="tuned", type="FineTune", fineTune=recipe, trainData=train | {"samples": 1200}
     )
-    metrics = evaluate(model, sets, None)
+    metrics = evaluate(model, sets, Run())
     assert metrics["tuned/top1"] > metrics["probe/top1"] + 0.01
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name]), name
@@ -151,20 +153,22 @@ def test_fine_tuning_takes_small_micro_batches_where_their_size_is_left_open(
 ) -> None:
     stage = digits_stage(digits, type="FineTune")
     training = stage.training.model_copy(update={"micro_batch_size": FOUND_BY_TRAINER})
-    (tuned,) = open_sets(stage.model_copy(update={"training": training}), FolderStore(tmp_path), lambda: None)
-    assert isinstance(tuned, EvaluationSet)
-    assert tuned.tuning is not None
-    assert tuned.tuning.training(seed=0).micro_batch_size == MICRO_BATCH
+    (tuned,) = open_sets(
+        Opening(stage.model_copy(update={"training": training}), FolderStore(tmp_path), lambda: None)
+    )
+    assert isinstance(tuned, FineTuneSet)
+    assert tuned.training(seed=0).micro_batch_size == MICRO_BATCH
 
 
 def test_fine_tuning_reads_its_own_set_once_where_the_stage_has_sources(digits: Path, tmp_path: Path) -> None:
     stage = digits_stage(digits, type="FineTune")
     source = ResolvedSource(patterns=len(stage.data.shards), samples=10, repeat=2.5)
     data = stage.data.model_copy(update={"sources": (source,)})
-    (tuned,) = open_sets(stage.model_copy(update={"data": data}), FolderStore(tmp_path), lambda: None)
-    assert isinstance(tuned, EvaluationSet)
-    assert tuned.tuning is not None
-    loader = tuned.tuning.open(tuned.tuning.training(seed=0), Group(), 10)
+    (tuned,) = open_sets(
+        Opening(stage.model_copy(update={"data": data}), FolderStore(tmp_path), lambda: None)
+    )
+    assert isinstance(tuned, FineTuneSet)
+    loader = tuned.loader(tuned.training(seed=0), Group(), 10)
     assert loader is not None
     assert len(next(loader).images) == 128
     loader.close()
@@ -178,7 +182,7 @@ def test_labels_that_the_training_set_does_not_have_are_named(
     assert labels is not None
     assert int(labels.max()) < 9
     with pytest.raises(UserDataError, match="labels of data run to 9, but classes from 0 to"):
-        evaluate(model, opened(digits, tmp_path, trainData=train), None)
+        evaluate(model, opened(digits, tmp_path, trainData=train), Run())
 
 
 @pytest.mark.parametrize("kind", ["LinearProbe", "FineTune"])
@@ -202,10 +206,10 @@ def test_the_number_of_ranks_changes_nothing(squares: str, stage_of: StageOf, tm
     ]
     stage = stage_of("squares", evaluation=sets)
     model = build_model(stage.model_config_, seed=1)
-    opened_sets = open_sets(stage, FolderStore(tmp_path), lambda: None)
+    opened_sets = open_sets(Opening(stage, FolderStore(tmp_path), lambda: None))
 
     def measured(group: Group) -> dict[str, float]:
-        return evaluate(model, opened_sets, None, group=group)
+        return evaluate(model, opened_sets, Run(group=group))
 
     alone = measured(Group())
     assert alone.keys() == {"probe/top1", "probe/top1Std", "tuned/top1"}

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 
 from modelchain.errors import UserDataError
+from modelchain.evaluations import evaluation_of
 from modelchain.resolved import ResolvedStore
-from modelchain.spec import EvaluationSpec, EvaluationType
+from modelchain.spec import EvaluationSpec
 from modelchain.store import Store
 from modelchain_trainer.data.corruption import Corrupt, CorruptionCounter
 from modelchain_trainer.data.index import DatasetIndex, OnProgress, first_samples, index_samples
@@ -45,7 +46,7 @@ class EvaluationBatch:
     indices: torch.Tensor  # int64 [B]: their places in the set
     images: torch.Tensor  # uint8 [B, 3, H, W]; in memory the colours of a pixel lie together
     labels: torch.Tensor | None  # int64 [B], of a set with classes
-    captions: list[list[str]] | None  # of a Retrieval set, by sample and caption key
+    captions: list[list[str]] | None  # of a set with captions, by sample and caption key
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,12 +70,12 @@ class EvaluationReader:
         on_progress: OnProgress | None = None,
         retry_policy: RetryPolicy | None = None,
     ) -> None:
-        """`caption_keys`: of a Retrieval set that names none itself. `workers`: threads that read and
+        """`caption_keys`: of a set with captions that names none itself. `workers`: threads that read and
         decode.
 
         Raises as `data.index.index_samples`, and UserDataError where the set has fewer samples than it says.
         """
-        self._labelled = spec.type is not EvaluationType.RETRIEVAL
+        self._labelled = "classKey" in evaluation_of(spec).data_fields
         keys = (
             [spec.data.class_key or DEFAULT_CLASS_KEY]
             if self._labelled

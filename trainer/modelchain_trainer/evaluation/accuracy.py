@@ -1,6 +1,4 @@
-"""How well a classifier does on a labelled set: loss and accuracy, and example predictions.
-
-Every figure is summed in the order of the samples, whatever the number of ranks (see `evaluate`).
+"""How well a classifier does on a labelled set: loss and accuracy.
 
 Shapes: n samples of the set, B samples of a batch, K classes.
 """
@@ -8,81 +6,92 @@ Shapes: n samples of the set, B samples of a batch, K classes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from modelchain.errors import UserDataError
-from modelchain.spec import Precision
+from modelchain.evaluations import TOP5_CLASSES
+from modelchain.spec import EvaluationSpec
 from modelchain_trainer.data.sample import normalize
-from modelchain_trainer.distributed.collectives import Group
-from modelchain_trainer.model.family import ClassifierModel
+from modelchain_trainer.evaluation.evaluation_set import (
+    ClassifiedImages,
+    EvaluationSource,
+    Opening,
+    Run,
+    unreadable,
+)
+from modelchain_trainer.evaluation.images import class_names, open_images
+from modelchain_trainer.model.family import AnyModel, ClassifierModel
 from modelchain_trainer.tasks.task import pixels_dtype
 
-if TYPE_CHECKING:
-    from modelchain_trainer.evaluation.evaluate import EvaluationSet
 
-TOP_FIVE_CLASSES = 10  # with fewer classes top-5 says little
+@dataclass(frozen=True)
+class AccuracySet(ClassifiedImages):
+    """Labelled images of the classifier's own classes."""
 
+    spec: EvaluationSpec
+    source: EvaluationSource
+    classes: tuple[str, ...] = ()
 
-def accuracy(
-    model: ClassifierModel[Any],
-    evaluation: EvaluationSet,
-    *,
-    precision: Precision,
-    group: Group,
-    on_progress: Callable[[], None],
-) -> dict[str, float]:
-    """Mean cross-entropy `loss`, `top1`, and `top5` from ten classes on. All ranks call it.
+    @classmethod
+    def open(cls, spec: EvaluationSpec, opening: Opening) -> AccuracySet:
+        """As `images` says."""
+        return cls(spec, open_images(spec, opening), class_names(spec, opening.stage))
 
-    Raises UserDataError for a set without a readable sample, or with a label that the head does not have.
-    """
-    samples, device = len(evaluation.source), next(model.parameters()).device
-    classes, name = model.config.classes, evaluation.spec.name
-    if evaluation.classes and len(evaluation.classes) != classes:
-        raise UserDataError(
-            f"evaluation set {name}: it names {len(evaluation.classes)} classes, but the head has {classes}; "
-            "name all of them, or none"
-        )
-    figures_n4 = torch.zeros(
-        samples, 4, dtype=torch.float64, device=device
-    )  # is readable, loss, top-1, top-5
-    for batch in evaluation.source.batches(group.rank, group.world_size):
-        on_progress()
-        if not len(batch.indices):
-            continue
-        assert batch.labels is not None
-        if int(batch.labels.max()) >= classes:
+    def measure(self, model: AnyModel, run: Run) -> dict[str, float]:
+        """Mean cross-entropy `loss`, `top1`, and `top5` from ten classes on."""
+        assert isinstance(model, ClassifierModel)
+        samples, device = len(self.source), next(model.parameters()).device
+        classes, name = model.config.classes, self.spec.name
+        if self.classes and len(self.classes) != classes:
             raise UserDataError(
-                f"evaluation set {name}: labels run to {int(batch.labels.max())}, but classes from 0 to {classes - 1}; "
-                "check its data.classKey and the model's classes"
+                f"evaluation set {name}: it names {len(self.classes)} classes, but the head has {classes}; "
+                "name all of them, or none"
             )
-        labels_B = batch.labels.to(device)
-        logits_BK = classify(model, batch.images, precision=precision)
-        figures_n4[batch.indices.to(device)] = torch.stack(
-            [
-                torch.ones_like(labels_B, dtype=torch.float64),
-                functional.cross_entropy(logits_BK, labels_B, reduction="none").double(),
-                *top_hits(logits_BK, labels_B),
-            ],
-            dim=1,
-        )
-    figures_n4 = group.sum(figures_n4)
-    readable_n = figures_n4[:, 0] > 0
-    if not bool(readable_n.any()):
-        raise UserDataError(
-            f"evaluation set {name}: none of its {samples} samples can be read; check its shards and keys"
-        )
-    _, loss, top1, top5 = figures_n4[readable_n].mean(dim=0).tolist()
-    return {"loss": loss, "top1": top1} | ({"top5": top5} if classes >= TOP_FIVE_CLASSES else {})
+        figures_n4 = torch.zeros(
+            samples, 4, dtype=torch.float64, device=device
+        )  # is readable, loss, top-1, top-5
+        for batch in self.source.batches(run.group.rank, run.group.world_size):
+            run.on_progress()
+            if not len(batch.indices):
+                continue
+            assert batch.labels is not None
+            if int(batch.labels.max()) >= classes:
+                raise UserDataError(
+                    f"evaluation set {name}: labels run to {int(batch.labels.max())}, but classes from 0 to "
+                    f"{classes - 1}; check its data.classKey and the model's classes"
+                )
+            labels_B = batch.labels.to(device)
+            logits_BK = classify(model, batch.images, run=run)
+            figures_n4[batch.indices.to(device)] = torch.stack(
+                [
+                    torch.ones_like(labels_B, dtype=torch.float64),
+                    functional.cross_entropy(logits_BK, labels_B, reduction="none").double(),
+                    *top_hits(logits_BK, labels_B),
+                ],
+                dim=1,
+            )
+        figures_n4 = run.group.sum(figures_n4)
+        readable_n = figures_n4[:, 0] > 0
+        if not bool(readable_n.any()):
+            raise unreadable(name, samples)
+        _, loss, top1, top5 = figures_n4[readable_n].mean(dim=0).tolist()
+        return {"loss": loss, "top1": top1} | ({"top5": top5} if classes >= TOP5_CLASSES else {})
+
+    def classifier(self, model: AnyModel, run: Run) -> Callable[[Tensor], Tensor]:
+        """The head's logits."""
+        assert isinstance(model, ClassifierModel)
+        return lambda images: classify(model, images, run=run)
 
 
-def classify(model: ClassifierModel[Any], images_u8_B3HW: Tensor, *, precision: Precision) -> Tensor:
+def classify(model: ClassifierModel[Any], images_u8_B3HW: Tensor, *, run: Run) -> Tensor:
     """Logits [B, K], at least fp32, of uint8 images of the model's size."""
     device = next(model.parameters()).device
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision is Precision.BF16):
+    with run.autocast(device):
         _, logits_BK = model(normalize(images_u8_B3HW.to(device), pixels_dtype(model)))
     return logits_BK.to(torch.promote_types(logits_BK.dtype, torch.float32))
 

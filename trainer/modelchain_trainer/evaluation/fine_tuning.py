@@ -10,9 +10,7 @@ Shapes: m rows of a micro-batch, D features, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -20,14 +18,21 @@ from torch.nn import functional
 
 from modelchain.resolve import largest_divisor
 from modelchain.resolved import ResolvedStage, ResolvedTraining
-from modelchain.spec import FOUND_BY_TRAINER, FineTuneSpec, Precision
-from modelchain_trainer.data.index import DatasetIndex
+from modelchain.spec import FOUND_BY_TRAINER, EvaluationSpec, FineTuneSpec
 from modelchain_trainer.data.loader import TrainingLoader
 from modelchain_trainer.data.sample import normalize
 from modelchain_trainer.data.text_field import LabelField
 from modelchain_trainer.distributed.collectives import Group
+from modelchain_trainer.evaluation.evaluation_set import Opening, Run
 from modelchain_trainer.evaluation.image_features import ImageEncoder, copied_encoder
-from modelchain_trainer.evaluation.linear_probe import both_sets, fit_probe, labelled, shares_of_hits, summary
+from modelchain_trainer.evaluation.linear_probe import (
+    TrainAndTest,
+    fit_probe,
+    labelled,
+    open_both,
+    shares_of_hits,
+    summary,
+)
 from modelchain_trainer.evaluation.logistic_regression import LinearClassifier
 from modelchain_trainer.model.family import AnyModel
 from modelchain_trainer.model.layers import Linear
@@ -36,27 +41,46 @@ from modelchain_trainer.schedule import learning_rate
 from modelchain_trainer.tasks.local_loss import rows_of
 from modelchain_trainer.tasks.task import StepBatch
 
-if TYPE_CHECKING:
-    from modelchain_trainer.evaluation.evaluate import EvaluationSet
-
 EPOCHS, BATCH_SIZE, LEARNING_RATE, WEIGHT_DECAY = 10, 128, 3e-5, 0.1
 CLIP_NORM = 1.0
 MICRO_BATCH = 16  # where the stage leaves it open: small enough wherever the stage itself could be trained
 
 
 @dataclass(frozen=True)
-class Tuning:
-    """The samples that are trained on, and how."""
+class FineTuneSet(TrainAndTest):
+    """One that a copy of the image tower is trained on further."""
 
     stage: ResolvedStage
-    index: DatasetIndex
-    recipe: FineTuneSpec
+
+    @classmethod
+    def open(cls, spec: EvaluationSpec, opening: Opening) -> FineTuneSet:
+        """As `images` says."""
+        return cls(spec, *open_both(spec, opening), opening.stage)
+
+    def measure(self, model: AnyModel, run: Run) -> dict[str, float]:
+        """The metrics of a linear probe, after fine-tuning. `model` stays as it is."""
+        hits: list[tuple[float, float]] = []
+        device = next(model.parameters()).device
+        classes = 0
+        for seed in range(self.spec.seeds or 1):
+            checkpointing = self.stage.training.gradient_checkpointing
+            encoder = copied_encoder(model, gradient_checkpointing=checkpointing)
+            train, _, classes = self.features(encoder, run)
+            probe = fit_probe(train, classes, seed=seed, on_progress=run.on_progress)
+            head = _head(probe, run.group)
+            training = self.training(seed)
+            with torch.enable_grad():
+                _train(encoder, head, training, self.loader(training, run.group, classes), run)
+            test = labelled(encoder, self.source, self.spec.name, run)
+            hits.append(shares_of_hits(head(test.features), test.labels))
+        return summary(hits, classes, run.group, device=device)
 
     def training(self, seed: int) -> ResolvedTraining:
         """The recipe, in the words of a stage's training."""
-        recipe, stage = self.recipe, self.stage.training
-        epochs, batch = recipe.epochs or EPOCHS, min(recipe.batch_size or BATCH_SIZE, len(self.index))
-        steps_per_epoch = len(self.index) // batch
+        recipe, stage = self.spec.fine_tune or FineTuneSpec(), self.stage.training
+        samples = len(self.train_source.index)
+        epochs, batch = recipe.epochs or EPOCHS, min(recipe.batch_size or BATCH_SIZE, samples)
+        steps_per_epoch = samples // batch
         found_by_trainer = stage.micro_batch_size == FOUND_BY_TRAINER
         return ResolvedTraining(
             epochs=epochs,
@@ -76,48 +100,20 @@ class Tuning:
             steps=epochs * steps_per_epoch,
         )
 
-    def open(self, training: ResolvedTraining, group: Group, classes: int) -> TrainingLoader | None:
+    def loader(self, training: ResolvedTraining, group: Group, classes: int) -> TrainingLoader | None:
         """This rank's rows. A batch is shared by as many ranks as divide it; the others have none, and None."""
         readers = largest_divisor(training.global_batch_size, group.world_size)
         if group.rank >= readers:
             return None
         data = self.stage.data.model_copy(update={"sources": ()})
         return TrainingLoader(
-            self.index,
+            self.train_source.index,
             self.stage.model_copy(update={"training": training, "data": data}),
             rank=group.rank,
             world_size=readers,
             first_step=0,
             field=LabelField(classes),
         )
-
-
-def fine_tune(
-    model: AnyModel,
-    evaluation: EvaluationSet,
-    *,
-    precision: Precision,
-    group: Group,
-    on_progress: Callable[[], None],
-) -> dict[str, float]:
-    """The metrics of `linear_probe`, after fine-tuning. `model` stays as it is; all ranks call it."""
-    assert evaluation.tuning is not None
-    hits: list[tuple[float, float]] = []
-    device = next(model.parameters()).device
-    classes = 0
-    for seed in range(evaluation.spec.seeds or 1):
-        checkpointing = evaluation.tuning.stage.training.gradient_checkpointing
-        encoder = copied_encoder(model, gradient_checkpointing=checkpointing)
-        train, _, classes = both_sets(
-            encoder, evaluation, precision=precision, group=group, on_progress=on_progress
-        )
-        probe = fit_probe(train, classes, seed=seed, on_progress=on_progress)
-        head = _head(probe, group)
-        with torch.enable_grad():
-            _train(encoder, head, evaluation.tuning, seed, classes, precision, group, on_progress)
-        test = labelled(encoder, evaluation.source, evaluation.spec.name, precision, group, on_progress)
-        hits.append(shares_of_hits(head(test.features), test.labels))
-    return summary(hits, classes, group, device=device)
 
 
 def _head(probe: LinearClassifier, group: Group) -> nn.Linear:
@@ -135,45 +131,40 @@ def _head(probe: LinearClassifier, group: Group) -> nn.Linear:
 def _train(
     encoder: ImageEncoder,
     head: nn.Linear,
-    tuning: Tuning,
-    seed: int,
-    classes: int,
-    precision: Precision,
-    group: Group,
-    on_progress: Callable[[], None],
+    training: ResolvedTraining,
+    loader: TrainingLoader | None,
+    run: Run,
 ) -> None:
     """Train both in place."""
-    training = tuning.training(seed)
     named = [*encoder.named_parameters(), *((f"head.{name}", p) for name, p in head.named_parameters())]
     optimizer = AdamW(named, training)
     parameters = optimizer.parameters
-    loader = tuning.open(training, group, classes)
     try:
         for step in range(training.steps):
             for parameter in parameters:
                 parameter.grad = torch.zeros_like(parameter)
             if loader is not None:
-                _add_gradients(encoder, head, next(loader), training, precision)
-            _sum_gradients(parameters, group)
+                _add_gradients(encoder, head, next(loader), training, run)
+            _sum_gradients(parameters, run.group)
             norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
             optimizer.step(
                 learning_rate(training, step),
                 divisor=(norm / CLIP_NORM).clamp(min=1).float(),
                 skip=(~norm.isfinite()).float(),
             )
-            on_progress()
+            run.on_progress()
     finally:
         if loader is not None:
             loader.close()
 
 
 def _add_gradients(
-    encoder: ImageEncoder, head: nn.Linear, batch: StepBatch, training: ResolvedTraining, precision: Precision
+    encoder: ImageEncoder, head: nn.Linear, batch: StepBatch, training: ResolvedTraining, run: Run
 ) -> None:
     device, dtype = head.weight.device, head.weight.dtype
     images, labels = batch.images.to(device), batch.tokens[0, :, 0].to(device)
     for rows in rows_of(batch, training.micro_batch_size):
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision is Precision.BF16):
+        with run.autocast(device):
             features_mD = encoder(normalize(images[rows], dtype))
         loss = functional.cross_entropy(head(features_mD), labels[rows], reduction="sum")
         (loss / training.global_batch_size).backward()

@@ -10,24 +10,30 @@ Shapes: n samples of the training set, D features, K classes.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from modelchain.errors import UserDataError
-from modelchain.spec import Precision
+from modelchain.evaluations import TOP5_CLASSES
+from modelchain.spec import EvaluationSpec
+from modelchain_trainer.data.evaluation_data import EvaluationReader
 from modelchain_trainer.data.sample import normalize
 from modelchain_trainer.distributed.collectives import Group
-from modelchain_trainer.evaluation.accuracy import TOP_FIVE_CLASSES, top_hits
+from modelchain_trainer.evaluation.accuracy import top_hits
+from modelchain_trainer.evaluation.evaluation_set import (
+    EvaluationSet,
+    EvaluationSource,
+    Opening,
+    Run,
+    unreadable,
+)
 from modelchain_trainer.evaluation.image_features import ImageEncoder, image_encoder
+from modelchain_trainer.evaluation.images import class_names, open_images
 from modelchain_trainer.evaluation.logistic_regression import LinearClassifier, fit, spread_of
 from modelchain_trainer.model.family import AnyModel
-
-if TYPE_CHECKING:
-    from modelchain_trainer.evaluation.evaluate import EvaluationSet, EvaluationSource
 
 # The strongest first, 0.1 .. 1e-7: in units of the features' variance, so that they suit features of any spread.
 PENALTIES = tuple(10 ** (exponent / 2) for exponent in range(-2, -15, -1))
@@ -43,84 +49,90 @@ class Labelled:
     labels: Tensor  # int64 [n]
 
 
-def linear_probe(
-    model: AnyModel,
-    evaluation: EvaluationSet,
-    *,
-    precision: Precision,
-    group: Group,
-    on_progress: Callable[[], None],
-) -> dict[str, float]:
-    """`top1`, and `top5` from ten classes on: means over seeds 0, 1, ... With several seeds their standard deviation,
-    `top1Std`. All ranks call it; every one gets rank 0's figures.
+@dataclass(frozen=True)
+class TrainAndTest(EvaluationSet):
+    """Labelled images of which one part is trained on and the other is measured."""
 
-    Raises UserDataError for a set without a readable sample, and for labels that the training set does not have.
-    """
-    encoder = image_encoder(model)
-    train, test, classes = both_sets(
-        encoder, evaluation, precision=precision, group=group, on_progress=on_progress
-    )
-    hits: list[tuple[float, float]] = []
-    for seed in range(evaluation.spec.seeds or 1):
-        probe = fit_probe(train, classes, seed=seed, on_progress=on_progress)
-        hits.append(shares_of_hits(probe.logits(test.features), test.labels))
-    return summary(hits, classes, group, device=test.labels.device)
+    spec: EvaluationSpec
+    source: EvaluationSource
+    train_source: EvaluationReader
+    classes: tuple[str, ...]  # none: as many as the labels that are trained on
 
-
-def both_sets(
-    encoder: ImageEncoder,
-    evaluation: EvaluationSet,
-    *,
-    precision: Precision,
-    group: Group,
-    on_progress: Callable[[], None],
-) -> tuple[Labelled, Labelled, int]:
-    """What is trained on, what is measured, and the number of classes."""
-    assert evaluation.train_source is not None
-    name = evaluation.spec.name
-
-    train, test = (
-        labelled(encoder, source, f"{name}: {what}", precision, group, on_progress)
-        for source, what in ((evaluation.train_source, "trainData"), (evaluation.source, "data"))
-    )
-    classes = len(evaluation.classes) or int(train.labels.max()) + 1
-    for part, what in ((train, "trainData"), (test, "data")):
-        if int(part.labels.max()) >= classes:
-            raise UserDataError(
-                f"evaluation set {name}: labels of {what} run to {int(part.labels.max())}, but classes from 0 to "
-                f"{classes - 1}; check classKey, the classes, and that both parts hold the same ones"
-            )
-    if len(train.labels) < HELD_OUT:
-        raise UserDataError(
-            f"evaluation set {name}: trainData has {len(train.labels)} samples; name at least {HELD_OUT}"
+    def features(self, encoder: ImageEncoder, run: Run) -> tuple[Labelled, Labelled, int]:
+        """Of what is trained on, of what is measured, and the number of classes."""
+        name = self.spec.name
+        train, test = (
+            labelled(encoder, source, f"{name}: {what}", run)
+            for source, what in ((self.train_source, "trainData"), (self.source, "data"))
         )
-    return train, test, classes
+        classes = len(self.classes) or int(train.labels.max()) + 1
+        for part, what in ((train, "trainData"), (test, "data")):
+            if int(part.labels.max()) >= classes:
+                raise UserDataError(
+                    f"evaluation set {name}: labels of {what} run to {int(part.labels.max())}, but classes from 0 to "
+                    f"{classes - 1}; check classKey, the classes, and that both parts hold the same ones"
+                )
+        if len(train.labels) < HELD_OUT:
+            raise UserDataError(
+                f"evaluation set {name}: trainData has {len(train.labels)} samples; name at least {HELD_OUT}"
+            )
+        return train, test, classes
 
 
-def labelled(
-    encoder: ImageEncoder,
-    source: EvaluationSource,
-    name: str,
-    precision: Precision,
-    group: Group,
-    on_progress: Callable[[], None],
-) -> Labelled:
+@dataclass(frozen=True)
+class LinearProbeSet(TrainAndTest):
+    """One that a linear classifier is fitted to."""
+
+    @classmethod
+    def open(cls, spec: EvaluationSpec, opening: Opening) -> LinearProbeSet:
+        """As `images` says."""
+        return cls(spec, *open_both(spec, opening))
+
+    def measure(self, model: AnyModel, run: Run) -> dict[str, float]:
+        """`top1`, and `top5` from ten classes on: means over seeds 0, 1, ... With several seeds their standard
+        deviation, `top1Std`. Every rank gets rank 0's figures.
+
+        Raises UserDataError, too, for labels that the training set does not have.
+        """
+        train, test, classes = self.features(image_encoder(model), run)
+        hits: list[tuple[float, float]] = []
+        for seed in range(self.spec.seeds or 1):
+            probe = fit_probe(train, classes, seed=seed, on_progress=run.on_progress)
+            hits.append(shares_of_hits(probe.logits(test.features), test.labels))
+        return summary(hits, classes, run.group, device=test.labels.device)
+
+
+def open_both(
+    spec: EvaluationSpec, opening: Opening
+) -> tuple[EvaluationReader, EvaluationReader, tuple[str, ...]]:
+    """What is measured, what is trained on, and the names of the classes."""
+    if spec.train_data is None:
+        raise UserDataError(f"evaluation set {spec.name}: a {spec.type} set needs trainData")
+    train_spec = spec.model_copy(update={"data": spec.train_data})
+    return open_images(spec, opening), open_images(train_spec, opening), class_names(spec, opening.stage)
+
+
+def labelled(encoder: ImageEncoder, source: EvaluationSource, name: str, run: Run) -> Labelled:
     """The set's features on every rank; each computes those of some batches."""
     parameter = next(encoder.parameters())
     samples, device = len(source), parameter.device
     features_nD = torch.zeros(samples, encoder.size, dtype=parameter.dtype, device=device)
     number_n = torch.zeros(samples, dtype=torch.int32, device=device)  # of the class, from 1 on; 0: not read
-    for indices_B, features_BD, labels_B in _batches(encoder, source, precision, group):
-        on_progress()
-        features_nD[indices_B] = features_BD
-        number_n[indices_B] = labels_B + 1
-    label_n = group.sum(number_n).long() - 1
+    for batch in source.batches(run.group.rank, run.group.world_size):
+        if not len(batch.indices):
+            continue
+        assert batch.labels is not None
+        with torch.no_grad(), run.autocast(device):
+            features_BD = encoder(normalize(batch.images.to(device), parameter.dtype))
+        run.on_progress()
+        rows_B = batch.indices.to(device)
+        features_nD[rows_B] = features_BD.to(parameter.dtype)
+        number_n[rows_B] = batch.labels.to(device, torch.int32) + 1
+    label_n = run.group.sum(number_n).long() - 1
     readable_n = label_n >= 0
     if not bool(readable_n.any()):
-        raise UserDataError(
-            f"evaluation set {name}: none of the {samples} samples can be read; check its shards and keys"
-        )
-    return Labelled(group.sum(features_nD)[readable_n], label_n[readable_n])
+        raise unreadable(name, samples)
+    return Labelled(run.group.sum(features_nD)[readable_n], label_n[readable_n])
 
 
 def fit_probe(
@@ -163,28 +175,8 @@ def summary(
     shares = group.broadcast(torch.tensor(hits, dtype=torch.float64, device=device)).tolist()
     firsts = [first for first, _ in shares]
     metrics = {"top1": statistics.fmean(firsts)}
-    if classes >= TOP_FIVE_CLASSES:
+    if classes >= TOP5_CLASSES:
         metrics["top5"] = statistics.fmean(fifth for _, fifth in shares)
     if len(firsts) > 1:
         metrics["top1Std"] = statistics.stdev(firsts)
     return metrics
-
-
-def _batches(
-    encoder: ImageEncoder, source: EvaluationSource, precision: Precision, group: Group
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """This rank's batches: places in the set, features and labels."""
-    parameter = next(encoder.parameters())
-    bf16 = precision is Precision.BF16
-    for batch in source.batches(group.rank, group.world_size):
-        if not len(batch.indices):
-            continue
-        assert batch.labels is not None
-        images_B3HW = normalize(batch.images.to(parameter.device), parameter.dtype)
-        with torch.no_grad(), torch.autocast(parameter.device.type, torch.bfloat16, enabled=bf16):
-            features_BD = encoder(images_B3HW)
-        yield (
-            batch.indices.to(parameter.device),
-            features_BD.to(parameter.dtype),
-            batch.labels.to(parameter.device, torch.int32),
-        )
