@@ -83,7 +83,7 @@ def test_a_chain_goes_across_architectures_and_back(stage: StageOf, train: Calla
     """A transformer teaches a convolutional network, which teaches a transformer; timm measures what we published."""
     small = stage("small", TRANSFORMER, epochs=8, training={"learningRate": 3e-3})
     train(small)
-    net = stage("net", MOBILENET, teacher=small, epochs=8, training={"emaDecay": 0.5, "learningRate": 3e-3})
+    net = stage("net", MOBILENET, teacher=small, epochs=20, training={"emaDecay": 0.5, "learningRate": 3e-3})
     train(net, "uid-2-nonce")
     large = stage("large", TRANSFORMER | {"vision": VISION | {"width": 32}}, teacher=net, epochs=8)
     train(large, "uid-3-nonce")
