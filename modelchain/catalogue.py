@@ -66,6 +66,7 @@ def size_name(config: AnyConfig) -> str:
     return family_of(config).size_name(config)
 
 
+@cache
 def family() -> tuple[str, ...]:
     """The names of our own family, smallest first."""
     return tuple(name for name in _entries() if not name.startswith(OPEN_CLIP_PREFIX))
