@@ -22,7 +22,8 @@ handover  Stages finish one by one, at random times. The latency goes from the m
           a watch shows the next job, so it holds all that lies between: the end of the trainer, its pod and its job.
           Then all chains finish a stage together; then all are complete, and all is quiet again.
 
-Processor time and memory are right on a machine that does other work beside this; latencies are upper bounds there.
+Memory is right on a machine that does other work beside this; processor time and latencies are upper bounds there: work
+on a core that is shared takes more of it.
 """
 
 from __future__ import annotations
