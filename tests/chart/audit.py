@@ -44,7 +44,8 @@ class AuditLog:
     def asked_by(self, account: str, namespace: str) -> Iterator[Asked]:
         """What a service account has asked of resources, oldest first."""
         user = f"system:serviceaccount:{namespace}:{account}"
-        for line in self.path.read_text().splitlines():
+        whole, _, _ = self.path.read_text().rpartition("\n")  # the last line may just be written
+        for line in whole.splitlines():
             event: dict[str, Any] = json.loads(line)
             about = event.get("objectRef")
             if event["user"]["username"] != user or about is None or event["stage"] == "Panic":

@@ -24,12 +24,12 @@ from modelchain.artifacts import (
 from modelchain.cli import main
 from modelchain.commit import commit_stage, latest_checkpoint, verify_stage
 from modelchain.errors import ExitCode, UserDataError
-from modelchain.lease import LeaseKeeper
 from modelchain.prune import PrunePlan, plan_prune, prune
 from modelchain.spec import LearningRateSchedule, LearningRateScheduleType
 from modelchain.status import ChainRecord, ChainStatus, RecordedStage, record_of
 from modelchain.store import Store
 from modelchain.store.folder import FolderStore
+from tests.leases import held_lease
 from tests.modelchain.documents import resolved
 from tests.seaweedfs import SeaweedFS
 
@@ -228,7 +228,7 @@ def test_a_stage_that_somebody_trains_is_not_touched(any_store: Store) -> None:
     attempt(any_store, "forgotten", "a-1")
     before = keys(any_store)
     key = f"{folder_of('forgotten')}/lease.json"
-    with LeaseKeeper(any_store, key, holder="a-1", chain="default/x", duration_seconds=1):
+    with held_lease(any_store, key, holder="a-1", chain="default/x"):
         pruned = prune(any_store, plan(any_store), min_age_seconds=DAY)
         assert pruned.removed == ()
         assert "held by a-1 of chain default/x" in pruned.kept[0].reason

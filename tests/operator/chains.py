@@ -144,12 +144,20 @@ class ClusterChain:
         assert checked.chain is not None, checked.problems
         return resolve(checked.chain)
 
-    def wait_at_rest(self, seconds: float) -> str:
-        """Watch the chain for a while; returns its resource version before, which is the same after."""
-        before = self.read()["metadata"]["resourceVersion"]
-        time.sleep(seconds)
-        assert self.read()["metadata"]["resourceVersion"] == before, "it was written at rest"
-        return before
+    def wait_at_rest(self, seconds: float) -> None:
+        """Wait until nobody has written the chain for so long: the last write of a change may come late, and one who
+        writes again and again never rests.
+        """
+        written, since = "", time.monotonic()
+
+        def rests() -> bool:
+            nonlocal written, since
+            version, now = self.read()["metadata"]["resourceVersion"], time.monotonic()
+            if version != written:
+                written, since = version, now
+            return now - since >= seconds
+
+        wait_until(rests, f"nobody writes the chain for {seconds} s", pause=0.2)
 
     def _document(self, pattern: str) -> Object:
         chain = document(self.access)

@@ -14,6 +14,7 @@ from modelchain.spec import ModelChain
 from modelchain.validation import check_object, load_chains
 from tests.control_plane.binaries import OLDEST
 from tests.control_plane.plane import ControlPlane
+from tests.processes import wait_until
 
 pytestmark = pytest.mark.xdist_group("control-plane")
 
@@ -57,6 +58,11 @@ def installed(control_plane: ControlPlane) -> None:
     """The CRD of this checkout, as an administrator installs it."""
     control_plane.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(CRD))
     control_plane.kubectl("wait", "--for=condition=Established", f"crd/{CRD_NAME}", "--timeout=240s")
+    wait_until(
+        lambda: control_plane.kubectl("explain", "modelchain", check=False).returncode == 0,
+        "its fields are described",
+        pause=0.2,
+    )
 
 
 class Cluster:

@@ -91,7 +91,8 @@ def test_two_operators_see_a_chain_through_while_all_else_is_killed(
     chain.store.delete([f"{chain.resolved().stages[0].folder}/{MANIFEST}"])
     operator.start()  # it looks at all that it has not seen yet
     chain.wait("ArtifactsMissing")
-    chain.wait_at_rest(3)  # the other one does not deny it
+    chain.wait_at_rest(3)
+    assert chain.condition("ArtifactsMissing")["status"] == "True", "the other one does not deny it"
 
 
 def test_a_failing_api_server_delays_a_chain_and_nothing_else(

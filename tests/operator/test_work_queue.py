@@ -4,18 +4,10 @@ import asyncio
 
 from modelchain_operator.kubernetes.key import Key
 from modelchain_operator.work_queue import PATIENCE_SECONDS, KeyQueue
+from tests import processes
+from tests.clock import Clock
 
 A, B, C = (Key("default", name) for name in "abc")
-
-
-class Clock:
-    """Time that a test moves."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 async def comes_after_its_pass(queue: KeyQueue, key: Key) -> None:
@@ -128,7 +120,7 @@ def test_a_key_that_is_due_wakes_who_waits() -> None:
         await asyncio.sleep(0)
         queue.add_after(A, 3600)
         queue.add_after(B, 0.02)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(processes.PATIENCE_SECONDS):
             taken_now = await waiting
         assert taken_now is not None
         assert taken_now[0] == B
@@ -143,7 +135,7 @@ def test_one_who_was_told_to_stop_leaves_the_turn_to_another() -> None:
         await asyncio.sleep(0)
         queue.add(A)  # wakes the first
         first.cancel()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(processes.PATIENCE_SECONDS):
             taken_now = await second
         assert taken_now is not None
         assert taken_now[0] == A
@@ -227,6 +219,6 @@ def test_closing_ends_all_who_wait() -> None:
 
 async def taken(queue: KeyQueue) -> Key:
     """The next key."""
-    found = await asyncio.wait_for(queue.get(), 10)
+    found = await asyncio.wait_for(queue.get(), processes.PATIENCE_SECONDS)
     assert found is not None
     return found[0]

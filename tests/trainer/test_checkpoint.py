@@ -25,6 +25,7 @@ from modelchain_trainer.checkpoint import (
     take_snapshot,
 )
 from modelchain_trainer.retry_policy import RetryPolicy
+from tests.processes import PATIENCE_SECONDS
 
 FOLDER = "stages/tiny-0000000000000000"
 
@@ -226,7 +227,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(
     store: _Store, stage: ResolvedStage, tmp_path: Path
 ) -> None:
     go = threading.Event()
-    store.before_upload = lambda _: None if go.wait(10) else pytest.fail("never told to go on")
+    store.before_upload = lambda _: None if go.wait(PATIENCE_SECONDS) else pytest.fail("never told to go on")
     writer = _writer(store, stage, tmp_path)
     writer.start(_snapshot(1))
     assert writer.busy

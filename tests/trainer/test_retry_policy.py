@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
-import time
 
 import pytest
 
 from modelchain.store import Forbidden, NotFound, StoreUnavailable
 from modelchain_trainer.retry_policy import RetryPolicy, Stopped
+from tests.processes import PATIENCE_SECONDS
 
 
 class Flaky:
@@ -17,9 +17,11 @@ class Flaky:
     def __init__(self, failures: int) -> None:
         self.failures = failures
         self.calls = 0
+        self.called = threading.Event()
 
     def __call__(self) -> str:
         self.calls += 1
+        self.called.set()
         if self.calls <= self.failures:
             raise StoreUnavailable("s3://data/a.tar: no answer")
         return "answer"
@@ -56,18 +58,17 @@ def test_other_errors_are_not_tried_again(error: Exception) -> None:
 
 
 def test_stopping_ends_the_wait_of_other_threads() -> None:
-    retry_policy = RetryPolicy(600)
-    ended = threading.Event()
+    retry_policy, away, ended = RetryPolicy(600), Flaky(10**9), threading.Event()
 
     def wait() -> None:
         with pytest.raises(Stopped):
-            retry_policy.call(Flaky(10**9))
+            retry_policy.call(away)
         ended.set()
 
     thread = threading.Thread(target=wait, daemon=True)
     thread.start()
-    time.sleep(0.05)
+    assert away.called.wait(PATIENCE_SECONDS)
     retry_policy.stop()
-    assert ended.wait(10)
+    assert ended.wait(PATIENCE_SECONDS)
     with pytest.raises(Stopped):
         retry_policy.call(lambda: "too late")

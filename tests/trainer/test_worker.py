@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -21,7 +20,6 @@ from modelchain.artifacts import EvaluationLine, Lease, Manifest, MetricsLine, P
 from modelchain.commit import commit_stage, hash_file, list_checkpoints, verify_stage
 from modelchain.cost import stage_macs
 from modelchain.errors import ConfigurationError, HeldError, MissingInputError, ModelChainError, UserDataError
-from modelchain.lease import LeaseKeeper
 from modelchain.resolved import ResolvedStage
 from modelchain.spec import Precision
 from modelchain.store.folder import FolderStore
@@ -30,6 +28,8 @@ from modelchain_trainer.attempt import check_precision
 from modelchain_trainer.model.weights import load_weights
 from modelchain_trainer.position import Position
 from modelchain_trainer.telemetry.metrics_log import decode_lines
+from tests.leases import held_lease
+from tests.processes import PATIENCE_SECONDS, wait_until
 
 StageOf = Callable[..., ResolvedStage]
 Train = Callable[..., Position]
@@ -183,7 +183,7 @@ def test_a_stage_that_is_being_trained_is_left_alone(stage_of: StageOf, train: T
     stage = stage_of("held")
     key = f"{stage.folder}/lease.json"
     with (
-        LeaseKeeper(_store(stage), key, holder="somebody", chain="a/b", duration_seconds=1),
+        held_lease(_store(stage), key, holder="somebody", chain="a/b"),
         pytest.raises(HeldError, match="held by somebody of chain a/b"),
     ):
         train(stage)
@@ -195,8 +195,7 @@ def test_whoever_lost_its_lease_stops_and_commits_nothing(stage_of: StageOf, tra
     lease = _folder(stage) / "lease.json"
 
     def take_over() -> None:
-        while not lease.exists():
-            time.sleep(0.01)
+        wait_until(lease.exists, "it is trained")
         held = Lease.model_validate_json(lease.read_bytes())
         stolen = held.model_copy(update={"holder": "other", "process": "elsewhere/1/1", "host": "elsewhere"})
         _store(stage).put(f"{stage.folder}/lease.json", stolen.model_dump_json(by_alias=True).encode())
@@ -406,13 +405,14 @@ def test_the_real_program_trains_a_stage_and_stops_when_asked(stage_of: StageOf,
     }
     command = [sys.executable, "-m", "modelchain_trainer"]
     launcher = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-    end = time.monotonic() + 120
-    while not list_checkpoints(_store(stage), stage.folder):
-        assert time.monotonic() < end, "no checkpoint"
+
+    def has_checkpoint() -> bool:
         assert launcher.poll() is None
-        time.sleep(0.2)
+        return bool(list_checkpoints(_store(stage), stage.folder))
+
+    wait_until(has_checkpoint, "a checkpoint is written")
     launcher.send_signal(signal.SIGTERM)
-    _, errors = launcher.communicate(timeout=60)
+    _, errors = launcher.communicate(timeout=PATIENCE_SECONDS)
     assert launcher.returncode == 143
     assert "the next attempt goes on from the checkpoint at step" in errors
     (token,) = {checkpoint.token for checkpoint in list_checkpoints(_store(stage), stage.folder)}

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
@@ -46,13 +47,15 @@ class HealthServer:
         metrics: Metrics,
         listings: Listings,
         leadership: Leadership | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._host, self._port = settings.http_host, settings.http_port
         self._listing_seconds = 1.1 * settings.resync_seconds + LISTING_SECONDS
         self._metrics = metrics
         self._listings = listings
         self._leadership = leadership or Leadership.unopposed()
-        self._started_at = time.monotonic()
+        self._clock = clock
+        self._started_at = clock()
         self._nothing_waited_at = self._started_at
         self._runner: web.AppRunner | None = None
         self._exposing = ThreadPoolExecutor(1, thread_name_prefix="metrics")
@@ -69,7 +72,7 @@ class HealthServer:
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/readyz", self._readyz)
         app.router.add_get("/metrics", self._expose)
-        self._started_at = time.monotonic()
+        self._started_at = self._clock()
         self._runner = web.AppRunner(app, access_log=None)
         await self._runner.setup()
         try:
@@ -88,7 +91,7 @@ class HealthServer:
 
     def problem(self) -> str:
         """Why the operator is not live; empty if it is."""
-        now = time.monotonic()
+        now = self._clock()
         listing = now - (self._listings.attempted_at or self._started_at)
         if listing > self._listing_seconds:
             return f"no listing of the cluster has ended for {listing:.0f} s"

@@ -16,7 +16,7 @@ import pytest
 from modelchain.artifacts import Lease
 from modelchain.status import ChainPhase, StagePhase
 from tests.modelchain.local.runs import Bench, kill, wait_until
-from tests.processes import is_alive
+from tests.processes import PATIENCE_SECONDS, is_alive
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ def test_a_killed_trainer_is_retried(bench: Bench) -> None:
 
 
 def test_a_stage_that_hangs_is_replaced(bench: Bench) -> None:
-    bench.edit("limit: 1", "limit: 9, stallSeconds: 2")  # the next attempt may be slow to start, too
+    bench.edit("limit: 1", "limit: 9, stallSeconds: 4")  # the next attempt may be slow to start, too
     bench.plan("tiny", "hang", "commit")
     ended = bench.run()
     assert (ended.code, ended.of("failure")[0]["reason"]) == (0, "Stalled")
@@ -139,7 +139,7 @@ def test_a_stage_that_hangs_is_replaced(bench: Bench) -> None:
 
 @pytest.mark.slow
 def test_a_stage_that_hangs_and_hears_no_signal_is_killed_and_replaced(bench: Bench) -> None:
-    bench.edit("limit: 1", "limit: 9, stallSeconds: 2")  # the next attempt may be slow to start, too
+    bench.edit("limit: 1", "limit: 9, stallSeconds: 4")  # the next attempt may be slow to start, too
     bench.plan("tiny", "deaf", "commit")
     run = bench.start("-o", "json")
     pid = bench.wait_for_start("tiny")
@@ -345,7 +345,7 @@ def test_a_reader_that_goes_away_does_not_cost_the_training(bench: Bench) -> Non
     run = bench.start("-o", "json")
     assert run.process.stdout is not None
     run.process.stdout.close()
-    assert run.process.wait(60) == 0
+    assert run.process.wait(PATIENCE_SECONDS) == 0
     assert bench.record().status.phase is ChainPhase.COMPLETE
 
 

@@ -15,8 +15,8 @@ from modelchain.local.watch import StoreWatch
 from modelchain.reconcile.observation import StoreProblem
 from modelchain.store import Forbidden, StoreUnavailable
 from modelchain.store.folder import FolderStore
-from tests.modelchain.local.runs import wait_until
 from tests.modelchain.reconcile.chains import chain, manifest, progress
+from tests.processes import PATIENCE_SECONDS, wait_until
 
 CHAIN = chain((("tiny", None), ("small", "tiny")))
 TINY = CHAIN.stage("tiny")
@@ -51,7 +51,9 @@ def store(tmp_path: Path) -> FlakyStore:
 @pytest.fixture
 def watch(store: FlakyStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[StoreWatch]:
     monkeypatch.setattr(watching, "LOCAL_SECONDS", 0.02)
-    monkeypatch.setattr(watching, "UNRESPONSIVE_SECONDS", 0.2)
+    monkeypatch.setattr(
+        watching, "UNRESPONSIVE_SECONDS", PATIENCE_SECONDS
+    )  # but where a store hangs on purpose
     one = StoreWatch(store, CHAIN)
     one.start()
     yield one
@@ -124,11 +126,12 @@ def test_nothing_is_known_of_a_stage_between_being_told_to_look_again_and_having
 
 
 def test_a_store_that_hangs_is_called_unavailable_until_it_answers_and_that_time_is_known(
-    store: FlakyStore, watch: StoreWatch
+    store: FlakyStore, watch: StoreWatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wait_until(lambda: "tiny" in watch.snapshot().facts, "it was looked at")
     before = watch.snapshot().readable_since
     store.answers.clear()
+    monkeypatch.setattr(watching, "UNRESPONSIVE_SECONDS", 0.2)
 
     def problem() -> StoreProblem | None:
         return watch.snapshot().facts["tiny"].problem
@@ -187,8 +190,12 @@ def test_the_newest_record_is_written_as_soon_as_the_store_is_back(
     watch.write("chains/default/family.json", b"first")
     watch.write("chains/default/family.json", b"second")
     store.problem = None
-    wait_until(lambda: store.head("chains/default/family.json") is not None, "it is written")
-    assert store.get("chains/default/family.json")[0] == b"second"
+
+    def written() -> bytes:
+        found = store.find("chains/default/family.json")
+        return b"" if found is None else found[0]
+
+    wait_until(lambda: written() == b"second", "it is written")
 
 
 def test_closing_writes_the_last_record(store: FlakyStore, watch: StoreWatch) -> None:

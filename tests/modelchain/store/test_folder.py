@@ -19,7 +19,7 @@ from modelchain.errors import CannotWriteError, ConfigurationError, DiskFullErro
 from modelchain.resolved import ResolvedStore
 from modelchain.store import ConflictError, Forbidden, Store, StoreError, StoreUnavailable, folder, open_store
 from modelchain.store.folder import LOCK, FolderStore
-from tests.processes import largest_file
+from tests.processes import PATIENCE_SECONDS, largest_file
 
 OPEN = """
 import sys
@@ -118,13 +118,13 @@ def as_plain_user(action: Callable[[], object]) -> str:
 def test_processes_that_count_together_lose_no_update(store: FolderStore) -> None:
     store.put("counter", b"0")
     children = [python(COUNT, store.root, 40) for _ in range(3)]
-    assert [child.wait(60) for child in children] == [0, 0, 0]
+    assert [child.wait(PATIENCE_SECONDS) for child in children] == [0, 0, 0]
     assert store.get("counter")[0] == b"%06d" % 120
 
 
 def test_of_many_processes_that_create_an_object_one_wins(store: FolderStore) -> None:
     children = [python(CREATE, store.root, name, stdout=subprocess.PIPE) for name in "abc"]
-    wins = [child.communicate(timeout=60)[0].split() for child in children]
+    wins = [child.communicate(timeout=PATIENCE_SECONDS)[0].split() for child in children]
     assert sorted(int(number) for each in wins for number in each) == list(range(40))
     for name, won in zip("abc", wins, strict=True):
         assert all(store.get(f"k{number}")[0] == name.encode() for number in won)
@@ -311,7 +311,7 @@ def test_deleting_removes_folders_that_became_empty(store: FolderStore) -> None:
 
 def test_writing_and_deleting_side_by_side_in_one_folder_never_fails(store: FolderStore) -> None:
     children = [python(PUT_AND_DELETE, store.root, name) for name in "ab"]
-    assert [child.wait(60) for child in children] == [0, 0]
+    assert [child.wait(PATIENCE_SECONDS) for child in children] == [0, 0]
 
 
 def test_uris_open_folders_and_others_are_refused(tmp_path: Path) -> None:

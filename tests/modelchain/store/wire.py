@@ -67,29 +67,38 @@ class Wire:
         with suppress(OSError):
             while data := source.recv(65536):
                 if kind == "answer" and data.startswith(b"HTTP/1.1 100 "):  # go on: not the answer yet
-                    if self._cuts["body"]:
-                        self._cuts["body"].pop()
-                        self.cut += 1
+                    if self._take("body") is not None:
+                        self._count()
                         break
                     interim, _, data = data.partition(b"\r\n\r\n")
                     target.sendall(interim + b"\r\n\r\n")
                     if not data:
                         continue
                 if left is None:
-                    with self._lock:
-                        left = self._cuts[kind].pop(0) if self._cuts[kind] else None
+                    left = self._take(kind)
                 if left is None:
                     target.sendall(data)
                     continue
                 target.sendall(data[:left])
                 left -= len(data)
                 if left <= 0:
-                    self.cut += 1
-                    if kind == "answer" and self._stalls:
-                        self._stalls -= 1
+                    if self._count(stalls=kind == "answer"):
                         self._end.wait()
                     break
         _close(source, target)
+
+    def _take(self, kind: str) -> int | None:
+        """After how many bytes the next of this kind is cut; None: it is not."""
+        with self._lock:
+            return self._cuts[kind].pop(0) if self._cuts[kind] else None
+
+    def _count(self, *, stalls: bool = False) -> bool:
+        """Something is cut. Whether its connection stays open."""
+        with self._lock:
+            self.cut += 1
+            stays = stalls and self._stalls > 0
+            self._stalls -= stays
+            return stays
 
 
 def _close(*sockets: socket.socket) -> None:

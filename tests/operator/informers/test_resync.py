@@ -16,6 +16,7 @@ from modelchain_operator.kubernetes.kinds import CHAIN
 from modelchain_operator.work_queue import KeyQueue
 from tests.control_plane.plane import ControlPlane
 from tests.operator.kubernetes.test_api import chain, with_api
+from tests.processes import PATIENCE_SECONDS
 
 pytestmark = pytest.mark.xdist_group("control-plane")
 
@@ -103,7 +104,7 @@ def test_a_hint_finds_a_deletion_that_no_watch_has_told_long_before_the_next_lis
         metadata = first["metadata"]
         await scene.api.delete(CHAIN, namespace, metadata["name"], metadata["uid"])
         scene.resync.hint()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             await gone.wait()
         assert len(scene.cache) == FEW + 4
         running.cancel()

@@ -19,6 +19,7 @@ from modelchain_operator.kubernetes.leader_election import (
     may_take,
 )
 from tests.control_plane.plane import ControlPlane
+from tests.processes import PATIENCE_SECONDS
 
 PERIOD = 0.25
 
@@ -80,7 +81,9 @@ def test_of_three_one_leads_and_the_next_follows_when_it_releases(
         waiting = {asyncio.create_task(one.acquire()): one for one in electors}
         order: list[LeaderElector] = []
         while waiting:
-            done, _ = await asyncio.wait(waiting, timeout=30, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(
+                waiting, timeout=PATIENCE_SECONDS, return_when=asyncio.FIRST_COMPLETED
+            )
             (first,) = done
             assert [one.is_held() for one in leaderships].count(True) == 1
             order.append(waiting.pop(first))
@@ -107,12 +110,12 @@ def test_a_leader_whose_lease_another_takes_is_told_and_one_that_is_only_edited_
         keeping = asyncio.create_task(elector.keep())
         control_plane.kubectl("annotate", "lease", "operator", "-n", namespace, "example.com/note=x")
         leadership.begun.clear()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             await leadership.begun.wait()  # each renewal sets it
         assert not keeping.done()
         patch = '{"spec": {"holderIdentity": "somebody_1"}}'
         control_plane.kubectl("patch", "lease", "operator", "-n", namespace, "--type=merge", "-p", patch)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             assert await keeping == f"somebody_1 holds Lease {namespace}/operator now"
         assert not leadership.is_held()
         fenced = KubernetesApi(api.access, may_write=leadership.is_held)

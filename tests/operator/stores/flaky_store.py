@@ -14,6 +14,8 @@ from modelchain.artifacts import LEASE, MANIFEST, PROGRESS, Lease, attempt_folde
 from modelchain.resolved import ResolvedChain, ResolvedStage
 from modelchain.store import ObjectInfo, Store, StoreUnavailable
 from modelchain.store.folder import FolderStore
+from modelchain_operator.stores.reader import StoreReader
+from tests.clock import Clock
 from tests.modelchain.reconcile.chains import manifest, progress
 
 WAIT_SECONDS = 240.0
@@ -121,3 +123,18 @@ async def until(condition: Callable[[], object], what: str) -> None:
     while not condition():
         assert time.monotonic() < deadline, f"waited in vain until {what}"
         await asyncio.sleep(0.01)
+
+
+async def settle(reader: StoreReader) -> None:
+    """Return when nothing is under way and nothing more is due, by a clock that stands still."""
+    schedule = reader._schedule
+    schedule._wake.set()
+    await until(lambda: not (schedule._wake.is_set() or schedule._under_way), "all that is due is done")
+
+
+async def elapse(reader: StoreReader, clock: Clock, seconds: float, *, step: float = 0.05) -> None:
+    """Let time go by, in steps in which all that is due is done."""
+    end = clock.now + seconds
+    while clock.now < end:
+        clock.now = min(end, clock.now + step)
+        await settle(reader)

@@ -28,9 +28,21 @@ from modelchain_operator.stores import reader as store_reader
 from modelchain_operator.stores import schedule
 from modelchain_operator.stores.access import NoAccess
 from modelchain_operator.stores.reader import StoreReader
+from tests.clock import Clock
 from tests.modelchain.reconcile.chains import chain
 from tests.modelchain.store.odd_server import Respond, page, redirect, serve
-from tests.operator.stores.flaky_store import FlakyStore, advance, complete, hold_lease, run, train, until
+from tests.operator.stores.flaky_store import (
+    WAIT_SECONDS,
+    FlakyStore,
+    advance,
+    complete,
+    elapse,
+    hold_lease,
+    run,
+    settle,
+    train,
+    until,
+)
 from tests.seaweedfs import SeaweedFS
 
 CHAIN = chain((("tiny", None), ("small", "tiny")))
@@ -46,9 +58,14 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_reader, "LONGEST_WAITING_SECONDS", 0.3)
     monkeypatch.setattr(store_reader, "AT_REST_SECONDS", 0.3)
     monkeypatch.setattr(store_reader, "REFUSED_SECONDS", (0.05, 0.2))
-    monkeypatch.setattr(schedule, "UNRESPONSIVE_SECONDS", 0.3)
+    monkeypatch.setattr(schedule, "UNRESPONSIVE_SECONDS", WAIT_SECONDS)  # but where a store hangs on purpose
     monkeypatch.setattr(schedule, "PROBE_SECONDS", (0.02, 0.1))
-    monkeypatch.setattr(schedule, "CLOSE_SECONDS", 2.0)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that hangs is soon called so, and on a busy machine one that answers too."""
+    monkeypatch.setattr(schedule, "UNRESPONSIVE_SECONDS", 0.3)
 
 
 @pytest.fixture
@@ -152,22 +169,25 @@ def test_every_stage_of_a_new_chain_is_looked_at_and_its_chain_told(store: Flaky
 
 def test_signs_of_life_of_the_attempt_that_runs_are_dated_by_our_clock(store: FlakyStore) -> None:
     async def scenario() -> None:
-        async with reading() as reader:
+        clock = Clock()
+        async with reading(clock=clock) as reader:
             token = train(store, CHAIN, TINY, 1, attempt=3)
             follow(reader, store, running={"tiny": 3})
-            await until(lambda: step(reader) == 1, "the first sign of life is seen")
+            await settle(reader)
+            assert step(reader) == 1, "the first sign of life is seen"
             first = reader.snapshot(KEY).progress_changed_at["tiny", 3]
             assert abs(first - time.time()) < 60
             facts = fact(reader, "tiny")
             assert facts is not None
             assert facts.lease is not None
             assert (facts.lease.own, facts.lease.fresh, facts.progress_attempt) == (True, True, 3)
-            await asyncio.sleep(0.1)
+            await elapse(reader, clock, 0.2)
             assert reader.snapshot(KEY).progress_changed_at["tiny", 3] == first, (
                 "no change is no sign of life"
             )
             advance(store, TINY, token, 2)
-            await until(lambda: step(reader) == 2, "the second is seen")
+            await elapse(reader, clock, 0.1)
+            assert step(reader) == 2, "the second is seen"
             assert reader.snapshot(KEY).progress_changed_at["tiny", 3] > first
 
     run(scenario())
@@ -175,17 +195,20 @@ def test_signs_of_life_of_the_attempt_that_runs_are_dated_by_our_clock(store: Fl
 
 def test_an_attempt_is_asked_for_signs_of_life_once_its_trainer_runs(store: FlakyStore) -> None:
     async def scenario() -> None:
-        async with reading() as reader:
+        clock = Clock()
+        async with reading(clock=clock) as reader:
             follow(reader, store)
-            await until(lambda: len(reader.snapshot(KEY).facts) == 2, "all is known")
+            await settle(reader)
             follow(reader, store, running={"tiny": 1}, starting=frozenset({"tiny"}))
             asked = store.asked[f"{TINY.folder}/{LEASE}"]
-            await asyncio.sleep(0.3)
-            assert store.asked[f"{TINY.folder}/{LEASE}"] <= asked + 1, "but for a look that was under way"
+            clock.now += 0.8 * store_reader.STARTING_SECONDS
+            await settle(reader)
+            assert store.asked[f"{TINY.folder}/{LEASE}"] == asked
             assert fact(reader, "tiny") == StageFacts(), "what was seen before it began holds"
             train(store, CHAIN, TINY, 1)
             follow(reader, store, running={"tiny": 1})
-            await until(lambda: step(reader) == 1, "it is seen")
+            await settle(reader)
+            assert step(reader) == 1, "it is seen"
 
     run(scenario())
 
@@ -402,6 +425,7 @@ def test_a_damaged_artifact_is_a_problem_of_its_own(store: FlakyStore) -> None:
     run(scenario())
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_store_that_hangs_is_called_unavailable_until_it_answers_and_that_time_is_known(
     store: FlakyStore,
 ) -> None:
@@ -409,7 +433,8 @@ def test_a_store_that_hangs_is_called_unavailable_until_it_answers_and_that_time
         told = Told()
         async with reading(told) as reader:
             follow(reader, store)
-            await until(lambda: len(reader.snapshot(KEY).facts) == 2, "all is known")
+            nothing_there = {"tiny": StageFacts(), "small": StageFacts()}
+            await until(lambda: reader.snapshot(KEY).facts == nothing_there, "all is known")
             before = reader.snapshot(KEY).readable_since
             store.answers.clear()
             told.changes.clear()
@@ -427,24 +452,28 @@ def test_a_store_that_hangs_is_called_unavailable_until_it_answers_and_that_time
 
 def test_a_store_that_answers_with_errors_is_unavailable_and_comes_back(store: FlakyStore) -> None:
     async def scenario() -> None:
-        async with reading() as reader:
+        clock = Clock()
+        async with reading(clock=clock) as reader:
             train(store, CHAIN, TINY, 1)
             follow(reader, store, running={"tiny": 1})
-            await until(lambda: step(reader) == 1, "it runs")
+            await settle(reader)
+            assert step(reader) == 1, "it runs"
             before = reader.snapshot(KEY).readable_since
             store.problem = StoreUnavailable("s3://x: 503")
-            await until(lambda: problem(reader) is StoreProblem.UNAVAILABLE, "it is noticed")
-            await asyncio.sleep(0.3)
+            await elapse(reader, clock, 0.3)
+            assert problem(reader) is StoreProblem.UNAVAILABLE, "it is noticed"
             asked = sum(store.asked.values())
-            await asyncio.sleep(0.5)
+            await elapse(reader, clock, 1.0)
             assert sum(store.asked.values()) - asked < 20, "a failing store is not flooded"
             store.problem = None
-            await until(lambda: step(reader) == 1, "it is read again")
+            await elapse(reader, clock, 0.3)
+            assert step(reader) == 1, "it is read again"
             assert reader.snapshot(KEY).readable_since > before
 
     run(scenario())
 
 
+@pytest.mark.usefixtures("impatient")
 def test_stores_that_hang_do_not_hold_up_those_that_answer(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with reading(threads=4) as reader:
@@ -492,7 +521,8 @@ def test_a_store_that_refuses_is_told_and_its_chain_has_another_pass_from_time_t
             await until(lambda: told.changes[KEY] > before + 1, "the chain has passes")
             assert reader._chains[KEY].retry_seconds > store_reader.REFUSED_SECONDS[0]
             store.problem = None
-            await until(lambda: fact(reader, "tiny") == StageFacts(), "the rights are corrected")
+            nothing_there = {"tiny": StageFacts(), "small": StageFacts()}
+            await until(lambda: reader.snapshot(KEY).facts == nothing_there, "the rights are corrected")
             assert reader._chains[KEY].retry_seconds == store_reader.REFUSED_SECONDS[0], "of the next refusal"
 
     run(scenario())
@@ -522,23 +552,21 @@ def test_without_access_every_stage_says_why_and_passes_go_on_until_there_is(sto
 
 def test_an_edit_makes_only_the_stages_anew_that_it_changes(store: FlakyStore) -> None:
     async def scenario() -> None:
-        async with reading(artifact_check_seconds=3600.0) as reader:
+        async with reading(artifact_check_seconds=3600.0, clock=Clock()) as reader:
             complete(store, TINY)
             follow(reader, store)
-            await until(lambda: len(reader.snapshot(KEY).facts) == 2, "all is known")
+            await settle(reader)
             asked = store.asked[f"{TINY.folder}/{MANIFEST}"]
             edited = chain((("tiny", None), ("small", "tiny")), epochs={"small": 3})
             complete(store, edited.stage("small"))
-            store.answers.clear()
             follow(reader, store, resolved=edited, finished=frozenset({"tiny"}))
             assert "small" not in reader.snapshot(KEY).facts, (
                 "what was seen of the old one says nothing of the new"
             )
-            store.answers.set()
-            await until(
-                lambda: (facts := fact(reader, "small")) is not None and facts.manifest is not None,
-                "the new one is seen",
-            )
+            await settle(reader)
+            facts = fact(reader, "small")
+            assert facts is not None
+            assert facts.manifest is not None, "the new one is seen"
             assert store.asked[f"{TINY.folder}/{MANIFEST}"] == asked, "tiny was not looked at again"
 
     run(scenario())
@@ -566,16 +594,21 @@ def test_a_stage_that_is_trained_again_is_looked_at_before_anything_is_said_of_i
 
 def test_a_chain_that_is_gone_costs_nothing_more(store: FlakyStore) -> None:
     async def scenario() -> None:
-        async with reading() as reader:
+        clock = Clock()
+        async with reading(clock=clock) as reader:
+            other, resolved = Key("default", "other"), chain((("tiny", None),), epochs={"tiny": 7})
             follow(reader, store)
-            await until(lambda: len(reader.snapshot(KEY).facts) == 2, "all is known")
+            follow(reader, store, key=other, resolved=resolved)
+            await settle(reader)
+            asked = store.asked.copy()
             reader.forget(KEY)
-            await asyncio.sleep(0.1)  # what is under way
-            asked = sum(store.asked.values())
-            await asyncio.sleep(0.4)
-            assert sum(store.asked.values()) == asked
+            clock.now += 3600
+            await settle(reader)
+            theirs = {key for key in store.asked - asked if key.startswith("stages/")}
+            assert theirs
+            assert all(key.startswith(resolved.stage("tiny").folder) for key in theirs)
             assert reader.snapshot(KEY).facts == {}
-            assert len(reader) == 0
+            assert len(reader) == 1
 
     run(scenario())
 
@@ -586,18 +619,21 @@ def test_a_suspended_chain_costs_next_to_nothing_and_is_looked_at_anew_before_it
     monkeypatch.setattr(store_reader, "AT_REST_SECONDS", 60.0)
 
     async def scenario() -> None:
-        async with reading() as reader:
+        clock = Clock()
+        async with reading(clock=clock) as reader:
             follow(reader, store, suspended=True)
-            await until(lambda: len(reader.snapshot(KEY).facts) == 2, "all is known")
+            await settle(reader)
+            assert len(reader.snapshot(KEY).facts) == 2, "all is known"
             asked = sum(store.asked.values())
-            await asyncio.sleep(0.3)
+            clock.now += 3600
+            await settle(reader)
             assert sum(store.asked.values()) == asked
             complete(store, TINY)  # somebody else has trained it meanwhile
             follow(reader, store)
             assert fact(reader, "tiny") is None, "nothing is said on what was seen before"
-            await until(lambda: fact(reader, "tiny") is not None, "it was looked at anew")
+            await settle(reader)
             facts = fact(reader, "tiny")
-            assert facts is not None
+            assert facts is not None, "it was looked at anew"
             assert facts.manifest is not None
 
     run(scenario())
@@ -607,9 +643,11 @@ def test_after_a_restart_stages_at_rest_do_not_hold_up_those_that_train(store: F
     """All are found at once: what is finished is looked at from time to time, what nobody asks for not at all."""
     training = chain((("tiny", None), ("small", "tiny")), epochs={"tiny": 7})
     folder = training.stage("tiny").folder
+    random.seed(1)  # when each finished stage is first read
 
     async def scenario() -> None:
-        async with reading(artifact_check_seconds=3600.0, requests_per_second=100.0) as reader:
+        clock = Clock()
+        async with reading(artifact_check_seconds=3600.0, requests_per_second=100.0, clock=clock) as reader:
             for number in range(300):
                 key, resolved = named(f"complete-{number}")
                 follow(reader, store, key=key, resolved=resolved, finished=frozenset({"tiny", "small"}))
@@ -619,10 +657,9 @@ def test_after_a_restart_stages_at_rest_do_not_hold_up_those_that_train(store: F
                     reader, store, key=key, resolved=resolved, suspended=True, unasked=frozenset({"small"})
                 )
             follow(reader, store, resolved=training, running={"tiny": 1})
-            await until(
-                lambda: sum(count for key, count in store.asked.items() if key.startswith(folder)) >= 8,
-                "what trains was looked at again and again",
-            )
+            await elapse(reader, clock, 8.0, step=0.2)
+            trained = sum(count for key, count in store.asked.items() if key.startswith(folder))
+            assert trained >= 8, "what trains was looked at again and again"
             assert store.asked[f"{SMALL.folder}/{MANIFEST}"] < 60
 
     run(scenario())
@@ -630,24 +667,20 @@ def test_after_a_restart_stages_at_rest_do_not_hold_up_those_that_train(store: F
 
 def test_routine_looks_share_a_budget_and_what_is_waited_for_goes_before(store: FlakyStore) -> None:
     async def scenario() -> None:
-        async with reading(requests_per_second=40.0) as reader:
+        clock = Clock()
+        async with reading(requests_per_second=40.0, clock=clock) as reader:
             chains = [named(f"chain-{number}") for number in range(40)]
             for key, resolved in chains:
                 follow(reader, store, key=key, resolved=resolved)
-            await until(
-                lambda: all(len(reader.snapshot(key).facts) == 2 for key, _ in chains), "all are known"
-            )
-            await asyncio.sleep(1.0)
+            await elapse(reader, clock, 10.0)
+            assert all(len(reader.snapshot(key).facts) == 2 for key, _ in chains), "all are known"
             store.asked.clear()
-            await asyncio.sleep(3.0)
-            assert 40 <= sum(store.asked.values()) <= 40 * 3 * 1.5
-            began = time.monotonic()
+            await elapse(reader, clock, 3.0)
+            assert 40 * 3 * 0.9 <= sum(store.asked.values()) <= 40 * 3 * 1.1
             for key, _ in chains[-5:]:
                 reader.refresh(key, "small")
-            await until(
-                lambda: all("small" in reader.snapshot(key).facts for key, _ in chains[-5:]), "these first"
-            )
-            assert time.monotonic() - began < 20, "80 stages wait at 20 looks a second, these did not"
+            await settle(reader)
+            assert all("small" in reader.snapshot(key).facts for key, _ in chains[-5:]), "these at once"
 
     run(scenario())
 
@@ -664,23 +697,23 @@ def recorded(store: FlakyStore) -> ChainRecord | None:
 
 def test_the_record_follows_the_status_but_not_every_step(store: FlakyStore) -> None:
     async def scenario() -> None:
-        async with reading() as reader:
+        clock = Clock()
+        async with reading(clock=clock) as reader:
+
+            async def record(status: ChainStatus) -> StageStatus:
+                reader.record(KEY, CHAIN, status)
+                await settle(reader)
+                found = recorded(store)
+                assert found is not None
+                return found.status.stages[0]
+
             follow(reader, store)
-            reader.record(KEY, CHAIN, status(step=1))
-            await until(lambda: recorded(store), "it is written")
-            key = chain_key("default", "family")
-            writes = store.asked[key]
-            reader.record(KEY, CHAIN, status(step=2))
-            await asyncio.sleep(0.2)
-            first = recorded(store)
-            assert first is not None
-            assert first.status.stages[0].step == 1
-            reader.record(KEY, CHAIN, status(ChainPhase.COMPLETE, step=3))
-            await until(
-                lambda: (now := recorded(store)) is not None and now.status.phase is ChainPhase.COMPLETE,
-                "what is more than progress is written at once",
-            )
-            assert writes >= 1
+            assert (await record(status(step=1))).step == 1
+            clock.now += store_reader.RECORD_SECONDS - 1
+            assert (await record(status(step=2))).step == 1
+            assert (await record(status(ChainPhase.COMPLETE, step=3))).step == 3, "more than progress"
+            clock.now += store_reader.RECORD_SECONDS
+            assert (await record(status(ChainPhase.COMPLETE, step=4))).step == 4
 
     run(scenario())
 
@@ -716,14 +749,14 @@ def test_a_record_that_waits_is_written_before_the_end(store: FlakyStore) -> Non
 @pytest.mark.parametrize("error", [Forbidden("s3://x: refused"), CannotWriteError("file:///x: read-only")])
 def test_a_store_that_takes_no_record_is_left_in_peace(store: FlakyStore, error: Exception) -> None:
     async def scenario() -> None:
-        async with reading() as reader:
+        async with reading(clock=Clock()) as reader:
             follow(reader, store)
-            await until(lambda: len(reader.snapshot(KEY).facts) == 2, "all is known")
             store.put = refuse  # pyright: ignore[reportAttributeAccessIssue]
             for number in range(3):
                 reader.record(KEY, CHAIN, status(list(ChainPhase)[number]))
-                await asyncio.sleep(0.1)
+                await settle(reader)
             assert len(refused) == 1
+            assert len(reader.snapshot(KEY).facts) == 2
             assert problem(reader) is None, "that nothing can be written there does not disturb the training"
 
     refused: list[object] = []
@@ -802,8 +835,7 @@ def test_an_idle_chain_costs_less_than_three_kibibytes(
                     lambda asked=asked, looks=looks: sum(store.asked.values()) - asked >= 2 * 3 * looks,
                     "every stage was looked at",
                 )
-                await until(lambda: store.under_way == 0, "the last look has ended")
-            await asyncio.sleep(0.2)
+                await until(lambda: not reader._schedule._under_way, "the last look has ended")
             gc.collect()
             # pathlib interns what it reads, and the interpreter's table of such texts grows in leaps.
             rest = tracemalloc.take_snapshot().filter_traces([tracemalloc.Filter(False, pathlib.__file__)])

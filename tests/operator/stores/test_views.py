@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -22,8 +22,9 @@ from modelchain_operator.stores import reader
 from modelchain_operator.stores.access import StoreAccess
 from modelchain_operator.stores.reader import StoreReader
 from modelchain_operator.stores.views import StoreViews
+from tests.clock import Clock
 from tests.modelchain.reconcile.chains import chain
-from tests.operator.stores.flaky_store import WAIT_SECONDS, FlakyStore, complete, run, train
+from tests.operator.stores.flaky_store import WAIT_SECONDS, FlakyStore, complete, run, settle, train
 
 CHAIN = chain((("tiny", None), ("small", "tiny")))
 KEY = Key("default", "family")
@@ -42,16 +43,39 @@ class NoCluster:
         raise AssertionError
 
 
+@dataclass(frozen=True)
+class Scene:
+    """A chain and its store, read by a clock that stands still until the test moves it."""
+
+    store: FlakyStore
+    accepted: Accepted
+    views: StoreViews
+    reader: StoreReader
+    clock: Clock
+
+    async def reads_within(self, seconds: float) -> int:
+        """How often the store is asked about stages in that time: the chain's record is none of them."""
+        await settle(self.reader)
+        before = self._reads()
+        self.clock.now += seconds
+        await settle(self.reader)
+        return self._reads() - before
+
+    def _reads(self) -> int:
+        return sum(count for key, count in self.store.asked.items() if key.startswith("stages/"))
+
+
 @asynccontextmanager
-async def looking(store: FlakyStore) -> AsyncIterator[tuple[StoreViews, Accepted]]:
+async def looking(store: FlakyStore) -> AsyncIterator[Scene]:
     """Looks at that store and a chain in it."""
     accepted = Accepted(CHAIN, StoreSpec(uri=store.uri), jobs={}, macs={}, speedup_planned=1.0)
     settings = read_settings(["--own-identity-store", store.uri])
     access = StoreAccess(NoCluster(), settings.own_identity_stores, wrap=lambda _: store)
-    reader = StoreReader(lambda _: None, threads=4, requests_per_second=1000.0)
+    clock = Clock()
+    reader = StoreReader(lambda _: None, threads=4, requests_per_second=1000.0, clock=clock)
     reader.start()
     try:
-        yield StoreViews(access, reader), accepted
+        yield Scene(store, accepted, StoreViews(access, reader), reader, clock)
     finally:
         await reader.close()
         access.close()
@@ -74,27 +98,19 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(reader, name, 0.03)
 
 
-def asked(store: FlakyStore) -> int:
-    """Requests about stages; the chain's record is none of them."""
-    return sum(count for key, count in store.asked.items() if key.startswith("stages/"))
-
-
 def test_a_chain_that_is_complete_is_left_in_peace_from_the_write_on_that_says_so(tmp_path: Path) -> None:
     """No event has to come for that: there may be none after the last write."""
     store = FlakyStore(tmp_path / "store")
 
     async def scenario() -> None:
-        async with looking(store) as (views, accepted):
+        async with looking(store) as scene:
             for stage in CHAIN.stages:
                 complete(store, stage)
-            await look(views, accepted, None)
+            await look(scene, None)
+            assert await scene.reads_within(60) > 0
             now = status(ChainPhase.COMPLETE, {"tiny": StagePhase.CACHED, "small": StagePhase.CACHED})
-            await views.written(KEY, accepted, now)
-            await asyncio.sleep(0.2)  # what was under way is over
-            before = asked(store)
-            assert before > 0
-            await asyncio.sleep(0.5)
-            assert asked(store) == before
+            await scene.views.written(KEY, scene.accepted, now)
+            assert await scene.reads_within(600) == 0
 
     run(scenario())
 
@@ -104,16 +120,16 @@ def test_a_suspended_chain_is_not_read_again_after_a_restart(tmp_path: Path) -> 
     store = FlakyStore(tmp_path / "store")
 
     async def scenario() -> None:
-        async with looking(store) as (views, accepted):
-            suspended = replace(accepted, chain=CHAIN.model_copy(update={"suspend": True}))
+        async with looking(store) as scene:
+            suspended = replace(scene.accepted, chain=CHAIN.model_copy(update={"suspend": True}))
             known = status(
                 ChainPhase.SUSPENDED, {"tiny": StagePhase.SUSPENDED, "small": StagePhase.SUSPENDED}
             )
-            assert await views.snapshot(KEY, suspended, known) is not None
-            await asyncio.sleep(0.3)
-            assert asked(store) == 0
-            assert await views.snapshot(KEY, accepted, known) is None, "it is resumed: what is there?"
-            snapshot = await look(views, accepted, known)
+            assert await scene.views.snapshot(KEY, suspended, known) is not None
+            assert await scene.reads_within(3600) == 0
+            resumed = await scene.views.snapshot(KEY, scene.accepted, known)
+            assert resumed is None, "what is there?"
+            snapshot = await look(scene, known)
             assert "tiny" in snapshot.facts
 
     run(scenario())
@@ -123,38 +139,32 @@ def test_a_stage_whose_job_starts_is_left_in_peace_until_it_trains(tmp_path: Pat
     store = FlakyStore(tmp_path / "store")
 
     async def scenario() -> None:
-        async with looking(store) as (views, accepted):
-            await look(views, accepted, None)
+        async with looking(store) as scene:
+            await look(scene, None)
             starts = status(
                 ChainPhase.PENDING, {"tiny": StagePhase.PENDING, "small": StagePhase.PENDING}, attempt=1
             )
-            await views.written(KEY, accepted, starts)
-            await asyncio.sleep(0.2)
-            before = asked(store)
-            await asyncio.sleep(0.5)
-            assert asked(store) == before
+            await scene.views.written(KEY, scene.accepted, starts)
+            assert await scene.reads_within(0.8 * reader.STARTING_SECONDS) == 0
             train(store, CHAIN, CHAIN.stage("tiny"), 7)
             runs = status(
                 ChainPhase.RUNNING, {"tiny": StagePhase.RUNNING, "small": StagePhase.PENDING}, attempt=1
             )
-            await views.written(KEY, accepted, runs)
-            await look(
-                views, accepted, runs, until=lambda snapshot: snapshot.facts["tiny"].progress is not None
-            )
+            await scene.views.written(KEY, scene.accepted, runs)
+            await look(scene, runs, until=lambda snapshot: snapshot.facts["tiny"].progress is not None)
 
     run(scenario())
 
 
 async def look(
-    views: StoreViews,
-    accepted: Accepted,
+    scene: Scene,
     told: ChainStatus | None,
     until: Callable[[StoreSnapshot], bool] = lambda _: True,
 ) -> StoreSnapshot:
     """The first look that shows all that matters."""
     deadline = time.monotonic() + WAIT_SECONDS
     while time.monotonic() < deadline:
-        snapshot = await views.snapshot(KEY, accepted, told)
+        snapshot = await scene.views.snapshot(KEY, scene.accepted, told)
         if snapshot is not None and until(snapshot):
             return snapshot
         await asyncio.sleep(0.01)

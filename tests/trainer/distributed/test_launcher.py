@@ -14,7 +14,7 @@ import pytest
 from modelchain.artifacts import Failure
 from modelchain.errors import ExitCode
 from modelchain.resolved import PARENT_PIPE_VARIABLE
-from tests.processes import is_alive, wait_until
+from tests.processes import PATIENCE_SECONDS, is_alive, wait_until
 from tests.trainer.stages import smallest_stage
 
 STAGE = smallest_stage()
@@ -51,7 +51,7 @@ class Launch:
 
     def wait(self) -> tuple[int, str]:
         """Exit code and standard error."""
-        _, errors = self.process.communicate(timeout=30)
+        _, errors = self.process.communicate(timeout=PATIENCE_SECONDS)
         return self.process.returncode, errors
 
     def termination_message(self) -> Failure:
@@ -124,10 +124,11 @@ with open(f"env-{rank}", "w") as file:
 def test_the_root_cause_is_the_first_rank_that_failed_by_itself(start: Start) -> None:
     worker = """
 if rank == 1:
-    time.sleep(0.3)
+    while not os.path.exists("ready"): time.sleep(0.01)
     fail(65, "UserDataError", "shard 3 is no tar")
 signal.signal(signal.SIGTERM, lambda *_: fail(1, "LostPeerError", "rank 1 is gone"))
-time.sleep(60)
+open("ready", "w").close()
+time.sleep(600)
 """
     launch = start(worker, PET_NPROC_PER_NODE="2", MODELCHAIN_ATTEMPT="0123abcd-1")
     code, errors = launch.wait()
@@ -145,7 +146,7 @@ if rank == 1:
     fail(78, "ConfigurationError", "no")
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 with open("pid-0", "w") as file: print(os.getpid(), file=file)
-time.sleep(60)
+time.sleep(600)
 """
     launch = start(worker, PET_NPROC_PER_NODE="2")
     (pid,) = launch.wait_for("pid")
@@ -180,7 +181,7 @@ def test_ctrl_c_stops_the_same_way_and_ends_with_130(start: Start) -> None:
     worker = """
 signal.signal(signal.SIGTERM, lambda *_: fail(143, "Terminated", "checkpoint"))
 with open(f"ready-{rank}", "w") as file: print("yes", file=file)
-time.sleep(60)
+time.sleep(600)
 """
     launch = start(worker)
     launch.wait_for("ready")
@@ -265,7 +266,7 @@ def test_when_its_parent_is_gone_launcher_and_ranks_die(start: Start) -> None:
     worker = """
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 with open(f"pid-{rank}", "w") as file: print(os.getpid(), file=file)
-time.sleep(60)
+time.sleep(600)
 """
     launch = start(worker, pipe=mine, PET_NPROC_PER_NODE="2", **{PARENT_PIPE_VARIABLE: str(mine)})
     os.close(mine)
@@ -281,7 +282,7 @@ def test_ranks_die_with_a_launcher_that_was_killed(start: Start) -> None:
 from modelchain_trainer.worker import die_with
 die_with(int(os.environ["MODELCHAIN_LAUNCHER_PID"]))
 with open(f"pid-{rank}", "w") as file: print(os.getpid(), file=file)
-time.sleep(60)
+time.sleep(600)
 """
     launch = start(worker, PET_NPROC_PER_NODE="2")
     pids = [int(text) for text in launch.wait_for("pid", 2)]
@@ -327,7 +328,7 @@ def test_the_launcher_imports_no_torch() -> None:
 
 
 def test_sigterm_while_the_launcher_is_being_imported_ends_it_as_process_1_too(tmp_path: Path) -> None:
-    slow = "import time\nprint('importing', flush=True)\ntime.sleep(60)\n"
+    slow = "import time\nprint('importing', flush=True)\ntime.sleep(600)\n"
     (tmp_path / "pydantic.py").write_text(slow)
     path = f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"
     with subprocess.Popen(
@@ -340,5 +341,5 @@ def test_sigterm_while_the_launcher_is_being_imported_ends_it_as_process_1_too(t
         assert process.stdout.readline() == "importing\n"
         process.terminate()
         assert (
-            process.wait(timeout=20) == ExitCode.TERMINATED
+            process.wait(timeout=PATIENCE_SECONDS) == ExitCode.TERMINATED
         )  # by a handler: as process 1, -15 would be no end

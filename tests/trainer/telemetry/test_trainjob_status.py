@@ -25,7 +25,7 @@ from modelchain_trainer.telemetry.trainjob_status import (
     trainer_status,
 )
 from tests.control_plane.certificates import make_certificates
-from tests.processes import wait_until
+from tests.processes import PATIENCE_SECONDS, wait_until
 from tests.trainer.conftest import StageOf
 
 PATH = "/apis/trainer.kubeflow.org/v1alpha1/namespaces/vision/trainjobs/tiny/status"
@@ -121,17 +121,17 @@ def test_progress_is_sent_when_it_changes_with_the_token_of_the_day(
     assert found is not None
     reporter = StatusReporter(found, lambda: now[0], seconds=0.01)
     reporter.start()
-    head, body = server.taken.get(timeout=30)
+    head, body = server.taken.get(timeout=PATIENCE_SECONDS)
     assert head == f"{PATH} Bearer first"
     assert body["trainerStatus"]["progressPercentage"] == 10
     (server.folder / "token").write_text("second\n")
     now[0] = progress(6, 2)
-    head, body = server.taken.get(timeout=30)
+    head, body = server.taken.get(timeout=PATIENCE_SECONDS)
     assert head.endswith("Bearer second")
     assert body["trainerStatus"]["progressPercentage"] == 20
     now[0] = progress(30, 3)
     reporter.close()
-    assert server.taken.get(timeout=30)[1]["trainerStatus"]["progressPercentage"] == 100
+    assert server.taken.get(timeout=PATIENCE_SECONDS)[1]["trainerStatus"]["progressPercentage"] == 100
     assert server.taken.empty(), "nothing is sent twice"
 
 
@@ -150,7 +150,7 @@ def test_a_server_that_does_not_answer_is_told_once(server: Server, caplog: pyte
         reporter = StatusReporter(found, latest, seconds=0.01)
         reporter.start()
         for _ in range(3):
-            assert asked.acquire(timeout=30)
+            assert asked.acquire(timeout=PATIENCE_SECONDS)
         reporter.close()
     assert len([one for one in caplog.records if "the training goes on" in one.message]) == 1
 

@@ -68,6 +68,7 @@ class Telemetry:
         steps: int,
         heartbeat_seconds: float | None = None,
         sinks: MetricSinks | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Nothing is written before `start`, and nothing at all without a store.
 
@@ -78,6 +79,7 @@ class Telemetry:
         self._sinks = sinks or MetricSinks({})
         self._folder = folder
         self._steps = steps
+        self._clock = clock
         self._seconds = heartbeat_seconds or (REMOTE_HEARTBEAT_SECONDS if remote else HEARTBEAT_SECONDS)
         self._lock = threading.Lock()
         self._writing = threading.Lock()  # one writer of metrics at a time, so that an older file never wins
@@ -150,7 +152,7 @@ class Telemetry:
 
     def step(self, step: int) -> None:
         """`step` steps are done."""
-        rate = self._rate.step(step, time.monotonic())
+        rate = self._rate.step(step, self._clock())
         eta = (self._steps - step) / rate if rate else None
         self._update(step=step, eta_seconds=eta)
 
