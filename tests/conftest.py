@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,27 @@ from tests.seaweedfs import ACCESS_KEY, SECRET_KEY, SeaweedFS
 # How long an example takes says how busy the machine is, and nothing of the code.
 settings.register_profile("any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any-machine")
+
+SECONDS = {"long": 30.0, "slow": 5.0, "": 0.3}  # that a test takes that is marked so, about
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of several processes one runs all tests of a file, so that what these share is made once; and what takes longest
+    is begun first, so that all end together.
+    """
+    groups: dict[pytest.Item, str] = {}
+    seconds: defaultdict[str, float] = defaultdict(float)
+    for item in items:
+        if (mark := item.get_closest_marker("xdist_group")) is not None:
+            groups[item] = mark.args[0]
+        else:
+            groups[item] = item.nodeid.partition("::")[0]
+            item.add_marker(pytest.mark.xdist_group(groups[item]))
+        marks = ("", *(mark.name for mark in item.iter_markers()))
+        seconds[groups[item]] += max(SECONDS.get(mark, 0.0) for mark in marks)
+    items.sort(key=lambda item: (-seconds[groups[item]], groups[item]))
+
 
 CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": ACCESS_KEY,

@@ -14,11 +14,12 @@ PATIENCE_SECONDS = 240.0  # for what takes seconds on a machine that has time: o
 def wait_until(
     holds: Callable[[], bool], what: str, *, seconds: float = PATIENCE_SECONDS, pause: float = 0.02
 ) -> None:
-    """Wait until something holds, and look every `pause` seconds."""
-    deadline = time.monotonic() + seconds
+    """Wait until something holds, and look every `pause` seconds, at first more often."""
+    began = time.monotonic()
     while not holds():
-        assert time.monotonic() < deadline, f"waited {seconds} s in vain until {what}"
-        time.sleep(pause)
+        waited = time.monotonic() - began
+        assert waited < seconds, f"waited {seconds} s in vain until {what}"
+        time.sleep(min(pause, max(0.02, waited / 10)))
 
 
 def is_alive(pid: int) -> bool:

@@ -57,12 +57,14 @@ def new_plane(tmp_path: Path) -> Iterator[Callable[..., ControlPlane]]:
 
 @pytest.fixture
 def namespace(control_plane: ControlPlane) -> Iterator[str]:
-    """An empty namespace of the test's own; its deletion begins after the test and is not waited for."""
-    control_plane.restore()  # the test before may have failed while something was down
+    """An empty namespace of the test's own; its deletion begins after the test and is not waited for. What the test has
+    left dead is brought up again then.
+    """
     name = f"test-{secrets.token_hex(4)}"
-    control_plane.kubectl("create", "namespace", name)
+    control_plane.create_namespace(name)
     yield name
-    control_plane.kubectl("delete", "namespace", name, "--wait=false", check=False)
+    control_plane.restore()
+    control_plane.delete_namespace(name)
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from tests.seaweedfs import ACCESS_KEY, BUCKET, SECRET_KEY, SeaweedFS
 from tests.squares import write_squares
 
 SECRET_NAME = "s3"  # noqa: S105
+EPOCHS = 4  # of eight steps: a checkpoint each
 # Where the API server has what belongs to a chain. Reading it there and not through kubectl leaves the processor, while
 # a test waits, to what it waits for.
 RESOURCES = {
@@ -165,6 +166,7 @@ class ClusterChain:
         spec["store"]["secretRef"] = {"name": SECRET_NAME}
         spec["data"]["shards"] = [pattern]
         spec["evaluation"][0]["data"]["shards"] = [pattern]
+        spec["training"]["epochs"] = EPOCHS
         spec["image"] = "modelchain-trainer:test"
         spec["job"] = {
             "gpusPerNode": 0,

@@ -31,7 +31,7 @@ def test_an_operator_that_is_killed_all_the_time_makes_one_job_a_stage(
     for kill in range(KILLS):
         operator.start(wait=False)
         # An operator takes about two seconds to start: some die while they list, some in mid-pass.
-        time.sleep(chance.uniform(1.5, 4.0))
+        time.sleep(chance.uniform(1.0, 3.0))
         operator.kill()
         if kill in RELEASES:
             operator.start()  # it may take longer to make the stage's job than those before it had

@@ -80,7 +80,7 @@ def test_a_stage_survives_a_server_that_is_killed_and_started_again(
     wait_until(lambda: "\nState:\tT" in status.read_text(), "the rank has stopped itself")
     seaweedfs.kill()
     os.kill(rank.pid, signal.SIGCONT)
-    time.sleep(5)
+    time.sleep(3)  # longer than its lease
     seaweedfs.start()
     assert rank.wait() == 0
     assert _weights(store, stage) == calm_weights

@@ -446,7 +446,7 @@ def test_s3_gives_the_same_batches_as_a_folder_also_over_a_restart(
     loader = TrainingLoader(remote, stage, rank=0, world_size=1, first_step=0, field=CaptionField(tokenizer))
     batches = [next(loader) for _ in range(5)]
     seaweedfs.kill()
-    restart = threading.Timer(3, seaweedfs.start)
+    restart = threading.Timer(1, seaweedfs.start)
     restart.start()
     batches += loader
     restart.join()
