@@ -17,7 +17,7 @@ from tests.chart.helm import CHART, NAMESPACE, RELEASE, Object, environment, hel
 from tests.control_plane.plane import ControlPlane
 from tests.operator.operator_process import OperatorProcess
 
-QUICK = {"progressSeconds": 1, "resyncSeconds": 2}  # a test does not wait as long as people do
+QUICK = {"progressSeconds": 1, "resyncSeconds": 5}  # a test does not wait as long as people do
 
 
 class Release:

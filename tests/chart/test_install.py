@@ -253,7 +253,7 @@ def test_two_releases_in_one_cluster_do_not_fight(
         assert len(chain.jobs("jobs")) == 1
         reasons = [event["reason"] for event in chain.events()]
         assert len(reasons) == len(set(reasons)), f"told twice: {reasons}"
-        chain.wait_at_rest(5)
+        chain.wait_at_rest(7)
         release.uninstall()
         account = f"system:serviceaccount:{second.namespace}:modelchain"
         may = plane.kubectl("auth", "can-i", "list", "modelchains", "-A", "--as", account, check=False)
