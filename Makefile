@@ -2,9 +2,12 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-WORKERS ?= 2
+# For two cores: the tests of the operator wait for servers much of their time.
+WORKERS ?= 3
 # One thread a process: tests run side by side, and sums of floats then have one order.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+# tests/conftest.py says which tests go together, and in which order.
+PARALLEL := -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
 # Of the images; their tag is the version.
 IMAGES ?= ghcr.io/modelchain
@@ -43,7 +46,7 @@ test-all: setup control-plane  ## Run all tests, those that take minutes as well
 	@$(MAKE) --no-print-directory --jobs 2 lint tests
 
 tests: setup
-	$(PYTEST) -n $(WORKERS) --dist loadgroup -m "$(TESTS)"
+	$(PYTEST) $(PARALLEL) -m "$(TESTS)"
 
 test-oldest: setup  ## Run the operator's main tests on the oldest Kubernetes and training operator, which it builds once
 	MODELCHAIN_TEST_VERSIONS=oldest $(BIN)/python -m tests.control_plane.binaries etcd kube-apiserver kube-controller-manager training-operator
@@ -56,7 +59,7 @@ cluster: control-plane  ## Leave a control plane and an S3 server running, to tr
 	@$(BIN)/python -m tests.control_plane
 
 test-fast: setup  ## Run the tests that take no more than a few seconds each
-	$(PYTEST) -n $(WORKERS) --dist loadgroup -m 'not slow and not long' -q
+	$(PYTEST) $(PARALLEL) -m 'not slow and not long' -q
 
 e2e: setup  ## Install the chart on the cluster of KUBECONFIG and train a chain there; `make e2e` says what it needs
 	@$(BIN)/python -m tests.e2e

@@ -14,7 +14,7 @@ from modelchain.commit import download_verified, verify_stage
 from modelchain.cost import stage_macs
 from tests.control_plane.plane import ControlPlane
 from tests.control_plane.pods import PodRunner
-from tests.operator.chains import ClusterChain
+from tests.operator.chains import EPOCHS, ClusterChain
 from tests.operator.operator_process import OperatorProcess
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("control-plane")]
@@ -72,7 +72,7 @@ def test_models_are_trained_alone_after_the_chain_and_the_speedup_is_measured(
     chain: ClusterChain, operator: OperatorProcess, pod_runner: PodRunner
 ) -> None:
     operator.start()
-    chain.apply(baseline={"train": ["all"], "epochs": 12})
+    chain.apply(baseline={"train": ["all"], "epochs": EPOCHS})
     chain.wait("Complete", seconds=CHAIN_SECONDS)
     columns = chain.plane.kubectl("get", "mc", chain.name, "-n", chain.namespace).stdout.splitlines()
     assert chain.status().get("speedupMeasured") is None, "nothing was measured yet"
