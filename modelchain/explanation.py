@@ -124,8 +124,9 @@ ADVICE = (
     ),
     Advice(
         ("FailedCreate",),
-        "a quota or a Pod Security level refuses the pods",
-        "raise the quota, ask for less, or see security",
+        "the pods are refused: by a quota, a Pod Security level or a webhook that does not answer, or for a priority "
+        "class or a service account that is not there",
+        "what the message says; of Pod Security, see security",
         "The pods are asked for again and again",
     ),
     Advice(

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from modelchain.reconcile.actions import RemoveJob, StartJob, StopJob
 from modelchain_operator.acceptance import Accepted
 from modelchain_operator.jobs import Backend, JobDefaults, JobRequest
+from modelchain_operator.jobs.refusals import WEBHOOK_AWAY, find_remedy, with_remedy
 from modelchain_operator.jobs.trees import controller_of
 from modelchain_operator.kubernetes import kinds, labels
 from modelchain_operator.kubernetes.api import ApiError, Conflict, Invalid, KubernetesApi, Object
@@ -19,8 +20,7 @@ from modelchain_operator.observe import ClusterSnapshot
 logger = logging.getLogger(__name__)
 
 FORBIDDEN = 403
-# As the API server says it: with the webhook's name and address, under status 500; and of fields that it does not know.
-WEBHOOK_AWAY = "failed calling webhook"
+# As the API server says it of fields that it does not know.
 UNKNOWN_FIELD = "strict decoding error: unknown field"
 
 
@@ -117,20 +117,21 @@ def _refusals(backend: Backend) -> Iterator[None]:
     except ApiError as error:
         if isinstance(error, Conflict) or (remedy := _remedy(backend, error)) is None:
             raise
-        raise JobRefused(f"{error}; {remedy}" if remedy else str(error)) from None
+        raise JobRefused(with_remedy(str(error), remedy)) from None
 
 
 def _remedy(backend: Backend, error: ApiError) -> str | None:
     """What to do about a refusal, empty if it says so itself; None if it is none."""
     text = str(error)
     if WEBHOOK_AWAY in text:
-        return "start the controller behind that Service, or find out why it does not answer"
+        return find_remedy(text)
     if isinstance(error, Invalid) and UNKNOWN_FIELD in text:
         return (
             f"the cluster's {backend.kind.kind} is older than that: install {backend.requirement}; or it stands in "
             "spec.job.podTemplate, and is to be corrected there"
         )
-    hint = next((hint for words, hint in backend.refusal_hints.items() if words.lower() in text.lower()), "")
+    hints = (hint for words, hint in backend.refusal_hints.items() if words.lower() in text.lower())
+    hint = next(hints, "") or find_remedy(text)
     if isinstance(error, Invalid):
         return hint or "correct spec.job of the chain"
     return hint if error.status == FORBIDDEN else None

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from modelchain.status import cut
 from modelchain_operator.jobs import pods as pod_view
+from modelchain_operator.jobs.refusals import find_remedy, with_remedy
 from modelchain_operator.jobs.registry import backend_of
 from modelchain_operator.kubernetes.api import Object
 
@@ -21,8 +21,6 @@ _REFUSALS = (
     "PVCCreationFailed",
 )
 ASKED_PODS = 3  # all pods of a job are alike: what holds up the first that wait holds up the others
-MAX_EVENT_MESSAGE = 700  # characters, so that the remedy has room in a status
-INIT_CONTAINER = "init-pytorch"  # the training operator's, in the pods of workers
 
 _SET_UP_FAILURES = frozenset(
     {
@@ -75,9 +73,9 @@ def explain_pending(events: Iterable[Object]) -> tuple[str, str]:
     event = max(found, key=_last_seen)
     reason, message = str(event["reason"]), str(event.get("message") or "it can't be made")
     if _is_refusal(event):
-        return "FailedCreate", _join(message, _refusal_remedy(message))
+        return "FailedCreate", with_remedy(message, find_remedy(message))
     name = (event.get("involvedObject") or {}).get("name", "a pod")
-    return reason, _join(f"{name}: {message}", _set_up_remedy(reason, message))
+    return reason, with_remedy(f"{name}: {message}", _set_up_remedy(reason, message))
 
 
 def _problem(events: Iterable[Object]) -> Object | None:
@@ -99,16 +97,6 @@ def _is_refusal(event: Object) -> bool:
     )
 
 
-def _refusal_remedy(message: str) -> str:
-    if "exceeded quota" in message:
-        return "raise the ResourceQuota, or ask for less in spec.job"
-    if "violates PodSecurity" in message and INIT_CONTAINER in message:
-        return "give the training operator an init container that passes: docs/operator.md, Pod Security"
-    if "violates PodSecurity" in message:
-        return "change spec.job.podTemplate, or the namespace's Pod Security level"
-    return ""
-
-
 def _set_up_remedy(reason: str, message: str) -> str:
     if reason == "FailedCreatePodSandBox":
         return "check the node's container runtime and network plugin"
@@ -119,11 +107,6 @@ def _set_up_remedy(reason: str, message: str) -> str:
     if "not found" in message:
         return f"create it in the chain's namespace, or correct {_NAMED}"
     return "repair the storage, or correct the volume in spec.job.podTemplate"
-
-
-def _join(message: str, remedy: str) -> str:
-    text = cut(message, MAX_EVENT_MESSAGE)
-    return f"{text}; {remedy}" if remedy else text
 
 
 def _last_seen(event: Object) -> str:

@@ -4,11 +4,11 @@ import pytest
 
 from modelchain_operator.jobs.events import (
     ASKED_PODS,
-    MAX_EVENT_MESSAGE,
     UnexplainedJob,
     explain_pending,
     unexplained,
 )
+from modelchain_operator.jobs.refusals import MAX_REFUSAL
 from modelchain_operator.kubernetes.api import Object
 
 JOB, POD = "squares-tiny-0a1b2c3d", "squares-tiny-0a1b2c3d-master-0"
@@ -64,6 +64,8 @@ STRICT = (
     'pods "{}" is forbidden: violates PodSecurity "restricted:latest": allowPrivilegeEscalation != false '
     '(container "{}" must set securityContext.allowPrivilegeEscalation=false)'
 )
+FORBIDDEN = f'Error creating: pods "{POD}-" is forbidden: '
+AWAY = 'Internal error occurred: failed calling webhook "mjobset.kb.io": connect: connection refused'
 IMMUTABLE = 'admission webhook "vjobset.kb.io" denied the request: spec.replicatedJobs: field is immutable'
 MOUNT = 'MountVolume.SetUp failed for volume "ca" : '
 
@@ -128,6 +130,34 @@ MOUNT = 'MountVolume.SetUp failed for volume "ca" : '
             "FailedCreate",
             ("init-pytorch", "give the training operator an init container"),
         ),
+        (
+            controller("FailedCreate", f"{FORBIDDEN}no PriorityClass with name high was found"),
+            "FailedCreate",
+            ("no PriorityClass with name high", "create it", "spec.job.priorityClassName"),
+        ),
+        (
+            controller("FailedCreate", f'{FORBIDDEN}error looking up service account a/b: "b" not found'),
+            "FailedCreate",
+            ("service account a/b", "create it", "spec.job.serviceAccountName"),
+        ),
+        (
+            controller("FailedCreate", f'{FORBIDDEN}pod rejected: RuntimeClass "gvisor" not found'),
+            "FailedCreate",
+            ('RuntimeClass "gvisor"', "create it", "runtimeClassName in spec.job.podTemplate"),
+        ),
+        (
+            controller("FailedCreate", f"{FORBIDDEN}maximum cpu usage per Container is 2, but limit is 8"),
+            "FailedCreate",
+            ("maximum cpu usage", "LimitRange", "spec.job.resources"),
+        ),
+        (
+            {
+                **controller("TrainJobResourcesCreationFailed", f"reconciliation failed: {AWAY}"),
+                "type": "Warning",
+            },
+            "FailedCreate",
+            ("mjobset.kb.io", "start the controller behind that Service"),
+        ),
     ],
     ids=[
         "config-map",
@@ -140,6 +170,11 @@ MOUNT = 'MountVolume.SetUp failed for volume "ca" : '
         "quota",
         "pod-security",
         "init",
+        "priority-class",
+        "service-account",
+        "runtime-class",
+        "limit-range",
+        "webhook-away",
     ],
 )
 def test_what_an_event_tells_comes_with_a_remedy(event: Object, reason: str, told: tuple[str, ...]) -> None:
@@ -186,11 +221,12 @@ def test_the_last_word_counts() -> None:
     assert "newest" in explain_pending([series, newer])[1]
 
 
-def test_a_long_message_leaves_room_for_the_remedy() -> None:
-    message = f'{MOUNT}configmap "a" not found{"!" * 4000}'
-    told = explain_pending([kubelet("FailedMount", message, "2026-11-24T09:11:13Z")])[1]
-    assert "create it" in told
-    assert len(told) < MAX_EVENT_MESSAGE + 200
+def test_a_long_message_keeps_who_refuses_and_why_and_leaves_room_for_the_remedy() -> None:
+    message = f'admission webhook "quota" denied the request: Invalid value: {"x" * 4000}: exceeded quota'
+    told = explain_pending([controller("FailedCreate", message)])[1]
+    assert told.startswith('admission webhook "quota" denied')
+    assert told.endswith("exceeded quota; raise the ResourceQuota, or ask for less in spec.job")
+    assert len(told) < MAX_REFUSAL + 200
 
 
 def job(*, pods: int, deleted: bool = False) -> Object:

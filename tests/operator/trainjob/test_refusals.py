@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.control_plane.plane import ControlPlane
-from tests.control_plane.trainer import TrainerStack, trainjob_definition
+from tests.control_plane.trainer import RUNTIME, TrainerStack, trainjob_definition
 from tests.operator.chains import ClusterChain
 from tests.operator.operator_process import OperatorProcess
 from tests.processes import wait_until
@@ -64,6 +65,52 @@ def test_what_refuses_the_pods_of_the_inner_job_is_told_with_the_remedy(
     assert chain.stage("tiny")["failures"] == 0
 
 
+@pytest.fixture
+def unsuitable_runtime(stack: TrainerStack, namespace: str) -> Iterator[str]:
+    """One whose replicated job has another name."""
+    runtime = yaml.safe_load(RUNTIME.read_text())
+    (node,) = runtime["spec"]["template"]["spec"]["replicatedJobs"]
+    node["name"] = "main"
+    runtime["metadata"] = {"name": f"{namespace}-ours"}
+    stack.plane.apply(runtime)
+    yield runtime["metadata"]["name"]
+    stack.plane.kubectl("delete", "clustertrainingruntime", runtime["metadata"]["name"], "--wait=false")
+
+
+def test_a_runtime_that_does_not_suit_is_told_with_the_remedy(
+    chain: ClusterChain, operator: OperatorProcess, stack: TrainerStack, unsuitable_runtime: str
+) -> None:
+    use_trainjob(chain, runtime=unsuitable_runtime)
+    operator.start()
+    chain.apply()
+    wait_for_words(
+        chain,
+        "image: Required value",
+        "or the runtime, which needs a replicated job node with a container node",
+    )
+    assert chain.condition("Progressing")["reason"] == "FailedCreate"
+    use_trainjob(chain, runtime="modelchain")
+    chain.apply()
+    wait_until(lambda: len(chain.pods()) == 1, "its pod is made", pause=0.5)
+    assert chain.stage("tiny")["failures"] == 0
+
+
+@pytest.mark.parametrize("controller", ["trainer", "jobset"])
+def test_a_controller_whose_webhook_does_not_answer_is_named_and_the_chain_goes_on_when_it_does(
+    chain: ClusterChain, operator: OperatorProcess, stack: TrainerStack, controller: str
+) -> None:
+    use_trainjob(chain)
+    operator.start()
+    {"trainer": stack.trainer, "jobset": stack.jobset}[controller].kill()
+    chain.apply()
+    wait_for_words(chain, "failed calling webhook", "start the controller behind that Service")
+    assert not chain.pods()
+    stack.restore()
+    wait_until(lambda: len(chain.pods()) == 1, "its pod is made", pause=0.5)
+    assert len(chain.jobs("trainjobs")) == 1
+    assert (chain.stage("tiny")["attempt"], chain.stage("tiny")["failures"]) == (1, 0)
+
+
 def test_without_kueue_a_chain_for_a_queue_holds_unless_it_need_not_be_queued(
     chain: ClusterChain, operator: OperatorProcess, stack: TrainerStack
 ) -> None:
@@ -86,10 +133,15 @@ def test_where_only_trainjobs_are_served_the_chain_says_so_and_takes_them(
     stack = TrainerStack(plane)
     operator = OperatorProcess(plane.kubeconfig, "new", tmp_path / "operator.log")
     try:
-        stack.install()
         chain = ClusterChain(plane, seaweedfs, "new", tmp_path)
+        default = copy.deepcopy(chain.document)
+        use_trainjob(chain)
         operator.start()
         chain.apply()
+        wait_for_words(chain, "has no TrainJob", "install the Kubeflow Trainer, 2.2 or newer")
+        chain.apply(suspend=True)
+        stack.install()
+        chain.apply(default)
         wait_for_words(chain, "has no PyTorchJob", "set spec.job.backend: TrainJob")
         assert chain.condition("Progressing")["reason"] == "BackendUnavailable"
         use_trainjob(chain)
@@ -101,8 +153,10 @@ def test_where_only_trainjobs_are_served_the_chain_says_so_and_takes_them(
 
 
 @pytest.fixture
-def old_definition(control_plane: ControlPlane, stack: TrainerStack) -> Iterator[None]:
-    """TrainJobs as Trainer 2.1 defines them, as far as our jobs are concerned: without `runtimePatches`."""
+def upgrade(control_plane: ControlPlane, stack: TrainerStack) -> Iterator[Callable[[], None]]:
+    """TrainJobs as Trainer 2.1 defines them, as far as our jobs are concerned, without `runtimePatches`; until this is
+    called, or the test ends.
+    """
     present = trainjob_definition()
     old = copy.deepcopy(present)
     for version in old["spec"]["versions"]:
@@ -119,15 +173,17 @@ def old_definition(control_plane: ControlPlane, stack: TrainerStack) -> Iterator
         ask = ("create", "--dry-run=server", "-f", "-")
         return "unknown field" not in control_plane.kubectl(*ask, text=json.dumps(probe), check=False).stderr
 
+    def upgrade() -> None:
+        control_plane.apply(present)
+        wait_until(knows_patches, "the API server has the present definition", pause=0.3)
+
     wait_until(lambda: not knows_patches(), "the API server has the old definition", pause=0.3)
-    yield
-    control_plane.apply(present)
-    wait_until(knows_patches, "the API server has the present definition", pause=0.3)
+    yield upgrade
+    upgrade()
 
 
-@pytest.mark.usefixtures("old_definition")
 def test_a_definition_that_is_too_old_is_told_before_a_job_runs_without_what_it_drops(
-    chain: ClusterChain, operator: OperatorProcess
+    chain: ClusterChain, operator: OperatorProcess, upgrade: Callable[[], None]
 ) -> None:
     use_trainjob(chain)
     operator.start()
@@ -135,3 +191,5 @@ def test_a_definition_that_is_too_old_is_told_before_a_job_runs_without_what_it_
     wait_for_words(chain, 'unknown field "spec.runtimePatches"', "install the Kubeflow Trainer, 2.2 or newer")
     assert chain.condition("Progressing")["reason"] == "BackendUnavailable"
     assert not chain.jobs("trainjobs")
+    upgrade()
+    wait_until(lambda: len(chain.pods()) == 1, "its pod is made", pause=0.5)
