@@ -141,7 +141,11 @@ def wait_in_a_queue(team: Team, audit_log: AuditLog, release: Release) -> None:
         "queuePolicy": "IfPresent",
         "labels": {"kueue.x-k8s.io/priority-class": priority},
     }
-    chain.document["spec"]["job"] |= {**queue, "backend": "Job"}
+    chain.document["spec"]["job"] |= {
+        **queue,
+        "backend": "Job",
+        "priorityClassName": "system-cluster-critical",
+    }
     chain.apply()
     wait_until(lambda: len(chain.jobs("jobs")) == 1, "its job is made", pause=0.3)
     name = chain.jobs("jobs")[0]["metadata"]["name"]

@@ -1,6 +1,6 @@
 """Before a job is made for a queue: whether Kueue will hold it there.
 
-Nothing here makes anything. What it asks: the LocalQueues of the namespace, the priority class, and a dry run of the
+Nothing here makes anything. What it asks: the LocalQueues of the namespace, the priority classes, and a dry run of the
 job, in which the webhook of a Kueue that manages this kind of job suspends it.
 https://kueue.sigs.k8s.io/docs/tasks/run/
 """
@@ -14,7 +14,7 @@ from modelchain.spec import QueuePolicy
 from modelchain_operator.jobs import JobRequest, backend_of
 from modelchain_operator.kubernetes import labels
 from modelchain_operator.kubernetes.api import Conflict, Forbidden, KubernetesApi, NotServed, Object
-from modelchain_operator.kubernetes.kinds import LOCAL_QUEUE, WORKLOAD_PRIORITY_CLASS, Kind
+from modelchain_operator.kubernetes.kinds import LOCAL_QUEUE, PRIORITY_CLASS, WORKLOAD_PRIORITY_CLASS, Kind
 from modelchain_operator.kueue.workloads import MINIMUM_KUEUE
 
 logger = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ async def prepare_for_queue(api: KubernetesApi, request: JobRequest, kind: Kind,
         raise QueueUnavailable(missing)
     if missing:
         return _without_queue(job)
-    if why := await _missing_priority_class(api, job["metadata"]["labels"].get(labels.QUEUE_PRIORITY)):
+    if why := await _missing_priority_class(api, request, job):
         raise QueueUnavailable(why)
     held = backend_of(job).suspended(job)
     try:
@@ -86,19 +86,30 @@ async def _missing_queue(api: KubernetesApi, namespace: str, queue: str) -> str:
     )
 
 
-async def _missing_priority_class(api: KubernetesApi, name: str | None) -> str:
-    if not name:
-        return ""
-    try:
-        there = await api.get(WORKLOAD_PRIORITY_CLASS, "", name)
-    except Forbidden:  # the operator may have rights in namespaces only
-        return ""
-    if there is not None:
-        return ""
-    return (
-        f"the cluster has no WorkloadPriorityClass {name}, without which Kueue queues no job that asks for it: create "
-        f"it, or correct {labels.QUEUE_PRIORITY} in spec.job.labels (kubectl get workloadpriorityclasses)"
+async def _missing_priority_class(api: KubernetesApi, request: JobRequest, job: Object) -> str:
+    """Which priority class of the job or its pods is not there; empty if none is missing, or it may not be asked for.
+
+    Kueue makes no Workload for a job whose priority it can't read, and says so only in its log.
+    """
+    label, policy = job["metadata"]["labels"].get(labels.QUEUE_PRIORITY), request.spec.scheduling_policy
+    of_pods = (
+        template.get("spec", {}).get("priorityClassName") for template in backend_of(job).pod_templates(job)
     )
+    for kind, name, field in (
+        (WORKLOAD_PRIORITY_CLASS, label, f"{labels.QUEUE_PRIORITY} in spec.job.labels"),
+        (PRIORITY_CLASS, policy and policy.priority_class, "spec.job.schedulingPolicy.priorityClass"),
+        (PRIORITY_CLASS, next(of_pods, None), "spec.job.priorityClassName"),
+    ):
+        try:
+            if not name or await api.get(kind, "", str(name)) is not None:
+                continue
+        except Forbidden:  # the operator may have rights in namespaces only
+            continue
+        return (
+            f"the cluster has no {kind.kind} {name}, without which Kueue queues no job that asks for it: create it, or "
+            f"correct {field} (kubectl get {kind.plural})"
+        )
+    return ""
 
 
 def _without_queue(job: Object) -> Object:

@@ -69,8 +69,8 @@ def explain(workloads: Sequence[Object], *, job: Object, since_seconds: float) -
 
 
 _WITHOUT_WORKLOAD = (
-    "and Kueue has made no Workload for it: is its controller running, and is the integration for this kind of job "
-    "still enabled? Events of the job, and Kueue's log, say more"
+    "and Kueue has made no Workload for it: is its controller running, is the integration for this kind of job still "
+    "enabled, and are the priority classes there that the job and its pods name? Kueue's log says more"
 )
 
 

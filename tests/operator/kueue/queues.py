@@ -58,6 +58,17 @@ class Queues:
         self._cluster_scoped.append(("workloadpriorityclass", whole))
         return whole
 
+    def pod_priority(self, name: str, value: int) -> None:
+        """A PriorityClass, of Kubernetes' own."""
+        whole = self.name(name)
+        metadata = {
+            "apiVersion": "scheduling.k8s.io/v1",
+            "kind": "PriorityClass",
+            "metadata": {"name": whole},
+        }
+        self.plane.apply({**metadata, "value": value})
+        self._cluster_scoped.append(("priorityclass", whole))
+
     def occupy(self, name: str, cpu: str, *, queue: str = "research", **labels: str) -> None:
         """Somebody else's job of one pod, which runs until it is deleted."""
         container = {
