@@ -7,6 +7,7 @@ https://kubernetes.io/docs/reference/using-api/api-concepts/
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -20,6 +21,9 @@ from modelchain_operator.kubernetes.kinds import CHAIN, CONFIG_MAP, EVENT, POD, 
 
 Object: TypeAlias = dict[str, Any]  # a Kubernetes object as the API sends it
 
+logger = logging.getLogger(__name__)
+
+MAX_WARNINGS = 256  # different ones that are logged; they may hold names
 PAGE = 100  # objects of one answer of a listing
 _METADATA_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json"
 
@@ -92,6 +96,7 @@ class KubernetesApi:
         self._connection = Connection(access)
         self._on_request = on_request
         self._may_write = may_write
+        self._warnings: set[str] = set()
 
     async def close(self) -> None:
         """End all connections."""
@@ -307,11 +312,19 @@ class KubernetesApi:
             raise Unavailable(f"{what}: {type(error).__name__}: {error}".rstrip(": ")) from None
         if self._on_request is not None:
             self._on_request(method)
+        self._log_warnings(what, answer)
         if answer.status == 404:
             return None
         if answer.status >= 400:
             raise _error(what, answer)
         return answer.json() if read else {"status": answer.status}
+
+    def _log_warnings(self, what: str, answer: Answer) -> None:
+        """Each once."""
+        for warning in answer.warnings:
+            if warning not in self._warnings and len(self._warnings) < MAX_WARNINGS:
+                self._warnings.add(warning)
+                logger.warning("%s: the API server warns: %s", what, warning)
 
 
 def _path(kind: Kind, namespace: str | None, name: str | None = None, subresource: str | None = None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,7 @@ class Answer:
     status: int
     headers: Mapping[str, str]
     content: bytes
+    warnings: tuple[str, ...] = ()  # what it says beside its answer: of deprecated APIs, of admission
 
     def json(self) -> Any:
         """The content as a value. Raises ValueError."""
@@ -84,7 +86,8 @@ class Connection:
         async with session.request(
             method, url, params=query, data=body, headers=sent, allow_redirects=False
         ) as response:
-            return Answer(response.status, response.headers, await response.read())
+            warnings = tuple(map(_warning, response.headers.getall("Warning", ())))
+            return Answer(response.status, response.headers, await response.read(), warnings)
 
     async def _read_token(self, refused: str | None) -> str | None:
         """The user's token; read again if the current one is the refused one."""
@@ -107,6 +110,12 @@ class Connection:
             proxy=_proxy(access.server),
             timeout=aiohttp.ClientTimeout(total=TIMEOUT_SECONDS),
         )
+
+
+def _warning(header: str) -> str:
+    """The text of a header `299 - "text"`. https://www.rfc-editor.org/rfc/rfc7234#section-5.5"""
+    quoted = re.search(r'"((?:[^"\\]|\\.)*)"', header)
+    return re.sub(r"\\(.)", r"\1", quoted[1]) if quoted else header
 
 
 def _proxy(server: str) -> str | None:

@@ -20,7 +20,7 @@ from modelchain_operator.kubernetes.api import (
     Unavailable,
     load_config,
 )
-from modelchain_operator.kubernetes.kinds import CHAIN, CONFIG_MAP, POD, Kind
+from modelchain_operator.kubernetes.kinds import CHAIN, CONFIG_MAP, JOB, POD, Kind
 from tests.control_plane.plane import ControlPlane, free_ports
 
 pytestmark = pytest.mark.xdist_group("control-plane")
@@ -53,6 +53,24 @@ def with_api(plane: ControlPlane, scenario: Callable[[KubernetesApi], Awaitable[
             await api.close()
 
     asyncio.run(run())
+
+
+def test_what_the_api_server_warns_of_is_logged_once(
+    control_plane: ControlPlane, namespace: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    label = "pod-security.kubernetes.io/warn=restricted"
+    control_plane.kubectl("label", "namespace", namespace, label)
+    pod = {"restartPolicy": "Never", "containers": [{"name": "main", "image": "any"}]}
+    job: Object = {"apiVersion": JOB.api_version, "kind": JOB.kind, "spec": {"template": {"spec": pod}}}
+
+    async def scenario(api: KubernetesApi) -> None:
+        for name in ("one", "two"):
+            await api.create(JOB, {**job, "metadata": {"namespace": namespace, "name": name}}, dry_run=True)
+
+    with_api(control_plane, scenario)
+    (warned,) = [text for text in caplog.messages if "the API server warns" in text]
+    assert warned.startswith(f"create Job {namespace}/one: the API server warns: would violate PodSecurity")
+    assert '(container "main" must set' in warned, "quotes are quotes"
 
 
 def test_a_status_is_written_only_over_the_state_that_was_read(
