@@ -12,10 +12,7 @@ from hypothesis import HealthCheck, settings
 
 from modelchain.store import Store, open_store
 from modelchain.store.folder import FolderStore
-from tests.control_plane.fixtures import control_plane, namespace, new_plane, pod_runner
 from tests.seaweedfs import ACCESS_KEY, SECRET_KEY, SeaweedFS
-
-__all__ = ["control_plane", "namespace", "new_plane", "pod_runner"]
 
 # How long an example takes says how busy the machine is, and nothing of the code.
 settings.register_profile("any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -13,8 +13,11 @@ from modelchain.crd import CRD_NAME
 from tests.chart.audit import POLICY, AuditLog
 from tests.chart.releases import Release
 from tests.chart.teams import Operators, Team
+from tests.control_plane.fixtures import control_plane
 from tests.control_plane.plane import ControlPlane
 from tests.seaweedfs import SeaweedFS
+
+__all__ = ["control_plane"]
 
 
 @pytest.fixture(scope="session")

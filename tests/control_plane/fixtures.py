@@ -13,17 +13,24 @@ from tests.control_plane.plane import ControlPlane
 from tests.control_plane.pods import PodRunner
 from tests.processes import wait_until
 
+_shared: list[ControlPlane] = []  # the one that runs
 CRD = Path(__file__).parents[2] / "crds" / "modelchain.dev_modelchains.yaml"
 
 
 @pytest.fixture(scope="session")
 def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
-    """A running control plane with the kinds ModelChain and PyTorchJob, for all tests of this process.
+    """A running control plane with the kinds ModelChain and PyTorchJob, for all tests of this process, whichever
+    conftest.py they have it from.
 
     A test that stops one of its programs starts it again; one that leaves it in another state takes `new_plane`.
     """
+    if _shared:
+        yield _shared[0]
+        return
     with running_plane(tmp_path_factory.mktemp("control-plane")) as plane:
+        _shared.append(plane)
         yield plane
+        _shared.clear()
 
 
 @contextmanager

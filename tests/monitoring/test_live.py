@@ -8,6 +8,7 @@ import pytest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.control_plane.fixtures import control_plane, namespace, pod_runner
 from tests.control_plane.pods import PodRunner
 from tests.monitoring.exported import check, labels_of
 from tests.monitoring.life import families as of_life
@@ -19,7 +20,7 @@ from tests.operator.conftest import chain, operator
 from tests.operator.operator_process import OperatorProcess
 from tests.processes import wait_until
 
-__all__ = ["chain", "operator"]
+__all__ = ["chain", "control_plane", "namespace", "operator", "pod_runner"]
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("control-plane")]
 

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.control_plane.fixtures import control_plane, namespace, new_plane, pod_runner
 from tests.control_plane.plane import ControlPlane
 from tests.operator.chains import ClusterChain
 from tests.operator.operator_process import OperatorProcess
 from tests.seaweedfs import SeaweedFS
+
+__all__ = ["control_plane", "namespace", "new_plane", "pod_runner"]
 
 
 @pytest.fixture

@@ -65,7 +65,7 @@ def serve() -> Iterator[Callable[[Answer], Store]]:
 
         server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         servers.append(server)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         return open_location(f"http://127.0.0.1:{server.server_port}/data", ACCESS)
 
     yield serve
