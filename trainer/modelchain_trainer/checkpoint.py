@@ -23,7 +23,6 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from modelchain.artifacts import (
@@ -42,7 +41,7 @@ from modelchain.errors import UserDataError
 from modelchain.resolved import ResolvedStage
 from modelchain.store import Store, StoreError, StoreUnavailable
 from modelchain_trainer.failpoints import reach
-from modelchain_trainer.model.weights import save_tensors
+from modelchain_trainer.model.weights import load_tensors, save_tensors
 from modelchain_trainer.retry_policy import RetryPolicy
 
 logger = logging.getLogger(__name__)
@@ -321,9 +320,9 @@ def _read(
         return Restored(
             token,
             CheckpointState.model_validate_json((folder / STATE).read_bytes()),
-            load_file(folder / CHECKPOINT_MODEL),
-            load_file(folder / CHECKPOINT_OPTIMIZER),
-            load_file(folder / RANDOM),
+            load_tensors(folder / CHECKPOINT_MODEL),
+            load_tensors(folder / CHECKPOINT_OPTIMIZER),
+            load_tensors(folder / RANDOM),
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise UserDataError(" ".join(str(error).split())) from None

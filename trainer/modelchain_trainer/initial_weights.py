@@ -6,7 +6,6 @@ import logging
 import shutil
 from pathlib import Path
 
-from safetensors.torch import load_file
 from torch import Tensor
 
 from modelchain.artifacts import (
@@ -28,7 +27,7 @@ from modelchain_trainer.expansion import expand, expand_moments
 from modelchain_trainer.model.build import build_model, model_from
 from modelchain_trainer.model.checkpoint_file import SUFFIXES, load_checkpoint_file
 from modelchain_trainer.model.families import AnyModel
-from modelchain_trainer.model.weights import load_weights
+from modelchain_trainer.model.weights import load_tensors, load_weights
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +89,7 @@ def _grown_trunk(attempt: Attempt, predecessor: StageReference) -> tuple[AnyMode
     def load(name: str) -> dict[str, Tensor]:
         path = attempt.scratch / f"trunk-{name}"
         _download(attempt, predecessor, manifest, f"{manifest.trunk}/{name}", path)
-        tensors = load_file(path)
+        tensors = load_tensors(path)
         path.unlink()
         return tensors
 

@@ -62,6 +62,14 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file into memory that torch allocates.
+
+    There every tensor is aligned; in the file it lies anywhere, and how kernels of the CPU round depends on that.
+    """
+    return {name: tensor.clone() for name, tensor in load_file(path).items()}
+
+
 def load_weights(folder: Path, family: Family[Any] = CLIP) -> tuple[dict[str, Tensor], AnyConfig]:
     """The state dict in fp32 on the CPU, and the configuration, of a folder written here or by who reads its files.
 
@@ -73,7 +81,7 @@ def load_weights(folder: Path, family: Family[Any] = CLIP) -> tuple[dict[str, Te
     if not path.is_file():
         raise MissingInputError(f"{path}: there is no such file")
     try:
-        state = load_file(path)
+        state = load_tensors(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise UserDataError(
             f"{path}: damaged or no safetensors file ({_one_line(error)}); fetch it again"
