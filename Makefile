@@ -19,7 +19,7 @@ OLDEST_TESTS := $(addprefix tests/operator/test_,end_to_end.py crd_on_server.py 
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test tests test-all test-fast test-oldest control-plane cluster e2e gpu-kit images version release-check lint format crds chart reference goldens docs \
-  timm-models constraints clean
+  timm-models open-clip-towers constraints clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -106,6 +106,9 @@ chart: setup  ## Generate the chart's schema, README and dashboard, and what tes
 
 reference: setup  ## Generate docs/reference/ from the types and the argument parsers
 	$(BIN)/python docs/generate_reference.py
+
+open-clip-towers: setup  ## Count anew what image towers of open_clip cost, into modelchain/open_clip_towers.json
+	$(BIN)/python -m tools.open_clip_towers
 
 timm-models: setup  ## Count anew what timm's models cost, into modelchain/timm_models.json
 	$(BIN)/python tools/timm_models.py

@@ -24,7 +24,7 @@ from pydantic.fields import FieldInfo
 
 from modelchain import digest, spec, status
 from modelchain.cli import build_parser
-from modelchain.families import FAMILIES, clip, towers
+from modelchain.families import FAMILIES, clip, open_clip_adapter, towers
 from modelchain_operator import settings
 
 DOCS = Path(__file__).parent
@@ -55,8 +55,9 @@ SPEC_BLOCKS: Mapping[str, tuple[type[BaseModel], str]] = {
     "stages": (spec.StageSpec, "an item of spec.stages"),
     "modelConfig": (clip.ModelConfig, "spec.stages[].modelConfig"),
     "modelConfig.vision": (towers.VisionSpec, "the vision of spec.stages[].modelConfig and classifierConfig"),
-    "modelConfig.text": (clip.TextSpec, "spec.stages[].modelConfig.text"),
+    "modelConfig.text": (clip.TextSpec, "the text of spec.stages[].modelConfig and openClipConfig"),
     **{family.field: (family.config, f"spec.stages[].{family.field}") for family in FAMILIES[1:]},
+    "openClipConfig.vision": (open_clip_adapter.ImageTowerSpec, "spec.stages[].openClipConfig.vision"),
     "data.tokenizer": (spec.TokenizerSpec, "spec.data.tokenizer, spec.stages[].data.tokenizer"),
     "fromWeights": (spec.WeightsSpec, "spec.stages[].fromWeights"),
 }
@@ -215,6 +216,7 @@ def decides_weights(block: str, field: str) -> bool:
         "expansion": digest._EXPANSION,  # noqa: SLF001
         "modelConfig.vision": towers.VISION_DIGEST,
         "modelConfig.text": clip.TEXT_DIGEST,
+        "openClipConfig.vision": open_clip_adapter.IMAGE_TOWER_DIGEST,
         **{one.field: {**one.digest, "vision": None, "text": None} for one in FAMILIES},
         "data.tokenizer": digest._TOKENIZER,  # noqa: SLF001
         "stages": dict.fromkeys(("model", *(family.field for family in FAMILIES), "from", "fromWeights")),

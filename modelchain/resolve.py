@@ -16,7 +16,7 @@ from modelchain.baselines import resolve_baseline
 from modelchain.block import Block
 from modelchain.digest import stage_digest
 from modelchain.errors import UserDataError
-from modelchain.families import FAMILIES, AnyConfig, ModelConfig
+from modelchain.families import FAMILIES, AnyConfig, DualEncoderConfig
 from modelchain.resolved import (
     DEFAULT_BATCH,
     DEFAULT_DECAY_FRACTION,
@@ -201,13 +201,13 @@ def resolve_model(stage: StageSpec) -> tuple[str, AnyConfig]:
     if len(written) == 1 and stage.model is None:
         return stage.name, next(iter(written.values()))
     if stage.model is not None and not written:
-        return stage.model, catalogue.find(stage.model)
+        return stage.model, catalogue.find_any(stage.model)
     raise UnresolvableError(f"stage {stage.name}: give either model or modelConfig")
 
 
 def with_loss(config: AnyConfig, training: TrainingSpec | None) -> AnyConfig:
     """The model as it is trained with that loss: SigLIP's learns a bias of the logits."""
-    if training is None or training.loss is not LossName.SIGMOID or not isinstance(config, ModelConfig):
+    if training is None or training.loss is not LossName.SIGMOID or not isinstance(config, DualEncoderConfig):
         return config
     return config.model_copy(update={"logit_bias": True})
 

@@ -918,7 +918,7 @@ class NamedModel(Block):
         ShortText | None,
         Field(
             description="A model by name, e.g. ViT-B-16 (`modelchain models` lists them). Either this "
-            "or modelConfig."
+            "or modelConfig or openClipConfig."
         ),
     ] = None
 

@@ -39,7 +39,10 @@ FORBIDDEN = {
     "operator": {"torch", "modelchain_trainer", "numpy", "matplotlib", "open_clip", "timm", "torchvision"},
 }
 # Files that are there for such a module, which they import inside a function: (file, module).
-ADAPTERS = {("trainer/modelchain_trainer/model/timm_adapter.py", "timm")}
+ADAPTERS = {
+    ("trainer/modelchain_trainer/model/timm_adapter.py", "timm"),
+    ("trainer/modelchain_trainer/model/open_clip_adapter.py", "open_clip"),
+}
 # Package of the operator, and what of the rest of the operator it may import.
 OPERATOR_PACKAGES = {
     "kubernetes": set[str](),

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import textwrap
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from modelchain.families import ModelConfig, OpenClipConfig
 
 SUMMARY = "list the models that a stage can name, with their size and cost"
 
@@ -37,18 +42,22 @@ def _image_text(output: str) -> str:
     from modelchain import catalogue, cost
     from modelchain.cli.table import Column, count, render
     from modelchain.families import family_of
-    from modelchain.families.clip import text_macs, vision_macs
+    from modelchain.families.family import LockedTower
 
-    models = {name: catalogue.find(name) for name in catalogue.names()}
+    models = {name: catalogue.find_any(name) for name in catalogue.names()}
+    macs = {
+        name: {tower: family_of(model).of_tower(model, tower, 1)[1] for tower in LockedTower}
+        for name, model in models.items()
+    }
     if output == "json":
         listing = [
             {
                 "name": name,
                 "parameters": cost.parameters(model),
-                "visionMacs": vision_macs(model),
-                "textMacs": text_macs(model),
+                "visionMacs": macs[name][LockedTower.IMAGE],
+                "textMacs": macs[name][LockedTower.TEXT],
                 "grows": family_of(model).grows,
-                "modelConfig": model.model_dump(mode="json", by_alias=True),
+                family_of(model).field: model.model_dump(mode="json", by_alias=True),
             }
             for name, model in models.items()
         ]
@@ -64,21 +73,53 @@ def _image_text(output: str) -> str:
         Column("MACS/CAPTION", right=True),
         Column("GROWS"),
     )
-    rows = [
-        (
-            name,
-            f"{model.vision.image_size}/{model.vision.patch_size}",
-            f"{model.vision.width} x {model.vision.layers}",
-            f"{model.text.width} x {model.text.layers}",
-            str(model.embed_dim),
-            count(cost.parameters(model)),
-            count(vision_macs(model)),
-            count(text_macs(model)),
-            "yes" if family_of(model).grows else "taught only",
+    tables: dict[bool, list[tuple[str, ...]]] = {True: [], False: []}  # that grow, and that do not
+    for name, model in models.items():
+        grows = family_of(model).grows
+        tables[grows].append(
+            (
+                name,
+                *_image_tower(model),
+                f"{model.text.width} x {model.text.layers}",
+                str(model.embed_dim),
+                count(cost.parameters(model)),
+                count(macs[name][LockedTower.IMAGE]),
+                count(macs[name][LockedTower.TEXT]),
+                "yes" if grows else "taught only",
+            )
         )
-        for name, model in models.items()
-    ]
-    return render(columns, rows)
+    return "\n\n".join([*(render(columns, rows) for rows in tables.values()), _unavailable()])
+
+
+def _unavailable() -> str:
+    """The other models of open_clip, by the reason."""
+    from modelchain import catalogue
+
+    others = catalogue.unavailable()
+    lines = [f"{sum(map(len, others.values()))} of open_clip's can't be stages:"]
+    for reason, names in others.items():
+        listed = ", ".join(name.removeprefix(catalogue.OPEN_CLIP_PREFIX) for name in names)
+        lines += textwrap.wrap(
+            f"{reason}: {listed}",
+            width=110,
+            initial_indent="  ",
+            subsequent_indent="    ",
+            break_on_hyphens=False,
+        )
+    return "\n".join(lines)
+
+
+def _image_tower(model: ModelConfig | OpenClipConfig) -> tuple[str, str]:
+    """Its image, and what it is."""
+    from modelchain.families import ModelConfig
+
+    vision = model.vision
+    if isinstance(model, ModelConfig):
+        return (
+            f"{vision.image_size}/{model.vision.patch_size}",
+            f"{model.vision.width} x {model.vision.layers}",
+        )
+    return str(vision.image_size), model.vision.name
 
 
 def _classifiers(output: str) -> str:

@@ -9,13 +9,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
 from modelchain.families.classifier import CLASSIFIER, ClassifierConfig
-from modelchain.families.clip import CLIP, ModelConfig, TextSpec
+from modelchain.families.clip import CLIP, DualEncoderConfig, ModelConfig, TextSpec
 from modelchain.families.family import Family, FamilyConfig, LockedTower, Problem
 from modelchain.families.language_model import LANGUAGE_MODEL, Activation, LanguageModelConfig
+from modelchain.families.open_clip_adapter import OPEN_CLIP, OpenClipConfig
 from modelchain.families.timm_adapter import TIMM, TimmConfig
 from modelchain.families.towers import Pooling, VisionSpec
 
-FAMILIES: tuple[Family[Any], ...] = (CLIP, CLASSIFIER, LANGUAGE_MODEL, TIMM)
+FAMILIES: tuple[Family[Any], ...] = (CLIP, CLASSIFIER, LANGUAGE_MODEL, TIMM, OPEN_CLIP)
 _OF_CONFIG: dict[type[FamilyConfig], Family[Any]] = {family.config: family for family in FAMILIES}
 
 # The configuration of a model of any family: where it is read, one of the types that are registered.
@@ -29,15 +30,18 @@ __all__ = [
     "CLIP",
     "FAMILIES",
     "LANGUAGE_MODEL",
+    "OPEN_CLIP",
     "TIMM",
     "Activation",
     "AnyConfig",
     "ClassifierConfig",
+    "DualEncoderConfig",
     "Family",
     "FamilyConfig",
     "LanguageModelConfig",
     "LockedTower",
     "ModelConfig",
+    "OpenClipConfig",
     "Pooling",
     "Problem",
     "TextSpec",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 from pydantic import Field
 
@@ -80,13 +80,26 @@ class TextSpec(Block):
         return int(self.width * self.mlp_ratio)
 
 
-class ModelConfig(ImageTextConfig):
-    """A CLIP model of two transformers, as open_clip's model_configs/*.json describe it."""
+class DualEncoderConfig(ImageTextConfig):
+    """Of models with a text transformer beside an image tower of whatever kind."""
+
+    if TYPE_CHECKING:
+        text: TextSpec  # each family declares it, behind its image tower
 
     quick_gelu: Annotated[bool, Field(description="Use QuickGELU, as OpenAI's weights do.")] = False
     logit_bias: Annotated[
         bool, Field(description="Learn a bias of the logits. Set by training.loss: Sigmoid, which needs it.")
     ] = False
+
+    @property
+    def text_length(self) -> int:
+        """Of the text tower."""
+        return self.text.context_length
+
+
+class ModelConfig(DualEncoderConfig):
+    """A CLIP model of two transformers, as open_clip's model_configs/*.json describe it."""
+
     vision: Annotated[VisionSpec, Field(description="The image tower.")]
     text: Annotated[TextSpec, Field(description="The text tower.")]
 
@@ -100,18 +113,13 @@ class ModelConfig(ImageTextConfig):
         """The image tower."""
         return self.vision
 
-    @property
-    def text_length(self) -> int:
-        """Of the text tower."""
-        return self.text.context_length
-
 
 class ClipFamily(Family[ModelConfig]):
     """An image tower, a text tower, and the embedding that they share."""
 
     config = ModelConfig
     field = "modelConfig"
-    description = "A CLIP model written out. Either this or model."
+    description = "A CLIP model of two transformers, written out. Either this or model or openClipConfig."
     digest = {"embedDim": REQUIRED, "quickGelu": False, "logitBias": False}
     weights = "open_clip_model.safetensors"
     weights_config = "open_clip_config.json"
@@ -119,14 +127,14 @@ class ClipFamily(Family[ModelConfig]):
 
     def parameters(self, config: ModelConfig) -> int:
         """Embeddings and the logit scale included."""
-        towers = _image_parameters(config) + _text_parameters(config)
+        towers = _image_parameters(config) + text_parameters(config)
         return towers + 1 + config.logit_bias
 
     def of_tower(self, config: ModelConfig, tower: LockedTower, texts: int) -> tuple[int, int]:
         """Its projection into the embedding included."""
         if tower is LockedTower.IMAGE:
             return _image_parameters(config), vision_macs(config)
-        return _text_parameters(config), texts * text_macs(config)
+        return text_parameters(config), texts * text_macs(config)
 
     def forward_macs(self, config: ModelConfig, texts: int) -> int:
         """The image tower runs once, the text tower once a caption."""
@@ -154,19 +162,13 @@ class ClipFamily(Family[ModelConfig]):
 
     def unbuildable(self, config: ModelConfig) -> Iterator[Problem]:
         """Sizes that do not divide."""
-        vision, text = config.vision, config.text
+        vision = config.vision
         yield from unbuildable_image_tower(vision)
         if not vision.class_token:
             message = "image towers of CLIP models have a class token, as open_clip's do"
             yield ("vision", "classToken"), message, "leave it out"
-        if text.width % text.heads:
-            yield (
-                ("text", "heads"),
-                f"{text.heads} heads do not divide a width of {text.width}",
-                near_multiple("width", text.width, text.heads),
-            )
         yield from without_units("vision", vision)
-        yield from without_units("text", text)
+        yield from unbuildable_text_tower(config.text)
 
     def ungrowable(self, small: ModelConfig, large: ModelConfig) -> Iterator[Problem]:
         """Images and patches may change either way."""
@@ -232,7 +234,19 @@ def _image_parameters(model: ModelConfig) -> int:
     return image_tower_parameters(model.vision) + norm + width * model.embed_dim
 
 
-def _text_parameters(model: ModelConfig) -> int:
+def unbuildable_text_tower(text: TextSpec) -> Iterator[Problem]:
+    """Heads that do not divide, an MLP of no unit."""
+    if text.width % text.heads:
+        yield (
+            ("text", "heads"),
+            f"{text.heads} heads do not divide a width of {text.width}",
+            near_multiple("width", text.width, text.heads),
+        )
+    yield from without_units("text", text)
+
+
+def text_parameters(model: DualEncoderConfig) -> int:
+    """Of the text tower, its projection into the embedding included."""
     text = model.text
     return (
         (text.vocab_size + text.context_length) * text.width
@@ -247,7 +261,7 @@ def vision_macs(model: ModelConfig) -> int:
     return image_tower_macs(model.vision) + model.vision.width * model.embed_dim
 
 
-def text_macs(model: ModelConfig) -> int:
+def text_macs(model: DualEncoderConfig) -> int:
     """MACs of the text tower's forward pass over one caption; the whole context is computed, however short it
     is.
     """
@@ -255,7 +269,7 @@ def text_macs(model: ModelConfig) -> int:
     return text.layers * block_macs(text.context_length, text) + text.width * model.embed_dim
 
 
-def computed_text_macs(model: ModelConfig, texts: Mapping[int, int]) -> int:
+def computed_text_macs(model: DualEncoderConfig, texts: Mapping[int, int]) -> int:
     """MACs that the trainer computes of captions: how many of these lengths in tokens, padding included."""
     text = model.text
     projection = text.width * model.embed_dim

@@ -322,11 +322,13 @@ def _check_model(task: Task, stage: StageSpec, at: FieldPath) -> Iterator[Findin
         if not written:
             remedy = f"write it out under {_fields(task)}"
             if task is CLIP:
-                remedy = "name a model (`modelchain models` lists them) or write it out under modelConfig"
+                remedy = (
+                    f"name a model (`modelchain models` lists them) or write it out under {_fields(task)}"
+                )
             yield Finding((*at, "model"), "the stage has no model", remedy, about)
         return
     try:
-        catalogue.find(stage.model)
+        catalogue.find_any(stage.model)
     except catalogue.UnknownModelError as error:
         message, _, remedy = str(error).partition("; ")
         yield Finding((*at, "model"), message, remedy, about)

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
+from modelchain.families import OpenClipConfig
+from modelchain.families.open_clip_adapter import image_towers
 from modelchain.spec import LossName, TaskName
 from modelchain_trainer.captions import Captions
 from modelchain_trainer.data import sample
@@ -18,6 +20,7 @@ from modelchain_trainer.losses import Features
 from modelchain_trainer.model.classifier import Classifier
 from modelchain_trainer.model.clip import Clip
 from modelchain_trainer.model.language_model import LanguageModel
+from modelchain_trainer.model.open_clip_adapter import OpenClip
 from modelchain_trainer.optimizer import AdamW
 from modelchain_trainer.step import StepResult, TrainStep
 from modelchain_trainer.tasks import contrastive, task_of
@@ -56,6 +59,12 @@ def run_on_cuda(
         elif task == "LanguageModel":
             made_for = made_for.model_copy(update={"task": TaskName.LANGUAGE_MODEL})
             model, teacher = (LanguageModel(language_model(width=size), device=CUDA) for size in (32, 16))
+        elif task in image_towers():
+            vision = {"name": task, "imageSize": 32, "normBatchSize": 4}
+            adapted = OpenClipConfig.model_validate(
+                config(16, 24).model_dump(by_alias=True) | {"vision": vision}
+            )
+            model, teacher = OpenClip(adapted, device=CUDA), Clip(config(32, 16), device=CUDA)
         else:
             loss = LossName(task.partition(",")[0])
             made_for = made_for.model_copy(
@@ -94,6 +103,17 @@ def test_a_step_mixes_no_devices_and_never_waits_for_the_gpu(
     monkeypatch: pytest.MonkeyPatch, micro_batch_size: int | None, task: str
 ) -> None:
     result = run_on_cuda(monkeypatch, micro_batch_size=micro_batch_size, task=task)
+    assert result.figures.device == CUDA
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("open_clip")
+@pytest.mark.parametrize("micro_batch_size", [None, 4])
+def test_a_step_of_an_image_tower_of_open_clips_does_neither(
+    monkeypatch: pytest.MonkeyPatch, micro_batch_size: int | None
+) -> None:
+    """With BatchNorm."""
+    result = run_on_cuda(monkeypatch, micro_batch_size=micro_batch_size, task="resnet10t")
     assert result.figures.device == CUDA
 
 

@@ -27,8 +27,8 @@ from modelchain_trainer.distributed.sharding import sharded_model
 from modelchain_trainer.initial_weights import first_weights, published_model
 from modelchain_trainer.micro_batch import settle
 from modelchain_trainer.model.build import model_from
-from modelchain_trainer.model.clip import Clip
 from modelchain_trainer.model.families import AnyModel, family_of
+from modelchain_trainer.model.family import ImageTextModel
 from modelchain_trainer.optimizer import AdamW
 from modelchain_trainer.schedule import distillation_weight
 from modelchain_trainer.step import Teaching, TrainStep, freeze
@@ -205,7 +205,7 @@ def lock(model: AnyModel, stage: ResolvedStage) -> None:
     """Take the tower of the model out of training that the stage locks."""
     tower = stage.training.locked_tower
     if tower is not None:
-        assert isinstance(model, Clip), "a field of task Clip alone"
+        assert isinstance(model, ImageTextModel), "a field of task Clip alone"
         model.lock(tower)
 
 

@@ -106,6 +106,23 @@ def test_models_lists_the_family_first(capsys: pytest.CaptureFixture[str]) -> No
     assert any(line.startswith("open_clip/ViT-bigG-14 ") for line in rest)
 
 
+def test_models_with_another_image_tower_are_listed_and_those_that_can_not_be_with_the_reason(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["models"]) == 0
+    text = capsys.readouterr().out
+    (resnet,) = [line for line in text.splitlines() if line.startswith("open_clip/RN50 ")]
+    # 102,007,137 parameters, as OpenAI published it
+    expected = "open_clip/RN50 224 RN50 512 x 12 1024 102 M 6.11 G 2.98 G taught only"
+    assert " ".join(resnet.split()) == expected
+    assert "52 of open_clip's can't be stages:" in text
+    assert "they write captions too (CoCa): coca_ViT-B-32, coca_ViT-L-14, coca_base" in text
+    assert main(["models", "-o", "json"]) == 0
+    listed = {model["name"]: model for model in json.loads(capsys.readouterr().out)}
+    assert listed["open_clip/RN50"]["parameters"] == 102_007_137
+    assert listed["open_clip/RN50"]["openClipConfig"]["vision"]["name"] == "RN50"
+
+
 def test_models_of_timm_are_listed_with_what_they_cost(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "--task", "Classification"]) == 0
     lines = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()}

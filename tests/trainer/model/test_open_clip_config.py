@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from modelchain.catalogue import find, names
+from modelchain.catalogue import find, find_any, names
 from modelchain.errors import UserDataError
-from modelchain.families import ModelConfig
+from modelchain.families import ModelConfig, OpenClipConfig
+from modelchain_trainer.model import open_clip_adapter
 from modelchain_trainer.model.open_clip_config import from_open_clip, to_open_clip
 from tests.open_clip_configurations import stock_configurations
 
@@ -48,11 +49,25 @@ def test_every_stock_configuration_is_the_catalogues_or_is_refused() -> None:
         except UserDataError as error:
             assert str(error).startswith(f"{name}: ")
             assert "\n" not in str(error)
-    listed = {name for name in names() if name.startswith("open_clip/")}
-    assert listed <= accepted.keys()
-    assert all(accepted[name] == find(name) for name in listed)
-    # Accepted beyond the catalogue: only models whose function is the same as that of a plain CLIP.
-    assert len(accepted) < len(stock_configurations()) / 2
+    listed = {name: find_any(name) for name in names() if name.startswith("open_clip/")}
+    assert accepted == {name: model for name, model in listed.items() if isinstance(model, ModelConfig)}
+
+
+def test_every_stock_configuration_with_another_image_tower_is_the_catalogues_or_is_refused() -> None:
+    accepted: dict[str, OpenClipConfig] = {}
+    for name, content in stock_configurations().items():
+        try:
+            accepted[f"open_clip/{name}"] = open_clip_adapter.from_open_clip(content, name)
+        except UserDataError as error:
+            assert str(error).startswith(f"{name}: ")
+            assert "\n" not in str(error)
+    listed = {name: find_any(name) for name in names() if name.startswith("open_clip/")}
+    assert accepted == {name: model for name, model in listed.items() if isinstance(model, OpenClipConfig)}
+    for name, model in accepted.items():
+        again = open_clip_adapter.from_open_clip(
+            json.loads(json.dumps(open_clip_adapter.to_open_clip(model))), name
+        )
+        assert again == model
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,11 @@ from modelchain.store.folder import FolderStore
 
 
 def published(stage: ResolvedStage) -> Path:
-    """The folder of the published weights of a stage that is complete; they are model.safetensors."""
+    """The folder of the published weights of a stage that is complete; they are safetensors."""
     store = Path(stage.store.uri)
     manifest = verify_stage(FolderStore(store), stage.folder, stage.digest)
     assert manifest is not None
-    assert manifest.weights.endswith("/model.safetensors")
+    assert manifest.weights.endswith("model.safetensors")
     return (store / stage.folder / manifest.weights).parent
 
 

@@ -16,11 +16,18 @@ from typing import overload
 import torch
 from torch import Tensor
 
-from modelchain.families import AnyConfig, ClassifierConfig, LanguageModelConfig, ModelConfig
+from modelchain.families import (
+    AnyConfig,
+    ClassifierConfig,
+    LanguageModelConfig,
+    ModelConfig,
+    OpenClipConfig,
+)
 from modelchain_trainer.model.classifier import Classifier
 from modelchain_trainer.model.clip import Clip
 from modelchain_trainer.model.families import AnyModel, family_of, layout_of
 from modelchain_trainer.model.language_model import LanguageModel
+from modelchain_trainer.model.open_clip_adapter import OpenClip
 
 
 @overload
@@ -29,6 +36,8 @@ def build_model(config: ModelConfig, *, seed: int) -> Clip: ...
 def build_model(config: ClassifierConfig, *, seed: int) -> Classifier: ...
 @overload
 def build_model(config: LanguageModelConfig, *, seed: int) -> LanguageModel: ...
+@overload
+def build_model(config: OpenClipConfig, *, seed: int) -> OpenClip: ...
 @overload
 def build_model(config: AnyConfig, *, seed: int) -> AnyModel: ...
 def build_model(config: AnyConfig, *, seed: int) -> AnyModel:
@@ -50,6 +59,8 @@ def model_from(state: Mapping[str, Tensor], config: ModelConfig) -> Clip: ...
 def model_from(state: Mapping[str, Tensor], config: ClassifierConfig) -> Classifier: ...
 @overload
 def model_from(state: Mapping[str, Tensor], config: LanguageModelConfig) -> LanguageModel: ...
+@overload
+def model_from(state: Mapping[str, Tensor], config: OpenClipConfig) -> OpenClip: ...
 @overload
 def model_from(state: Mapping[str, Tensor], config: AnyConfig) -> AnyModel: ...
 def model_from(state: Mapping[str, Tensor], config: AnyConfig) -> AnyModel:

@@ -20,11 +20,13 @@ Shape suffixes: B images or texts, T tokens, D width, H heads, K width of a head
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from modelchain.families import LockedTower, ModelConfig, VisionSpec
+from modelchain.families import DualEncoderConfig, LockedTower, ModelConfig, VisionSpec
 from modelchain_trainer.model import open_clip_config
 from modelchain_trainer.model.clip_layout import clip_layout
 from modelchain_trainer.model.family import Family, ImageTextModel, ImageTower
@@ -41,20 +43,20 @@ from modelchain_trainer.model.layers import (
 )
 from modelchain_trainer.model.transformer import GELU, QUICK_GELU, Transformer, image_features
 
+C = TypeVar("C", bound=DualEncoderConfig)
 MOST_COMPILATIONS = 32  # of one block's code; torch's default is 8
 
 
-class Clip(ImageTextModel[ModelConfig]):
-    """The whole model. Parameters are allocated but not initialised: use `build_model` or `model_from`."""
+class DualEncoder(ImageTextModel[C]):
+    """A text tower beside an image tower of whatever kind, which has been built for the same embedding."""
 
     logit_bias: nn.Parameter | None
 
-    def __init__(self, config: ModelConfig, *, device: torch.device | str | None = None) -> None:
+    def __init__(self, config: C, visual: nn.Module, *, device: torch.device | str | None) -> None:
         super().__init__()
-        check_buildable(config)
         text = config.text
         self.config = config
-        self.visual = VisionTower(config.vision, config.embed_dim, config.quick_gelu, device)
+        self.visual = visual
         self.token_embedding = Embedding(text.vocab_size, text.width, device=device)
         self.positional_embedding = empty(text.context_length, text.width, device=device)
         self.transformer = Transformer(
@@ -72,47 +74,25 @@ class Clip(ImageTextModel[ModelConfig]):
         self.register_parameter("logit_bias", empty(device=device) if config.logit_bias else None)
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:
-        """Keep only each block's input for the backward pass and compute the rest again: less memory, more
-        time."""
-        self.visual.transformer.gradient_checkpointing = enabled
+        """See `Model`. This is of the text tower."""
         self.transformer.gradient_checkpointing = enabled
 
     def lock(self, tower: LockedTower) -> None:
-        """Keep a tower, with its projection into the embedding, as it is: it gets no gradients."""
+        """See `ImageTextModel`."""
         image = tower is LockedTower.IMAGE
         for name, parameter in self.named_parameters():
             if name not in ("logit_scale", "logit_bias") and name.startswith("visual.") == image:
                 parameter.requires_grad_(False)
 
     def compile_blocks(self) -> None:
-        """Compile the blocks of both towers, each by itself.
+        """Compile the blocks of the text tower, each by itself.
 
         All blocks of a tower run one compiled code, so that it takes seconds however many there are; whole towers
         take minutes. Texts come in many lengths and numbers, which is one code too.
         """
         # Training with and without a graph, teaching and evaluating are codes of their own of one block.
         torch._dynamo.config.recompile_limit = MOST_COMPILATIONS  # noqa: SLF001 - documented, whatever its name
-        self.visual.transformer.compile_blocks(dynamic=None)
         self.transformer.compile_blocks(dynamic=True)
-
-    def image_tower(self) -> ImageTower:
-        """The image tower, up to the embedding."""
-        return self.visual
-
-    def new_image_tower(self) -> ImageTower:
-        """See `Model`."""
-        config, device = self.config, self.logit_scale.device
-        return VisionTower(config.vision, config.embed_dim, config.quick_gelu, device)
-
-    def encode_image(
-        self, images_BCHW: Tensor, normalize: bool = True, kept_BK: Tensor | None = None
-    ) -> Tensor:
-        """Embeddings [B, E] of normalised float images [B, 3, S, S]; of unit length if `normalize`.
-
-        `kept_BK` are the places of the patches that are seen; None: all.
-        """
-        image_BE = self.visual(images_BCHW, kept_BK)
-        return _unit(image_BE) if normalize else image_BE
 
     def encode_text(self, tokens_BT: Tensor, normalize: bool = True) -> Tensor:
         """Embeddings [B, E] of texts.
@@ -127,11 +107,49 @@ class Clip(ImageTextModel[ModelConfig]):
         x_BTD = self.token_embedding(tokens_BT) + self.positional_embedding[: tokens_BT.shape[1]]
         pooled_BD = self.ln_final(self.transformer(x_BTD, eot_B))
         text_BE = pooled_BD @ self.text_projection
-        return _unit(text_BE) if normalize else text_BE
+        return unit(text_BE) if normalize else text_BE
 
     def forward(self, images_BCHW: Tensor, tokens_BT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Unit image embeddings [B, E], unit text embeddings [B', E] and the factor [] of their products."""
         return self.encode_image(images_BCHW), self.encode_text(tokens_BT), self.logit_scale.exp()
+
+
+class Clip(DualEncoder[ModelConfig]):
+    """The whole model. Parameters are allocated but not initialised: use `build_model` or `model_from`."""
+
+    visual: VisionTower
+
+    def __init__(self, config: ModelConfig, *, device: torch.device | str | None = None) -> None:
+        check_buildable(config)
+        super().__init__(config, _image_tower(config, device), device=device)
+
+    def set_gradient_checkpointing(self, enabled: bool) -> None:
+        """See `Model`."""
+        super().set_gradient_checkpointing(enabled)
+        self.visual.set_gradient_checkpointing(enabled)
+
+    def compile_blocks(self) -> None:
+        """Of both towers."""
+        super().compile_blocks()
+        self.visual.transformer.compile_blocks(dynamic=None)
+
+    def image_tower(self) -> ImageTower:
+        """The image tower, up to the embedding."""
+        return self.visual
+
+    def new_image_tower(self) -> ImageTower:
+        """See `Model`."""
+        return _image_tower(self.config, self.logit_scale.device)
+
+    def encode_image(
+        self, images_BCHW: Tensor, normalize: bool = True, kept_BK: Tensor | None = None
+    ) -> Tensor:
+        """Embeddings [B, E] of normalised float images [B, 3, S, S]; of unit length if `normalize`.
+
+        `kept_BK` are the places of the patches that are seen; None: all.
+        """
+        image_BE = self.visual(images_BCHW, kept_BK)
+        return unit(image_BE) if normalize else image_BE
 
 
 def crop_tokens(tokens: Tensor, *, multiple_of: int = 1) -> Tensor:
@@ -190,7 +208,12 @@ def _activation(quick_gelu: bool) -> str:
     return QUICK_GELU if quick_gelu else GELU
 
 
-def _unit(x_BE: Tensor) -> Tensor:
+def _image_tower(config: ModelConfig, device: torch.device | str | None) -> VisionTower:
+    return VisionTower(config.vision, config.embed_dim, config.quick_gelu, device)
+
+
+def unit(x_BE: Tensor) -> Tensor:
+    """Embeddings of unit length, in fp32 at least."""
     return F.normalize(x_BE.to(torch.promote_types(x_BE.dtype, torch.float32)), dim=-1)
 
 

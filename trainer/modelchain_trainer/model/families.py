@@ -8,10 +8,11 @@ from modelchain_trainer.model.clip import CLIP
 from modelchain_trainer.model.family import AnyModel, Family
 from modelchain_trainer.model.language_model import LANGUAGE_MODEL
 from modelchain_trainer.model.layout import Layout
+from modelchain_trainer.model.open_clip_adapter import OPEN_CLIP
 from modelchain_trainer.model.timm_adapter import TIMM
 
 FAMILIES: dict[type[FamilyConfig], Family] = {
-    family.config: family for family in (CLIP, CLASSIFIER, LANGUAGE_MODEL, TIMM)
+    family.config: family for family in (CLIP, CLASSIFIER, LANGUAGE_MODEL, TIMM, OPEN_CLIP)
 }
 
 __all__ = ["FAMILIES", "AnyModel", "Family", "family_of", "layout_of"]

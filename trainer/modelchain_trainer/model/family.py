@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from modelchain.errors import ConfigurationError
-from modelchain.families import FamilyConfig
+from modelchain.families import FamilyConfig, LockedTower
 from modelchain_trainer.distributed.collectives import Group
 from modelchain_trainer.model.layout import Layout
 
@@ -86,6 +86,10 @@ class ImageTextModel(Model[C]):
 
     logit_scale: nn.Parameter  # [], the logarithm of the factor of the logits
     logit_bias: nn.Parameter | None  # [], of the sigmoid loss
+
+    def lock(self, tower: LockedTower) -> None:
+        """Keep a tower, with its projection into the embedding, as it is: it gets no gradients."""
+        raise NotImplementedError
 
     def encode_image(
         self, images_BCHW: Tensor, normalize: bool = True, kept_BK: Tensor | None = None

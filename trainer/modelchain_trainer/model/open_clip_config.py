@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from modelchain.block import first_problem
 from modelchain.errors import UserDataError
-from modelchain.families import ModelConfig, Pooling, VisionSpec
+from modelchain.families import DualEncoderConfig, ModelConfig, Pooling, VisionSpec
 
 SIGMOID_LOGIT_BIAS = -10.0  # SigLIP, arXiv 2303.15343, section 3.2
 
@@ -90,13 +90,18 @@ _UNUSED = frozenset(
 
 def to_open_clip(config: ModelConfig) -> dict[str, object]:
     """The content of open_clip_config.json for a model of ours."""
+    vision = {key: getattr(config.vision, key) for key in _VISION_KEYS} | _optional(config.vision)
+    return with_vision_cfg(config, vision)
+
+
+def with_vision_cfg(config: DualEncoderConfig, vision_cfg: Mapping[str, object]) -> dict[str, object]:
+    """The content of open_clip_config.json for a model with that image tower."""
     return {
         "model_cfg": {
             "embed_dim": config.embed_dim,
             "quick_gelu": config.quick_gelu,
             **({"init_logit_bias": SIGMOID_LOGIT_BIAS} if config.logit_bias else {}),
-            "vision_cfg": {key: getattr(config.vision, key) for key in _VISION_KEYS}
-            | _optional(config.vision),
+            "vision_cfg": vision_cfg,
             "text_cfg": {key: getattr(config.text, key) for key in _TEXT_KEYS}
             | ({} if config.text.causal else {"no_causal_mask": True}),
         },
@@ -127,21 +132,10 @@ def from_open_clip(content: object, where: str) -> ModelConfig:
     `where` names the file in messages. Raises UserDataError if this is no plain ViT and text CLIP, or if its
     images are normalised by other statistics than OpenAI's.
     """
-    whole = _mapping(content, where)
-    if "model_cfg" in whole:
-        _check_preprocessing(_mapping(whole.get("preprocess_cfg") or {}, f"{where}: preprocess_cfg"), where)
-        model = _mapping(whole["model_cfg"], f"{where}: model_cfg")
-    else:
-        model = whole
-    for part in ("vision_cfg", "text_cfg"):
-        if part not in model:
-            raise UserDataError(f"{where}: {part} is missing; this is no configuration of open_clip's")
-    vision = _mapping(model["vision_cfg"], f"{where}: vision_cfg")
-    text = _mapping(model["text_cfg"], f"{where}: text_cfg")
+    model, vision = model_and_vision_cfg(content, where)
     refused = [
-        *_refused("", model, {*_MODEL_KEYS, "init_logit_bias", "vision_cfg", "text_cfg"}, _MODEL_OFF),
+        *refused_outside_of_image_tower(model),
         *_refused("vision_cfg.", vision, {*_VISION_KEYS, *_VISION_OPTIONAL}, _VISION_OFF),
-        *_refused("text_cfg.", text, {*_TEXT_KEYS, "no_causal_mask"}, _TEXT_OFF),
     ]
     if isinstance(vision.get("layers"), list):
         refused.append("vision_cfg.layers (a ResNet)")
@@ -153,9 +147,8 @@ def from_open_clip(content: object, where: str) -> ModelConfig:
             f"{where}: only CLIP models of a plain vision and a plain text transformer can be used; "
             f"not supported: {', '.join(refused)}"
         )
-    document = {key: model[key] for key in _MODEL_KEYS if key in model}
-    document["logit_bias"] = model.get("init_logit_bias") is not None
-    document["vision"] = _VISION_DEFAULTS | {key: _side(vision[key]) for key in _VISION_KEYS if key in vision}
+    document = outside_of_image_tower(model)
+    document["vision"] = _VISION_DEFAULTS | {key: side(vision[key]) for key in _VISION_KEYS if key in vision}
     document["vision"] |= {
         "pooling": _POOLING.get(pool),
         # Of one token it is the same, before and after.
@@ -163,12 +156,51 @@ def from_open_clip(content: object, where: str) -> ModelConfig:
         "input_norm": not vision.get("no_ln_pre"),
         "layer_scale": vision.get("ls_init_value"),
     }
-    document["text"] = _TEXT_DEFAULTS | {key: text[key] for key in _TEXT_KEYS if key in text}
-    document["text"]["causal"] = not text.get("no_causal_mask")
     try:
         return ModelConfig.model_validate(document)
     except ValidationError as error:
         raise UserDataError(f"{where}: {first_problem(error)}") from None
+
+
+def model_and_vision_cfg(content: object, where: str) -> tuple[Mapping[str, object], Mapping[str, object]]:
+    """The model_cfg and the vision_cfg in it, of an open_clip_config.json or a file of open_clip's model_configs.
+
+    Raises UserDataError where a part is missing, or images are normalised by other statistics than OpenAI's.
+    """
+    whole = mapping(content, where)
+    if "model_cfg" in whole:
+        _check_preprocessing(mapping(whole.get("preprocess_cfg") or {}, f"{where}: preprocess_cfg"), where)
+        model = mapping(whole["model_cfg"], f"{where}: model_cfg")
+    else:
+        model = whole
+    for part in ("vision_cfg", "text_cfg"):
+        if part not in model:
+            raise UserDataError(f"{where}: {part} is missing; this is no configuration of open_clip's")
+    mapping(model["text_cfg"], f"{where}: text_cfg")
+    return model, mapping(model["vision_cfg"], f"{where}: vision_cfg")
+
+
+def refused_outside_of_image_tower(
+    model: Mapping[str, object], off: Mapping[str, object] = _MODEL_OFF
+) -> list[str]:
+    """The keys but for vision_cfg that would change the function, as "key=value"; not at the values of `off`."""
+    text = mapping(model["text_cfg"], "text_cfg")
+    return [
+        *_refused("", model, {*_MODEL_KEYS, "init_logit_bias", "vision_cfg", "text_cfg"}, off),
+        *_refused("text_cfg.", text, {*_TEXT_KEYS, "no_causal_mask"}, _TEXT_OFF),
+    ]
+
+
+def outside_of_image_tower(model: Mapping[str, object]) -> dict[str, object]:
+    """The fields of a DualEncoderConfig."""
+    text = mapping(model["text_cfg"], "text_cfg")
+    return {
+        **{key: model[key] for key in _MODEL_KEYS if key in model},
+        "logit_bias": model.get("init_logit_bias") is not None,
+        "text": _TEXT_DEFAULTS
+        | {key: text[key] for key in _TEXT_KEYS if key in text}
+        | {"causal": not text.get("no_causal_mask")},
+    }
 
 
 def _refused(
@@ -189,7 +221,7 @@ def _short(value: object) -> str:
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
-def _side(value: object) -> object:
+def side(value: object) -> object:
     """[224, 224] -> 224: open_clip allows both."""
     if isinstance(value, list) and len(value) == 2 and value[0] == value[1]:
         return value[0]
@@ -206,7 +238,8 @@ def _check_preprocessing(given: Mapping[str, object], where: str) -> None:
             )
 
 
-def _mapping(value: object, where: str) -> Mapping[str, object]:
+def mapping(value: object, where: str) -> Mapping[str, object]:
+    """Raises UserDataError where it is none."""
     if not isinstance(value, Mapping):
         raise UserDataError(f"{where}: expected a JSON object")
     return value

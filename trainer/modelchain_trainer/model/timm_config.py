@@ -14,7 +14,7 @@ from torch import Tensor
 from modelchain.block import first_problem
 from modelchain.errors import UserDataError
 from modelchain.families import ClassifierConfig, Pooling, VisionSpec
-from modelchain_trainer.model.open_clip_config import MEAN, STANDARD_DEVIATION
+from modelchain_trainer.model.open_clip_config import MEAN, STANDARD_DEVIATION, mapping
 
 ARCHITECTURE = "vit_base_patch16_224"  # the plain one; its sizes are overridden by model_args
 _ARGUMENTS = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
@@ -178,10 +178,3 @@ def _translated(name: str, names: Mapping[str, str]) -> str:
         if name.startswith(one):
             return other + name.removeprefix(one)
     return name
-
-
-def mapping(value: object, where: str) -> Mapping[str, object]:
-    """Raises UserDataError where it is none."""
-    if not isinstance(value, Mapping):
-        raise UserDataError(f"{where}: expected a JSON object")
-    return value
