@@ -28,6 +28,7 @@ pytestmark = pytest.mark.long
 
 FIRST = DOCS / "quickstart-cluster.md"  # the other pages look at the chain that it leaves
 TRAINJOB = DOCS / "quickstart-trainjob.md"  # on a cluster of its own, with the stack that it installs
+QUEUED = (TRAINJOB, DOCS / "backends.md", DOCS / "kueue.md")  # the others look at the chain that it leaves
 
 
 @pytest.fixture
@@ -99,12 +100,14 @@ def queued_console(plane: ControlPlane, seaweedfs: SeaweedFS, tmp_path: Path) ->
 def for_a_cluster() -> list[Block]:
     """The blocks for a cluster of all pages, in the order of a reader who tries everything."""
     ordered = sorted(pages(), key=lambda page: (page != FIRST, page))
-    found = [block for page in ordered if page != TRAINJOB for block in blocks(page) if _is_read(page, block)]
+    found = [
+        block for page in ordered if page not in QUEUED for block in blocks(page) if _is_read(page, block)
+    ]
     return sorted(found, key=lambda block: "last" in block.checks)
 
 
 def _is_read(page: Path, block: Block) -> bool:
-    return (page in (FIRST, TRAINJOB) and block.title is not None) or is_for_a_cluster(block)
+    return (page in (FIRST, *QUEUED) and block.title is not None) or is_for_a_cluster(block)
 
 
 def section(page: Path, *headings: str) -> Callable[[Block], bool]:
@@ -126,10 +129,10 @@ def test_the_commands_for_a_cluster_print_what_the_pages_show(console: Console) 
     console.close()
 
 
-def test_the_quickstart_with_trainjobs_and_kueue_prints_what_it_shows(queued_console: Console) -> None:
+def test_the_pages_on_trainjobs_and_kueue_print_what_they_show(queued_console: Console) -> None:
     is_store_or_data = section(FIRST, "A store", "Data")
     found = [block for block in blocks(FIRST) if is_store_or_data(block) and _is_read(FIRST, block)]
-    found += [block for block in blocks(TRAINJOB) if _is_read(TRAINJOB, block)]
-    for block in found:
+    found += [block for page in QUEUED for block in blocks(page) if _is_read(page, block)]
+    for block in sorted(found, key=lambda block: "last" in block.checks):
         queued_console.read(block, is_run)
     queued_console.close()
