@@ -15,10 +15,10 @@ BUILDER ?= $(shell command -v docker || command -v buildah)
 BUILD_ARGS ?=
 
 # What shows the API server's and the training operator's part in a chain.
-OLDEST_TESTS := $(addprefix tests/operator/test_,end_to_end.py crd_on_server.py life.py)
+VERSION_TESTS := $(addprefix tests/operator/test_,end_to_end.py crd_on_server.py life.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test tests test-all test-fast test-oldest control-plane cluster e2e gpu-kit images version release-check lint format crds chart reference goldens docs \
+.PHONY: help setup demo test tests test-all test-fast test-oldest test-newest control-plane cluster e2e gpu-kit images version release-check lint format crds chart reference goldens docs \
   timm-models open-clip-towers constraints clean
 
 help:  ## Show this list
@@ -49,8 +49,10 @@ tests: setup
 	$(PYTEST) $(PARALLEL) -m "$(TESTS)"
 
 test-oldest: setup  ## Run the operator's main tests on the oldest Kubernetes and training operator, which it builds once
-	MODELCHAIN_TEST_VERSIONS=oldest $(BIN)/python -m tests.control_plane.binaries etcd kube-apiserver kube-controller-manager training-operator
-	MODELCHAIN_TEST_VERSIONS=oldest $(PYTEST) $(OLDEST_TESTS)
+test-newest: setup  ## Run the operator's main tests on the newest Kubernetes, which it builds once
+test-oldest test-newest:
+	MODELCHAIN_TEST_VERSIONS=$(@:test-%=%) $(BIN)/python -m tests.control_plane.binaries etcd kube-apiserver kube-controller-manager training-operator
+	MODELCHAIN_TEST_VERSIONS=$(@:test-%=%) $(PYTEST) $(VERSION_TESTS)
 
 control-plane: setup  ## Build the Kubernetes control plane that tests run on (once, about 15 minutes)
 	@$(BIN)/python -m tests.control_plane.binaries

@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,10 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 TOOLS = Path(__file__).parent / "tools"
-# The oldest that the chart admits, beside the oldest training operator that is tested: `make test-oldest`.
-OLDEST = os.environ.get("MODELCHAIN_TEST_VERSIONS") == "oldest"
-KUBERNETES, KUBERNETES_VERSION = ("kubernetes_oldest", "v1.29.15") if OLDEST else ("kubernetes", "v1.36.3")
+# Empty: what all tests run on. `make test-oldest`, `make test-newest`: docs/backends.md, "Tested with".
+VERSIONS = os.environ.get("MODELCHAIN_TEST_VERSIONS", "")
+OLDEST = VERSIONS == "oldest"
+KUBERNETES = {"": "kubernetes", "oldest": "kubernetes_oldest", "newest": "kubernetes_newest"}[VERSIONS]
+ETCD = "kubernetes" if OLDEST else KUBERNETES
 TRAINING_OPERATOR = "training_operator_oldest" if OLDEST else "training_operator"
+KUBERNETES_MODULE = "k8s.io/kubernetes"
+ETCD_MODULE = "go.etcd.io/etcd/server/v3"
 TRAINING_OPERATOR_MODULE = "github.com/kubeflow/training-operator"
 KUEUE_MODULE = "sigs.k8s.io/kueue"
 TRAINER_MODULE = "github.com/kubeflow/trainer/v2"
@@ -26,6 +31,15 @@ JOBSET_MODULE = "sigs.k8s.io/jobset"
 KWOK_MODULE = "sigs.k8s.io/kwok"
 PROMETHEUS_OPERATOR_MODULE = "github.com/prometheus-operator/prometheus-operator"
 
+
+def version_of(tool: str, module: str) -> str:
+    """The version of a Go module that a module under tools/ requires: `v1.2.3`."""
+    found = re.search(rf"\b{re.escape(module)} (v\S+)", (TOOLS / tool / "go.mod").read_text())
+    assert found is not None, f"{tool} does not require {module}"
+    return found[1]
+
+
+KUBERNETES_VERSION = version_of(KUBERNETES, KUBERNETES_MODULE)
 _MAJOR, _MINOR, _ = KUBERNETES_VERSION.removeprefix("v").split(".")
 _VERSION_PACKAGE = "k8s.io/component-base/version"
 # Without these the server reports a version that kubectl and Helm can't parse.
@@ -56,12 +70,12 @@ class Program:
 
 
 CONTROL_PLANE = (
-    Program("etcd", "kubernetes", "go.etcd.io/etcd/server/v3"),
-    Program("kube-apiserver", KUBERNETES, "k8s.io/kubernetes/cmd/kube-apiserver", _VERSION_FLAGS),
+    Program("etcd", ETCD, ETCD_MODULE),
+    Program("kube-apiserver", KUBERNETES, f"{KUBERNETES_MODULE}/cmd/kube-apiserver", _VERSION_FLAGS),
     Program(
         "kube-controller-manager",
         KUBERNETES,
-        "k8s.io/kubernetes/cmd/kube-controller-manager",
+        f"{KUBERNETES_MODULE}/cmd/kube-controller-manager",
         _VERSION_FLAGS,
     ),
     Program("training-operator", TRAINING_OPERATOR, f"{TRAINING_OPERATOR_MODULE}/cmd/training-operator.v1"),
@@ -75,7 +89,7 @@ TRAINER = (
 )
 # For many nodes that are not there: the real scheduler binds pods to them, and kwok says that they run.
 SIMULATED_NODES = (
-    Program("kube-scheduler", KUBERNETES, "k8s.io/kubernetes/cmd/kube-scheduler", _VERSION_FLAGS),
+    Program("kube-scheduler", KUBERNETES, f"{KUBERNETES_MODULE}/cmd/kube-scheduler", _VERSION_FLAGS),
     Program("kwok", "kwok", f"{KWOK_MODULE}/cmd/kwok"),
 )
 CHART_TOOLS = (

@@ -339,6 +339,7 @@ class ControlPlane:
             f"--etcd-servers=http://127.0.0.1:{etcd_port}",
             "--bind-address=127.0.0.1",
             "--advertise-address=127.0.0.1",
+            "--endpoint-reconciler-type=none",  # from 1.37 on, others refuse a loopback address
             f"--secure-port={self._port}",
             f"--cert-dir={self.folder / 'certificates'}",
             "--authorization-mode=Node,RBAC",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from modelchain.crd import CRD_NAME
+from modelchain.crd import CRD_NAME, custom_resource_definition
 from modelchain.resolve import resolve
 from modelchain.spec import ModelChain
 from modelchain.validation import check_object, load_chains
@@ -115,7 +116,9 @@ def digests(chain: ModelChain) -> list[str]:
     return [stage.digest for stage in resolve(chain).stages]
 
 
-def test_the_server_has_nothing_against_the_crd(cluster: Cluster) -> None:
+def test_the_server_has_nothing_against_the_crd(control_plane: ControlPlane, cluster: Cluster) -> None:
+    applied = control_plane.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(CRD))
+    assert "Warning" not in applied.stderr
     conditions = {
         one["type"]: one
         for one in json.loads(cluster("get", "crd", CRD_NAME, "-o", "json"))["status"]["conditions"]
@@ -334,6 +337,37 @@ def test_a_status_that_no_release_wrote_is_refused(cluster: Cluster) -> None:
         )
         # The oldest names what is wrong from the status on.
         assert (field.removeprefix("status.") if OLDEST else field) in answer
+
+
+def test_a_rule_that_a_newer_crd_brings_holds_up_no_status_of_a_chain_that_was_there_before(
+    control_plane: ControlPlane, cluster: Cluster
+) -> None:
+    """Kubernetes 1.30 and newer; an older one refuses it.
+    https://kubernetes.io/docs/tasks/extend-kubernetes/custom-resources/custom-resource-definitions/#validation-ratcheting
+    """
+    cluster.create()
+    stricter: dict[str, Any] = copy.deepcopy(custom_resource_definition())
+    spec = stricter["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+    spec["x-kubernetes-validations"].append({"rule": "size(self.stages) > 2", "message": "too few stages"})
+    probe = ("create", "--dry-run=server", "-f", "-", "-n", "default")
+
+    def is_strict() -> bool:
+        answer = control_plane.kubectl(*probe, text=json.dumps(document("probe")), check=False)
+        return "too few stages" in answer.stderr
+
+    control_plane.apply(stricter)
+    try:
+        wait_until(is_strict, "the stricter rule is in force", pause=0.2)
+        if OLDEST:
+            patch = json.dumps({"status": STATUS})
+            write = ("patch", "modelchain", "family", "--subresource=status", "--type=merge", "-p", patch)
+            assert "too few stages" in cluster.refused(*write)
+        else:
+            cluster.write_status("family", STATUS)
+            assert cluster.chain("family")["status"] == STATUS
+    finally:
+        control_plane.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(CRD))
+        wait_until(lambda: not is_strict(), "the CRD is as it was", pause=0.2)
 
 
 def test_the_columns_say_how_a_chain_stands(cluster: Cluster) -> None:
