@@ -276,7 +276,7 @@ REGISTRATIONS = (
     ),
     (
         "modelchain/families/__init__.py",
-        "from modelchain.families.clip import CLIP, ModelConfig, TextSpec\n",
+        "from modelchain.families.clip import CLIP, DualEncoderConfig, ModelConfig, TextSpec\n",
         "from modelchain.families.mixer import MIXER\n",
     ),
     ("modelchain/families/__init__.py", "= (CLIP, CLASSIFIER, ", "MIXER, "),
