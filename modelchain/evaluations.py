@@ -25,6 +25,7 @@ class Evaluation:
     metrics: Callable[[EvaluationSpec], tuple[str, ...]]  # what a set gives
     leading: tuple[str, ...]  # metrics that stand for how good a model is, the most telling first
     names: Mapping[str, str]  # of metrics, for people
+    falling: frozenset[str] = frozenset()  # metrics of which a lower value is better
     fields: frozenset[str] = frozenset()  # of a set, that not every type has
     data_fields: frozenset[str] = frozenset()  # likewise, of its data (and trainData)
     one_of: tuple[str, ...] = ()  # a set has one of these fields
@@ -38,7 +39,7 @@ def _top1_and_5(evaluation: EvaluationSpec) -> tuple[str, ...]:
 
 
 def _of_seeds(evaluation: EvaluationSpec) -> tuple[str, ...]:
-    return ("top1", "top5", *(("top1Std",) if (evaluation.seeds or 1) > 1 else ()))
+    return (*_top1_and_5(evaluation), *(("top1Std",) if (evaluation.seeds or 1) > 1 else ()))
 
 
 def _recall(way: str) -> tuple[str, ...]:
@@ -69,9 +70,10 @@ EVALUATIONS: Final[Mapping[EvaluationType, Evaluation]] = MappingProxyType(
             ),
         ),
         EvaluationType.ACCURACY: Evaluation(
-            metrics=lambda _: ("loss", "top1", "top5"),
+            metrics=lambda spec: ("loss", *_top1_and_5(spec)),
             leading=("top1",),
             names={"top1": "Accuracy", "top5": "Accuracy among the best five", "loss": "Cross-entropy"},
+            falling=frozenset({"loss"}),
             fields=frozenset({"classes", "classesUri"}),
             data_fields=_LABELLED,
         ),
@@ -79,12 +81,14 @@ EVALUATIONS: Final[Mapping[EvaluationType, Evaluation]] = MappingProxyType(
             metrics=lambda _: ("loss", *_RECALLS),
             leading=("imageToText@1", "loss"),
             names={"loss": "Contrastive loss", **_RECALL_NAMES},
+            falling=frozenset({"loss"}),
             data_fields=frozenset({"captionKeys", "imageKeys"}),
         ),
         EvaluationType.PERPLEXITY: Evaluation(
             metrics=lambda _: ("perplexity", "loss"),
             leading=("perplexity",),
             names={"perplexity": "Perplexity", "loss": "Cross-entropy a token"},
+            falling=frozenset({"perplexity", "loss"}),
             data_fields=frozenset({"textKey"}),
         ),
         EvaluationType.LINEAR_PROBE: Evaluation(
@@ -132,6 +136,12 @@ def leading_metrics(sets: Sequence[EvaluationSpec]) -> tuple[str, ...]:
     )
 
 
+def higher_is_better(metric: str) -> bool:
+    """Whether a higher value of a metric (<set>/<metric>) is better. A name means the same in sets of every type."""
+    name = metric.rpartition("/")[2]
+    return not any(name in evaluation.falling for evaluation in EVALUATIONS.values())
+
+
 def readers_of(field: str, *, of_data: bool = False) -> tuple[EvaluationType, ...]:
     """The types whose sets may have a field, or whose data may; none where every type may."""
     return tuple(
@@ -149,7 +159,7 @@ def own_fields(*, of_data: bool = False) -> tuple[str, ...]:
 
 
 def misplaced(field: str, *, of_data: bool = False) -> tuple[str, str]:
-    """What is said of a field that stands in a set of another type, and the remedy."""
+    """What is said of a field of a set, or of its data, that stands in a set of another type, and the remedy."""
     readers = readers_of(field, of_data=of_data)
     listed = " and ".join(filter(None, (", ".join(readers[:-1]), readers[-1])))
     remedy = f"remove it, or write type: {readers[0]}" if len(readers) == 1 else "remove it"

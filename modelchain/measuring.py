@@ -9,9 +9,10 @@ from modelchain.acceleration import compute_to_reach, envelope
 from modelchain.artifacts import EvaluationLine, Manifest
 from modelchain.commit import read_manifest
 from modelchain.errors import UserDataError
+from modelchain.evaluations import higher_is_better
 from modelchain.reconcile.observation import Unmeasurable
 from modelchain.report.reading import read_history
-from modelchain.resolved import ResolvedChain, higher_is_better, needed_for
+from modelchain.resolved import ResolvedChain, needed_for
 from modelchain.status import Measurement, ModelMeasured
 from modelchain.store import Store
 

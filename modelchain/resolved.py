@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from pydantic import Field
 
 from modelchain.block import Block
+from modelchain.evaluations import higher_is_better
 from modelchain.families import AnyConfig, LockedTower
 from modelchain.spec import (
     DepthExpansion,
@@ -242,11 +243,6 @@ class ResolvedBaseline(Block):
     def stages(self) -> tuple[str, ...]:
         """The chain's stages whose models are trained alone."""
         return tuple(dict.fromkeys(run.stage for run in self.runs))
-
-
-def higher_is_better(metric: str) -> bool:
-    """Whether a higher value of a metric (<set>/<metric>) is better: of all but a loss and a perplexity."""
-    return metric.rpartition("/")[2] not in ("loss", "perplexity")
 
 
 class ResolvedChain(Block):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from benchmarks.family.intervals import Interval
-from modelchain.resolved import higher_is_better
+from modelchain.evaluations import higher_is_better
 
 _LOSS = "/loss"
 

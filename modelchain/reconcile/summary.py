@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from modelchain.acceleration import Acceleration
-from modelchain.evaluations import leading_metrics
+from modelchain.evaluations import higher_is_better, leading_metrics
 from modelchain.reconcile.observation import Job, JobPhase, Observation
 from modelchain.reconcile.stage_context import StageContext
 from modelchain.reconcile.stuck_jobs import blocked_text, is_blocked, why_blocked
-from modelchain.resolved import ResolvedStage, higher_is_better
+from modelchain.resolved import ResolvedStage
 from modelchain.spec import EvaluationSpec
 from modelchain.status import (
     MAX_REASON,

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 
 from modelchain.cost import Plan, plan
 from modelchain.errors import ConfigurationError
+from modelchain.evaluations import higher_is_better
 from modelchain.report.data import Baseline, ChainArtifacts, StageArtifacts
 from modelchain.resolved import (
     ChainReference,
     ResolvedChain,
     ResolvedStore,
     default_baseline_epochs,
-    higher_is_better,
 )
 
 

@@ -13,7 +13,7 @@ from modelchain.tasks import Task, task_of
 
 @dataclass(frozen=True)
 class Measure:
-    """One metric of one evaluation set. `modelchain.resolved.higher_is_better` says in which direction it is better."""
+    """One metric of one evaluation set."""
 
     metric: str  # as in metrics, e.g. digits/top1
     set: str
@@ -53,15 +53,15 @@ def title_of(metric: str, chain: ChainArtifacts) -> str:
     """The name of a metric of the chain, for people."""
     sets = (spec for stage in chain.stages if stage.resolved for spec in stage.resolved.evaluation)
     kind = next((spec.type for spec in sets if spec.name == metric.rpartition("/")[0]), None)
-    return describe(metric, kind)
+    return describe(metric, *((kind,) if kind else chain_task(chain).evaluations))
 
 
-def describe(metric: str, kind: EvaluationType | None) -> str:
-    """A metric's name for people, by the type of its set where that is known: digits/top1 of a ZeroShot set is
-    'Zero-shot accuracy on digits'.
+def describe(metric: str, *kinds: EvaluationType) -> str:
+    """A metric's name for people: digits/top1 of a ZeroShot set is 'Zero-shot accuracy on digits'. Of several types,
+    where nothing says which one the set had, the first that has such a metric counts.
     """
     name, _, last = metric.rpartition("/")
-    what = last if kind is None else EVALUATIONS[kind].names.get(last, last)
+    what = next((names[last] for kind in kinds if last in (names := EVALUATIONS[kind].names)), last)
     return f"{what} on {name}" if name else what
 
 

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from modelchain.acceleration import Acceleration
+from modelchain.evaluations import higher_is_better
 from modelchain.measuring import Trained, measure_model
 from modelchain.report import units
 from modelchain.report.accounting import Costs
 from modelchain.report.data import ChainArtifacts, StageArtifacts
 from modelchain.report.measures import Measure, title_of
-from modelchain.resolved import higher_is_better
 from modelchain.status import Measurement, ModelMeasured
 
 NOT_REACHED = "not reached"

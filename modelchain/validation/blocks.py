@@ -236,16 +236,18 @@ def _check_evaluations(evaluations: list[EvaluationSpec], at: FieldPath) -> Iter
 
 def _check_evaluation(evaluation: EvaluationSpec, at: FieldPath) -> Iterator[Finding]:
     """What a set of its type needs, and what nothing would read."""
-    kind = evaluation_of(evaluation)
+    rules = evaluation_of(evaluation)
     given = evaluation.model_dump(by_alias=True, exclude_none=True)
     yield from _check_fields_of_type(evaluation, given, at)
-    for block in ("data", "trainData"):
-        yield from _check_fields_of_type(evaluation, given.get(block, {}), (*at, block), of_data=True)
-    if kind.one_of and not any(field in given for field in kind.one_of):
-        needs, remedy = kind.lacks
+    yield from _check_fields_of_type(evaluation, given["data"], (*at, "data"), of_data=True)
+    if rules.trains:
+        train_data = given.get("trainData", {})
+        yield from _check_fields_of_type(evaluation, train_data, (*at, "trainData"), of_data=True)
+    if rules.one_of and not any(field in given for field in rules.one_of):
+        needs, remedy = rules.lacks
         message = f"a {evaluation.type} set needs {needs}"
-        yield _finding((*at, kind.one_of[0]), message, remedy, *kind.one_of[1:], "evaluation.type")
-    if kind.trains and evaluation.every_steps is not None:
+        yield _finding((*at, rules.one_of[0]), message, remedy, *rules.one_of[1:], "evaluation.type")
+    if rules.trains and evaluation.every_steps is not None:
         message = f"a {evaluation.type} set is evaluated once, at the end of a stage"
         yield _finding((*at, "everySteps"), message, "remove it", "evaluation.type")
     if evaluation.classes is not None and evaluation.classes_uri is not None:
@@ -272,6 +274,8 @@ def _check_fields_of_type(
     for field in own_fields(of_data=of_data):
         if field in given and evaluation.type not in readers_of(field, of_data=of_data):
             message, remedy = misplaced(field, of_data=of_data)
+            if "trainData" in at:  # the types that have the field need not have trainData
+                remedy = "remove it"
             yield _finding(
                 (*at, field), f"{message}, this one is {evaluation.type}", remedy, "evaluation.type"
             )

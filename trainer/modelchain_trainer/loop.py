@@ -45,7 +45,7 @@ class TrainingLoop:
         state: TrainState,
         loader: Loader,
         sets: Sequence[EvaluationSet],
-        evaluation: Run,
+        run: Run,
     ) -> None:
         """The loader begins at the state's step."""
         self._attempt = attempt
@@ -53,7 +53,7 @@ class TrainingLoop:
         self._state = state
         self._loader = loader
         self._sets = sets
-        self._evaluation = evaluation
+        self._evaluation_run = run
         self._corrupt_before, self._computed_before = dict(state.corrupt), state.computed_macs
         self._line_from = _Clock(state.step, state.train_seconds, loader.wait_seconds)
         self._agreed = False  # with the other ranks, to stop
@@ -226,7 +226,7 @@ class TrainingLoop:
             return
         attempt.telemetry.phase("Evaluating")
         reach("evaluation")
-        metrics = evaluate(state.published, due, self._evaluation)
+        metrics = evaluate(state.published, due, self._evaluation_run)
         line = EvaluationLine(
             step=step,
             samples=step * self._training.global_batch_size,

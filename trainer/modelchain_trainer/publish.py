@@ -33,7 +33,7 @@ from modelchain_trainer.train_state import TrainState
 logger = logging.getLogger(__name__)
 
 
-def publish(attempt: Attempt, state: TrainState, sets: Sequence[EvaluationSet], evaluation: Run) -> None:
+def publish(attempt: Attempt, state: TrainState, sets: Sequence[EvaluationSet], run: Run) -> None:
     """Export, upload and commit. All ranks call it; rank 0 writes, the others return at once.
 
     Raises HeldError if another process has taken the stage over, StoreUnavailable if the store stays away.
@@ -43,7 +43,7 @@ def publish(attempt: Attempt, state: TrainState, sets: Sequence[EvaluationSet], 
     model = state.published
     classified = next((one for one in sets if isinstance(one, ClassifiedImages)), None)
     if classified is not None:
-        example_predictions(model, classified, folder / PREDICTIONS, evaluation)
+        example_predictions(model, classified, folder / PREDICTIONS, run)
     if not attempt.ranks.first:
         return
     attempt.telemetry.phase("Uploading")

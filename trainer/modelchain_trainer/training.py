@@ -42,15 +42,15 @@ def train_stage(
         source = task.source(stage)
         data = index_data(attempt, source)
         sets = open_evaluation_sets(attempt)
-        evaluation = Run(
+        run = Run(
             stage.training.precision, attempt.ranks.group, attempt.telemetry.advance, task.tokenizer(stage)
         )
-        model = _train(attempt, data, sets, evaluation)
-        publish(attempt, model, sets, evaluation)
+        model = _train(attempt, data, sets, run)
+        publish(attempt, model, sets, run)
         attempt.ranks.share("published", lambda: "yes")
 
 
-def _train(attempt: Attempt, data: OpenData, sets: Sequence[EvaluationSet], evaluation: Run) -> TrainState:
+def _train(attempt: Attempt, data: OpenData, sets: Sequence[EvaluationSet], run: Run) -> TrainState:
     """The stage's model after its last step; data from which it diverges is passed over."""
     model = train_state.prepare(attempt)
     while True:
@@ -64,7 +64,7 @@ def _train(attempt: Attempt, data: OpenData, sets: Sequence[EvaluationSet], eval
             pin_memory=attempt.device.type == "cuda",
         )
         try:
-            TrainingLoop(attempt, model, loader, sets, evaluation).run()
+            TrainingLoop(attempt, model, loader, sets, run).run()
         except DivergedError as error:
             passed_over, started_at = roll_back(attempt, model, error), model.started_at
         else:

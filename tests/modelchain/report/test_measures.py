@@ -21,11 +21,21 @@ from modelchain.tasks import task_of
         (EvaluationType.ACCURACY, "val/loss", "Cross-entropy on val"),
         (EvaluationType.PERPLEXITY, "val/perplexity", "Perplexity on val"),
         (EvaluationType.RETRIEVAL, "val/imageToText@5", "Recall@5 (image to text) on val"),
-        (None, "val/top1", "top1 on val"),
     ],
 )
-def test_metrics_are_called_by_what_was_measured(kind: EvaluationType | None, metric: str, said: str) -> None:
+def test_metrics_are_called_by_what_was_measured(kind: EvaluationType, metric: str, said: str) -> None:
     assert describe(metric, kind) == said
+
+
+def test_a_metric_of_a_set_that_is_gone_is_called_as_the_tasks_sets_call_theirs() -> None:
+    clip, language_model = (
+        task_of(TaskName.CLIP).evaluations,
+        task_of(TaskName.LANGUAGE_MODEL).evaluations,
+    )
+    assert describe("digits/top1", *clip) == "Zero-shot accuracy on digits"
+    assert describe("val/imageToText@1", *clip) == "Recall@1 (image to text) on val"
+    assert describe("val/loss", *language_model) == "Cross-entropy a token on val"
+    assert describe("val/unheard-of", *clip) == "unheard-of on val"
 
 
 @pytest.mark.parametrize("loss", LossName)

@@ -24,7 +24,7 @@ from modelchain_trainer.data.sample import normalize
 from modelchain_trainer.data.text_field import LabelField
 from modelchain_trainer.distributed.collectives import Group
 from modelchain_trainer.evaluation.evaluation_set import Opening, Run
-from modelchain_trainer.evaluation.image_features import ImageEncoder, copied_encoder
+from modelchain_trainer.evaluation.image_features import ImageEncoder, copied_encoder, image_encoder
 from modelchain_trainer.evaluation.linear_probe import (
     TrainAndTest,
     fit_probe,
@@ -54,18 +54,17 @@ class FineTuneSet(TrainAndTest):
 
     @classmethod
     def open(cls, spec: EvaluationSpec, opening: Opening) -> FineTuneSet:
-        """As `images` says."""
+        """The samples of both parts. Raises as `linear_probe.open_both`."""
         return cls(spec, *open_both(spec, opening), opening.stage)
 
     def measure(self, model: AnyModel, run: Run) -> dict[str, float]:
         """The metrics of a linear probe, after fine-tuning. `model` stays as it is."""
         hits: list[tuple[float, float]] = []
         device = next(model.parameters()).device
-        classes = 0
+        train, _, classes = self.features(image_encoder(model), run)
         for seed in range(self.spec.seeds or 1):
             checkpointing = self.stage.training.gradient_checkpointing
             encoder = copied_encoder(model, gradient_checkpointing=checkpointing)
-            train, _, classes = self.features(encoder, run)
             probe = fit_probe(train, classes, seed=seed, on_progress=run.on_progress)
             head = _head(probe, run.group)
             training = self.training(seed)

@@ -85,7 +85,7 @@ class LinearProbeSet(TrainAndTest):
 
     @classmethod
     def open(cls, spec: EvaluationSpec, opening: Opening) -> LinearProbeSet:
-        """As `images` says."""
+        """The samples of both parts. Raises as `open_both`."""
         return cls(spec, *open_both(spec, opening))
 
     def measure(self, model: AnyModel, run: Run) -> dict[str, float]:
@@ -105,7 +105,10 @@ class LinearProbeSet(TrainAndTest):
 def open_both(
     spec: EvaluationSpec, opening: Opening
 ) -> tuple[EvaluationReader, EvaluationReader, tuple[str, ...]]:
-    """What is measured, what is trained on, and the names of the classes."""
+    """What is measured, what is trained on, and the names of the classes.
+
+    Raises MissingInputError for shards or a file of names that do not exist.
+    """
     if spec.train_data is None:
         raise UserDataError(f"evaluation set {spec.name}: a {spec.type} set needs trainData")
     train_spec = spec.model_copy(update={"data": spec.train_data})

@@ -37,7 +37,10 @@ class RetrievalSet(EvaluationSet):
 
     @classmethod
     def open(cls, spec: EvaluationSpec, opening: Opening) -> RetrievalSet:
-        """As `images` says."""
+        """The samples, with as many captions as the set or else the stage names.
+
+        Raises MissingInputError for shards that do not exist.
+        """
         captions = len(spec.data.caption_keys or opening.stage.data.caption_keys)
         return cls(spec, open_images(spec, opening), captions)
 

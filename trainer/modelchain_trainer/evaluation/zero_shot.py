@@ -39,7 +39,10 @@ class ZeroShotSet(ClassifiedImages):
 
     @classmethod
     def open(cls, spec: EvaluationSpec, opening: Opening) -> ZeroShotSet:
-        """As `images` says."""
+        """The samples, and the names of their classes.
+
+        Raises MissingInputError for shards or a file of names that do not exist.
+        """
         return cls(spec, open_images(spec, opening), class_names(spec, opening.stage))
 
     def measure(self, model: AnyModel, run: Run) -> dict[str, float]:
