@@ -324,12 +324,14 @@ class Bench:
         kubelet = Kubelet(lambda: self.operator.url)
         try:
             self.wait_until_seen(chains, pause=SCRAPE_SECONDS)
+            seconds, processor = time.monotonic() - began, cpu_seconds(self.operator.pid)
+            wait_until(lambda: kubelet.readiness.first_success is not None, "the operator is ready")
         finally:
             kubelet.stop()
         return Restart(
             chains=chains,
-            seconds=time.monotonic() - began,
-            cpu_seconds=cpu_seconds(self.operator.pid),
+            seconds=seconds,
+            cpu_seconds=processor,
             cpu_seconds_without_chains=self.cpu_seconds_without_chains,
             peak_bytes=resident_bytes(self.operator.pid, "VmHWM"),
             api_writes=self.api_writes() - writes,

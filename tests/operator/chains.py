@@ -20,7 +20,7 @@ from tests.seaweedfs import ACCESS_KEY, BUCKET, SECRET_KEY, SeaweedFS
 from tests.squares import write_squares
 
 SECRET_NAME = "s3"  # noqa: S105
-EPOCHS = 4  # of eight steps: a checkpoint each
+EPOCHS = 12  # of eight steps: more than a stage takes until it is held behind its first checkpoint
 # Where the API server has what belongs to a chain. Reading it there and not through kubectl leaves the processor, while
 # a test waits, to what it waits for.
 RESOURCES = {

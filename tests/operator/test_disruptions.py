@@ -81,7 +81,7 @@ def test_whatever_ends_its_pods_a_stage_comes_out_the_same(
     chain: ClusterChain, operator: OperatorProcess, pod_runner: PodRunner, tmp_path: Path
 ) -> None:
     chain.document["spec"]["stages"] = chain.document["spec"]["stages"][:1]
-    chain.document["spec"]["training"]["epochs"] = 30  # more steps than all attempts take until they are held
+    chain.document["spec"]["training"]["epochs"] = 60  # more steps than all attempts take until they are held
     disrupter = Disrupter(chain, pod_runner)
     operator.start()
     chain.apply()
