@@ -41,14 +41,14 @@ async def prepare_for_queue(api: KubernetesApi, request: JobRequest, kind: Kind,
         raise QueueUnavailable(missing)
     if missing:
         return _without_queue(job)
-    if why := await _missing_priority_class(api, request, job):
-        raise QueueUnavailable(why)
     held = backend_of(job).suspended(job)
     try:
         dry = await api.create(kind, job, dry_run=True)
     except Conflict:  # it is there: whoever makes it finds out whose it is
         return held
     if backend_of(dry).read(dry).suspended:
+        if why := await _missing_priority_class(api, request, job):
+            raise QueueUnavailable(why)
         return held
     if not required:
         return job
@@ -89,16 +89,27 @@ async def _missing_queue(api: KubernetesApi, namespace: str, queue: str) -> str:
 async def _missing_priority_class(api: KubernetesApi, request: JobRequest, job: Object) -> str:
     """Which priority class of the job or its pods is not there; empty if none is missing, or it may not be asked for.
 
-    Kueue makes no Workload for a job whose priority it can't read, and says so only in its log.
+    Kueue makes no Workload for a job whose priority it can't read, and says so only in its log. It reads the class of
+    the label, and only where there is none that of the scheduling policy or of the pods. Without its own class no pod
+    is admitted in any case.
+    https://kueue.sigs.k8s.io/docs/concepts/workload/#priority
     """
     label, policy = job["metadata"]["labels"].get(labels.QUEUE_PRIORITY), request.spec.scheduling_policy
-    of_pods = (
-        template.get("spec", {}).get("priorityClassName") for template in backend_of(job).pod_templates(job)
+    own = next(
+        (one.get("spec", {}).get("priorityClassName") for one in backend_of(job).pod_templates(job)), None
     )
-    for kind, name, field in (
-        (WORKLOAD_PRIORITY_CLASS, label, f"{labels.QUEUE_PRIORITY} in spec.job.labels"),
-        (PRIORITY_CLASS, policy and policy.priority_class, "spec.job.schedulingPolicy.priorityClass"),
-        (PRIORITY_CLASS, next(of_pods, None), "spec.job.priorityClassName"),
+    of_template = own != request.spec.priority_class_name
+    own_field = "spec.job.podTemplate.spec.priorityClassName" if of_template else "spec.job.priorityClassName"
+    queued, admitted = "Kueue queues no job", "the API server admits no pod"
+    for kind, name, without, field in (
+        (WORKLOAD_PRIORITY_CLASS, label, queued, f"{labels.QUEUE_PRIORITY} in spec.job.labels"),
+        (
+            PRIORITY_CLASS,
+            policy and not label and policy.priority_class,
+            queued,
+            "spec.job.schedulingPolicy.priorityClass",
+        ),
+        (PRIORITY_CLASS, own, admitted, own_field),
     ):
         try:
             if not name or await api.get(kind, "", str(name)) is not None:
@@ -106,7 +117,7 @@ async def _missing_priority_class(api: KubernetesApi, request: JobRequest, job: 
         except Forbidden:  # the operator may have rights in namespaces only
             continue
         return (
-            f"the cluster has no {kind.kind} {name}, without which Kueue queues no job that asks for it: create it, or "
+            f"the cluster has no {kind.kind} {name}, without which {without} that asks for it: create it, or "
             f"correct {field} (kubectl get {kind.plural})"
         )
     return ""

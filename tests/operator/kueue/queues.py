@@ -17,7 +17,7 @@ class Queues:
 
     def __init__(self, plane: ControlPlane, namespace: str) -> None:
         self.plane, self.namespace = plane, namespace
-        self._cluster_scoped: list[tuple[str, str]] = []
+        self._elsewhere: list[tuple[str, ...]] = []  # what is not in the namespace, as kubectl names it
 
     def quota(self, cpu: str, *, queue: str = "research", namespace: str | None = None, **spec: Any) -> None:
         """A LocalQueue that admits as long as the requests of its jobs do not exceed `cpu`.
@@ -49,13 +49,15 @@ class Queues:
                 "spec": {"clusterQueue": cluster_queue},
             }
         )
+        if namespace is not None:
+            self._elsewhere.append(("localqueue", name, "-n", namespace))
 
     def priority(self, name: str, value: int) -> str:
         """A WorkloadPriorityClass. Returns its name."""
         whole = self.name(name)
         document = {"apiVersion": API_VERSION, "kind": "WorkloadPriorityClass", "metadata": {"name": whole}}
         self.plane.apply({**document, "value": value})
-        self._cluster_scoped.append(("workloadpriorityclass", whole))
+        self._elsewhere.append(("workloadpriorityclass", whole))
         return whole
 
     def pod_priority(self, name: str, value: int) -> None:
@@ -67,7 +69,7 @@ class Queues:
             "metadata": {"name": whole},
         }
         self.plane.apply({**metadata, "value": value})
-        self._cluster_scoped.append(("priorityclass", whole))
+        self._elsewhere.append(("priorityclass", whole))
 
     def occupy(self, name: str, cpu: str, *, queue: str = "research", **labels: str) -> None:
         """Somebody else's job of one pod, which runs until it is deleted."""
@@ -98,6 +100,16 @@ class Queues:
         """Whether the pod of such a job runs."""
         return self.job(name).get("status", {}).get("ready", 0) > 0
 
+    def has_vacated(self, name: str) -> bool:
+        """Whether such a job is deleted, and nothing of it runs any more. Its ended pods stay while Kueue is away,
+        which is asked of every change of a pod.
+        """
+        jobs = self.plane.read("apis/batch/v1/jobs", self.namespace)["items"]
+        selector = f"batch.kubernetes.io/job-name={name}"
+        pods = self.plane.read("api/v1/pods", self.namespace, labelSelector=selector)["items"]
+        ended = all(pod["status"]["phase"] in ("Succeeded", "Failed") for pod in pods)
+        return ended and name not in {job["metadata"]["name"] for job in jobs}
+
     def workload_of(self, job: Object) -> Object:
         """Kueue's Workload of a job; empty if there is none."""
         selector = f"kueue.x-k8s.io/job-uid={job['metadata']['uid']}"
@@ -112,8 +124,8 @@ class Queues:
 
     def remove(self) -> None:
         """What is not in the namespace."""
-        for kind, name in reversed(self._cluster_scoped):
-            self.plane.kubectl("delete", kind, name, "--wait=false", "--ignore-not-found", check=False)
+        for one in reversed(self._elsewhere):
+            self.plane.kubectl("delete", *one, "--wait=false", "--ignore-not-found", check=False)
 
     def name(self, short: str) -> str:
         """Of something that is in no namespace."""
@@ -121,4 +133,4 @@ class Queues:
 
     def _apply(self, kind: str, name: str, spec: Object) -> None:
         self.plane.apply({"apiVersion": API_VERSION, "kind": kind, "metadata": {"name": name}, "spec": spec})
-        self._cluster_scoped.append((kind.lower(), name))
+        self._elsewhere.append((kind.lower(), name))

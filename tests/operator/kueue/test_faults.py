@@ -62,6 +62,19 @@ def test_a_priority_class_of_the_pods_that_does_not_exist_is_named_before_a_job_
     assert len(chain.jobs("jobs")) == 1
 
 
+def test_a_priority_class_that_kueue_does_not_read_holds_up_no_job(
+    chain: ClusterChain, operator: OperatorProcess, queues: Queues
+) -> None:
+    queues.quota("150m")
+    labels, policy = {PRIORITY: queues.priority("there", 10)}, {"priorityClass": "absent"}
+    queued_chain(chain, "PyTorchJob", labels=labels, schedulingPolicy=policy)
+    operator.start()
+    chain.apply()
+    wait_until(lambda: len(chain.pods()) == 1, "its pod is made", pause=0.3)
+    (job,) = chain.jobs()
+    assert queues.workload_of(job)["spec"]["priority"] == 10
+
+
 def test_a_queue_of_another_namespace_is_none_for_a_chain_that_need_not_be_queued(
     chain: ClusterChain, operator: OperatorProcess, queues: Queues
 ) -> None:
@@ -118,6 +131,8 @@ def test_a_job_that_waits_outlives_a_kueue_that_stops_and_starts(
     wait_for_message(chain, "insufficient unused quota")
     kueue.kill()
     queues.vacate("others")
+    wait_until(lambda: queues.has_vacated("others"), "others use nothing any more", pause=0.3)
+    chain.wait_at_rest(3)
     assert (chain.stage("tiny")["phase"], chain.pods()) == ("Queued", [])
     kueue.start()
     chain.wait("Complete", seconds=300)

@@ -89,7 +89,8 @@ def test_without_the_integration_a_chain_holds_unless_it_need_not_be_queued(
     assert not chain.jobs(), "nothing runs past the quota"
     chain.wait_at_rest(4)
 
-    chain.apply(job={**chain.document["spec"]["job"], "queuePolicy": "IfPresent"})
+    absent = {"kueue.x-k8s.io/priority-class": "absent"}  # which nobody reads then
+    chain.apply(job={**chain.document["spec"]["job"], "queuePolicy": "IfPresent", "labels": absent})
     chain.wait("Complete", seconds=CHAIN_SECONDS)
 
 
