@@ -17,11 +17,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+from urllib.parse import urlsplit
 
 import botocore.session
 from boto3.session import Session
 from botocore.config import Config
 from botocore.loaders import create_loader
+from botocore.utils import get_environ_proxies
 
 from modelchain.errors import ConfigurationError
 from modelchain.resolved import ResolvedStore
@@ -165,6 +167,11 @@ def make_client(
         ) from error
     check_answers(client)
     return client
+
+
+def goes_by_proxy(url: str) -> bool:
+    """Whether the environment names a proxy for requests to this URL. It is the proxy that resolves its host's name."""
+    return bool(get_environ_proxies(url).get(urlsplit(url).scheme))
 
 
 def _check_keys(uri: str, credentials: Credentials | None, *, use_environment: bool) -> None:

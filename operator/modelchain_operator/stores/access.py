@@ -30,8 +30,8 @@ from modelchain.errors import ConfigurationError, ModelChainError
 from modelchain.reconcile.observation import StoreProblem
 from modelchain.resolved import ResolvedChain
 from modelchain.spec import BundleKind, StoreSpec
-from modelchain.store import Credentials, Forbidden, Store, open_store
-from modelchain.store.s3_clients import SharedClients, Timeouts
+from modelchain.store import Credentials, Forbidden, Store, StoreUnavailable, open_store
+from modelchain.store.s3_clients import SharedClients, Timeouts, goes_by_proxy
 from modelchain_operator.kubernetes.api import ApiError, Object
 from modelchain_operator.kubernetes.api import Forbidden as ApiForbidden
 from modelchain_operator.settings import OwnIdentityStore, is_endpoint
@@ -81,6 +81,10 @@ class NoAccess:
 
     problem: StoreProblem
     message: str
+
+
+class EndpointRefused(Forbidden):
+    """The request was not sent, because of where it would have led: the store has answered nothing."""
 
 
 class _RefusedError(Exception):
@@ -265,49 +269,58 @@ class StoreAccess:
         return any(path == root or root in path.parents for root in roots)
 
     def _check_url(self, url: str) -> None:
-        """Raises Forbidden if the URL leads to something that trusts whoever reaches it from this machine: cloud
+        """Raises EndpointRefused if the URL leads to something that trusts whoever reaches it from this machine: cloud
         metadata and link-local addresses, this machine itself (unless the administrator has listed that endpoint),
-        the API server.
+        the API server. Raises StoreUnavailable where that can't be told, since a name has no address now.
 
         Checked before every request, in the thread that sends it: a name may resolve to another address than before,
         and slowly. (Between this check and the connection it may still change; a NetworkPolicy closes that.)
         """
         host, port = _host_and_port(url)
-        addresses = self._addresses_of(host)
-        if host in _METADATA_NAMES or any(map(_is_link_local, addresses)):
-            raise Forbidden(
+        is_metadata = host in _METADATA_NAMES
+        is_api = _is_api_name(host) or (host, port) in self._api_servers
+        addresses = [] if is_metadata or is_api else self._addresses_of(host, url)
+        if is_metadata or any(map(_is_link_local, addresses)):
+            raise EndpointRefused(
                 f"{_shown(url)}: link-local and cloud metadata addresses are not asked; name an S3 endpoint"
             )
-        if _is_api_name(host) or self._leads_to_api_server(host, port, addresses):
-            raise Forbidden(f"{_shown(url)}: the Kubernetes API server is no store; name an S3 endpoint")
+        if is_api or self._leads_to_api_server(port, addresses):
+            raise EndpointRefused(
+                f"{_shown(url)}: the Kubernetes API server is no store; name an S3 endpoint"
+            )
         named = any(pattern.fullmatch(_origin(url)) for pattern in self._named)
         if any(map(_is_loopback, addresses)) and not named:
-            raise Forbidden(
+            raise EndpointRefused(
                 f"{_shown(url)}: this is the operator's own machine, which is only asked where the administrator names "
                 "it (--allowed-endpoint); name an S3 endpoint that pods reach too"
             )
 
-    def _addresses_of(self, host: str) -> list[str]:
-        known = self._hosts.get(host)
-        if known is None or time.monotonic() - known[0] > RETRY_SECONDS:
-            known = self._hosts[host] = (time.monotonic(), self._resolved(host))
-            while len(self._hosts) > STORES:
-                self._hosts.popitem(last=False)
-        return known[1]
-
-    def _resolved(self, host: str) -> list[str]:
+    def _addresses_of(self, host: str, url: str) -> list[str]:
+        """Of the host of a URL; none where a proxy resolves its name and this machine can't. Raises StoreUnavailable
+        where it has none otherwise. Only what was found is remembered: the next look-up may find something else.
+        """
         if _is_address(host):
             return [host]
+        at, found = self._hosts.get(host, (-RETRY_SECONDS, []))
+        if found and time.monotonic() - at <= RETRY_SECONDS:
+            return found
         try:
-            return self._resolve_host(host)
+            found = self._resolve_host(host)
         except OSError:
-            return []  # it has no address now: the request itself will fail
+            found = []
+        if found:
+            self._hosts[host] = (time.monotonic(), found)
+            while len(self._hosts) > STORES:
+                self._hosts.popitem(last=False)
+        elif not goes_by_proxy(url):
+            raise StoreUnavailable(f"{_shown(url)}: no address is known of {host} now; is the name right?")
+        return found
 
-    def _leads_to_api_server(self, host: str, port: int, addresses: list[str]) -> bool:
+    def _leads_to_api_server(self, port: int, addresses: list[str]) -> bool:
         there = _every_address(addresses)
-        return any(
+        return bool(there) and any(
             port == own_port
-            and (host == own or not there.isdisjoint(_every_address(self._addresses_of(own))))
+            and not there.isdisjoint(_every_address(self._addresses_of(own, f"https://{own}:{own_port}")))
             for own, own_port in self._api_servers
         )
 

@@ -23,6 +23,7 @@ from typing import TypeVar
 
 from modelchain.errors import ModelChainError
 from modelchain.store import StoreUnavailable
+from modelchain_operator.stores.access import EndpointRefused
 
 logger = logging.getLogger(__name__)
 
@@ -288,6 +289,8 @@ class StoreSchedule:
         except StoreUnavailable:
             self._unanswered(endpoint)
             raise
+        except EndpointRefused:
+            raise  # nobody was asked
         except ModelChainError:
             self._answered(endpoint)  # an error, but an answer
             raise

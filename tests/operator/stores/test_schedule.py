@@ -7,7 +7,9 @@ import time
 
 import pytest
 
-from modelchain.store import StoreUnavailable
+from modelchain.errors import ModelChainError
+from modelchain.store import Forbidden, NotFound, StoreUnavailable
+from modelchain_operator.stores.access import EndpointRefused
 from modelchain_operator.stores.schedule import StoreEndpoint, StoreSchedule, Task
 from tests.operator.stores.flaky_store import run, until
 
@@ -80,3 +82,30 @@ def test_a_namespace_with_thousands_of_silent_stores_holds_up_no_other(failures:
         assert asked.index("there") < 10
 
     run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("error", "dependable"),
+    [(NotFound, True), (Forbidden, True), (EndpointRefused, False), (StoreUnavailable, False)],
+)
+def test_only_an_answer_of_its_server_makes_an_endpoint_dependable(
+    error: type[ModelChainError], dependable: bool
+) -> None:
+    """Otherwise slow look-ups of names whose addresses are then refused would get most threads."""
+
+    def ask() -> None:
+        raise error("why")
+
+    async def scenario() -> None:
+        schedule = StoreSchedule(nothing, lambda _: None, threads=4, requests_per_second=10**6)
+        endpoint = schedule.acquire("there", "team")
+        with pytest.raises(error):
+            await schedule.call(endpoint, ask)
+        assert endpoint.dependable is dependable
+        await schedule.close()
+
+    run(scenario())
+
+
+async def nothing(_task: Task) -> None:
+    """Work that is never asked for."""
