@@ -56,9 +56,9 @@ class PodEnd:
     exit_code: int | None
     reason: str
     message: str
-    finished_at: float  # by its node's clock; only compared with other pods of the job
+    finished_at: float  # by its node's clock, in whole seconds
     disrupted: bool = False
-    deleted: bool = False  # before it ended
+    deleted: bool = False  # and ended by that, as far as can be told
 
     @property
     def rank(self) -> tuple[int, float]:
@@ -203,18 +203,20 @@ def how_it_ended(pod: Object) -> PodEnd | None:
             code, reason if permanent else "Disrupted", message if permanent else disrupted, finished_at, True
         )
     reason, message = _why(pod, ended, status)
-    asked_at = _deletion_asked_at(pod)
-    deleted = asked_at is not None and asked_at <= finished_at
-    return PodEnd(code, reason, cut(message), finished_at, deleted=deleted)
-
-
-def _deletion_asked_at(pod: Object) -> float | None:
-    """When its deletion was asked for, by the API server's clock; None: it was not."""
-    metadata = pod["metadata"]
-    gone_by = metadata.get("deletionTimestamp")
-    return (
-        None if gone_by is None else from_rfc3339(gone_by) - (metadata.get("deletionGracePeriodSeconds") or 0)
+    return PodEnd(
+        code, reason, cut(message), finished_at, deleted=_was_ended_by_deletion(pod, code, finished_at)
     )
+
+
+def _was_ended_by_deletion(pod: Object, code: int | None, finished_at: float) -> bool:
+    """Whether the signal that ended a pod came from its deletion: SIGKILL comes once the grace period is over. Of other
+    signals it is taken for granted, since which was first can't be told: the API server's clock times deletions, the
+    node's times ends, and both tell whole seconds.
+    """
+    gone_by = pod["metadata"].get("deletionTimestamp")  # grace period included
+    if gone_by is None:
+        return False
+    return code != KILLED_CODE or finished_at >= from_rfc3339(gone_by)
 
 
 def waits_for(pods: Iterable[Object]) -> tuple[str, str]:

@@ -165,6 +165,12 @@ UNREACHABLE = pod(1, deletionTimestamp=LONG_AGO)
         pytest.param(
             job("Failed"), [being_deleted(failed(0, 137, at=33), by=33, grace=30), failed(1, 1, message=LOST, at=2)],
             P.FAILED, "LostPeerError", 1, False, id="killed-because-the-peer-was-lost"),
+        pytest.param(
+            job("Failed"), [being_deleted(failed(0, 137, at=5), by=33, grace=30), failed(1, 1, message=LOST, at=5)],
+            P.FAILED, "TrainerFailed", 137, False, id="root-cause-was-killed-within-its-grace-period"),
+        pytest.param(
+            job("Failed"), [being_deleted(failed(0, 143, at=2), by=33, grace=30), failed(1, 1, message=LOST, at=2)],
+            P.FAILED, "LostPeerError", 1, False, id="asked-to-end-by-a-node-whose-clock-is-a-second-behind"),
         pytest.param(job("Failed"), [failed(0, 137, "OOMKilled")], P.FAILED, "OOMKilled", 137, False, id="memory"),
         pytest.param(
             job("Failed"), [failed(0, 1, message="no {json")], P.FAILED, "TrainerFailed", 1, False, id="no-json"),
