@@ -211,6 +211,18 @@ class ControlPlane:
         if found is not None:
             self._ask(lambda api: api.delete(path, uid=found["metadata"]["uid"]))
 
+    def restrict_pods(self, namespace: str, mode: str = "enforce") -> None:
+        """Label a namespace for Pod Security's level `restricted`; returns once the API server goes by the label, of
+        which it learns in its own time. `mode`: enforce, or warn.
+        """
+        self.kubectl("label", "namespace", namespace, f"pod-security.kubernetes.io/{mode}=restricted")
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "probe", "namespace": namespace}}
+        text = json.dumps(pod | {"spec": {"containers": [{"name": "main", "image": "any"}]}})
+        probe = ("create", "--dry-run=server", "-f", "-")
+        self._wait(
+            "Pod Security", lambda: "PodSecurity" in self.kubectl(*probe, text=text, check=False).stderr
+        )
+
     def apply(self, *documents: object) -> None:
         """Server-side apply of manifests given as values."""
         text = json.dumps({"apiVersion": "v1", "kind": "List", "items": documents})

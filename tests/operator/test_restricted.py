@@ -25,8 +25,7 @@ MOUNT: Object = {"name": "pytorch", "volumeMounts": [{"name": "settings", "mount
 def test_an_indexed_job_trains_and_a_pytorchjob_is_let_in(
     chain: ClusterChain, operator: OperatorProcess, pod_runner: PodRunner
 ) -> None:
-    level = "pod-security.kubernetes.io/enforce=restricted"
-    chain.plane.kubectl("label", "namespace", chain.namespace, level)
+    chain.plane.restrict_pods(chain.namespace)
     spec = chain.document["spec"]
     spec["stages"] = spec["stages"][:1]
     spec["training"]["epochs"] = 2

@@ -320,11 +320,17 @@ class KubernetesApi:
         return answer.json() if read else {"status": answer.status}
 
     def _log_warnings(self, what: str, answer: Answer) -> None:
-        """Each once."""
+        """Each once, and once that there are too many."""
         for warning in answer.warnings:
-            if warning not in self._warnings and len(self._warnings) < MAX_WARNINGS:
-                self._warnings.add(warning)
+            if warning in self._warnings or len(self._warnings) > MAX_WARNINGS:
+                continue
+            self._warnings.add(warning)
+            if len(self._warnings) <= MAX_WARNINGS:
                 logger.warning("%s: the API server warns: %s", what, warning)
+            else:
+                logger.warning(
+                    "the API server warns of ever more: after %d texts, no other is logged", MAX_WARNINGS
+                )
 
 
 def _path(kind: Kind, namespace: str | None, name: str | None = None, subresource: str | None = None) -> str:

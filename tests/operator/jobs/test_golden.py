@@ -43,7 +43,7 @@ def test_an_api_server_takes_the_manifests_and_their_pods(
         {"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", **PRIORITY},
         {"apiVersion": "v1", "kind": "ServiceAccount", **account},
     )
-    control_plane.kubectl("label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted")
+    control_plane.restrict_pods(namespace)
 
     text = json.dumps({"apiVersion": "v1", "kind": "List", "items": [*documents, *pods]})
     taken = control_plane.kubectl(

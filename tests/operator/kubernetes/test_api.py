@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from modelchain.errors import ConfigurationError
+from modelchain_operator.kubernetes import api as kubernetes_api
 from modelchain_operator.kubernetes.api import (
     PAGE,
     Conflict,
@@ -58,19 +59,47 @@ def with_api(plane: ControlPlane, scenario: Callable[[KubernetesApi], Awaitable[
 def test_what_the_api_server_warns_of_is_logged_once(
     control_plane: ControlPlane, namespace: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    label = "pod-security.kubernetes.io/warn=restricted"
-    control_plane.kubectl("label", "namespace", namespace, label)
-    pod = {"restartPolicy": "Never", "containers": [{"name": "main", "image": "any"}]}
-    job: Object = {"apiVersion": JOB.api_version, "kind": JOB.kind, "spec": {"template": {"spec": pod}}}
+    control_plane.restrict_pods(namespace, "warn")
 
     async def scenario(api: KubernetesApi) -> None:
         for name in ("one", "two"):
-            await api.create(JOB, {**job, "metadata": {"namespace": namespace, "name": name}}, dry_run=True)
+            await api.create(JOB, unrestricted_job(namespace, name, "main"), dry_run=True)
 
     with_api(control_plane, scenario)
     (warned,) = [text for text in caplog.messages if "the API server warns" in text]
     assert warned.startswith(f"create Job {namespace}/one: the API server warns: would violate PodSecurity")
     assert '(container "main" must set' in warned, "quotes are quotes"
+
+
+def test_that_the_api_server_warns_of_too_much_to_log_is_said_once(
+    control_plane: ControlPlane,
+    namespace: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(kubernetes_api, "MAX_WARNINGS", 2)
+    control_plane.restrict_pods(namespace, "warn")
+
+    async def scenario(api: KubernetesApi) -> None:
+        for container in ("one", "two", "three", "two", "four"):  # each in a warning of its own
+            await api.create(JOB, unrestricted_job(namespace, "any", container), dry_run=True)
+
+    with_api(control_plane, scenario)
+    told = [text for text in caplog.messages if "the API server warns" in text]
+    assert ['"one"' in told[0], '"two"' in told[1]] == [True, True]
+    assert told[2:] == ["the API server warns of ever more: after 2 texts, no other is logged"]
+
+
+def unrestricted_job(namespace: str, name: str, container: str) -> Object:
+    """A Job whose pod Pod Security's level `restricted` does not allow."""
+    pod = {"restartPolicy": "Never", "containers": [{"name": container, "image": "any"}]}
+    metadata = {"namespace": namespace, "name": name}
+    return {
+        "apiVersion": JOB.api_version,
+        "kind": JOB.kind,
+        "metadata": metadata,
+        "spec": {"template": {"spec": pod}},
+    }
 
 
 def test_a_status_is_written_only_over_the_state_that_was_read(

@@ -40,9 +40,7 @@ def use_trainjob(chain: ClusterChain, **job: object) -> None:
 def test_what_refuses_the_pods_of_the_inner_job_is_told_with_the_remedy(
     chain: ClusterChain, operator: OperatorProcess, stack: TrainerStack
 ) -> None:
-    chain.plane.kubectl(
-        "label", "namespace", chain.namespace, "pod-security.kubernetes.io/enforce=restricted"
-    )
+    chain.plane.restrict_pods(chain.namespace)
     privileged = {"name": "pytorch", "securityContext": {"allowPrivilegeEscalation": True}}
     use_trainjob(chain, podTemplate={"spec": {"containers": [privileged]}})
     operator.start()
