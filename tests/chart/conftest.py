@@ -11,6 +11,7 @@ import pytest
 
 from modelchain.crd import CRD_NAME
 from tests.chart.audit import POLICY, AuditLog
+from tests.chart.openapi import serve_foreign_kinds
 from tests.chart.releases import Release
 from tests.chart.teams import Operators, Team
 from tests.control_plane.fixtures import control_plane
@@ -39,6 +40,13 @@ def chart_plane(tmp_path_factory: pytest.TempPathFactory, audit_log: AuditLog) -
         yield plane
     finally:
         plane.stop()
+
+
+@pytest.fixture
+def foreign_kinds(chart_plane: ControlPlane) -> Iterator[None]:
+    """ServiceMonitor, PrometheusRule and ClusterTrainingRuntime, for one test."""
+    with serve_foreign_kinds(chart_plane):
+        yield
 
 
 @pytest.fixture

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,10 @@ def write_schemas(plane: ControlPlane, kinds: Iterable[tuple[str, str]], folder:
         (folder / f"{kind.lower()}_{group or version}_{version}.json").write_text(json.dumps(schema))
 
 
-def install_foreign_kinds(plane: ControlPlane) -> None:
-    """ServiceMonitor, PrometheusRule and ClusterTrainingRuntime, with nobody who looks after them; returns once OpenAPI
-    has them.
+@contextmanager
+def serve_foreign_kinds(plane: ControlPlane) -> Iterator[None]:
+    """ServiceMonitor, PrometheusRule and ClusterTrainingRuntime, with nobody who looks after them: served, and in
+    OpenAPI, until the block ends.
     """
     monitoring, training = binaries.prometheus_operator_crds(), binaries.trainer_manifests() / "base" / "crds"
     files = {
@@ -43,13 +45,22 @@ def install_foreign_kinds(plane: ControlPlane) -> None:
         "prometheusrules": monitoring / "monitoring.coreos.com_prometheusrules.yaml",
         "clustertrainingruntimes": training / "trainer.kubeflow.org_clustertrainingruntimes.yaml",
     }
-    for file in files.values():
-        plane.kubectl("apply", "--server-side", "-f", str(file))
-    wait_until(
-        lambda: all(kind in plane.kubectl("get", "--raw", "/openapi/v2").stdout for kind in files),
-        "OpenAPI has the kinds of others",
-        pause=1,
-    )
+    manifests = [argument for file in files.values() for argument in ("-f", str(file))]
+    plane.kubectl("apply", "--server-side", *manifests)
+    try:
+        wait_until(
+            lambda: all(kind in plane.kubectl("get", "--raw", "/openapi/v2").stdout for kind in files),
+            "OpenAPI has the kinds of others",
+            pause=1,
+        )
+        yield
+    finally:
+        plane.kubectl("delete", *manifests)
+        wait_until(
+            lambda: all(plane.kubectl("get", kind, "-A", check=False).returncode for kind in files),
+            "the kinds of others are served no more",
+            pause=0.5,
+        )
 
 
 def _reached(document: dict[str, Schema], first: str) -> dict[str, Schema]:

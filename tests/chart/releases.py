@@ -18,6 +18,7 @@ from tests.control_plane.plane import ControlPlane
 from tests.operator.operator_process import OperatorProcess
 
 QUICK = {"progressSeconds": 1, "resyncSeconds": 5}  # a test does not wait as long as people do
+TWO_RESYNCS_SECONDS = 13.0  # each after 5.5 s at most, and a second for what it does
 
 
 class Release:

@@ -12,8 +12,7 @@ from modelchain.crd import CRD_NAME
 from tests.chart.audit import AuditLog
 from tests.chart.conftest import remove
 from tests.chart.helm import CHART
-from tests.chart.openapi import install_foreign_kinds
-from tests.chart.releases import Release
+from tests.chart.releases import TWO_RESYNCS_SECONDS, Release
 from tests.chart.teams import Operators, Team
 from tests.control_plane.plane import ControlPlane
 from tests.control_plane.pods import PodRunner
@@ -167,8 +166,8 @@ def left_of(release: Release) -> list[str]:
     return listed.stdout.split()
 
 
+@pytest.mark.usefixtures("foreign_kinds")  # until the release is removed
 def test_everything_that_is_off_by_default_can_be_had(release: Release) -> None:
-    install_foreign_kinds(release.plane)
     release("install", release.name, str(CHART), "--create-namespace", "--values", str(EVERYTHING))
     kinds = "servicemonitor,prometheusrule,poddisruptionbudget,networkpolicy,service,configmap"
     selector = f"app.kubernetes.io/instance={release.name}"
@@ -253,7 +252,7 @@ def test_two_releases_in_one_cluster_do_not_fight(
         assert len(chain.jobs("jobs")) == 1
         reasons = [event["reason"] for event in chain.events()]
         assert len(reasons) == len(set(reasons)), f"told twice: {reasons}"
-        chain.wait_at_rest(7)
+        chain.wait_at_rest(TWO_RESYNCS_SECONDS)
         release.uninstall()
         account = f"system:serviceaccount:{second.namespace}:modelchain"
         may = plane.kubectl("auth", "can-i", "list", "modelchains", "-A", "--as", account, check=False)

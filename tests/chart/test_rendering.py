@@ -14,7 +14,7 @@ import yaml
 from modelchain_operator.settings import LeaseName, LogFormat, OwnIdentityStore, Settings, read_settings
 from tests.chart.golden import FOLDER, VALUES, snapshot
 from tests.chart.helm import CHART, NAMESPACE, RELEASE, Object, environment, helm, objects, only, render
-from tests.chart.openapi import LOCATION, install_foreign_kinds, write_schemas
+from tests.chart.openapi import LOCATION, serve_foreign_kinds, write_schemas
 from tests.control_plane import binaries
 from tests.control_plane.plane import ControlPlane
 
@@ -177,8 +177,8 @@ def test_objects_are_what_the_api_server_knows(control_plane: ControlPlane, tmp_
     kinds = {(item["apiVersion"], item["kind"]) for text in rendered.values() for item in objects(text)}
     schemas = tmp_path / "schemas"
     schemas.mkdir()
-    install_foreign_kinds(control_plane)
-    write_schemas(control_plane, kinds, schemas)
+    with serve_foreign_kinds(control_plane):
+        write_schemas(control_plane, kinds, schemas)
     for name, text in rendered.items():
         done = kubeconform(text, schemas)
         assert done.returncode == 0, f"{name}: {done.stdout}{done.stderr}"

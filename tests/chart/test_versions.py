@@ -12,7 +12,7 @@ import pytest
 
 from modelchain.crd import CRD_NAME, custom_resource_definition
 from tests.chart.audit import AuditLog, Right
-from tests.chart.releases import Release
+from tests.chart.releases import TWO_RESYNCS_SECONDS, Release
 from tests.chart.teams import Operators, Team
 from tests.operator.chains import ClusterChain
 from tests.processes import wait_until
@@ -87,7 +87,7 @@ def test_an_operator_goes_on_under_a_newer_crd_and_names_what_it_does_not_know(
     refused.apply()
     wait_until(lambda: refused.condition("Accepted").get("status") == "False", "it is refused", pause=0.3)
     assert "spec.retry.insightSeconds" in refused.condition("Accepted")["message"]
-    refused.wait_at_rest(7)
+    refused.wait_at_rest(TWO_RESYNCS_SECONDS)
     assert not refused.jobs("jobs")
     assert "Traceback" not in log.read_text()
 
@@ -147,8 +147,8 @@ def writes(audit_log: AuditLog, release: Release) -> int:
     return sum(one.right == STATUS_WRITE for one in audit_log.asked_by("modelchain", release.namespace))
 
 
-def wait_until_quiet(audit_log: AuditLog, release: Release, seconds: float = 7) -> None:
-    """Until the operator writes nothing for a while, over more than one resync."""
+def wait_until_quiet(audit_log: AuditLog, release: Release, seconds: float = TWO_RESYNCS_SECONDS) -> None:
+    """Until the operator writes nothing for a while."""
     count, since = -1, time.monotonic()
 
     def is_quiet() -> bool:

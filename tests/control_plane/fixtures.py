@@ -64,10 +64,11 @@ def new_plane(tmp_path: Path) -> Iterator[Callable[..., ControlPlane]]:
 
 @pytest.fixture
 def namespace(control_plane: ControlPlane) -> Iterator[str]:
-    """An empty namespace of the test's own; its deletion begins after the test and is not waited for. What the test has
-    left dead is brought up again then.
+    """An empty namespace of the test's own; its deletion begins after the test and is not waited for. What this or
+    another test has left dead is brought up again.
     """
     name = f"test-{secrets.token_hex(4)}"
+    control_plane.restore()
     control_plane.create_namespace(name)
     yield name
     control_plane.restore()
