@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from modelchain.cost import computed_macs
 from modelchain.errors import ExitCode, ModelChainError
@@ -26,7 +27,7 @@ from modelchain_trainer.tasks import task_of
 from modelchain_trainer.tasks.task import Objective, Setting, StepBatch
 
 OPTIMIZER = "optimizer."  # before the names of its tensors in a state
-
+_MATRICES = ("in_proj_weight", "proj", "text_projection")  # of products; no weights of torch's layers
 
 MOST_SKIPPED_STEPS = 3  # in a row; a single batch that overflows is no reason to give up
 
@@ -293,15 +294,17 @@ def freeze(teacher: AnyModel, precision: Precision) -> None:
     """Make a model ready to be a teacher: no gradients, and in bf16 the weights of its matrix products in
     bf16.
 
-    Autocast would round those same weights at every step; embeddings and norms stay in fp32 as in the
-    student, so a student that equals its teacher has exactly its embeddings.
+    Autocast would round those same weights at every step; all others (embeddings, tokens, positions, norms) stay in
+    fp32 as in the student, so a student that equals its teacher has exactly its embeddings.
     """
     teacher.eval().requires_grad_(False)
     if precision is not Precision.BF16:
         return
-    for name, parameter in teacher.named_parameters():
-        if parameter.ndim >= 2 and "embedding" not in name and parameter.dtype is not torch.bfloat16:
-            parameter.data = parameter.data.to(torch.bfloat16)
+    for module in teacher.modules():
+        matrices = ("weight",) if isinstance(module, nn.Linear | _ConvNd) else _MATRICES
+        for name, parameter in module.named_parameters(recurse=False):
+            if name in matrices and parameter.dtype is not torch.bfloat16:
+                parameter.data = parameter.data.to(torch.bfloat16)
 
 
 def _of_optimizer(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -15,13 +15,14 @@ from torch import Tensor
 
 from modelchain.families import OPEN_CLIP, ModelConfig, OpenClipConfig
 from modelchain.resolved import ResolvedStage
+from modelchain.spec import Precision
 from modelchain_trainer.distributed.collectives import Group
 from modelchain_trainer.model import build_model, load_weights, model_from
 from modelchain_trainer.optimizer import AdamW
 from modelchain_trainer.position import Position
 from modelchain_trainer.step import TrainStep
 from modelchain_trainer.tasks import task_of
-from tests.trainer.model.test_open_clip_adapter import images, tokens
+from tests.trainer.model.test_open_clip_adapter import PLAIN, ROTARY, images, named, tokens
 from tests.trainer.ranks import on_ranks
 from tests.trainer.tasks.whole_stages import published
 from tests.trainer.test_step import Rows
@@ -110,6 +111,21 @@ def test_two_ranks_that_are_killed_go_on_with_the_same_bits(
     assert fork_server.run(net, tmp_path / "again", ranks=2) == 0
     found = load_file(published(net) / "open_clip_model.safetensors")
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize("config", [ROTARY, PLAIN], ids=named)
+def test_in_bf16_a_copy_of_its_teacher_has_nothing_to_learn_from_it(config: OpenClipConfig) -> None:
+    """Its positions and tokens are in fp32 as the student's are."""
+    made_for = contrastive_stage(precision=Precision.BF16, global_batch_size=2)
+    model, teacher = (build_model(config, seed=1) for _ in range(2))
+    optimizer = AdamW(model.named_parameters(), made_for.training)
+    of = made_for.model_copy(update={"model_config_": config})
+    trained = TrainStep(model, teacher, None, optimizer, of, torch.device("cpu"))
+    side = config.image_side
+    pixels = torch.randint(256, (2, 3, side, side), dtype=torch.uint8)
+    losses = [trained.run(Rows(pixels, tokens(2)[None]), step).read().loss for step in range(2)]
+    assert losses[0]["distillation"] == 0
+    assert losses[1]["distillation"] > 0
 
 
 @pytest.mark.parametrize(("ranks", "size"), [(1, 4), (2, 8), (2, 4)])
