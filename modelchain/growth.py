@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 from modelchain.families import AnyConfig, Problem, family_of
 from modelchain.tasks import tasks_for
+
+START_FRESH: Final = (
+    "write expansion.width: Fresh, with which it starts from its seed and learns from its teacher"
+)
 
 
 def unbuildable(model: AnyConfig) -> Iterator[Problem]:
@@ -28,7 +33,7 @@ def ungrowable(small: AnyConfig, large: AnyConfig) -> Iterator[Problem]:
         yield (), message, "give each task a chain of its own"
     else:
         message = f"a model under {after.field} can't grow out of one under {before.field}"
-        yield (), message, _TAUGHT
+        yield (), message, START_FRESH
 
 
 def is_copy(small: AnyConfig, large: AnyConfig) -> bool:
@@ -37,9 +42,6 @@ def is_copy(small: AnyConfig, large: AnyConfig) -> bool:
         return True
     family = family_of(large)
     return family is family_of(small) and not family.grows and not list(family.ungrowable(small, large))
-
-
-_TAUGHT = "write expansion.width: Fresh, with which it starts from its seed and learns from its teacher"
 
 
 def _tasks(model: AnyConfig) -> str:

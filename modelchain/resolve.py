@@ -202,7 +202,7 @@ def resolve_model(stage: StageSpec) -> tuple[str, AnyConfig]:
         return stage.name, next(iter(written.values()))
     if stage.model is not None and not written:
         return stage.model, catalogue.find_any(stage.model)
-    raise UnresolvableError(f"stage {stage.name}: give either model or modelConfig")
+    raise UnresolvableError(f"stage {stage.name}: give one model, by name or written out")
 
 
 def with_loss(config: AnyConfig, training: TrainingSpec | None) -> AnyConfig:
@@ -220,7 +220,7 @@ def samples_of(chain: ModelChain, stage: StageSpec) -> int | None:
         return None
     if task.size_field == "samples":
         return samples_of_data(data)
-    config = next((model for model in written_models(stage).values() if isinstance(model, task.config)), None)
+    config = next((model for model in models_of(stage).values() if isinstance(model, task.config)), None)
     return None if config is None else task.samples(data, config)
 
 
@@ -232,6 +232,17 @@ def written_models(stage: StageSpec) -> dict[str, AnyConfig]:
         for config in [stage.written(family.field)]
         if config is not None
     }
+
+
+def models_of(stage: StageSpec) -> dict[str, AnyConfig]:
+    """The models that a stage writes out or, if none, names, by the field that says so; a name may be unknown."""
+    written = written_models(stage)
+    if written or stage.model is None:
+        return written
+    try:
+        return {"model": catalogue.find_any(stage.model)}
+    except catalogue.UnknownModelError:
+        return {}
 
 
 def resolve_training(

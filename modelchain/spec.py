@@ -398,8 +398,8 @@ class EvaluationDataSpec(Block):
     class_key: Annotated[
         FileKey | None,
         Field(
-            description="All but Retrieval: extension of the file with the class number, or a field of a JSON file "
-            "(json:label). Default: cls.",
+            description="ZeroShot, Accuracy, LinearProbe and FineTune: extension of the file with the class number, or "
+            "a field of a JSON file (json:label). Default: cls.",
         ),
     ] = None
     text_key: Annotated[
@@ -448,7 +448,8 @@ class EvaluationSpec(Block):
         Field(
             min_length=2,
             max_length=MAX_CLASSES,
-            description="All but Retrieval: class names, in the order of their numbers. Needed by ZeroShot alone.",
+            description="ZeroShot, Accuracy, LinearProbe and FineTune: class names, in the order of their numbers. "
+            "Needed by ZeroShot alone.",
         ),
     ] = None
     classes_uri: Annotated[
@@ -741,7 +742,8 @@ class BaselineSpec(Block):
         MetricName | None,
         Field(
             description="What equal quality is measured by, e.g. digits/top1; a loss is better when lower. "
-            "Default: top1 of the first ZeroShot set, else imageToText@1 of the first Retrieval set."
+            "Default: the first of these that the sets give: top1 (ZeroShot), top1 (Accuracy), imageToText@1 "
+            "(Retrieval), perplexity (Perplexity), top1 (LinearProbe), top1 (FineTune)."
         ),
     ] = None
 

@@ -47,9 +47,7 @@ IMAGE_TOWER_DIGEST: Final[Table] = {
     "mlpProjection": False,
     "normBatchSize": NORM_BATCH,
 }
-_PROJECTED_BY_ANOTHER_SIZE: Final = (
-    "mobilenet"  # the head of timm's reads more than open_clip's adapter projects
-)
+_UNPROJECTED: Final = "mobilenet"  # the head of timm's reads more than open_clip's adapter projects
 
 
 @dataclass(frozen=True)
@@ -110,7 +108,7 @@ def image_towers() -> dict[str, ImageTower]:
             batch_norm=model.batch_norm,
         )
         for name, model in timm_models().items()
-        if not name.startswith(_PROJECTED_BY_ANOTHER_SIZE)
+        if not name.startswith(_UNPROJECTED)
     }
 
 
@@ -120,8 +118,8 @@ class ImageTowerSpec(Block):
         Field(
             pattern=r"^[A-Za-z0-9_]{1,64}$",
             description="timm's name of the image tower, as an open_clip configuration has it (timm_model_name), or "
-            "that of a convolutional model of `modelchain models --task Classification`; or RN50, RN101, RN50x4, "
-            "RN50x16, RN50x64.",
+            "that of a convolutional model of `modelchain models --task Classification`, but MobileNets; or RN50, "
+            "RN101, RN50x4, RN50x16, RN50x64.",
         ),
     ]
     image_size: Annotated[
@@ -241,7 +239,13 @@ class OpenClipFamily(Family[OpenClipConfig]):
     def unbuildable(self, config: OpenClipConfig) -> Iterator[Problem]:
         """A name that is not listed, an image that it can't see, a text tower whose sizes do not divide."""
         vision, known = config.vision, image_towers().get(config.vision.name)
-        if known is None:
+        if known is None and vision.name.startswith(_UNPROJECTED) and vision.name in timm_models():
+            message = f"open_clip's adapter can't project the features of {vision.name}, as of all of timm's MobileNets"
+            remedy = (
+                "name another tower, or make it a stage of a chain of task Classification, under timmConfig"
+            )
+            yield ("vision", "name"), message, remedy
+        elif known is None:
             message = f"there is no image tower {vision.name!r} among open_clip's that can be stages"
             yield ("vision", "name"), message, near(vision.name)
         elif known.image_size is None and vision.image_size % TILE:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from modelchain import catalogue
 from modelchain.errors import UserDataError
 from modelchain.families import FAMILIES, AnyConfig, family_of
-from modelchain.growth import unbuildable, ungrowable, unteachable
+from modelchain.growth import START_FRESH, unbuildable, ungrowable, unteachable
 from modelchain.resolve import (
     UnresolvableError,
     merged,
@@ -366,9 +366,12 @@ def _check_models(
             yield Finding((*at, field, *part), f"{problem}: {message}", remedy, about | set(part))
     elif wrong:
         messages = ", ".join(message for _, message, _ in wrong)
-        remedy = (
-            "name a model like it in these, or another teacher"
-            if taught
-            else "name a model that is as large in every dimension and has the same head widths, or put it first"
-        )
+        if taught:
+            remedy = "name a model like it in these, or another teacher"
+        elif family_of(small) is not family_of(large):
+            remedy = START_FRESH
+        elif not family_of(large).grows:
+            messages, remedy = f"models under {field} do not grow", START_FRESH
+        else:
+            remedy = "name a model that is as large in every dimension and has the same head widths, or put it first"
         yield Finding((*at, "model"), f"{problem}: {messages}", remedy, about)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from modelchain.families import FAMILIES, open_clip_adapter, timm_adapter
 from modelchain.spec import API_VERSION, AUTO, KIND, ModelChain, ModelChainSpec, StageSpec
 from modelchain.validation.nesting import too_deep
 from modelchain.validation.problem import STAGE_NAMES, Finding, dotted, quoted
@@ -199,8 +200,12 @@ def _homes(name: str, path: FieldPath) -> Iterator[str]:
 
 # Pydantic's errors, in words.
 
+_SHORT_NAMES = ("stages.name", "evaluation.name")
 _PATTERNS = {
-    "name": "use lower-case letters, digits and dashes, a letter first, at most 30 characters",
+    **dict.fromkeys(
+        _SHORT_NAMES,
+        "use lower-case letters, digits and dashes, a letter first, at most 30 characters",
+    ),
     "from": "write the name of a stage above this one",
     "sha256": "write 64 lower-case hexadecimal digits, as sha256sum prints them",
     "captionKeys": "write a file extension such as txt or caption.txt, or a field of a JSON file such as json:caption",
@@ -215,6 +220,7 @@ _PATTERNS = {
         "write a key of that object: letters, digits, dashes, dots and underscores",
     ),
 }
+_NEAREST = {"timmConfig.name": timm_adapter.near, "vision.name": open_clip_adapter.near}
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _MULTIPLES = {"k": 10**3, "K": 10**3, "M": 10**6, "m": 10**6, "G": 10**9, "B": 10**9}
 
@@ -226,15 +232,15 @@ def _finding(detail: ErrorDetails) -> Finding:
     names = {*parts[-1:], ".".join(parts[-2:]), *about}
     if _is_name(path):
         names.add(STAGE_NAMES)
-    if "modelConfig" in parts:
-        names.add("modelConfig")
+    names.update(family.field for family in FAMILIES if family.field in parts)
     return Finding(path, message, remedy, frozenset(names))
 
 
 def _words(path: FieldPath, detail: ErrorDetails) -> tuple[str, str, list[str]]:
     """Message, remedy, and further fields that the finding is about."""
     kind, value, context = detail["type"], detail["input"], detail.get("ctx", {})
-    name = next((part for part in reversed(path) if isinstance(part, str)), "")
+    names = [part for part in path if isinstance(part, str)]
+    name, dotted_name = names[-1] if names else "", ".".join(names[-2:])
     if kind == "extra_forbidden":
         return _unknown_field(path)
     if kind == "missing":
@@ -278,13 +284,14 @@ def _words(path: FieldPath, detail: ErrorDetails) -> tuple[str, str, list[str]]:
         limit = context.get("min_length", context.get("max_length"))
         if kind == "string_too_short":
             return "is empty", "write a text, or remove the field", []
-        if name == "name" and path[0] == "spec":
-            return f"{quoted(value)} is too long", _PATTERNS["name"], []
+        if dotted_name in _SHORT_NAMES:
+            return f"{quoted(value)} is too long", _PATTERNS[dotted_name], []
         return f"has {len(str(value))} characters", f"write at most {limit}", []
     if kind == "string_pattern_mismatch":
         if path[0] == "metadata":
             return f"{quoted(value)} is no Kubernetes name", "use lower-case letters, digits and dashes", []
-        dotted_name = ".".join(str(part) for part in path[-2:])
+        if dotted_name in _NEAREST:
+            return f"{quoted(value)} is no model's name", _NEAREST[dotted_name](value), []
         remedy = _PATTERNS.get(dotted_name) or _PATTERNS.get(name, f"match {context.get('pattern')}")
         return f"{quoted(value)} is not allowed", remedy, []
     return detail["msg"][:1].lower() + detail["msg"][1:], _description(path), []

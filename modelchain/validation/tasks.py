@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from modelchain.families.family import ImageClassifierConfig
-from modelchain.resolve import UnresolvableError, merged, predecessor_position, written_models
+from modelchain.resolve import UnresolvableError, merged, models_of, predecessor_position
 from modelchain.spec import EvaluationSpec, ModelChain, StageSpec, TaskName
 from modelchain.tasks import TASKS, Task, task_of
 from modelchain.validation.problem import Finding, quoted
@@ -46,7 +46,7 @@ def _check_class_names(chain: ModelChain) -> Iterator[Finding]:
     spec = chain.spec
     for number, stage in enumerate(spec.stages):
         config = next(
-            (one for one in written_models(stage).values() if isinstance(one, ImageClassifierConfig)), None
+            (one for one in models_of(stage).values() if isinstance(one, ImageClassifierConfig)), None
         )
         if config is None:
             continue
@@ -66,7 +66,7 @@ def _check_fit(chain: ModelChain, task: Task) -> Iterator[Finding]:
     """A model that can't be trained on its stage's data."""
     for number, stage in enumerate(chain.spec.stages):
         data, training = merged(chain.spec.data, stage.data), merged(chain.spec.training, stage.training)
-        for field, config in written_models(stage).items():
+        for field, config in models_of(stage).items():
             if training and training.patch_dropout and config.image_side and config.patch_tower is None:
                 message = (
                     f"{quoted(stage.name)} has no patches that could be left out (training.patchDropout)"

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from modelchain.block import Block
-from modelchain.families import family_of
-from modelchain.resolve import largest_divisor, merged, resolve_job, samples_of, written_models
+from modelchain.families import AnyConfig, family_of
+from modelchain.resolve import largest_divisor, merged, models_of, resolve_job, samples_of
 from modelchain.resolved import DEFAULT_BATCH, ResolvedJob, ResolvedTraining, decay_steps
 from modelchain.spec import (
     DataSpec,
@@ -132,22 +132,25 @@ class _Numbers:
             remedy = f"write a divisor of {share}, e.g. {largest_divisor(share, micro)}"
             yield self._finding("training", "microBatchSize", message, remedy, *about)
             return
-        for config in written_models(self._stage).values():
+        for field, config in models_of(self._stage).items():
             if self._training.epochs != 0:
-                yield from self._check_together(share, config.rows_together, world)
+                yield from self._check_together(share, field, config, world)
 
-    def _check_together(self, share: int, together: int, world: int) -> Iterator[Finding]:
+    def _check_together(self, share: int, field: str, config: AnyConfig, world: int) -> Iterator[Finding]:
         """Samples that are normed together are on one process, and in one micro-batch."""
+        together, other = config.rows_together, "a normBatchSize that"
+        if field == "model":
+            other = f"the model out under {family_of(config).field} with a normBatchSize that"
         normed = f"{quoted(self._stage.name)} norms {together} samples together (normBatchSize)"
-        about = ("job", "nodes", "processesPerNode", "gpusPerNode", "normBatchSize")
+        about = ("job", "nodes", "processesPerNode", "gpusPerNode", "normBatchSize", field)
         if share % together:
             message = f"{normed}, which do not divide the {share} of each of {world} processes"
             near = max(1, round(share / together)) * together * world
-            remedy = f"write a multiple of {together * world}, e.g. {near}, or a normBatchSize that divides {share}"
+            remedy = f"write a multiple of {together * world}, e.g. {near}, or {other} divides {share}"
             yield self._finding("training", "globalBatchSize", message, remedy, *about)
         elif self._training.micro_batch_size and self._training.micro_batch_size % together:
             message = f"{normed}, which do not divide a micro-batch of {self._training.micro_batch_size}"
-            remedy = f"write a multiple of {together}, or a normBatchSize that divides it"
+            remedy = f"write a multiple of {together}, or {other} divides it"
             yield self._finding("training", "microBatchSize", message, remedy, *about)
 
     def _check_sharding(self) -> Iterator[Finding]:
@@ -164,16 +167,17 @@ class _Numbers:
     def _check_family(self) -> Iterator[Finding]:
         """What the family of the stage's model can't do."""
         training, name = self._training, quoted(self._stage.name)
-        for field, config in written_models(self._stage).items():
+        for field, config in models_of(self._stage).items():
             family = family_of(config)
+            model = f"{name}, {self._stage.model if field == 'model' else f'a model under {field}'},"
             if training.sharding is Sharding.FULL and not family.in_parts:
-                message = f"{name}, a model under {field}, can't lie in parts on the processes"
+                message = f"{model} can't lie in parts on the processes"
                 remedy = "remove it, or write sharding: Optimizer in the stage's training"
                 yield self._finding("training", "sharding", message, remedy, field)
             if training.epochs == 0:
                 continue  # its weights are held: what is asked of training steps never comes to it
             if training.compile and not family.compiles:
-                message = f"{name}, a model under {field}, is not compiled"
+                message = f"{model} is not compiled"
                 remedy = "remove it, or write compile: false in the stage's training"
                 yield self._finding("training", "compile", message, remedy, field)
             if training.gradient_checkpointing and not family.recomputes(config):

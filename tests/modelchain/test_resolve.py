@@ -254,7 +254,7 @@ def test_a_stage_too_large_for_a_job_is_refused() -> None:
     ("changes", "error", "words"),
     [
         ({("stages", 1, "model"): "ViT-Q-16"}, UnknownModelError, "ViT-Q-16"),
-        ({("stages", 1, "model"): REMOVED}, UnresolvableError, "either model or modelConfig"),
+        ({("stages", 1, "model"): REMOVED}, UnresolvableError, "give one model, by name or written out"),
         ({("stages", 1, "from"): "base"}, UnresolvableError, "'base'"),
         ({("stages", 1, "fromWeights"): {"uri": "w", "sha256": "ab" * 32}}, UnresolvableError, "fromWeights"),
         ({("data", "shards"): ["{2..1}"]}, ShardPatternError, "{1..2}"),

@@ -28,6 +28,11 @@ def chain(model: dict[str, Any], **changes: Any) -> dict[Path, Any]:
     return {("stages", 2): {"name": "net", "openClipConfig": model, **FRESH, **changes}}
 
 
+def by_name(model: str, **changes: Any) -> dict[Path, Any]:
+    """The same, with a model of open_clip's that is named."""
+    return {("stages", 2): {"name": "net", "model": model, **FRESH, **changes}}
+
+
 def two_nets(large: dict[str, Any]) -> dict[Path, Any]:
     """A model that starts with the weights of another."""
     return chain(RESNET) | {
@@ -93,8 +98,8 @@ MISTAKES: list[tuple[dict[Path, Any], str, str, str]] = [
     (
         chain(RESNET | {"vision": {"name": "mobilenetv3_small_050"}}),
         f"{AT}.vision.name",
-        "there is no image tower 'mobilenetv3_small_050'",
-        "`modelchain models` and",
+        "open_clip's adapter can't project the features of mobilenetv3_small_050",
+        "name another tower, or make it a stage of a chain of task Classification, under timmConfig",
     ),
     (
         chain(RESNET | {"vision": {"name": "resnet18", "imageSize": 100}}),
@@ -179,6 +184,79 @@ MISTAKES: list[tuple[dict[Path, Any], str, str, str]] = [
         AT,
         '"net" has no patches that could be left out',
         "patchDropout: 0",
+    ),
+    (
+        chain(RESNET, training={"microBatchSize": 16}),
+        "spec.stages[2].training.microBatchSize",
+        "which do not divide a micro-batch of 16",
+        "write a multiple of 32, or a normBatchSize that divides it",
+    ),
+    *(
+        (
+            by_name("open_clip/RN50", training={"globalBatchSize": batch}),
+            "spec.stages[2].training.globalBatchSize",
+            f'"net" norms 32 samples together (normBatchSize), which do not divide the {batch // 2} of each of 2',
+            f"the model out under openClipConfig with a normBatchSize that divides {batch // 2}",
+        )
+        for batch in (48, 1000)
+    ),
+    (
+        by_name("open_clip/RN50", training={"microBatchSize": 16}),
+        "spec.stages[2].training.microBatchSize",
+        "which do not divide a micro-batch of 16",
+        "write a multiple of 32, or the model out under openClipConfig with a normBatchSize that divides it",
+    ),
+    (
+        by_name("open_clip/RN50", training={"gradientCheckpointing": True}),
+        "spec.stages[2].training.gradientCheckpointing",
+        '"net" has BatchNorm',
+        "write gradientCheckpointing: false",
+    ),
+    (
+        by_name("open_clip/convnext_base", training={"sharding": "Full"}),
+        "spec.stages[2].training.sharding",
+        '"net", open_clip/convnext_base, can\'t lie in parts',
+        "write sharding: Optimizer",
+    ),
+    (
+        by_name("open_clip/convnext_base", training={"compile": True}),
+        "spec.stages[2].training.compile",
+        '"net", open_clip/convnext_base, is not compiled',
+        "write compile: false",
+    ),
+    (
+        by_name("open_clip/convnext_base", training={"patchDropout": 0.5}),
+        "spec.stages[2].model",
+        '"net" has no patches that could be left out',
+        "patchDropout: 0",
+    ),
+    (
+        by_name("open_clip/RN50", expansion={}),
+        "spec.stages[2].model",
+        "a model under openClipConfig can't grow out of one under modelConfig",
+        "write expansion.width: Fresh",
+    ),
+    (
+        {
+            ("stages", 0): {"name": "first", "model": "open_clip/RN50"},
+            ("stages", 1): {"name": "net", "model": "open_clip/RN50x4"},
+            ("stages", 2): {"name": "last", "model": "ViT-T-16", **FRESH},
+        },
+        "spec.stages[1].model",
+        'the stage can\'t grow out of "first": models under openClipConfig do not grow',
+        "write expansion.width: Fresh",
+    ),
+    (
+        chain(RESNET | {"vision": {"name": "resnet-18"}}),
+        f"{AT}.vision.name",
+        '"resnet-18" is no model\'s name',
+        "write resnet18",
+    ),
+    (
+        chain({"embedDim": "wide", "vision": {"name": "resnet18"}, "text": TEXT}),
+        f"{AT}.embedDim",
+        "a whole number is needed",
+        "write a whole number",
     ),
     (
         {("stages", 1, "model"): "open_clip/ViT-B-16-SigLIP"},

@@ -83,6 +83,12 @@ MISTAKES: list[tuple[dict[Path, Any], str, str, str]] = [
         "write resnet1",
     ),
     (
+        chain(RESNET | {"name": "ResNet-18"}),
+        "spec.stages[1].timmConfig.name",
+        '"ResNet-18" is no model\'s name',
+        "write resnet18",
+    ),
+    (
         chain(RESNET | {"imageSize": 100}),
         "spec.stages[1].timmConfig.imageSize",
         "an image of 100 pixels is no multiple of 32",
