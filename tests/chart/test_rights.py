@@ -15,7 +15,7 @@ from tests.chart.audit import AuditLog, Right, granted
 from tests.chart.helm import only
 from tests.chart.releases import Release
 from tests.chart.teams import Operators, Team
-from tests.control_plane.kueue import install_kinds
+from tests.control_plane.kueue import Kueue
 from tests.control_plane.trainer import TrainerStack
 from tests.operator.chains import ClusterChain
 from tests.operator.kueue.queues import Queues
@@ -130,36 +130,33 @@ def ask_for_a_certificate(team: Team, audit_log: AuditLog, release: Release) -> 
 
 
 def wait_in_a_queue(team: Team, audit_log: AuditLog, release: Release) -> None:
-    """A chain whose job is held in a queue of Kueue's kinds; nobody is there who would let it go."""
+    """A chain whose job Kueue holds in a queue, since it is larger than the quota."""
     chain = team.another_chain("queued")
-    install_kinds(chain.plane)
-    queues = Queues(chain.plane, chain.namespace)
-    queues.quota("1")
-    priority = queues.priority("high", 1000)
-    queue = {
-        "queueName": "research",
-        "queuePolicy": "IfPresent",
-        "labels": {"kueue.x-k8s.io/priority-class": priority},
-    }
-    chain.document["spec"]["job"] |= {
-        **queue,
-        "backend": "Job",
-        "priorityClassName": "system-cluster-critical",
-    }
-    chain.apply()
-    wait_until(lambda: len(chain.jobs("jobs")) == 1, "its job is made", pause=0.3)
-    name = chain.jobs("jobs")[0]["metadata"]["name"]
-    chain.plane.kubectl(
-        "patch", "job", name, "-n", chain.namespace, "--type=merge", "-p", '{"spec": {"suspend": true}}'
-    )
-    wanted = Right("kueue.x-k8s.io", "workloads", "list")
-    wait_until(
-        lambda: wanted in {one.right for one in audit_log.asked_by("modelchain", release.namespace)},
-        "it is asked why the job waits",
-        pause=0.5,
-    )
-    chain.plane.kubectl("delete", "modelchain", chain.name, "-n", chain.namespace)
-    queues.remove()
+    kueue = Kueue(chain.plane, frameworks=("batch/job",))
+    try:
+        kueue.install()
+        queues = Queues(chain.plane, chain.namespace)
+        queues.quota("0")
+        priority = queues.priority("high", 1000)
+        chain.document["spec"]["job"] |= {
+            "backend": "Job",
+            "queueName": "research",
+            "labels": {"kueue.x-k8s.io/priority-class": priority},
+            "priorityClassName": "system-cluster-critical",
+        }
+        chain.apply()
+        wait_until(lambda: len(chain.jobs("jobs")) == 1, "its job is made", pause=0.3)
+        wanted = Right("kueue.x-k8s.io", "workloads", "list")
+        wait_until(
+            lambda: wanted in {one.right for one in audit_log.asked_by("modelchain", release.namespace)},
+            "it is asked why the job waits",
+            pause=0.5,
+        )
+        chain.plane.kubectl("delete", "modelchain", chain.name, "-n", chain.namespace)
+        wait_until(lambda: not chain.jobs("jobs"), "its job is gone", pause=0.3)
+        queues.remove()
+    finally:
+        kueue.uninstall()
 
 
 POD_TEMPLATE = {

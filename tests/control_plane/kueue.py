@@ -116,6 +116,13 @@ class Kueue:
         """As a crash would."""
         self._process.kill()
 
+    def uninstall(self) -> None:
+        """Kill it, and take its webhooks away, which stand before every job and pod; its kinds stay."""
+        self.kill()
+        for kind in sorted(WEBHOOKS):
+            names = [one["metadata"]["name"] for one in _manifests(frozenset({kind}))]
+            self.plane.kubectl("delete", kind, *names, "--ignore-not-found")
+
     @property
     def is_running(self) -> bool:
         """Whether its process was started."""
@@ -144,17 +151,6 @@ class Kueue:
         for configuration in configurations:
             configuration["service"]["port"] = self._webhook_port
         return own
-
-
-def install_kinds(plane: ControlPlane) -> None:
-    """The kinds of Kueue, with nobody who looks after them."""
-    plane.apply(*_manifests(CRDS))
-    for kind in ("localqueues", "workloads.kueue.x-k8s.io"):
-        wait_until(
-            lambda kind=kind: plane.kubectl("get", kind, "-A", check=False).returncode == 0,
-            f"the API server serves {kind}",
-            pause=0.2,
-        )
 
 
 def _manifests(kinds: frozenset[str]) -> list[Object]:
