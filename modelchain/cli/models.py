@@ -53,6 +53,7 @@ def _image_text(output: str) -> str:
         listing = [
             {
                 "name": name,
+                "unavailable": None,
                 "parameters": cost.parameters(model),
                 "visionMacs": macs[name][LockedTower.IMAGE],
                 "textMacs": macs[name][LockedTower.TEXT],
@@ -61,7 +62,12 @@ def _image_text(output: str) -> str:
             }
             for name, model in models.items()
         ]
-        return json.dumps(listing, indent=2)
+        others = [
+            {"name": name, "unavailable": reason}
+            for reason, names in catalogue.unavailable().items()
+            for name in names
+        ]
+        return json.dumps([*listing, *others], indent=2)
     columns = (
         Column("MODEL"),
         Column("IMAGE", right=True),

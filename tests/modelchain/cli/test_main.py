@@ -121,6 +121,10 @@ def test_models_with_another_image_tower_are_listed_and_those_that_can_not_be_wi
     listed = {model["name"]: model for model in json.loads(capsys.readouterr().out)}
     assert listed["open_clip/RN50"]["parameters"] == 102_007_137
     assert listed["open_clip/RN50"]["openClipConfig"]["vision"]["name"] == "RN50"
+    assert listed["open_clip/RN50"]["unavailable"] is None
+    others = {name: model["unavailable"] for name, model in listed.items() if model["unavailable"]}
+    assert len(others) == 52
+    assert others["open_clip/coca_ViT-B-32"] == "they write captions too (CoCa)"
 
 
 def test_models_of_timm_are_listed_with_what_they_cost(capsys: pytest.CaptureFixture[str]) -> None:
