@@ -46,7 +46,8 @@ MAX_EVALUATIONS = 16
 MAX_CLASSES = 2000
 MAX_TEMPLATES = 200
 
-StageName = Annotated[str, StringConstraints(pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$", max_length=30)]
+STAGE_NAME = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
+StageName = Annotated[str, StringConstraints(pattern=STAGE_NAME, max_length=30)]
 Uri = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 ShortText = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 ObjectName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]

@@ -72,6 +72,19 @@ def read_documents(text: str | bytes) -> list[Document]:
     return [_Converter().document(root, line) for line, root in _roots(decoded)]
 
 
+def value_at(document: JsonValue, path: FieldPath) -> JsonValue:
+    """What stands at a path; None where nothing does."""
+    value = document
+    for part in path:
+        if isinstance(value, dict) and isinstance(part, str):
+            value = value.get(part)
+        elif isinstance(value, list) and isinstance(part, int) and part < len(value):
+            value = value[part]
+        else:
+            return None
+    return value
+
+
 @dataclass
 class _Node:
     """A value as it is written. `children` holds items, or keys and values in turn; None for a scalar."""

@@ -8,8 +8,8 @@ from modelchain.baselines import ALL
 from modelchain.evaluations import metrics_of
 from modelchain.resolve import merged
 from modelchain.spec import MAX_BASELINES, BaselineSpec, EvaluationSpec, ModelChain, StageSpec
+from modelchain.validation.names import any_stages, one_of_metrics, unknown_stage
 from modelchain.validation.problem import STAGE_NAMES, Finding, quoted
-from modelchain.validation.structure import nearest
 from modelchain.yaml_reader import FieldPath
 
 _AT: FieldPath = ("spec", "baseline")
@@ -60,9 +60,8 @@ def _check_train(names: Sequence[str], chain: ModelChain) -> Iterator[Finding]:
         elif name == ALL:
             continue
         elif name not in stages:
-            near = nearest(name, list(stages))
-            remedy = f"did you mean {near[0]}?" if near else f"name stages ({', '.join(stages)}), or [all]"
-            yield Finding(path, f"no stage is named {quoted(name)}", remedy, about | {STAGE_NAMES})
+            message, remedy = unknown_stage(name, list(stages), any_stages(stages))
+            yield Finding(path, message, remedy, about | {STAGE_NAMES})
         elif _is_frozen(stages[name], chain):
             message = f"{quoted(name)} holds existing weights and is not trained"
             yield Finding(path, message, "remove it: there is nothing to compare", about)
@@ -82,12 +81,8 @@ def _check_metric(spec: BaselineSpec, trained: Sequence[StageSpec], chain: Model
     if not lacking:
         return
     known = list(dict.fromkeys(metric for name in lacking for metric in given[name]))
-    near = nearest(spec.metric, known)
-    remedy = f"did you mean {near[0]}?" if near else f"write one of {', '.join(known[:8])}"
-    if not known:
-        remedy = "add an evaluation set, or name models that are evaluated"
     message = f"no evaluation of {quoted(lacking[0])} gives {quoted(spec.metric)}"
-    yield Finding((*_AT, "metric"), message, remedy, about)
+    yield Finding((*_AT, "metric"), message, one_of_metrics(spec.metric, known), about)
 
 
 def _evaluation(stage: StageSpec, chain: ModelChain) -> Sequence[EvaluationSpec]:

@@ -23,8 +23,8 @@ from modelchain.spec import (
     TrainingSpec,
 )
 from modelchain.validation.job_metadata import check_job_metadata
+from modelchain.validation.names import nearest
 from modelchain.validation.problem import Finding, quoted
-from modelchain.validation.structure import nearest
 from modelchain.yaml_reader import FieldPath
 
 # https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/quantity/

@@ -10,9 +10,10 @@ from pathlib import Path
 from modelchain.errors import MissingInputError, PermissionRefusedError, UserDataError
 from modelchain.resolved import ResolvedChain
 from modelchain.spec import API_VERSION, GROUP, KIND, ModelChain
+from modelchain.validation.names import nearest
 from modelchain.validation.problem import Finding, InvalidChain, Problem, dotted, quoted
 from modelchain.validation.rules import check_rules
-from modelchain.validation.structure import nearest, parse
+from modelchain.validation.structure import parse
 from modelchain.yaml_reader import Document, FieldPath, JsonValue, YamlError, read_documents
 
 STDIN = "-"

@@ -36,8 +36,8 @@ from modelchain.spec import (
 from modelchain.tasks import CLIP, Task, task_of, tasks_for
 from modelchain.validation.baseline import check_baseline
 from modelchain.validation.blocks import check_blocks
+from modelchain.validation.names import TEACHER_OF_ALL, earlier_stages, unknown_stage
 from modelchain.validation.problem import STAGE_NAMES, Finding, quoted
-from modelchain.validation.structure import nearest
 from modelchain.validation.tasks import check_task_fields
 from modelchain.validation.training import check_training
 from modelchain.yaml_reader import FieldPath
@@ -82,12 +82,7 @@ def _check_name(chain: ModelChain) -> Iterator[Finding]:
 def _check_stages(chain: ModelChain) -> Iterator[Finding]:
     stages = chain.spec.stages
     if chain.spec.distillation is not None and chain.spec.distillation.teacher is not None:
-        yield Finding(
-            ("spec", "distillation", "teacher"),
-            "the stages before the teacher could not learn from it",
-            "name the teacher in the distillation of each stage that it teaches",
-            frozenset({"teacher"}),
-        )
+        yield Finding(("spec", "distillation", "teacher"), *TEACHER_OF_ALL, frozenset({"teacher"}))
     first_of: dict[str, int] = {}
     models: list[AnyConfig | None] = []
     for index, stage in enumerate(stages):
@@ -160,7 +155,7 @@ def _check_earlier(
     if wanted is None or wanted in names[:index]:
         return
     about = frozenset({str(path[-1])})
-    earlier = f"name one of the stages before it: {', '.join(names[:index])}" if index else "remove it"
+    earlier = earlier_stages(names[:index])
     if wanted == stages[index].name:
         yield Finding(path, itself, earlier, about)
     elif wanted in names:
@@ -168,9 +163,8 @@ def _check_earlier(
         message = f"{quoted(wanted)} is spec.stages[{position}], which is trained later"
         yield Finding(path, message, f"move it up, or {earlier}", about)
     else:
-        near = nearest(wanted, names[:index])
-        remedy = f"did you mean {near[0]}?" if near else earlier
-        yield Finding(path, f"no stage is named {quoted(wanted)}", remedy, about | {STAGE_NAMES})
+        message, remedy = unknown_stage(wanted, names[:index], earlier)
+        yield Finding(path, message, remedy, about | {STAGE_NAMES})
 
 
 def _check_initial_weights(chain: ModelChain, index: int, before: int) -> Iterator[Finding]:

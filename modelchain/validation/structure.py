@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, get_args
 
@@ -17,9 +17,10 @@ from pydantic import BaseModel, ValidationError
 
 from modelchain.families import FAMILIES, open_clip_adapter, timm_adapter
 from modelchain.spec import API_VERSION, AUTO, KIND, ModelChain, ModelChainSpec, StageSpec
+from modelchain.validation.names import misnamed, nearest
 from modelchain.validation.nesting import too_deep
 from modelchain.validation.problem import STAGE_NAMES, Finding, dotted, quoted
-from modelchain.yaml_reader import FieldPath, JsonValue
+from modelchain.yaml_reader import FieldPath, JsonValue, value_at
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -58,7 +59,7 @@ def parse(value: dict[str, JsonValue], unreadable: Collection[FieldPath] = ()) -
             details = error.errors(include_url=False, include_context=True)
             if not findings:
                 findings = [
-                    _finding(detail)
+                    _finding(detail, value)
                     for detail in details
                     if not any(detail["loc"][: len(path)] == path for path in unreadable)
                 ]
@@ -68,22 +69,6 @@ def parse(value: dict[str, JsonValue], unreadable: Collection[FieldPath] = ()) -
             if not all(taken):
                 break
     return Parsed(None, tuple(findings))
-
-
-def nearest(name: str, known: Iterable[str]) -> list[str]:
-    """Names in `known` that look like `name`, best first, at most two: case, dashes and underscores do not
-    count.
-    """
-    from difflib import get_close_matches
-
-    plain = {_plain(one): one for one in known}
-    if _plain(name) in plain:
-        return [plain[_plain(name)]]
-    return [plain[match] for match in get_close_matches(_plain(name), plain, n=2, cutoff=0.7)]
-
-
-def _plain(name: str) -> str:
-    return name.lower().replace("_", "").replace("-", "")
 
 
 def _validated(document: JsonValue) -> ModelChain:
@@ -121,7 +106,7 @@ def _take_out(document: dict[str, JsonValue], location: FieldPath) -> bool:
     """
     for length in range(len(location), 0, -1):
         path = location[:length]
-        around = _at(document, path[:-1])
+        around = value_at(document, path[:-1])
         key = path[-1]
         if isinstance(around, dict) and isinstance(key, str) and _optional(path):
             around.pop(key, None)
@@ -147,18 +132,6 @@ def _optional(path: FieldPath) -> bool:
         return True
     info = _fields(model).get(str(path[-1]))
     return info is None or not info.is_required()
-
-
-def _at(document: JsonValue, path: FieldPath) -> JsonValue:
-    value = document
-    for part in path:
-        if isinstance(value, dict) and isinstance(part, str):
-            value = value.get(part)
-        elif isinstance(value, list) and isinstance(part, int) and part < len(value):
-            value = value[part]
-        else:
-            return None
-    return value
 
 
 # The resource's types, walked by path.
@@ -203,16 +176,29 @@ def _homes(name: str, path: FieldPath) -> Iterator[str]:
 _SHORT_NAMES = ("stages.name", "evaluation.name")
 _PATTERNS = {
     **dict.fromkeys(
-        _SHORT_NAMES,
+        (*_SHORT_NAMES, "from", "teacher", "train"),
         "use lower-case letters, digits and dashes, a letter first, at most 30 characters",
     ),
-    "from": "write the name of a stage above this one",
     "sha256": "write 64 lower-case hexadecimal digits, as sha256sum prints them",
     "captionKeys": "write a file extension such as txt or caption.txt, or a field of a JSON file such as json:caption",
     "imageKeys": "write a file extension such as jpg or input.jpg, without a leading path",
     "classKey": "write a file extension such as cls, or a field of a JSON file such as json:label",
+    "textKey": "write a file extension such as txt, or a field of a JSON file such as json:text",
+    "managedBy": "write the name of a controller, such as kueue.x-k8s.io/multikueue",
     **dict.fromkeys(
-        ("secretRef.name", "caBundleRef.name", "queueName", "priorityClassName", "serviceAccountName"),
+        ("labels", "nodeSelector"),
+        "write at most 63 letters, digits, dashes, dots and underscores, a letter or digit first and last",
+    ),
+    **dict.fromkeys(
+        (
+            "secretRef.name",
+            "caBundleRef.name",
+            "queueName",
+            "priorityClass",
+            "priorityClassName",
+            "runtime",
+            "serviceAccountName",
+        ),
         "write the name of a Kubernetes object: lower-case letters, digits, dashes and dots",
     ),
     **dict.fromkeys(
@@ -225,9 +211,14 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _MULTIPLES = {"k": 10**3, "K": 10**3, "M": 10**6, "m": 10**6, "G": 10**9, "B": 10**9}
 
 
-def _finding(detail: ErrorDetails) -> Finding:
+def _finding(detail: ErrorDetails, document: JsonValue) -> Finding:
     path: FieldPath = detail["loc"]
-    message, remedy, about = _words(path, detail)
+    unknown = (
+        misnamed(path, detail["input"], document)
+        if detail["type"] in ("string_pattern_mismatch", "string_too_long")
+        else None
+    )
+    message, remedy, about = (*unknown, []) if unknown else _words(path, detail)
     parts = [part for part in path if isinstance(part, str)]
     names = {*parts[-1:], ".".join(parts[-2:]), *about}
     if _is_name(path):
@@ -292,7 +283,8 @@ def _words(path: FieldPath, detail: ErrorDetails) -> tuple[str, str, list[str]]:
             return f"{quoted(value)} is no Kubernetes name", "use lower-case letters, digits and dashes", []
         if dotted_name in _NEAREST:
             return f"{quoted(value)} is no model's name", _NEAREST[dotted_name](value), []
-        remedy = _PATTERNS.get(dotted_name) or _PATTERNS.get(name, f"match {context.get('pattern')}")
+        about = next((key for key in (dotted_name, *names[-2:-1], name) if key in _PATTERNS), None)
+        remedy = _PATTERNS[about] if about else f"match {context.get('pattern')}"
         return f"{quoted(value)} is not allowed", remedy, []
     return detail["msg"][:1].lower() + detail["msg"][1:], _description(path), []
 

@@ -25,6 +25,13 @@ def problems(changes: dict[Path, Any]) -> list[tuple[str, str, str]]:
             'no stage is named "huge-one"',
             "name stages (tiny, small, base), or [all]",
         ),
+        (
+            {"train": ["All of them"]},
+            "spec.baseline.train[0]",
+            'no stage is named "All of them"',
+            "name stages (tiny, small, base), or [all]",
+        ),
+        ({"train": ["Base"]}, "spec.baseline.train[0]", 'no stage is named "Base"', "did you mean base?"),
         ({"train": ["tiny", "tiny"]}, "spec.baseline.train[1]", '"tiny" is named twice', "name it once"),
         (
             {"train": ["all"], "metric": "pets/top5"},
@@ -37,6 +44,12 @@ def problems(changes: dict[Path, Any]) -> list[tuple[str, str, str]]:
             "spec.baseline.metric",
             'no evaluation of "tiny" gives "birds/top1"',
             "",
+        ),
+        (
+            {"train": ["all"], "metric": "top1"},
+            "spec.baseline.metric",
+            'no evaluation gives "top1"',
+            "write one of val/loss, val/imageToText@1",
         ),
         (
             {"budgetMatched": True},

@@ -64,7 +64,7 @@ MISTAKES: list[tuple[dict[Path, Any], str, str, str]] = [
         {("job", "nodeSelector"): {"zone": "eu/west"}},
         "spec.job.nodeSelector.zone",
         "not allowed",
-        "match",
+        "at most 63 letters",
     ),
     # pod templates
     (
@@ -634,6 +634,24 @@ MISTAKES: list[tuple[dict[Path, Any], str, str, str]] = [
         "name one of the stages before it: tiny, small",
     ),
     (
+        {("stages", 2, "distillation"): {"teacher": "Small_1"}},
+        "spec.stages[2].distillation.teacher",
+        'no stage is named "Small_1"',
+        "did you mean small?",
+    ),
+    (
+        {("stages", 2, "from"): "the biggest one of all that there are"},
+        "spec.stages[2].from",
+        'no stage is named "the biggest',
+        "name one of the stages before it: tiny, small",
+    ),
+    (
+        {("distillation", "teacher"): "Tiny"},
+        "spec.distillation.teacher",
+        "the stages before the teacher could not learn from it",
+        "in the distillation of each stage",
+    ),
+    (
         {("distillation", "surpassWindowSteps"): 0},
         "spec.distillation.surpassWindowSteps",
         "out of range",
@@ -840,6 +858,32 @@ def test_the_chain_these_mistakes_are_made_in_is_valid(tmp_path: FilePath) -> No
 )
 def test_what_is_unusual_but_right_passes(tmp_path: FilePath, changes: dict[Path, Any]) -> None:
     assert [str(problem) for problem in problems(tmp_path, changes)] == []
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        ("data", "textKey"),
+        ("job", "labels", "team"),
+        ("job", "managedBy"),
+        ("job", "nodeSelector", "disk"),
+        ("job", "runtime"),
+        ("job", "schedulingPolicy", "priorityClass"),
+    ],
+)
+def test_what_a_text_must_be_like_is_said_in_words(tmp_path: FilePath, path: Path) -> None:
+    (problem,) = problems(tmp_path, {path: "no such thing?"})
+    assert problem.message == '"no such thing?" is not allowed'
+    assert problem.remedy.startswith("write ")
+
+
+def test_a_stage_whose_name_is_wrong_is_called_so_by_others(tmp_path: FilePath) -> None:
+    """Renaming it is the remedy, and not to look for another stage."""
+    wrong: dict[Path, Any] = {("stages", 1, "name"): "Small_1", ("stages", 2, "from"): "Small_1"}
+    assert {problem.path: problem.message for problem in problems(tmp_path, wrong)} == {
+        "spec.stages[1].name": '"Small_1" is not allowed',
+        "spec.stages[2].from": '"Small_1" is not allowed',
+    }
 
 
 def test_a_resolved_stage_too_large_for_its_job_names_the_stage(tmp_path: FilePath) -> None:
