@@ -375,6 +375,7 @@ class Bench:
                 if beside:
                     self.make_silent(arguments.silent)
                 self.wait_until_training(arguments.live)
+                self.wait(lambda: self.metric("modelchain_queue_depth") == 0, "no chain waits for a pass")
                 before, began = cpu_seconds(self.operator.pid), time.monotonic()
                 latencies[beside] += self.latencies(
                     self.finish_one_by_one(count, arguments.singles_per_second)
