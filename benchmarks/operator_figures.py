@@ -64,6 +64,7 @@ class Restart:
     api_writes: int
     liveness: Answers
     readiness: Answers
+    handovers: list[float]  # seconds from the start to the next jobs of stages that ended while it was away
 
     def rows(self) -> list[Row]:
         live, ready = self.liveness, self.readiness
@@ -81,6 +82,8 @@ class Restart:
             ),
             Row("    of it for a start without chains", f"{self.cpu_seconds_without_chains:.1f} s for all"),
             Row("  every chain had a pass after", f"{self.seconds:.0f} s"),
+            Row("  the first stage that ended meanwhile is followed after", f"{min(self.handovers):.0f} s"),
+            Row(f"  all {len(self.handovers)} of them after", f"{max(self.handovers):.0f} s"),
             Row("  API writes meanwhile", f"{self.api_writes}"),
             Row("  memory, peak", mebibytes(self.peak_bytes), "under 400 MiB"),
         ]

@@ -15,7 +15,8 @@ Its parts, of which `--only` chooses some:
 
 rest      The idle chains alone. Once all is quiet, writes to the API server are counted by the server's audit log.
 restart   With all chains there, each live one in a stage that trains and tells so every few seconds, the operator is
-          killed and started again, until every chain had a pass. `simulated_kubelet` probes it as the chart says.
+          killed and started again, until every chain had a pass. Some stages end while it is away, and it is measured
+          when the next ones begin. `simulated_kubelet` probes it as the chart says.
 scrape    /metrics with all chains there; meanwhile, how soon the event loop answers /healthz.
 silent    Stages finish one by one, by turns with and without chains whose endpoints take connections and never answer.
 handover  Stages finish one by one, at random times. The latency goes from the manifest in the store to the moment when
@@ -68,6 +69,7 @@ POLL_SECONDS = 2.0  # between looks at the operator's metrics; as often as Prome
 SCRAPE_SECONDS = 30.0
 SCRAPES = 5
 HEALTH_SECONDS = 0.02
+ENDED_MEANWHILE = 20  # stages at most, and a tenth of the live ones, that end while the operator is away
 ROUNDS = 2  # with silent endpoints, and without
 
 READ = ["get", "list", "watch"]
@@ -317,8 +319,12 @@ class Bench:
     # ---- parts
 
     def restart(self, chains: int) -> Restart:
-        """Kill the operator, start it, and wait until every chain had a pass."""
+        """Kill the operator, start it, and wait until every chain had a pass. Stages end while it is away."""
         self.operator.kill()
+        running = [job for job in self.controller.running() if job.stage.name != STAGES[-1]]
+        ended = random.Random(0).sample(running, max(1, min(ENDED_MEANWHILE, len(running) // 10)))
+        for future in [self.controller.agenda.now(job.finish) for job in ended]:
+            future.result()
         writes, began = self.api_writes(), time.monotonic()
         self.operator.start(wait=False)
         kubelet = Kubelet(lambda: self.operator.url)
@@ -326,6 +332,7 @@ class Bench:
             self.wait_until_seen(chains, pause=SCRAPE_SECONDS)
             seconds, processor = time.monotonic() - began, cpu_seconds(self.operator.pid)
             wait_until(lambda: kubelet.readiness.first_success is not None, "the operator is ready")
+            self.wait_for_successors(ended)
         finally:
             kubelet.stop()
         return Restart(
@@ -337,6 +344,7 @@ class Bench:
             api_writes=self.api_writes() - writes,
             liveness=kubelet.liveness,
             readiness=kubelet.readiness,
+            handovers=[self.successor(job).created_at - began for job in ended],
         )
 
     def scrape(self, window: float) -> Scrape:

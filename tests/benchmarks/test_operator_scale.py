@@ -51,6 +51,8 @@ def test_every_part_measures_what_it_is_for(tmp_path: Path) -> None:
     assert restart is not None
     assert restart.chains == 6 + 3
     assert restart.cpu_seconds > 0
+    assert len(restart.handovers) == 1
+    assert restart.handovers[0] > 0
     assert restart.readiness.first_success is not None
     assert scrape is not None
     assert scrape.series_of_chains > restart.chains

@@ -196,7 +196,8 @@ class Watches:
             if self.cache.drop_chain(key, metadata["uid"], metadata["resourceVersion"]):
                 self.queue.add(key, urgent=True)
         elif (key := self.cache.show_chain(body)) is not None:
-            self.queue.add(key, urgent=True)
+            listed = event["type"] is None  # thousands may be, at the start, and most of them are at rest
+            self.queue.add(key, urgent=not listed)
 
     def _on_belonging(self, kind: Kind) -> Handler:
         async def belonging_event(event: Any, **_: Any) -> None:

@@ -1,0 +1,46 @@
+"""What a watch shows, and in which order chains are reconciled for it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, cast
+
+from modelchain_operator.informers.cache import Cache
+from modelchain_operator.informers.watches import Watches
+from modelchain_operator.kubernetes.api import KubernetesApi, Object
+from modelchain_operator.kubernetes.kinds import CHAIN, POD
+from modelchain_operator.kubernetes.labels import CHAIN_UID
+from modelchain_operator.work_queue import KeyQueue
+
+AT_REST, ENDED, CHANGED = "at-rest", "ended", "changed"
+
+
+def chain(name: str) -> Object:
+    metadata = {"namespace": "team", "name": name, "uid": f"uid-of-{name}", "resourceVersion": "1"}
+    return {"apiVersion": CHAIN.api_version, "kind": CHAIN.kind, "metadata": metadata, "spec": {}}
+
+
+def ended_pod(of: str) -> Object:
+    labels = {CHAIN_UID: f"uid-of-{of}"}
+    metadata = {"namespace": "team", "name": f"{of}-0", "uid": "p", "resourceVersion": "1", "labels": labels}
+    return {"metadata": metadata, "spec": {}, "status": {"phase": "Succeeded"}}
+
+
+def event(body: Object, kind: str | None = None) -> Any:
+    """As kopf gives it: without a type, it is of a listing."""
+    return {"type": kind, "object": body}
+
+
+def test_what_was_listed_waits_behind_a_stage_that_has_ended_and_a_chain_that_was_changed() -> None:
+    async def order() -> list[str]:
+        queue = KeyQueue()
+        watches = Watches(cast("KubernetesApi", None), Cache(), queue, namespaces=(), on_gap=lambda: None)
+        show_pod = watches._on_belonging(POD)
+        for name in (AT_REST, ENDED):
+            await watches._on_chain(event(chain(name)))
+        await show_pod(event(ended_pod(of=ENDED)))
+        await watches._on_chain(event(chain(CHANGED), "ADDED"))
+        taken = [await queue.get() for _ in range(3)]
+        return [key.name for key, _ in filter(None, taken)]
+
+    assert asyncio.run(order()) == [ENDED, CHANGED, AT_REST]
