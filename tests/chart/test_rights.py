@@ -18,7 +18,7 @@ from tests.chart.teams import Operators, Team
 from tests.control_plane.kueue import Kueue
 from tests.control_plane.trainer import TrainerStack
 from tests.operator.chains import ClusterChain
-from tests.operator.kueue.queues import Queues
+from tests.operator.kueue.queues import API_VERSION, Queues
 from tests.processes import wait_until
 
 pytestmark = [pytest.mark.long, pytest.mark.xdist_group("chart")]
@@ -153,7 +153,12 @@ def wait_in_a_queue(team: Team, audit_log: AuditLog, release: Release) -> None:
             pause=0.5,
         )
         chain.plane.kubectl("delete", "modelchain", chain.name, "-n", chain.namespace)
-        wait_until(lambda: not chain.jobs("jobs"), "its job is gone", pause=0.3)
+        workloads = f"apis/{API_VERSION}/workloads"
+        wait_until(
+            lambda: not chain.plane.read(workloads, chain.namespace)["items"],
+            "Kueue has forgotten it",
+            pause=0.3,
+        )
         queues.remove()
     finally:
         kueue.uninstall()

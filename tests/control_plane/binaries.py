@@ -232,7 +232,5 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    for chosen in sys.argv[1:] or [
-        program.name for program in (*CONTROL_PLANE, KUEUE, *TRAINER, *SIMULATED_NODES, GITOPS)
-    ]:
+    for chosen in sys.argv[1:] or PROGRAMS:
         path(chosen)
