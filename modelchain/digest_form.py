@@ -17,10 +17,8 @@ def deciding(block: Block, table: Table) -> dict[str, object]:
     values = block.model_dump(mode="json", by_alias=True)
     return {
         name: _normalised(value)
-        for name, value in values.items()
-        if name in table
-        and value is not None
-        and (table[name] is REQUIRED or _normalised(value) != _normalised(table[name]))
+        for name, default in table.items()
+        if (value := values.get(name)) is not None and (default is REQUIRED or value != default)
     }
 
 
