@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -163,11 +163,17 @@ class ForkServer:
         ranks: int = 1,
         failpoint: str = "",
         maximum_file_bytes: int | None = None,
+        prepare: str | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> list[Rank]:
-        """Start the ranks of one attempt, with `folder` for their files; the failpoint is rank 0's."""
+        """Start the ranks of one attempt, with `folder` for their files; the failpoint is rank 0's.
+
+        `prepare` is a module whose `prepare` each rank calls first, with more variables in its `environment`.
+        """
         folder.mkdir(parents=True)
         shared = {
             **os.environ,
+            **(environment or {}),
             "MODELCHAIN_STAGE": stage.to_json(),
             "OMP_NUM_THREADS": "1",
             "WORLD_SIZE": str(ranks),
@@ -187,6 +193,7 @@ class ForkServer:
                 "environment": {**shared, **own},
                 "log": str(log),
                 "maximumFileBytes": maximum_file_bytes,
+                "prepare": prepare,
             }
             started.append(Rank(self.request(request), log, report, self))
         return started

@@ -1,17 +1,22 @@
 """Starts ranks within milliseconds: imports torch and the trainer once, then forks for each.
 
-Reads one JSON object a line, {"environment": {...}, "log": file, "maximumFileBytes": n or null}, and answers with
-the process id; {"wait": pid} is answered with its exit code, negative for a signal.
+Reads one JSON object a line, {"environment": {...}, "log": file, "maximumFileBytes": n or null, "prepare": a module of
+tests whose `prepare` the rank calls first, or null}, and answers with the process id; {"wait": pid} is answered with
+its exit code, negative for a signal.
 """
 
+import importlib
 import json
 import os
 import resource
 import signal
 import sys
+from pathlib import Path
 
 import modelchain_trainer.training  # noqa: F401 - imported, not run: no thread of torch exists before a fork
 from modelchain_trainer import worker
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 
 def _become_rank(request: dict[str, object]) -> None:
@@ -27,6 +32,8 @@ def _become_rank(request: dict[str, object]) -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         limit = int(str(request["maximumFileBytes"]))
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    if request.get("prepare") is not None:
+        importlib.import_module(str(request["prepare"])).prepare()
     os._exit(worker.main())
 
 

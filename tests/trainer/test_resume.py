@@ -11,38 +11,30 @@ from typing import Any
 
 import pytest
 
-from modelchain.artifacts import Manifest
-from modelchain.commit import list_checkpoints, verify_stage
+from modelchain.commit import list_checkpoints
 from modelchain.errors import ExitCode
 from modelchain.resolved import ResolvedStage
 from modelchain.shards import expand
 from modelchain.spec import Sharding
 from modelchain.store.folder import FolderStore
 from tests.processes import wait_until
+from tests.trainer.results import Lines, assert_alike, manifest_of, metrics_of
 
 StageOf = Callable[..., ResolvedStage]
-Result = tuple[str, list[dict[str, Any]]]
+Result = tuple[str, Lines]
 
-CLOCKS = {"time", "wallTime", "samplesPerSecond", "dataWaitFraction"}
 KILLED, TERMINATED = -9, int(ExitCode.TERMINATED)
 
 linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 pair = pytest.mark.xdist_group("resume-2")  # they share the run of two ranks that nobody disturbs
 
 
-def _manifest(stage: ResolvedStage) -> Manifest | None:
-    return verify_stage(FolderStore(Path(stage.store.uri)), stage.folder, stage.digest)
-
-
 def _result(stage: ResolvedStage) -> Result:
     """sha256 of the final weights, and all metrics but for clocks."""
-    manifest = _manifest(stage)
+    manifest = manifest_of(stage)
     assert manifest is not None
     (weights,) = [entry.sha256 for entry in manifest.files if entry.path == manifest.weights]
-    folder = Path(stage.store.uri) / stage.folder / "attempts" / manifest.attempt
-    files = sorted(folder.glob("metrics-*.jsonl"))
-    lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
-    return weights, [{key: value for key, value in line.items() if key not in CLOCKS} for line in lines]
+    return weights, metrics_of(stage)
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +106,7 @@ def test_a_killed_attempt_leaves_no_trace_in_the_result(
     failpoint: str, stage: ResolvedStage, fork_server: Any, tmp_path: Path, expect: Callable[..., None]
 ) -> None:
     assert fork_server.run(stage, tmp_path / "killed", failpoint=failpoint) == KILLED
-    assert _manifest(stage) is None, "a killed attempt looks complete"
+    assert manifest_of(stage) is None, "a killed attempt looks complete"
     assert fork_server.run(stage, tmp_path / "second") == 0
     expect(stage)
 
@@ -231,16 +223,7 @@ def test_a_full_disk_is_named_and_an_attempt_with_room_goes_on(
 
 @pair
 def test_two_processes_do_what_one_does(reference: Callable[[int], Result]) -> None:
-    _are_alike(reference(1), reference(2))
-
-
-def _are_alike(one: Result, other: Result) -> None:
-    """The same steps, with the same figures to rounding."""
-    for mine, theirs in zip(one[1], other[1], strict=True):
-        assert mine["step"] == theirs["step"]
-        if mine["kind"] == "train":
-            assert theirs["loss"] == pytest.approx(mine["loss"], rel=1e-4, abs=1e-6)
-            assert theirs["gradientNorm"] == pytest.approx(mine["gradientNorm"], rel=1e-3)
+    assert_alike(reference(1)[1], reference(2)[1])
 
 
 def _sharded(stage: ResolvedStage, sharding: Sharding = Sharding.OPTIMIZER) -> ResolvedStage:
@@ -266,7 +249,7 @@ def test_what_two_ranks_with_parts_of_the_optimizer_saved_one_goes_on_from(
     first, second = fork_server.start(_sharded(stage), tmp_path / "killed", ranks=2, failpoint="step:6")
     assert (first.wait(), second.wait()) == (KILLED, ExitCode.FAILURE)
     assert fork_server.run(stage, tmp_path / "second") == 0
-    _are_alike(reference(1), _result(stage))
+    assert_alike(reference(1)[1], metrics_of(stage))
 
 
 @pair
@@ -278,7 +261,7 @@ def test_what_two_fully_sharded_ranks_saved_one_goes_on_from(
     )
     assert [rank.wait() for rank in ranks] == [TERMINATED, TERMINATED]
     assert fork_server.run(stage, tmp_path / "second") == 0
-    _are_alike(reference(1), _result(stage))
+    assert_alike(reference(1)[1], metrics_of(stage))
 
 
 @pair
@@ -286,7 +269,7 @@ def test_fully_sharded_ranks_train_and_publish_what_others_do(
     stage: ResolvedStage, fork_server: Any, tmp_path: Path, reference: Callable[[int], Result]
 ) -> None:
     assert fork_server.run(_sharded(stage, Sharding.FULL), tmp_path / "whole", ranks=2) == 0
-    _are_alike(reference(2), _result(stage))
+    assert_alike(reference(2)[1], metrics_of(stage))
 
 
 @pair
