@@ -19,7 +19,7 @@ VERSION_TESTS := $(addprefix tests/operator/test_,end_to_end.py crd_on_server.py
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test tests test-all test-fast test-oldest test-newest control-plane cluster e2e gpu-kit images version release-check lint format crds chart reference goldens docs \
-  timm-models open-clip-towers constraints clean
+  timm-models open-clip-towers growth-figures constraints clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -114,6 +114,9 @@ open-clip-towers: setup  ## Count anew what image towers of open_clip cost, into
 
 timm-models: setup  ## Count anew what timm's models cost, into modelchain/timm_models.json
 	$(BIN)/python tools/timm_models.py
+
+growth-figures: setup  ## Measure anew how near growth is that is not exact, into modelchain/growth_figures.json
+	$(BIN)/python -m tools.growth_figures
 
 docs: setup  ## Serve the documentation at http://127.0.0.1:8000
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve --strict

@@ -146,6 +146,7 @@ def _change_as_json(change: Change) -> dict[str, object]:
         "after": change.after,
         "fidelity": change.fidelity,
         "reason": change.reason,
+        "moves": change.moves and dict(zip(("least", "most"), change.moves, strict=True)),
     }
 
 
@@ -272,7 +273,7 @@ def _growth_rows(stage: StagePlan) -> list[tuple[str, str, str]]:
     if stage.growth is None:
         return [(stage.name, "new", f"all weights; taught by {stage.teacher}")] if stage.teacher else []
     rows = [
-        (change.fidelity.value, change.sizes + (f": {change.reason}" if change.reason else ""))
+        (change.fidelity.value, f"{change.sizes}: {change.reason}{_moves(change)}")
         for change in stage.growth
         if change.fidelity is not Fidelity.EXACT
     ]
@@ -280,6 +281,11 @@ def _growth_rows(stage: StagePlan) -> list[tuple[str, str, str]]:
     if exact or not rows:
         rows.insert(0, ("exact", exact or "a copy, nothing grows"))
     return [(stage.name if place == 0 else "", *row) for place, row in enumerate(rows)]
+
+
+def _moves(change: Change) -> str:
+    """How near what is not exact was where it was measured."""
+    return f"; moved embeddings by up to {100 * change.moves[1]:.2g} % where measured" if change.moves else ""
 
 
 def _baselines(plan: Plan) -> tuple[str, ...]:

@@ -75,14 +75,20 @@ def test_it_says_what_grows_how_exactly(tmp_path: Path, capsys: pytest.CaptureFi
     text = capsys.readouterr().out
     near = "near-exact  vision.width 768 -> 1024: 1024 is no multiple of 768, and ln_pre writes into the residual"
     assert near in text
-    assert "near-exact  vision.patchSize 16 -> 14: patch filters are resampled" in text
+    assert (
+        "resampled   vision.patchSize 16 -> 14: patch filters are resampled; moved embeddings by up to"
+        in text
+    )
     assert "m-1     exact       vision.layers 12 -> 24," in text
     assert "m-2     new         all weights; taught by m-1" in text
     main(["plan", str(path), "-o", "json"])
     growths = [stage["growth"] for stage in json.loads(capsys.readouterr().out)["stages"]]
     assert growths[0] is growths[2] is None
+    moves = {change["dimension"]: change["moves"] for change in growths[1] if change["moves"]}
+    assert moves.keys() == {"vision.patchSize", "vision.width"}
+    assert 0 < moves["vision.width"]["least"] < moves["vision.width"]["most"] < 0.001
     assert {change["dimension"]: change["fidelity"] for change in growths[1]} == {
-        "vision.patchSize": "near-exact",
+        "vision.patchSize": "resampled",
         "vision.width": "near-exact",
         "vision.layers": "exact",
         "vision MLP units": "exact",

@@ -1,4 +1,4 @@
-"""Another image size or patch size: positions are interpolated, patch filters resampled. Near-exact.
+"""Another image size or patch size: positions are interpolated, patch filters resampled. Resampled.
 
 Positions: bicubic with antialiasing, as open_clip does when it loads weights at another size. Filters:
 where patches grow, the pseudo-inverse resize of FlexiViT (Beyer et al., arXiv 2212.08013): an enlarged
