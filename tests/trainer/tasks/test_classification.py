@@ -17,6 +17,7 @@ from modelchain.commit import verify_stage
 from modelchain.errors import UserDataError
 from modelchain.families import CLASSIFIER, ClassifierConfig
 from modelchain.resolved import ResolvedDistillation, ResolvedStage
+from modelchain.spec import EvaluationSpec
 from modelchain.store.folder import FolderStore
 from modelchain_trainer.data.sample import normalize
 from modelchain_trainer.distributed.collectives import Group
@@ -25,8 +26,9 @@ from modelchain_trainer.optimizer import AdamW
 from modelchain_trainer.position import Position
 from modelchain_trainer.step import TrainStep
 from modelchain_trainer.tasks import classification, task_of
-from tests.squares import COLOURS
+from tests.squares import COLOURS, write_squares
 from tests.trainer.expansion.families import classifier
+from tests.trainer.results import manifest_of
 from tests.trainer.tasks.whole_stages import check_a_kill_changes_no_bit, published
 from tests.trainer.test_step import gradients, relative_error
 from tests.trainer.test_step import stage as clip_stage
@@ -187,6 +189,23 @@ def test_a_chain_learns_the_squares_and_publishes_what_it_has_measured(
     assert predictions["classes"] == list(COLOURS)
     right = [sample["top"][0][0] == list(COLOURS)[sample["label"]] for sample in predictions["samples"]]
     assert sum(right) > 0.8 * len(right)
+
+
+def test_pictures_and_classes_without_any_text_are_enough(
+    classifier_stage: StageOf, train: Callable[..., Position], tmp_path: Path
+) -> None:
+    data = {"shards": [write_squares(tmp_path / "bare", captions={})]}
+    made = classifier_stage("bare", data=data)
+    sets = [
+        {"name": "accuracy", "type": "Accuracy", "data": data},
+        {"name": "probe", "type": "LinearProbe", "data": data, "trainData": data},
+        {"name": "tuned", "type": "FineTune", "data": data, "trainData": data, "fineTune": {"epochs": 2}},
+    ]
+    train(made.model_copy(update={"evaluation": tuple(map(EvaluationSpec.model_validate, sets))}))
+    manifest = manifest_of(made)
+    assert manifest is not None
+    assert manifest.metrics.keys() >= {"accuracy/top1", "probe/top1", "tuned/top1"}
+    assert min(manifest.metrics[f"{name}/top1"] for name in ("accuracy", "probe")) > 0.9
 
 
 def test_a_label_that_the_head_does_not_have_ends_the_stage_with_what_to_do(
