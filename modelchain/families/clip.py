@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, TypeVar
 
 from pydantic import Field
 
@@ -84,7 +85,8 @@ class DualEncoderConfig(ImageTextConfig):
     """Of models with a text transformer beside an image tower of whatever kind."""
 
     if TYPE_CHECKING:
-        text: TextSpec  # each family declares it, behind its image tower
+        vision: Any  # each family declares both
+        text: TextSpec
 
     quick_gelu: Annotated[bool, Field(description="Use QuickGELU, as OpenAI's weights do.")] = False
     logit_bias: Annotated[
@@ -114,31 +116,75 @@ class ModelConfig(DualEncoderConfig):
         return self.vision
 
 
-class ClipFamily(Family[ModelConfig]):
+D = TypeVar("D", bound=DualEncoderConfig)
+
+
+class DualEncoderFamily(Family[D]):
+    """Of models with a text transformer, an image tower of whatever kind, and the embedding that they share."""
+
+    digest = {"embedDim": REQUIRED, "quickGelu": False, "logitBias": False}
+    image_digest: ClassVar[Table]  # likewise, of the image tower
+    weights = "open_clip_model.safetensors"
+    weights_config = "open_clip_config.json"
+    weights_readers = "open_clip loads as local-dir:"
+
+    @abstractmethod
+    def image_parameters(self, config: D) -> int:
+        """Of the image tower, its projection into the embedding included."""
+
+    @abstractmethod
+    def image_macs(self, config: D) -> int:
+        """MACs of the image tower's forward pass over one image."""
+
+    def parameters(self, config: D) -> int:
+        """Embeddings and the logit scale included."""
+        return self.image_parameters(config) + text_parameters(config) + 1 + config.logit_bias
+
+    def of_tower(self, config: D, tower: LockedTower, texts: int) -> tuple[int, int]:
+        """Its projection into the embedding included."""
+        if tower is LockedTower.IMAGE:
+            return self.image_parameters(config), self.image_macs(config)
+        return text_parameters(config), texts * text_macs(config)
+
+    def forward_macs(self, config: D, texts: int) -> int:
+        """The image tower runs once, the text tower once a caption."""
+        return self.image_macs(config) + texts * text_macs(config)
+
+    def embedding_parameters(self, config: D) -> int:
+        """Of the text tower."""
+        return config.text.vocab_size * config.text.width
+
+    def unteachable(self, student: D, teacher: FamilyConfig) -> Iterator[Problem]:
+        """Both read the same tokens; each looks at its own size of images."""
+        assert isinstance(teacher, ImageTextConfig)
+        before, after = teacher.text_length, student.text_length
+        yield from differs(("text", "contextLength"), "contextLength", before, after)
+
+    def digest_form(self, config: D) -> dict[str, object]:
+        """Of both towers."""
+        return deciding(config, self.digest) | {
+            "vision": deciding(config.vision, self.image_digest),
+            "text": deciding(config.text, TEXT_DIGEST),
+        }
+
+
+class ClipFamily(DualEncoderFamily[ModelConfig]):
     """An image tower, a text tower, and the embedding that they share."""
 
     config = ModelConfig
     field = "modelConfig"
     description = "A CLIP model of two transformers, written out. Either this or model or openClipConfig."
-    digest = {"embedDim": REQUIRED, "quickGelu": False, "logitBias": False}
-    weights = "open_clip_model.safetensors"
-    weights_config = "open_clip_config.json"
-    weights_readers = "open_clip loads as local-dir:"
+    image_digest = VISION_DIGEST
 
-    def parameters(self, config: ModelConfig) -> int:
-        """Embeddings and the logit scale included."""
-        towers = _image_parameters(config) + text_parameters(config)
-        return towers + 1 + config.logit_bias
+    def image_parameters(self, config: ModelConfig) -> int:
+        """A norm before its blocks included."""
+        width = config.vision.width
+        norm = 2 * width * config.vision.input_norm
+        return image_tower_parameters(config.vision) + norm + width * config.embed_dim
 
-    def of_tower(self, config: ModelConfig, tower: LockedTower, texts: int) -> tuple[int, int]:
-        """Its projection into the embedding included."""
-        if tower is LockedTower.IMAGE:
-            return _image_parameters(config), vision_macs(config)
-        return text_parameters(config), texts * text_macs(config)
-
-    def forward_macs(self, config: ModelConfig, texts: int) -> int:
-        """The image tower runs once, the text tower once a caption."""
-        return vision_macs(config) + texts * text_macs(config)
+    def image_macs(self, config: ModelConfig) -> int:
+        """All blocks compute all tokens."""
+        return image_tower_macs(config.vision) + config.vision.width * config.embed_dim
 
     def computed_macs(
         self, config: ModelConfig, rows: int, texts: Mapping[int, int], patch_dropout: float
@@ -147,10 +193,6 @@ class ClipFamily(Family[ModelConfig]):
         vision = config.vision
         image = computed_image_tower_macs(vision, patch_dropout) + vision.width * config.embed_dim
         return rows * image, computed_text_macs(config, texts)
-
-    def embedding_parameters(self, config: ModelConfig) -> int:
-        """Of the text tower."""
-        return config.text.vocab_size * config.text.width
 
     def towers(self, config: ModelConfig) -> Sequence[Tower]:
         """One for images, one for texts."""
@@ -205,20 +247,6 @@ class ClipFamily(Family[ModelConfig]):
             Dimension("embedDim", config.embed_dim, Extent.WIDTH),
         )
 
-    def unteachable(self, student: ModelConfig, teacher: FamilyConfig) -> Iterator[Problem]:
-        """Both read the same tokens; each looks at its own size of images."""
-        assert isinstance(teacher, ImageTextConfig)
-        before, after = teacher.text_length, student.text_length
-        yield from differs(("text", "contextLength"), "contextLength", before, after)
-
-    def digest_form(self, config: ModelConfig) -> dict[str, object]:
-        """Of both towers."""
-        towers = {
-            "vision": deciding(config.vision, VISION_DIGEST),
-            "text": deciding(config.text, TEXT_DIGEST),
-        }
-        return deciding(config, self.digest) | towers
-
     def size_name(self, config: ModelConfig) -> str:
         """Where the catalogue's family has no name for it."""
         vision = config.vision
@@ -226,12 +254,6 @@ class ClipFamily(Family[ModelConfig]):
 
 
 CLIP = ClipFamily()
-
-
-def _image_parameters(model: ModelConfig) -> int:
-    width = model.vision.width
-    norm = 2 * width * model.vision.input_norm
-    return image_tower_parameters(model.vision) + norm + width * model.embed_dim
 
 
 def unbuildable_text_tower(text: TextSpec) -> Iterator[Problem]:
@@ -254,11 +276,6 @@ def text_parameters(model: DualEncoderConfig) -> int:
         + 2 * text.width  # ln_final
         + text.width * model.embed_dim
     )
-
-
-def vision_macs(model: ModelConfig) -> int:
-    """MACs of the image tower's forward pass over one image."""
-    return image_tower_macs(model.vision) + model.vision.width * model.embed_dim
 
 
 def text_macs(model: DualEncoderConfig) -> int:

@@ -17,23 +17,17 @@ from typing import Annotated, Final
 from pydantic import Field
 
 from modelchain.block import Block
-from modelchain.digest_form import REQUIRED, Table, deciding
+from modelchain.digest_form import REQUIRED, Table
 from modelchain.families.clip import (
-    TEXT_DIGEST,
     DualEncoderConfig,
+    DualEncoderFamily,
     TextSpec,
     computed_text_macs,
-    text_macs,
-    text_parameters,
     unbuildable_text_tower,
 )
 from modelchain.families.family import (
     Dimension,
     Extent,
-    Family,
-    FamilyConfig,
-    ImageTextConfig,
-    LockedTower,
     Problem,
     differs,
     near_multiple,
@@ -177,7 +171,7 @@ class OpenClipConfig(DualEncoderConfig):
         return known is not None and known.batch_norm
 
 
-class OpenClipFamily(Family[OpenClipConfig]):
+class OpenClipFamily(DualEncoderFamily[OpenClipConfig]):
     """CLIP models with an image tower of open_clip's or timm's."""
 
     config = OpenClipConfig
@@ -186,10 +180,7 @@ class OpenClipFamily(Family[OpenClipConfig]):
         "A CLIP model with an image tower of open_clip's or timm's, as it is. It does not grow: it is trained from its "
         "seed and taught (expansion.width: Fresh), or teaches others."
     )
-    digest = {"embedDim": REQUIRED, "quickGelu": False, "logitBias": False}
-    weights = "open_clip_model.safetensors"
-    weights_config = "open_clip_config.json"
-    weights_readers = "open_clip loads as local-dir:"
+    image_digest = IMAGE_TOWER_DIGEST
     grows = False
     in_parts = False
     compiles = False
@@ -198,19 +189,19 @@ class OpenClipFamily(Family[OpenClipConfig]):
         """A second pass of a training step must not reach BatchNorm's statistics."""
         return not config.has_batch_norm
 
-    def parameters(self, config: OpenClipConfig) -> int:
-        """Embeddings and the logit scale included."""
-        return _image_parameters(config) + text_parameters(config) + 1 + config.logit_bias
+    def image_parameters(self, config: OpenClipConfig) -> int:
+        """As counted in the libraries' modules."""
+        tower, size = config.tower, config.embed_dim
+        if config.vision.mlp_projection:
+            return tower.parameters + 2 * size * (tower.features + 1) + 2 * size**2
+        return tower.parameters + tower.output_parameters * size
 
-    def of_tower(self, config: OpenClipConfig, tower: LockedTower, texts: int) -> tuple[int, int]:
-        """Its projection into the embedding included."""
-        if tower is LockedTower.IMAGE:
-            return _image_parameters(config), image_macs(config)
-        return text_parameters(config), texts * text_macs(config)
-
-    def forward_macs(self, config: OpenClipConfig, texts: int) -> int:
-        """The image tower runs once, the text tower once a caption."""
-        return image_macs(config) + texts * text_macs(config)
+    def image_macs(self, config: OpenClipConfig) -> int:
+        """As counted in the libraries' modules."""
+        tower, size = config.tower, config.embed_dim
+        mlp = 2 * size * (tower.features + size)
+        projection = mlp if config.vision.mlp_projection else tower.output_macs * size
+        return tower.macs(config.vision.image_size) + projection
 
     def computed_macs(
         self,
@@ -220,11 +211,7 @@ class OpenClipFamily(Family[OpenClipConfig]):
         patch_dropout: float,  # noqa: ARG002
     ) -> tuple[int, int]:
         """Texts are as long as they are handed to the tower; its last block computes what is pooled."""
-        return rows * image_macs(config), computed_text_macs(config, texts)
-
-    def embedding_parameters(self, config: OpenClipConfig) -> int:
-        """Of the text tower."""
-        return config.text.vocab_size * config.text.width
+        return rows * self.image_macs(config), computed_text_macs(config, texts)
 
     def largest_parameter(self, config: OpenClipConfig) -> int:
         """The table of tokens, a matrix of a wide tower, or the projection of many features."""
@@ -286,39 +273,9 @@ class OpenClipFamily(Family[OpenClipConfig]):
         """That of the image alone."""
         return (Dimension("vision.imageSize", config.vision.image_size, Extent.PIXELS),)
 
-    def unteachable(self, student: OpenClipConfig, teacher: FamilyConfig) -> Iterator[Problem]:
-        """Both read the same tokens; each looks at its own size of images."""
-        assert isinstance(teacher, ImageTextConfig)
-        before, after = teacher.text_length, student.text_length
-        yield from differs(("text", "contextLength"), "contextLength", before, after)
-
-    def digest_form(self, config: OpenClipConfig) -> dict[str, object]:
-        """Of both towers."""
-        towers = {
-            "vision": deciding(config.vision, IMAGE_TOWER_DIGEST),
-            "text": deciding(config.text, TEXT_DIGEST),
-        }
-        return deciding(config, self.digest) | towers
-
     def size_name(self, config: OpenClipConfig) -> str:
         """The image tower's name, and the image."""
         return f"{config.vision.name.lower().replace('_', '-')}-{config.vision.image_size}"
-
-
-def _image_parameters(model: OpenClipConfig) -> int:
-    tower, size = model.tower, model.embed_dim
-    if model.vision.mlp_projection:
-        return tower.parameters + 2 * size * (tower.features + 1) + 2 * size**2
-    return tower.parameters + tower.output_parameters * size
-
-
-def image_macs(model: OpenClipConfig) -> int:
-    """MACs of the image tower's forward pass over one image."""
-    tower, size = model.tower, model.embed_dim
-    projection = (
-        2 * size * (tower.features + size) if model.vision.mlp_projection else tower.output_macs * size
-    )
-    return tower.macs(model.vision.image_size) + projection
 
 
 def near(name: str) -> str:

@@ -20,7 +20,7 @@ from modelchain.cost import (
     stage_macs,
 )
 from modelchain.families import CLIP, LockedTower, ModelConfig
-from modelchain.families.clip import text_macs, vision_macs
+from modelchain.families.clip import text_macs
 from modelchain.families.towers import (
     Pooling,
     VisionSpec,
@@ -70,9 +70,9 @@ def test_with_one_caption_the_chain_is_cheaper_still() -> None:
 )
 def test_forward_macs_of_the_family(name: str, image: float, caption: float) -> None:
     model = catalogue.find(name)
-    assert vision_macs(model) / 1e9 == pytest.approx(image, abs=0.005)
+    assert CLIP.image_macs(model) / 1e9 == pytest.approx(image, abs=0.005)
     assert text_macs(model) / 1e9 == pytest.approx(caption, abs=0.005)
-    assert forward_macs(model, 7) == vision_macs(model) + 7 * text_macs(model)
+    assert forward_macs(model, 7) == CLIP.image_macs(model) + 7 * text_macs(model)
 
 
 def test_parameters_of_openais_vit_b_32() -> None:
