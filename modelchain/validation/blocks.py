@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+
+from pydantic.alias_generators import to_camel
 
 from modelchain import shards
+from modelchain.block import Block
 from modelchain.cluster_labels import CONTAINER
 from modelchain.evaluations import evaluation_of, misplaced, own_fields, readers_of
 from modelchain.mix import seen_in_epoch
@@ -237,13 +240,13 @@ def _check_evaluations(evaluations: list[EvaluationSpec], at: FieldPath) -> Iter
 def _check_evaluation(evaluation: EvaluationSpec, at: FieldPath) -> Iterator[Finding]:
     """What a set of its type needs, and what nothing would read."""
     rules = evaluation_of(evaluation)
-    given = evaluation.model_dump(by_alias=True, exclude_none=True)
+    given = _given(evaluation)
     yield from _check_fields_of_type(evaluation, given, at)
-    yield from _check_fields_of_type(evaluation, given["data"], (*at, "data"), of_data=True)
-    if rules.trains:
-        train_data = given.get("trainData", {})
+    yield from _check_fields_of_type(evaluation, _given(evaluation.data), (*at, "data"), of_data=True)
+    if rules.trains and evaluation.train_data is not None:
+        train_data = _given(evaluation.train_data)
         yield from _check_fields_of_type(evaluation, train_data, (*at, "trainData"), of_data=True)
-    if rules.one_of and not any(field in given for field in rules.one_of):
+    if rules.one_of and given.isdisjoint(rules.one_of):
         needs, remedy = rules.lacks
         message = f"a {evaluation.type} set needs {needs}"
         yield _finding((*at, rules.one_of[0]), message, remedy, *rules.one_of[1:], "evaluation.type")
@@ -267,8 +270,13 @@ def _check_evaluation(evaluation: EvaluationSpec, at: FieldPath) -> Iterator[Fin
         yield from _check_caption_keys(evaluation.data.caption_keys, (*at, "data", "captionKeys"))
 
 
+def _given(block: Block) -> set[str]:
+    """The fields that are written."""
+    return {to_camel(name) for name in block.model_fields_set}
+
+
 def _check_fields_of_type(
-    evaluation: EvaluationSpec, given: Mapping[str, object], at: FieldPath, *, of_data: bool = False
+    evaluation: EvaluationSpec, given: Collection[str], at: FieldPath, *, of_data: bool = False
 ) -> Iterator[Finding]:
     """Fields, of the set or of its data, that sets of other types have."""
     for field in own_fields(of_data=of_data):
