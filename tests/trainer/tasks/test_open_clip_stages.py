@@ -11,19 +11,16 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 
 from modelchain.families import OPEN_CLIP, ModelConfig, OpenClipConfig
 from modelchain.resolved import ResolvedStage
 from modelchain.spec import Precision
-from modelchain_trainer.distributed.collectives import Group
 from modelchain_trainer.model import build_model, load_weights, model_from
 from modelchain_trainer.optimizer import AdamW
 from modelchain_trainer.position import Position
 from modelchain_trainer.step import TrainStep
-from modelchain_trainer.tasks import task_of
 from tests.trainer.model.test_open_clip_adapter import PLAIN, ROTARY, images, named, tokens
-from tests.trainer.ranks import on_ranks
+from tests.trainer.tasks.two_steps import check_that_neither_ranks_nor_micro_batches_matter
 from tests.trainer.tasks.whole_stages import published
 from tests.trainer.test_step import Rows
 from tests.trainer.test_step import stage as contrastive_stage
@@ -132,34 +129,11 @@ def test_in_bf16_a_copy_of_its_teacher_has_nothing_to_learn_from_it(config: Open
 def test_a_step_depends_on_neither_ranks_nor_micro_batches(ranks: int, size: int) -> None:
     """In fp64, to rounding: gradients, and the statistics of BatchNorm, of which each group counts once."""
     vision = {"imageSize": 32, "patchSize": 16, "width": 16, "layers": 1, "headWidth": 16}
-    teacher_config = ModelConfig.model_validate({"embedDim": 24, "vision": vision, "text": TEXT})
+    teacher = ModelConfig.model_validate({"embedDim": 24, "vision": vision, "text": TEXT})
     made_for = contrastive_stage(micro_batch_size=size).model_copy(update={"model_config_": CONFIG})
-    start = build_model(CONFIG, seed=1).double().state_dict()
-    taught = build_model(teacher_config, seed=2).double().state_dict()
     generator = torch.Generator().manual_seed(3)
     pixels = torch.randint(256, (BATCH, 3, 32, 32), generator=generator, dtype=torch.uint8)
     captions = torch.nn.functional.pad(tokens(2 * BATCH), (0, 4)).unflatten(0, (2, BATCH))
-
-    def after_two_steps(group: Group, of: ResolvedStage) -> dict[str, Tensor]:
-        model = model_from({name: tensor.clone() for name, tensor in start.items()}, CONFIG)
-        teacher = model_from({name: tensor.clone() for name, tensor in taught.items()}, teacher_config)
-        projections = task_of(of).projections(CONFIG, teacher_config)
-        assert projections is not None
-        projections.double()
-        named = [
-            *model.named_parameters(),
-            *((f"projections.{n}", p) for n, p in projections.named_parameters()),
-        ]
-        trained = TrainStep(
-            model, teacher, projections, AdamW(named, of.training), of, torch.device("cpu"), group
-        )
-        share = slice(group.rank * BATCH // group.world_size, (group.rank + 1) * BATCH // group.world_size)
-        for step in range(2):
-            trained.run(Rows(pixels[share], captions[:, share]), step)
-        return model.state_dict()
-
-    whole = made_for.training.model_copy(update={"micro_batch_size": None})
-    expected = after_two_steps(Group(), made_for.model_copy(update={"training": whole}))
-    assert not torch.equal(expected["visual.trunk.bn1.running_mean"], start["visual.trunk.bn1.running_mean"])
-    for found in on_ranks(ranks, lambda group: after_two_steps(group, made_for)):
-        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
+    check_that_neither_ranks_nor_micro_batches_matter(
+        made_for, teacher, Rows(pixels, captions), ranks=ranks, moves="visual.trunk.bn1.running_mean"
+    )

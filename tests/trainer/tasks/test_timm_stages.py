@@ -11,22 +11,17 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 
 from modelchain.commit import hash_file
 from modelchain.errors import ConfigurationError
 from modelchain.families import TIMM, TimmConfig
 from modelchain.resolved import ResolvedStage
-from modelchain_trainer.distributed.collectives import Group
-from modelchain_trainer.model import build_model, load_weights, model_from
-from modelchain_trainer.optimizer import AdamW
+from modelchain_trainer.model import load_weights, model_from
 from modelchain_trainer.position import Position
-from modelchain_trainer.step import TrainStep
-from modelchain_trainer.tasks import task_of
 from tests.trainer.model.test_timm_adapter import images
-from tests.trainer.ranks import on_ranks
 from tests.trainer.tasks.test_classification import CLASSES, STUDENT, Rows
 from tests.trainer.tasks.test_classification import stage as classification_stage
+from tests.trainer.tasks.two_steps import check_that_neither_ranks_nor_micro_batches_matter
 from tests.trainer.tasks.whole_stages import published
 from tests.trainer.test_trunk import prepared, trunk_of
 
@@ -175,31 +170,6 @@ def test_two_ranks_that_are_killed_go_on_with_the_same_bits(
 def test_a_step_depends_on_neither_ranks_nor_micro_batches(ranks: int, size: int) -> None:
     """In fp64, to rounding: gradients, and the statistics of BatchNorm."""
     made_for = classification_stage(micro_batch_size=size).model_copy(update={"model_config_": CONFIG})
-    start = build_model(CONFIG, seed=1).double().state_dict()
-    taught = build_model(STUDENT, seed=2).double().state_dict()
-    rows = batch(seed=3)
-
-    def after_two_steps(group: Group, of: ResolvedStage) -> dict[str, Tensor]:
-        model = model_from({name: tensor.clone() for name, tensor in start.items()}, CONFIG)
-        teacher = model_from({name: tensor.clone() for name, tensor in taught.items()}, STUDENT)
-        projections = task_of(of).projections(CONFIG, STUDENT)
-        assert projections is not None
-        projections.double()
-        named = [
-            *model.named_parameters(),
-            *((f"projections.{n}", p) for n, p in projections.named_parameters()),
-        ]
-        trained = TrainStep(
-            model, teacher, projections, AdamW(named, of.training), of, torch.device("cpu"), group
-        )
-        share = slice(group.rank * BATCH // group.world_size, (group.rank + 1) * BATCH // group.world_size)
-        mine = Rows(rows.images[share], rows.tokens[:, share])
-        for step in range(2):
-            trained.run(mine, step)
-        return model.state_dict()
-
-    whole = made_for.training.model_copy(update={"micro_batch_size": None})
-    expected = after_two_steps(Group(), made_for.model_copy(update={"training": whole}))
-    assert not torch.equal(expected["net.bn1.running_mean"], start["net.bn1.running_mean"])
-    for found in on_ranks(ranks, lambda group: after_two_steps(group, made_for)):
-        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
+    check_that_neither_ranks_nor_micro_batches_matter(
+        made_for, STUDENT, batch(seed=3), ranks=ranks, moves="net.bn1.running_mean"
+    )
