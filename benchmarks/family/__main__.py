@@ -106,6 +106,13 @@ def _report(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _ablation(arguments: argparse.Namespace) -> int:
+    from benchmarks.family.ablation import ablation
+
+    print(ablation(*_question(arguments)), end="")
+    return 0
+
+
 def _question(arguments: argparse.Namespace) -> tuple[Index, Question]:
     from benchmarks.family.comparison import Index
     from benchmarks.family.report import Question
@@ -116,8 +123,8 @@ def _question(arguments: argparse.Namespace) -> tuple[Index, Question]:
         split=arguments.split,
         families=tuple(arguments.families),
         recipes=tuple(variant(text).text for text in arguments.recipes),
-        alone=None if arguments.alone is None else variant(arguments.alone).text,
-        full=arguments.full_epochs or dataset.alone_epochs,
+        alone=variant(arguments.alone).text if getattr(arguments, "alone", None) else None,
+        full=getattr(arguments, "full_epochs", None) or dataset.alone_epochs,
         unit=arguments.unit,
     )
     return Index(read_results(arguments.results)), question
@@ -202,19 +209,35 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--output", type=Path, metavar="FILE", help="default: print it")
     report.add_argument("--images", type=Path, metavar="FOLDER", help="write plots there; default: none")
     report.set_defaults(command=_report)
+
+    ablation = commands.add_parser(
+        "ablation",
+        help="chains by several recipes beside each other, with paired differences to the first one",
+    )
+    _add_question(ablation, split="selection", alone=False)
+    ablation.set_defaults(command=_ablation)
     return parser
 
 
-def _add_question(parser: argparse.ArgumentParser, *, split: str) -> None:
+def _add_question(parser: argparse.ArgumentParser, *, split: str, alone: bool = True) -> None:
+    """What is reported on; `alone`: the models alone as well."""
     _add_results(parser)
     parser.add_argument("--data", required=True, metavar="DATA", help=", ".join(DATASETS))
     parser.add_argument("--split", choices=SPLITS, default=split, help="default: %(default)s")
     parser.add_argument("--families", nargs="+", default=["3"], metavar="F", help="default: 3")
-    parser.add_argument("--recipes", nargs="+", default=[], metavar="R", help="default: all with results")
-    parser.add_argument("--alone", metavar="R", help="of the models alone; default: the best one")
     parser.add_argument(
-        "--full-epochs", type=int, metavar="N", help="of a model alone; default: the data set's"
+        "--recipes",
+        nargs="+",
+        default=[],
+        required=not alone,
+        metavar="R",
+        help="default: all with results" if alone else "the first is what the others are compared with",
     )
+    if alone:
+        parser.add_argument("--alone", metavar="R", help="of the models alone; default: the best one")
+        parser.add_argument(
+            "--full-epochs", type=int, metavar="N", help="of a model alone; default: the data set's"
+        )
     parser.add_argument(
         "--unit",
         choices=("seed", "pair"),

@@ -55,7 +55,7 @@ def document(
     """
     dataset = find_dataset(run.dataset)
     chosen = variant(run.recipe)
-    settings = chosen.last_ended_attempt(dataset.settings)
+    settings = chosen.complete_settings(dataset.settings)
     split = dataset.parts(run.split, run.fold)
     train, evaluated = (
         [parts[name] for name in names if name in parts] for names in (split.train, split.evaluation)

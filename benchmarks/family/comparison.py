@@ -11,7 +11,7 @@ ceiling; so the two are stated together.
 from __future__ import annotations
 
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -54,6 +54,16 @@ class Index:
     def alone(self, dataset: str, split: str, model: str, epochs: int, recipe: str) -> dict[Pair, Result]:
         """The runs of a model alone."""
         return self._found.get((dataset, split, None, model, epochs, recipe), {})
+
+    def versions(self, dataset: str, split: str, library: str) -> Counter[str]:
+        """How many results each version of a library has made, of those that say which."""
+        return Counter(
+            result.versions[library]
+            for (data, part, *_), found in self._found.items()
+            if (data, part) == (dataset, split)
+            for result in found.values()
+            if library in result.versions
+        )
 
     def recipes(self, dataset: str, split: str, *, alone: bool) -> list[tuple[str, str]]:
         """Families (of a model alone, its name) and recipes that there are results of."""
@@ -146,7 +156,7 @@ def compare(index: Index, setting: Setting) -> Comparison:
     pairs = sorted(set(chains).intersection(*alone.values()))
     if not pairs:
         raise StudyError(_nothing_in_common(setting, chains, alone))
-    units = _units(pairs, setting.unit)
+    units = units_of(pairs, setting.unit)
 
     def means(value: Callable[[Pair], float]) -> list[float]:
         return [statistics.fmean(value(pair) for pair in unit) for unit in units]
@@ -223,7 +233,7 @@ def _compare_model(
             difference = interval(
                 [
                     statistics.fmean(chains[p].value(name) - matched[p].value(name) for p in unit)
-                    for unit in _units(both, setting.unit)
+                    for unit in units_of(both, setting.unit)
                 ]
             )
     return ModelComparison(
@@ -246,7 +256,8 @@ def _macs_an_epoch(index: Index, setting: Setting, name: str, pair: Pair) -> flo
     return result.macs / setting.full
 
 
-def _units(pairs: Sequence[Pair], unit: str) -> list[list[Pair]]:
+def units_of(pairs: Sequence[Pair], unit: str) -> list[list[Pair]]:
+    """The pairs by what intervals are over: each on its own, or those of a seed together."""
     if unit == PAIR:
         return [[pair] for pair in pairs]
     by_seed: dict[int, list[Pair]] = defaultdict(list)

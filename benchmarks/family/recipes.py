@@ -153,7 +153,7 @@ class Variant:
         """Without its settings."""
         return self.text.partition(":")[0]
 
-    def last_ended_attempt(self, defaults: Settings) -> Settings:
+    def complete_settings(self, defaults: Settings) -> Settings:
         """All settings: the data set's, the recipe's, the variant's."""
         return replace(defaults, **{**self.recipe.settings, **self.settings})
 

@@ -132,7 +132,14 @@ def report(index: Index, question: Question) -> tuple[str, list[Comparison]]:
         lines += [*_summary_table(of_family), ""]
         for each in of_family:
             lines += [*_model_table(each), ""]
-    return "\n".join([*lines, *_notes(notes)]) + "\n", comparisons
+    return "\n".join([*lines, libraries(index, question), *_notes(notes)]) + "\n", comparisons
+
+
+def libraries(index: Index, question: Question) -> str:
+    """What the split's results were trained with: kernels of two versions of torch round otherwise."""
+    found = index.versions(question.dataset, question.split, "torch")
+    told = " and ".join(f"torch {version} ({count})" for version, count in sorted(found.items()))
+    return f"Results of this split, by what trained them: {told or 'not said'}."
 
 
 def _alone_table(metric: Metric, ranked: Sequence[tuple[str, AloneMeans]]) -> Iterator[str]:

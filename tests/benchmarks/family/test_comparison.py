@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.family.ablation import ablation
 from benchmarks.family.comparison import PAIR, Index, Setting, compare
 from benchmarks.family.errors import StudyError
 from benchmarks.family.intervals import interval
@@ -167,6 +168,25 @@ def test_a_chain_whose_model_falls_short_of_alone_is_not_chosen_however_cheap() 
     assert {each.setting.recipe for each in comparisons} == {"trunk", "paper"}
     assert choose(comparisons).setting.recipe == "paper"
     assert "Chosen for family 2: `paper`" in selection(index, question)
+
+
+def test_recipes_are_compared_on_what_all_of_them_have_and_paired() -> None:
+    results = [
+        chain(seed, (0.8 + luck, 0.9 + luck), recipe=recipe).model_copy(
+            update={"versions": {"torch": "2.11"}}
+        )
+        for seed, luck in ((3, 0.0), (4, 0.05), (5, -0.05))
+        for recipe, luck in (("trunk", luck), ("paper", luck - 0.02))
+    ]
+    easy = chain(6, (0.99, 0.99))  # of one recipe only
+    question = Question("digits", "test", ("2",), ("trunk", "paper"), None, FULL)
+    table = ablation(Index([*results, easy]), question)
+    assert "| family 2, 3 seeds | w32 | w64 | chain |" in table
+    assert "| `trunk` | 80.0 | 90.0 | 12.0 GMACs |" in table
+    assert "| `paper` | 78.0 (-2.0 ± 0.0) | 88.0 (-2.0 ± 0.0) | 12.0 GMACs |" in table
+    assert table.endswith("torch 2.11 (6).\n")
+    with pytest.raises(StudyError, match="there are none of defaults"):
+        ablation(Index(results), Question("digits", "test", ("2",), ("trunk", "defaults"), None, FULL))
 
 
 def test_of_a_loss_less_is_better() -> None:
