@@ -28,7 +28,7 @@ setup: $(VENV)/.installed  ## Make .venv with everything for development
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"ModelChain needs Python 3.11 or newer, this is {v.major}.{v.minor}: make setup PYTHON=python3.12")'
-	@echo "Setting up $(VENV) (about 6 GB: torch from the package index carries CUDA)"
+	@echo "Setting up $(VENV) (about 8 GB: torch from the package index carries CUDA)"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --build-constraint constraints.txt --compile-bytecode --editable '.[dev]'

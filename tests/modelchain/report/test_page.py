@@ -225,6 +225,17 @@ def test_the_curves_of_the_models_alone_lie_over_the_chains(compared: tuple[Reso
     assert "vit-m alone, the chain’s compute" in page.text
     assert "dots: for the compute of the chain up to it." in page.text
     assert "vit-t trained alone" not in page.text, "the first stage is its own baseline"
+    (accuracy,) = [
+        part for part in compared[1].html.split("<figure") if "Long dashes: the same model" in part
+    ]
+    runs, themes = 4, 2  # of the two models that grow: at the baseline's epochs, and at the chain's compute
+    assert len(dashed_curves(accuracy)) == runs * themes
+
+
+def dashed_curves(html: str) -> list[str]:
+    """The dashed lines of a drawing that are not straight, as those of its legend are."""
+    paths = re.findall(r'<path d="([^"]*)"[^>]*style="[^"]*stroke-dasharray', html)
+    return [path for path in paths if len({point.split()[1] for point in re.split("[ML]", path)[1:]}) > 2]
 
 
 def test_a_comparison_that_is_not_finished_is_not_claimed(tmp_path: Path) -> None:
