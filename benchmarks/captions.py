@@ -93,7 +93,7 @@ def text_towers(setting: Setting) -> list[Side]:
         return run
 
     def in_buckets(tokens_CbT: Tensor) -> Tensor:
-        return bucketed(tokens_CbT, bucket_cost=CPU_BUCKET_COST).encode(model.encode_text)
+        return bucketed(tokens_CbT, bucket_cost=CPU_BUCKET_COST).encode(model.encode_texts)
 
     def padded(tokens_CbT: Tensor) -> Tensor:
         return model.encode_text(tokens_CbT.flatten(0, 1))

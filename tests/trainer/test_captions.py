@@ -36,7 +36,7 @@ def test_every_text_is_in_its_place_and_whole(lengths: list[int], multiple_of: i
         assert tokens_nT.shape[1] % multiple_of == 0 or tokens_nT.shape[1] == CONTEXT
         return torch.nn.functional.pad(tokens_nT, (0, CONTEXT - tokens_nT.shape[1]))
 
-    assert torch.equal(captions.encode(padded), tokens_CmT)
+    assert torch.equal(captions.encode(lambda texts: torch.cat([*map(padded, texts)])), tokens_CmT)
     assert len(captions.buckets) <= MOST_BUCKETS
 
 
@@ -65,7 +65,7 @@ def test_buckets_that_save_little_are_not_made() -> None:
 
 def test_no_captions_are_one_empty_bucket() -> None:
     captions = bucketed(torch.zeros(2, 0, CONTEXT, dtype=torch.int64))
-    assert captions.encode(lambda tokens_nT: tokens_nT.float()).shape == (2, 0, CONTEXT)
+    assert captions.encode(lambda texts: torch.cat(list(texts)).float()).shape == (2, 0, CONTEXT)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-5)])
@@ -76,7 +76,7 @@ def test_embeddings_and_gradients_are_those_of_the_whole_matrix(dtype: torch.dty
     found: list[tuple[Tensor, dict[str, Tensor]]] = []
     for captions in (bucketed(tokens_CmT), bucketed(tokens_CmT, bucket_cost=10**6)):
         model.zero_grad()
-        text_CmE = captions.encode(model.encode_text)
+        text_CmE = captions.encode(model.encode_texts)
         (text_CmE * towards_CmE).sum().backward()
         gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
         found.append((text_CmE.detach(), gradients))
@@ -86,3 +86,25 @@ def test_embeddings_and_gradients_are_those_of_the_whole_matrix(dtype: torch.dty
     assert gradients.keys() == whole_gradients.keys()
     for name, gradient in gradients.items():
         torch.testing.assert_close(gradient, whole_gradients[name], rtol=0, atol=tolerance, msg=name)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_buckets_are_looked_up_once_and_give_the_bits_of_each_by_itself(causal: bool) -> None:
+    model = build_model(config(32, 24, causal=causal), seed=3)
+    captions = bucketed(torch.cat([rows([3, 9, 4, 12, 5]), rows([11, 3, 3, 10, 6])]))
+    towards_ME = torch.randn(10, 24, generator=torch.Generator().manual_seed(0))
+    lookups: list[Tensor] = []
+    model.token_embedding.register_forward_hook(lambda *call: lookups.append(call[-1]))
+
+    def gradients(text_ME: Tensor) -> dict[str, Tensor]:
+        model.zero_grad()
+        (text_ME * towards_ME).sum().backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    together = model.encode_texts(captions.buckets)
+    assert len(lookups) == 1
+    apart = torch.cat([model.encode_text(bucket_nT) for bucket_nT in captions.buckets])
+    assert torch.equal(together, apart)
+    found, expected = gradients(together), gradients(apart)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)

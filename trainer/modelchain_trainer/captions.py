@@ -38,9 +38,9 @@ class Captions:
             place=None if self.place is None else move(self.place),
         )
 
-    def encode(self, encode_text: Callable[[Tensor], Tensor]) -> Tensor:
-        """Embeddings [C, m, E]; `encode_text` makes [n, E] of int64 [n, T]."""
-        text_ME = torch.cat([encode_text(bucket_nT) for bucket_nT in self.buckets])
+    def encode(self, encode_texts: Callable[[Sequence[Tensor]], Tensor]) -> Tensor:
+        """Embeddings [C, m, E]; `encode_texts` makes [M, E] of all buckets."""
+        text_ME = encode_texts(self.buckets)
         if self.place is not None:
             text_ME = text_ME.index_select(0, self.place)
         return text_ME.unflatten(0, self.shape)

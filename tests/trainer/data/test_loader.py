@@ -8,9 +8,11 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from modelchain.errors import ConfigurationError, MissingInputError, UserDataError
 from modelchain.families import ModelConfig
@@ -18,6 +20,8 @@ from modelchain.families.towers import image_tokens
 from modelchain.resolved import ResolvedStage
 from modelchain.store import Store, StoreUnavailable
 from modelchain.store.folder import FolderStore
+from modelchain_trainer.data.assembly import Assembler, Part
+from modelchain_trainer.data.corruption import Corrupt
 from modelchain_trainer.data.index import DatasetIndex, build_index
 from modelchain_trainer.data.loader import Batch, TrainingLoader
 from modelchain_trainer.data.order import SampleOrder, cut_blocks
@@ -110,6 +114,30 @@ def test_patches_that_are_kept_follow_from_the_sample_and_the_epoch(
         assert batch.patches is not None
         assert torch.equal(batch.patches, torch.cat([p.patches for p in parts if p.patches is not None]))
     assert load(index, stage_of(shards, SAMPLES, batch=20, steps=1), tokenizer)[0].patches is None
+
+
+def test_lanes_of_a_few_rows_share_tasks(
+    clean: Data, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task for each would cost more than small pictures."""
+    shards, index = clean
+    filled: list[int] = []
+    fill = Assembler.fill
+
+    def counting(
+        assembler: Assembler, step: int, parts: Sequence[Part], *rows: NDArray[Any]
+    ) -> list[Corrupt]:
+        filled.append(sum(len(part.samples) for part, _ in parts))
+        return fill(assembler, step, parts, *rows)
+
+    monkeypatch.setattr(Assembler, "fill", counting)
+    blocks = {"blockMebibytes": 1, "windowBlocks": 50}
+    stage = stage_of(shards, SAMPLES, batch=50, steps=1, data=blocks)
+    (batch,) = load(index, stage, tokenizer)
+    assert sorted(filled) == [18, 32]
+    apart = joined([load(index, stage, tokenizer, rank=rank, world_size=50) for rank in range(50)])
+    assert torch.equal(batch.images, apart[0].images)
+    assert torch.equal(batch.tokens, apart[0].tokens)
 
 
 def assert_same(ours: Sequence[Batch], theirs: Sequence[Batch]) -> None:

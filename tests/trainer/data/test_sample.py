@@ -57,7 +57,7 @@ def photograph(side: int, grain: int = 8) -> Image.Image:
 
 def crop_and_resize(image: Image.Image, box: tuple[int, int, int, int], size: int) -> np.ndarray:
     pixels_HW3 = np.empty((size, size, 3), np.uint8)
-    crop_and_resize_into(image, box, pixels_HW3)
+    crop_and_resize_into(np.array(image), box, pixels_HW3)
     return pixels_HW3
 
 

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
 
 from modelchain.errors import ConfigurationError
 from modelchain.families.towers import image_patches, kept_patches
 from modelchain.resolved import ResolvedStage
-from modelchain_trainer.data.assembly import Assembler
+from modelchain_trainer.data.assembly import Assembler, Part
 from modelchain_trainer.data.corruption import Corrupt, CorruptionCounter
 from modelchain_trainer.data.index import DatasetIndex
 from modelchain_trainer.data.mix import sources_of
@@ -28,7 +29,7 @@ from modelchain_trainer.data.reader import WindowReader, read_ahead_bytes
 from modelchain_trainer.data.text_field import TextField
 from modelchain_trainer.retry_policy import RetryPolicy
 
-_CHUNK = 32  # samples of one task
+_CHUNK = 32  # samples of one task, at most
 _FEWEST_AHEAD, _MOST_AHEAD = 2, 8  # batches in preparation
 _AHEAD_BYTES = 256 << 20
 
@@ -176,30 +177,53 @@ class TrainingLoader:
             kept = kept_patches(self._patch_tower, self._patch_dropout)
             patches_BK = torch.empty((rows, kept), dtype=torch.int64, pin_memory=pin)
         tasks: list[Future[list[Corrupt]] | _Task] = []
+        for parts in _tasks_of(self._parts(step)):
+            first = parts[0][0].row - self._first_row
+            mine = slice(first, first + sum(len(part.samples) for part, _ in parts))
+            task = partial(self._assembler.fill, step, parts, images[mine], tokens[:, mine])
+            tasks.append(task if self._pool is None else self._pool.submit(task))
+            if patches_BK is not None:
+                self._choose_patches(step, parts, patches_BK[mine])
+        return _Pending(Batch(images_BHW3.permute(0, 3, 1, 2), tokens_CBT, step, patches_BK), tasks)
+
+    def _parts(self, step: int) -> Iterator[Part]:
+        """This rank's rows of a step, in order, in parts of at most `_CHUNK` samples."""
         for part in self._order.slices(step, self._lanes):
             segments = self._reader.segments(part.window)
             begin = max(part.row, self._first_row)
-            end = min(part.row + len(part.samples), self._first_row + rows)
+            end = min(part.row + len(part.samples), self._first_row + self._rows)
             for first in range(begin, end, _CHUNK):
                 last = min(first + _CHUNK, end)
-                chunk = Slice(part.window, first, part.samples[first - part.row : last - part.row])
-                mine = slice(first - self._first_row, last - self._first_row)
-                task = partial(self._assembler.fill, step, chunk, segments, images[mine], tokens[:, mine])
-                tasks.append(task if self._pool is None else self._pool.submit(task))
-                if patches_BK is not None:
-                    self._choose_patches(step, chunk, patches_BK[mine])
-        return _Pending(Batch(images_BHW3.permute(0, 3, 1, 2), tokens_CBT, step, patches_BK), tasks)
+                samples = part.samples[first - part.row : last - part.row]
+                yield Slice(part.window, first, samples), segments
 
-    def _choose_patches(self, step: int, part: Slice, patches_nK: torch.Tensor) -> None:
+    def _choose_patches(self, step: int, parts: Sequence[Part], patches_nK: torch.Tensor) -> None:
         assert self._patch_tower is not None
         epoch, _ = self._order.epoch_of(step)
         patches_nK.numpy()[:] = choose_patches(
             self._seed,
             epoch,
-            part.samples,
+            np.concatenate([part.samples for part, _ in parts]),
             patches=image_patches(self._patch_tower),
             kept=patches_nK.shape[1],
         )
+
+
+def _tasks_of(parts: Iterable[Part]) -> Iterator[list[Part]]:
+    """Parts that follow each other, put together up to `_CHUNK` samples.
+
+    Of many lanes each has a few rows of a batch, and a task of its own for them would cost more than small pictures.
+    """
+    task: list[Part] = []
+    samples = 0
+    for part in parts:
+        if task and samples + len(part[0].samples) > _CHUNK:
+            yield task
+            task, samples = [], 0
+        task.append(part)
+        samples += len(part[0].samples)
+    if task:
+        yield task
 
 
 def widest_batch(stage: ResolvedStage, rows: int, *, texts: int, width: int) -> Batch:

@@ -23,7 +23,7 @@ from modelchain_trainer.model.families import AnyModel, family_of
 from modelchain_trainer.model.transformer import Block
 
 # Methods by which a model or its block is entered beside `forward`; FSDP gathers weights there too.
-_ENTRIES = ("encode_image", "encode_text", "pooled")
+_ENTRIES = ("encode_image", "encode_text", "encode_texts", "pooled")
 
 
 def sharded_model(

@@ -20,6 +20,7 @@ Shape suffixes: B images or texts, T tokens, D width, H heads, K width of a head
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
@@ -101,11 +102,40 @@ class DualEncoder(ImageTextModel[C]):
         each row. Pass what `crop_tokens` returns: the result is the same, and in a causal tower the work shrinks
         with T.
         """
-        eot_B = tokens_BT.argmax(dim=-1)
-        if not self.transformer.causal:  # it sees the padding
-            tokens_BT = F.pad(tokens_BT, (0, self.config.text.context_length - tokens_BT.shape[1]))
-        x_BTD = self.token_embedding(tokens_BT) + self.positional_embedding[: tokens_BT.shape[1]]
-        pooled_BD = self.ln_final(self.transformer(x_BTD, eot_B))
+        return self._encode(tokens_BT, self.token_embedding(self._padded(tokens_BT)), normalize)
+
+    def encode_texts(self, texts: Sequence[Tensor]) -> Tensor:
+        """See `ImageTextModel`."""
+        embedded = self._embedded([self._padded(tokens_BT) for tokens_BT in texts])
+        return torch.cat([self._encode(*each) for each in zip(texts, embedded, strict=True)])
+
+    def _embedded(self, texts: Sequence[Tensor]) -> list[Tensor]:
+        """The rows [B, T, D] of the vocabulary's table for several matrices of tokens [B, T].
+
+        On the CPU each row is taken from the table once for all of them: the gradient of a lookup is as large as the
+        table, and to make and add up one a matrix takes as long as much of a small model. The sums are the same bits.
+        """
+        if len(texts) == 1 or texts[0].is_cuda:  # which `unique` would wait for
+            return [self.token_embedding(tokens_BT) for tokens_BT in texts]
+        tokens_P = torch.cat([tokens_BT.flatten() for tokens_BT in texts])
+        used_U, place_P = tokens_P.unique(return_inverse=True)
+        rows_UD = self.token_embedding(used_U)
+        places = place_P.split([tokens_BT.numel() for tokens_BT in texts])
+        return [
+            F.embedding(place_BT.view(tokens_BT.shape), rows_UD)
+            for tokens_BT, place_BT in zip(texts, places, strict=True)
+        ]
+
+    def _padded(self, tokens_BT: Tensor) -> Tensor:
+        """The tokens that the tower sees: one that is not causal sees the padding."""
+        if self.transformer.causal:
+            return tokens_BT
+        return F.pad(tokens_BT, (0, self.config.text.context_length - tokens_BT.shape[1]))
+
+    def _encode(self, tokens_BT: Tensor, embedded_BTD: Tensor, normalize: bool = True) -> Tensor:
+        """Embeddings of texts out of those of their tokens, padded as the tower sees them."""
+        x_BTD = embedded_BTD + self.positional_embedding[: embedded_BTD.shape[1]]
+        pooled_BD = self.ln_final(self.transformer(x_BTD, tokens_BT.argmax(dim=-1)))
         text_BE = pooled_BD @ self.text_projection
         return unit(text_BE) if normalize else text_BE
 

@@ -5,7 +5,7 @@ Shape suffixes: B images, C colours, D features.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Generic, TypeAlias, TypeVar
@@ -106,6 +106,10 @@ class ImageTextModel(Model[C]):
 
         The end-of-text token is the largest of each row. What stands behind it may have been cut off.
         """
+        raise NotImplementedError
+
+    def encode_texts(self, texts: Sequence[Tensor]) -> Tensor:
+        """Unit embeddings [M, E] of several matrices of texts, one below the other: those of `encode_text`."""
         raise NotImplementedError
 
 

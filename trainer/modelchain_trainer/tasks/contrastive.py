@@ -182,7 +182,7 @@ class ContrastiveObjective:
                 )
             with torch.autocast(self._device.type, torch.bfloat16, enabled=bf16):
                 image_mE = model.encode_image(images_m3HW, kept_BK=kept_mK)
-                text_CmE = captions.encode(model.encode_text)
+                text_CmE = captions.encode(model.encode_texts)
             return Features(image_mE, text_CmE)
 
         return forward
