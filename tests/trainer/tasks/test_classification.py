@@ -28,6 +28,7 @@ from modelchain_trainer.step import TrainStep
 from modelchain_trainer.tasks import classification, task_of
 from tests.squares import COLOURS, write_squares
 from tests.trainer.expansion.families import classifier
+from tests.trainer.ranks import on_ranks
 from tests.trainer.results import manifest_of
 from tests.trainer.tasks.whole_stages import check_a_kill_changes_no_bit, published
 from tests.trainer.test_step import gradients, relative_error
@@ -104,6 +105,19 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(size: int) -> None:
     expected, found = whole.run(batch(), 0).read(), split.run(batch(), 0).read()
     assert found.loss == pytest.approx(expected.loss, rel=1e-12)
     assert relative_error(gradients(split_named), gradients(whole_named)) < 1e-10
+
+
+def test_a_step_that_overflows_on_one_rank_is_skipped_on_all() -> None:
+    def work(group: Group) -> tuple[bool, bool]:
+        trained, named = train_step(stage(), group)
+        if group.rank == 1:
+            trained.published.register_forward_hook(lambda *made: [torch.inf * one for one in made[-1]])
+        before = {name: parameter.detach().clone() for name, parameter in named.items()}
+        rows, share = batch(), slice(group.rank * BATCH // 2, (group.rank + 1) * BATCH // 2)
+        reading = trained.run(Rows(rows.images[share], rows.tokens[:, share]), 0).read()
+        return reading.skipped, all(torch.equal(named[name], tensor) for name, tensor in before.items())
+
+    assert on_ranks(2, work) == [(True, True), (True, True)]
 
 
 def test_pixels_are_normalised_once_for_teacher_and_student(monkeypatch: pytest.MonkeyPatch) -> None:
