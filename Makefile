@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 # For two cores: the tests of the operator wait for servers much of their time.
 WORKERS ?= 3
-# One thread a process: tests run side by side, and sums of floats then have one order.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+# One thread a process: tests run side by side, and sums of floats then have one order. And whatever the environment
+# says, what is compiled is kept: tests start hundreds of programs.
+PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
 # tests/conftest.py says which tests go together, and in which order.
 PARALLEL := -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 

@@ -40,7 +40,7 @@ from tests.operator.chains import ClusterChain
 from tests.operator.kueue.queues import Queues
 from tests.operator.operator_process import OperatorProcess
 from tests.processes import wait_until
-from tests.seaweedfs import ACCESS_KEY, BUCKET, SECRET_KEY, SeaweedFS
+from tests.seaweedfs import ACCESS_KEY, SECRET_KEY, SeaweedFS
 
 ROOT = Path(__file__).parents[1]
 NAMESPACE = "vision"
@@ -153,12 +153,12 @@ def measure(plane: ControlPlane, server: SeaweedFS, folder: Path, arguments: arg
     spent, load = processor_seconds(), os.getloadavg()[0]
     began = time.monotonic()
     names = [f"{queue}-{index}" for index in range(arguments.chains // 2) for queue in QUEUES]
-    plane.apply(*(chain(first, name, arguments) for name in names))
+    plane.apply(*(chain(first, name, arguments.backend, arguments.seconds) for name in names))
     wait_until(lambda: len(watch.complete) >= len(names) // 3, "a third is complete", seconds=3600, pause=1)
     urgent = [f"{QUEUES[0]}-urgent-{index}" for index in range(max(1, arguments.chains // URGENT_SHARE))]
     shared_until = time.monotonic()
     say(f"urgent chains come after {shared_until - began:.0f} s")
-    plane.apply(*(chain(first, name, arguments, priority) for name in urgent))
+    plane.apply(*(chain(first, name, arguments.backend, arguments.seconds, priority) for name in urgent))
     everything = len(names) + len(urgent)
     wait_until(lambda: len(watch.complete) == everything, "all are complete", seconds=3600, pause=1)
     stages = [stage for one in chains(plane) for stage in one["status"]["stages"]]
@@ -224,21 +224,23 @@ def make_queues(plane: ControlPlane, quota: int) -> str:
 
 
 def chain(
-    first: ClusterChain, name: str, arguments: argparse.Namespace, priority: str | None = None
+    first: ClusterChain, name: str, backend: str, seconds: float, priority: str | None = None
 ) -> dict[str, Any]:
-    """A chain of one stage, with a store of its own, so that no other trains it too."""
+    """A chain of one stage that takes so many seconds, for the queue that its name begins with. Its store is its own,
+    so that no other trains it too.
+    """
     document = copy.deepcopy(first.document)
     document["metadata"]["name"] = name
     spec, queue = document["spec"], name.partition("-")[0]
     spec["stages"] = spec["stages"][:1]
-    spec["store"]["uri"] = f"s3://{BUCKET}/quota/{name}"
+    spec["store"]["uri"] += f"/{name}"
     container = {
         "name": "pytorch",
-        "command": ["python", "-m", "benchmarks.simulated_trainer", str(arguments.seconds)],
+        "command": ["python", "-m", "benchmarks.simulated_trainer", str(seconds)],
         "env": [{"name": "PYTHONPATH", "value": str(ROOT)}],
     }
     spec["job"] = {
-        "backend": arguments.backend,
+        "backend": backend,
         "gpusPerNode": 0,
         "queueName": queue,
         "labels": {"kueue.x-k8s.io/priority-class": priority} if priority else {},
@@ -251,9 +253,9 @@ def chain(
     return document
 
 
-def chains(plane: ControlPlane) -> list[dict[str, Any]]:
+def chains(plane: ControlPlane, namespace: str = NAMESPACE) -> list[dict[str, Any]]:
     """As the API server has them."""
-    return json.loads(plane.kubectl("get", "modelchains", "-n", NAMESPACE, "-o", "json").stdout)["items"]
+    return plane.read("apis/modelchain.dev/v1alpha1/modelchains", namespace)["items"]
 
 
 if __name__ == "__main__":

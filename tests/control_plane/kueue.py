@@ -107,14 +107,19 @@ class Kueue:
         )
         self.start()
 
-    def start(self) -> None:
-        """Returns when its webhooks answer and its controllers run."""
+    def start(self, *, wait: bool = True) -> None:
+        """With `wait`, returns when its webhooks answer and its controllers run."""
         self._process.start()
-        wait_until(self._answers, f"Kueue answers; its log is {self._process.log}", pause=0.2)
+        if wait:
+            wait_until(self._answers, f"Kueue answers; its log is {self._process.log}", pause=0.2)
 
     def kill(self) -> None:
         """As a crash would."""
         self._process.kill()
+
+    def kill_at(self, line: int) -> None:
+        """Once it has written so many lines since it was started."""
+        self._process.kill_at(line)
 
     def uninstall(self) -> None:
         """Kill it, and take its webhooks away, which stand before every job and pod; its kinds stay."""

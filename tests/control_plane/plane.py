@@ -28,7 +28,7 @@ from tests.control_plane.certificates import (
     openssl,
     service_on_this_machine,
 )
-from tests.processes import PATIENCE_SECONDS
+from tests.processes import PATIENCE_SECONDS, wait_until
 
 T = TypeVar("T")
 
@@ -60,9 +60,11 @@ class Process:
         self.log = folder / f"{name}.log"
         self._environment = {**os.environ, **(environment or {})}
         self._process: subprocess.Popen[bytes] | None = None
+        self._began = 0  # in its log, bytes
 
     def start(self) -> None:
         with self.log.open("ab") as log:
+            self._began = log.tell()
             self._process = subprocess.Popen(
                 self.command,
                 stdout=log,
@@ -81,6 +83,19 @@ class Process:
                 self._process.kill()
                 self._process.wait()
         self._process = None
+
+    def kill_at(self, line: int) -> None:
+        """Kill it once its log has so many lines since it was started: at a place in its course, however busy the
+        machine is.
+        """
+        wait_until(lambda: self._lines() >= line, f"{self.name} writes line {line} of {self.log}", pause=0.05)
+        self.kill()
+
+    def _lines(self) -> int:
+        self.assert_alive()
+        with self.log.open("rb") as log:
+            log.seek(self._began)
+            return log.read().count(b"\n")
 
     @property
     def is_running(self) -> bool:

@@ -88,6 +88,7 @@ class PodRunner:
         preloaded: bool = True,
     ) -> None:
         self.node = f"node-{namespace or secrets.token_hex(3)}"
+        self.most_at_once = 0  # pods whose processes have run at the same time
         self._api = Api(plane.url, plane.token)
         self._folder = folder
         self._pods_path = f"/api/v1/namespaces/{namespace}/pods" if namespace else "/api/v1/pods"
@@ -373,6 +374,7 @@ class PodRunner:
             box.waiting = (error.reason, str(error))
         else:
             box.started = _now()
+            self.most_at_once = max(self.most_at_once, sum(map(_runs, self._boxes.values())))
 
     def _warn(self, pod: Object, reason: str, message: str) -> None:
         """An event about a pod, as a kubelet posts it; the same one is told once."""
@@ -592,6 +594,10 @@ def _disruption(reason: str, message: str) -> Object:
 
 def _conditions(pod: Object) -> Iterator[Object]:
     yield from pod["status"].get("conditions") or ()
+
+
+def _runs(box: _Box) -> bool:
+    return box.container is not None and box.container.exit_code() is None
 
 
 def _is(pod: Object, names: str) -> bool:

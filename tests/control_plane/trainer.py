@@ -80,19 +80,24 @@ class Controller:
                 self._wait_for(one["metadata"]["name"])
         self.start()
 
-    def start(self, *, as_in_a_pod: bool = False) -> None:
-        """Returns when its webhooks answer. `as_in_a_pod`: with the files that it finds in one."""
+    def start(self, *, wait: bool = True, as_in_a_pod: bool = False) -> None:
+        """With `wait`, returns when its webhooks answer. `as_in_a_pod`: with the files that it finds in one."""
         self._process.command = [*(self._pod() if as_in_a_pod else ()), *self._command]
         self._process.start()
-        wait_until(
-            self._answers,
-            f"{self.name} answers; its log is {self._process.log}",
-            pause=0.2,
-        )
+        if wait:
+            wait_until(
+                self._answers,
+                f"{self.name} answers; its log is {self._process.log}",
+                pause=0.2,
+            )
 
     def kill(self) -> None:
         """As a crash would."""
         self._process.kill()
+
+    def kill_at(self, line: int) -> None:
+        """Once it has written so many lines since it was started."""
+        self._process.kill_at(line)
 
     @property
     def is_running(self) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from modelchain.commit import list_checkpoints
 from tests.operator.chains import ClusterChain
+from tests.operator.kueue.queues import Queues
+from tests.operator.operator_process import OperatorProcess
 from tests.processes import wait_until
 
 
@@ -13,6 +15,17 @@ def queued_chain(chain: ClusterChain, backend: str = "PyTorchJob", *, stages: in
     chain.document["spec"]["job"] |= {"backend": backend, "queueName": "research", **job}
     if backend == "TrainJob":  # its runtime's
         del chain.document["spec"]["job"]["terminationGracePeriodSeconds"]
+
+
+def queue_behind_others(chain: ClusterChain, operator: OperatorProcess, queues: Queues, backend: str) -> None:
+    """Such a chain of one stage, in a queue whose quota job `others` has. Returns when it says that it waits for it."""
+    queues.quota("150m")
+    queues.occupy("others", "100m")
+    wait_until(lambda: queues.is_running("others"), "others have the quota", pause=0.3)
+    queued_chain(chain, backend)
+    operator.start()
+    chain.apply()
+    wait_for_message(chain, "insufficient unused quota for cpu")
 
 
 def wait_for_message(chain: ClusterChain, text: str) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
+from benchmarks.quota import chain as chain_of_one_stage
+from benchmarks.quota import chains
 from tests.control_plane.kueue import Kueue
 from tests.control_plane.pods import PodRunner
-from tests.operator.chains import ClusterChain
-from tests.operator.kueue.queued import queued_chain, wait_for_message
+from tests.operator.chains import RESOURCES, ClusterChain
+from tests.operator.kueue.queued import queue_behind_others, queued_chain, wait_for_message
 from tests.operator.kueue.queues import Queues
 from tests.operator.operator_process import OperatorProcess
 from tests.processes import wait_until
@@ -15,6 +19,10 @@ from tests.processes import wait_until
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("kueue")]
 
 LONG = pytest.mark.long
+KILLS = 20
+RELEASES = {0: 1, 7: 3, 14: 5}  # after so many kills it lives until so many chains are complete
+CHAINS = 6
+LINES = 250  # of Kueue's log: 130 of its start, and some of every queue, job and Workload that it finds
 QUEUE, PRIORITY = "kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-class"
 
 
@@ -91,13 +99,7 @@ def test_a_queue_of_another_namespace_is_none_for_a_chain_that_need_not_be_queue
 def test_a_job_whose_queue_is_deleted_while_it_waits_says_so_and_goes_on_when_it_is_back(
     chain: ClusterChain, operator: OperatorProcess, pod_runner: PodRunner, queues: Queues
 ) -> None:
-    queues.quota("150m")
-    queues.occupy("others", "100m")
-    wait_until(lambda: queues.is_running("others"), "others have the quota", pause=0.3)
-    queued_chain(chain, "TrainJob")
-    operator.start()
-    chain.apply()
-    wait_for_message(chain, "insufficient unused quota")
+    queue_behind_others(chain, operator, queues, "TrainJob")
     chain.plane.kubectl("delete", "localqueue", "research", "-n", chain.namespace)
     wait_for_message(chain, "LocalQueue research")
     wait_until(
@@ -122,13 +124,7 @@ def test_a_job_that_waits_outlives_a_kueue_that_stops_and_starts(
     queues: Queues,
     backend: str,
 ) -> None:
-    queues.quota("150m")
-    queues.occupy("others", "100m")
-    wait_until(lambda: queues.is_running("others"), "others have the quota", pause=0.3)
-    queued_chain(chain, backend)
-    operator.start()
-    chain.apply()
-    wait_for_message(chain, "insufficient unused quota")
+    queue_behind_others(chain, operator, queues, backend)
     kueue.kill()
     queues.vacate("others")
     wait_until(lambda: queues.has_vacated("others"), "others use nothing any more", pause=0.3)
@@ -160,3 +156,37 @@ def test_a_chain_outlives_a_kueue_that_stops_and_starts(
     assert len(chain.jobs()) == 2
     for stage in ("tiny", "small"):
         assert (chain.stage(stage)["attempt"], chain.stage(stage)["failures"]) == (1, 0)
+
+
+@LONG
+def test_a_kueue_that_dies_twenty_times_loses_no_chain_and_keeps_the_quota_with_one_job_a_stage(
+    chain: ClusterChain, operator: OperatorProcess, kueue: Kueue, pod_runner: PodRunner, queues: Queues
+) -> None:
+    chance = random.Random(20)
+    queues.quota("200m")
+    names = [f"research-{number}" for number in range(CHAINS)]
+    operator.start()
+    chain.plane.apply(*(chain_of_one_stage(chain, name, "TrainJob", seconds=1) for name in names))
+    for kill in range(KILLS):
+        if kill in RELEASES:
+            wait_for_complete(chain, RELEASES[kill])
+            kueue.kill()
+        else:
+            kueue.kill_at(chance.randint(1, LINES))
+        kueue.start(wait=False)
+    wait_for_complete(chain, CHAINS)
+    stages = [one["status"]["stages"][0] for one in chains(chain.plane, chain.namespace)]
+    assert [(stage["attempt"], stage["failures"]) for stage in stages] == [(1, 0)] * CHAINS
+    jobs = chain.plane.read(RESOURCES["trainjobs"], chain.namespace)["items"]
+    assert (len(jobs), len(pod_runner.pods())) == (CHAINS, CHAINS)
+    assert pod_runner.most_at_once == 2, "the quota, and all of it"
+
+
+def wait_for_complete(chain: ClusterChain, count: int) -> None:
+    """Until so many chains of its namespace are complete."""
+
+    def complete() -> int:
+        found = chains(chain.plane, chain.namespace)
+        return sum(one.get("status", {}).get("phase") == "Complete" for one in found)
+
+    wait_until(lambda: complete() >= count, f"{count} chains are complete", pause=0.3)

@@ -11,6 +11,7 @@ from tests.control_plane.pods import PodRunner
 from tests.operator.chains import ClusterChain
 from tests.operator.kueue.queued import (
     newest_checkpoint,
+    queue_behind_others,
     queued_chain,
     wait_for_message,
     wait_until_taken_back,
@@ -28,13 +29,7 @@ CHAIN_SECONDS = 300.0
 def test_a_stage_waits_for_its_quota_and_says_so_in_kueues_words(
     chain: ClusterChain, operator: OperatorProcess, pod_runner: PodRunner, queues: Queues, backend: str
 ) -> None:
-    queues.quota("150m")
-    queues.occupy("others", "100m")
-    wait_until(lambda: queues.is_running("others"), "others have the quota", pause=0.3)
-    queued_chain(chain, backend)
-    operator.start()
-    chain.apply()
-    wait_for_message(chain, "insufficient unused quota for cpu")
+    queue_behind_others(chain, operator, queues, backend)
     assert (chain.status()["phase"], chain.stage("tiny")["phase"]) == ("Queued", "Queued")
     assert chain.condition("Progressing")["reason"] == "Queued"
     assert not chain.pods()

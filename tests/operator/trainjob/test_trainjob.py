@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import threading
 
 import pytest
 
@@ -16,6 +15,9 @@ from tests.processes import wait_until
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("trainer")]
 
 CHAIN_SECONDS = 300.0
+KILLS = 20
+RELEASES = (8, 16)  # after so many kills the next stage may go on to its end
+LINES = 28  # of a controller's log: JobSet's has one more when it has started
 
 
 def use_trainjobs(chain: ClusterChain, **job: object) -> None:
@@ -131,43 +133,24 @@ def test_a_chain_outlives_controllers_that_are_killed(
         assert (chain.stage(stage)["attempt"], chain.stage(stage)["failures"]) == (1, 0)
 
 
-class Killer(threading.Thread):
-    """Kills the Trainer's or JobSet's controller again and again, at random moments, until it is told to stop."""
-
-    def __init__(self, stack: TrainerStack, seed: int) -> None:
-        super().__init__(daemon=True)
-        self.kills = 0
-        self._stack, self._random, self._enough = stack, random.Random(seed), threading.Event()
-
-    def run(self) -> None:
-        while not self._enough.wait(self._random.uniform(0, 2)):
-            controller = self._random.choice((self._stack.trainer, self._stack.jobset))
-            controller.kill()
-            self.kills += 1
-            controller.start()
-
-    def stop(self) -> None:
-        self._enough.set()
-        self.join()
-
-
 @pytest.mark.long
 def test_controllers_that_die_twenty_times_cost_no_attempt_and_make_no_job_too_many(
     chain: ClusterChain, operator: OperatorProcess, pod_runner: PodRunner, stack: TrainerStack
 ) -> None:
+    chance = random.Random(20)
     use_trainjobs(chain, nodes=2)
-    pod_runner.hold("*small*", "checkpoint-committed:1")
+    stages = ["tiny", "small"]
+    for stage in stages:
+        pod_runner.hold(f"*-{stage}-*", "checkpoint-committed:1")
     operator.start()
-    killer = Killer(stack, seed=20)
-    killer.start()
-    try:
-        chain.apply()
-        pod_runner.wait_for_held("*small*", seconds=CHAIN_SECONDS)
-        wait_until(lambda: killer.kills >= 18, "they have died 18 times", seconds=300, pause=0.2)
-        pod_runner.release()
-        wait_until(lambda: killer.kills >= 20, "they have died 20 times", pause=0.2)
-    finally:
-        killer.stop()
+    chain.apply()
+    for kill in range(KILLS):
+        controller = chance.choice((stack.trainer, stack.jobset))
+        controller.kill_at(chance.randint(1, LINES))
+        controller.start(wait=False)
+        if kill in RELEASES:
+            pod_runner.wait_for_held(f"*-{stages[0]}-*", seconds=CHAIN_SECONDS)
+            pod_runner.release(f"*-{stages.pop(0)}-*")  # it ends while they die
     chain.wait("Complete", seconds=CHAIN_SECONDS)
     for stage in ("tiny", "small"):
         assert (chain.stage(stage)["attempt"], chain.stage(stage)["failures"]) == (1, 0)

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import pytest
 import torch
 import webdataset
@@ -104,6 +103,7 @@ def test_the_accuracy_is_that_of_clip_benchmark_on_the_same_weights_and_shards(
 ) -> None:
     ours = evaluate(model, opened(digits, tmp_path), Run())
 
+    import open_clip
     from clip_benchmark.metrics import linear_probe
 
     monkeypatch.setattr(nn.Module, "cuda", lambda self: self)  # it asks for a GPU, for speed alone

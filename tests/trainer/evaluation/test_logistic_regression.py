@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from modelchain_trainer.evaluation.logistic_regression import LinearClassifier, fit
@@ -22,6 +21,8 @@ def data() -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("penalty", [1.0, 1e-2, 1e-5])
 def test_the_optimum_is_scikit_learns(penalty: float) -> None:
+    from sklearn.linear_model import LogisticRegression
+
     features, labels = data()
     found = fit(features, labels, CLASSES, penalty)
     other = LogisticRegression(C=1 / (penalty * SAMPLES), tol=1e-8, max_iter=5000)

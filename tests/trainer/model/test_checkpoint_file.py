@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,6 +14,8 @@ from modelchain.errors import UserDataError
 from modelchain.families import ModelConfig
 from modelchain_trainer.model import build_model
 from modelchain_trainer.model.checkpoint_file import load_checkpoint_file
+
+pytestmark = pytest.mark.xdist_group("open_clip")  # importing it takes seconds
 
 CONFIG = ModelConfig.model_validate(
     {
@@ -34,6 +35,8 @@ class Payload:
 
 def stock_state(*, custom_text: bool = False) -> dict[str, Tensor]:
     """Of open_clip's own model of these sizes."""
+    import open_clip
+
     vision = {"image_size": 16, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16}
     text = {"context_length": 16, "vocab_size": 49408, "width": 32, "layers": 2, "heads": 2}
     kind = open_clip.CustomTextCLIP if custom_text else open_clip.CLIP
