@@ -111,7 +111,13 @@ class Kueue:
         """With `wait`, returns when its webhooks answer and its controllers run."""
         self._process.start()
         if wait:
-            wait_until(self._answers, f"Kueue answers; its log is {self._process.log}", pause=0.2)
+            self._wait()
+
+    def restore(self) -> None:
+        """Bring it up again if a test has left it dead. Returns when it answers."""
+        if not self.is_running:
+            self._process.start()
+        self._wait()
 
     def kill(self) -> None:
         """As a crash would."""
@@ -137,6 +143,9 @@ class Kueue:
     def is_changed(self) -> bool:
         """Whether it is configured otherwise than it was at first."""
         return self._configured != self._usual
+
+    def _wait(self) -> None:
+        wait_until(self._answers, f"Kueue answers; its log is {self._process.log}", pause=0.2)
 
     def _answers(self) -> bool:
         self._process.assert_alive()

@@ -85,11 +85,13 @@ class Controller:
         self._process.command = [*(self._pod() if as_in_a_pod else ()), *self._command]
         self._process.start()
         if wait:
-            wait_until(
-                self._answers,
-                f"{self.name} answers; its log is {self._process.log}",
-                pause=0.2,
-            )
+            self._wait()
+
+    def restore(self) -> None:
+        """Bring it up again if a test has left it dead. Returns when it answers."""
+        if not self.is_running:
+            self.start(wait=False)
+        self._wait()
 
     def kill(self) -> None:
         """As a crash would."""
@@ -120,6 +122,9 @@ class Controller:
             f"the API server serves {resource}",
             pause=0.2,
         )
+
+    def _wait(self) -> None:
+        wait_until(self._answers, f"{self.name} answers; its log is {self._process.log}", pause=0.2)
 
     def _answers(self) -> bool:
         self._process.assert_alive()
@@ -193,8 +198,7 @@ class TrainerStack:
     def restore(self) -> None:
         """Bring up again what a test has left dead."""
         for controller in (self.jobset, self.trainer):
-            if not controller.is_running:
-                controller.start()
+            controller.restore()
 
     def kill(self) -> None:
         """End both."""

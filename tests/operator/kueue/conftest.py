@@ -36,8 +36,7 @@ def installed_kueue(control_plane: ControlPlane) -> Iterator[Kueue]:
 @pytest.fixture
 def kueue(installed_kueue: Kueue) -> Iterator[Kueue]:
     """Kueue as it is usually configured; what a test makes of it lasts until its end."""
-    if not installed_kueue.is_running:
-        installed_kueue.start()
+    installed_kueue.restore()
     yield installed_kueue
     if installed_kueue.is_changed:
         installed_kueue.kill()
