@@ -48,7 +48,34 @@ MAX_TEMPLATES = 200
 
 STAGE_NAME = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 StageName = Annotated[str, StringConstraints(pattern=STAGE_NAME, max_length=30)]
-Uri = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
+CONTROL_CHARACTERS = r"\x00-\x1f\x7f-\x9f"  # within a class
+# A path, or a URI without user, password or key. An @ may stand in a path, behind the host or the bucket, and behind a
+# container (az, abfs) or a repository (hf). In what Go, Rust and Python read alike.
+URI_PATTERN = (
+    r"^([^@{c}]*|[^:@{c}]*@[^{c}]*|(az|abfs|hf)://[^@/:{c}]*@[^{c}]*"
+    r"|[A-Za-z0-9+.-]+://([^@/:?#{c}]*|\[[^@/{c}]*\])(:[0-9]*)?[/?#][^{c}]*)$"
+).replace("{c}", CONTROL_CHARACTERS)
+# The pattern is the CRD's alone: what is wrong is said by validation/blocks.py, which does not repeat a key.
+Uri = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=1024),
+    Field(json_schema_extra={"pattern": URI_PATTERN}),
+]
+# https://github.com/distribution/reference: a host or not, a path in lower case, a tag, a digest
+_IMAGE_PATTERN = (
+    r"^([A-Za-z0-9.\-]+(:[0-9]+)?/|\[[0-9a-fA-F:]+\](:[0-9]+)?/)?"
+    r"[a-z0-9]+([._\-]+[a-z0-9]+)*(/[a-z0-9]+([._\-]+[a-z0-9]+)*)*"
+    r"(:[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127})?(@[A-Za-z0-9_+.\-]+:[0-9a-fA-F]{32,})?$"
+)
+Image = Annotated[str, StringConstraints(pattern=_IMAGE_PATTERN, min_length=1, max_length=256)]
+# botocore takes no other: a part of a host's name
+Region = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9]([-A-Za-z0-9]*[A-Za-z0-9])?$", max_length=63)]
+ExtendedResource = Annotated[  # its name without a domain would be one of Kubernetes' own
+    str,
+    StringConstraints(
+        pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$", max_length=256
+    ),
+]
 ShortText = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 ObjectName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
 DataKey = Annotated[
@@ -209,7 +236,7 @@ class StoreSpec(Block):
     endpoint_url: Annotated[
         Uri | None, Field(description="S3 endpoint, e.g. http://minio:9000. Default: AWS.")
     ] = None
-    region: Annotated[ShortText | None, Field(description="S3 region. Default: from the environment.")] = None
+    region: Annotated[Region | None, Field(description="S3 region. Default: from the environment.")] = None
     secret_ref: Annotated[
         CredentialsReference | None,
         Field(
@@ -752,7 +779,7 @@ class BaselineSpec(Block):
 class SchedulingPolicySpec(Block):
     """As runPolicy.schedulingPolicy of a PyTorchJob: for clusters whose training operator schedules in gangs."""
 
-    queue: Annotated[ShortText | None, Field(description="Queue of the PodGroup (Volcano).")] = None
+    queue: Annotated[ObjectName | None, Field(description="Queue of the PodGroup (Volcano).")] = None
     priority_class: Annotated[
         ObjectName | None, Field(description="PriorityClass of the PodGroup (Volcano).")
     ] = None
@@ -792,7 +819,7 @@ class JobSpec(Block):
         Field(description="Processes of each pod. Default: gpusPerNode, at least 1."),
     ] = None
     gpu_resource_name: Annotated[
-        ShortText | None, Field(description="Extended resource of a GPU. Default: nvidia.com/gpu.")
+        ExtendedResource | None, Field(description="Extended resource of a GPU. Default: nvidia.com/gpu.")
     ] = None
     resources: Annotated[
         dict[str, Any] | None,
@@ -963,7 +990,7 @@ class StageSpec(WrittenModel):
             "predecessor."
         ),
     ] = None
-    image: Annotated[ShortText | None, Field(description="The trainer's image for this stage.")] = None
+    image: Annotated[Image | None, Field(description="The trainer's image for this stage.")] = None
     data: Annotated[DataSpec | None, Field(description="Overrides spec.data, field by field.")] = None
     evaluation: Annotated[
         list[EvaluationSpec] | None,
@@ -995,7 +1022,7 @@ class ModelChainSpec(Block):
         ),
     ] = None
     image: Annotated[
-        ShortText | None, Field(description="The trainer's image. Default: the operator's setting.")
+        Image | None, Field(description="The trainer's image. Default: the operator's setting.")
     ] = None
     store: Annotated[StoreSpec, Field(description="Where weights, checkpoints and metrics are kept.")]
     data: Annotated[DataSpec | None, Field(description="What the chain is trained on.")] = None

@@ -14,7 +14,9 @@ from modelchain.cluster_labels import CONTAINER
 from modelchain.evaluations import evaluation_of, misplaced, own_fields, readers_of
 from modelchain.mix import seen_in_epoch
 from modelchain.spec import (
+    CONTROL_CHARACTERS,
     READABLE_SCHEMES,
+    URI_PATTERN,
     DataSourceSpec,
     DataSpec,
     DistillationScheduleType,
@@ -32,11 +34,6 @@ from modelchain.yaml_reader import FieldPath
 
 # https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/quantity/
 _QUANTITY = re.compile(r"[+-]?([0-9]+|[0-9]+\.[0-9]*|\.[0-9]+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?[0-9]+)?")
-# https://github.com/distribution/reference: a host or not, a path in lower case, a tag, a digest
-_IMAGE = re.compile(
-    r"([A-Za-z0-9.\-]+(:[0-9]+)?/|\[[0-9a-fA-F:]+\](:[0-9]+)?/)?[a-z0-9]+([._\-]+[a-z0-9]+)*(/[a-z0-9]+([._\-]+[a-z0-9]+)*)*"
-    r"(:[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127})?(@[A-Za-z0-9_+.\-]+:[0-9a-fA-F]{32,})?"
-)
 _RESOURCE_FIELDS = ("requests", "limits", "claims")
 _AFFINITY_FIELDS = ("nodeAffinity", "podAffinity", "podAntiAffinity")
 _POD_TEMPLATE_FIELDS = ("metadata", "spec")
@@ -62,7 +59,6 @@ def check_blocks(chain: ModelChain) -> Iterator[Finding]:
     spec, root = chain.spec, ("spec",)
     yield from _check_uri(spec.store.uri, ("spec", "store", "uri"), only_read=False)
     yield from _check_endpoint(spec.store.endpoint_url, ("spec", "store", "endpointUrl"))
-    yield from _check_image(spec.image, ("spec", "image"))
     for at, holder in (
         (root, spec),
         *((("spec", "stages", i), stage) for i, stage in enumerate(spec.stages)),
@@ -78,7 +74,6 @@ def check_blocks(chain: ModelChain) -> Iterator[Finding]:
         if holder.job is not None:
             yield from _check_job(holder.job, (*at, "job"))
     for index, stage in enumerate(spec.stages):
-        yield from _check_image(stage.image, ("spec", "stages", index, "image"))
         if stage.from_weights is not None:
             yield from _check_uri(stage.from_weights.uri, ("spec", "stages", index, "fromWeights", "uri"))
 
@@ -87,13 +82,35 @@ def check_blocks(chain: ModelChain) -> Iterator[Finding]:
 _OF_A_SHELL = re.compile(r"(?:file:/{0,3})?~(?:/|[A-Za-z_][\w-]*/|$)|.*\$(?:[A-Za-z_]|\{)")
 
 
+_INSTEAD_OF_KEYS = (
+    "remove it and name a Secret with the keys under store.secretRef (on a laptop: AWS_* variables)"
+)
+
+
 def _finding(path: FieldPath, message: str, remedy: str, *about: str) -> Finding:
     names = {part for part in path[-2:] if isinstance(part, str)}
     return Finding(path, message, remedy, frozenset(names | set(about)))
 
 
+def _check_text(uri: str, path: FieldPath, instead: str) -> Iterator[Finding]:
+    """Control characters, and keys: neither is quoted, since messages reach more people than the chain does.
+    `instead`: of keys in an address.
+    """
+    if re.search(f"[{CONTROL_CHARACTERS}]", uri):
+        yield _finding(path, "the address holds control characters", "write it without")
+    elif not re.fullmatch(URI_PATTERN, uri):
+        message = (
+            "the address holds a user, a password or a key, which everybody who may read the chain can read"
+        )
+        yield _finding(path, message, instead)
+
+
 def _check_uri(uri: str, path: FieldPath, *, only_read: bool = True) -> Iterator[Finding]:
     scheme, separator, rest = uri.partition("://")
+    instead = "remove it; copy what is not public to S3" if scheme in ("http", "https") else _INSTEAD_OF_KEYS
+    if unfit := list(_check_text(uri, path, instead)):
+        yield from unfit
+        return
     if _OF_A_SHELL.match(uri):
         message = f"{quoted(uri)}: ~ and variables are only known to a shell"
         yield _finding(path, message, "write the path itself, or one relative to this file")
@@ -110,12 +127,7 @@ def _check_uri(uri: str, path: FieldPath, *, only_read: bool = True) -> Iterator
         if not rest.partition("/")[0]:
             yield _finding(path, f"{quoted(uri)} names no bucket", "write s3://bucket/prefix")
     elif only_read and scheme in ("http", "https"):
-        if "@" in rest.partition("/")[0]:  # not quoted: it would be shown to more people still
-            message = (
-                "the address holds a user or a password, which everybody who may read the chain can read"
-            )
-            yield _finding(path, message, "remove it; copy what is not public to S3")
-        elif not rest.partition("/")[0]:
+        if not rest.partition("/")[0]:
             yield _finding(path, f"{quoted(uri)} names no server", "write https://server/path")
     elif only_read and scheme in READABLE_SCHEMES:
         if not rest.partition("/")[0]:
@@ -132,25 +144,13 @@ def _check_uri(uri: str, path: FieldPath, *, only_read: bool = True) -> Iterator
 def _check_endpoint(url: str | None, path: FieldPath) -> Iterator[Finding]:
     if url is None:
         return
-    if not re.match(r"https?://[^/]", url):
+    if unfit := list(_check_text(url, path, _INSTEAD_OF_KEYS)):
+        yield from unfit
+    elif not re.match(r"https?://[^/]", url):
         message = f"{quoted(url)} is no address of a server"
         yield _finding(path, message, "start it with http:// or https://, e.g. http://minio:9000")
-    elif (
-        "@" in url.partition("://")[2].partition("/")[0]
-    ):  # not quoted: it would be shown to more people still
-        message = "the address holds a user or a password, which everybody who may read the chain can read"
-        remedy = (
-            "remove it and name a Secret with the keys under store.secretRef (on a laptop: AWS_* variables)"
-        )
-        yield _finding(path, message, remedy)
     elif re.search(r"\s", url):
         yield _finding(path, f"{quoted(url)} holds a blank", "remove it")
-
-
-def _check_image(image: str | None, path: FieldPath) -> Iterator[Finding]:
-    if image is not None and not _IMAGE.fullmatch(image):
-        message = f"{quoted(image)} is no reference of an image"
-        yield _finding(path, message, "write e.g. registry.example.com/team/trainer:1.0, without blanks")
 
 
 def _check_data(data: DataSpec, at: FieldPath) -> Iterator[Finding]:
@@ -190,7 +190,9 @@ def _check_sources(sources: list[DataSourceSpec], at: FieldPath) -> Iterator[Fin
 def _check_shards(patterns: list[str], at: FieldPath) -> Iterator[Finding]:
     readable = []
     for index, pattern in enumerate(patterns):
-        yield from _check_uri(pattern, (*at, index))
+        if unfit := list(_check_uri(pattern, (*at, index))):
+            yield from unfit
+            continue
         try:
             shards.count(pattern)
             readable.append(pattern)

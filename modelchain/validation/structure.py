@@ -184,6 +184,9 @@ _PATTERNS = {
     "imageKeys": "write a file extension such as jpg or input.jpg, without a leading path",
     "classKey": "write a file extension such as cls, or a field of a JSON file such as json:label",
     "textKey": "write a file extension such as txt, or a field of a JSON file such as json:text",
+    "image": "write e.g. registry.example.com/team/trainer:1.0, without blanks",
+    "region": "write a region such as us-east-1: letters, digits and dashes",
+    "gpuResourceName": "write the name of an extended resource, such as nvidia.com/gpu",
     "managedBy": "write the name of a controller, such as kueue.x-k8s.io/multikueue",
     **dict.fromkeys(
         ("labels", "nodeSelector"),
@@ -194,6 +197,7 @@ _PATTERNS = {
             "secretRef.name",
             "caBundleRef.name",
             "queueName",
+            "schedulingPolicy.queue",
             "priorityClass",
             "priorityClassName",
             "runtime",

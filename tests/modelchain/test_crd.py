@@ -13,6 +13,7 @@ from pydantic import Field
 from modelchain import __version__
 from modelchain.block import Block
 from modelchain.crd import CRD_NAME, Schema, custom_resource_definition, structural_schema, to_yaml
+from modelchain.spec import URI_PATTERN
 
 FILE = Path(__file__).parents[2] / "crds" / "modelchain.dev_modelchains.yaml"
 
@@ -85,6 +86,22 @@ def test_everything_that_can_be_long_is_bounded() -> None:
             assert "maxProperties" in part, path
         elif part["type"] == "object" and path != "metadata":
             assert part.get("properties") or free, path
+
+
+def test_no_address_may_hold_a_key() -> None:
+    addresses = {
+        path: part
+        for path, part in walk(schema())
+        if path.startswith("spec.") and path.removesuffix("[]").lower().endswith(("uri", "url", "shards"))
+    }
+    texts = {path: part for path, part in addresses.items() if part["type"] == "string"}
+    assert {
+        "spec.store.uri",
+        "spec.store.endpointUrl",
+        "spec.stages[].evaluation[].trainData.shards[]",
+    } <= set(texts)
+    for path, part in texts.items():
+        assert part["pattern"] == URI_PATTERN, path
 
 
 def test_unknown_fields_are_kept_only_where_kubernetes_has_types_of_its_own() -> None:

@@ -436,6 +436,31 @@ MISTAKES: list[tuple[dict[Path, Any], str, str, str]] = [
     ({("data", "shards"): ["gs:///a.tar"]}, "spec.data.shards[0]", "names no bucket", "gs://bucket"),
     ({("data", "shards"): ["https:///a.tar"]}, "spec.data.shards[0]", "names no server", "https://server"),
     ({("data", "shards"): ["https://me:key@b/a.tar"]}, "spec.data.shards[0]", "holds a user", "remove it"),
+    (
+        {("data", "shards"): ["https://b/a.tar\x1b[2J"]},
+        "spec.data.shards[0]",
+        "control characters",
+        "without",
+    ),
+    ({("data", "shards"): ["abfs://me:key@b/a.tar"]}, "spec.data.shards[0]", "holds a user", "secretRef"),
+    ({("data", "shards"): ["s3://ID:a/key@b/a.tar"]}, "spec.data.shards[0]", "or a key", "store.secretRef"),
+    ({("store", "uri"): "s3://ID:key@b/chains"}, "spec.store.uri", "or a key", "store.secretRef"),
+    ({("store", "uri"): "s3://b/chains\x85"}, "spec.store.uri", "control characters", "without"),
+    (
+        {("store", "endpointUrl"): "http://a\n:9000"},
+        "spec.store.endpointUrl",
+        "control characters",
+        "without",
+    ),
+    ({("store", "region"): "us-east-1\x1b[2J"}, "spec.store.region", "not allowed", "such as us-east-1"),
+    ({("job", "gpuResourceName"): "a b"}, "spec.job.gpuResourceName", "not allowed", "nvidia.com/gpu"),
+    ({("job", "gpuResourceName"): "gpu"}, "spec.job.gpuResourceName", "not allowed", "nvidia.com/gpu"),
+    (
+        {("job", "schedulingPolicy"): {"queue": "a b"}},
+        "spec.job.schedulingPolicy.queue",
+        "not allowed",
+        "Kubernetes object",
+    ),
     ({("store", "uri"): "https://b/chains"}, "spec.store.uri", "can't be used as a store", "s3://bucket"),
     ({("data", "captionKeys"): ["txt", "txt"]}, "spec.data.captionKeys[1]", "listed twice", "one of the two"),
     ({("data", "captionKeys"): ["json"]}, "spec.data.captionKeys[0]", "would be learnt", "json:caption"),
@@ -801,6 +826,13 @@ def test_mistake_has_its_own_message(
         assert "\n" not in str(problem)
 
 
+def test_a_key_in_an_address_is_never_repeated(tmp_path: FilePath) -> None:
+    address = "s3://ID:CANARY@bucket/{2..1}.tar"  # wrong in several ways, and twice
+    found = problems(tmp_path, {("data", "shards"): [address, address], ("store", "uri"): address})
+    assert len(found) == 3
+    assert not any("CANARY" in str(problem) for problem in found)
+
+
 def test_the_chain_these_mistakes_are_made_in_is_valid(tmp_path: FilePath) -> None:
     assert problems(tmp_path, {}) == []
 
@@ -815,6 +847,17 @@ def test_the_chain_these_mistakes_are_made_in_is_valid(tmp_path: FilePath) -> No
         {("stages", 1, "model"): "open_clip/ViT-B-32", ("stages", 2, "modelConfig"): INLINE},
         {("stages", 2, "from"): "tiny"},
         {("data", "shards"): ["data/{0..1}.tar", "/d/a.tar", "file:///d/b.tar", "s3://d/c.tar"]},
+        {  # an @ that is no key's
+            ("data", "shards"): [
+                "data@2/a.tar",
+                "s3://b/a@1.tar",
+                "https://b:80/a@1.tar",
+                "abfs://box@b.example.com/a.tar",
+                "hf://datasets/a/b@main/c.tar",
+                "http://[::1]/a@2.tar",
+                "https://b?at=a@b",
+            ]
+        },
         {("training", "microBatchSize"): 64},
         {("training", "microBatchSize"): "Auto"},
         {
