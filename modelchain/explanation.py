@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from modelchain.reconcile.summary import duration
 from modelchain.status import ChainPhase, ChainStatus, ConditionType, StagePhase, StageReason, StageStatus
+from modelchain.text import one_line
 from modelchain.times import from_rfc3339
 
 _WAITS_ITS_TURN = frozenset(
@@ -321,5 +322,5 @@ def _after(status: ChainStatus) -> str:
 
 
 def _sentence(text: str) -> str:
-    text = " ".join(text.split()) or "nothing more is known"
+    text = one_line(text) or "nothing more is known"
     return text if text.endswith((".", "!", "?")) else f"{text}."

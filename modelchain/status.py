@@ -25,6 +25,7 @@ from modelchain.acceleration import Acceleration, Reached, acceleration
 from modelchain.block import Block
 from modelchain.resolved import ResolvedChain, ResolvedStage
 from modelchain.spec import MAX_BASELINES, MAX_STAGES, Finite
+from modelchain.text import one_line
 from modelchain.times import rfc3339
 
 WHOLE = {
@@ -514,12 +515,12 @@ def commitment(stage: StageStatus) -> tuple[object, ...]:
 
 
 def cut(text: str, length: int = MAX_MESSAGE) -> str:
-    """`text` on one line and short enough for a status."""
-    line = " ".join(text.split())
+    """`text` on one line, without control characters, and short enough for a status."""
+    line = one_line(text)
     return line if len(line) <= length else line[: length - 3] + "..."
 
 
 def bounded(numbers: Mapping[str, float]) -> dict[str, float]:
     """The first metrics or loss terms, as many as a status may hold."""
-    names = [name for name in numbers if len(name) <= MAX_METRIC_NAME][:MAX_METRICS]
+    names = [name for name in numbers if len(name) <= MAX_METRIC_NAME and name.isprintable()][:MAX_METRICS]
     return {name: numbers[name] for name in names}

@@ -9,6 +9,7 @@ from modelchain.reconcile.observation import Observation, StoreProblem
 from modelchain.reconcile.stage_context import StageContext
 from modelchain.reconcile.supersede import restarted
 from modelchain.status import ConditionType, StagePhase, StageReason, StageStatus, bounded, cut
+from modelchain.text import without_controls
 from modelchain.times import from_rfc3339, rfc3339
 
 LINGER_SECONDS = 30.0  # for which a trainer that has committed its stage may still run
@@ -98,6 +99,8 @@ def _completed(context: StageContext, manifest: Manifest) -> StageStatus:
             "activity": None,
             "eta_seconds": None,
             "metrics": bounded(manifest.metrics),
-            "weights_uri": stage.store.uri_of(attempt_folder(stage.folder, manifest.attempt)),
+            "weights_uri": without_controls(
+                stage.store.uri_of(attempt_folder(stage.folder, manifest.attempt))
+            ),
         }
     )

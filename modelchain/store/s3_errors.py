@@ -23,6 +23,7 @@ from modelchain.store.base import (
 )
 from modelchain.store.s3_answers import NotS3Error
 from modelchain.store.tls_errors import explain_tls, tls_error
+from modelchain.text import one_line
 
 GIVE_CREDENTIALS = (
     "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_PROFILE); in a cluster, store.secretRef "
@@ -186,7 +187,7 @@ def _explain_answer(error: ClientError, uri: str, bucket: str, endpoint: str | N
             f"{uri}: access denied; these credentials need to read, write and list here "
             "(without s3:ListBucket, a missing object looks like this too)"
         )
-    message = " ".join(str(error.response.get("Error", {}).get("Message", "")).split())
+    message = one_line(str(error.response.get("Error", {}).get("Message", "")))
     return StoreError(f"{uri}: the store answers {code or status}", quoted=message[:200])
 
 
@@ -199,4 +200,4 @@ def _kind(error: Exception) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+    return one_line(str(error))[:300]

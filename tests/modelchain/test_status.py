@@ -10,7 +10,7 @@ import pytest
 
 from modelchain.reconcile.actions import StartJob
 from modelchain.reconcile.observation import StageFacts
-from modelchain.status import ChainPhase, ChainStatus, ConditionType, StagePhase
+from modelchain.status import ChainPhase, ChainStatus, ConditionType, StagePhase, bounded, cut
 from tests.modelchain.reconcile.chains import Play, chain, job, manifest
 
 
@@ -78,6 +78,16 @@ def test_whatever_stands_in_it_something_is_read(written: dict[str, Any], damage
     status = ChainStatus.model_validate(written | damage)
     assert status.phase is ChainPhase.RUNNING
     assert status.message == written["message"] if "message" in written else True
+
+
+# ESC, NUL, a line feed, NEL (C1), CSI (C1), LINE SEPARATOR, and what turns the direction of text.
+CONTROLS = "\x1b[31m\0\n\x85\x9b\u2028\u202e\u2066"
+
+
+def test_text_from_elsewhere_holds_no_control_characters_in_a_status() -> None:
+    assert cut(f"a{CONTROLS}b") == "a [31m b"
+    assert cut("Größe 日本 µ") == "Größe 日本 µ"
+    assert bounded({f"a{CONTROLS}": 1.0, "set/top1": 0.5}) == {"set/top1": 0.5}
 
 
 def test_what_is_no_mapping_is_an_error() -> None:

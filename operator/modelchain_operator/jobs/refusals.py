@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from modelchain.text import one_line
+
 MAX_REFUSAL = 700  # characters, so that the remedy has room in a status
 INIT_CONTAINER = "init-pytorch"  # the training operator's, in the pods of workers
 # With the webhook's name and address, under status 500.
@@ -41,7 +43,7 @@ def with_remedy(message: str, remedy: str) -> str:
     """Both, short enough for a status. A long message keeps its beginning, which says who refuses, and its end, which
     says why: between them, an API server repeats the value that is refused.
     """
-    text = " ".join(message.split())
+    text = one_line(message)
     if len(text) > MAX_REFUSAL:
         half = (MAX_REFUSAL - len(" ... ")) // 2
         text = f"{text[:half]} ... {text[-half:]}"

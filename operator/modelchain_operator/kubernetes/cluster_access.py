@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from modelchain.errors import ConfigurationError
+from modelchain.text import one_line
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 DEFAULT_KUBECONFIG = "~/.kube/config"
@@ -133,7 +134,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         document = yaml.safe_load(path.read_text()) or {}
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        raise ValueError(f"{path} is not YAML: {one_line(str(error))}") from None
     if not isinstance(document, dict):
         raise ValueError(f"{path} is not a kubeconfig")
     return document

@@ -12,6 +12,7 @@ import sys
 import time
 from typing import TextIO
 
+from modelchain.text import one_line, without_controls
 from modelchain_operator.kubernetes.key import Key
 from modelchain_operator.settings import LogFormat
 
@@ -91,12 +92,16 @@ def _message(record: logging.LogRecord) -> str:
         text = record.getMessage()
     except (TypeError, ValueError):
         text = str(record.msg)
-    line = "".join(" " if character < " " or character == "\x7f" else character for character in text)
+    line = one_line(text)
     return line if len(line) <= MAX_MESSAGE else line[: MAX_MESSAGE - 3] + "..."
 
 
 def _traceback(formatter: logging.Formatter, record: logging.LogRecord) -> str:
-    return formatter.formatException(record.exc_info) if record.exc_info and record.exc_info[0] else ""
+    """Its lines, each below the line of ours by two blanks: an error may quote text from elsewhere."""
+    if not (record.exc_info and record.exc_info[0]):
+        return ""
+    lines = formatter.formatException(record.exc_info).splitlines()
+    return "\n".join(f"  {without_controls(line)}" for line in lines)
 
 
 def _key_among(arguments: object) -> Key | None:

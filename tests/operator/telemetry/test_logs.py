@@ -70,6 +70,27 @@ def test_a_text_line_is_short_and_in_one_piece() -> None:
     assert "\x1b" not in written[0]
 
 
+# ESC, NUL, line feeds of several kinds (NEL, LINE SEPARATOR), CSI (C1), and what turns the direction of text.
+CONTROLS = "\x1b[31m\0\r\n\x85\x9b\u2028\u2029\u202e\u2066"
+
+
+@pytest.mark.parametrize("log_format", list(LogFormat), ids=str)
+def test_neither_a_message_nor_a_traceback_can_forge_a_line_or_move_a_terminals_cursor(
+    log_format: LogFormat,
+) -> None:
+    stream, _ = lines(log_format)
+    forged = f"a store said{CONTROLS}2027-01-15T08:00:00Z ERROR all is lost"
+    try:
+        raise ValueError(forged)
+    except ValueError:
+        logger.exception("%s: %s", KEY, forged)
+    written = stream.getvalue()
+    assert "all is lost" in written
+    assert all(line.isprintable() for line in written.split("\n"))
+    ours = [line for line in written.split("\n") if line and not line.startswith("  ")]
+    assert len(ours) == 1
+
+
 @pytest.mark.parametrize("log_format", list(LogFormat), ids=str)
 def test_a_message_of_any_length_is_cut(log_format: LogFormat) -> None:
     stream, _ = lines(log_format)

@@ -1,0 +1,15 @@
+"""Text from elsewhere (a trainer, a store, a cluster), made fit for a line of a log, a status or an Event."""
+
+from __future__ import annotations
+
+
+def without_controls(text: str) -> str:
+    """`text` with a blank for each character that is not printed: those that move a cursor, break a line or turn the
+    direction of what follows (Unicode's categories C, Zl and Zp), and unusual blanks.
+    """
+    return text if text.isprintable() else "".join(c if c.isprintable() else " " for c in text)
+
+
+def one_line(text: str) -> str:
+    """`text` on one line, with single blanks, without control characters."""
+    return " ".join(without_controls(text).split())
