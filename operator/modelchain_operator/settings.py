@@ -74,7 +74,7 @@ class Settings:
     store_threads: int = 8
     store_requests_per_second: float = 50.0
     own_identity_stores: tuple[OwnIdentityStore, ...] = ()
-    allowed_endpoints: tuple[str, ...] = ("*",)
+    allowed_endpoints: tuple[str, ...] = ("https://*",)
     http_host: str = "0.0.0.0"  # noqa: S104  the kubelet and Prometheus come from outside the pod
     http_port: int = 8080
     metrics_max_chains: int = 2000
@@ -429,8 +429,8 @@ _OPTIONS: tuple[_Option[object], ...] = (
         "--allowed-endpoint",
         "PATTERN",
         _endpoint_pattern,
-        "S3 endpoints that chains may name, * standing for any text; addresses of cloud metadata are never "
-        "asked; may be repeated",
+        "S3 endpoints that chains may name, * standing for any text without a slash, * alone for every one; "
+        "addresses of cloud metadata are never asked; may be repeated",
         many=True,
     ),
     _Option(

@@ -24,6 +24,7 @@ class Release:
         self._values = [
             *_image("image", settings.operator_image),
             *_image("trainer.image", settings.trainer_image),
+            "--set=allowedEndpoints={*}",  # the run's store speaks http
             "--set=progressSeconds=1",  # so that the run sees in time how far a stage is
         ]
 

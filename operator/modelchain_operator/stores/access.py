@@ -112,7 +112,7 @@ class StoreAccess:
         self,
         api: KubernetesApi,
         own_identity_stores: Iterable[OwnIdentityStore] = (),
-        allowed_endpoints: Iterable[str] = ("*",),
+        allowed_endpoints: Iterable[str] = ("https://*",),
         *,
         clients: int = 256,
         connections: int = 8,
@@ -128,9 +128,7 @@ class StoreAccess:
         self._own = tuple(own_identity_stores)
         allowed = tuple(allowed_endpoints)
         self._allowed = tuple(_pattern(text) for text in allowed)
-        self._named = tuple(
-            _pattern(text) for text in allowed if text != "*"
-        )  # what the administrator has listed
+        self._named = tuple(_pattern(text) for text in allowed if _names_a_host(text))
         self._api_servers = frozenset(map(_host_and_port, api_servers))
         self._api_servers_at = -REREAD_SECONDS  # when the API server was asked for others; monotonic
         self._wrap = wrap
@@ -237,7 +235,7 @@ class StoreAccess:
         if not any(pattern.fullmatch(_origin(spec.endpoint_url)) for pattern in self._allowed):
             raise _RefusedError(
                 f"store.endpointUrl {_shown(spec.endpoint_url)}: the administrator does not allow this endpoint "
-                "(--allowed-endpoint)"
+                "(--allowed-endpoint, allowedEndpoints of the chart; by default https:// alone)"
             )
         await self._learn_api_servers()
 
@@ -437,6 +435,11 @@ def _pattern(text: str) -> re.Pattern[str]:
     if text == "*":
         return re.compile(r".*", re.DOTALL)
     return re.compile("[^/]*".join(re.escape(part) for part in _origin(text).split("*")))
+
+
+def _names_a_host(pattern: str) -> bool:
+    """Whether it is more than a scheme and a port: `*`, `https://*` and `http://*:9000` speak of any host."""
+    return (urlsplit(pattern).hostname or "").strip("*.") != ""
 
 
 def _shown(url: str | None) -> str:

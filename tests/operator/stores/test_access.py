@@ -109,11 +109,19 @@ def resolved(store: StoreSpec, namespace: str = "default") -> ResolvedChain:
 
 
 # What the tests' S3 server needs, which is on this machine.
-HERE = ("--allowed-endpoint", "http://127.0.0.1:*", "--allowed-endpoint", "https://*:*")
+HERE = (
+    "--allowed-endpoint",
+    "http://127.0.0.1:*",
+    "--allowed-endpoint",
+    "https://127.0.0.1:*",
+    "--allowed-endpoint",
+    "https://localhost:*",
+)
 
 
 def accessing(cluster: Cluster, *flags: str, **options: Any) -> StoreAccess:
-    settings = read_settings(list(flags), {})
+    anywhere = () if "--allowed-endpoint" in flags else ("--allowed-endpoint", "*")
+    settings = read_settings([*flags, *anywhere], {})
     options.setdefault("resolve_host", lambda _: ["10.0.0.1"])
     return StoreAccess(cluster, settings.own_identity_stores, settings.allowed_endpoints, **options)
 
@@ -303,7 +311,8 @@ def test_the_operators_own_machine_is_asked_only_where_the_administrator_names_i
 ) -> None:
     store = spec(endpoint_url=endpoint, secret_ref={"name": "keys"})
     assert "own machine" in refusal(cluster, store)
-    assert "own machine" in refusal(cluster, store, "--allowed-endpoint", "*")
+    for anywhere in ("*", "http://*"):
+        assert "own machine" in refusal(cluster, store, "--allowed-endpoint", anywhere)
 
     async def scenario() -> None:
         assert isinstance(await opened(accessing(cluster, "--allowed-endpoint", endpoint), store), Store)
@@ -452,6 +461,25 @@ def test_no_host_name_is_resolved_when_a_store_is_opened(cluster: Cluster) -> No
 
     run(scenario())
     assert asked == []
+
+
+def test_by_default_an_endpoint_is_asked_over_https_alone(cluster: Cluster) -> None:
+    defaults = [
+        flag for text in read_settings([], {}).allowed_endpoints for flag in ("--allowed-endpoint", text)
+    ]
+    secret = {"name": "keys"}
+    for plain in ("http://minio.example:9000", "HTTP://minio.example"):
+        assert "by default https:// alone" in refusal(
+            cluster, spec(endpoint_url=plain, secret_ref=secret), *defaults
+        )
+    loopback = spec(endpoint_url="https://127.0.0.1:9000", secret_ref=secret)
+    assert "own machine" in refusal(cluster, loopback, *defaults)
+
+    async def scenario() -> None:
+        store = spec(endpoint_url="https://minio.example:9000", secret_ref=secret)
+        assert isinstance(await opened(accessing(cluster, *defaults), store), Store)
+
+    run(scenario())
 
 
 @pytest.mark.parametrize(
