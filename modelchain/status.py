@@ -396,6 +396,12 @@ class ChainStatus(StatusBlock):
         """The chain's stages, then its baselines."""
         return (*self.stages, *self.baselines)
 
+    @property
+    def last_attempts(self) -> dict[str, int]:
+        """By name, the number of the last attempt of every stage that the chain has or had; 0 if there was none."""
+        former = {stage.name: stage.attempt for stage in self.former_stages}
+        return former | {stage.name: stage.attempt for stage in self.all_stages}
+
     def find_stage(self, name: str) -> StageStatus | None:
         """The status of the stage or baseline of that name."""
         return next((stage for stage in self.all_stages if stage.name == name), None)

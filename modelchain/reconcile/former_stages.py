@@ -35,12 +35,13 @@ def former_stages(chain: ResolvedChain, observed: Observation) -> tuple[FormerSt
     """
     status = observed.status or ChainStatus()
     names = {stage.name for stage in chain.all_stages}
-    attempts = {one.name: one.attempt for one in status.former_stages}
-    attempts |= {stage.name: stage.attempt for stage in status.all_stages if stage.attempt}
+    attempts = status.last_attempts
     for job in observed.jobs:
         attempts[job.stage] = max(attempts.get(job.stage, 0), job.attempt)
     left = [
-        FormerStage(name=name, attempt=attempt) for name, attempt in attempts.items() if name not in names
+        FormerStage(name=name, attempt=attempt)
+        for name, attempt in attempts.items()
+        if attempt and name not in names
     ]
     return tuple(left[-MAX_FORMER_STAGES:])
 

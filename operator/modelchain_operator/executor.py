@@ -9,8 +9,9 @@ from modelchain.reconcile.actions import Action, RemoveJob, StartJob, StopJob
 from modelchain_operator.acceptance import Accepted
 from modelchain_operator.informers.cache import Cache
 from modelchain_operator.job_writer import JobRefused, JobWriter
+from modelchain_operator.kubernetes.api import Object
 from modelchain_operator.kubernetes.key import Key
-from modelchain_operator.observe import ChainMemory, ClusterSnapshot, CreateRefusal
+from modelchain_operator.observe import ChainMemory, ClusterSnapshot, CreateRefusal, generation_of
 
 logger = logging.getLogger(__name__)
 
@@ -36,14 +37,12 @@ class Executor:
             case RemoveJob():
                 await self._jobs.remove(action, snapshot)
 
-    async def probe_refusals(
-        self, snapshot: ClusterSnapshot, accepted: Accepted, memory: ChainMemory
-    ) -> None:
+    async def probe_refusals(self, body: Object, accepted: Accepted, memory: ChainMemory) -> None:
         """Find out by dry runs whether jobs that were refused would be admitted now, so that a chain that can't go on
         writes nothing.
         """
         for stage, refusal in list(memory.refusals.items()):
-            if refusal.generation != snapshot.generation or stage not in accepted.jobs:
+            if refusal.generation != generation_of(body) or stage not in accepted.jobs:
                 del memory.refusals[stage]
                 continue
             if time.monotonic() < refusal.ask_at:

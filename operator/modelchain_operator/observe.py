@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 
 from pydantic import ValidationError
 
@@ -33,30 +32,34 @@ class ClusterSnapshot:
     """A chain and its jobs, as they were at one moment."""
 
     body: Object
+    status: ChainStatus | None  # `status_of` the chain
     trees: tuple[JobTree, ...]
 
     @property
     def generation(self) -> int:
         """Of the spec."""
-        return int(self.body["metadata"].get("generation", 0))
-
-    @cached_property
-    def status(self) -> ChainStatus | None:
-        """`status_of` the chain."""
-        return status_of(self.body)
+        return generation_of(self.body)
 
 
 def snapshot_of(
     body: Object, jobs: Iterable[Object], pods: Sequence[Object], memory: ChainMemory
 ) -> ClusterSnapshot:
     """A chain, with those of the jobs and pods that it owns."""
-    return ClusterSnapshot(body, job_trees(reference_of(body), jobs, pods, memory.jobs.pods))
+    status = status_of(body)
+    attempts = (status or ChainStatus()).last_attempts
+    trees = job_trees(reference_of(body), attempts, jobs, pods, memory.jobs.pods)
+    return ClusterSnapshot(body, status, trees)
 
 
 def reference_of(body: Object) -> ChainReference:
     """Which chain it is."""
     metadata = body["metadata"]
     return ChainReference(namespace=metadata["namespace"], name=metadata["name"], uid=metadata["uid"])
+
+
+def generation_of(body: Object) -> int:
+    """Of the chain's spec."""
+    return int(body["metadata"].get("generation", 0))
 
 
 @dataclass

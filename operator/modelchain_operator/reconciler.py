@@ -158,7 +158,7 @@ class Reconciler:
         if isinstance(accepted, Refused):
             self.queue.add(key)
             return
-        await self.executor.probe_refusals(ClusterSnapshot(body, ()), accepted, memory)
+        await self.executor.probe_refusals(body, accepted, memory)
         seen_at = time.monotonic()
         snapshot = await self.cluster.live(body, memory, accepted)
         decision = await self._decide(key, snapshot, accepted, memory)

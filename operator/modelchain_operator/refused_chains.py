@@ -10,11 +10,10 @@ from modelchain.reconcile.refused import decide_refused, under_way
 from modelchain.status import ChainStatus
 from modelchain_operator.acceptance import Acceptance, Accepted, Refused
 from modelchain_operator.jobs import JOB_KINDS
-from modelchain_operator.jobs.trees import job_trees
 from modelchain_operator.kubernetes.api import Object
 from modelchain_operator.kubernetes.key import Key
 from modelchain_operator.live_view import LiveView
-from modelchain_operator.observe import ChainMemory, reference_of, status_of
+from modelchain_operator.observe import ChainMemory, generation_of, snapshot_of, status_of
 from modelchain_operator.recovered_stages import recovered
 from modelchain_operator.status_writer import StatusWriter
 from modelchain_operator.stores.views import StoreViews
@@ -40,10 +39,10 @@ class RefusedChains:
         if isinstance(answer, Accepted) or not open_stages:
             memory.still_running = None
             return answer
-        generation = _generation(body)
+        generation = generation_of(body)
         if memory.still_running is None or memory.still_running[0] != generation:
             jobs = await self.cluster.jobs(JOB_KINDS, body["metadata"]["namespace"], memory.uid)
-            trees = job_trees(reference_of(body), jobs, ())
+            trees = snapshot_of(body, jobs, (), memory).trees
             memory.still_running = generation, recovered(body, trees, open_stages)
         running = memory.still_running[1]
         return answer if running is None else replace(running, problems=answer.problems)
@@ -67,9 +66,5 @@ class RefusedChains:
 
 def _refused_status(body: Object, refused: Refused) -> ChainStatus:
     observed = Observation(status=status_of(body))
-    now, generation = time.time(), _generation(body)
+    now, generation = time.time(), generation_of(body)
     return decide_refused(None, observed, refused.problems, generation=generation, now=now).status
-
-
-def _generation(body: Object) -> int:
-    return int(body["metadata"].get("generation", 0))

@@ -120,6 +120,7 @@ class World(RuleBasedStateMachine):
         self.api = MemoryApi()
         self.manifests: dict[str, Manifest] = {}
         self.foreign: set[str] = set()  # uids of what others have made with our labels
+        self.forged: set[str] = set()  # uids of jobs that nobody can tell from ours
         self.crashes = 0
         self.attempts: dict[tuple[str, str], int] = {}  # by chain's uid and stage: the highest that was said
         self.vanished: dict[str, Manifest] = {}
@@ -365,7 +366,7 @@ class World(RuleBasedStateMachine):
             self.manifests.setdefault(digest, manifest(stage))
 
     def own_jobs(self) -> list[Object]:
-        return [job for job in self.api.all(JOB) if job["metadata"]["uid"] not in self.foreign]
+        return [job for job in self.api.all(JOB) if job["metadata"]["uid"] not in self.foreign | self.forged]
 
     def stage_of(self, digest: str) -> ResolvedStage | None:
         for body in self.api.all(CHAIN):
@@ -436,6 +437,51 @@ class World(RuleBasedStateMachine):
         )
         self.foreign.add(made["metadata"]["uid"])
 
+    @rule(
+        name=st.sampled_from(NAMES),
+        attempt=st.one_of(st.integers(1, 5), st.sampled_from([10**6 - 1, 10**6, 10**6 + 1, 2**63 - 1])),
+        same_weights=st.booleans(),
+        times=st.integers(0, 6),
+        who=st.integers(0, 1),
+    )
+    def somebody_forges_a_job(
+        self, name: str, attempt: int, same_weights: bool, times: int, who: int
+    ) -> None:
+        """One that names the chain as its controller and is called as ours would be: whoever may create jobs can. What
+        is trained then trains on for a while.
+        """
+        body = self.api.objects[CHAIN, *STAYS]
+        metadata = body["metadata"]
+        called = job_name(reference_of(body), name, attempt)
+        if (JOB, STAYS.namespace, called) in self.api.objects:
+            return
+        status = status_of(body)
+        stage = status.find_stage(name) if status is not None else None
+        owner = reference(CHAIN.api_version, CHAIN.kind, STAYS.name, metadata["uid"], controller=True)
+        item = {
+            "metadata": {
+                "namespace": STAYS.namespace,
+                "name": called,
+                "labels": {
+                    labels.CHAIN_UID: metadata["uid"],
+                    labels.STAGE: name,
+                    labels.ATTEMPT: str(attempt),
+                },
+                "annotations": {
+                    labels.DIGEST_ANNOTATION: stage.digest if stage is not None and same_weights else "0" * 64
+                },
+                "ownerReferences": [owner],
+            },
+            "spec": {"suspend": True},
+            "status": {},
+        }
+        self.forged.add(self.api.put(JOB, item)["metadata"]["uid"])
+        for _ in range(times):
+            self.watch(len(self.api.changes))
+            self.passes(STAYS, who)
+            self.kubelet(2)
+            self.now += 10
+
     # ---- what always holds
 
     @invariant()
@@ -479,14 +525,15 @@ class World(RuleBasedStateMachine):
             status = status_of(body)
             for stage in status.all_stages if status is not None else ():
                 name = (body["metadata"]["uid"], stage.name)
-                assert self.attempts.get(name, 0) <= stage.attempt < 1000, "attempts only grow"
+                assert self.attempts.get(name, 0) <= stage.attempt < 10**6 + 1000, "attempts only grow"
                 assert stage.failures <= LIMIT + 1
                 self.attempts[name] = stage.attempt
 
     def teardown(self) -> None:
         """Once everybody leaves it alone, the chain that stays is complete: its own failures were too few to end it."""
         if (CHAIN, *STAYS) in self.api.objects:
-            for job in [job for job in self.api.all(JOB) if job["metadata"]["uid"] in self.foreign]:
+            others = self.foreign | self.forged
+            for job in [job for job in self.api.all(JOB) if job["metadata"]["uid"] in others]:
                 self.api.take(JOB, job["metadata"]["namespace"], job["metadata"]["name"])
             self.manifests.update(self.vanished)
             self.suspend(False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -10,8 +11,10 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from modelchain.reconcile import start
+from modelchain.resolved import ChainReference
 from modelchain.status import ChainStatus
-from modelchain_operator import preconditions
+from modelchain_operator import observe, preconditions
+from modelchain_operator.jobs.trees import JobTree
 from modelchain_operator.kubernetes.api import Object
 from tests.operator.memory_api import MemoryApi
 from tests.operator.test_worlds import World
@@ -56,5 +59,16 @@ def test_a_stage_that_starts_on_a_stale_cache_beside_what_is_left_of_a_renamed_o
         return check(before.model_copy(update={"former_stages": ()}), *others)
 
     monkeypatch.setattr(preconditions, "only_starts_fresh_stages", unaware)
+    with pytest.raises(AssertionError):
+        run_state_machine_as_test(World, settings=ENOUGH)
+
+
+def test_jobs_of_any_attempt_that_are_taken_for_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    trees = observe.job_trees
+
+    def credulous(chain: ChainReference, _: Mapping[str, int], *others: Any) -> tuple[JobTree, ...]:
+        return trees(chain, {}, *others)
+
+    monkeypatch.setattr(observe, "job_trees", credulous)
     with pytest.raises(AssertionError):
         run_state_machine_as_test(World, settings=ENOUGH)

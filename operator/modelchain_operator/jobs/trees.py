@@ -2,8 +2,9 @@
 
 Anybody who may create a pod may put any label on it, in any namespace; `kubectl debug --copy-to --keep-labels` copies
 ours. So a job counts if it stands in the chain's namespace, the chain is its controller, and it has the very name that
-we would have given to that attempt of that stage. A pod counts if such a job is its controller, or the controller of
-what controls it: some kinds of jobs make other objects, and those make the pods.
+we would have given to that attempt of that stage. All this may be forged by whoever may create jobs there, so an
+attempt counts only up to the next one: nobody moves their numbers on by more. A pod counts if such a job is its
+controller, or the controller of what controls it: some kinds of jobs make other objects, and those make the pods.
 https://kubernetes.io/docs/concepts/overview/working-with-objects/owners-dependents/
 """
 
@@ -21,7 +22,7 @@ from modelchain_operator.jobs.registry import BACKENDS, backend_of, is_job
 from modelchain_operator.kubernetes import labels
 from modelchain_operator.kubernetes.api import Object
 
-MAX_ATTEMPT = 10**6  # at one attempt in ten minutes, 19 years; the status has a 64-bit counter
+MAX_UNRECORDED = 10**6  # of a stage that the chain's status does not know; the status has a 64-bit counter
 _MAX_OWNERS = 4  # from a pod to its job
 
 
@@ -50,12 +51,14 @@ class JobTree:
 
 def job_trees(
     chain: ChainReference,
+    attempts: Mapping[str, int],
     jobs: Iterable[Object],
     pods: Sequence[Object],
     former: Mapping[str, Place] | None = None,
 ) -> tuple[JobTree, ...]:
     """The attempts of a chain that these objects show, among objects of others.
 
+    `attempts`: by stage, the last attempt that the chain's status has recorded, which it does before there is a job.
     `jobs`: of every kind of `JOB_KINDS`, those between a job and its pods among them.
     `former`: pods, by uid, that were a job's once. Whoever deletes the job and leaves its pods
     (`kubectl delete --cascade=orphan`) takes the owner from them.
@@ -66,7 +69,7 @@ def job_trees(
     intermediates: list[Object] = []
     for job in jobs:
         uid, owner = job["metadata"]["uid"], controller_of(job)
-        if (place := _place_of_job(chain, job)) is not None:
+        if (place := _place_of_job(chain, attempts, job)) is not None:
             places[uid], own_jobs[uid] = place, job
         elif owner is not None and _is_in(chain, job):
             owners[uid] = owner
@@ -88,7 +91,7 @@ def job_trees(
         elif owner.uid in own_pods:
             if _is_in(chain, pod):
                 own_pods[owner.uid].append(pod)
-        elif (place := _place_by_owner(chain, pod, owner)) is not None:
+        elif (place := _place_by_owner(chain, attempts, pod, owner)) is not None:
             uid = uids.get(place)
             if uid is not None and not owner.is_a(backend_of(own_jobs[uid]).kind):
                 own_pods[uid].append(pod)  # the job's own uid is not known from there
@@ -120,34 +123,37 @@ def _highest_owner(item: Object, owners: Mapping[str, Owner]) -> Owner | None:
     return owner
 
 
-def _place_of_job(chain: ChainReference, job: Object) -> Place | None:
+def _place_of_job(chain: ChainReference, attempts: Mapping[str, int], job: Object) -> Place | None:
     owner = controller_of(job)
     if not is_job(job) or owner is None or (owner.group, owner.kind, owner.uid) != (GROUP, KIND, chain.uid):
         return None
-    place = _labelled_place(chain, job)
+    place = _labelled_place(chain, attempts, job)
     return place if place is not None and job["metadata"]["name"] == place.name else None
 
 
-def _place_by_owner(chain: ChainReference, pod: Object, owner: Owner) -> Place | None:
+def _place_by_owner(
+    chain: ChainReference, attempts: Mapping[str, int], pod: Object, owner: Owner
+) -> Place | None:
     """Of a pod whose job is not seen to own it: the name of the owner has to be one that only this operator's jobs
     have.
     """
-    place = _labelled_place(chain, pod)
+    place = _labelled_place(chain, attempts, pod)
     if place is None or not any(one.is_pod_owner(owner, place.name) for one in BACKENDS.values()):
         return None
     return place
 
 
-def _labelled_place(chain: ChainReference, item: Object) -> Place | None:
+def _labelled_place(chain: ChainReference, attempts: Mapping[str, int], item: Object) -> Place | None:
     """What the labels say, if it is possible at all; they count only with an owner."""
     found = item["metadata"].get("labels") or {}
     stage, text = str(found.get(labels.STAGE, "")), str(found.get(labels.ATTEMPT, ""))
     if found.get(labels.CHAIN_UID) != chain.uid or not _is_in(chain, item) or not stage:
         return None
-    if len(text) > len(str(MAX_ATTEMPT)) or not (text.isascii() and text.isdecimal()):
+    highest = attempts[stage] + 1 if stage in attempts else MAX_UNRECORDED
+    if len(text) > len(str(highest)) or not (text.isascii() and text.isdecimal()):
         return None
     attempt = int(text)
-    if not 1 <= attempt <= MAX_ATTEMPT or str(attempt) != text:
+    if not 1 <= attempt <= highest or str(attempt) != text:
         return None
     return Place(stage, attempt, names.job_name(chain, stage, attempt))
 

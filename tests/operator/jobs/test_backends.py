@@ -103,7 +103,7 @@ def between(job: Object) -> Object:
 def test_pods_may_hang_on_what_a_job_has_made() -> None:
     job = made(JobBackend.PYTORCH_JOB)
     inner = between(job)
-    (tree,) = job_trees(chain_of(job), [inner, job], [pod_of(job, inner)])
+    (tree,) = job_trees(chain_of(job), {}, [inner, job], [pod_of(job, inner)])
     assert tree.job is job
     assert [pod["metadata"]["uid"] for pod in tree.pods] == ["pod-1"]
     assert tree.intermediate == (inner,)
@@ -112,9 +112,11 @@ def test_pods_may_hang_on_what_a_job_has_made() -> None:
 def test_what_hangs_on_another_namespace_is_not_the_chains() -> None:
     job = made(JobBackend.PYTORCH_JOB)
     elsewhere = controlled(between(job), job, namespace="other")
-    (tree,) = job_trees(chain_of(job), [elsewhere, job], [pod_of(job, elsewhere)])
+    (tree,) = job_trees(chain_of(job), {}, [elsewhere, job], [pod_of(job, elsewhere)])
     assert (tree.pods, tree.intermediate) == ((), ())
-    (tree,) = job_trees(chain_of(job), [between(job), job], [pod_of(job, between(job), namespace="other")])
+    (tree,) = job_trees(
+        chain_of(job), {}, [between(job), job], [pod_of(job, between(job), namespace="other")]
+    )
     assert tree.pods == ()
 
 
@@ -123,7 +125,7 @@ def test_owners_in_a_circle_end_nowhere() -> None:
     one, two = between(job), between(job)
     two["metadata"] |= {"uid": "between-2"}
     circle = [controlled(one, two), controlled(two, one)]
-    (tree,) = job_trees(chain_of(job), [job, *circle], [pod_of(job, one)])
+    (tree,) = job_trees(chain_of(job), {}, [job, *circle], [pod_of(job, one)])
     assert tree.pods == ()
 
 

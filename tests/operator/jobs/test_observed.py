@@ -109,7 +109,7 @@ def observe(
     jobs: Sequence[Object], pods: Sequence[Object], memory: JobMemory | None = None, now: float = NOW
 ) -> tuple[Job, ...]:
     memory = memory or JobMemory()
-    return observe_jobs(job_trees(CHAIN, jobs, pods, memory.pods), memory, now)
+    return observe_jobs(job_trees(CHAIN, {}, jobs, pods, memory.pods), memory, now)
 
 
 def look(
@@ -261,6 +261,14 @@ def test_labels_alone_make_nothing_the_chains(jobs: list[Object], pods: list[Obj
         [job("Running"), *(one for one in jobs if one["metadata"]["name"] != JOB)], [*BOTH, *lone]
     )
     assert (own.name, own.phase, own.disrupted) == (JOB, P.RUNNING, False)
+
+
+def test_an_attempt_that_is_not_the_next_one_is_nobodys() -> None:
+    """Whoever may create jobs in the namespace can make one that looks like any attempt to come."""
+    for last, believed in ((0, False), (1, False), (2, True), (3, True), (10**7, True)):
+        for jobs, pods in (([job()], BOTH), ([job()], []), ([], BOTH)):
+            assert bool(job_trees(CHAIN, {"s": last}, jobs, pods)) is believed
+    assert job_trees(CHAIN, {"another": 1}, [job()], []), "of a stage of which nothing is recorded"
 
 
 def test_a_pod_that_looks_like_a_success_of_the_running_job_is_not_its_pod() -> None:
