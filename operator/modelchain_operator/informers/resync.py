@@ -99,12 +99,13 @@ class Resync:
 
     async def once(self) -> None:
         """One whole listing. What is refused is left out and said once: a namespace, a kind, a chain that can't be read
-        holds up no other. Raises ApiError where the API server can't be asked at all.
+        holds up no other. Raises ApiError where the chains can't be listed: then it is the API server that is away.
         """
+        self._unanswered = 0
+        await self._list_chains()
         for kind in (*JOB_KINDS, POD):
             for key in await self._list_belongings(kind):
                 self._queue.add(key)
-        await self._list_chains()
         if any((CHAIN, namespace) not in self._refused for namespace in self._namespaces):
             self.listed.set()
 
@@ -119,6 +120,10 @@ class Resync:
             waiting = set() if kind in self._not_served else set(self._cache)
             self._not_served.add(kind)
             return waiting | self._cache.drop_absent(kind, set(), before)
+        except Unavailable as error:  # of this kind: of a webhook that converts its versions, say
+            self.attempted_at = time.monotonic()
+            logger.error("%s; chains that need it wait, it is tried again with the next listing", error)
+            return set()
         changed = await self._read_stale(kind, listed)
         served_anew = kind in self._not_served
         if served_anew:

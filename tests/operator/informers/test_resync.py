@@ -11,8 +11,9 @@ import pytest
 from modelchain_operator.informers import resync as module
 from modelchain_operator.informers.cache import Cache
 from modelchain_operator.informers.resync import FEW, Resync
-from modelchain_operator.kubernetes.api import KubernetesApi, Object
-from modelchain_operator.kubernetes.kinds import CHAIN
+from modelchain_operator.kubernetes import labels
+from modelchain_operator.kubernetes.api import KubernetesApi, Object, ObjectVersion, Unavailable
+from modelchain_operator.kubernetes.kinds import CHAIN, POD, PYTORCHJOB, Kind
 from modelchain_operator.work_queue import KeyQueue
 from tests.control_plane.plane import ControlPlane
 from tests.operator.kubernetes.test_api import chain, with_api
@@ -42,6 +43,17 @@ class Scene:
     async def create_chains(self) -> None:
         for number in range(FEW + 5):
             await self.api.create(CHAIN, chain(self.namespace, f"chain-{number}"))
+
+    def break_listing(self, kind: Kind) -> None:
+        """Have the API server answer 500 to listings of that kind."""
+        list_versions = self.api.list_versions
+
+        async def broken(of: Kind, where: str | None) -> list[ObjectVersion]:
+            if of == kind:
+                raise Unavailable(f"list {kind.plural}: conversion webhook failed", status=500)
+            return await list_versions(of, where)
+
+        self.api.list_versions = broken  # type: ignore[method-assign]
 
     async def watch(self, *, but: int = 0) -> None:
         """Show what there is, but for a few, as a watch does when it begins."""
@@ -85,6 +97,36 @@ def test_without_a_watch_all_are_read_after_a_while(
         assert all(before < after for before, after in steps), (
             "each read is progress, so that it counts as live"
         )
+
+    play(control_plane, namespace, scenario)
+
+
+@pytest.mark.parametrize("kind", [PYTORCHJOB, POD], ids=lambda kind: kind.plural)
+def test_a_kind_that_can_not_be_listed_holds_up_no_chain(
+    control_plane: ControlPlane, namespace: str, kind: Kind
+) -> None:
+    """As where the webhook that converts its versions is broken."""
+
+    async def scenario(scene: Scene) -> None:
+        await scene.watch()
+        scene.break_listing(kind)
+        known = {"name": "job", "namespace": namespace, "uid": "job", "resourceVersion": "1"}
+        scene.cache.show(kind, {"metadata": known | {"labels": {labels.CHAIN_UID: "chain"}}})
+        await scene.resync.once()
+        assert scene.resync.listed.is_set()
+        assert scene.cache.objects(kind, namespace, "chain"), "what was not listed is not gone"
+
+    play(control_plane, namespace, scenario)
+
+
+def test_chains_that_can_not_be_listed_are_not_taken_for_listed(
+    control_plane: ControlPlane, namespace: str
+) -> None:
+    async def scenario(scene: Scene) -> None:
+        scene.break_listing(CHAIN)
+        with pytest.raises(Unavailable):
+            await scene.resync.once()
+        assert not scene.resync.listed.is_set()
 
     play(control_plane, namespace, scenario)
 
