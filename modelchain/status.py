@@ -45,9 +45,9 @@ Numbers = Annotated[dict[str, Finite], Field(max_length=MAX_METRICS)]
 
 
 class StatusBlock(Block):
-    """A part of the status. Unknown fields are passed over: a newer release may have written them."""
+    """A part of the status. Unknown fields are carried along: a newer release may have written them."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="allow")
 
 
 class ChainPhase(StrEnum):
@@ -314,8 +314,8 @@ class Columns(StatusBlock):
 
 
 class ChainStatus(StatusBlock):
-    """Reading one never fails because another version wrote it: what this version does not understand is left out
-    (unless it is read with WHOLE as context).
+    """Reading one never fails because another version wrote it: fields that this version does not know are
+    kept, and values that it does not understand are left out (unless it is read with WHOLE as context).
     """
 
     @model_validator(mode="wrap")

@@ -79,6 +79,7 @@ def test_an_operator_goes_on_under_a_newer_crd_and_names_what_it_does_not_know(
     team.pods.release()
     chain.wait("Complete", seconds=300)
     assert chain.stage("tiny")["attempt"] == 1
+    assert (chain.status()["insight"], chain.stage("tiny")["insight"]) == ("deep", "deep")
     wait_until_quiet(audit_log, release)
 
     refused = team.another_chain("newer")

@@ -65,6 +65,21 @@ def test_nothing_is_counted_or_trained_anew_after_a_roll_back(written: dict[str,
     assert play.status.condition(ConditionType.ACCEPTED) is not None
 
 
+def test_fields_of_a_newer_version_are_written_back(written: dict[str, Any]) -> None:
+    newer = changed(written, insight="deep")
+    newer["insight"] = {"depth": 3}
+    newer["stages"][1]["insight"] = ["wide"]
+    newer["stages"][1]["phase"] = "Warming"  # and one that can't be read beside them
+    play = Play(chain((("tiny", None), ("small", "tiny"))))
+    play.status = ChainStatus.model_validate(newer)
+    play.look(job(play.stage("small")))
+    play.look(small=StageFacts(manifest=manifest(play.stage("small"))))
+    kept = play.status.model_dump(mode="json", by_alias=True, exclude_none=True)
+    assert kept["insight"] == {"depth": 3}
+    assert [stage["insight"] for stage in kept["stages"]] == ["deep", ["wide"]]
+    assert [stage["phase"] for stage in kept["stages"]] == ["Complete", "Complete"]
+
+
 @pytest.mark.parametrize(
     "damage",
     [
