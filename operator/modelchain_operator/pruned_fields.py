@@ -35,7 +35,8 @@ class PrunedFields:
                 "the CRD modelchains.modelchain.dev is older than this operator and drops %s of the status: upgrade it",
                 ", ".join(sorted(".".join(path).replace(".[]", "[]") for path in new)),
             )
-        self._dropped |= dropped
+        served_now = {path for path in self._dropped if _holds(kept, path)}  # the CRD was upgraded
+        self._dropped = self._dropped - served_now | dropped
 
     def of(self, status: ChainStatus) -> ChainStatus:
         """The status as it would be stored."""
@@ -60,6 +61,15 @@ def _absent(asked: Any, kept: Any, path: Path) -> Iterator[Path]:
     elif isinstance(asked, list) and isinstance(kept, list):
         for one, other in zip(asked, kept, strict=False):
             yield from _absent(one, other, (*path, "[]"))
+
+
+def _holds(part: Any, path: Path) -> bool:
+    if not path:
+        return True
+    first, *rest = path
+    if first == "[]":
+        return isinstance(part, list) and any(_holds(item, tuple(rest)) for item in part)
+    return isinstance(part, dict) and first in part and _holds(part[first], tuple(rest))
 
 
 def _remove(part: Any, path: Path) -> None:

@@ -37,6 +37,18 @@ def test_a_status_is_without_what_was_dropped_before(caplog: pytest.LogCaptureFi
     assert "drops speedupPlanned, stages[].activity of the status: upgrade it" in told
 
 
+def test_a_field_that_is_stored_once_the_crd_is_upgraded_is_not_missed_any_more() -> None:
+    kept, asked = PrunedFields(), status_object(STATUS)
+    stored = copy.deepcopy(asked)
+    del stored["speedupPlanned"], stored["stages"][0]["activity"], stored["stages"][1]["loss"]
+    kept.learn(asked, stored)
+    stored["speedupPlanned"], stored["stages"][0]["activity"] = 2.09, "Training"
+    kept.learn(asked, stored)
+    assert kept.of(STATUS) == ChainStatus.model_validate(stored), "the loss is dropped still"
+    kept.learn(asked, asked)
+    assert kept.of(STATUS) == STATUS
+
+
 def test_a_status_that_can_not_do_without_a_field_stays_as_it_is() -> None:
     kept, asked = PrunedFields(), status_object(STATUS)
     stored = copy.deepcopy(asked)
