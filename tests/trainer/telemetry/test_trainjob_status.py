@@ -39,10 +39,14 @@ class Server:
         (folder / "token").write_text("first\n")
         self.taken: queue.Queue[tuple[str, dict[str, Any]]] = queue.Queue()
         self.folder = folder
-        taken = self.taken
+        self.talks_http = True
+        taken, server = self.taken, self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
+                if not server.talks_http:
+                    self.wfile.write(b"220 mail.example.com ESMTP\r\n")
+                    return
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 taken.put((f"{self.path} {self.headers['Authorization']}", body))
                 self.send_response(200)
@@ -151,6 +155,29 @@ def test_a_server_that_does_not_answer_is_told_once(server: Server, caplog: pyte
         reporter.start()
         for _ in range(3):
             assert asked.acquire(timeout=PATIENCE_SECONDS)
+        reporter.close()
+    assert len([one for one in caplog.records if "the training goes on" in one.message]) == 1
+
+
+def test_a_server_that_talks_no_http_is_told_once_and_asked_on(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.talks_http = False
+    found = find_server(server.environment)
+    assert found is not None
+    asked = threading.Semaphore(0)
+
+    def latest() -> Progress:
+        asked.release()
+        return progress(3, 1)
+
+    with caplog.at_level(logging.WARNING):
+        reporter = StatusReporter(found, latest, seconds=0.01)
+        reporter.start()
+        for _ in range(3):
+            assert asked.acquire(timeout=PATIENCE_SECONDS)
+        server.talks_http = True
+        assert server.taken.get(timeout=PATIENCE_SECONDS)[1]["trainerStatus"]["progressPercentage"] == 10
         reporter.close()
     assert len([one for one in caplog.records if "the training goes on" in one.message]) == 1
 

@@ -38,7 +38,7 @@ class StatusServer:
     token: Path
 
     def send(self, status: Mapping[str, object]) -> None:
-        """Raises OSError where it is not taken."""
+        """Raises OSError where it is not taken, http.client.HTTPException where the answer is no HTTP."""
         request = urllib.request.Request(  # noqa: S310  its scheme is checked where it is read
             self.url,
             data=json.dumps({"trainerStatus": status}).encode(),
@@ -120,7 +120,7 @@ class StatusReporter:
             return
         try:
             self._server.send(trainer_status(progress))
-        except (OSError, ValueError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever the server answers, the thread goes on
             if not self._unanswered:
                 logger.warning(
                     "the TrainJob's status does not get the progress (%s); the training goes on", error
