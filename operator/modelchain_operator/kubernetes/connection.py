@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import base64
 import re
+import ssl
 from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -42,6 +45,7 @@ class Connection:
     def __init__(self, access: ClusterAccess) -> None:
         self._access = access
         self._session: aiohttp.ClientSession | None = None
+        self._tls: ssl.SSLContext | None = None
         self._token: str | None = None
         self._reading = asyncio.Lock()
 
@@ -61,7 +65,8 @@ class Connection:
     ) -> Answer:
         """One request. Raises one of UNREACHABLE, and ConfigurationError if there are no credentials.
 
-        A refused token is read again, once: tokens of service accounts and of commands expire.
+        A refused token is read again, once: tokens of service accounts and of commands expire. So are certificates
+        where TLS fails: a cluster's authority is replaced in its file.
         """
         if self._session is None:
             self._session = self._open()
@@ -83,11 +88,18 @@ class Connection:
     ) -> Answer:
         sent = {**(headers or {}), **({"Authorization": f"Bearer {token}"} if token else {})}
         url = f"{self._access.server.rstrip('/')}{path}"
-        async with session.request(
-            method, url, params=query, data=body, headers=sent, allow_redirects=False
-        ) as response:
-            warnings = tuple(map(_warning, response.headers.getall("Warning", ())))
-            return Answer(response.status, response.headers, await response.read(), warnings)
+        request = partial(
+            session.request, method, url, params=query, data=body, headers=sent, allow_redirects=False
+        )
+        try:
+            return await _answer(request(ssl=self._tls or self._read_tls()))
+        except aiohttp.ClientSSLError:
+            return await _answer(request(ssl=self._read_tls()))
+
+    def _read_tls(self) -> ssl.SSLContext:
+        """How the API server is verified, by the files as they are now. Raises OSError."""
+        self._tls = tls_context(self._access)
+        return self._tls
 
     async def _read_token(self, refused: str | None) -> str | None:
         """The user's token; read again if the current one is the refused one."""
@@ -98,18 +110,22 @@ class Connection:
 
     def _open(self) -> aiohttp.ClientSession:
         access = self._access
-        context = tls_context(access)
         headers = {"User-Agent": f"modelchain-operator/{__version__}"}
         if access.username:  # a token takes precedence
             password = base64.b64encode(f"{access.username}:{access.password or ''}".encode()).decode()
             headers["Authorization"] = f"Basic {password}"
         return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(ssl=context),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers=headers,
             proxy=_proxy(access.server),
             timeout=aiohttp.ClientTimeout(total=TIMEOUT_SECONDS),
         )
+
+
+async def _answer(request: AbstractAsyncContextManager[aiohttp.ClientResponse]) -> Answer:
+    async with request as response:
+        warnings = tuple(map(_warning, response.headers.getall("Warning", ())))
+        return Answer(response.status, response.headers, await response.read(), warnings)
 
 
 def _warning(header: str) -> str:

@@ -19,6 +19,7 @@ from modelchain.errors import ConfigurationError
 from modelchain_operator.kubernetes.cluster_access import load_access
 from modelchain_operator.kubernetes.connection import Connection
 from modelchain_operator.kubernetes.credentials import connection_info
+from tests.control_plane.certificates import make_certificates
 
 SEEN = web.AppKey("seen", list[tuple[str, str]])
 
@@ -161,19 +162,35 @@ def test_an_authority_that_kubectl_accepts_is_accepted_by_every_python(
     asyncio.run(_ask_by_tls(*files))
 
 
+def test_an_authority_that_is_replaced_in_its_file_is_read_again(tmp_path: Path) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    for folder in (old, new):
+        folder.mkdir()
+        make_certificates(folder, "localhost", organization="api", authority=folder.name)
+    authority = tmp_path / "ca.crt"
+
+    async def run() -> None:
+        runner, port = await _serve_tls(old / "tls.crt", old / "tls.key")
+        authority.write_bytes((old / "ca.crt").read_bytes())
+        connection = Connection(config({"token": "t"}, f"https://localhost:{port}", authority=authority))
+        try:
+            await once(connection)
+            await runner.cleanup()
+            runner, port = await _serve_tls(new / "tls.crt", new / "tls.key", port)
+            with pytest.raises(aiohttp.ClientSSLError):
+                await once(connection)
+            authority.write_bytes((new / "ca.crt").read_bytes())
+            await once(connection)
+        finally:
+            await connection.close()
+            await runner.cleanup()
+
+    asyncio.run(run())
+
+
 async def _ask_by_tls(authority: Path, certificate: Path, key: Path) -> None:
-    served = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    served.load_cert_chain(certificate, key)
-
-    async def answer(request: web.Request) -> web.Response:
-        return web.json_response({})
-
-    application = web.Application()
-    application.router.add_route("*", "/{path:.*}", answer)
-    runner = web.AppRunner(application)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=served).start()
-    server = f"https://127.0.0.1:{runner.addresses[0][1]}"
+    runner, port = await _serve_tls(certificate, key)
+    server = f"https://127.0.0.1:{port}"
     known = config({"token": "good"}, server, authority=authority)
     connection = Connection(known)
     try:
@@ -184,6 +201,22 @@ async def _ask_by_tls(authority: Path, certificate: Path, key: Path) -> None:
     finally:
         await connection.close()
         await runner.cleanup()
+
+
+async def _serve_tls(certificate: Path, key: Path, port: int = 0) -> tuple[web.AppRunner, int]:
+    """A server that answers everything; which port it has."""
+    served = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    served.load_cert_chain(certificate, key)
+
+    async def answer(request: web.Request) -> web.Response:
+        return web.json_response({})
+
+    application = web.Application()
+    application.router.add_route("*", "/{path:.*}", answer)
+    runner = web.AppRunner(application)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", port, ssl_context=served).start()
+    return runner, int(runner.addresses[0][1])
 
 
 def _without_key_usage(folder: Path) -> tuple[Path, Path, Path]:
