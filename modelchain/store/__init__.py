@@ -6,6 +6,7 @@ URI is opened. May import from modelchain: errors, resolved.
 """
 
 from modelchain.store.base import (
+    Bounds,
     ConflictError,
     Credentials,
     Forbidden,
@@ -22,6 +23,7 @@ from modelchain.store.base import (
 from modelchain.store.open import open_location, open_store
 
 __all__ = [
+    "Bounds",
     "ConflictError",
     "Credentials",
     "Forbidden",

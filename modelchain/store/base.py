@@ -45,6 +45,17 @@ class StoreUnavailable(StoreError):  # noqa: N818
 
 
 @dataclass(frozen=True)
+class Bounds:
+    """How much is taken from a store into memory: whoever may write there, or runs it, is not always trusted."""
+
+    object_bytes: int = 256 << 20  # of an object that is read whole
+    listed: int = 1_000_000  # objects of one listing
+
+
+BOUNDS = Bounds()
+
+
+@dataclass(frozen=True)
 class Credentials:
     """Somebody's keys to a store. Nothing of them is ever shown."""
 
@@ -76,7 +87,7 @@ class Store(ABC):
 
     @abstractmethod
     def get(self, key: str) -> tuple[bytes, str]:
-        """The object's bytes and its etag. Raises NotFound."""
+        """The object's bytes and its etag. Raises NotFound, and UserDataError for more than `Bounds.object_bytes`."""
 
     def find(self, key: str) -> tuple[bytes, str] | None:
         """As `get`; None if there is no such object. Raises MissingBucket: then nothing can be called absent."""
@@ -103,7 +114,9 @@ class Store(ABC):
 
     @abstractmethod
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        """All objects whose key starts with `prefix`, in the order of their keys."""
+        """All objects whose key starts with `prefix`, in the order of their keys. S3: raises UserDataError for more
+        than `Bounds.listed`.
+        """
 
     @abstractmethod
     def put(self, key: str, data: bytes, *, if_absent: bool = False, if_match: str | None = None) -> str:
@@ -149,6 +162,13 @@ def split_uri(uri: str) -> tuple[str, str]:
     """Split `scheme://a/b/c.tar` (or a path) into its parent and its last part: ('scheme://a/b', 'c.tar')."""
     parent, _, name = uri.rpartition("/")
     return (parent or ("/" if uri.startswith("/") else "."), name)
+
+
+def too_large(uri: str, most: int) -> UserDataError:
+    """The error for an object that is larger than is read whole."""
+    return UserDataError(
+        f"{uri}: holds more than {most:,} bytes, the most that is read whole; whatever has written it, delete it"
+    )
 
 
 def check_key(key: str, uri: str) -> str:

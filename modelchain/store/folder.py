@@ -23,6 +23,8 @@ from pathlib import Path
 
 from modelchain.errors import MissingInputError, UserDataError
 from modelchain.store.base import (
+    BOUNDS,
+    Bounds,
     ConflictError,
     NotFound,
     ObjectInfo,
@@ -31,6 +33,7 @@ from modelchain.store.base import (
     StoreError,
     StoreUnavailable,
     check_key,
+    too_large,
 )
 from modelchain.store.local_files import (
     errors_of,
@@ -51,15 +54,22 @@ _NO_SUCH_LINK = {*_NO_SUCH_LOCK, errno.EPERM, errno.EMLINK}
 class FolderStore(Store):
     """Objects as files below `root`, which is made by the first write."""
 
-    def __init__(self, root: Path, *, allow_unconditional_writes: bool = False) -> None:
+    def __init__(
+        self, root: Path, *, allow_unconditional_writes: bool = False, bounds: Bounds = BOUNDS
+    ) -> None:
         """`allow_unconditional_writes`: go on where the file system has no locks (risk: see StoreSpec)."""
         self.root = root.absolute()
         self.uri = f"file://{self.root}"
         self._allow_unconditional_writes = allow_unconditional_writes
+        self._bounds = bounds
 
     def get(self, key: str) -> tuple[bytes, str]:
         with self._reading(key), self._path(key).open("rb") as file:
-            return file.read(), _etag(os.fstat(file.fileno()))
+            most = self._bounds.object_bytes
+            data = file.read(most + 1)
+            if len(data) > most:
+                raise too_large(self.uri_of(key), most)
+            return data, _etag(os.fstat(file.fileno()))
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
         with self._reading(key), self._path(key).open("rb") as file:

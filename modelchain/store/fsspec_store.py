@@ -26,10 +26,9 @@ class FsspecStore(ReadOnlyStore):
         except Exception as error:
             raise _translated(error, uri) from error
 
-    def read(self, key: str, start: int, length: int | None) -> bytes:
-        end = None if length is None else start + length
+    def read(self, key: str, start: int, length: int) -> bytes:
         try:
-            return self._files.cat_file(self._path(key), start=start, end=end)
+            return self._files.cat_file(self._path(key), start=start, end=start + length)
         except Exception as error:
             raise _translated(error, self.uri_of(key)) from error
 

@@ -19,12 +19,9 @@ _BUSY = {408, 425, 429}
 class HttpStore(ReadOnlyStore):
     """Files below an http:// or https:// address. Redirects are followed."""
 
-    def read(self, key: str, start: int, length: int | None) -> bytes:
-        if start == 0 and length is None:
-            return self._request(key, None)[1]
-        wanted = f"bytes={start}-" if length is None else f"bytes={start}-{start + length - 1}"
+    def read(self, key: str, start: int, length: int) -> bytes:
         try:
-            headers, data = self._request(key, wanted)
+            headers, data = self._request(key, start, length)
         except _BehindEnd:
             return b""
         self._check_range(key, headers)
@@ -33,7 +30,7 @@ class HttpStore(ReadOnlyStore):
     def head(self, key: str) -> ObjectInfo | None:
         # A range of one byte instead of HEAD: servers that sign addresses refuse HEAD, and this shows that ranges work.
         try:
-            headers, _ = self._request(key, "bytes=0-0")
+            headers, _ = self._request(key, 0, 1)
         except NotFound:
             return None
         except _BehindEnd:
@@ -53,17 +50,22 @@ class HttpStore(ReadOnlyStore):
                 f"{self.uri_of(key)}: the server ignores ranged reads; copy the file to a folder or to S3"
             )
 
-    def _request(self, key: str, wanted: str | None) -> tuple[http.client.HTTPMessage, bytes]:
+    def _request(self, key: str, start: int, length: int) -> tuple[http.client.HTTPMessage, bytes]:
         uri = self.uri_of(key)
-        headers = {"User-Agent": "modelchain", "Accept-Encoding": "identity"}
-        if wanted is not None:
-            headers["Range"] = wanted
+        headers = {
+            "User-Agent": "modelchain",
+            "Accept-Encoding": "identity",
+            "Range": f"bytes={start}-{start + length - 1}",
+        }
         try:
             request = urllib.request.Request(quote(uri, safe=":/?#[]@!$&'()*+,;=%~"), headers=headers)  # noqa: S310
             with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:  # noqa: S310
-                if wanted is not None and answer.status != 206:
+                if answer.status != 206:
                     return answer.headers, b""  # all of the file would follow
-                return answer.headers, answer.read()
+                data = answer.read(length + 1)
+                if len(data) <= length and answer.length:
+                    raise http.client.IncompleteRead(data, answer.length)
+                return answer.headers, data[:length]
         except urllib.error.HTTPError as error:
             raise _error(error.code, uri) from error
         except (OSError, http.client.HTTPException) as error:  # urllib.error.URLError is an OSError

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from modelchain.errors import ConfigurationError
 from modelchain.resolved import ResolvedStore
-from modelchain.store.base import PATIENCE_SECONDS, Credentials, Store
+from modelchain.store.base import BOUNDS, PATIENCE_SECONDS, Bounds, Credentials, Store
 
 if TYPE_CHECKING:
     from modelchain.store.s3_clients import SharedClients
@@ -19,19 +19,26 @@ def open_store(
     patience_seconds: float = PATIENCE_SECONDS,
     credentials: Credentials | None = None,
     clients: SharedClients | None = None,
+    bounds: Bounds = BOUNDS,
 ) -> Store:
     """The store of a chain. Nothing is read or written yet. Raises ConfigurationError for a scheme that can't be
     written to.
 
     `patience_seconds`: how long a call keeps trying where S3 has answered before and now does not.
     `credentials`: instead of those that boto3 finds. `clients`: taken from there, shared by many stores.
+    `bounds`: how much is taken into memory.
     """
     if "://" in store.uri and not store.uri.startswith(("s3://", "file:///")):
         raise ConfigurationError(
             f"{store.uri}: unknown kind of store; use s3://bucket/prefix, file:///folder or a path"
         )
     return open_location(
-        store.uri, store, patience_seconds=patience_seconds, credentials=credentials, clients=clients
+        store.uri,
+        store,
+        patience_seconds=patience_seconds,
+        credentials=credentials,
+        clients=clients,
+        bounds=bounds,
     )
 
 
@@ -42,6 +49,7 @@ def open_location(
     patience_seconds: float = PATIENCE_SECONDS,
     credentials: Credentials | None = None,
     clients: SharedClients | None = None,
+    bounds: Bounds = BOUNDS,
 ) -> Store:
     """A store rooted at `uri`, with the endpoint, region and certificates of `access`. See `open_store`.
 
@@ -51,7 +59,12 @@ def open_location(
         from modelchain.store.s3 import S3Store
 
         return S3Store(
-            uri, access, patience_seconds=patience_seconds, credentials=credentials, clients=clients
+            uri,
+            access,
+            patience_seconds=patience_seconds,
+            credentials=credentials,
+            clients=clients,
+            bounds=bounds,
         )
     if uri.startswith(("http://", "https://")):
         from modelchain.store.http import HttpStore
@@ -64,5 +77,7 @@ def open_location(
     from modelchain.store.folder import FolderStore
 
     return FolderStore(
-        Path(uri.removeprefix("file://")), allow_unconditional_writes=access.allow_unconditional_writes
+        Path(uri.removeprefix("file://")),
+        allow_unconditional_writes=access.allow_unconditional_writes,
+        bounds=bounds,
     )

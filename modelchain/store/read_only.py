@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from modelchain.errors import ConfigurationError
-from modelchain.store.base import NotFound, ObjectInfo, Store, StoreUnavailable
+from modelchain.store.base import BOUNDS, NotFound, ObjectInfo, Store, StoreUnavailable, too_large
 from modelchain.store.local_files import errors_of, partial_file
 
 _CHUNK_BYTES = 8 << 20
@@ -22,11 +22,15 @@ class ReadOnlyStore(Store):
         self.uri = uri.rstrip("/")
 
     @abstractmethod
-    def read(self, key: str, start: int, length: int | None) -> bytes:
-        """`length` bytes from `start`, or all that follow. Fewer only where the object ends. Raises NotFound."""
+    def read(self, key: str, start: int, length: int) -> bytes:
+        """`length` bytes from `start`. Fewer only where the object ends. Raises NotFound."""
 
     def get(self, key: str) -> tuple[bytes, str]:
-        return self.read(key, 0, None), self._require(key).etag
+        most = BOUNDS.object_bytes
+        data = self.read(key, 0, most + 1)
+        if len(data) > most:
+            raise too_large(self.uri_of(key), most)
+        return data, self._require(key).etag
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
         if length == 0:

@@ -22,10 +22,12 @@ from boto3.s3.transfer import TransferConfig
 from botocore.exceptions import BotoCoreError, ClientError, PaginationError
 from s3transfer.manager import TransferManager
 
-from modelchain.errors import ConfigurationError, MissingInputError
+from modelchain.errors import ConfigurationError, MissingInputError, UserDataError
 from modelchain.resolved import ResolvedStore
 from modelchain.store.base import (
+    BOUNDS,
     PATIENCE_SECONDS,
+    Bounds,
     ConflictError,
     Credentials,
     Forbidden,
@@ -88,6 +90,7 @@ class S3Store(Store):
         part_bytes: int = PART_BYTES,
         credentials: Credentials | None = None,
         clients: SharedClients | None = None,
+        bounds: Bounds = BOUNDS,
     ) -> None:
         """`credentials`: instead of those that boto3 finds. `clients`: shared with other stores.
 
@@ -109,9 +112,11 @@ class S3Store(Store):
             clients=clients,
         )
         self._part_bytes = part_bytes
+        self._bounds = bounds
 
     def get(self, key: str) -> tuple[bytes, str]:
-        return fetch(self._connection, self._key(key), self.uri_of(key), 0, None)
+        most = self._bounds.object_bytes
+        return fetch(self._connection, self._key(key), self.uri_of(key), 0, None, most=most)
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
         if length == 0:
@@ -155,8 +160,14 @@ class S3Store(Store):
                 raise PaginationError(message="the page that follows a page is that page itself")
             return [self._info(found) for found in page.get("Contents", [])], following
 
+        pages = 1
         listed, following = self._connection.call(self.uri_of(prefix), ask)
         while following is not None:  # page by page: one that fails is asked for again, and not all of them
+            pages += 1  # empty ones count too: a server may give them for ever
+            if len(listed) + pages > self._bounds.listed:
+                raise UserDataError(
+                    f"{self.uri_of(prefix)}: more than {self._bounds.listed:,} objects are listed, too many"
+                )
             request["ContinuationToken"] = following
             page, following = self._connection.call(self.uri_of(prefix), ask)
             listed += page

@@ -20,6 +20,7 @@ _LISTINGS = {"ListObjectsV2": b"ListBucketResult", "ListMultipartUploads": b"Lis
 # one makes an error 500, which is retried, of a body that is not XML.
 _EVERY_ANSWER = "before-parse.*.*"
 _BEGINNING_BYTES = 2048  # of a listing, in which its first element stands
+_MOST_TAGS = 100_000  # of an answer: a page of a listing has 1,000 objects, each with a dozen elements
 _OF_S3 = ("x-amz-request-id", "x-amz-id-2", "x-amz-bucket-region", "etag")
 
 
@@ -42,7 +43,7 @@ def check_answers(client: S3Client) -> None:
 
 
 def check_answer(operation: str, status: int, headers: Mapping[str, str], body: object) -> None:
-    """Raises NotS3Error for a redirect, for a page, and for a listing that is none.
+    """Raises NotS3Error for a redirect, for a page, for a listing that is none, and for XML that would fill the memory.
 
     `headers` by their names in lower case; `body` is bytes, or a stream, which is left alone.
     """
@@ -52,6 +53,8 @@ def check_answer(operation: str, status: int, headers: Mapping[str, str], body: 
             "the endpoint redirects to another address; write the address of the S3 server itself as the endpoint",
             quoted=_origin(headers.get("location", "")),
         )
+    if isinstance(body, bytes) and _grows(body):
+        raise NotS3Error("the endpoint answers with XML as S3 writes none: this is no S3 server")
     if 200 <= status < 300 and (what := _foreign(operation, headers, body, from_s3=from_s3)):
         raise NotS3Error(
             f"the endpoint answers with {what}: this is no S3 server; is it a console's port, or behind a sign-in?"
@@ -69,6 +72,11 @@ def _foreign(operation: str, headers: Mapping[str, str], body: object, *, from_s
     if operation in _LISTINGS and b"<" + _LISTINGS[operation] not in beginning:
         return "something else than a listing"
     return "something else than XML" if beginning and not beginning.startswith(b"<") else ""
+
+
+def _grows(body: bytes) -> bool:
+    """Whether a parser may make many times its bytes of it: entities (NUL: written in UTF-16), or many elements."""
+    return b"<!ENTITY" in body or b"\0" in body or body.count(b"<") > _MOST_TAGS
 
 
 def _is_error(body: object) -> bool:

@@ -30,6 +30,7 @@ from modelchain.resolved import ResolvedStore
 from modelchain.store.base import Credentials, Forbidden
 from modelchain.store.s3_answers import check_answers
 from modelchain.store.s3_errors import without_credentials
+from modelchain.store.s3_transport import bound_answers
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -166,6 +167,7 @@ def make_client(
             f"{access.uri}: endpoint {shown!r} is not a URL such as http://minio:9000"
         ) from error
     check_answers(client)
+    bound_answers(client)
     return client
 
 

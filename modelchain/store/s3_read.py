@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from botocore.exceptions import ClientError
 
-from modelchain.store.base import ObjectInfo, Replaced, StoreError, StoreUnavailable
+from modelchain.store.base import ObjectInfo, Replaced, StoreError, StoreUnavailable, too_large
 from modelchain.store.local_files import errors_of, partial_file
 from modelchain.store.s3_connection import Connection
 from modelchain.store.s3_errors import status_of
@@ -25,11 +25,18 @@ _STAND_IN = "no-etag-"
 
 
 def fetch(
-    connection: Connection, name: str, uri: str, start: int, length: int | None, etag: str | None = None
+    connection: Connection,
+    name: str,
+    uri: str,
+    start: int,
+    length: int | None,
+    etag: str | None = None,
+    *,
+    most: int | None = None,
 ) -> tuple[bytes, str]:
     """The bytes from `start` (`length` of them, or all that follow) and the etag.
 
-    Raises Replaced if `etag` is given and the object has another one now.
+    Raises Replaced if `etag` is given and the object has another one now, UserDataError for more than `most` bytes.
     """
     data = bytearray()
     seen = etag
@@ -51,7 +58,7 @@ def fetch(
         except ClientError as error:
             if status_of(error) == 416:  # nothing lies at or behind `first`
                 return
-            if status_of(error) == 412:
+            if status_of(error) == 412 and "IfMatch" in request:
                 raise Replaced from error
             raise
         if first > 0 and "ContentRange" not in answer:
@@ -60,6 +67,10 @@ def fetch(
         with closing(answer["Body"]) as body:
             while chunk := body.read(CHUNK_BYTES):
                 data.extend(chunk)
+                if length is not None and len(data) > length:
+                    break  # the server ignores the range
+                if most is not None and len(data) > most:
+                    raise too_large(uri, most)
 
     while True:
         try:

@@ -30,7 +30,7 @@ from modelchain.errors import ConfigurationError, ModelChainError
 from modelchain.reconcile.observation import StoreProblem
 from modelchain.resolved import ResolvedChain
 from modelchain.spec import BundleKind, StoreSpec
-from modelchain.store import Credentials, Forbidden, Store, StoreUnavailable, open_store
+from modelchain.store import Bounds, Credentials, Forbidden, Store, StoreUnavailable, open_store
 from modelchain.store.s3_clients import SharedClients, Timeouts, goes_by_proxy
 from modelchain_operator.kubernetes.api import ApiError, Object
 from modelchain_operator.kubernetes.api import Forbidden as ApiForbidden
@@ -45,6 +45,8 @@ CERTIFICATES = 256
 
 # The reader tries again later: longer waits would only hold up others.
 TIMEOUTS = Timeouts(connect_seconds=3, read_seconds=10)
+# All threads may read at once, in the memory of one container. What is read whole are a few KiB of JSON.
+BOUNDS = Bounds(object_bytes=2 << 20, listed=20_000)
 
 _METADATA_NAMES = frozenset(
     {"metadata", "metadata.google.internal", "instance-data", "instance-data.ec2.internal"}
@@ -201,7 +203,9 @@ class StoreAccess:
         # A path of a certificate in the spec is one of the chain's pods, not of this machine.
         access = chain.store.model_copy(update={"ca_bundle": certificate})
         try:
-            store = open_store(access, patience_seconds=0.0, credentials=credentials, clients=self._clients)
+            store = open_store(
+                access, patience_seconds=0.0, credentials=credentials, clients=self._clients, bounds=BOUNDS
+            )
         except ConfigurationError as error:
             return _Known(NoAccess(StoreProblem.MISCONFIGURED, str(error)), None, now)
         except ModelChainError as error:

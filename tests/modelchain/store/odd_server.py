@@ -5,8 +5,8 @@ from __future__ import annotations
 import ssl
 import subprocess
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -19,7 +19,7 @@ class Answer:
 
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
-    body: bytes = b""
+    body: bytes | Iterable[bytes] = b""  # in parts: sent without a length, until the client leaves
 
 
 Respond = Callable[[str, str, bytes], Answer]  # method, path with query, body
@@ -36,11 +36,17 @@ def serve(respond: Respond, certificate: Path | None = None) -> Iterator[str]:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             said = respond(self.command, self.path, body)
             self.send_response(said.status)
-            for name, value in {"Content-Length": str(len(said.body)), **said.headers}.items():
+            whole = isinstance(said.body, bytes)
+            parts = [said.body] if isinstance(said.body, bytes) else said.body
+            length = {"Content-Length": str(len(said.body))} if isinstance(said.body, bytes) else {}
+            for name, value in {**length, **said.headers}.items():
                 self.send_header(name, value)
+            self.close_connection = not whole
             self.end_headers()
             if self.command != "HEAD":
-                self.wfile.write(said.body)
+                with suppress(OSError):
+                    for part in parts:
+                        self.wfile.write(part)
 
         do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = answer  # noqa: N815
 

@@ -17,7 +17,16 @@ import pytest
 
 from modelchain.errors import CannotWriteError, ConfigurationError, DiskFullError, UserDataError
 from modelchain.resolved import ResolvedStore
-from modelchain.store import ConflictError, Forbidden, Store, StoreError, StoreUnavailable, folder, open_store
+from modelchain.store import (
+    Bounds,
+    ConflictError,
+    Forbidden,
+    Store,
+    StoreError,
+    StoreUnavailable,
+    folder,
+    open_store,
+)
 from modelchain.store.folder import LOCK, FolderStore
 from tests.processes import PATIENCE_SECONDS, largest_file
 
@@ -320,6 +329,15 @@ def test_uris_open_folders_and_others_are_refused(tmp_path: Path) -> None:
     for uri in ("gs://bucket/x", "file://relative/x", "http://host/x"):
         with pytest.raises(ConfigurationError, match="use s3://bucket/prefix, file:///folder or a path"):
             open_store(ResolvedStore(uri=uri))
+
+
+def test_a_file_that_is_read_whole_has_a_bound(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path, bounds=Bounds(object_bytes=3))
+    store.put("file", b"123")
+    assert store.get("file")[0] == b"123"
+    store.put("file", b"1234")
+    with pytest.raises(UserDataError, match="file: holds more than 3 bytes"):
+        store.find("file")
 
 
 def test_a_relative_folder_stays_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from modelchain.errors import ConfigurationError, is_permanent
+from modelchain.errors import ConfigurationError, UserDataError, is_permanent
 from modelchain.resolved import ResolvedStore
-from modelchain.store import Credentials, Forbidden, Store, open_store
+from modelchain.store import Bounds, ConflictError, Credentials, Forbidden, Store, open_store
+from modelchain.store.base import BOUNDS
 from modelchain.store.s3_answers import NotS3Error
 from tests.modelchain.store.odd_server import (
+    Answer,
     Respond,
     WithoutETags,
     endless_listing,
@@ -28,12 +31,16 @@ KEYS = Credentials("key", "secret")
 
 
 def store_at(
-    endpoint: str, *, ca_bundle: Path | None = None, credentials: Credentials | None = KEYS
+    endpoint: str,
+    *,
+    ca_bundle: Path | None = None,
+    credentials: Credentials | None = KEYS,
+    bounds: Bounds = BOUNDS,
 ) -> Store:
     access = ResolvedStore(
         uri="s3://bucket/chains", endpoint_url=endpoint, ca_bundle=ca_bundle and str(ca_bundle)
     )
-    return open_store(access, patience_seconds=60.0, credentials=credentials)
+    return open_store(access, patience_seconds=60.0, credentials=credentials, bounds=bounds)
 
 
 def calls(store: Store, file: Path) -> dict[str, Callable[[], object]]:
@@ -81,6 +88,83 @@ def test_a_page_is_not_taken_for_an_object(call: str, tmp_path: Path) -> None:
 def test_a_listing_that_never_goes_on_is_an_error(tmp_path: Path) -> None:
     with serve(endless_listing) as endpoint, pytest.raises(NotS3Error, match="can't be understood"):
         list(store_at(endpoint).list(""))
+
+
+class TestAnswersThatFillTheMemory:
+    """Each is finite, so that a client without a bound reads it to its end, and fails the test."""
+
+    @pytest.mark.parametrize("headers", [{"ETag": '"x"'}, {}], ids=["with an etag", "without"])
+    @pytest.mark.parametrize("call", ["get", "find"])
+    def test_an_object_that_is_read_whole(self, headers: dict[str, str], call: str) -> None:
+        answer = Answer(200, headers, itertools.repeat(b"x" * 65536, 64))
+        with serve(lambda *_: answer) as endpoint:
+            store = store_at(endpoint, bounds=Bounds(object_bytes=1 << 20))
+            with pytest.raises(UserDataError, match=r"chains/key: holds more than 1,048,576 bytes"):
+                getattr(store, call)("key")
+
+    def test_a_range_is_no_longer_than_was_asked_for(self) -> None:
+        sent = 0
+
+        def parts() -> Iterator[bytes]:
+            nonlocal sent
+            for _ in range(1024):
+                sent += 1 << 18
+                yield b"x" * (1 << 18)
+
+        with serve(lambda *_: Answer(200, {}, parts())) as endpoint:
+            assert store_at(endpoint).get_range("key", 0, 10) == b"x" * 10
+        assert sent < 1 << 28
+
+    @pytest.mark.parametrize(
+        ("status", "call"),
+        [(404, "get"), (500, "get"), *itertools.product((200, 404, 500), ("list", "put", "delete", "abort"))],
+    )
+    def test_an_answer_that_is_no_object(self, status: int, call: str, tmp_path: Path) -> None:
+        def respond(method: str, path: str, body: bytes) -> Answer:
+            return Answer(status, {}, [b"<Error>", *[b" " * 65536] * 256, b"<Code>Other</Code></Error>"])
+
+        with serve(respond) as endpoint, pytest.raises(NotS3Error, match="more than 4 MiB"):
+            calls(store_at(endpoint), tmp_path / "file")[call]()
+
+    @pytest.mark.parametrize("status", [200, 404])
+    @pytest.mark.parametrize(
+        "xml",
+        [
+            b"<ListBucketResult>" + b"<a/>" * 100_001 + b"</ListBucketResult>",
+            b'<!DOCTYPE x [<!ENTITY a "b">]><ListBucketResult>&a;</ListBucketResult>',
+            '<?xml version="1.0" encoding="UTF-16"?><ListBucketResult/>'.encode("utf-16"),
+        ],
+        ids=["elements", "entities", "UTF-16"],
+    )
+    def test_xml_that_a_parser_makes_much_of(self, status: int, xml: bytes) -> None:
+        with serve(lambda *_: Answer(status, {}, xml)) as endpoint, pytest.raises(NotS3Error, match="XML as"):
+            list(store_at(endpoint).list(""))
+
+    @pytest.mark.parametrize("listed", [0, 1, 1000], ids=["empty pages", "one a page", "full pages"])
+    def test_a_listing_without_end(self, listed: int) -> None:
+        pages = itertools.count()
+
+        def respond(method: str, path: str, body: bytes) -> Answer:
+            if (page := next(pages)) > 200:
+                return Answer(403)
+            entries = "".join(
+                f"<Contents><Key>chains/{page}-{number}</Key><Size>1</Size>"
+                "<LastModified>2026-01-01T00:00:00Z</LastModified></Contents>"
+                for number in range(listed)
+            )
+            more = f"<NextContinuationToken>{page}</NextContinuationToken><IsTruncated>true</IsTruncated>"
+            return Answer(200, {}, f"<ListBucketResult>{more}{entries}</ListBucketResult>".encode())
+
+        with serve(respond) as endpoint:
+            store = store_at(endpoint, bounds=Bounds(listed=100))
+            with pytest.raises(UserDataError, match="more than 100 objects are listed"):
+                list(store.list(""))
+
+
+def test_a_condition_that_nobody_made_is_no_reason_to_ask_for_ever() -> None:
+    answers = iter([Answer(412, {}, b"<Error><Code>PreconditionFailed</Code></Error>")] * 10)
+    with serve(lambda *_: next(answers, Answer(200, {}, b"never"))) as endpoint, pytest.raises(ConflictError):
+        store_at(endpoint).get("key")
 
 
 def test_a_server_without_etags_works(tmp_path: Path) -> None:

@@ -11,9 +11,10 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from modelchain.errors import ConfigurationError
+from modelchain.errors import ConfigurationError, UserDataError
 from modelchain.resolved import ResolvedStore
 from modelchain.store import (
+    Bounds,
     Forbidden,
     NotFound,
     Store,
@@ -22,6 +23,7 @@ from modelchain.store import (
     http,
     open_location,
     open_store,
+    read_only,
 )
 
 CONTENT = bytes(range(256)) * 100
@@ -153,6 +155,28 @@ def test_answers_mean_what_they_mean(
         store.get_range("a.tar", 0, 10)
     if status == 404:
         assert store.head("a.tar") is None
+
+
+def test_a_file_that_is_read_whole_has_a_bound(
+    serve: Callable[[Answer], Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsspec.filesystem("memory").pipe_file("/bucket/whole/file", CONTENT)
+    for store in (serve(give), open_location("memory://bucket/whole", ACCESS)):
+        assert store.get("file")[0] == CONTENT
+        with monkeypatch.context() as patch:
+            patch.setattr(read_only, "BOUNDS", Bounds(object_bytes=len(CONTENT) - 1))
+            with pytest.raises(UserDataError, match="the most that is read whole"):
+                store.get("file")
+
+
+def test_a_range_is_no_longer_than_was_asked_for(serve: Callable[[Answer], Store]) -> None:
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(206)
+        handler.send_header("Content-Range", "bytes 0-9/10")
+        handler.end_headers()
+        handler.wfile.write(b"x" * 1000)
+
+    assert serve(answer).get_range("file", 0, 10) == b"x" * 10
 
 
 def test_a_server_that_is_not_there_may_come_back() -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from pydantic.alias_generators import to_camel
 
-from modelchain.errors import ModelChainError
+from modelchain.errors import ModelChainError, UserDataError
 from modelchain.reconcile.observation import StoreProblem
 from modelchain.resolved import ResolvedChain
 from modelchain.spec import StoreSpec
@@ -445,6 +445,21 @@ def test_a_name_that_only_a_proxy_resolves_is_asked_by_it(
         monkeypatch.setenv("HTTP_PROXY", address)
         run(scenario())
     assert asked == ["http://minio.example:9000/models/a/key"]
+
+
+def test_what_a_store_says_can_not_fill_the_operators_memory(cluster: Cluster) -> None:
+    """Its threads read at once, for all tenants, in one container."""
+
+    async def scenario() -> None:
+        access = accessing(cluster, *HERE, resolve_host=lambda _: ["127.0.0.1"])
+        at = endpoint.replace("localhost", "127.0.0.1")
+        store = await opened(access, spec(endpoint_url=at, secret_ref={"name": "keys"}))
+        assert isinstance(store, Store)
+        with pytest.raises(UserDataError, match="holds more than 2,097,152 bytes"):
+            await asyncio.to_thread(store.get, "key")
+
+    with serve(lambda *_: Answer(200, {}, [b"x" * 65536] * 64)) as endpoint:
+        run(scenario())
 
 
 def test_no_host_name_is_resolved_when_a_store_is_opened(cluster: Cluster) -> None:
