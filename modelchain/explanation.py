@@ -8,13 +8,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from modelchain.reconcile.observation import StoreProblem
 from modelchain.reconcile.summary import duration
 from modelchain.status import ChainPhase, ChainStatus, ConditionType, StagePhase, StageReason, StageStatus
 from modelchain.text import one_line
 from modelchain.times import from_rfc3339
 
 _WAITS_ITS_TURN = frozenset(
-    {"PredecessorIncomplete", "PredecessorEnding", "PredecessorFailed", "ChainIncomplete"}
+    {
+        StageReason.PREDECESSOR_INCOMPLETE,
+        StageReason.PREDECESSOR_ENDING,
+        StageReason.PREDECESSOR_FAILED,
+        StageReason.CHAIN_INCOMPLETE,
+    }
 )
 
 
@@ -26,6 +32,7 @@ class Advice:
     meaning: str
     person: str  # what a person can do
     operator: str  # what the operator does meanwhile
+    passes: bool = False  # by itself, in time
 
 
 _ASKS_STORE = "The operator keeps asking the store, and goes on once it can be read"
@@ -33,28 +40,32 @@ _STARTS_PODS = "The pods start as soon as that is so"
 
 ADVICE = (
     Advice(
-        ("PredecessorIncomplete",),
+        (StageReason.PREDECESSOR_INCOMPLETE,),
         "the stage that it grows out of or learns from is not done",
         "wait",
         "The operator starts it when that stage is complete",
+        passes=True,
     ),
     Advice(
-        ("LeaseHeld",),
+        (StageReason.LEASE_HELD,),
         "another chain trains this very stage",
         "nothing: its weights are used when it is done",
         "The operator watches that chain's lease, and takes the stage over if it runs out",
+        passes=True,
     ),
     Advice(
-        ("NamespaceLimit",),
+        (StageReason.NAMESPACE_LIMIT,),
         "as many chains of the namespace train as the operator lets at a time",
         "wait, suspend another chain, or have `maxRunningChains` raised",
         "The operator starts the oldest that waits when one is done",
+        passes=True,
     ),
     Advice(
-        ("Queued",),
+        (StageReason.QUEUED,),
         "Kueue holds the job; the message has its own words",
         "wait, or look at the queue",
         "The job starts when the queue lets it",
+        passes=True,
     ),
     Advice(
         (
@@ -70,7 +81,7 @@ ADVICE = (
         "The job starts when the queue lets it",
     ),
     Advice(
-        ("Unschedulable",),
+        (StageReason.UNSCHEDULABLE,),
         "no node fits",
         "what the scheduler says: fewer GPUs, another node selector, tolerations of taints; `kubectl uncordon` nodes "
         "that it calls unschedulable",
@@ -131,61 +142,65 @@ ADVICE = (
         "The pods are asked for again and again",
     ),
     Advice(
-        ("BackendUnavailable",),
+        (StageReason.BACKEND_UNAVAILABLE,),
         "no job can be made: PyTorchJob is not installed, a webhook does not answer, an admission rule refuses, or "
         "Kueue would not hold it",
         "what the message says; it is asked again every 30 seconds",
         "The operator asks again every 30 seconds",
     ),
     Advice(
-        ("BackOff",),
+        (StageReason.BACK_OFF,),
         "an attempt has failed",
         "wait; the message says why it failed and when the next one starts",
         "The next attempt goes on from the latest checkpoint",
+        passes=True,
     ),
     Advice(
-        ("StoreUnavailable",),
+        (StoreProblem.UNAVAILABLE,),
         "the store does not answer",
         "look at the store, and at the way to it (DNS, NetworkPolicy, proxy)",
         _ASKS_STORE,
     ),
     Advice(
-        ("StoreForbidden",),
+        (StoreProblem.FORBIDDEN,),
         "the store refuses the keys, or the operator may not use its own",
         "correct the Secret of the chain, or the rights of its keys in the bucket",
         _ASKS_STORE,
     ),
     Advice(
-        ("StoreMisconfigured",),
+        (StoreProblem.MISCONFIGURED,),
         "what answers is no store, or not as it must",
         "correct `spec.store` as the message says",
         _ASKS_STORE,
     ),
     Advice(
-        ("StoreUnreadable",),
+        (StoreProblem.UNREADABLE,),
         "reading the store failed in an unforeseen way: a defect",
         "report what the operator's log says",
         _ASKS_STORE,
     ),
     Advice(
-        ("ArtifactDamaged",),
+        (StoreProblem.DAMAGED,),
         "something lies in the store that can't be what it says it is",
         "restore it",
         _ASKS_STORE,
     ),
     Advice(
-        ("NodeUnreachable",),
+        (StageReason.NODE_UNREACHABLE,),
         "a node that does not answer holds a pod of the last attempt",
         "bring the node back, or delete the node object once its machine is certainly off",
         "The operator waits: a pod that may still live must not meet another",
     ),
     Advice(
-        ("DeletionStuck",),
+        (StageReason.DELETION_STUCK,),
         "something holds a job that was deleted long ago",
         "have what the message names finish, or end it by hand",
         "The operator waits: a job that may still live must not meet another",
     ),
 )
+# Reasons that last until a person acts: what alerts are about. (A queue admits a job by itself, and another chain that
+# trains the same stage completes it.)
+NEEDS_A_PERSON = frozenset(reason for advice in ADVICE if not advice.passes for reason in advice.reasons)
 _BY_REASON = {reason: advice for advice in ADVICE for reason in advice.reasons}
 
 
@@ -248,7 +263,7 @@ def _body(name: str, status: ChainStatus, now: float) -> list[str]:
     if missing is not None and missing.status == "True":
         return [
             f"{name} has lost artifacts: {_sentence(missing.message)}",
-            "The operator trains nothing for them.",
+            "The operator trains nothing for them until annotation modelchain.dev/retrain-missing has a new value.",
         ]
     if status.phase is ChainPhase.COMPLETE:
         return [f"{name} is complete: all weights are in the store. {_after(status)}"]
@@ -264,9 +279,11 @@ def _body(name: str, status: ChainStatus, now: float) -> list[str]:
             f"The operator starts it no more by itself. {remedy}",
         ]
     if status.phase is ChainPhase.SUSPENDED:
+        progressing = status.condition(ConditionType.PROGRESSING)
+        why = "spec.suspend is set; unset it to go on" if progressing is None else progressing.message
         return [
-            f"{name} is suspended (spec.suspend).",
-            "The operator starts nothing, and what was trained stays. Unset spec.suspend to go on.",
+            f"{name} is suspended: {_sentence(why)}",
+            "The operator starts nothing, and what was trained stays.",
         ]
     stage = _in_question(status)
     return [f"{name}: {_sentence(status.message)}"] if stage is None else _of_stage(name, status, stage, now)

@@ -10,7 +10,7 @@ from modelchain.reconcile.baseline import Verdict
 from modelchain.reconcile.completion import is_missing, was_missing
 from modelchain.reconcile.observation import JobPhase, StoreProblem
 from modelchain.reconcile.stage_context import StageContext
-from modelchain.reconcile.stuck_jobs import blocked_text, is_blocked
+from modelchain.reconcile.stuck_jobs import blocked_text, is_blocked, why_blocked
 from modelchain.status import (
     MAX_CONDITION_MESSAGE,
     ChainPhase,
@@ -138,9 +138,12 @@ def _progressing(contexts: Sequence[StageContext], phase: ChainPhase) -> tuple[b
     if phase is ChainPhase.FAILED:
         return False, "Failed", ""
     if phase is ChainPhase.SUSPENDED:
+        why = contexts[0].suspended
         live = [(job, context.now) for context in contexts for job in context.jobs if job.live]
-        held = [blocked_text(job) for job, now in live if is_blocked(job, now)]
-        return False, "Suspended", "; ".join([contexts[0].suspended, *held[:1]])
+        held = next((job for job, now in live if is_blocked(job, now)), None)
+        if held is None:
+            return False, StageReason.SUSPENDED, why
+        return False, why_blocked(held, contexts[0].now), f"{why}; {blocked_text(held)}"
     running = [
         context.stage.name
         for context in contexts

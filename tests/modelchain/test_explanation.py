@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,27 @@ def test_suspended_complete_deleted_and_unseen_chains_are_told_apart() -> None:
     assert "is complete" in told(play.look().status)
     assert "is being deleted" in told(play.status, deleting=True)
     assert "No operator has looked at default/family" in told(None)
+
+
+def test_of_a_suspended_chain_it_says_which_node_holds_its_pods() -> None:
+    play = started()
+    running = job(play.stage("tiny"))
+    play.look(running)
+    play.chain = chain(TREE, suspend=True)
+    play.look(running)
+    held = replace(running, phase=JobPhase.TERMINATING, blocked_by_node="node-a")
+    text = told(play.look(held).status)
+    assert "is suspended: spec.suspend is set; unset it" in text
+    assert "node node-a does not answer and still holds a pod" in text
+    assert "bring it back, or delete the node object" in text
+
+
+def test_of_lost_artifacts_it_names_the_annotation() -> None:
+    play = Play(chain((("tiny", None),)))
+    play.look(tiny=StageFacts(manifest=manifest(play.stage("tiny"))))
+    text = told(play.look(tiny=StageFacts()).status)
+    assert "has lost artifacts" in text
+    assert "modelchain.dev/retrain-missing" in text
 
 
 def test_an_edit_that_was_not_looked_at_and_a_warning_are_mentioned() -> None:

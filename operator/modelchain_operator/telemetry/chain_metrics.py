@@ -21,41 +21,22 @@ from prometheus_client.registry import Collector
 
 from modelchain import cost
 from modelchain.artifacts import attempt_prefix
-from modelchain.reconcile.observation import StoreProblem
+from modelchain.explanation import NEEDS_A_PERSON
 from modelchain.resolved import ResolvedChain, ResolvedStage
 from modelchain.status import ChainPhase, ChainStatus, ConditionType, StagePhase, StageReason, StageStatus
 from modelchain_operator.kubernetes.key import Key
-from modelchain_operator.kueue.workloads import LASTING_REASONS
 
 MAX_LOSS_TERMS = 8  # of one stage
 
 CHAIN_LABELS = ("namespace", "chain")
 STAGE_LABELS = (*CHAIN_LABELS, "stage")
 
-# Reasons of Progressing=False that last until a person acts. (A queue admits a job by itself, and another chain that
-# trains the same stage completes it.)
-_BLOCKED = frozenset(
-    {
-        StageReason.BACKEND_UNAVAILABLE,
-        StageReason.DELETION_STUCK,
-        StageReason.NODE_UNREACHABLE,
-        *(problem.value for problem in StoreProblem),
-        # What the pods of a job wait for.
-        "ErrImagePull",
-        "ImagePullBackOff",
-        "ErrImageNeverPull",
-        "InvalidImageName",
-        "CreateContainerConfigError",
-        "FailedCreate",
-        "FailedMount",
-        "NoController",
-        StageReason.UNSCHEDULABLE,
-        *LASTING_REASONS,  # of Kueue, for jobs that it will not admit by itself
-    }
-)
 _ALARMING = (ConditionType.FAILED, ConditionType.UNRESPONSIVE, ConditionType.ARTIFACTS_MISSING)
 _REFUSED = "Refused"  # Accepted=False
-ATTENTION = frozenset({_REFUSED, *(kind.value for kind in _ALARMING), *_BLOCKED})
+OTHER = "Other"  # a word of Kubernetes that nothing here knows
+# Of Progressing=False, where nobody is needed: what passes or was asked for, and what another condition tells.
+_QUIET = frozenset({*StageReason, *ConditionType, "Invalid", "Unknown"}) - NEEDS_A_PERSON
+ATTENTION = frozenset({_REFUSED, *(kind.value for kind in _ALARMING), *NEEDS_A_PERSON, OTHER})
 _LIVE = (StagePhase.RUNNING, StagePhase.RETRYING)
 _STOPPING = (
     StageReason.STOPPING
@@ -251,8 +232,8 @@ def _attention(status: ChainStatus) -> Iterator[str]:
         if status.is_true(kind):
             yield kind.value
     progressing = status.condition(ConditionType.PROGRESSING)
-    if progressing is not None and progressing.status == "False" and progressing.reason in _BLOCKED:
-        yield progressing.reason
+    if progressing is not None and progressing.status == "False" and progressing.reason not in _QUIET:
+        yield progressing.reason if progressing.reason in NEEDS_A_PERSON else OTHER
 
 
 def _chain_figures(plan: _Plan, status: ChainStatus) -> dict[str, float]:

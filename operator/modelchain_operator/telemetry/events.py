@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from modelchain.reconcile.baseline import MEASURED, SETTLED
+from modelchain.reconcile.observation import StoreProblem
 from modelchain.status import (
     ChainPhase,
     ChainStatus,
@@ -114,7 +115,7 @@ def _stage(before: StageStatus, stage: StageStatus) -> Iterator[Note]:
         yield Note(NORMAL, "JobCreated", f"{name}: attempt {stage.attempt} is job {stage.job}")
     if stage.phase is before.phase and stage.reason == before.reason:
         return
-    if stage.phase is StagePhase.RUNNING and stage.reason == "Running":
+    if stage.phase is StagePhase.RUNNING and stage.reason == StageReason.RUNNING:
         yield Note(NORMAL, "StageRunning", f"{name} is training, attempt {stage.attempt}")
     elif stage.phase is StagePhase.COMPLETE and not before.finished:
         figures = "".join(f", {metric} {value:.4g}" for metric, value in sorted(stage.metrics.items())[:4])
@@ -147,10 +148,10 @@ def _warnings(before: ChainStatus | None, after: ChainStatus) -> Iterator[Note]:
             StageReason.BACKEND_UNAVAILABLE,
             StageReason.DELETION_STUCK,
             StageReason.NODE_UNREACHABLE,
-            "StoreForbidden",
-            "StoreMisconfigured",
-            "StoreUnreadable",
-            "ArtifactDamaged",
+            StoreProblem.FORBIDDEN,
+            StoreProblem.MISCONFIGURED,
+            StoreProblem.UNREADABLE,
+            StoreProblem.DAMAGED,
         )
         and (known is None or known.reason != progressing.reason)
     ):

@@ -30,12 +30,11 @@ from modelchain.store import Store
 from modelchain_operator.kubernetes.api import ApiError
 from modelchain_operator.kubernetes.key import Key
 from modelchain_operator.stores.measured_store import MeasuredStore
-from modelchain_operator.telemetry.chain_metrics import ChainMetrics
+from modelchain_operator.telemetry.chain_metrics import OTHER, ChainMetrics
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 MAX_REASONS = 48  # distinct reasons from elsewhere; further ones are counted as Other
-OTHER = "Other"
 INTERNAL = "Internal"  # a pass that ended with an unforeseen error
 
 disable_created_metrics()  # they would double the series of counters

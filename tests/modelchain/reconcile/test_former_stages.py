@@ -120,6 +120,6 @@ def test_a_suspended_chain_says_what_holds_its_job() -> None:
     play.look(ending(old, blocked_by_node="node-a"))
     assert play.status is not None
     progressing = next(one for one in play.status.conditions if one.type == "Progressing")
-    assert (progressing.status, progressing.reason) == ("False", "Suspended")
+    assert (progressing.status, progressing.reason) == ("False", "NodeUnreachable")
     assert "node-a does not answer" in progressing.message
     assert "node-a does not answer" in play["tiny"].message

@@ -5,16 +5,19 @@ from __future__ import annotations
 import gc
 import re
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from modelchain import __version__, cost
 from modelchain.errors import DiskFullError
+from modelchain.explanation import NEEDS_A_PERSON
 from modelchain.reconcile.observation import JobPhase, StageFacts, StoreProblem
 from modelchain.status import ChainPhase, ChainStatus, Condition, EndedAttempt, StagePhase, StageStatus
 from modelchain.store import ConflictError, Forbidden, NotFound, StoreUnavailable
 from modelchain_operator.kubernetes.key import Key
+from modelchain_operator.kueue.workloads import LASTING_REASONS
 from modelchain_operator.telemetry.metrics import MAX_REASONS, Metrics
 from tests.modelchain.reconcile.chains import chain, job, manifest, progress
 from tests.monitoring.life import KEY, WatchedChain, families, value, whole_life
@@ -386,6 +389,40 @@ def test_failures_and_the_retries_that_are_left_are_told_until_the_stage_is_fini
     assert watched.attention() == set()
     watched.see(job(tiny, 3), tiny=StageFacts(manifest=manifest(tiny)))
     assert watched.of_stage("tiny", "failures") is None
+
+
+@pytest.mark.parametrize(
+    ("reason", "label"),
+    [
+        ("FailedAttachVolume", "FailedAttachVolume"),
+        ("FailedPrepareDynamicResources", "FailedPrepareDynamicResources"),
+        ("ExceedsMaxQuota", "ExceedsMaxQuota"),
+        ("CreateContainerError", "Other"),
+        ("AWordOfTomorrow", "Other"),
+    ],
+)
+def test_whatever_pods_wait_for_asks_for_attention_and_words_make_no_series_without_limit(
+    reason: str, label: str
+) -> None:
+    watched = WatchedChain(chain())
+    watched.see()
+    watched.see(job(watched.stage("tiny"), phase=JobPhase.PENDING))
+    assert watched.attention() == set(), "pods that are starting"
+    watched.see(job(watched.stage("tiny"), phase=JobPhase.PENDING, reason=reason))
+    assert watched.attention() == {label}
+
+
+def test_a_suspended_chain_asks_for_attention_only_where_a_node_holds_its_pods() -> None:
+    watched = WatchedChain(chain(suspend=True))
+    watched.see()
+    assert watched.attention() == set()
+    ending = job(watched.stage("tiny"), phase=JobPhase.TERMINATING)
+    watched.see(replace(ending, blocked_by_node="node-a"))
+    assert watched.attention() == {"NodeUnreachable"}
+
+
+def test_all_of_kueues_lasting_reasons_and_those_of_stores_need_a_person() -> None:
+    assert LASTING_REASONS | set(StoreProblem) <= NEEDS_A_PERSON
 
 
 def test_attention_is_asked_for_what_does_not_pass_by_itself() -> None:
