@@ -81,14 +81,14 @@ async def run(settings: Settings) -> int:
         await Watches(api, cache, queue, settings.namespaces, resync.hint).run(stop)
     finally:
         lost = election is not None and election.done()
-        patience = 0.0 if lost else CLOSE_SECONDS
+        grace_seconds = 0.0 if lost else CLOSE_SECONDS
         listing.cancel()
         queue.close()
-        _, late = await asyncio.wait(passes, timeout=patience)
+        _, late = await asyncio.wait(passes, timeout=grace_seconds)
         for task in late:
             task.cancel()
         await asyncio.gather(listing, *passes, return_exceptions=True)
-        await statuses.close(patience / 4)
+        await statuses.close(grace_seconds / 4)
         await reader.close()
         if elector is not None and election is not None:
             election.cancel()
