@@ -13,7 +13,7 @@ from modelchain_operator.kubernetes.key import Key
 
 COMPACT_FROM = 64  # stale entries of the heap beyond which it is rebuilt
 # A key that is not urgent gives way to urgent ones that are queued up to so long after it.
-PATIENCE_SECONDS = 30.0
+GIVES_WAY_SECONDS = 30.0
 
 
 class KeyQueue:
@@ -21,7 +21,7 @@ class KeyQueue:
 
     A key that is added during its pass is taken again after it. Urgent keys come first, so that a chain whose stage has
     ended does not wait behind the thousands that are queued after a restart; others give way to those that are queued
-    up to PATIENCE_SECONDS after them, so that nobody who changes chains without end holds up those of others. Used in
+    up to GIVES_WAY_SECONDS after them, so that nobody who changes chains without end holds up those of others. Used in
     one event loop.
 
     As https://pkg.go.dev/k8s.io/client-go/util/workqueue
@@ -136,7 +136,7 @@ class KeyQueue:
         """Take the next key, if there is one."""
         urgent, other = next(iter(self._urgent), None), next(iter(self._others), None)
         if urgent is None or (
-            other is not None and self._since[other] + PATIENCE_SECONDS < self._since[urgent]
+            other is not None and self._since[other] + GIVES_WAY_SECONDS < self._since[urgent]
         ):
             key, line = other, self._others
         else:

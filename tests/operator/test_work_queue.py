@@ -3,7 +3,7 @@
 import asyncio
 
 from modelchain_operator.kubernetes.key import Key
-from modelchain_operator.work_queue import PATIENCE_SECONDS, KeyQueue
+from modelchain_operator.work_queue import GIVES_WAY_SECONDS, KeyQueue
 from tests import processes
 from tests.clock import Clock
 
@@ -102,7 +102,7 @@ def test_what_can_wait_does_so_no_longer_than_its_patience() -> None:
         clock = Clock()
         queue = KeyQueue(clock)
         queue.add(A)
-        clock.now += PATIENCE_SECONDS - 1
+        clock.now += GIVES_WAY_SECONDS - 1
         queue.add(B, urgent=True)
         assert await taken(queue) == B
         queue.done(B)

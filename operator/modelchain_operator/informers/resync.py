@@ -172,9 +172,9 @@ class Resync:
     async def _let_watch_catch_up(self, missing: Callable[[], int]) -> None:
         """Wait while a watch shows what a listing has shown: it reads many objects with one request."""
         started = self.listed.is_set()
-        few, patience = (0, WATCH_SECONDS) if started else (FEW, START_SECONDS)
+        few, wait_seconds = (0, WATCH_SECONDS) if started else (FEW, START_SECONDS)
         left, since = missing(), time.monotonic()
-        while left > few and time.monotonic() - since < patience:
+        while left > few and time.monotonic() - since < wait_seconds:
             await asyncio.sleep(POLL_SECONDS)
             before, left = left, missing()
             if left < before:

@@ -39,7 +39,7 @@ _LASTING = {
 }
 # Without its feature gate UnadmittedWorkloadsObservability, Kueue says no more than `Inadmissible` of this one.
 _STOPPED = re.compile(r"(LocalQueue|ClusterQueue) \S+ is (stopped|inactive)")
-WORKLOAD_PATIENCE_SECONDS = 30.0  # for Kueue to make a Workload of a new job
+WORKLOAD_WAIT_SECONDS = 30.0  # for Kueue to make a Workload of a new job
 LASTING_REASONS = frozenset({NO_WORKLOAD, DEACTIVATED, *_LASTING.values()})
 
 
@@ -61,7 +61,7 @@ def explain(workloads: Sequence[Object], *, job: Object, since_seconds: float) -
     if not queue:  # somebody else has suspended it
         return QueueWait()
     if not workloads:
-        if since_seconds < WORKLOAD_PATIENCE_SECONDS:
+        if since_seconds < WORKLOAD_WAIT_SECONDS:
             return QueueWait()
         return QueueWait(NO_WORKLOAD, cut(f"{name} waits in LocalQueue {queue}, {_WITHOUT_WORKLOAD}"))
     workload = max(workloads, key=lambda one: one["metadata"].get("creationTimestamp") or "")

@@ -11,7 +11,7 @@ from modelchain_operator.kubernetes.api import Object
 from modelchain_operator.kubernetes.kinds import PYTORCHJOB
 from modelchain_operator.kueue.workloads import (
     LASTING_REASONS,
-    WORKLOAD_PATIENCE_SECONDS,
+    WORKLOAD_WAIT_SECONDS,
     QueueWait,
     explain,
 )
@@ -129,7 +129,7 @@ def test_checks_that_have_to_be_passed_are_named() -> None:
 
 def test_a_job_of_which_kueue_takes_no_notice_is_told_after_a_while() -> None:
     assert explained() == QueueWait()
-    wait = explained(since_seconds=WORKLOAD_PATIENCE_SECONDS)
+    wait = explained(since_seconds=WORKLOAD_WAIT_SECONDS)
     assert wait.reason == "NoWorkload"
     assert "is its controller running" in wait.message
 
