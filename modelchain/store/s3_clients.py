@@ -30,7 +30,7 @@ from modelchain.resolved import ResolvedStore
 from modelchain.store.base import Credentials, Forbidden
 from modelchain.store.s3_answers import check_answers
 from modelchain.store.s3_errors import without_credentials
-from modelchain.store.s3_transport import bound_answers
+from modelchain.store.s3_transport import bound
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -63,11 +63,12 @@ class SharedClients:
         capacity: int = 64,
         timeouts: Timeouts = Timeouts(),
         connections: int = CONNECTIONS,
-        check_endpoint: Callable[[str], None] | None = None,
+        check_endpoint: Callable[[str], list[str]] | None = None,
     ) -> None:
         """At most `capacity` clients; the one that was not used for longest goes first.
 
-        `check_endpoint` is called with the URL of every request before it is sent, and raises if it must not be.
+        `check_endpoint` is called with the URL of every request before it is sent, and raises if it must not be. It
+        gives the addresses of the host: connections are made to these alone (or to a proxy).
         """
         self._capacity = capacity
         self._timeouts = timeouts
@@ -96,9 +97,8 @@ class SharedClients:
                     timeouts=self._timeouts,
                     connections=self._connections,
                     use_environment=False,
+                    check_endpoint=self._check_endpoint,
                 )
-                if self._check_endpoint is not None:
-                    _check_before_sending(client, self._check_endpoint)
                 self._clients[key] = client
                 self.made += 1
             self._clients.move_to_end(key)
@@ -129,6 +129,7 @@ def make_client(
     timeouts: Timeouts,
     connections: int = CONNECTIONS,
     use_environment: bool = True,
+    check_endpoint: Callable[[str], list[str]] | None = None,
 ) -> S3Client:
     """A client of the store at `endpoint` (None: AWS). Raises ConfigurationError, and Forbidden for malformed keys."""
     _check_keys(access.uri, credentials, use_environment=use_environment)
@@ -167,7 +168,7 @@ def make_client(
             f"{access.uri}: endpoint {shown!r} is not a URL such as http://minio:9000"
         ) from error
     check_answers(client)
-    bound_answers(client)
+    bound(client, check_endpoint)
     return client
 
 
@@ -192,13 +193,6 @@ def _check_keys(uri: str, credentials: Credentials | None, *, use_environment: b
                 else "holds a blank or a character no key has"
             )
             raise Forbidden(f"{uri}: {name} {what}; write it again without")
-
-
-def _check_before_sending(client: S3Client, check: Callable[[str], None]) -> None:
-    def before_send(request: object, **_: object) -> None:
-        check(str(getattr(request, "url", "")))
-
-    client.meta.events.register("before-send.s3", before_send)
 
 
 def _key(access: ResolvedStore, credentials: Credentials | None) -> bytes:

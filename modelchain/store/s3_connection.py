@@ -21,6 +21,7 @@ from modelchain.resolved import ResolvedStore
 from modelchain.store.base import Credentials, StoreUnavailable
 from modelchain.store.s3_clients import SharedClients, Timeouts, make_client
 from modelchain.store.s3_errors import explain, is_missing, missing_bucket, status_of
+from modelchain.store.s3_transport import require_time
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -74,10 +75,12 @@ class Connection:
         while True:
             try:
                 result = action(self.client())
+                require_time(uri)
             except Busy:
                 time.sleep(random.uniform(0.01, 0.2))  # noqa: S311
                 continue
             except Exception as error:
+                require_time(uri)
                 problem, cause = self._explain(error, uri), error
                 if problem is None:
                     raise

@@ -270,13 +270,15 @@ class StoreAccess:
         ]
         return any(path == root or root in path.parents for root in roots)
 
-    def _check_url(self, url: str) -> None:
-        """Raises EndpointRefused if the URL leads to something that trusts whoever reaches it from this machine: cloud
+    def _check_url(self, url: str) -> list[str]:
+        """The addresses that the URL leads to; none where only a proxy can tell.
+
+        Raises EndpointRefused if the URL leads to something that trusts whoever reaches it from this machine: cloud
         metadata and link-local addresses, this machine itself (unless the administrator has listed that endpoint),
         the API server. Raises StoreUnavailable where that can't be told, since a name has no address now.
 
         Checked before every request, in the thread that sends it: a name may resolve to another address than before,
-        and slowly. (Between this check and the connection it may still change; a NetworkPolicy closes that.)
+        and slowly. The connection is made to these addresses, without another look-up.
         """
         host, port = _host_and_port(url)
         is_metadata = host in _METADATA_NAMES
@@ -296,6 +298,7 @@ class StoreAccess:
                 f"{_shown(url)}: this is the operator's own machine, which is only asked where the administrator names "
                 "it (--allowed-endpoint); name an S3 endpoint that pods reach too"
             )
+        return addresses
 
     def _addresses_of(self, host: str, url: str) -> list[str]:
         """Of the host of a URL; none where a proxy resolves its name and this machine can't. Raises StoreUnavailable

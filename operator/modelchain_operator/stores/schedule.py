@@ -2,8 +2,9 @@
 
 All routine tasks share one budget of requests per second; urgent ones go first. A store that does not answer is tried
 by one task at a time, with growing intervals; all such stores together get a quarter of the threads, and with those
-that were never read yet one half. There the namespaces whose chains use them take turns, so that a namespace with
-thousands of silent stores holds up its own chains alone.
+that were never read yet one half. One that answers has several tasks at once, as long as a quarter of the threads is
+left for others; what takes longer than CALL_SECONDS is cut, and counts as no answer. The namespaces whose chains use
+stores of one standing take turns, so that a namespace with thousands of silent stores holds up its own chains alone.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import TypeVar
 
 from modelchain.errors import ModelChainError
 from modelchain.store import StoreUnavailable
+from modelchain.store.s3_transport import TimeLimit
 from modelchain_operator.stores.access import EndpointRefused
 
 logger = logging.getLogger(__name__)
@@ -30,6 +32,8 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 UNRESPONSIVE_SECONDS = 6.0  # a task that takes longer means that its store is unresponsive
+# All requests of a call together: a server that drips keeps every time-out per read from passing.
+CALL_SECONDS = 20.0
 FAILURES = 3  # in a row, before a store counts as unresponsive
 PROBE_SECONDS = (1.0, 15.0)  # between tasks at an unresponsive store: first, and longest
 REQUESTS_OF_A_TASK = 2.0
@@ -112,12 +116,13 @@ class StoreEndpoint:
     def standing(self) -> _Standing:
         """What it is to be trusted with."""
         if self.dependable:
-            return _Standing.DEPENDABLE
+            return _Standing.BUSY if self.under_way else _Standing.DEPENDABLE
         return _Standing.FAILING if self.failing else _Standing.UNPROVEN
 
 
 class _Standing(Enum):
     DEPENDABLE = "dependable"
+    BUSY = "busy"  # dependable, with tasks under way
     UNPROVEN = "unproven"
     FAILING = "failing"
 
@@ -283,9 +288,13 @@ class StoreSchedule:
             self.later(task, seconds)
 
     async def call(self, endpoint: StoreEndpoint, function: Callable[..., T], *arguments: object) -> T:
-        """Call `function` in a thread, and record whether the endpoint answered. Raises what `function` does."""
+        """Call `function` in a thread, and record whether the endpoint answered. Raises what `function` does, and
+        StoreUnavailable where that takes longer than CALL_SECONDS.
+        """
+        loop, limit = asyncio.get_running_loop(), TimeLimit()
+        timer = loop.call_later(CALL_SECONDS, limit.cut)
         try:
-            answer = await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
+            answer = await loop.run_in_executor(self._pool, limit.run, function, *arguments)
         except StoreUnavailable:
             self._unanswered(endpoint)
             raise
@@ -294,6 +303,8 @@ class StoreSchedule:
         except ModelChainError:
             self._answered(endpoint)  # an error, but an answer
             raise
+        finally:
+            timer.cancel()
         self._answered(endpoint)
         return answer
 
@@ -364,6 +375,10 @@ class StoreSchedule:
     def _has_room(self, standing: _Standing, load: _Load) -> bool:
         if standing is _Standing.DEPENDABLE:
             return True
+        if (
+            standing is _Standing.BUSY
+        ):  # what has answered may drip: a quarter is left for those that have no task
+            return load.busy < max(1, self._threads * 3 // 4)
         if standing is _Standing.FAILING:
             return load.failing < max(1, self._threads // 4)
         return load.unproven < max(1, self._threads // 2)
@@ -374,15 +389,12 @@ class StoreSchedule:
         """Put the endpoint into the lane where it belongs now."""
         now = self._clock()
         waits = bool(endpoint.urgent or endpoint.routine)
-        if endpoint.dependable:
-            free = len(endpoint.under_way) < max(1, self._threads * 3 // 4)
-        else:
-            free = not endpoint.under_way
-            if waits and free and endpoint.probe_at > now:
-                free = False
-                if endpoint.asleep_until != endpoint.probe_at:
-                    endpoint.asleep_until = endpoint.probe_at
-                    heapq.heappush(self._asleep, (endpoint.probe_at, next(self._count), endpoint))
+        free = endpoint.dependable or not endpoint.under_way
+        if not endpoint.dependable and waits and free and endpoint.probe_at > now:
+            free = False
+            if endpoint.asleep_until != endpoint.probe_at:
+                endpoint.asleep_until = endpoint.probe_at
+                heapq.heappush(self._asleep, (endpoint.probe_at, next(self._count), endpoint))
         lane = None
         if waits and free and endpoint.users:
             urgent, standing = bool(endpoint.urgent), endpoint.standing

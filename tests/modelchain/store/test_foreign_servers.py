@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import itertools
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from modelchain.errors import ConfigurationError, UserDataError, is_permanent
 from modelchain.resolved import ResolvedStore
-from modelchain.store import Bounds, ConflictError, Credentials, Forbidden, Store, open_store
+from modelchain.store import (
+    Bounds,
+    ConflictError,
+    Credentials,
+    Forbidden,
+    Store,
+    StoreUnavailable,
+    open_store,
+)
 from modelchain.store.base import BOUNDS
 from modelchain.store.s3_answers import NotS3Error
+from modelchain.store.s3_transport import TimeLimit
+from tests.modelchain.store.dripping_server import dripping
 from tests.modelchain.store.odd_server import (
     Answer,
     Respond,
@@ -26,6 +39,7 @@ from tests.modelchain.store.odd_server import (
     serve,
 )
 from tests.modelchain.store.test_s3 import every_call
+from tests.processes import PATIENCE_SECONDS
 
 KEYS = Credentials("key", "secret")
 
@@ -159,6 +173,78 @@ class TestAnswersThatFillTheMemory:
             store = store_at(endpoint, bounds=Bounds(listed=100))
             with pytest.raises(UserDataError, match="more than 100 objects are listed"):
                 list(store.list(""))
+
+
+OK = b"HTTP/1.1 200 OK\r\nETag: x\r\n"
+
+
+class TestTimeLimit:
+    """A server that drips keeps every time-out per read from passing."""
+
+    @pytest.mark.parametrize(
+        ("call", "beginning"),
+        [
+            ("get", b""),
+            ("get", b"HTTP/1.1 2"),
+            ("get", b"HTTP/1.1 200 OK\r\nETag: "),
+            ("get", OK + b"Content-Length: 100\r\n\r\nx"),
+            ("get", OK + b"\r\nlooks whole once the connection is closed"),
+            ("list", OK + b"\r\n<ListBucketResult>"),
+            ("put", b"HTTP/1.1 100 "),
+        ],
+    )
+    @pytest.mark.parametrize("tls", [False, True], ids=["http", "https"])
+    def test_what_drips_is_ended(self, call: str, beginning: bytes, *, tls: bool, tmp_path: Path) -> None:
+        certificate = make_certificate(tmp_path, "localhost") if tls else None
+        limit = TimeLimit()
+        with dripping(beginning, certificate) as (endpoint, begun), ThreadPoolExecutor(1) as pool:
+            store = store_at(endpoint, ca_bundle=certificate)
+            future = pool.submit(limit.run, calls(store, tmp_path / "file")[call])
+            assert begun.wait(PATIENCE_SECONDS)
+            limit.cut()
+            with pytest.raises(StoreUnavailable, match="not complete in time"):
+                future.result(PATIENCE_SECONDS)
+
+    def test_a_function_that_is_done_takes_no_connection_from_another(self) -> None:
+        begun, go_on = threading.Event(), threading.Event()
+
+        def parts() -> Iterator[bytes]:
+            yield b"1"
+            begun.set()
+            go_on.wait(PATIENCE_SECONDS)
+            yield b"2"
+
+        def respond(method: str, path: str, body: bytes) -> Answer:
+            return Answer(200, {}, b"first" if path.endswith("first") else parts())
+
+        first, second = TimeLimit(), TimeLimit()
+        with serve(respond) as endpoint, ThreadPoolExecutor(1) as pool:
+            store = store_at(endpoint)
+            assert first.run(store.get, "first")[0] == b"first"
+            future = pool.submit(second.run, store.get, "second")
+            assert begun.wait(PATIENCE_SECONDS)
+            first.cut()
+            go_on.set()
+            assert future.result(PATIENCE_SECONDS)[0] == b"12"
+
+    def test_no_request_begins_after_it(self) -> None:
+        asked: list[str] = []
+
+        def respond(method: str, path: str, body: bytes) -> Answer:
+            asked.append(path)
+            limit.cut()
+            return Answer(200, {}, b"late")
+
+        def read() -> None:
+            with suppress(StoreUnavailable):
+                store.get("one")
+            store.get("two")
+
+        limit = TimeLimit()
+        with serve(respond) as endpoint, pytest.raises(StoreUnavailable):
+            store = store_at(endpoint)
+            limit.run(read)
+        assert asked == ["/bucket/chains/one"]
 
 
 def test_a_condition_that_nobody_made_is_no_reason_to_ask_for_ever() -> None:

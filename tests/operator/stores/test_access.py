@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from pydantic.alias_generators import to_camel
 
-from modelchain.errors import ModelChainError, UserDataError
+from modelchain.errors import ConfigurationError, ModelChainError, UserDataError
 from modelchain.reconcile.observation import StoreProblem
 from modelchain.resolved import ResolvedChain
 from modelchain.spec import StoreSpec
@@ -28,7 +28,7 @@ from modelchain_operator.settings import read_settings
 from modelchain_operator.stores import access as store_access
 from modelchain_operator.stores.access import EndpointRefused, NoAccess, StoreAccess
 from tests.modelchain.reconcile.chains import chain
-from tests.modelchain.store.odd_server import Answer, serve
+from tests.modelchain.store.odd_server import Answer, make_certificate, serve
 from tests.operator.stores.flaky_store import run
 from tests.seaweedfs import ACCESS_KEY, BUCKET, SECRET_KEY, SeaweedFS
 
@@ -445,6 +445,33 @@ def test_a_name_that_only_a_proxy_resolves_is_asked_by_it(
         monkeypatch.setenv("HTTP_PROXY", address)
         run(scenario())
     assert asked == ["http://minio.example:9000/models/a/key"]
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_connection_goes_to_the_address_that_was_checked(
+    cluster: Cluster, scheme: str, tmp_path: Path
+) -> None:
+    """The name is not resolved again: it might lead elsewhere by then. TLS verifies it all the same."""
+
+    async def get(host: str) -> bytes:
+        url = f"{scheme}://{host}:{port}"
+        access = accessing(cluster, "--allowed-endpoint", url, resolve_host=lambda _: ["127.0.0.1"])
+        fields: dict[str, Any] = {"secret_ref": {"name": "keys"}}
+        if certificate is not None:
+            fields["ca_bundle_ref"] = {"kind": "ConfigMap", "name": "authority", "key": "ca.crt"}
+        store = await opened(access, spec(endpoint_url=url, **fields))
+        assert isinstance(store, Store), store
+        return (await asyncio.to_thread(store.get, "key"))[0]
+
+    certificate = make_certificate(tmp_path, "minio.example") if scheme == "https" else None
+    if certificate is not None:
+        cluster.objects["ConfigMap", "default", "authority"] = {"data": {"ca.crt": certificate.read_text()}}
+    with serve(lambda *_: Answer(200, {}, b"there"), certificate) as endpoint:
+        port = endpoint.rpartition(":")[2]
+        assert asyncio.run(get("minio.example")) == b"there"
+        if certificate is not None:
+            with pytest.raises(ConfigurationError, match=r"not for other\.example"):
+                asyncio.run(get("other.example"))
 
 
 def test_what_a_store_says_can_not_fill_the_operators_memory(cluster: Cluster) -> None:

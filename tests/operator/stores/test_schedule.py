@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 
 import pytest
 
 from modelchain.errors import ModelChainError
-from modelchain.store import Forbidden, NotFound, StoreUnavailable
+from modelchain.resolved import ResolvedStore
+from modelchain.store import Credentials, Forbidden, NotFound, StoreUnavailable, open_store
+from modelchain_operator.stores import schedule as store_schedule
 from modelchain_operator.stores.access import EndpointRefused
 from modelchain_operator.stores.schedule import StoreEndpoint, StoreSchedule, Task
-from tests.operator.stores.flaky_store import run, until
+from tests.modelchain.store.dripping_server import dripping
+from tests.operator.stores.flaky_store import WAIT_SECONDS, run, until
 
 
 def absent() -> None:
@@ -105,6 +109,61 @@ def test_only_an_answer_of_its_server_makes_an_endpoint_dependable(
         await schedule.close()
 
     run(scenario())
+
+
+def test_stores_that_answered_once_and_then_drip_hold_up_no_other() -> None:
+    async def scenario() -> None:
+        served, go_on = asyncio.Event(), threading.Event()
+        dripping = 0
+
+        def drip() -> None:
+            go_on.wait(WAIT_SECONDS)
+
+        async def work(task: Task) -> float | None:
+            nonlocal dripping
+            if task.endpoint.name == "there":
+                served.set()
+                return None
+            dripping += 1
+            await schedule.call(task.endpoint, drip)
+            return None
+
+        schedule = StoreSchedule(work, lambda _: None, threads=8, requests_per_second=10**6)
+        for name in ("one", "two"):
+            endpoint = schedule.acquire(name, "hostile")
+            await schedule.call(endpoint, lambda: None)
+            for _ in range(8):
+                schedule.soon(Task(endpoint), urgent=True)
+        schedule.start()
+        await until(lambda: dripping >= 6, "they drip")
+        there = schedule.acquire("there", "team")
+        await schedule.call(there, lambda: None)
+        schedule.soon(Task(there))
+        await until(served.is_set, "it was served")
+        assert dripping == 6
+        go_on.set()
+        await schedule.close()
+
+    run(scenario())
+
+
+def test_a_store_that_drips_loses_its_standing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_schedule, "CALL_SECONDS", 0.05)
+
+    async def scenario() -> None:
+        schedule = StoreSchedule(nothing, lambda _: None, threads=4, requests_per_second=10**6)
+        endpoint = schedule.acquire("there", "team")
+        await schedule.call(endpoint, lambda: None)
+        assert endpoint.dependable
+        with pytest.raises(StoreUnavailable, match="not complete in time"):
+            await schedule.call(endpoint, store.get, "key")
+        assert not endpoint.dependable
+        await schedule.close()
+
+    with dripping(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nx") as (address, _):
+        access = ResolvedStore(uri="s3://bucket/chains", endpoint_url=address)
+        store = open_store(access, patience_seconds=0.0, credentials=Credentials("key", "secret"))
+        run(scenario())
 
 
 async def nothing(_task: Task) -> None:
