@@ -166,9 +166,7 @@ def split_uri(uri: str) -> tuple[str, str]:
 
 def too_large(uri: str, most: int) -> UserDataError:
     """The error for an object that is larger than is read whole."""
-    return UserDataError(
-        f"{uri}: holds more than {most:,} bytes, the most that is read whole; whatever has written it, delete it"
-    )
+    return UserDataError(f"{uri}: holds more than {most:,} bytes, the most that is read whole")
 
 
 def check_key(key: str, uri: str) -> str:

@@ -65,11 +65,9 @@ class FolderStore(Store):
 
     def get(self, key: str) -> tuple[bytes, str]:
         with self._reading(key), self._path(key).open("rb") as file:
-            most = self._bounds.object_bytes
-            data = file.read(most + 1)
-            if len(data) > most:
-                raise too_large(self.uri_of(key), most)
-            return data, _etag(os.fstat(file.fileno()))
+            if os.fstat(file.fileno()).st_size > self._bounds.object_bytes:
+                raise too_large(self.uri_of(key), self._bounds.object_bytes)
+            return file.read(), _etag(os.fstat(file.fileno()))
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
         with self._reading(key), self._path(key).open("rb") as file:

@@ -8,9 +8,10 @@ object's body is read into memory before anything looks at it.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from socket import SHUT_RDWR
+from itertools import chain, zip_longest
+from socket import SHUT_RDWR, socket
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from botocore.awsrequest import (
@@ -20,7 +21,8 @@ from botocore.awsrequest import (
     AWSHTTPSConnectionPool,
     AWSResponse,
 )
-from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
+from botocore.exceptions import ConnectionClosedError
+from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError
 
 from modelchain.store.base import StoreUnavailable
 from modelchain.store.s3_answers import NotS3Error
@@ -70,8 +72,10 @@ class TimeLimit:
             self.is_cut = True
             connection = self._connection
             if connection is not None and connection.limit is self and connection.socket is not None:
+                used = connection.socket
                 with suppress(OSError):  # closed already
-                    connection.socket.shutdown(SHUT_RDWR)
+                    # Of the socket below TLS: that of TLS would first let go of its encryption, which others still use.
+                    socket.shutdown(getattr(used, "socket", used), SHUT_RDWR)
 
     def watch(self, connection: _Watched) -> None:
         """The function uses this connection now. Raises ConnectionError if the limit was cut."""
@@ -105,6 +109,7 @@ class _Connection:
         _watch(self)
         super().connect()  # pyright: ignore[reportAttributeAccessIssue]
         self.socket = self.sock
+        _watch(self)  # again: what was cut while it connected had no socket yet
 
     def request(self, *arguments: Any, **options: Any) -> Any:
         _watch(self)
@@ -123,7 +128,7 @@ class _Connection:
             return connect()
         name, refused = self._dns_host, NewConnectionError(self, "no address")  # pyright: ignore[reportArgumentType]
         try:
-            for address in _thread.addresses[:ADDRESSES_TRIED]:
+            for address in by_turns(_thread.addresses)[:ADDRESSES_TRIED]:
                 _watch(self)
                 self._dns_host = address
                 try:
@@ -158,7 +163,7 @@ class _Answer(AWSResponse):
     def content(self) -> bytes:
         if self._read is None:
             data = bytearray()
-            for chunk in self.raw.stream(_CHUNK_BYTES):
+            for chunk in self._chunks():
                 data += chunk
                 if len(data) > ANSWER_BYTES:
                     self.raw.close()
@@ -168,6 +173,12 @@ class _Answer(AWSResponse):
                     )
             self._read = bytes(data)
         return self._read
+
+    def _chunks(self) -> Iterator[bytes]:
+        try:
+            yield from self.raw.stream(_CHUNK_BYTES)
+        except (HTTPError, OSError) as error:  # as botocore's own session says it, which reads the body too
+            raise ConnectionClosedError(endpoint_url=self.url, error=error) from error
 
 
 class _Session:
@@ -196,6 +207,13 @@ def bound(client: S3Client, check: Callable[[str], list[str]] | None = None) -> 
     """
     endpoint: Any = client._endpoint  # noqa: SLF001 # pyright: ignore[reportAttributeAccessIssue]
     endpoint.http_session = _Session(endpoint.http_session, check)
+
+
+def by_turns(addresses: Sequence[str]) -> list[str]:
+    """Addresses of IPv4 and IPv6 by turns, each kind in its order: one of the two may lead nowhere."""
+    first = [one for one in addresses if (":" in one) == (":" in addresses[0])]
+    others = [one for one in addresses if one not in first]
+    return [one for one in chain.from_iterable(zip_longest(first, others)) if one is not None]
 
 
 def _watch(connection: _Watched) -> None:

@@ -197,7 +197,8 @@ class Watches:
                 self.queue.add(key, urgent=True)
         elif (key := self.cache.show_chain(body)) is not None:
             listed = event["type"] is None  # thousands may be, at the start, and most of them are at rest
-            self.queue.add(key, urgent=not listed)
+            pods = self.cache.objects(POD, key.namespace, body["metadata"]["uid"]) if listed else ()
+            self.queue.add(key, urgent=not listed or any(has_ended(pod) for pod in pods))
 
     def _on_belonging(self, kind: Kind) -> Handler:
         async def belonging_event(event: Any, **_: Any) -> None:

@@ -28,7 +28,13 @@ from modelchain.status import ChainStatus, Measurement, without_progress
 from modelchain.store import Store, StoreUnavailable
 from modelchain_operator.kubernetes.key import Key
 from modelchain_operator.stores.access import NoAccess
-from modelchain_operator.stores.schedule import CLOSE_SECONDS, StoreEndpoint, StoreSchedule, Task
+from modelchain_operator.stores.schedule import (
+    CLOSE_SECONDS,
+    MEASURING_SECONDS,
+    StoreEndpoint,
+    StoreSchedule,
+    Task,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -581,7 +587,11 @@ class StoreReader:
             return None
         try:
             found = await self._schedule.call(
-                source.endpoint, read_measurement, source.store, comparison.resolved
+                source.endpoint,
+                read_measurement,
+                source.store,
+                comparison.resolved,
+                seconds=MEASURING_SECONDS,
             )
         except StoreUnavailable:
             return WAITING_SECONDS

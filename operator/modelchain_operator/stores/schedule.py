@@ -34,6 +34,7 @@ T = TypeVar("T")
 UNRESPONSIVE_SECONDS = 6.0  # a task that takes longer means that its store is unresponsive
 # All requests of a call together: a server that drips keeps every time-out per read from passing.
 CALL_SECONDS = 20.0
+MEASURING_SECONDS = 300.0  # where they are the evaluations of all runs, segment by segment
 FAILURES = 3  # in a row, before a store counts as unresponsive
 PROBE_SECONDS = (1.0, 15.0)  # between tasks at an unresponsive store: first, and longest
 REQUESTS_OF_A_TASK = 2.0
@@ -287,14 +288,23 @@ class StoreSchedule:
         elif seconds is not None:
             self.later(task, seconds)
 
-    async def call(self, endpoint: StoreEndpoint, function: Callable[..., T], *arguments: object) -> T:
+    async def call(
+        self,
+        endpoint: StoreEndpoint,
+        function: Callable[..., T],
+        *arguments: object,
+        seconds: float | None = None,
+    ) -> T:
         """Call `function` in a thread, and record whether the endpoint answered. Raises what `function` does, and
-        StoreUnavailable where that takes longer than CALL_SECONDS.
+        StoreUnavailable where that takes longer than `seconds` (None: CALL_SECONDS).
         """
         loop, limit = asyncio.get_running_loop(), TimeLimit()
-        timer = loop.call_later(CALL_SECONDS, limit.cut)
+        timer = loop.call_later(CALL_SECONDS if seconds is None else seconds, limit.cut)
         try:
             answer = await loop.run_in_executor(self._pool, limit.run, function, *arguments)
+        except asyncio.CancelledError:
+            limit.cut()  # or the thread would hold up the end of the process
+            raise
         except StoreUnavailable:
             self._unanswered(endpoint)
             raise

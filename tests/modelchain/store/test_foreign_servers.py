@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,7 +27,7 @@ from modelchain.store import (
 )
 from modelchain.store.base import BOUNDS
 from modelchain.store.s3_answers import NotS3Error
-from modelchain.store.s3_transport import TimeLimit
+from modelchain.store.s3_transport import TimeLimit, by_turns
 from tests.modelchain.store.dripping_server import dripping
 from tests.modelchain.store.odd_server import (
     Answer,
@@ -205,6 +207,21 @@ class TestTimeLimit:
             with pytest.raises(StoreUnavailable, match="not complete in time"):
                 future.result(PATIENCE_SECONDS)
 
+    def test_what_is_cut_while_it_connects_sends_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        connect = socket.create_connection
+
+        def cut_meanwhile(*arguments: Any, **options: Any) -> socket.socket:
+            limit.cut()
+            return connect(*arguments, **options)
+
+        limit = TimeLimit()
+        with dripping(OK) as (endpoint, begun):
+            store = store_at(endpoint)
+            monkeypatch.setattr("urllib3.util.connection.create_connection", cut_meanwhile)
+            with pytest.raises(StoreUnavailable):
+                limit.run(store.get, "key")
+            assert not begun.is_set()
+
     def test_a_function_that_is_done_takes_no_connection_from_another(self) -> None:
         begun, go_on = threading.Event(), threading.Event()
 
@@ -245,6 +262,28 @@ class TestTimeLimit:
             store = store_at(endpoint)
             limit.run(read)
         assert asked == ["/bucket/chains/one"]
+
+
+@pytest.mark.parametrize("status", [200, 502])
+def test_a_write_whose_answer_breaks_off_is_known_again_as_ones_own(status: int) -> None:
+    written: dict[str, bytes] = {}
+
+    def respond(method: str, path: str, body: bytes) -> Answer:
+        if method != "PUT":
+            return Answer(200, {"ETag": '"e"'}, written.get(path, b""))
+        if path in written:
+            return Answer(412, {}, b"<Error><Code>PreconditionFailed</Code></Error>")
+        written[path] = body
+        return Answer(status, {"Content-Length": "100"}, [b"half"])
+
+    with serve(respond) as endpoint:
+        assert store_at(endpoint).put("key", b"mine", if_absent=True) == '"e"'
+
+
+def test_addresses_of_both_kinds_are_tried_by_turns() -> None:
+    assert by_turns(["::1", "::2", "::3", "10.0.0.1"]) == ["::1", "10.0.0.1", "::2", "::3"]
+    assert by_turns(["10.0.0.1"]) == ["10.0.0.1"]
+    assert by_turns([]) == []
 
 
 def test_a_condition_that_nobody_made_is_no_reason_to_ask_for_ever() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any, cast
 
+import pytest
+
 from modelchain_operator.informers.cache import Cache
 from modelchain_operator.informers.watches import Watches
 from modelchain_operator.kubernetes.api import KubernetesApi, Object
@@ -31,14 +33,20 @@ def event(body: Object, kind: str | None = None) -> Any:
     return {"type": kind, "object": body}
 
 
-def test_what_was_listed_waits_behind_a_stage_that_has_ended_and_a_chain_that_was_changed() -> None:
+@pytest.mark.parametrize("pods_first", [False, True], ids=["chains-first", "pods-first"])
+def test_what_was_listed_waits_behind_a_stage_that_has_ended_and_a_chain_that_was_changed(
+    pods_first: bool,
+) -> None:
     async def order() -> list[str]:
         queue = KeyQueue()
         watches = Watches(cast("KubernetesApi", None), Cache(), queue, namespaces=(), on_gap=lambda: None)
         show_pod = watches._on_belonging(POD)
+        if pods_first:
+            await show_pod(event(ended_pod(of=ENDED)))
         for name in (AT_REST, ENDED):
             await watches._on_chain(event(chain(name)))
-        await show_pod(event(ended_pod(of=ENDED)))
+        if not pods_first:
+            await show_pod(event(ended_pod(of=ENDED)))
         await watches._on_chain(event(chain(CHANGED), "ADDED"))
         taken = [await queue.get() for _ in range(3)]
         return [key.name for key, _ in filter(None, taken)]

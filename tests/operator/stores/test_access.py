@@ -482,10 +482,10 @@ def test_what_a_store_says_can_not_fill_the_operators_memory(cluster: Cluster) -
         at = endpoint.replace("localhost", "127.0.0.1")
         store = await opened(access, spec(endpoint_url=at, secret_ref={"name": "keys"}))
         assert isinstance(store, Store)
-        with pytest.raises(UserDataError, match="holds more than 2,097,152 bytes"):
+        with pytest.raises(UserDataError, match="holds more than 16,777,216 bytes"):
             await asyncio.to_thread(store.get, "key")
 
-    with serve(lambda *_: Answer(200, {}, [b"x" * 65536] * 64)) as endpoint:
+    with serve(lambda *_: Answer(200, {}, [b"x" * 65536] * 512)) as endpoint:
         run(scenario())
 
 
