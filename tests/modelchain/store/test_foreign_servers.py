@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from urllib3.util import connection
 
 from modelchain.errors import ConfigurationError, UserDataError, is_permanent
 from modelchain.resolved import ResolvedStore
@@ -208,7 +209,7 @@ class TestTimeLimit:
                 future.result(PATIENCE_SECONDS)
 
     def test_what_is_cut_while_it_connects_sends_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        connect = socket.create_connection
+        connect = connection.create_connection
 
         def cut_meanwhile(*arguments: Any, **options: Any) -> socket.socket:
             limit.cut()
@@ -217,7 +218,7 @@ class TestTimeLimit:
         limit = TimeLimit()
         with dripping(OK) as (endpoint, begun):
             store = store_at(endpoint)
-            monkeypatch.setattr("urllib3.util.connection.create_connection", cut_meanwhile)
+            monkeypatch.setattr(connection, "create_connection", cut_meanwhile)
             with pytest.raises(StoreUnavailable):
                 limit.run(store.get, "key")
             assert not begun.is_set()
@@ -274,7 +275,7 @@ def test_a_write_whose_answer_breaks_off_is_known_again_as_ones_own(status: int)
         if path in written:
             return Answer(412, {}, b"<Error><Code>PreconditionFailed</Code></Error>")
         written[path] = body
-        return Answer(status, {"Content-Length": "100"}, [b"half"])
+        return Answer(status, {"Transfer-Encoding": "chunked"}, [b"100\r\nhalf"])
 
     with serve(respond) as endpoint:
         assert store_at(endpoint).put("key", b"mine", if_absent=True) == '"e"'
