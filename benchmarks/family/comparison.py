@@ -55,14 +55,13 @@ class Index:
         """The runs of a model alone."""
         return self._found.get((dataset, split, None, model, epochs, recipe), {})
 
-    def versions(self, dataset: str, split: str, library: str) -> Counter[str]:
-        """How many results each version of a library has made, of those that say which."""
+    def makers(self, dataset: str, split: str) -> Counter[str]:
+        """How many results each version of torch has made on each kind of processor."""
         return Counter(
-            result.versions[library]
+            f"torch {result.versions.get('torch', 'unknown')} on {result.machine.processor or 'unknown'}"
             for (data, part, *_), found in self._found.items()
             if (data, part) == (dataset, split)
             for result in found.values()
-            if library in result.versions
         )
 
     def recipes(self, dataset: str, split: str, *, alone: bool) -> list[tuple[str, str]]:

@@ -136,10 +136,10 @@ def report(index: Index, question: Question) -> tuple[str, list[Comparison]]:
 
 
 def libraries(index: Index, question: Question) -> str:
-    """What the split's results were trained with: kernels of two versions of torch round otherwise."""
-    found = index.versions(question.dataset, question.split, "torch")
-    told = " and ".join(f"torch {version} ({count})" for version, count in sorted(found.items()))
-    return f"Results of this split, by what trained them: {told or 'not said'}."
+    """What the split's results were trained with: another library or processor rounds otherwise."""
+    found = index.makers(question.dataset, question.split)
+    told = ", ".join(f"{maker} ({count})" for maker, count in sorted(found.items()))
+    return f"Results of this split, by what trained them: {told}."
 
 
 def _alone_table(metric: Metric, ranked: Sequence[tuple[str, AloneMeans]]) -> Iterator[str]:

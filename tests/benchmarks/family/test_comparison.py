@@ -184,7 +184,7 @@ def test_recipes_are_compared_on_what_all_of_them_have_and_paired() -> None:
     assert "| family 2, 3 seeds | w32 | w64 | chain |" in table
     assert "| `trunk` | 80.0 | 90.0 | 12.0 GMACs |" in table
     assert "| `paper` | 78.0 (-2.0 ± 0.0) | 88.0 (-2.0 ± 0.0) | 12.0 GMACs |" in table
-    assert table.endswith("torch 2.11 (6).\n")
+    assert table.endswith("torch 2.11 on unknown (6), torch unknown on unknown (1).\n")
     with pytest.raises(StudyError, match="there are none of defaults"):
         ablation(Index(results), Question("digits", "test", ("2",), ("trunk", "defaults"), None, FULL))
 
