@@ -18,6 +18,8 @@ from tests.processes import PATIENCE_SECONDS
 NUMBER = r"[-+]?\d[\dhmsd.,]*"  # and ages, as kubectl writes them: 3m45s
 STAYS = re.compile(r"\s(-w|--watch|--follow)(\s|$)|\blogs\b.*\s-f\b")  # until somebody stops it
 
+# kubectl 1.34 and newer say where; the pages show what both say
+NEWER_KUBECTL = re.compile(r'(?<=" deleted) from \S+ namespace$', re.MULTILINE)
 SEARCHES = re.compile(r"\| grep [^|]*$")
 
 
@@ -170,6 +172,7 @@ def _compare(block: Block, command: Command, printed: str) -> None:
     if not shown:
         return
     text = "\n".join(line.rstrip() for line in printed.strip("\n").splitlines())
+    text = NEWER_KUBECTL.sub("", text)
     expected = pattern(shown, numbers_vary="numbers vary" in block.checks)
     if not expected.fullmatch(text) and not expected.fullmatch(f"{text}\n"):
         raise AssertionError(
