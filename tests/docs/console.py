@@ -18,7 +18,7 @@ from tests.processes import PATIENCE_SECONDS
 NUMBER = r"[-+]?\d[\dhmsd.,]*"  # and ages, as kubectl writes them: 3m45s
 STAYS = re.compile(r"\s(-w|--watch|--follow)(\s|$)|\blogs\b.*\s-f\b")  # until somebody stops it
 
-# kubectl 1.34 and newer say where; the pages show what both say
+# kubectl 1.37 says where, 1.32 does not; the pages show what both say
 NEWER_KUBECTL = re.compile(r'(?<=" deleted) from \S+ namespace$', re.MULTILINE)
 SEARCHES = re.compile(r"\| grep [^|]*$")
 
