@@ -323,6 +323,11 @@ class SimulatedJob:
         self._trainer.upload()
         self.uploaded = True
 
+    def leave(self) -> None:
+        """The trainer ends with nothing committed, and nobody says so."""
+        self.running = False
+        self._trainer.release()
+
     def finish(self) -> None:
         """The trainer commits and ends with exit code 0; kubelet and training operator say so."""
         self.running = False
@@ -395,10 +400,12 @@ class JobController:
         self._thread.start()
 
     def close(self) -> None:
-        """End. The watch ends with the process."""
-        for job in list(self.jobs.values()):
-            job.running = False
+        """End, while the store is still there: trainers that run let go of their leases. The watch ends with the
+        process.
+        """
         self.agenda.close()
+        for job in self.running():
+            job.leave()
 
     def running(self) -> list[SimulatedJob]:
         """Jobs whose trainer runs, oldest first."""
