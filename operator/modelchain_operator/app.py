@@ -205,7 +205,7 @@ def _say_where(settings: Settings, api: KubernetesApi, health: HealthServer) -> 
 
 
 async def _work(resync: Resync, leadership: Leadership, worker: Worker) -> None:
-    """Passes begin once everything was listed, so that what runs already is known, and once this operator leads."""
+    """Passes begin once all that can be listed was, so that what runs is known, and once this operator leads."""
     await resync.listed.wait()
     await leadership.begun.wait()
     await worker.run()

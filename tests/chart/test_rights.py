@@ -120,12 +120,7 @@ def ask_for_a_certificate(team: Team, audit_log: AuditLog, release: Release) -> 
     chain = team.another_chain("certificate")
     chain.document["spec"]["store"]["caBundleRef"] = {"name": "authority"}
     chain.apply()
-    wanted = Right("", "configmaps", "get")
-    wait_until(
-        lambda: wanted in {one.right for one in audit_log.asked_by("modelchain", release.namespace)},
-        "the certificate is asked for",
-        pause=0.5,
-    )
+    wait_until_asked(audit_log, release, Right("", "configmaps", "get"), "the certificate is asked for")
     chain.plane.kubectl("delete", "modelchain", chain.name, "-n", chain.namespace)
 
 
@@ -146,12 +141,8 @@ def wait_in_a_queue(team: Team, audit_log: AuditLog, release: Release) -> None:
         }
         chain.apply()
         wait_until(lambda: len(chain.jobs("jobs")) == 1, "its job is made", pause=0.3)
-        wanted = Right("kueue.x-k8s.io", "workloads", "list")
-        wait_until(
-            lambda: wanted in {one.right for one in audit_log.asked_by("modelchain", release.namespace)},
-            "it is asked why the job waits",
-            pause=0.5,
-        )
+        right = Right("kueue.x-k8s.io", "workloads", "list")
+        wait_until_asked(audit_log, release, right, "it is asked why the job waits")
         chain.plane.kubectl("delete", "modelchain", chain.name, "-n", chain.namespace)
         workloads = f"apis/{API_VERSION}/workloads"
         wait_until(
@@ -162,6 +153,15 @@ def wait_in_a_queue(team: Team, audit_log: AuditLog, release: Release) -> None:
         queues.remove()
     finally:
         kueue.uninstall()
+
+
+def wait_until_asked(audit_log: AuditLog, release: Release, right: Right, what: str) -> None:
+    """The operator has used the right."""
+    wait_until(
+        lambda: right in {one.right for one in audit_log.asked_by("modelchain", release.namespace)},
+        what,
+        pause=0.5,
+    )
 
 
 POD_TEMPLATE = {

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from socketserver import BaseRequestHandler, ThreadingTCPServer
+
+from tests.modelchain.store.odd_server import running
 
 
 @contextmanager
@@ -30,15 +31,5 @@ def dripping(beginning: bytes, certificate: Path | None = None) -> Iterator[tupl
 
     server = ThreadingTCPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
-    if certificate is not None:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(certificate)
-        server.socket = context.wrap_socket(server.socket, server_side=True)
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    try:
-        yield f"{'http' if certificate is None else 'https'}://localhost:{server.server_address[1]}", begun
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with running(server, certificate) as address:
+        yield address, begun

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from socketserver import TCPServer
 from urllib.parse import parse_qs, urlsplit
 
 
@@ -53,7 +54,13 @@ def serve(respond: Respond, certificate: Path | None = None) -> Iterator[str]:
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    with running(ThreadingHTTPServer(("127.0.0.1", 0), Handler), certificate) as address:
+        yield address
+
+
+@contextmanager
+def running(server: TCPServer, certificate: Path | None) -> Iterator[str]:
+    """The server in a thread of its own; gives its address. With a certificate it speaks TLS."""
     if certificate is not None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate)
@@ -61,7 +68,7 @@ def serve(respond: Respond, certificate: Path | None = None) -> Iterator[str]:
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
-        yield f"{'http' if certificate is None else 'https'}://localhost:{server.server_port}"
+        yield f"{'http' if certificate is None else 'https'}://localhost:{server.server_address[1]}"
     finally:
         server.shutdown()
         server.server_close()

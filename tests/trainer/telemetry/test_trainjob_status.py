@@ -139,22 +139,28 @@ def test_progress_is_sent_when_it_changes_with_the_token_of_the_day(
     assert server.taken.empty(), "nothing is sent twice"
 
 
-def test_a_server_that_does_not_answer_is_told_once(server: Server, caplog: pytest.LogCaptureFixture) -> None:
-    environment = server.environment
-    server.close()
-    found = find_server(environment)
-    assert found is not None
+def reporter_that_asked(server: StatusServer, *, times: int) -> StatusReporter:
+    """One that has begun so many reports."""
     asked = threading.Semaphore(0)
 
     def latest() -> Progress:
         asked.release()
         return progress(3, 1)
 
+    reporter = StatusReporter(server, latest, seconds=0.01)
+    reporter.start()
+    for _ in range(times):
+        assert asked.acquire(timeout=PATIENCE_SECONDS)
+    return reporter
+
+
+def test_a_server_that_does_not_answer_is_told_once(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    environment = server.environment
+    server.close()
+    found = find_server(environment)
+    assert found is not None
     with caplog.at_level(logging.WARNING):
-        reporter = StatusReporter(found, latest, seconds=0.01)
-        reporter.start()
-        for _ in range(3):
-            assert asked.acquire(timeout=PATIENCE_SECONDS)
+        reporter = reporter_that_asked(found, times=3)
         reporter.close()
     assert len([one for one in caplog.records if "the training goes on" in one.message]) == 1
 
@@ -165,17 +171,8 @@ def test_a_server_that_talks_no_http_is_told_once_and_asked_on(
     server.talks_http = False
     found = find_server(server.environment)
     assert found is not None
-    asked = threading.Semaphore(0)
-
-    def latest() -> Progress:
-        asked.release()
-        return progress(3, 1)
-
     with caplog.at_level(logging.WARNING):
-        reporter = StatusReporter(found, latest, seconds=0.01)
-        reporter.start()
-        for _ in range(3):
-            assert asked.acquire(timeout=PATIENCE_SECONDS)
+        reporter = reporter_that_asked(found, times=3)
         server.talks_http = True
         assert server.taken.get(timeout=PATIENCE_SECONDS)[1]["trainerStatus"]["progressPercentage"] == 10
         reporter.close()
