@@ -20,6 +20,7 @@ from modelchain.artifacts import (
     attempt_folder,
     attempt_prefix,
 )
+from modelchain.clock import steady
 from modelchain.commit import verify_stage
 from modelchain.errors import ConfigurationError, ModelChainError, UserDataError
 from modelchain.lease import LeaseObserver
@@ -33,13 +34,24 @@ LEASE_CHECK_SECONDS = 30.0  # between reads of a lease while progress shows that
 
 @dataclass(frozen=True)
 class StoreSnapshot:
-    """What the last reads of the store showed of a chain."""
+    """What the last reads of the store showed of a chain. Times are seconds since the epoch, by `clock.steady`."""
 
     facts: Mapping[str, StageFacts]  # by stage; one that was not read since it had to be is missing
-    readable_since: float  # seconds since the epoch: the store has answered without a gap since
-    progress_changed_at: Mapping[tuple[str, int], float]  # by stage and attempt, by the reader's clock
+    readable_since: float  # the store has answered without a gap since
+    progress_changed_at: Mapping[tuple[str, int], float]  # by stage and attempt
     measurement: Measurement | Unmeasurable | None = None  # of models trained alone, where it was asked for
     read_at: Mapping[str, float] = field(default_factory=dict)  # by stage: when the read of its facts began
+
+    def shifted(self, seconds: float) -> StoreSnapshot:
+        """The same, with all times so much later."""
+        if not seconds:
+            return self
+        return replace(
+            self,
+            readable_since=self.readable_since + seconds,
+            progress_changed_at={key: at + seconds for key, at in self.progress_changed_at.items()},
+            read_at={stage: at + seconds for stage, at in self.read_at.items()},
+        )
 
 
 @dataclass(eq=False)
@@ -54,7 +66,7 @@ class StageProbe:
     digest: str
     attempt: int | None = None  # the one that runs
     ended: int | None = None  # the last one that ran: its failure.json is read
-    progress_changed_at: dict[int, float] = field(default_factory=dict)  # by attempt, seconds since the epoch
+    progress_changed_at: dict[int, float] = field(default_factory=dict)  # by attempt, by `clock.steady`
     _lease: LeaseObserver = field(init=False)
     _lease_seen: LeaseView | None = None
     _lease_seen_at: float = 0.0  # monotonic
@@ -145,7 +157,7 @@ class StageProbe:
             return None
         if etag != self._progress_etag:
             self._progress_etag = etag
-            self.progress_changed_at[attempt] = time.time()
+            self.progress_changed_at[attempt] = steady()
         return progress
 
     def _find_failure(self, attempt: int | None) -> tuple[int, Failure] | None:

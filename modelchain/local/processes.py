@@ -16,6 +16,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from modelchain.artifacts import Failure, attempt_prefix
+from modelchain.clock import steady
 from modelchain.reconcile.observation import Job, JobPhase
 from modelchain.resolved import (
     ATTEMPT_VARIABLE,
@@ -55,7 +56,7 @@ class TrainerProcess:
         self.stage = stage
         self.attempt = attempt
         self.log = log
-        self.started_at = time.time()
+        self._started_at = steady()
         self._termination_log = log.with_suffix(".end.json")
         self._ended_at: float | None = None
         self._stop_at: float | None = None  # monotonic; SIGKILL follows then
@@ -111,7 +112,7 @@ class TrainerProcess:
             return True
         self._exit_code = 128 - code if code < 0 else code
         self.failure = self._read_failure() if self._exit_code else None
-        self._ended_at = time.time()
+        self._ended_at = steady()
         os.close(self._pipe)
         return False
 
@@ -142,8 +143,8 @@ class TrainerProcess:
             return []
         return text.splitlines()[-lines:]
 
-    def job(self, progress_changed_at: float | None) -> Job:
-        """As the reconcile core sees it."""
+    def job(self, progress_changed_at: float | None, clock_step: float) -> Job:
+        """As the reconcile core sees it; its times are those of `clock.steady`, that many seconds later."""
         return Job(
             stage=self.stage.name,
             attempt=self.attempt,
@@ -153,8 +154,8 @@ class TrainerProcess:
             exit_code=self._exit_code,
             reason=self.failure.reason if self.failure else "",
             message=self.failure.message if self.failure else self._silent_message(),
-            started_at=self.started_at,
-            ended_at=self._ended_at,
+            started_at=self._started_at + clock_step,
+            ended_at=None if self._ended_at is None else self._ended_at + clock_step,
             progress_changed_at=progress_changed_at,
         )
 

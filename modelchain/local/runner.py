@@ -16,6 +16,7 @@ from types import FrameType
 
 from modelchain import cost
 from modelchain.chain_record import hold_chain, read_status, record_object
+from modelchain.clock import clock_step
 from modelchain.commit import require_conditional_writes
 from modelchain.local.display import Display
 from modelchain.local.events import AttemptFailed, Note, PlannedStage, RunStarted, changes
@@ -119,11 +120,13 @@ class Runner:
     # ---- observe
 
     def _decide(self, snapshot: StoreSnapshot) -> Decision:
+        step = clock_step()
+        snapshot = snapshot.shifted(step)
         observed = Observation(
             status=self._status,
             generation=self._generation,
             jobs=tuple(
-                process.job(snapshot.progress_changed_at.get((process.stage.name, process.attempt)))
+                process.job(snapshot.progress_changed_at.get((process.stage.name, process.attempt)), step)
                 for process in self._processes
             ),
             store=snapshot.facts,

@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
 
+from modelchain.clock import steady
 from modelchain.errors import ModelChainError, UserDataError
 from modelchain.measuring import read_measurement
 from modelchain.reconcile.observation import StageFacts, StoreProblem, Unmeasurable
@@ -54,7 +55,7 @@ class StoreWatch:
         self._closing = False
         self._finished: frozenset[str] = frozenset()
         self._not_yet: frozenset[str] = frozenset()
-        self._readable_since = time.time()
+        self._readable_since = steady()
         self._busy_since: float | None = None  # monotonic: a read is under way since
         self._was_unresponsive = False
         self._record: tuple[str, bytes] | None = None
@@ -162,7 +163,7 @@ class StoreWatch:
         return name not in self._finished
 
     def _probe(self, watch: _StageWatch, *, raising: bool) -> None:
-        began, read_at = time.monotonic(), time.time()
+        began, read_at = time.monotonic(), steady()
         with self._lock:
             self._busy_since = began
             watch.probe.follow(watch.attempt)
@@ -182,7 +183,7 @@ class StoreWatch:
         unavailable = facts.problem is StoreProblem.UNAVAILABLE
         with self._lock:
             if not unavailable and self._was_unresponsive:
-                self._readable_since = time.time()
+                self._readable_since = steady()
             self._was_unresponsive = unavailable
             watch.facts, watch.probed_at, watch.read_at = facts, began, read_at
 

@@ -143,7 +143,7 @@ def _wake_at(contexts: tuple[StageContext, ...]) -> float | None:
         due.extend(
             time
             for time in (
-                retry.retry_due(context.status),
+                retry.retry_due(context.status, context.now),
                 retry.commit_deadline(context),
                 stall.stall_deadline(context),
                 stall.time_limit(context),

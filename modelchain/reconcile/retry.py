@@ -143,9 +143,12 @@ def disruption_seconds(disruptions: int) -> int:
     return _doubled(FIRST_DISRUPTION_SECONDS, disruptions)
 
 
-def retry_due(status: StageStatus) -> float | None:
-    """When the next attempt may start, seconds since the epoch; None: at once."""
-    return from_rfc3339(status.retry_at) if status.retry_at else None
+def retry_due(status: StageStatus, now: float) -> float | None:
+    """When the next attempt may start, seconds since the epoch; None: at once. Nobody waits longer than the longest
+    back-off: a time further ahead was written by a clock that was wrong.
+    """
+    due = from_rfc3339(status.retry_at) if status.retry_at else None
+    return None if due is None or due - now > MAX_BACKOFF_SECONDS else due
 
 
 def commit_deadline(context: StageContext) -> float | None:

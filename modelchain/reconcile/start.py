@@ -245,7 +245,7 @@ def _held_by_another(context: StageContext, _: Branches) -> Hold | None:
 
 
 def _backing_off(context: StageContext, _: Branches) -> Hold | None:
-    due = retry_due(context.status)
+    due = retry_due(context.status, context.now)
     if due is None or context.now >= due:
         return None
     ended = context.status.last_ended

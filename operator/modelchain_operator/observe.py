@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from pydantic import ValidationError
 
+from modelchain.clock import clock_step
 from modelchain.reconcile.observation import Job, JobPhase, Observation
 from modelchain.resolved import ChainReference
 from modelchain.stage_probe import StoreSnapshot
@@ -135,7 +136,9 @@ def observe(
     now: float,
 ) -> Observation:
     """Everything that was seen, as values. `now` is in seconds since the epoch."""
-    seen = zip(observe_jobs(snapshot.trees, memory.jobs, now), snapshot.trees, strict=True)
+    step = clock_step()
+    stores = stores.shifted(step)
+    seen = zip(observe_jobs(snapshot.trees, memory.jobs, now, clock_step=step), snapshot.trees, strict=True)
     jobs = [_with_outdated(_with_reason(job, memory), tree, accepted) for job, tree in seen]
     annotations = snapshot.body["metadata"].get("annotations") or {}
     return Observation(

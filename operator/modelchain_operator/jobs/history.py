@@ -41,7 +41,7 @@ class JobHistory:
 
 @dataclass
 class JobMemory:
-    """The histories of a chain's jobs, by the operator's clock.
+    """The histories of a chain's jobs, by `clock.steady`.
 
     Lost at a restart: deadlines then only get longer, and a replaced pod is not told from the first.
     """

@@ -19,17 +19,32 @@ from modelchain_operator.kubernetes.api import Object
 UNTOUCHED_SECONDS = 60.0  # a job without pods or status for so long has no controller
 
 
-def observe_jobs(trees: Sequence[JobTree], memory: JobMemory, now: float) -> tuple[Job, ...]:
-    """One Job for each tree. `now` is in seconds since the epoch."""
-    seen = tuple(_observe_tree(tree, memory, now) for tree in trees)
-    memory.prune(now)
+@dataclass(frozen=True)
+class _Now:
+    """The time of day, and `clock.steady`, by which histories are kept; both in seconds since the epoch."""
+
+    time: float
+    steady: float
+
+    def shown(self, stamp: float | None) -> float | None:
+        """A time of a history, by today's time of day."""
+        return None if stamp is None else stamp + (self.time - self.steady)
+
+
+def observe_jobs(
+    trees: Sequence[JobTree], memory: JobMemory, now: float, *, clock_step: float = 0.0
+) -> tuple[Job, ...]:
+    """One Job for each tree. `now` is in seconds since the epoch, `clock_step` of it is a step of the clock."""
+    moment = _Now(now, now - clock_step)
+    seen = tuple(_observe_tree(tree, memory, moment) for tree in trees)
+    memory.prune(moment.steady)
     return seen
 
 
-def _observe_tree(tree: JobTree, memory: JobMemory, now: float) -> Job:
+def _observe_tree(tree: JobTree, memory: JobMemory, now: _Now) -> Job:
     if tree.job is None:
-        return _without_object(tree, memory.of(f"pods of {tree.name}", now), now)
-    history = memory.of(tree.job["metadata"]["uid"], now)
+        return _without_object(tree, memory.of(f"pods of {tree.name}", now.steady), now)
+    history = memory.of(tree.job["metadata"]["uid"], now.steady)
     history.pods.update(dict.fromkeys(map(pod_view.uid, tree.pods), tree.place))
     backend = backend_of(tree.job)
     state = backend.read(tree.job)
@@ -60,7 +75,7 @@ class _Sight:
     pods: Sequence[Object]  # without those that were deleted when a queue suspended the job
     all_pods: Sequence[Object]
     history: JobHistory  # grows
-    now: float
+    now: _Now
 
     @property
     def name(self) -> str:
@@ -93,13 +108,13 @@ class _Sight:
             and history.started_at is None
             and len(history.scheduled) < self.state.wanted_pods
             and not self.state.managed_by,
-            pending_since=history.pending_since,
-            blocked_by_node=_blocked(self.all_pods, self.now),
+            pending_since=self.now.shown(history.pending_since),
+            blocked_by_node=_blocked(self.all_pods, self.now.time),
             holds_pods=any(map(pod_view.runs_on, self.all_pods)),
             deleted_at=_deleted_at(self.object, *self.all_pods),
             held_by=_held_by(self.object, self.all_pods),
-            started_at=history.started_at,
-            ended_at=history.ended_at,
+            started_at=self.now.shown(history.started_at),
+            ended_at=self.now.shown(history.ended_at),
         )
 
     def phase(self) -> JobPhase:
@@ -111,7 +126,7 @@ class _Sight:
         if state.finished or (len(self.pods) >= state.wanted_pods and not alive):
             if alive:
                 return JobPhase.TERMINATING
-            history.ended_at = history.ended_at or self.now
+            history.ended_at = history.ended_at or self.now.steady
             failed = any(map(pod_view.has_failed, self.pods))
             if state.finished and not self.all_succeeded():
                 failed = state.failure is not None
@@ -124,9 +139,9 @@ class _Sight:
             return JobPhase.TERMINATING
         if history.started_at is None:
             if self.pods_up() < state.wanted_pods:
-                history.pending_since = history.pending_since or self.now
+                history.pending_since = history.pending_since or self.now.steady
                 return JobPhase.PENDING
-            history.started_at = self.now
+            history.started_at = self.now.steady
         return JobPhase.RUNNING
 
     def pods_up(self) -> int:
@@ -204,7 +219,7 @@ class _Sight:
             return _End(
                 message=f"{self.name} has not started on the cluster that {state.managed_by} has chosen"
             )
-        if not pods and state.untouched and self.now - self.history.first_seen >= UNTOUCHED_SECONDS:
+        if not pods and state.untouched and self.now.steady - self.history.first_seen >= UNTOUCHED_SECONDS:
             hint = self.backend.controller_hint
             return _End("NoController", f"nobody has made pods for {self.name}: {hint}")
         if len(pods) < state.wanted_pods:
@@ -221,7 +236,7 @@ def _first_disruption(history: JobHistory) -> str:
     return min(ends, key=lambda end: end.finished_at).message if ends else ""
 
 
-def _without_object(tree: JobTree, history: JobHistory, now: float) -> Job:
+def _without_object(tree: JobTree, history: JobHistory, now: _Now) -> Job:
     """Pods whose job is deleted. Unless they were orphaned on purpose, they will be deleted soon."""
     pods = tree.pods
     history.pods.update(dict.fromkeys(map(pod_view.uid, pods), tree.place))
@@ -230,7 +245,7 @@ def _without_object(tree: JobTree, history: JobHistory, now: float) -> Job:
     phase, message = JobPhase.TERMINATING, "the job is deleted, its pods are not gone yet"
     if all(pod_view.has_ended(pod) and not pod_view.is_being_deleted(pod) for pod in pods):
         phase, message = JobPhase.SUCCEEDED if cause is None else JobPhase.FAILED, ""
-        history.ended_at = history.ended_at or now
+        history.ended_at = history.ended_at or now.steady
     ended = cause if phase is JobPhase.FAILED else None
     return Job(
         stage=tree.place.stage,
@@ -242,10 +257,10 @@ def _without_object(tree: JobTree, history: JobHistory, now: float) -> Job:
         reason=ended.reason if ended else "",
         message=ended.message if ended else message,
         disrupted=ended is not None and ended.disrupted and ended.rank[0] > 0,
-        blocked_by_node=_blocked(pods, now),
+        blocked_by_node=_blocked(pods, now.time),
         deleted_at=_deleted_at(*pods),
         held_by=_held_by(None, pods),
-        ended_at=history.ended_at,
+        ended_at=now.shown(history.ended_at),
     )
 
 

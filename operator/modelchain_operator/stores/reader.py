@@ -19,6 +19,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from modelchain.chain_record import record_object
+from modelchain.clock import steady
 from modelchain.errors import ModelChainError
 from modelchain.measuring import read_measurement
 from modelchain.reconcile.observation import StageFacts, StoreProblem, Unmeasurable
@@ -104,7 +105,7 @@ class _Stage(Task):
         self.attempt: int | None = None  # the one that runs
         self.facts: StageFacts | None = None  # None: not read, or finished and there
         self.probed_at = float("-inf")  # monotonic: when the read of the facts began
-        self.read_at = float("-inf")  # seconds since the epoch: likewise
+        self.read_at = float("-inf")  # by `clock.steady`: likewise
         self.stale_before = 0.0  # monotonic: older facts are stale
         self.interval = WAITING_SECONDS
         self.probe: StageProbe | None = None
@@ -187,7 +188,7 @@ class _Chain:
         self.stages: dict[str, _Stage] = {}
         self.record: _Record | None = None
         self.comparison: _Comparison | None = None
-        self.readable_since = time.time()
+        self.readable_since = steady()
         self.notified_at = float("-inf")  # monotonic: when mere progress was last reported
         self.retry_seconds = REFUSED_SECONDS[0]
         self.retry_timer: asyncio.TimerHandle | None = None
@@ -303,7 +304,7 @@ class StoreReader:
         """What is known of the chain now."""
         chain = self._chains.get(key)
         if chain is None:
-            return StoreSnapshot({}, time.time(), {})
+            return StoreSnapshot({}, steady(), {})
         changed = {
             (stage.name, attempt): at
             for stage in chain.stages.values()
@@ -527,7 +528,7 @@ class StoreReader:
         probe.follow(stage.attempt)
         before = stage.facts
         whole = stage.outdated or before is None or before.problem is not None
-        began, read_at = self._clock(), time.time()
+        began, read_at = self._clock(), steady()
         try:
             facts = await self._schedule.call(endpoint, lambda: probe.read(whole=whole))
         except Exception as error:
@@ -550,7 +551,7 @@ class StoreReader:
             and before.problem is StoreProblem.UNAVAILABLE
             and facts.problem is not before.problem
         ):
-            stage.chain.readable_since = time.time()
+            stage.chain.readable_since = steady()
         if probe.progress_changed_at:
             stage.changed_at.update(probe.progress_changed_at)
         stage.probed_at, stage.read_at = began, read_at

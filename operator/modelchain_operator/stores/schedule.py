@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TypeVar
 
+from modelchain.clock import steady
 from modelchain.errors import ModelChainError
 from modelchain.store import StoreUnavailable
 from modelchain.store.s3_transport import TimeLimit
@@ -94,7 +95,7 @@ class StoreEndpoint:
         )
         self.asleep_until = 0.0  # monotonic: when it is placed in a lane again
         self.unresponsive = False
-        self.readable_since = time.time()  # seconds since the epoch: it has answered without a gap since
+        self.readable_since = steady()  # it has answered without a gap since
         self.proven = False  # the last request was answered
         self.failures = 0  # requests in a row that were not answered
         self.probe_at = 0.0  # monotonic
@@ -496,7 +497,7 @@ class StoreSchedule:
         endpoint.failures, endpoint.proven = 0, True
         endpoint.probe_at, endpoint.probe_wait = 0.0, PROBE_SECONDS[0]
         if endpoint.unresponsive:
-            endpoint.unresponsive, endpoint.readable_since = False, time.time()
+            endpoint.unresponsive, endpoint.readable_since = False, steady()
             logger.warning("%s answers again", endpoint.name)
             self._on_availability(endpoint)
         self._place(endpoint)

@@ -20,7 +20,19 @@ FAKE_TRAINER = Path(__file__).with_name("fake_trainer.py")
 
 # The program under test, but for the command that it starts.
 _DRIVER = """
-import sys
+import itertools, os, sys, time
+from pathlib import Path
+
+clock, step, seen, calls = time.time, Path("clock.step"), Path("clock.seen"), itertools.count()
+
+def stepped():
+    if not step.exists():
+        return clock()
+    if next(calls) == 60:
+        seen.touch()
+    return clock() + float(step.read_text())
+
+time.time = stepped
 import modelchain.local.processes as processes
 processes.TRAINER = (sys.executable, sys.argv[1])
 from modelchain.cli import main
@@ -114,6 +126,7 @@ class Bench:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
+                cwd=self.folder,
                 env={**os.environ, "FAKE_TRAINER": str(self.plans), **(environment or {})},
             )
         )
@@ -123,6 +136,12 @@ class Bench:
     def run(self, *arguments: str, environment: Mapping[str, str] | None = None) -> Finished:
         """Run `modelchain run -o json` on the chain to its end."""
         return self.start("-o", "json", *arguments, environment=environment).end()
+
+    def step_clock(self, *, hours: float) -> None:
+        """Set the clock of the runs ahead, and wait until one has asked for the time sixty times since."""
+        (self.folder / "clock.part").write_text(str(hours * 3600))
+        (self.folder / "clock.part").rename(self.folder / "clock.step")
+        wait_until((self.folder / "clock.seen").exists, "the run to ask for the time")
 
     def starts(self, stage: str) -> list[list[str]]:
         """Process id, token and micro-batch size of every attempt that was started."""

@@ -137,6 +137,19 @@ def test_a_stage_that_hangs_is_replaced(bench: Bench) -> None:
     assert (ended.code, ended.of("failure")[0]["reason"]) == (0, "Stalled")
 
 
+def test_a_step_of_the_clock_ends_nothing(bench: Bench) -> None:
+    """As when a laptop wakes up: hours have passed at once, and the trainer had no part of them."""
+    bench.plan("tiny", "hang")
+    run = bench.start("-o", "json")
+    bench.wait_for_start("tiny")
+    wait_until(lambda: bench.record().status.stages[0].step == 1, "the run to see the trainer's progress")
+    bench.step_clock(hours=8)
+    run.signal(signal.SIGTERM)
+    ended = run.end()
+    assert [event["reason"] for event in ended.of("failure")] == []
+    assert len(bench.starts("tiny")) == 1
+
+
 @pytest.mark.slow
 def test_a_stage_that_hangs_and_hears_no_signal_is_killed_and_replaced(bench: Bench) -> None:
     bench.edit("limit: 1", "limit: 9, stallSeconds: 4")  # the next attempt may be slow to start, too

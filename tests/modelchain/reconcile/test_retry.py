@@ -111,6 +111,15 @@ def test_a_limit_that_was_lowered_meanwhile_is_not_passed_by_a_disruption() -> N
     assert play["tiny"].phase is StagePhase.PENDING, "it did not fail once more"
 
 
+def test_no_wait_that_another_clock_wrote_is_longer_than_the_longest_back_off() -> None:
+    play = Play(chain(ONE))
+    running(play)
+    play.now += 86_400  # of an operator whose clock was a day ahead
+    play.look(failed(play, 1))
+    play.now -= 86_400
+    assert play.look(after=1).actions == (StartJob("tiny", 2),)
+
+
 @pytest.mark.parametrize("code", [64, 65, 78])
 def test_a_permanent_exit_code_fails_the_chain_at_once_with_the_trainers_message(code: int) -> None:
     play = Play(chain(ONE))

@@ -106,10 +106,15 @@ def condition(kind: str, status: str, reason: str) -> Object:
 
 
 def observe(
-    jobs: Sequence[Object], pods: Sequence[Object], memory: JobMemory | None = None, now: float = NOW
+    jobs: Sequence[Object],
+    pods: Sequence[Object],
+    memory: JobMemory | None = None,
+    now: float = NOW,
+    clock_step: float = 0.0,
 ) -> tuple[Job, ...]:
     memory = memory or JobMemory()
-    return observe_jobs(job_trees(CHAIN, {}, jobs, pods, memory.pods), memory, now)
+    trees = job_trees(CHAIN, {}, jobs, pods, memory.pods)
+    return observe_jobs(trees, memory, now, clock_step=clock_step)
 
 
 def look(
@@ -284,6 +289,15 @@ def test_a_pod_made_anew_or_gone_disrupts_its_job() -> None:
         seen = look([job("Running")], after, memory, NOW + 1)
         assert seen.disrupted
         assert seen.started_at == NOW
+
+
+def test_a_step_of_the_clock_moves_what_was_seen_before() -> None:
+    memory, step = JobMemory(), 8 * 3600.0
+    assert look([job("Running")], BOTH, memory).started_at == NOW
+    (after,) = observe([job("Running")], BOTH, memory, NOW + step + 5, clock_step=step)
+    assert after.started_at == NOW + step
+    (back,) = observe([job("Running")], BOTH, memory, NOW - step + 9, clock_step=-step)
+    assert back.started_at == NOW - step
 
 
 def test_workers_cleaned_up_after_the_master_are_no_disruption() -> None:
