@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from modelchain.errors import ConfigurationError
-from modelchain.store.base import BOUNDS, NotFound, ObjectInfo, Store, StoreUnavailable, too_large
+from modelchain.store.base import BOUNDS, NotFound, ObjectInfo, Replaced, Store, StoreUnavailable, too_large
 from modelchain.store.local_files import errors_of, partial_file
 
 _CHUNK_BYTES = 8 << 20
@@ -27,10 +27,11 @@ class ReadOnlyStore(Store):
 
     def get(self, key: str) -> tuple[bytes, str]:
         most = BOUNDS.object_bytes
-        data = self.read(key, 0, most + 1)
+        info = self._require(key)
+        data = self._part(info, 0, most + 1)
         if len(data) > most:
             raise too_large(self.uri_of(key), most)
-        return data, self._require(key).etag
+        return data, info.etag
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
         if length == 0:
@@ -43,7 +44,7 @@ class ReadOnlyStore(Store):
         with errors_of(str(path), writing=True), partial_file(path.parent) as partial:
             with partial.open("wb") as file:
                 while file.tell() < info.size:
-                    data = self.read(key, file.tell(), min(_CHUNK_BYTES, info.size - file.tell()))
+                    data = self._part(info, file.tell(), min(_CHUNK_BYTES, info.size - file.tell()))
                     if not data:
                         raise StoreUnavailable(
                             f"{self.uri_of(key)}: {file.tell()} bytes came instead of {info.size}; try again"
@@ -70,6 +71,15 @@ class ReadOnlyStore(Store):
 
     def abort_stale_uploads(self, prefix: str, older_than_seconds: float) -> int:  # noqa: ARG002
         self._refuse()
+
+    def _part(self, info: ObjectInfo, start: int, length: int) -> bytes:
+        """Of that version: parts of two are never put together."""
+        try:
+            return self.get_range_of(info.key, start, length, info.etag)
+        except Replaced as error:
+            raise StoreUnavailable(
+                f"{self.uri_of(info.key)}: was replaced while it was read; try again"
+            ) from error
 
     def _require(self, key: str) -> ObjectInfo:
         info = self.head(key)

@@ -12,8 +12,10 @@ from botocore.exceptions import ClientError
 
 from modelchain.store.base import ObjectInfo, Replaced, StoreError, StoreUnavailable, too_large
 from modelchain.store.local_files import errors_of, partial_file
+from modelchain.store.ranges import parse_content_range
 from modelchain.store.s3_connection import Connection
 from modelchain.store.s3_errors import status_of
+from modelchain.text import one_line
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -63,6 +65,15 @@ def fetch(
             raise
         if first > 0 and "ContentRange" not in answer:
             raise StoreError(f"{uri}: the store ignores ranged reads: it can't be used")
+        said = answer.get("ContentRange") if "Range" in request else None
+        found = None if said is None else parse_content_range(said)
+        if said is not None and (
+            found is None or not found.answers(first, length and start + length - first)
+        ):
+            raise StoreError(
+                f"{uri}: bytes from {first} on were asked for, and the store answers with others: it can't be used",
+                quoted=one_line(said)[:200],
+            )
         seen = answer.get("ETag") or etag
         with closing(answer["Body"]) as body:
             while chunk := body.read(CHUNK_BYTES):
@@ -71,6 +82,8 @@ def fetch(
                     break  # the server ignores the range
                 if most is not None and len(data) > most:
                     raise too_large(uri, most)
+        if found is not None and start + len(data) < found.end:
+            raise StoreUnavailable(f"{uri}: the body broke off at byte {start + len(data)}")
 
     while True:
         try:

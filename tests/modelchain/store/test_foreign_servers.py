@@ -23,6 +23,7 @@ from modelchain.store import (
     Credentials,
     Forbidden,
     Store,
+    StoreError,
     StoreUnavailable,
     open_store,
 )
@@ -105,6 +106,32 @@ def test_a_page_is_not_taken_for_an_object(call: str, tmp_path: Path) -> None:
 def test_a_listing_that_never_goes_on_is_an_error(tmp_path: Path) -> None:
     with serve(endless_listing) as endpoint, pytest.raises(NotS3Error, match="can't be understood"):
         list(store_at(endpoint).list(""))
+
+
+def test_another_range_than_was_asked_for_is_refused() -> None:
+    answer = Answer(206, {"Content-Range": "bytes 0-9/100", "ETag": '"e"'}, b"x" * 10)
+    with (
+        serve(lambda *_: answer) as endpoint,
+        pytest.raises(StoreError, match=r"chains/key: bytes from 5 on were asked for, .*bytes 0-9/100"),
+    ):
+        store_at(endpoint).get_range("key", 5, 10)
+
+
+def test_a_range_that_breaks_off_without_a_length_is_continued() -> None:
+    content, asked = bytes(range(100)), 0
+
+    def cut_once() -> Iterator[bytes]:
+        nonlocal asked
+        asked += 1
+        yield content[10:17] if asked == 1 else content[17:30]
+
+    def respond(method: str, path: str, body: bytes) -> Answer:
+        first = 10 if asked == 0 else 17
+        return Answer(206, {"Content-Range": f"bytes {first}-29/100", "ETag": '"e"'}, cut_once())
+
+    with serve(respond) as endpoint:
+        assert store_at(endpoint).get_range("key", 10, 20) == content[10:30]
+    assert asked == 2
 
 
 class TestAnswersThatFillTheMemory:

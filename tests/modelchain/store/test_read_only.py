@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import MappingProxyType
 
 import fsspec
 import pytest
@@ -17,6 +18,7 @@ from modelchain.store import (
     Bounds,
     Forbidden,
     NotFound,
+    Replaced,
     Store,
     StoreError,
     StoreUnavailable,
@@ -31,7 +33,15 @@ ACCESS = ResolvedStore(uri="unused")
 Answer = Callable[[BaseHTTPRequestHandler], None]
 
 
-def give(handler: BaseHTTPRequestHandler, *, cut: int = 0, ranges: bool = True) -> None:
+def give(
+    handler: BaseHTTPRequestHandler,
+    *,
+    cut: int = 0,
+    ranges: bool = True,
+    sized: bool = True,
+    says: str | None = None,
+    version: Mapping[str, str] = MappingProxyType({"ETag": '"one"'}),
+) -> None:
     """The content, or the range that is asked for."""
     wanted = handler.headers.get("Range") if ranges else None
     first, last = 0, len(CONTENT) - 1
@@ -44,10 +54,12 @@ def give(handler: BaseHTTPRequestHandler, *, cut: int = 0, ranges: bool = True) 
         return
     body = CONTENT[first : last + 1]
     handler.send_response(200 if wanted is None else 206)
-    handler.send_header("ETag", '"one"')
-    handler.send_header("Content-Length", str(len(body)))
+    for name, value in version.items():
+        handler.send_header(name, value)
+    if sized:
+        handler.send_header("Content-Length", str(len(body)))
     if wanted is not None:
-        handler.send_header("Content-Range", f"bytes {first}-{last}/{len(CONTENT)}")
+        handler.send_header("Content-Range", says or f"bytes {first}-{last}/{len(CONTENT)}")
     handler.end_headers()
     handler.wfile.write(body[: len(body) - cut])
 
@@ -105,6 +117,84 @@ def test_a_body_that_breaks_off_is_no_end_of_the_file(serve: Callable[[Answer], 
     store = serve(lambda handler: give(handler, cut=3))
     with pytest.raises(StoreUnavailable, match="does not answer"):
         store.get_range("a.tar", 0, 1000)
+
+
+def test_a_body_that_breaks_off_without_a_length_is_no_end_of_the_file(
+    serve: Callable[[Answer], Store],
+) -> None:
+    store = serve(lambda handler: give(handler, cut=3, sized=False))
+    with pytest.raises(StoreUnavailable, match=r"a\.tar: 997 bytes came instead of 1000"):
+        store.get_range("a.tar", 0, 1000)
+
+
+@pytest.mark.parametrize(
+    "says",
+    ["bytes 0-1199/25600", "bytes 100-599/25600", "bytes 100-1099", "chunks 100-1099/25600"],
+    ids=["another start", "another end", "no range", "another unit"],
+)
+def test_another_range_than_was_asked_for_is_refused(serve: Callable[[Answer], Store], says: str) -> None:
+    store = serve(lambda handler: give(handler, says=says))
+    with pytest.raises(
+        StoreError, match=r"bytes 100-1099 were asked for, .* answers with others;.*[0-9]-"
+    ) as raised:
+        store.get_range("a.tar", 100, 1000)
+    assert not isinstance(raised.value, StoreUnavailable), "who asks again gets the same"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "replaced"),
+    [
+        ({"ETag": '"one"'}, {"ETag": '"two"'}, True),
+        ({"ETag": '"one"', "Last-Modified": "Thu, 01 Jan 2026 00:00:00 GMT"}, {"ETag": '"two"'}, True),
+        ({"ETag": 'W/"one"'}, {"ETag": 'W/"two"'}, True),
+        ({"ETag": 'W/"one"'}, {"ETag": '"one"'}, False),
+        (
+            {"Last-Modified": "Thu, 01 Jan 2026 00:00:00 GMT"},
+            {"Last-Modified": "Thu, 01 Jan 2026 00:00:01 GMT"},
+            True,
+        ),
+        ({}, {}, False),
+    ],
+)
+def test_a_file_that_was_replaced_by_one_as_large_is_not_read_for_it(
+    serve: Callable[[Answer], Store],
+    tmp_path: Path,
+    before: dict[str, str],
+    after: dict[str, str],
+    *,
+    replaced: bool,
+) -> None:
+    versions = [before, after]
+    store = serve(
+        lambda handler: give(handler, version=versions.pop(0) if len(versions) > 1 else versions[0])
+    )
+    info = store.head("a.tar")
+    assert info is not None
+    if not replaced:
+        assert store.get_range_of("a.tar", 10, 20, info.etag) == CONTENT[10:30]
+        return
+    with pytest.raises(Replaced):
+        store.get_range_of("a.tar", 10, 20, info.etag)
+    for read in (store.get, lambda key: store.download(key, tmp_path / "copy")):
+        versions[:] = [before, after]
+        with pytest.raises(StoreUnavailable, match=r"a\.tar: was replaced while it was read"):
+            read("a.tar")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_version_the_size_tells_another_file(serve: Callable[[Answer], Store]) -> None:
+    sizes = [len(CONTENT), len(CONTENT) + 1]
+    store = serve(
+        lambda handler: give(
+            handler,
+            version={},
+            says=f"bytes {handler.headers['Range'].removeprefix('bytes=')}/{sizes.pop(0)}",
+        )
+    )
+    info = store.head("a.tar")
+    assert info is not None
+    with pytest.raises(Replaced):
+        store.get_range_of("a.tar", 10, 20, info.etag)
 
 
 def test_a_connection_that_stalls_is_left(
