@@ -171,8 +171,8 @@ def commit(stage: ResolvedStage, weights: Path) -> None:
         steps=0,
         samples=0,
         macs=0,
-        started_at="",
-        completed_at="",
+        started_at="1970-01-01T00:00:00Z",
+        completed_at="1970-01-01T00:00:00Z",
         train_seconds=0,
         versions={},
     )

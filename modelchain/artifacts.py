@@ -25,7 +25,8 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import ConfigDict, Field, TypeAdapter
 
 from modelchain.block import Block
-from modelchain.spec import Sha256, Sharding
+from modelchain.spec import Seconds, Sha256, Sharding
+from modelchain.times import Rfc3339
 
 DIGEST_LENGTH = 16  # hex digits of the digest in a folder's name; the manifest holds all 64
 
@@ -45,11 +46,16 @@ CHECKPOINT_OPTIMIZER = "optimizer.safetensors"
 METRICS_FILES = "metrics-*.jsonl"  # each is named by `metrics_file`
 
 FiniteNumber = Annotated[float, Field(allow_inf_nan=False)]
+# What a store says may go into a status, where Kubernetes keeps integers of 64 bits.
+Whole = Annotated[int, Field(ge=0, lt=2**63)]
+Macs = Annotated[float, Field(ge=0, le=1e36)]  # multiply-accumulates; sums and ratios of them are finite
+ProcessExitCode = Annotated[int, Field(ge=0, le=255)]
+AttemptToken = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128)]
 
 
 class FileEntry(Block):
     path: str  # relative to the folder of the manifest
-    bytes: int
+    bytes: Whole
     sha256: Sha256
 
 
@@ -58,7 +64,7 @@ class DataRecord(Block):
 
     version: int = 1
     left_out: tuple[str, ...]  # URIs of shards
-    samples: int  # in the others
+    samples: Whole  # in the others
     layout: str = ""  # hash of which samples there are and where they lie; empty: not known
     versions: str = ""  # hash of the versions of all shards
 
@@ -66,11 +72,11 @@ class DataRecord(Block):
 class FoundMicroBatch(Block):
     """A size of micro-batches, and what it was found for."""
 
-    processes: int
+    processes: Whole
     device: str  # the GPU's name, or cpu
     sharding: Sharding
     gradient_checkpointing: bool
-    size: int
+    size: Whole
 
     @property
     def circumstances(self) -> tuple[object, ...]:
@@ -90,8 +96,8 @@ class PassedOver(Block):
     data behind them.
     """
 
-    step: int  # steps finished in the checkpoint that it went back to; 0: to its beginning
-    batches: int  # global batches that it would have seen from there on, and that nothing was learnt from
+    step: Whole  # steps finished in the checkpoint that it went back to; 0: to its beginning
+    batches: Whole  # global batches that it would have seen from there on, and that nothing was learnt from
 
 
 class Manifest(Block):
@@ -102,18 +108,18 @@ class Manifest(Block):
     stage: str  # name of the stage in the chain that trained it
     model: str
     chain: str  # namespace/name of the chain that trained it
-    attempt: str  # the winning attempt's token: its files lie in attempts/<token>/
+    attempt: AttemptToken  # the winning attempt's token: its files lie in attempts/<token>/
     predecessor: Sha256 | None = None
     teacher: Sha256 | None = None
     files: tuple[FileEntry, ...]  # paths relative to the stage's folder
     trunk: str | None = None  # folder of the checkpoint before the decay, relative to the stage's folder
     metrics: dict[str, FiniteNumber]  # final evaluation, e.g. {"digits/top1": 0.93}
-    steps: int
-    samples: int  # samples seen: steps * globalBatchSize
-    macs: float  # multiply-accumulates spent on this stage (METHOD accounting)
-    computed_macs: FiniteNumber | None = None  # of these computed: without padding, and what nothing reads
-    started_at: str  # RFC 3339, first attempt
-    completed_at: str
+    steps: Whole
+    samples: Whole  # samples seen: steps * globalBatchSize
+    macs: Macs  # spent on this stage (METHOD accounting)
+    computed_macs: Macs | None = None  # of these computed: without padding, and what nothing reads
+    started_at: Rfc3339  # first attempt
+    completed_at: Rfc3339
     train_seconds: FiniteNumber  # time spent in training steps, over all attempts
     passed_over: tuple[
         PassedOver, ...
@@ -135,8 +141,8 @@ class CheckpointManifest(Block):
 
     version: int = 1
     digest: Sha256
-    step: int
-    world_size: int
+    step: Whole
+    world_size: Whole
     files: tuple[FileEntry, ...]  # paths relative to the checkpoint's folder
 
 
@@ -145,29 +151,31 @@ class Progress(Block):
 
     version: int = 1
     phase: str  # Starting, Indexing, Expanding, Training, Evaluating, Checkpointing, Uploading, Complete
-    step: int
-    steps: int
-    sequence: int  # grows with progress: a step, a phase, a shard indexed, a batch evaluated, a file uploaded
+    step: Whole
+    steps: Whole
+    sequence: (
+        Whole  # grows with progress: a step, a phase, a shard indexed, a batch evaluated, a file uploaded
+    )
     samples_per_second: FiniteNumber | None = None
     data_wait_fraction: FiniteNumber | None = None
     loss: dict[str, FiniteNumber] = {}  # total, task, distillation
     metrics: dict[str, FiniteNumber] = {}  # latest evaluation
     eta_seconds: FiniteNumber | None = None
-    corrupt_samples: dict[str, int] = {}  # by cause
+    corrupt_samples: dict[str, Whole] = {}  # by cause
     passed_over: tuple[PassedOver, ...] | None = None  # where steps that were not finite were taken back
-    checkpoint_step: int | None = None
-    updated_at: str
+    checkpoint_step: Whole | None = None
+    updated_at: Rfc3339
 
 
 class Failure(Block):
     """failure.json, and in short the termination message of the pod: why an attempt ended."""
 
     version: int = 1
-    exit_code: int
+    exit_code: ProcessExitCode
     reason: str  # CamelCase, e.g. DataError
     message: str  # one line
-    rank: int | None = None
-    step: int | None = None
+    rank: Whole | None = None
+    step: Whole | None = None
 
 
 class Lease(Block):
@@ -176,8 +184,8 @@ class Lease(Block):
     version: int = 1
     holder: str  # attempt token, or the runner's nonce
     chain: str  # namespace/name
-    sequence: int  # grows with each renewal
-    duration_seconds: int
+    sequence: Whole  # grows with each renewal
+    duration_seconds: Seconds
     host: str
     process: str  # "<boot id>/<pid>/<start time>": lets the same machine see at once that the holder is dead
     renewed_at: str  # for people; never compared between machines
@@ -190,11 +198,11 @@ class TrainLine(Block):
     model_config = ConfigDict(extra="ignore")  # a newer trainer may write more
 
     kind: Literal["train"] = "train"
-    step: Annotated[int, Field(ge=0)]  # finished ones
+    step: Whole  # finished ones
     epoch: FiniteNumber
-    samples: int  # seen
-    macs: FiniteNumber  # spent, teacher included, as the plan counts them
-    computed_macs: FiniteNumber | None = None  # of these computed; None: a checkpoint did not say
+    samples: Whole  # seen
+    macs: Macs  # spent, teacher included, as the plan counts them
+    computed_macs: Macs | None = None  # of these computed; None: a checkpoint did not say
     time: FiniteNumber  # seconds of training, without interruptions
     wall_time: FiniteNumber  # seconds since 1970
     learning_rate: FiniteNumber
@@ -204,7 +212,7 @@ class TrainLine(Block):
     gradient_norm: FiniteNumber
     samples_per_second: FiniteNumber
     data_wait_fraction: FiniteNumber
-    passed_over_batches: int | None = None  # so far (see `PassedOver`), where there are any
+    passed_over_batches: Whole | None = None  # so far (see `PassedOver`), where there are any
 
 
 class EvaluationLine(Block):
@@ -213,9 +221,9 @@ class EvaluationLine(Block):
     model_config = ConfigDict(extra="ignore")
 
     kind: Literal["evaluation"] = "evaluation"
-    step: Annotated[int, Field(ge=0)]
-    samples: int
-    macs: FiniteNumber
+    step: Whole
+    samples: Whole
+    macs: Macs
     time: FiniteNumber
     wall_time: FiniteNumber
     metrics: dict[str, FiniteNumber]  # e.g. {"digits/top1": 0.93}
@@ -231,7 +239,7 @@ class PredictedSample(Block):
     model_config = ConfigDict(extra="ignore")
 
     png: str  # the picture, base64
-    label: Annotated[int, Field(ge=0)]  # index of its class
+    label: Whole  # index of its class
     top: Annotated[
         tuple[tuple[str, FiniteNumber], ...], Field(min_length=1)
     ]  # class, probability; likeliest first

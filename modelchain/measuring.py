@@ -49,7 +49,7 @@ def measure(chain: ResolvedChain, trained: Mapping[str, Trained]) -> Measurement
             return Unmeasurable(f"{name} was not measured by {metric} where it was trained alone")
         models.append(model)
     macs = sum(trained[stage.name].manifest.macs for stage in needed_for(baseline.stages, chain.stages))
-    if not macs > 0:
+    if macs < 1:
         return Unmeasurable("the chain's stages took no compute")
     return Measurement(metric=metric, chain_macs=macs, models=tuple(models))
 

@@ -26,7 +26,7 @@ from modelchain.block import Block
 from modelchain.resolved import ResolvedChain, ResolvedStage
 from modelchain.spec import MAX_BASELINES, MAX_STAGES, Finite
 from modelchain.text import one_line
-from modelchain.times import rfc3339
+from modelchain.times import Rfc3339, rfc3339
 
 WHOLE = {
     "whole": True
@@ -40,7 +40,7 @@ MAX_METRIC_NAME = 128
 
 Text = Annotated[str, Field(max_length=MAX_MESSAGE)]
 Reason = Annotated[str, Field(max_length=MAX_REASON)]
-Time = Annotated[str, Field(max_length=40, json_schema_extra={"format": "date-time"})]
+Time = Annotated[Rfc3339, Field(max_length=40, json_schema_extra={"format": "date-time"})]
 Numbers = Annotated[dict[str, Finite], Field(max_length=MAX_METRICS)]
 
 
@@ -107,6 +107,7 @@ class StageReason(StrEnum):
     SPEC_REFUSED = "SpecRefused"
     STAGE_COMPLETE = "StageComplete"
     STALLED = "Stalled"
+    STATUS_REFUSED = "StatusRefused"
     START_DEADLINE_EXCEEDED = "StartDeadlineExceeded"
     STARTING = "Starting"
     STOPPING = "Stopping"
@@ -524,6 +525,13 @@ def cut(text: str, length: int = MAX_MESSAGE) -> str:
     """`text` on one line, without control characters, and short enough for a status."""
     line = one_line(text)
     return line if len(line) <= length else line[: length - 3] + "..."
+
+
+def whole_seconds(seconds: float | None) -> int | None:
+    """An estimate as a status holds it, in an integer of 64 bits; None if there is none, or one beyond all bounds."""
+    if seconds is None or not seconds < 2.0**53:
+        return None
+    return max(0, round(max(0.0, seconds)))
 
 
 def bounded(numbers: Mapping[str, float]) -> dict[str, float]:

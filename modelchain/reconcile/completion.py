@@ -93,7 +93,7 @@ def _completed(context: StageContext, manifest: Manifest) -> StageStatus:
             "reason": StageReason.COMPLETE if trained_here else StageReason.CACHED,
             "message": "" if trained_here else cut(found),
             "retry_at": None,
-            "completed_at": rfc3339(context.now) if trained_here else cut(manifest.completed_at, 40),
+            "completed_at": rfc3339(context.now) if trained_here else manifest.completed_at,
             "step": manifest.steps,
             "steps": manifest.steps,
             "activity": None,

@@ -103,6 +103,23 @@ def refused(
     )
 
 
+def unwritable(previous: ChainStatus | None, why: str, *, generation: int | None, now: float) -> ChainStatus:
+    """The status of a chain whose next one the API server refuses: what was written before, and that.
+
+    The generation does not count as observed: nothing was done about it.
+    """
+    status = previous or ChainStatus()
+    text = f"the API server refuses the status of this chain, and nothing is done before it takes one: {why}"
+    entries = [
+        _condition(
+            status.conditions, kind, holds, StageReason.STATUS_REFUSED, text, generation=generation, now=now
+        )
+        for kind, holds in ((ConditionType.READY, False), (ConditionType.STALLED, True))
+    ]
+    kept = [one for one in status.conditions if one.type not in {entry.type for entry in entries}]
+    return status.model_copy(update={"message": cut(text), "conditions": (*entries, *kept)})
+
+
 def _condition(
     previous: Sequence[Condition],
     kind: str,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from modelchain.reconcile.stage_context import StageContext
-from modelchain.status import StageStatus, bounded, cut
+from modelchain.status import StageStatus, bounded, cut, whole_seconds
 
 
 def show_progress(context: StageContext) -> StageStatus:
@@ -21,7 +21,7 @@ def show_progress(context: StageContext) -> StageStatus:
             "step": progress.step or status.step or 0,
             "steps": progress.steps,
             "samples_per_second": progress.samples_per_second,
-            "eta_seconds": None if progress.eta_seconds is None else max(0, round(progress.eta_seconds)),
+            "eta_seconds": whole_seconds(progress.eta_seconds),
             "checkpoint_step": progress.checkpoint_step,
             "loss": bounded(progress.loss),
             "metrics": bounded(progress.metrics) or status.metrics,

@@ -22,6 +22,7 @@ from modelchain.status import (
     StageReason,
     StageStatus,
     cut,
+    whole_seconds,
 )
 
 T = TypeVar("T")
@@ -131,7 +132,7 @@ def headline(contexts: Sequence[StageContext], observed: Observation) -> Headlin
         stage=current.stage.name,
         step=status.step if steps else None,
         steps=steps or None,
-        eta_seconds=None if eta is None else max(0, round(eta)),
+        eta_seconds=whole_seconds(eta),
         quality=_quality(contexts),
         top1=_latest(contexts, lambda context: top1_of(context.stage, context.status.metrics)),
     )
@@ -143,8 +144,8 @@ def columns(headline: Headline, *, planned: float | None, measured: Acceleration
     return Columns(
         progress=None if headline.step is None else f"{headline.step}/{headline.steps}",
         eta=None if seconds is None else duration(seconds),
-        top1=None if top1 is None else percent(top1),
-        speedup_planned=None if planned is None else times(planned),
+        top1=None if top1 is None else cut(percent(top1), 16),
+        speedup_planned=None if planned is None else cut(times(planned), 16),
         speedup_measured=None if measured is None else cut(str(measured), 16),
     )
 
@@ -222,6 +223,8 @@ def _eta(contexts: Sequence[StageContext], current: StageContext, observed: Obse
     if not cost or not status.samples_per_second or any(name not in observed.macs for name in others):
         return None
     macs_per_second = cost / samples * status.samples_per_second
+    if not macs_per_second > 0:
+        return None
     return status.eta_seconds + sum(observed.macs[name] for name in others) / macs_per_second
 
 

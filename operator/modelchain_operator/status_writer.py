@@ -7,9 +7,10 @@ import logging
 import time
 from collections.abc import Sequence
 
+from modelchain.reconcile.conditions import unwritable
 from modelchain.status import ChainStatus
 from modelchain_operator.informers.cache import Cache
-from modelchain_operator.kubernetes.api import ApiError, KubernetesApi, Object
+from modelchain_operator.kubernetes.api import ApiError, Invalid, KubernetesApi, Object
 from modelchain_operator.kubernetes.key import Key
 from modelchain_operator.observe import status_object
 from modelchain_operator.pruned_fields import PrunedFields
@@ -40,9 +41,16 @@ class StatusWriter:
     async def write(self, key: Key, body: Object, before: ChainStatus | None, status: ChainStatus) -> Object:
         """Write the status over the version of the chain that it was decided on; then report what has happened. Returns
         the chain as it is then. Raises Conflict if it was changed meanwhile, ApiError.
+
+        Where the API server finds the status wrong, the chain says so before Invalid is raised: nothing may be done
+        that was not recorded.
         """
         asked = status_object(status)
-        written = await self._api.write_status(body, asked)
+        try:
+            written = await self._api.write_status(body, asked)
+        except Invalid as error:
+            await self._write_refusal(body, before, error)
+            raise
         self._pruned.learn(asked, written.get("status") or {})
         self._cache.show_chain(written)
         self._metrics.status_written(key, before, status)
@@ -56,6 +64,16 @@ class StatusWriter:
                 key, [event_of(body, note, time=now, instance=self._identity) for note in reported]
             )
         return written
+
+    async def _write_refusal(self, body: Object, before: ChainStatus | None, error: Invalid) -> None:
+        generation = body["metadata"].get("generation")
+        said = self._pruned.of(unwritable(before, str(error), generation=generation, now=time.time()))
+        if said == before:
+            return
+        try:
+            self._cache.show_chain(await self._api.write_status(body, status_object(said)))
+        except ApiError:
+            return  # the refusal itself is raised, and said in the log
 
     async def close(self, seconds: float) -> None:
         """Wait `seconds` at most for Events that are being posted."""
