@@ -28,14 +28,35 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def reader(
-    shards: tuple[str, ...], folder: Path, type_: str = "ZeroShot", **data: object
+    shards: tuple[str, ...],
+    folder: Path,
+    type_: str = "ZeroShot",
+    *,
+    classes: int | None = None,
+    **data: object,
 ) -> EvaluationReader:
     spec = EvaluationSpec.model_validate(
         {"name": "val", "type": type_, "data": {"shards": list(shards), **data}}
     )
     return EvaluationReader(
-        spec, access(folder), FolderStore(folder), image_size=SIZE, caption_keys=("txt",), workers=3
+        spec,
+        access(folder),
+        FolderStore(folder),
+        image_size=SIZE,
+        caption_keys=("txt",),
+        classes=classes,
+        workers=3,
     )
+
+
+def judged(opened: EvaluationReader, world_size: int) -> list[int]:
+    """The samples that so many ranks can use, in order, after their reading is judged."""
+    readable = torch.zeros(len(opened), dtype=torch.bool)
+    for rank in range(world_size):
+        for batch in opened.batches(rank, world_size):
+            readable[batch.indices] = True
+    opened.check_readable(readable, "val")
+    return readable.nonzero()[:, 0].tolist()
 
 
 def numbers(batch: EvaluationBatch) -> list[int]:
@@ -110,25 +131,29 @@ def test_a_set_can_be_its_first_samples(shards: tuple[str, ...], tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("broken", "cause"),
+    ("broken", "wrong"),
     [
-        ({"png": b"no picture", "cls": b"1"}, "BadImage"),
-        ({"cls": b"1"}, "MissingImage"),
-        ({"png": png(0)}, "MissingLabel"),
-        ({"png": png(0), "cls": b"cat"}, "BadLabel"),
-        ({"png": png(0), "cls": b"-1"}, "BadLabel"),
-        ({"png": png(0), "cls": b"1e3"}, "BadLabel"),
-        ({"png": png(0), "cls": b"99999999999999999999"}, "BadLabel"),
+        ({"png": b"no picture", "cls": b"1"}, "not a readable image"),
+        ({"cls": b"1"}, "has no image"),
+        ({"png": png(0)}, "has no .cls"),
+        ({"png": png(0), "cls": b"cat"}, "the .cls is not a class number"),
+        ({"png": png(0), "cls": b"-1"}, "the .cls is not a class number"),
+        ({"png": png(0), "cls": b"1e3"}, "the .cls is not a class number"),
+        ({"png": png(0), "cls": b"99999999999999999999"}, "the .cls is not a class number"),
+        ({"png": png(0), "cls": b"7"}, "the .cls is 7, but the classes are 0 to 6"),
     ],
 )
 def test_a_sample_that_can_not_be_used_is_left_out(
-    tmp_path: Path, broken: dict[str, bytes], cause: str
+    tmp_path: Path, broken: dict[str, bytes], wrong: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     shards = write_shards(tmp_path / "val", 100, 40, lambda n: broken if n == 44 else labelled(n))
-    opened = reader(shards, tmp_path)
-    indices = [index for batch in opened.batches(0, 1) for index in batch.indices.tolist()]
-    assert indices == [number for number in range(100) if number != 44]
-    assert opened.corrupt == {cause: 1}
+    opened = reader(shards, tmp_path, classes=7)
+    indices = [number for number in range(100) if number != 44]
+    for _ in range(3):  # the same each time, and said once
+        assert judged(opened, 1) == indices
+    (said,) = caplog.messages
+    assert said.startswith("evaluation set val: 1 of its 100 samples can't be used and are left out; for ex")
+    assert f"sample 000044 of {shards[1]}: {wrong}" in said
     labels = [
         label for batch in opened.batches(0, 1) if batch.labels is not None for label in batch.labels.tolist()
     ]
@@ -136,12 +161,28 @@ def test_a_sample_that_can_not_be_used_is_left_out(
     assert opened.samples([43, 44, 45]).indices.tolist() == [43, 45]
 
 
-@pytest.mark.filterwarnings("ignore:Image size")
-def test_bombs_are_left_out_and_thin_pictures_are_seen(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("bad", [1, 2, 100])
+def test_too_many_samples_that_can_not_be_used_are_too_many_at_every_reading(
+    tmp_path: Path, bad: int, world_size: int
 ) -> None:
+    def make(number: int) -> dict[str, bytes]:
+        return labelled(number) | ({"png": b"no picture"} if number in places else {})
+
+    places = {1: {50}, 2: {3, 50}, 100: set(range(100))}[bad]
+    opened = reader(write_shards(tmp_path / "val", 100, 40, make), tmp_path)
+    for _ in range(4):
+        if bad == 1:
+            assert len(judged(opened, world_size)) == 99
+        else:
+            message = rf"^evaluation set val: {bad} of its 100 samples can't be used, more than .*sample 00000\d of "
+            with pytest.raises(UserDataError, match=message):
+                judged(opened, world_size)
+
+
+@pytest.mark.filterwarnings("ignore:Image size")
+def test_bombs_are_left_out_and_thin_pictures_are_seen(tmp_path: Path) -> None:
     """Linear probe and fine-tuning read their sets as this too."""
-    monkeypatch.setattr(evaluation_data, "_MAX_CORRUPT_FRACTION", 0.2)
 
     def make(number: int) -> dict[str, bytes]:
         picture = bomb(60_000) if number == 5 else thin(number) if number % 2 else png(number)
@@ -150,7 +191,6 @@ def test_bombs_are_left_out_and_thin_pictures_are_seen(
     opened = reader(write_shards(tmp_path / "data", 8, 8, make), tmp_path)
     (batch,) = opened.batches(0, 1)
     assert numbers(batch) == batch.indices.tolist() == [0, 1, 2, 3, 4, 6, 7]
-    assert opened.corrupt == {"BadImage": 1}
 
 
 def test_a_caption_that_can_not_be_read_leaves_its_sample_out(tmp_path: Path) -> None:
@@ -160,7 +200,6 @@ def test_a_caption_that_can_not_be_read_leaves_its_sample_out(tmp_path: Path) ->
     opened = reader(shards, tmp_path, "Retrieval")
     captions = [c for batch in opened.batches(0, 1) for c in batch.captions or []]
     assert captions == [[f"number {number}"] for number in range(100) if number != 3]
-    assert opened.corrupt == {"BadCaption": 1}
 
 
 def test_a_wrong_class_key_is_said_at_once(shards: tuple[str, ...], tmp_path: Path) -> None:

@@ -490,3 +490,34 @@ def test_a_sample_without_its_label_is_counted_as_one_without_a_label(tmp_path: 
     loader = TrainingLoader(index, stage, rank=0, world_size=1, first_step=0, field=LabelField(2))
     assert all(bool((batch.tokens == 1).all()) for batch in loader)
     assert loader.corrupt == {"MissingLabel": 1}
+
+
+def labels_loader(folder: Path, label_of: Callable[[int], int], first_step: int = 0) -> TrainingLoader:
+    """40 samples, five epochs of batches of 8, a head of two classes."""
+    shards = write_shards(folder / "data", 40, 20, lambda n: {"png": png(n), "cls": b"%d" % label_of(n)})
+    stage = stage_of(shards, 40, batch=8, steps=25, data={"maxCorruptFraction": 0.1})
+    index = build_index(stage.data, access(folder), FolderStore(folder), text_keys=["cls"])
+    return TrainingLoader(index, stage, rank=0, world_size=1, first_step=first_step, field=LabelField(2))
+
+
+def test_a_label_beyond_the_head_is_a_bad_label_and_its_substitute_the_same_after_a_resume(
+    tmp_path: Path,
+) -> None:
+    def label_of(number: int) -> int:
+        return 2 if number == 7 else number % 2
+
+    loader = labels_loader(tmp_path, label_of)
+    batches = list(loader)
+    assert loader.corrupt == {"BadLabel": 5}
+    assert {int(label) for batch in batches for label in batch.tokens.flatten()} == {0, 1}
+    for first_step in (5, 13):
+        assert_same(list(labels_loader(tmp_path, label_of, first_step)), batches[first_step:])
+
+
+def test_more_labels_beyond_the_head_than_allowed_end_with_one_of_them_and_what_to_do(tmp_path: Path) -> None:
+    message = (
+        r"can't be used \(\d+ BadLabel\), more than data\.maxCorruptFraction 0\.1 allows; for example sample 0000\d+ "
+        r"of .*\.tar: the \.cls is 5, but the classes are 0 to 1 \(write as many classes as the labels have"
+    )
+    with pytest.raises(UserDataError, match=message):
+        list(labels_loader(tmp_path, lambda number: 5 * (number % 2)))

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from modelchain_trainer.data.sample import Cause, CorruptSampleError
+from modelchain_trainer.data.text_field import decode_label
 from modelchain_trainer.data.text_keys import extension_of, text_of
 from modelchain_trainer.data.tokenizer import Tokenizer
 from tests.trainer.data.shards import index_of, number_of, png, stage_of, write_shards
@@ -51,6 +52,23 @@ def test_a_file_without_such_a_text_is_a_corrupt_sample(data: bytes, cause: Caus
         text_of(data, "json:caption")
     assert raised.value.cause is cause
     str(raised.value).encode()
+
+
+@pytest.mark.parametrize(
+    ("data", "cause"),
+    [
+        (b"{}", Cause.MISSING_LABEL),
+        (b'{"label": null}', Cause.MISSING_LABEL),
+        (b'{"label": ""}', Cause.BAD_LABEL),
+        (b'{"label": "cat"}', Cause.BAD_LABEL),
+        (b'{"label": "\\ud83d"}', Cause.BAD_LABEL),
+        (b"no JSON", Cause.BAD_LABEL),
+    ],
+)
+def test_a_label_in_a_field_is_no_caption_when_it_can_not_be_used(data: bytes, cause: Cause) -> None:
+    with pytest.raises(CorruptSampleError) as raised:
+        decode_label(data, "json:label")
+    assert raised.value.cause is cause
 
 
 def test_captions_come_out_of_the_json_beside_each_image(tmp_path: Path) -> None:

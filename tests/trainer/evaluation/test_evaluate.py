@@ -67,6 +67,13 @@ class InMemory:
             None if self.captions is None else [self.captions[index] for index in readable],
         )
 
+    def check_readable(self, readable_n: Tensor, name: str) -> None:
+        if not bool(readable_n.any()):
+            raise UserDataError(f"{name}: none can be read")
+
+    def describe(self, sample: int) -> str:
+        return f"sample {sample}"
+
 
 def tokenize(texts: Sequence[str]) -> Tensor:
     """A stand-in for the real tokenizer: characters, between the same begin and end tokens."""
@@ -226,7 +233,7 @@ def test_unreadable_samples_count_for_nothing(model: Clip) -> None:
 
 def test_a_set_without_a_readable_sample_is_refused(model: Clip) -> None:
     source = InMemory(pictures(3), torch.zeros(3, dtype=torch.int64), unreadable=frozenset({0, 1, 2}))
-    with pytest.raises(UserDataError, match="things: none of its 3 samples can be read"):
+    with pytest.raises(UserDataError, match="things: none can be read"):
         evaluate(model, [zero_shot(source)], RUN)
 
 

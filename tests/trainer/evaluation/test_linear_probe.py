@@ -32,6 +32,7 @@ from modelchain_trainer.evaluation.sets import is_due, open_sets
 from modelchain_trainer.model import build_model, save_weights
 from modelchain_trainer.model.clip import Clip
 from modelchain_trainer.position import Position
+from tests.trainer.data.shards import png, write_shards
 from tests.trainer.ranks import on_ranks
 from tests.trainer.stages import smallest_stage
 
@@ -181,8 +182,60 @@ def test_labels_that_the_training_set_does_not_have_are_named(
     labels = next(iter(opened(digits, tmp_path, data=train)[0].source.batches(0, 1))).labels
     assert labels is not None
     assert int(labels.max()) < 9
-    with pytest.raises(UserDataError, match="labels of data run to 9, but classes from 0 to"):
+    with pytest.raises(
+        UserDataError, match=r"greatest label is 9, of sample .* of data, but the classes of trainData are"
+    ):
         evaluate(model, opened(digits, tmp_path, trainData=train), Run())
+
+
+@pytest.mark.parametrize(
+    ("train_labels", "labels", "fields", "message"),
+    [
+        (
+            {17: 999999999},
+            {},
+            {},
+            r"label is 999999999, of sample 000017 of .*train/0000\.tar of trainData, which has 5 different",
+        ),
+        (
+            {17: 999999999},
+            {},
+            {"classes": ["a", "b", "c", "d"]},
+            r"trainData: 1 of its 40 samples can't be used.* sample 000017 of .*: the \.cls is 999999999, but the ",
+        ),
+        (
+            {},
+            {3: 4},
+            {},
+            r"label is 4, of sample 000003 of .*val/0000\.tar of data, but the classes of trainData are 0 to 3",
+        ),
+        (
+            dict.fromkeys(range(40), 2),
+            {},
+            {},
+            r"all samples of trainData have the label 2.*check trainData\.classKey",
+        ),
+    ],
+)
+@pytest.mark.parametrize("kind", ["LinearProbe", "FineTune"])
+def test_labels_that_make_no_classifier_are_refused_with_their_sample(
+    kind: str,
+    train_labels: dict[int, int],
+    labels: dict[int, int],
+    fields: dict[str, Any],
+    message: str,
+    tmp_path: Path,
+) -> None:
+    def shards(name: str, odd: dict[int, int]) -> dict[str, Any]:
+        def make(number: int) -> dict[str, bytes]:
+            return {"png": png(number), "cls": b"%d" % odd.get(number, number % 4)}
+
+        return {"shards": list(write_shards(tmp_path / name, 40, 40, make))}
+
+    data, train_data = shards("val", labels), shards("train", train_labels)
+    sets = opened(tmp_path, tmp_path, type=kind, data=data, trainData=train_data, **fields)
+    with pytest.raises(UserDataError, match=message):
+        evaluate(build_model(ModelConfig.model_validate(MODEL), seed=3), sets, Run())
 
 
 @pytest.mark.parametrize("kind", ["LinearProbe", "FineTune"])

@@ -1,10 +1,12 @@
 """Samples of an evaluation set, in their own order, with the transform of evaluation.
 
-A sample that can't be used is left out and counted: there is no substitute for it in a measurement.
+A sample that can't be used is left out: there is no substitute for it in a measurement. Whether too many are is
+decided of one reading of the whole set, by all ranks together, and so the same at each.
 """
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,7 +21,7 @@ from modelchain.evaluations import evaluation_of
 from modelchain.resolved import ResolvedStore
 from modelchain.spec import EvaluationSpec
 from modelchain.store import Store
-from modelchain_trainer.data.corruption import Corrupt, CorruptionCounter
+from modelchain_trainer.data.corruption import Corrupt, describe, describe_sample
 from modelchain_trainer.data.index import DatasetIndex, OnProgress, first_samples, index_samples
 from modelchain_trainer.data.reader import Segment, read_segment
 from modelchain_trainer.data.sample import (
@@ -35,8 +37,11 @@ from modelchain_trainer.retry_policy import RetryPolicy
 
 DEFAULT_CLASS_KEY = "cls"
 
+MAX_CORRUPT_FRACTION = 0.01
+
 _BATCH = 128  # samples; the same for every world size, so that every world size computes the same
-_MAX_CORRUPT_FRACTION = 0.01
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,15 +71,17 @@ class EvaluationReader:
         *,
         image_size: int,
         caption_keys: Sequence[str],
+        classes: int | None = None,
         workers: int = 4,
         on_progress: OnProgress | None = None,
         retry_policy: RetryPolicy | None = None,
     ) -> None:
-        """`caption_keys`: of a set with captions that names none itself. `workers`: threads that read and
-        decode.
+        """`caption_keys`: of a set with captions that names none itself. `classes`: labels from there on
+        are no labels. `workers`: threads that read and decode.
 
         Raises as `data.index.index_samples`, and UserDataError where the set has fewer samples than it says.
         """
+        self._classes, self._told = classes, False
         self._labelled = "classKey" in evaluation_of(spec).data_fields
         keys = (
             [spec.data.class_key or DEFAULT_CLASS_KEY]
@@ -99,11 +106,6 @@ class EvaluationReader:
                 f"evaluation set {spec.name}: data.samples is {self._length}, but its shards hold "
                 f"{len(self._index)} samples; write at most {len(self._index)}"
             )
-        self._counter = CorruptionCounter(
-            self._index,
-            _MAX_CORRUPT_FRACTION,
-            f"the share of {_MAX_CORRUPT_FRACTION:g} that the evaluation set {spec.name} may have",
-        )
 
     def __len__(self) -> int:
         """Samples of the set, unreadable ones included."""
@@ -114,36 +116,50 @@ class EvaluationReader:
         """Where its samples lie: those of the set alone, if its shards have more."""
         return first_samples(self._index, self._length)
 
-    @property
-    def corrupt(self) -> dict[str, int]:
-        """Samples left out so far, by cause; each reading counts them again."""
-        return dict(self._counter.by_cause)
-
     def batches(self, rank: int, world_size: int) -> Iterator[EvaluationBatch]:
         """The batches of one rank, in order: those whose number is `rank` modulo `world_size`.
 
-        What a batch holds does not depend on the world size. Raises UserDataError where more than 1 % of the
-        samples can't be used or a shard was replaced, MissingInputError where one is gone.
+        What a batch holds does not depend on the world size. Raises UserDataError where a shard was replaced,
+        MissingInputError where one is gone.
         """
         starts = range(rank * _BATCH, self._length, world_size * _BATCH)
         numbers = deque(range(start, min(start + _BATCH, self._length)) for start in starts)
         with ThreadPoolExecutor(self._workers, thread_name_prefix="modelchain-evaluation") as pool:
-            pending: deque[tuple[int, Future[_Loaded]]] = deque()
+            pending: deque[Future[_Loaded]] = deque()
             try:
                 while numbers or pending:
                     while numbers and len(pending) <= self._workers:
-                        wanted = numbers.popleft()
-                        pending.append((len(wanted), pool.submit(self._load, wanted)))
-                    seen, future = pending.popleft()
-                    loaded = future.result()
-                    self._counter.add(seen, loaded.corrupt)
-                    yield loaded.batch
+                        pending.append(pool.submit(self._load, numbers.popleft()))
+                    yield pending.popleft().result().batch
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 
     def samples(self, indices: Sequence[int]) -> EvaluationBatch:
         """These samples, without those that can't be used."""
         return self._load(indices).batch
+
+    def check_readable(self, readable_n: torch.Tensor, name: str) -> None:
+        """Say, once, that the set has samples that can't be used. `readable_n`: those that one reading of all of it
+        could use, bool [n], by all ranks together.
+
+        Raises UserDataError, the same on every rank, where they are more than 1 % of the set `name`.
+        """
+        left_out = (~readable_n).nonzero()[:, 0].tolist()
+        too_many = len(left_out) > MAX_CORRUPT_FRACTION * self._length
+        if not left_out or (self._told and not too_many):
+            return
+        (corrupt,) = self._load(left_out[:1]).corrupt
+        found = f"evaluation set {name}: {len(left_out)} of its {self._length} samples can't be used"
+        example = f"for example {describe(self._index, corrupt)}"
+        if too_many:
+            share = f"the share of {MAX_CORRUPT_FRACTION:g} that it may have"
+            raise UserDataError(f"{found}, more than {share}; {example}; fix its shards")
+        logger.warning("%s and are left out; %s", found, example)
+        self._told = True
+
+    def describe(self, sample: int) -> str:
+        """A sample, for people: its key and its shard."""
+        return describe_sample(self._index, sample)
 
     def _load(self, numbers: Sequence[int]) -> _Loaded:
         readable: list[int] = []
@@ -155,7 +171,7 @@ class EvaluationReader:
             for sample in range(segment.first, segment.last):
                 try:
                     if self._labelled:
-                        labels.append(_label(segment, sample))
+                        labels.append(_label(segment, sample, self._classes))
                     else:
                         captions.append(_captions(segment, sample))
                     image = decode_image(segment.image(sample))
@@ -189,9 +205,9 @@ class EvaluationReader:
                 yield read_segment(self._index, numbers[begin], numbers[end - 1] + 1, self._retry_policy)
 
 
-def _label(segment: Segment, sample: int) -> int:
+def _label(segment: Segment, sample: int, classes: int | None) -> int:
     key = segment.index.text_keys[0]
-    return decode_label(segment.text(sample, 0, Cause.MISSING_LABEL), key)
+    return decode_label(segment.text(sample, 0, Cause.MISSING_LABEL), key, classes)
 
 
 def _captions(segment: Segment, sample: int) -> list[str]:

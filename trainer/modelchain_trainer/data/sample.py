@@ -85,14 +85,14 @@ def decode_image(data: bytes, *, enough: int | None = None) -> Image.Image:
         raise CorruptSampleError(Cause.BAD_IMAGE, f"not a readable image: {reason}") from error
 
 
-def decode_caption(data: bytes, key: str) -> str:
+def decode_caption(data: bytes, key: str, bad: Cause = Cause.BAD_CAPTION) -> str:
     """The text of a caption file. Raises CorruptSampleError where it is empty or not UTF-8."""
     try:
         caption = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise CorruptSampleError(Cause.BAD_CAPTION, f"the .{key} is not UTF-8") from error
+        raise CorruptSampleError(bad, f"the .{key} is not UTF-8") from error
     if not caption.strip():
-        raise CorruptSampleError(Cause.BAD_CAPTION, f"the .{key} is empty")
+        raise CorruptSampleError(bad, f"the .{key} is empty")
     return caption
 
 

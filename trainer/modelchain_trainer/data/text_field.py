@@ -7,7 +7,6 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from modelchain.errors import UserDataError
 from modelchain_trainer.data.sample import Cause, CorruptSampleError
 from modelchain_trainer.data.text_keys import text_of
 from modelchain_trainer.data.tokenizer import Tokenizer
@@ -65,23 +64,26 @@ class LabelField:
         self._classes = classes
 
     def decode(self, data: bytes, key: str) -> int:
-        """The class. Raises UserDataError for one that the head does not have: the chain is wrong, not the sample."""
-        label = decode_label(data, key)
-        if label >= self._classes:
-            raise UserDataError(
-                f"a sample's .{key} is {label}, but the classes of classifierConfig are 0 to {self._classes - 1}; "
-                "write as many classes as the labels have, or check data.classKey"
-            )
-        return label
+        """The class. Raises CorruptSampleError for one that the head does not have, too."""
+        return decode_label(data, key, self._classes)
 
     def encode_into(self, value: int, row: NDArray[np.int64]) -> None:
         """The class itself."""
         row[0] = value
 
 
-def decode_label(data: bytes, key: str) -> int:
-    """A class number, 0 or more. Raises CorruptSampleError for anything else."""
-    text = text_of(data, key).encode() if ":" in key else data.strip()
+def decode_label(data: bytes, key: str, classes: int | None = None) -> int:
+    """A class number, 0 or more, below `classes` where these are known. Raises CorruptSampleError for anything else."""
+    if ":" in key:
+        data = text_of(data, key, missing=Cause.MISSING_LABEL, bad=Cause.BAD_LABEL).encode()
+    text = data.strip()
     if not text.isdigit() or len(text) > LONGEST_LABEL:
         raise CorruptSampleError(Cause.BAD_LABEL, f"the .{key} is not a class number, 0 or more")
-    return int(text)
+    label = int(text)
+    if classes is not None and label >= classes:
+        raise CorruptSampleError(
+            Cause.BAD_LABEL,
+            f"the .{key} is {label}, but the classes are 0 to {classes - 1} "
+            "(write as many classes as the labels have, or check classKey)",
+        )
+    return label

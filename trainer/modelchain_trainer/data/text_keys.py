@@ -14,31 +14,33 @@ def extension_of(key: str) -> str:
     return key.partition(":")[0].lower()
 
 
-def text_of(data: bytes, key: str) -> str:
+def text_of(
+    data: bytes, key: str, *, missing: Cause = Cause.MISSING_CAPTION, bad: Cause = Cause.BAD_CAPTION
+) -> str:
     """The text that a key asks for, out of the bytes of its file. Never empty.
 
-    Raises CorruptSampleError where it is missing, empty or no Unicode.
+    Raises CorruptSampleError where it is missing, or is `bad`: empty or no Unicode.
     """
     extension, _, field = key.partition(":")
     if not field:
-        return decode_caption(data, key)
+        return decode_caption(data, key, bad)
     try:
         document = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise CorruptSampleError(Cause.BAD_CAPTION, f"the .{extension} is not JSON") from error
+        raise CorruptSampleError(bad, f"the .{extension} is not JSON") from error
     text = _look_up(document, field)
     if text is None:
         names = list(document)[:_FIELDS_NAMED] if isinstance(document, dict) else []
         written = ", ".join(names).encode("utf-8", "backslashreplace").decode()
         message = f"the .{extension} has no text in its field {field} (it has: {written or 'no fields'})"
-        raise CorruptSampleError(Cause.MISSING_CAPTION, message)
+        raise CorruptSampleError(missing, message)
     try:
         text.encode()
     except UnicodeEncodeError as error:  # half of a surrogate pair: "\ud83d" is valid JSON
         message = f"the field {field} of the .{extension} is not Unicode"
-        raise CorruptSampleError(Cause.BAD_CAPTION, message) from error
+        raise CorruptSampleError(bad, message) from error
     if not text.strip():
-        raise CorruptSampleError(Cause.BAD_CAPTION, f"the field {field} of the .{extension} is empty")
+        raise CorruptSampleError(bad, f"the field {field} of the .{extension} is empty")
     return text
 
 

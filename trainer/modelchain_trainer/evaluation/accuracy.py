@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from modelchain.errors import UserDataError
 from modelchain.evaluations import TOP5_CLASSES
+from modelchain.families.family import ImageClassifierConfig
 from modelchain.spec import EvaluationSpec
 from modelchain_trainer.data.sample import normalize
 from modelchain_trainer.evaluation.evaluation_set import (
@@ -22,7 +23,6 @@ from modelchain_trainer.evaluation.evaluation_set import (
     EvaluationSource,
     Opening,
     Run,
-    unreadable,
 )
 from modelchain_trainer.evaluation.images import class_names, open_images
 from modelchain_trainer.model.family import AnyModel, ClassifierModel
@@ -43,7 +43,10 @@ class AccuracySet(ClassifiedImages):
 
         Raises MissingInputError for shards or a file of names that do not exist.
         """
-        return cls(spec, open_images(spec, opening), class_names(spec, opening.stage))
+        config = opening.stage.model_config_
+        assert isinstance(config, ImageClassifierConfig)
+        names = class_names(spec, opening.stage)
+        return cls(spec, open_images(spec, opening, config.classes), names)
 
     def measure(self, model: AnyModel, run: Run) -> dict[str, float]:
         """Mean cross-entropy `loss`, `top1`, and `top5` from ten classes on."""
@@ -80,8 +83,7 @@ class AccuracySet(ClassifiedImages):
             )
         figures_n4 = run.group.sum(figures_n4)
         readable_n = figures_n4[:, 0] > 0
-        if not bool(readable_n.any()):
-            raise unreadable(name, samples)
+        self.source.check_readable(readable_n, name)
         _, loss, top1, top5 = figures_n4[readable_n].mean(dim=0).tolist()
         return {"loss": loss, "top1": top1} | ({"top5": top5} if classes >= TOP5_CLASSES else {})
 

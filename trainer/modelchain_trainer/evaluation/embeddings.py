@@ -14,7 +14,7 @@ from torch import Tensor
 from modelchain.families.family import ImageTextConfig
 from modelchain_trainer.data.sample import normalize
 from modelchain_trainer.distributed.collectives import Group
-from modelchain_trainer.evaluation.evaluation_set import EvaluationBatch, EvaluationSource, Run, unreadable
+from modelchain_trainer.evaluation.evaluation_set import EvaluationBatch, EvaluationSource, Run
 from modelchain_trainer.losses import full_precision
 from modelchain_trainer.model.clip import crop_tokens
 from modelchain_trainer.model.family import AnyModel, ImageTextModel
@@ -59,7 +59,7 @@ class Encoder:
         """Embeddings [n, E] of a set's readable images and the answer to each, int64 [n, width], on every rank.
 
         Each rank fills its rows of a table of zeros, and the sum of all ranks' tables is the table. Raises
-        UserDataError where no sample of the set `name` can be read.
+        UserDataError where too few samples of the set `name` can be used.
         """
         samples = len(source)
         image_nE = torch.zeros(samples, self.size, dtype=self.dtype, device=self.device)
@@ -74,8 +74,7 @@ class Encoder:
             answer_nA[rows_B] = answers(batch).to(self.device, torch.int32)
             readable_n[rows_B] = 1
         readable_n = self.group.sum(readable_n).bool()
-        if not bool(readable_n.any()):
-            raise unreadable(name, samples)
+        source.check_readable(readable_n, name)
         return self.group.sum(image_nE)[readable_n], self.group.sum(answer_nA)[readable_n].long()
 
 

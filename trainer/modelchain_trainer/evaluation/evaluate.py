@@ -14,7 +14,7 @@ from modelchain_trainer.model.family import AnyModel
 def evaluate(model: AnyModel, sets: Sequence[EvaluationSet], run: Run) -> dict[str, float]:
     """Metrics of the model on all sets, `<set>/<metric>`, the same on every rank; all ranks call it.
 
-    Raises UserDataError for a set without a readable sample, or with a label that is no class.
+    Raises UserDataError for a set of which too few samples can be used.
     """
     with evaluating(model):
         return {

@@ -17,7 +17,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from modelchain.errors import UserDataError
 from modelchain.resolved import ResolvedStage
 from modelchain.spec import EvaluationSpec, Precision
 from modelchain.store import Store
@@ -64,6 +63,17 @@ class EvaluationSource(Protocol):
         """These samples, without those that are unreadable."""
         ...
 
+    def check_readable(self, readable_n: Tensor, name: str) -> None:
+        """Whoever has read the whole set says which samples could be used, bool [n], the same on every rank.
+
+        Raises UserDataError where these are too few of the set `name`.
+        """
+        ...
+
+    def describe(self, sample: int) -> str:
+        """A sample, for people: its key and its shard."""
+        ...
+
 
 class Tokenize(Protocol):
     def __call__(self, texts: Sequence[str]) -> Tensor:
@@ -103,7 +113,7 @@ class EvaluationSet(ABC):
     def measure(self, model: AnyModel, run: Run) -> dict[str, float]:
         """Metrics of the model, named without the set's name, the same on every rank; all ranks call it.
 
-        Raises UserDataError for a set without a readable sample, or with a label that is no class.
+        Raises UserDataError for a set of which too few samples can be used.
         """
 
 
@@ -118,10 +128,3 @@ class ClassifiedImages(EvaluationSet):
     @abstractmethod
     def classifier(self, model: AnyModel, run: Run) -> Callable[[Tensor], Tensor]:
         """Logits [B, M] of uint8 images [B, 3, H, W]. All ranks call it; its result is called by any."""
-
-
-def unreadable(name: str, samples: int) -> UserDataError:
-    """The error of a set of which no sample can be read."""
-    return UserDataError(
-        f"evaluation set {name}: none of its {samples} samples can be read; check its shards and keys"
-    )

@@ -19,6 +19,7 @@ from torch.nn import functional
 from modelchain.resolve import largest_divisor
 from modelchain.resolved import ResolvedStage, ResolvedTraining
 from modelchain.spec import FOUND_BY_TRAINER, EvaluationSpec, FineTuneSpec
+from modelchain_trainer.data.evaluation_data import MAX_CORRUPT_FRACTION
 from modelchain_trainer.data.loader import TrainingLoader
 from modelchain_trainer.data.sample import normalize
 from modelchain_trainer.data.text_field import LabelField
@@ -70,7 +71,7 @@ class FineTuneSet(TrainAndTest):
             training = self.training(seed)
             with torch.enable_grad():
                 _train(encoder, head, training, self.loader(training, run.group, classes), run)
-            test = labelled(encoder, self.source, self.spec.name, run)
+            test = labelled(encoder, self.source, f"{self.spec.name}: data", run)
             hits.append(shares_of_hits(head(test.features), test.labels))
         return summary(hits, classes, run.group, device=device)
 
@@ -104,7 +105,9 @@ class FineTuneSet(TrainAndTest):
         readers = largest_divisor(training.global_batch_size, group.world_size)
         if group.rank >= readers:
             return None
-        data = self.stage.data.model_copy(update={"sources": ()})
+        data = self.stage.data.model_copy(
+            update={"sources": (), "max_corrupt_fraction": MAX_CORRUPT_FRACTION}
+        )
         return TrainingLoader(
             self.train_source.index,
             self.stage.model_copy(update={"training": training, "data": data}),

@@ -11,8 +11,8 @@ from modelchain_trainer.evaluation.evaluation_set import Opening
 from modelchain_trainer.retry_policy import RetryPolicy
 
 
-def open_images(spec: EvaluationSpec, opening: Opening) -> EvaluationReader:
-    """The set's samples. Raises MissingInputError for shards that do not exist."""
+def open_images(spec: EvaluationSpec, opening: Opening, classes: int | None = None) -> EvaluationReader:
+    """The set's samples, of so many classes. Raises MissingInputError for shards that do not exist."""
     stage = opening.stage
     side = stage.model_config_.image_side
     assert side is not None, "validation lets no model that sees no images have such a set"
@@ -22,6 +22,7 @@ def open_images(spec: EvaluationSpec, opening: Opening) -> EvaluationReader:
         opening.index_store,
         image_size=side,
         caption_keys=stage.data.caption_keys,
+        classes=classes,
         workers=stage.training.data_workers,
         on_progress=lambda _done, _total: opening.on_progress(),
     )

@@ -28,7 +28,6 @@ from modelchain_trainer.evaluation.evaluation_set import (
     EvaluationSource,
     Opening,
     Run,
-    unreadable,
 )
 from modelchain_trainer.evaluation.image_features import ImageEncoder, image_encoder
 from modelchain_trainer.evaluation.images import class_names, open_images
@@ -38,6 +37,7 @@ from modelchain_trainer.model.family import AnyModel
 # The strongest first, 0.1 .. 1e-7: in units of the features' variance, so that they suit features of any spread.
 PENALTIES = tuple(10 ** (exponent / 2) for exponent in range(-2, -15, -1))
 PATIENCE = 3  # penalties in a row that are no better: weaker ones are not tried
+MOST_NUMBERS = 2  # class numbers for each that samples have, where classes are not named
 HELD_OUT = 5  # one of so many training samples chooses the penalty
 
 
@@ -47,6 +47,7 @@ class Labelled:
 
     features: Tensor  # [n, D]
     labels: Tensor  # int64 [n]
+    samples: Tensor  # int64 [n]: their places in the set
 
 
 @dataclass(frozen=True)
@@ -60,21 +61,29 @@ class TrainAndTest(EvaluationSet):
 
     def features(self, encoder: ImageEncoder, run: Run) -> tuple[Labelled, Labelled, int]:
         """Of what is trained on, of what is measured, and the number of classes."""
-        name = self.spec.name
-        train, test = (
-            labelled(encoder, source, f"{name}: {what}", run)
-            for source, what in ((self.train_source, "trainData"), (self.source, "data"))
-        )
-        classes = len(self.classes) or int(train.labels.max()) + 1
-        for part, what in ((train, "trainData"), (test, "data")):
-            if int(part.labels.max()) >= classes:
-                raise UserDataError(
-                    f"evaluation set {name}: labels of {what} run to {int(part.labels.max())}, but classes from 0 to "
-                    f"{classes - 1}; check classKey, the classes, and that both parts hold the same ones"
-                )
+        name = f"evaluation set {self.spec.name}"
+        train = labelled(encoder, self.train_source, f"{self.spec.name}: trainData", run)
         if len(train.labels) < HELD_OUT:
             raise UserDataError(
-                f"evaluation set {name}: trainData has {len(train.labels)} samples; name at least {HELD_OUT}"
+                f"{name}: trainData has {len(train.labels)} samples; name at least {HELD_OUT}"
+            )
+        present = len(train.labels.unique())
+        if present < 2:
+            raise UserDataError(
+                f"{name}: all samples of trainData have the label {int(train.labels[0])}, and of one class there is "
+                "nothing to tell apart; check trainData.classKey"
+            )
+        classes = len(self.classes) or int(train.labels.max()) + 1
+        if not self.classes and classes > MOST_NUMBERS * present:
+            raise UserDataError(
+                f"{name}: {greatest_label(train, self.train_source)} of trainData, which has {present} different ones; "
+                "fix that label, number the classes from 0 on, or name them all under classes or classesUri"
+            )
+        test = labelled(encoder, self.source, f"{self.spec.name}: data", run)
+        if int(test.labels.max()) >= classes:
+            raise UserDataError(
+                f"{name}: {greatest_label(test, self.source)} of data, but the classes of trainData are 0 to "
+                f"{classes - 1}; fix that label, or let both parts hold the same classes"
             )
         return train, test, classes
 
@@ -112,7 +121,9 @@ def open_both(
     if spec.train_data is None:
         raise UserDataError(f"evaluation set {spec.name}: a {spec.type} set needs trainData")
     train_spec = spec.model_copy(update={"data": spec.train_data})
-    return open_images(spec, opening), open_images(train_spec, opening), class_names(spec, opening.stage)
+    names = class_names(spec, opening.stage)
+    classes = len(names) or None
+    return open_images(spec, opening, classes), open_images(train_spec, opening, classes), names
 
 
 def labelled(encoder: ImageEncoder, source: EvaluationSource, name: str, run: Run) -> Labelled:
@@ -133,9 +144,14 @@ def labelled(encoder: ImageEncoder, source: EvaluationSource, name: str, run: Ru
         number_n[rows_B] = batch.labels.to(device, torch.int32) + 1
     label_n = run.group.sum(number_n).long() - 1
     readable_n = label_n >= 0
-    if not bool(readable_n.any()):
-        raise unreadable(name, samples)
-    return Labelled(run.group.sum(features_nD)[readable_n], label_n[readable_n])
+    source.check_readable(readable_n, name)
+    return Labelled(run.group.sum(features_nD)[readable_n], label_n[readable_n], readable_n.nonzero()[:, 0])
+
+
+def greatest_label(part: Labelled, source: EvaluationSource) -> str:
+    """Which one it is, and of which sample."""
+    place = int(part.labels.argmax())
+    return f"the greatest label is {int(part.labels[place])}, of {source.describe(int(part.samples[place]))}"
 
 
 def fit_probe(

@@ -43,7 +43,8 @@ class ZeroShotSet(ClassifiedImages):
 
         Raises MissingInputError for shards or a file of names that do not exist.
         """
-        return cls(spec, open_images(spec, opening), class_names(spec, opening.stage))
+        names = class_names(spec, opening.stage)
+        return cls(spec, open_images(spec, opening, len(names)), names)
 
     def measure(self, model: AnyModel, run: Run) -> dict[str, float]:
         """`top1`, and `top5` from ten classes on."""
