@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,22 @@ from numpy.typing import NDArray
 
 from modelchain.errors import ConfigurationError, UserDataError
 from modelchain.resolved import ResolvedStage
+from modelchain.spec import EvaluationSpec
 from modelchain.store import open_store
+from modelchain.store.folder import FolderStore
+from modelchain_trainer.data import documents
 from modelchain_trainer.data.document_tokenizer import ByteTokenizer
-from modelchain_trainer.data.documents import DocumentList
+from modelchain_trainer.data.documents import DocumentList, find_documents
+from modelchain_trainer.data.left_out import record_samples
 from modelchain_trainer.data.published_tokenizer import byte_tokenizer, check_same_tokenizer
 from modelchain_trainer.data.sequences import SequenceLoader, SequenceOrder
-from modelchain_trainer.data.shard_list import ShardList
+from modelchain_trainer.data.shard_list import Located, ShardList
 from modelchain_trainer.data.source import DocumentSource
 from modelchain_trainer.data.token_stream import TokenStream, open_tokens, write_tokens
+from modelchain_trainer.evaluation.evaluation_set import Opening
+from modelchain_trainer.evaluation.perplexity import PerplexitySet
 from modelchain_trainer.retry_policy import RetryPolicy
+from tests.trainer.data.shards import access
 from tests.trainer.stages import smallest_stage
 
 END = ByteTokenizer.end_of_text
@@ -54,7 +62,7 @@ def stage(tmp_path: Path, shards: Sequence[str], tokens: int, **data: Any) -> Re
     return ResolvedStage.model_validate(document | {"task": "LanguageModel", "modelConfig": model})
 
 
-def opened(made: ResolvedStage, folder: Path) -> TokenStream:
+def opened(made: ResolvedStage, folder: Path, on_progress: Callable[[], None] = lambda: None) -> TokenStream:
     """As training opens it."""
     from modelchain.families import LanguageModelConfig
 
@@ -63,7 +71,7 @@ def opened(made: ResolvedStage, folder: Path) -> TokenStream:
     retry_policy = RetryPolicy()
     shards = ShardList.find(made.data.shards, made.store, retry_policy)
     folder.mkdir()
-    source.write(folder, shards, open_store(made.store), retry_policy, lambda: None)
+    source.write(folder, shards, open_store(made.store), retry_policy, on_progress)
     return source.open(folder)
 
 
@@ -82,24 +90,145 @@ def test_tars_and_lines_of_json_give_the_same_tokens_in_the_order_of_the_shards(
         tar(tmp_path / f"{n}.tar", {f"{i}.txt": text.encode() for i, text in enumerate(part)})
         for n, part in enumerate(parts)
     ]
-    lines = []
+    of_json = []
     for number, part in enumerate(parts):
         path = tmp_path / f"{number}.jsonl"
         path.write_text("".join(json.dumps({"text": text, "more": 1}) + "\n" for text in part) + "\n")
-        lines.append(str(path))
+        of_json.append(str(path))
     of_tars = opened(stage(tmp_path, tars, count(texts)), tmp_path / "tars")
-    of_lines = opened(stage(tmp_path, lines, count(texts)), tmp_path / "lines")
+    of_lines = opened(stage(tmp_path, of_json, count(texts)), tmp_path / "lines")
     assert of_tars.tokens.tolist() == of_lines.tokens.tolist() == line_of(texts)
-    body = stage(tmp_path, lines, count(texts), textKey="json:body")
+    body = stage(tmp_path, of_json, count(texts), textKey="json:body")
     with pytest.raises(
         UserDataError, match=r"line 3 of .*1.jsonl: .*in its field body \(it has: text, more\)"
     ):
         opened(body, tmp_path / "body")
 
 
+def lines(path: Path, texts: Sequence[str]) -> str:
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return str(path)
+
+
+@pytest.mark.parametrize("kind", ["tar", "jsonl"])
+def test_progress_is_told_while_documents_are_read_and_made_tokens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    texts = [f"document {number}" for number in range(3000)]
+    if kind == "tar":
+        shard = tar(tmp_path / "0.tar", {f"{number}.txt": text.encode() for number, text in enumerate(texts)})
+    else:
+        shard = lines(tmp_path / "0.jsonl", texts)
+    made = stage(tmp_path, [shard], count(texts))
+    calls: list[None] = []
+    first = opened(made, tmp_path / "first", lambda: calls.append(None))
+    assert len(calls) >= 3000 // 512, "documents"
+    calls.clear()
+    monkeypatch.setattr(documents, "_BLOCK", Path(shard).stat().st_size // 100)
+    second = opened(made, tmp_path / "second", lambda: calls.append(None))
+    assert len(calls) >= 100, "blocks"
+    assert first.layout == second.layout
+
+
+def test_progress_is_told_while_a_set_for_perplexity_is_made_tokens(tmp_path: Path) -> None:
+    shard = lines(tmp_path / "0.jsonl", [f"document {number}" for number in range(3000)])
+    spec = EvaluationSpec.model_validate({"name": "set", "type": "Perplexity", "data": {"shards": [shard]}})
+    calls: list[None] = []
+    made = stage(tmp_path, [shard], 1)
+    PerplexitySet.open(spec, Opening(made, open_store(made.store), lambda: calls.append(None)))
+    assert len(calls) >= 3000 // 512
+
+
+def test_long_documents_are_encoded_a_few_at_a_time(tmp_path: Path) -> None:
+    texts = ["a" * (1 << 20)] * 9
+    calls: list[None] = []
+    opened(
+        stage(tmp_path, [lines(tmp_path / "0.jsonl", texts)], count(texts)),
+        tmp_path / "tokens",
+        lambda: calls.append(None),
+    )
+    assert len(calls) >= 2 + 3  # blocks of 8 MiB, and 4 documents at a time
+
+
+@pytest.mark.parametrize("block", [1, 7, 1000])
+def test_lines_are_whole_wherever_blocks_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    monkeypatch.setattr(documents, "_BLOCK", block)
+    texts = ["one", "a line longer than many blocks " * 3, "ü", "four"]
+    shard = lines(tmp_path / "0.jsonl", texts)
+    Path(shard).write_bytes(b"\n\n" + Path(shard).read_bytes()[:-1])  # the last one without its end
+    stream = opened(stage(tmp_path, [shard], count(texts)), tmp_path / "tokens")
+    assert stream.tokens.tolist() == line_of(texts)
+
+
+@pytest.mark.parametrize("change", ["replaced", "grown", "cut short"])
+def test_lines_that_change_while_they_are_read_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    monkeypatch.setattr(documents, "_BLOCK", 20)
+    path = Path(lines(tmp_path / "0.jsonl", TEXTS))
+    content = path.read_bytes()
+
+    class Changing(FolderStore):
+        def get_range(self, key: str, start: int, length: int) -> bytes:
+            data = super().get_range(key, start, length)
+            if start == 20:
+                path.write_bytes(
+                    {
+                        "replaced": content[::-1],
+                        "grown": content + b'{"text": "more"}\n',
+                        "cut short": content[:50],
+                    }[change]
+                )
+                os.utime(path, ns=(1, 1))
+            return data
+
+    store = Changing(tmp_path)
+    info = store.head(path.name)
+    assert info is not None
+    shards = ShardList([Located(str(path), store, info)], [], access(tmp_path))
+    found = find_documents(shards, None, FolderStore(tmp_path / "store"), retry_policy=RetryPolicy())
+    with pytest.raises(UserDataError, match=r"0\.jsonl: was replaced or grew while it was read"):
+        list(found.documents)
+
+
+@pytest.mark.parametrize("kind", ["tar", "jsonl"])
+def test_other_documents_than_a_stage_began_with_are_refused_though_they_are_as_many_tokens(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    path = tmp_path / f"0.{kind}"
+
+    def write(texts: Sequence[str]) -> None:
+        if kind == "tar":
+            tar(path, {f"{number}.txt": text.encode() for number, text in enumerate(texts)})
+        else:
+            lines(path, texts)
+
+    texts = ["one", "two", "three", "four"]
+    write(texts)
+    made = stage(tmp_path, [str(path)], count(texts))
+    store = open_store(made.store)
+
+    def begin(attempt: int) -> None:
+        record_samples(made, store, opened(made, tmp_path / str(attempt)), RetryPolicy())
+
+    begin(1)
+    begin(2)
+    assert "written anew" not in caplog.text
+    os.utime(path, ns=(1, 1))
+    begin(3)
+    assert "written anew since it began" in caplog.text
+    write(["two", "one", "three", "four"])
+    with pytest.raises(UserDataError, match=r"data\.json: the stage began with other samples"):
+        begin(4)
+
+
 def stream_of(texts: Sequence[str], folder: Path) -> TokenStream:
     folder.mkdir(parents=True, exist_ok=True)
-    write_tokens(folder, DocumentList(iter(texts), ()), ByteTokenizer(), max_corrupt_fraction=0)
+    write_tokens(
+        folder, DocumentList(iter(texts), (), ""), ByteTokenizer(), lambda: None, max_corrupt_fraction=0
+    )
     return open_tokens(folder, CONTEXT)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from modelchain.errors import UserDataError
+from modelchain.store import StoreError
 from modelchain.store.folder import FolderStore
 from modelchain_trainer.data.kept_index import groups_of, index_key, read_kept
 from modelchain_trainer.data.shard_index import ShardIndex
@@ -95,6 +97,15 @@ def test_a_damaged_index_is_made_anew(kept: Kept) -> None:
         assert same(kept.read(), whole)
         assert kept.shards.reads, bad
         assert kept.store.get(kept.key())[0] == good
+
+
+def test_a_shard_that_is_replaced_while_it_is_indexed_is_no_bad_one(kept: Kept) -> None:
+    listed = kept.list()
+    os.utime(kept.path, ns=(1, 1))  # another one since it was listed
+    with pytest.raises(StoreError, match=r"0000\.tar: was replaced while it was indexed"):
+        list(read_kept(listed, kept.store, RetryPolicy(), lambda _count: None))
+    assert list(kept.store.list("")) == []
+    assert len(kept.read()) == 20
 
 
 def test_a_bad_shard_is_not_read_again(kept: Kept) -> None:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
 from modelchain.errors import MissingInputError, UserDataError
-from modelchain.store import NotFound, Store
+from modelchain.store import NotFound, Replaced, Store
 from modelchain_trainer.data.corruption import describe_sample
 from modelchain_trainer.data.index import MAX_HIDDEN_FRACTION, DatasetIndex, OnProgress, write_text_index
 from modelchain_trainer.data.order import cut_blocks
 from modelchain_trainer.data.reader import read_segment
 from modelchain_trainer.data.sample import Cause, CorruptSampleError
-from modelchain_trainer.data.shard_list import Located, ShardList
+from modelchain_trainer.data.shard_list import Located, ShardList, versions_of
 from modelchain_trainer.data.text_keys import text_of
 from modelchain_trainer.retry_policy import RetryPolicy
 
@@ -32,6 +33,7 @@ class DocumentList:
 
     documents: Iterator[Document]
     left_out: tuple[str, ...]
+    versions: str  # hash of the versions of the shards
 
 
 def find_documents(
@@ -46,6 +48,7 @@ def find_documents(
 ) -> DocumentList:
     """The documents of shards, by the key of their texts (see data.textKey).
 
+    `on_progress(done, total)` counts shards that are indexed, then what is read of the documents, at least every 8 MiB.
     Raises UserDataError for bad shards, for tars beside lines of JSON and for compressed ones.
     """
     packed = next((shard.uri for shard in shards.shards if f"{LINES}." in shard.uri.rpartition("/")[2]), None)
@@ -60,11 +63,13 @@ def find_documents(
             f"{uri}: stands beside shards of lines of JSON; write all shards as {LINES}, or as tars"
         )
     of_lines = all(lines)
+    on_progress = on_progress or _ignore
     key = key or _DEFAULT_KEYS[of_lines]
     if of_lines:
         if ":" not in key:
             raise UserDataError(f"data.textKey is {key}, but the shards hold lines of JSON; write json:FIELD")
-        return DocumentList(_of_lines(shards, key, on_progress, retry_policy), shards.missing)
+        found = _of_lines(shards, key, on_progress, retry_policy)
+        return DocumentList(found, shards.missing, versions_of(shard.info.etag for shard in shards.shards))
     with tempfile.TemporaryDirectory(prefix="modelchain-documents-") as folder:
         index = write_text_index(
             Path(folder),
@@ -76,13 +81,16 @@ def find_documents(
             max_bad=max_missing - len(shards.missing),
             retry_policy=retry_policy,
         )
-    return DocumentList(_of_tars(index, key, retry_policy), index.left_out)
+    return DocumentList(_of_tars(index, key, on_progress, retry_policy), index.left_out, index.versions)
 
 
-def _of_tars(index: DatasetIndex, key: str, retry_policy: RetryPolicy) -> Iterator[Document]:
+def _of_tars(
+    index: DatasetIndex, key: str, on_progress: OnProgress, retry_policy: RetryPolicy
+) -> Iterator[Document]:
     blocks = cut_blocks(index, _BLOCK).tolist()
-    for first, last in pairwise(blocks):
+    for number, (first, last) in enumerate(pairwise(blocks), start=1):
         segment = read_segment(index, first, last, retry_policy)
+        on_progress(number, len(blocks) - 1)
         for sample in range(first, last):
             try:
                 yield text_of(segment.text(sample, 0, Cause.MISSING_TEXT), key)
@@ -91,35 +99,52 @@ def _of_tars(index: DatasetIndex, key: str, retry_policy: RetryPolicy) -> Iterat
 
 
 def _of_lines(
-    shards: ShardList, key: str, on_progress: OnProgress | None, retry_policy: RetryPolicy
+    shards: ShardList, key: str, on_progress: OnProgress, retry_policy: RetryPolicy
 ) -> Iterator[Document]:
     for number, shard in enumerate(shards.shards, start=1):
-        for line_number, line in enumerate(_lines(shard, retry_policy), start=1):
+        on_read = partial(on_progress, number, len(shards.shards))
+        for line_number, line in enumerate(_lines(shard, on_read, retry_policy), start=1):
             if not line.strip():
                 continue
             try:
                 yield text_of(line, key)
             except CorruptSampleError as error:
                 yield _unusable(error, f"line {line_number} of {shard.uri}")
-        if on_progress is not None:
-            on_progress(number, len(shards.shards))
 
 
-def _lines(shard: Located, retry_policy: RetryPolicy) -> Iterator[bytes]:
+def _lines(shard: Located, on_read: Callable[[], None], retry_policy: RetryPolicy) -> Iterator[bytes]:
     """Without their ends. Read in blocks: a file may be larger than memory, a line may not."""
-    rest = b""
+    begun: list[bytes] = []  # parts of the line that goes on in the next block
     for start in range(0, shard.info.size, _BLOCK):
-        length = min(_BLOCK, shard.info.size - start)
-        try:
-            data = retry_policy.call(
-                lambda start=start, n=length: shard.store.get_range(shard.info.key, start, n)
-            )
-        except NotFound as error:
-            raise MissingInputError(f"{shard.uri}: was removed while it was read; put it back") from error
-        *whole, rest = (rest + data).split(b"\n")
-        yield from whole
-    if rest:
-        yield rest
+        data = _block(shard, start, min(_BLOCK, shard.info.size - start), retry_policy)
+        on_read()
+        end, *others = data.split(b"\n")
+        begun.append(end)
+        if others:
+            yield b"".join(begun)
+            yield from others[:-1]
+            begun = [others[-1]]
+    if any(begun):
+        yield b"".join(begun)
+
+
+def _block(shard: Located, start: int, length: int, retry_policy: RetryPolicy) -> bytes:
+    key, etag = shard.info.key, shard.info.etag
+    try:
+        data = retry_policy.call(lambda: shard.store.get_range_of(key, start, length, etag))
+    except NotFound as error:
+        raise MissingInputError(f"{shard.uri}: was removed while it was read; put it back") from error
+    except Replaced:
+        data = b""
+    if len(data) != length:
+        raise UserDataError(
+            f"{shard.uri}: was replaced or grew while it was read; let nothing write to the shards"
+        )
+    return data
+
+
+def _ignore(done: int, total: int) -> None:
+    """Nobody wants to know."""
 
 
 def _unusable(error: CorruptSampleError, where: str) -> CorruptSampleError:

@@ -22,7 +22,7 @@ from modelchain_trainer.data.columns import ColumnWriter, Int32, Int64, map_colu
 from modelchain_trainer.data.kept_index import read_kept
 from modelchain_trainer.data.mix import sources_of
 from modelchain_trainer.data.selection import files_of, select_samples
-from modelchain_trainer.data.shard_list import Located, ShardList
+from modelchain_trainer.data.shard_list import Located, ShardList, versions_of
 from modelchain_trainer.data.text_keys import extension_of
 from modelchain_trainer.data.unused import UnusedFiles
 from modelchain_trainer.retry_policy import RetryPolicy
@@ -101,7 +101,7 @@ class DatasetIndex:
     @property
     def versions(self) -> str:
         """Hash of the versions of all shards: another one as soon as one was written anew."""
-        return hashlib.sha256("\n".join(shard.etag for shard in self.shards).encode()).hexdigest()
+        return versions_of(shard.etag for shard in self.shards)
 
     def __len__(self) -> int:
         return len(self.starts)

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modelchain.errors import MissingInputError, UserDataError
-from modelchain.store import NotFound, ObjectInfo, Store
+from modelchain.store import NotFound, ObjectInfo, Replaced, Store, StoreError
 from modelchain_trainer.data.tar import Member, scan
 from modelchain_trainer.retry_policy import RetryPolicy
 
@@ -110,16 +110,21 @@ class ShardIndex:
 def build_from_store(store: Store, info: ObjectInfo, uri: str, retry_policy: RetryPolicy) -> ShardIndex:
     """The index of a shard, made from its headers.
 
-    Raises UserDataError where the shard is no tar, is damaged, or holds no sample, MissingInputError where it is gone.
+    Raises UserDataError where the shard is no tar, is damaged, or holds no sample, MissingInputError where it is gone,
+    StoreError where it is another one than `info` speaks of.
     """
 
     def read(start: int, length: int) -> bytes:
-        return retry_policy.call(lambda: store.get_range(info.key, start, length))
+        return retry_policy.call(lambda: store.get_range_of(info.key, start, length, info.etag))
 
     try:
         return build(scan(read, info.size, uri, seeks_are_cheap=store.uri.startswith("file://")), uri)
     except NotFound as error:
         raise MissingInputError(f"{uri}: was removed while it was indexed; put it back") from error
+    except Replaced as error:  # no UserDataError: nothing is wrong with the shard
+        raise StoreError(
+            f"{uri}: was replaced while it was indexed; let nothing write to the shards"
+        ) from error
 
 
 def build(members: Iterator[Member], uri: str) -> ShardIndex:

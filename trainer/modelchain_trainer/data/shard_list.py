@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -88,6 +89,11 @@ class ShardList:
             for uri, size, etag in document["shards"]
         ]
         return cls(there, document["missing"], access)
+
+
+def versions_of(etags: Iterable[str]) -> str:
+    """Hash of the versions of shards in their order: another one as soon as one was written anew."""
+    return hashlib.sha256("\n".join(etags).encode()).hexdigest()
 
 
 def _open_stores(uris: Sequence[str], access: ResolvedStore) -> dict[str, Store]:

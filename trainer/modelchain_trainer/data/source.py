@@ -40,7 +40,7 @@ class OpenData(Protocol):
 
     @property
     def layout(self) -> str:
-        """Hash of which samples there are, in which order; empty where they are not told apart."""
+        """Hash of which samples there are, in which order."""
         ...
 
     @property
@@ -206,7 +206,9 @@ class DocumentSource:
             max_hidden_fraction=data.max_corrupt_fraction,
             retry_policy=retry_policy,
         )
-        count = write_tokens(folder, found, tokenizer, max_corrupt_fraction=data.max_corrupt_fraction)
+        count = write_tokens(
+            folder, found, tokenizer, on_progress, max_corrupt_fraction=data.max_corrupt_fraction
+        )
         fewer = found.left_out and data.tokens is not None and count < data.tokens
         if count != data.tokens and not fewer:
             raise UserDataError(

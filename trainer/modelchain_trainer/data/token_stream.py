@@ -12,11 +12,12 @@ Shapes: S tokens of a sequence.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -31,7 +32,10 @@ from modelchain_trainer.data.sample import CorruptSampleError
 
 _DESCRIPTION, _TOKENS = "tokens.json", "tokens"
 _NARROW = 1 << 16  # tokens of two bytes up to there
-_TOGETHER = 512  # documents that are encoded at once
+_TOGETHER, _CHARACTERS = (
+    512,
+    4 << 20,
+)  # documents that are encoded at once, and about how long they are in all
 _FORGIVEN = 100  # documents: below so many, a share of them says nothing
 
 _Narrowed = NDArray[np.unsignedinteger[Any]]
@@ -47,8 +51,8 @@ class TokenStream:
     end_of_text: int
     context_length: int  # S
     left_out: tuple[str, ...] = ()  # shards that can't be used, within what is allowed
-    layout: str = ""  # documents are counted, but not told apart
-    versions: str = ""
+    layout: str = ""  # hash of the tokens
+    versions: str = ""  # hash of the versions of the shards
     unusable: Mapping[str, int] = field(default_factory=dict)  # documents, by cause, within what is allowed
 
     def __len__(self) -> int:
@@ -71,13 +75,27 @@ def positions(tokens_BT: NDArray[np.int64], end_of_text: int) -> NDArray[np.int6
 
 
 def write_tokens(
-    folder: Path, found: DocumentList, tokenizer: DocumentTokenizer, *, max_corrupt_fraction: float
+    folder: Path,
+    found: DocumentList,
+    tokenizer: DocumentTokenizer,
+    on_progress: Callable[[], None],
+    *,
+    max_corrupt_fraction: float,
 ) -> int:
-    """Write the documents' tokens into a folder; how many they are. Raises UserDataError for too many bad documents."""
+    """Write the documents' tokens into a folder; how many they are. `on_progress` is called at least every 512
+    documents. Raises UserDataError for too many bad documents.
+    """
     kind = np.uint16 if tokenizer.vocabulary <= _NARROW else np.uint32
     end = np.array([tokenizer.end_of_text], kind)
     bad: list[CorruptSampleError] = []
     written = documents = 0
+    layout = hashlib.sha256()
+
+    def write(file: BinaryIO, tokens: _Narrowed) -> int:
+        data = tokens.tobytes()
+        layout.update(data)
+        file.write(data)
+        return len(tokens)
 
     def texts() -> Iterator[str]:
         nonlocal documents
@@ -88,11 +106,13 @@ def write_tokens(
                 bad.append(document)
 
     with (folder / _TOKENS).open("wb") as file:
-        for tokens in _encoded(texts(), tokenizer):
-            written += _write(file, end) + _write(file, tokens.astype(kind))
+        for some in _together(texts()):
+            for tokens in tokenizer.encode(some):
+                written += write(file, end) + write(file, tokens.astype(kind))
+            on_progress()
             if len(bad) > max_corrupt_fraction * max(documents, _FORGIVEN):
                 break
-        _write(file, end)
+        write(file, end)
     if len(bad) > max_corrupt_fraction * max(documents, _FORGIVEN):
         raise UserDataError(
             f"{len(bad)} of the {documents} documents read so far can't be used, more than "
@@ -102,6 +122,7 @@ def write_tokens(
         _logger.warning("%s; left out", error)
     description = {"wide": kind is np.uint32, "end": tokenizer.end_of_text, "leftOut": list(found.left_out)}
     description["unusable"] = Counter(str(error.cause) for error in bad)
+    description |= {"layout": layout.hexdigest(), "versions": found.versions}
     (folder / _DESCRIPTION).write_text(json.dumps(description))
     return written
 
@@ -116,13 +137,15 @@ def open_tokens(folder: Path, context_length: int) -> TokenStream:
         description["end"],
         context_length,
         left_out=tuple(description["leftOut"]),
+        layout=description["layout"],
+        versions=description["versions"],
         unusable=description["unusable"],
     )
 
 
 def limited(found: DocumentList, most: int | None) -> DocumentList:
     """The first so many documents (None: all)."""
-    return found if most is None else DocumentList(islice(found.documents, most), found.left_out)
+    return found if most is None else replace(found, documents=islice(found.documents, most))
 
 
 def check_vocabulary(tokenizer: DocumentTokenizer, vocabulary_size: int) -> None:
@@ -134,11 +157,14 @@ def check_vocabulary(tokenizer: DocumentTokenizer, vocabulary_size: int) -> None
         )
 
 
-def _encoded(texts: Iterator[str], tokenizer: DocumentTokenizer) -> Iterator[NDArray[np.uint32]]:
-    while some := list(islice(texts, _TOGETHER)):
-        yield from tokenizer.encode(some)
-
-
-def _write(file: BinaryIO, tokens: _Narrowed) -> int:
-    file.write(tokens.tobytes())
-    return len(tokens)
+def _together(texts: Iterator[str]) -> Iterator[list[str]]:
+    some: list[str] = []
+    characters = 0
+    for text in texts:
+        some.append(text)
+        characters += len(text)
+        if len(some) == _TOGETHER or characters >= _CHARACTERS:
+            yield some
+            some, characters = [], 0
+    if some:
+        yield some

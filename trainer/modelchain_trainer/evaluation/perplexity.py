@@ -68,7 +68,13 @@ class PerplexitySet(EvaluationSet):
         )
         with tempfile.TemporaryDirectory(prefix="modelchain-tokens-") as folder:
             found = limited(found, spec.data.samples)
-            if not write_tokens(Path(folder), found, tokenizer, max_corrupt_fraction=_MAX_CORRUPT_FRACTION):
+            if not write_tokens(
+                Path(folder),
+                found,
+                tokenizer,
+                opening.on_progress,
+                max_corrupt_fraction=_MAX_CORRUPT_FRACTION,
+            ):
                 raise UserDataError(
                     f"evaluation set {spec.name}: holds no document; check its shards and textKey"
                 )
