@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -161,3 +162,47 @@ def test_a_missing_bucket_is_named(tmp_path: Path, seaweedfs: SeaweedFS) -> None
         index_samples(["s3://no-such-bucket/a.tar"], ["txt"], at, FolderStore(tmp_path))
     assert raised.value.exit_code is ExitCode.NO_INPUT
     assert BUCKET not in str(raised.value)
+
+
+@pytest.mark.parametrize("kind", ["hard", "symbolic"])
+@pytest.mark.parametrize("linked", ["png", "txt"])
+def test_links_are_no_samples_to_lose(tmp_path: Path, kind: str, linked: str) -> None:
+    """Of 8 samples two share a file with the first one, as tools that find duplicates leave them."""
+    folder = tmp_path / "files"
+    folder.mkdir()
+    for number in range(8):
+        for extension, content in sample(number).items():
+            path = folder / f"{number}.{extension}"
+            if number in (1, 2) and extension == linked:
+                (path.hardlink_to if kind == "hard" else path.symlink_to)(folder / f"0.{extension}")
+            else:
+                path.write_bytes(content)
+    shard = str(tmp_path / "0.tar")
+
+    def pack(*, dereference: bool) -> None:
+        with tarfile.open(shard, "w", dereference=dereference) as archive:
+            for path in sorted(folder.iterdir()):
+                archive.add(path, path.name)
+
+    pack(dereference=False)
+    says = rf"0\.tar: 2 of its files have no bytes .* 1\.{linked}, a {kind} link to .*--hard-dereference"
+    for _ in range(2):  # from the shard, and from what is kept of it
+        with pytest.raises(UserDataError, match=says):
+            index_of([shard], 8, tmp_path)
+    if linked == "txt":
+        assert len(index_samples([shard], ["png"], access(tmp_path), FolderStore(tmp_path))) == 8, (
+            "not asked for"
+        )
+    pack(dereference=True)
+    assert len(index_of([shard], 8, tmp_path)) == 8
+
+
+def test_a_shard_of_links_alone_says_so(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "0.tar", "w") as archive:
+        link = tarfile.TarInfo("0.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "../images/0.png"
+        archive.addfile(link)
+    with pytest.raises(
+        UserDataError, match=r"0\.tar: 1 of its files .* 0\.png, a symbolic link to \.\./images/0"
+    ):
+        index_of([str(tmp_path / "0.tar")], 1, tmp_path)

@@ -67,17 +67,29 @@ def test_a_sample_starts_at_its_long_name(format_: int) -> None:
     assert first.start == 0
 
 
-def test_directories_and_links_are_passed_over() -> None:
+@pytest.mark.parametrize("format_", FORMATS.values(), ids=FORMATS)
+def test_links_and_devices_are_told_from_files_and_directories_passed_over(format_: int) -> None:
     file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w") as tar:
-        for kind in (tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE):
-            member = tarfile.TarInfo(f"entry{kind!r}")
-            member.type, member.linkname = kind, "target"
+    long = "/".join(["folder" * 10] * 4) if format_ != tarfile.USTAR_FORMAT else "target"
+    kinds = [tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, b"V"]
+    with tarfile.open(fileobj=file, mode="w", format=format_) as tar:
+        for kind in kinds:
+            member = tarfile.TarInfo(f"{kind.decode()}.txt")
+            member.type = kind
+            if kind in (tarfile.SYMTYPE, tarfile.LNKTYPE):
+                member.linkname = long
             tar.addfile(member)
         member = tarfile.TarInfo("a.txt")
         member.size = 3
         tar.addfile(member, io.BytesIO(b"abc"))
-    assert [member.name for member in members_of(file.getvalue())] == ["a.txt"]
+    assert [(member.name, member.special) for member in members_of(file.getvalue())] == [
+        ("2.txt", f"a symbolic link to {long}"),
+        ("1.txt", f"a hard link to {long}"),
+        ("3.txt", "a device"),
+        ("6.txt", "a named pipe"),
+        ("V.txt", "an entry of type V"),
+        ("a.txt", ""),
+    ]
 
 
 def test_sizes_over_eight_gibibytes_are_understood() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from modelchain.errors import UserDataError
 from modelchain_trainer.data.columns import Columns, Int32
-from modelchain_trainer.data.shard_index import ShardIndex
+from modelchain_trainer.data.shard_index import ShardIndex, special_files
 from modelchain_trainer.data.text_keys import extension_of
 from modelchain_trainer.data.unused import describe_counts
 
@@ -18,8 +18,11 @@ def select_samples(
 ) -> Columns:
     """The image and the texts of each sample; groups with none of them (a README) are no samples.
 
-    Raises UserDataError where the parts of a sample lie apart.
+    Raises UserDataError where the parts of a sample lie apart, and where one of these files is a link or a device.
     """
+    wanted = {*images, *map(extension_of, text_keys)}
+    if special := [one for one in index.special if one.extension in wanted]:
+        raise special_files(uri, special)
     count = len(index)
     sample_of_member = np.repeat(np.arange(count), index.members)
 

@@ -2,8 +2,9 @@
 
 A sample is a run of consecutive members with the same key; the key is the path up to the first dot of the
 file's name, the rest is the extension, in lower case (webdataset's rule). Files that begin with a dot or have
-none are no samples. Where the files of one key lie apart, each run of them is a sample of its own; the index says
-so, and whoever uses those files refuses the shard.
+none are no samples. A link or a device has no bytes of its own and is no file of a sample; it is counted, and whoever
+uses files of its extension refuses the shard. Where the files of one key lie apart, each run of them is a sample of
+its own; the index says so, and whoever uses those files refuses the shard.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from modelchain.store import NotFound, ObjectInfo, Replaced, Store, StoreError
 from modelchain_trainer.data.tar import Member, scan
 from modelchain_trainer.retry_policy import RetryPolicy
 
-VERSION = 3
+VERSION = 4
 MAX_SAMPLE_BYTES = 2**31 - 1
 
 _COLUMNS = ("starts", "lengths", "members", "extension", "offsets", "sizes")
@@ -37,6 +38,14 @@ class Apart(NamedTuple):
     key: str
     first: int  # numbers of the two samples in the shard
     second: int
+
+
+class Special(NamedTuple):
+    """Members of an extension that are no regular files: links and devices."""
+
+    extension: str
+    members: int  # how many
+    example: str  # for messages: `1.png, a hard link to 0.png`
 
 
 @dataclass(frozen=True)
@@ -53,6 +62,7 @@ class ShardIndex:
     offsets: Int64  # [m] of each member's body, from its sample's start
     sizes: Int64  # [m] of each member's body
     apart: tuple[Apart, ...] = ()
+    special: tuple[Special, ...] = ()
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -69,6 +79,7 @@ class ShardIndex:
             "extensions": self.extensions,
             "columns": columns,
             "apart": self.apart,
+            "special": self.special,
         }
 
     @classmethod
@@ -79,8 +90,12 @@ class ShardIndex:
                 raise ValueError("another version, or of another shard")
             columns = {name: _unpack(document["columns"][name]) for name in _COLUMNS}
             apart = tuple(Apart(str(key), int(one), int(two)) for key, one, two in document["apart"])
+            special = tuple(Special(str(name), int(n), str(one)) for name, n, one in document["special"])
             index = cls(
-                extensions=tuple(str(name) for name in document["extensions"]), **columns, apart=apart
+                extensions=tuple(str(name) for name in document["extensions"]),
+                **columns,
+                apart=apart,
+                special=special,
             )
         except (KeyError, TypeError, zlib.error, binascii.Error) as error:
             raise ValueError(f"damaged index: {error}") from error
@@ -141,11 +156,16 @@ def build(members: Iterator[Member], uri: str) -> ShardIndex:
     current: str | None = None
     seen: set[int] = set()
     runs: list[tuple[str, set[int]]] = []  # each sample's key and the extensions it has
+    special: dict[str, Special] = {}
     for member in members:
         split = split_name(member.name)
         if split is None:
             continue
         key, suffix = split
+        if member.special:
+            first = special.get(suffix, Special(suffix, 0, f"{member.name}, {member.special}"))
+            special[suffix] = first._replace(members=first.members + 1)
+            continue
         number = numbers.setdefault(suffix, len(numbers))
         if key != current:
             current = key
@@ -168,6 +188,8 @@ def build(members: Iterator[Member], uri: str) -> ShardIndex:
             raise UserDataError(
                 f"{uri}: sample {key} is larger than {MAX_SAMPLE_BYTES} bytes; take it out of the shard"
             )
+    if not starts and special:
+        raise special_files(uri, list(special.values()))
     if not starts:
         raise UserDataError(f"{uri}: holds no samples; write the shard again or take it out of the list")
     starts_array = np.array(starts, np.int64)
@@ -180,6 +202,15 @@ def build(members: Iterator[Member], uri: str) -> ShardIndex:
         offsets=np.array(offsets, np.int64),
         sizes=np.array(sizes, np.int64),
         apart=_find_apart(runs),
+        special=tuple(special.values()),
+    )
+
+
+def special_files(uri: str, special: Sequence[Special]) -> UserDataError:
+    """The error for a shard whose samples need such members."""
+    return UserDataError(
+        f"{uri}: {sum(one.members for one in special)} of its files have no bytes of their own, for example "
+        f"{special[0].example}; write the shard with tar --hard-dereference --dereference, and without devices"
     )
 
 

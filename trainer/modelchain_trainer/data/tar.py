@@ -26,6 +26,8 @@ _LONGEST_EXTENSION = 1 << 20  # bytes of a long name or of PAX records
 
 _REGULAR = b"07\0"
 _LINKS_AND_DEVICES = b"12346"  # no body, whatever their size field says
+_HARD_LINK, _SYMBOLIC_LINK, _DIRECTORY = b"1", b"2", b"5"
+_OTHERS = {b"3": "a device", b"4": "a device", b"6": "a named pipe"}
 _GNU_LONG_NAME, _GNU_LONG_LINK = b"L", b"K"
 _PAX, _PAX_GLOBAL = b"x", b"g"
 
@@ -33,16 +35,17 @@ ReadRange = Callable[[int, int], bytes]
 
 
 class Member(NamedTuple):
-    """A regular file in the archive; all in bytes from the archive's beginning."""
+    """A file in the archive; all in bytes from the archive's beginning."""
 
     name: str  # bytes that are not UTF-8 stand as \xNN, so that it can be written wherever text can
     start: int  # of its first header, a PAX or long-name header included
     offset: int  # of its body
     size: int  # of its body
+    special: str = ""  # what it is, where it is no regular file and so has no body: `a hard link to 0.png`
 
 
 def scan(read: ReadRange, size: int, uri: str, *, seeks_are_cheap: bool = False) -> Iterator[Member]:
-    """The regular files of the archive of `size` bytes, in order.
+    """The files of the archive of `size` bytes, in order: all but directories.
 
     `read(start, length)` gives bytes of the archive; it is called with large ranges that skip large bodies, and with
     little more than the headers where `seeks_are_cheap`, as on a disk.
@@ -58,6 +61,7 @@ def scan(read: ReadRange, size: int, uri: str, *, seeks_are_cheap: bool = False)
         start = position
         pax: dict[str, str] = {}
         long_name: str | None = None
+        long_link: str | None = None
         while True:
             header = window.take(position, RECORD)
             if header == _ZEROS:
@@ -78,6 +82,8 @@ def scan(read: ReadRange, size: int, uri: str, *, seeks_are_cheap: bool = False)
                 pax_for_all |= _pax_records(body, position, uri)
             elif kind == _GNU_LONG_NAME:
                 long_name = _text(body)
+            else:
+                long_link = _text(body)
         pax = pax_for_all | pax
         if kind == b"S" or any(keyword.startswith("GNU.sparse") for keyword in pax):
             raise UserDataError(
@@ -91,8 +97,12 @@ def scan(read: ReadRange, size: int, uri: str, *, seeks_are_cheap: bool = False)
             length = 0
         if position + length > size:
             raise _cut_short(uri, size)
+        name = pax.get("path") or long_name or _short_name(header)
         if kind in _REGULAR:
-            yield Member(pax.get("path") or long_name or _short_name(header), start, position, length)
+            yield Member(name, start, position, length)
+        elif kind != _DIRECTORY:
+            target = pax.get("linkpath") or long_link or _text(header[157:257])
+            yield Member(name, start, position, 0, _special(kind, target))
         position += _padded(length)
 
 
@@ -146,6 +156,12 @@ def _check(header: bytes, position: int, uri: str) -> None:
         raise _damaged(uri, position)
     kind = " but compressed with gzip: give it uncompressed" if header[:2] == b"\x1f\x8b" else ""
     raise UserDataError(f"{uri}: is not a tar file{kind}; webdataset shards are plain tar files")
+
+
+def _special(kind: bytes, target: str) -> str:
+    if kind in (_HARD_LINK, _SYMBOLIC_LINK):
+        return f"a {'hard' if kind == _HARD_LINK else 'symbolic'} link to {target}"
+    return _OTHERS.get(kind, f"an entry of type {_decoded(kind)}")
 
 
 def _number(field: bytes, position: int, uri: str) -> int:

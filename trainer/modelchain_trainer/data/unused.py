@@ -37,6 +37,9 @@ class UnusedFiles:
             if name not in self._used
         }
         self.files.update(unused)
+        self.files.update(
+            {one.extension: one.members for one in index.special if one.extension not in self._used}
+        )
         lookalikes = [name for name in unused if name.endswith((*self._image_ends, *self._text_ends))]
         if lookalikes:
             self._count_hidden(uri, index, lookalikes)
