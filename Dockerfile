@@ -21,7 +21,8 @@ FROM base AS build
 # Package indexes other than the default one. Neither image keeps them.
 ARG PIP_INDEX_URL
 ARG UV_DEFAULT_INDEX
-ENV UV_NO_CACHE=1 UV_COMPILE_BYTECODE=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+# The base's certificate authorities, as pip takes them; by default uv brings its own.
+ENV UV_NO_CACHE=1 UV_COMPILE_BYTECODE=1 UV_SYSTEM_CERTS=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends python3-venv \
