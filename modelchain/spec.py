@@ -27,6 +27,7 @@ from pydantic import (
 from pydantic.alias_generators import to_camel, to_snake
 
 from modelchain.block import Block
+from modelchain.endpoint import ENDPOINT_PATTERN
 from modelchain.families import FAMILIES, AnyConfig, LockedTower
 
 GROUP = "modelchain.dev"
@@ -60,6 +61,11 @@ Uri = Annotated[
     str,
     StringConstraints(min_length=1, max_length=1024),
     Field(json_schema_extra={"pattern": URI_PATTERN}),
+]
+EndpointUrl = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=1024),
+    Field(json_schema_extra={"pattern": ENDPOINT_PATTERN}),
 ]
 # https://github.com/distribution/reference: a host or not, a path in lower case, a tag, a digest
 _IMAGE_PATTERN = (
@@ -234,7 +240,7 @@ class StoreSpec(Block):
         ),
     ]
     endpoint_url: Annotated[
-        Uri | None, Field(description="S3 endpoint, e.g. http://minio:9000. Default: AWS.")
+        EndpointUrl | None, Field(description="S3 endpoint, e.g. http://minio:9000. Default: AWS.")
     ] = None
     region: Annotated[Region | None, Field(description="S3 region. Default: from the environment.")] = None
     secret_ref: Annotated[

@@ -11,6 +11,7 @@ from pydantic.alias_generators import to_camel
 from modelchain import shards
 from modelchain.block import Block
 from modelchain.cluster_labels import CONTAINER
+from modelchain.endpoint import ENDPOINT_FORM, is_authority, is_endpoint
 from modelchain.evaluations import evaluation_of, misplaced, own_fields, readers_of
 from modelchain.mix import seen_in_epoch
 from modelchain.spec import (
@@ -51,6 +52,7 @@ MAX_POD_TEMPLATE = (
 _OWN_VARIABLE = re.compile(
     r"MODELCHAIN_STAGE|MODELCHAIN_ATTEMPT|PET_.+|RANK|WORLD_SIZE|MASTER_(ADDR|PORT)|JOB_COMPLETION_INDEX"
 )
+_BRACES = re.compile(r"\{[^{}]*\}")  # ranges of shards: each is of one server or another
 _TOLERATION_FIELDS = ("key", "operator", "value", "effect", "tolerationSeconds")
 
 
@@ -127,8 +129,10 @@ def _check_uri(uri: str, path: FieldPath, *, only_read: bool = True) -> Iterator
         if not rest.partition("/")[0]:
             yield _finding(path, f"{quoted(uri)} names no bucket", "write s3://bucket/prefix")
     elif only_read and scheme in ("http", "https"):
-        if not rest.partition("/")[0]:
-            yield _finding(path, f"{quoted(uri)} names no server", "write https://server/path")
+        server = re.split("[/?#]", _BRACES.sub("0", rest))[0]
+        if not is_authority(server):
+            message = f"{quoted(uri)} names {quoted(server) + ', which is ' if server else ''}no server"
+            yield _finding(path, message, f"write {scheme}://server/path")
     elif only_read and scheme in READABLE_SCHEMES:
         if not rest.partition("/")[0]:
             yield _finding(path, f"{quoted(uri)} names no bucket", f"write {scheme}://bucket/path")
@@ -146,11 +150,12 @@ def _check_endpoint(url: str | None, path: FieldPath) -> Iterator[Finding]:
         return
     if unfit := list(_check_text(url, path, _INSTEAD_OF_KEYS)):
         yield from unfit
-    elif not re.match(r"https?://[^/]", url):
-        message = f"{quoted(url)} is no address of a server"
-        yield _finding(path, message, "start it with http:// or https://, e.g. http://minio:9000")
-    elif re.search(r"\s", url):
-        yield _finding(path, f"{quoted(url)} holds a blank", "remove it")
+    elif not is_endpoint(url):
+        message = f"{quoted(re.split('[?#]', url)[0])} is no address of a server"
+        remedy = "start it with http:// or https://" if "://" not in url else f"write {ENDPOINT_FORM}"
+        if "?" in url or "#" in url:
+            message += " alone: a query or a fragment is none"
+        yield _finding(path, message, f"{remedy}, e.g. http://minio:9000")
 
 
 def _check_data(data: DataSpec, at: FieldPath) -> Iterator[Finding]:

@@ -16,9 +16,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Generic, NamedTuple, NoReturn, TypeVar
-from urllib.parse import urlsplit
 
 from modelchain import __version__
+from modelchain.endpoint import is_endpoint
 from modelchain.errors import UsageError
 
 T = TypeVar("T")
@@ -275,15 +275,6 @@ def _text(text: str) -> str:
     return text
 
 
-def is_endpoint(text: str) -> bool:
-    """Whether it is a URL of an S3 endpoint: HTTP or HTTPS, a host, no credentials."""
-    try:
-        parts = urlsplit(text)
-        return parts.scheme in {"http", "https"} and bool(parts.hostname) and "@" not in parts.netloc
-    except ValueError:
-        return False
-
-
 def _lease_name(text: str) -> LeaseName:
     namespace, _, name = text.partition("/")
     if not (_NAMESPACE.fullmatch(namespace) and _NAMESPACE.fullmatch(name)):
@@ -307,7 +298,7 @@ def _own_identity_store(text: str) -> OwnIdentityStore:
 
 
 def _endpoint_pattern(text: str) -> str:
-    if text == "*" or is_endpoint(text.replace("*", "x")):
+    if text == "*" or any(is_endpoint(text.replace("*", one)) for one in ("x", "1")):  # of a host, of a port
         return text.rstrip("/")
     raise ValueError(
         "a pattern of endpoints; give *, or e.g. https://*.example.com or http://minio.storage:9000"

@@ -11,7 +11,6 @@ import asyncio
 import base64
 import binascii
 import hashlib
-import ipaddress
 import logging
 import re
 import shutil
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
+from modelchain.endpoint import ENDPOINT_FORM, is_endpoint
 from modelchain.errors import ConfigurationError, ModelChainError
 from modelchain.reconcile.observation import StoreProblem
 from modelchain.resolved import ResolvedChain
@@ -34,7 +34,8 @@ from modelchain.store import Bounds, Credentials, Forbidden, Store, StoreUnavail
 from modelchain.store.s3_clients import SharedClients, Timeouts, goes_by_proxy
 from modelchain_operator.kubernetes.api import ApiError, Object
 from modelchain_operator.kubernetes.api import Forbidden as ApiForbidden
-from modelchain_operator.settings import OwnIdentityStore, is_endpoint
+from modelchain_operator.settings import OwnIdentityStore
+from modelchain_operator.stores.addresses import every_form, is_address, is_loopback, is_refused
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,8 @@ REREAD_SECONDS = 300.0  # a Secret is read again after this long
 RETRY_SECONDS = 15.0  # where it is missing, or the store refuses its credentials
 STORES = 16_384
 CERTIFICATES = 256
+# All authorities that a system or botocore trusts are 220 to 255 KiB. Of one that is larger, each client holds a copy.
+MAX_CERTIFICATE_BYTES = 256 << 10
 
 # The reader tries again later: longer waits would only hold up others.
 TIMEOUTS = Timeouts(connect_seconds=3, read_seconds=10)
@@ -52,14 +55,6 @@ BOUNDS = Bounds(object_bytes=16 << 20, listed=50_000)
 _METADATA_NAMES = frozenset(
     {"metadata", "metadata.google.internal", "instance-data", "instance-data.ec2.internal"}
 )
-_METADATA_ADDRESSES = frozenset(
-    ipaddress.ip_address(text)
-    for text in ("fd00:ec2::254", "fd20:ce::254", "100.100.100.200", "192.0.0.192", "168.63.129.16")
-)
-
-
-# IPv4-compatible, and NAT64 with an IPv4 address in the last 32 bits (RFC 6052, RFC 8215).
-_IPV4_BELOW = tuple(ipaddress.ip_network(text) for text in ("::/96", "64:ff9b::/96", "64:ff9b:1::/48"))
 
 
 class KubernetesApi(Protocol):
@@ -197,6 +192,10 @@ class StoreAccess:
                 known.read_at = now - REREAD_SECONDS + RETRY_SECONDS  # the last credentials serve until then
                 return known
             return _Known(refused.answer, None, now)
+        except ValueError:
+            log.exception("chain %s: its store can't be read as an address", chain.chain.full_name)
+            message = "spec.store holds what can't be read as an address; correct its uri and endpointUrl"
+            return _Known(NoAccess(StoreProblem.MISCONFIGURED, message), None, now)
         if known is not None and known.made_of == made_of:
             known.read_at, known.expired = now, False
             return known
@@ -234,8 +233,8 @@ class StoreAccess:
             return
         if not is_endpoint(spec.endpoint_url):
             raise _RefusedError(
-                f"store.endpointUrl {_shown(spec.endpoint_url)!r} is not a URL such as http://minio:9000, without a "
-                "user and password"
+                f"store.endpointUrl is no address of a server: write {ENDPOINT_FORM}, e.g. http://minio:9000",
+                StoreProblem.MISCONFIGURED,
             )
         if not any(pattern.fullmatch(_origin(spec.endpoint_url)) for pattern in self._allowed):
             raise _RefusedError(
@@ -281,20 +280,23 @@ class StoreAccess:
         Checked before every request, in the thread that sends it: a name may resolve to another address than before,
         and slowly. The connection is made to these addresses, without another look-up.
         """
-        host, port = _host_and_port(url)
+        try:
+            host, port = _host_and_port(url)
+        except ValueError:
+            raise EndpointRefused("this is no address of a server; name an S3 endpoint") from None
         is_metadata = host in _METADATA_NAMES
         is_api = _is_api_name(host) or (host, port) in self._api_servers
         addresses = [] if is_metadata or is_api else self._addresses_of(host, url)
-        if is_metadata or any(map(_is_link_local, addresses)):
+        if is_metadata or any(map(is_refused, addresses)):
             raise EndpointRefused(
-                f"{_shown(url)}: link-local and cloud metadata addresses are not asked; name an S3 endpoint"
+                f"{_shown(url)}: link-local, reserved and cloud metadata addresses are not asked; name an S3 endpoint"
             )
         if is_api or self._leads_to_api_server(port, addresses):
             raise EndpointRefused(
                 f"{_shown(url)}: the Kubernetes API server is no store; name an S3 endpoint"
             )
         named = any(pattern.fullmatch(_origin(url)) for pattern in self._named)
-        if any(map(_is_loopback, addresses)) and not named:
+        if any(map(is_loopback, addresses)) and not named:
             raise EndpointRefused(
                 f"{_shown(url)}: this is the operator's own machine, which is only asked where the administrator names "
                 "it (--allowed-endpoint); name an S3 endpoint that pods reach too"
@@ -305,7 +307,7 @@ class StoreAccess:
         """Of the host of a URL; none where a proxy resolves its name and this machine can't. Raises StoreUnavailable
         where it has none otherwise. Only what was found is remembered: the next look-up may find something else.
         """
-        if _is_address(host):
+        if is_address(host):
             return [host]
         at, found = self._hosts.get(host, (-RETRY_SECONDS, []))
         if found and time.monotonic() - at <= RETRY_SECONDS:
@@ -323,10 +325,10 @@ class StoreAccess:
         return found
 
     def _leads_to_api_server(self, port: int, addresses: list[str]) -> bool:
-        there = _every_address(addresses)
+        there = every_form(addresses)
         return bool(there) and any(
             port == own_port
-            and not there.isdisjoint(_every_address(self._addresses_of(own, f"https://{own}:{own_port}")))
+            and not there.isdisjoint(every_form(self._addresses_of(own, f"https://{own}:{own_port}")))
             for own, own_port in self._api_servers
         )
 
@@ -362,11 +364,15 @@ class StoreAccess:
             text = str((found.get("data") or {}).get(reference.key, ""))
         if not text.strip():
             raise _RefusedError(f"{what} has no {reference.key}; it needs the certificate authority in PEM")
-        try:
-            ssl.create_default_context(cadata=text)
-        except (ssl.SSLError, ValueError):
-            raise _RefusedError(f"{reference.key} in {what} holds no certificate in PEM") from None
-        return await asyncio.to_thread(self._certificates.file, text)
+        if len(text.encode()) > MAX_CERTIFICATE_BYTES:
+            most = f"{MAX_CERTIFICATE_BYTES >> 10} KiB"
+            raise _RefusedError(
+                f"{reference.key} in {what} is larger than {most}; keep only the authority of the store"
+            )
+        file = await self._certificates.file(text)
+        if file is None:
+            raise _RefusedError(f"{reference.key} in {what} holds no certificate in PEM")
+        return file
 
     async def _ask(self, what: str, request: Any) -> Object:
         try:
@@ -383,27 +389,42 @@ class StoreAccess:
 
 
 class _Certificates:
-    """Certificates as files of a temporary folder, named by their content."""
+    """Certificates as files of a temporary folder, named by their content; each is looked at once, one at a time, in
+    a thread and without Python's lock. Used in one event loop.
+    """
 
     def __init__(self) -> None:
         self._folder: Path | None = None
-        self._files: OrderedDict[str, Path] = OrderedDict()
+        self._files: OrderedDict[str, Path | None] = OrderedDict()  # None: no certificates
+        self._lock = asyncio.Lock()
 
-    def file(self, text: str) -> str:
-        """The file with this content."""
+    async def file(self, text: str) -> str | None:
+        """The file with this content; None if it holds no certificates."""
         name = hashlib.sha256(text.encode()).hexdigest()
+        async with self._lock:
+            if name not in self._files:
+                self._files[name] = await asyncio.to_thread(self._write, name, text)
+            self._files.move_to_end(name)
+            while len(self._files) > CERTIFICATES:
+                _, old = self._files.popitem(last=False)
+                if old is not None:
+                    old.unlink(missing_ok=True)
+            path = self._files[name]
+        return None if path is None else str(path)
+
+    def _write(self, name: str, text: str) -> Path | None:
         if self._folder is None:
             self._folder = Path(tempfile.mkdtemp(prefix="modelchain-ca-"))  # of mode 0700
         path = self._folder / f"{name}.crt"
-        if not path.exists():
-            partial = path.with_suffix(".partial")
-            partial.write_text(text)
-            partial.replace(path)
-        self._files[name] = path
-        self._files.move_to_end(name)
-        while len(self._files) > CERTIFICATES:
-            self._files.popitem(last=False)[1].unlink(missing_ok=True)
-        return str(path)
+        partial = path.with_suffix(".partial")
+        partial.write_text(text)
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=partial)
+        except ssl.SSLError:
+            partial.unlink()
+            return None
+        partial.replace(path)
+        return path
 
     def close(self) -> None:
         if self._folder is not None:
@@ -454,39 +475,6 @@ def _shown(url: str | None) -> str:
     """An URL for messages: without a user, a password, a path."""
     parts = urlsplit(url or "")
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        return False
-    return True
-
-
-def _is_link_local(text: str) -> bool:
-    return any(one.is_link_local or one in _METADATA_ADDRESSES for one in _all_addresses(text))
-
-
-def _is_loopback(text: str) -> bool:
-    """Whether it is this machine: 0.0.0.0 and :: lead there too."""
-    return any(one.is_loopback or one.is_unspecified for one in _all_addresses(text))
-
-
-def _every_address(texts: Iterable[str]) -> set[ipaddress.IPv4Address | ipaddress.IPv6Address]:
-    return {one for text in texts for one in _all_addresses(text)}
-
-
-def _all_addresses(text: str) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
-    """The address, and an IPv4 address that a gateway (NAT64, 6to4, Teredo) or the kernel makes of it."""
-    address = ipaddress.ip_address(text.partition("%")[0])
-    if isinstance(address, ipaddress.IPv4Address):
-        return [address]
-    low = ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF)
-    embedded = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
-    if any(address in network for network in _IPV4_BELOW):
-        embedded.append(low)
-    return [address, *(one for one in embedded if one is not None)]
 
 
 def _is_api_name(host: str) -> bool:

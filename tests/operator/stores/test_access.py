@@ -7,7 +7,9 @@ import base64
 import contextlib
 import logging
 import socket
+import ssl
 import tempfile
+import threading
 import traceback
 from collections import Counter
 from pathlib import Path
@@ -131,7 +133,12 @@ async def opened(access: StoreAccess, store: StoreSpec, namespace: str = "defaul
 
 
 def refusal(
-    cluster: Cluster, store: StoreSpec, *flags: str, namespace: str = "default", **options: Any
+    cluster: Cluster,
+    store: StoreSpec,
+    *flags: str,
+    namespace: str = "default",
+    problem: StoreProblem = StoreProblem.FORBIDDEN,
+    **options: Any,
 ) -> str:
     """Why the store is not opened, or not asked."""
     messages: list[str] = []
@@ -139,7 +146,7 @@ def refusal(
     async def scenario() -> None:
         answer = await opened(accessing(cluster, *flags, **options), store, namespace)
         if isinstance(answer, NoAccess):
-            assert answer.problem is StoreProblem.FORBIDDEN
+            assert answer.problem is problem
             messages.append(answer.message)
         else:  # what a host name leads to is known when the store is asked
             with pytest.raises(Forbidden) as refused:
@@ -510,10 +517,8 @@ def test_by_default_an_endpoint_is_asked_over_https_alone(cluster: Cluster) -> N
         flag for text in read_settings([], {}).allowed_endpoints for flag in ("--allowed-endpoint", text)
     ]
     secret = {"name": "keys"}
-    for plain in ("http://minio.example:9000", "HTTP://minio.example"):
-        assert "by default https:// alone" in refusal(
-            cluster, spec(endpoint_url=plain, secret_ref=secret), *defaults
-        )
+    plain = spec(endpoint_url="http://minio.example:9000", secret_ref=secret)
+    assert "by default https:// alone" in refusal(cluster, plain, *defaults)
     loopback = spec(endpoint_url="https://127.0.0.1:9000", secret_ref=secret)
     assert "own machine" in refusal(cluster, loopback, *defaults)
 
@@ -553,10 +558,8 @@ def test_only_endpoints_that_the_administrator_allows_are_asked(
 
 
 def test_an_endpoint_with_a_password_is_refused_without_showing_it(cluster: Cluster) -> None:
-    said = refusal(
-        cluster, spec(endpoint_url=f"http://user:{CANARY}@minio.example", secret_ref={"name": "keys"})
-    )
-    assert CANARY not in said
+    store = spec(endpoint_url=f"http://user:{CANARY}@minio.example", secret_ref={"name": "keys"})
+    assert CANARY not in refusal(cluster, store, problem=StoreProblem.MISCONFIGURED)
 
 
 def test_a_secret_that_is_made_later_is_found(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -661,6 +664,8 @@ def test_certificates_that_a_chain_refers_to_are_used_and_never_a_path_of_the_ch
         ({}, "has no ca.crt"),
         ({"ca.crt": "  "}, "has no ca.crt"),
         ({"ca.crt": "no certificate"}, "holds no certificate"),
+        ({"ca.crt": CERTIFICATE + CERTIFICATE.replace("M", "*", 9)}, "holds no certificate"),
+        ({"ca.crt": CERTIFICATE * 400}, "is larger than 256 KiB"),
     ],
 )
 @pytest.mark.parametrize("kind", ["ConfigMap", "Secret"])
@@ -673,6 +678,47 @@ def test_certificates_that_are_none_are_refused(
         cluster.objects["ConfigMap", "default", "ca"] = {"data": data}
     reference = {"kind": kind, "name": "ca"}
     assert message in refusal(cluster, spec(secret_ref={"name": "keys"}, ca_bundle_ref=reference))
+
+
+@pytest.mark.parametrize("text", [CERTIFICATE, "no certificate"])
+def test_a_bundle_is_looked_at_once_for_all_stores_and_beside_the_event_loop(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    """A tenant's bundle of hundreds of certificates takes a tenth of a second, and others wait for the loop."""
+    looked: list[threading.Thread] = []
+    create = ssl.SSLContext.load_verify_locations
+
+    def spy(self: ssl.SSLContext, *arguments: Any, **named: Any) -> None:
+        looked.append(threading.current_thread())
+        create(self, *arguments, **named)
+
+    async def scenario() -> list[Store | NoAccess]:
+        access = accessing(cluster)
+        stores = [
+            spec(uri=f"s3://models/{i}", secret_ref={"name": "keys"}, ca_bundle_ref={"name": "ca"})
+            for i in range(5)
+        ]
+        monkeypatch.setattr(ssl.SSLContext, "load_verify_locations", spy)
+        found = await asyncio.gather(*(opened(access, store) for store in stores))
+        access.close()
+        return found
+
+    cluster.objects["ConfigMap", "default", "ca"] = {"data": {"ca.crt": text}}
+    found = asyncio.run(scenario())
+    assert all(isinstance(one, NoAccess) == (text != CERTIFICATE) for one in found), found
+    assert len(looked) == 1
+    assert looked[0] is not threading.main_thread()
+
+
+def test_what_is_no_address_at_all_is_told_and_no_pass_ends_by_it(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chains of older versions are recovered from their jobs, past the validation."""
+    store = spec(endpoint_url="https://[::1", secret_ref={"name": "keys"})
+    assert "no address of a server" in refusal(cluster, store, problem=StoreProblem.MISCONFIGURED)
+    monkeypatch.setattr(store_access, "is_endpoint", lambda _: True)
+    said = refusal(cluster, store, problem=StoreProblem.MISCONFIGURED)
+    assert "correct its uri and endpointUrl" in said
 
 
 @pytest.mark.xdist_group("seaweedfs")
