@@ -6,7 +6,7 @@ say what model it is of; that is the stage's own.
 
 from __future__ import annotations
 
-import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from modelchain.errors import UserDataError
 from modelchain.families import AnyConfig
 from modelchain_trainer.model.build import parameter_shapes
 from modelchain_trainer.model.families import family_of
+from modelchain_trainer.model.foreign import NO_MEMORY, of_foreign_files
 from modelchain_trainer.model.weights import checked_state
 
 SUFFIXES = (".pt", ".pth")
@@ -25,8 +26,10 @@ _PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and of torch
 _NOT_PARAMETERS = frozenset(
     {"attn_mask", "input_resolution", "context_length", "vocab_size"}
 )  # of OpenAI's files
+_GLOBAL = re.compile(r"GLOBAL ([A-Za-z0-9_.]{1,200})")  # what torch says that a file refers to
 
 
+@of_foreign_files
 def load_checkpoint_file(path: Path, config: AnyConfig) -> dict[str, Tensor]:
     """The state dict of a model of this configuration, in fp32 on the CPU.
 
@@ -34,11 +37,17 @@ def load_checkpoint_file(path: Path, config: AnyConfig) -> dict[str, Tensor]:
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:200]
+    except MemoryError:
+        raise
+    except Exception as error:
+        if NO_MEMORY in str(error):
+            raise
+        # torch's own words advise to let the file run its code, and quote what is in it.
+        named = _GLOBAL.search(str(error))
+        reason = f"it refers to {named[1]}" if named else "damaged, or there is more in it"
         raise UserDataError(
-            f"{path.name}: not a file of tensors alone ({reason}). Files that run code as they are read (pickled "
-            "models, TorchScript) are refused: load it where you trust it, and write "
+            f"{path.name}: not a file of tensors alone ({reason}). Files that run code as they are read "
+            "(pickled models, TorchScript) are refused: load it where you trust it, and write "
             "safetensors.torch.save_file(model.state_dict(), ...) or torch.save(model.state_dict(), ...)"
         ) from None
     state = _own_names(_state_dict(content, path))
@@ -52,7 +61,19 @@ def _state_dict(content: object, path: Path) -> dict[str, Tensor]:
             content = content[key]
     if not isinstance(content, Mapping) or not content:
         raise UserDataError(f"{path.name}: holds no state dict; write torch.save(model.state_dict(), ...)")
-    return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    state = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    for name, tensor in state.items():
+        if not _is_plain(tensor):
+            raise UserDataError(
+                f"{path.name}: {name} is no plain tensor (dense, with all its numbers in the file); write it as one"
+            )
+    return state
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    if tensor.is_meta or tensor.is_quantized or tensor.layout is not torch.strided:
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def _own_names(state: dict[str, Tensor]) -> dict[str, Tensor]:

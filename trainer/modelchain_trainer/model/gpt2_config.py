@@ -89,7 +89,7 @@ def from_gpt2(content: object, where: str) -> LanguageModelConfig:
         if content.get(key, wanted) != wanted:
             raise UserDataError(f"{where}: {key} is {content[key]}; only models with {wanted} can be used")
     activation = content.get("activation_function", "gelu_new")
-    if activation not in _ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in _ACTIVATIONS:
         known = ", ".join(_ACTIVATIONS)
         raise UserDataError(f"{where}: activation_function is {activation}; only {known} can be used")
     try:
@@ -107,7 +107,7 @@ def from_gpt2(content: object, where: str) -> LanguageModelConfig:
         raise UserDataError(f"{where}: {error.args[0]} is missing") from None
     except ValidationError as error:
         raise UserDataError(f"{where}: {first_problem(error)}") from None
-    except (TypeError, ValueError, ZeroDivisionError):
+    except (TypeError, ValueError, ArithmeticError):
         raise UserDataError(f"{where}: n_embd and n_inner are no sizes") from None
 
 

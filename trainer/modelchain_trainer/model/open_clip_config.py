@@ -140,7 +140,7 @@ def from_open_clip(content: object, where: str) -> ModelConfig:
     if isinstance(vision.get("layers"), list):
         refused.append("vision_cfg.layers (a ResNet)")
     pool = vision.get("pool_type", "tok")
-    if pool not in _POOLING:
+    if not isinstance(pool, str) or pool not in _POOLING:
         refused.append(f"vision_cfg.pool_type={_short(pool)}")
     if refused:
         raise UserDataError(

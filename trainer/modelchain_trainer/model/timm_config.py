@@ -110,7 +110,7 @@ def from_timm(content: object, where: str) -> ClassifierConfig:
     if not (isinstance(width, int) and isinstance(heads, int) and heads > 0 and width % heads == 0):
         raise UserDataError(f"{where}: {heads} heads do not divide a width of {width}")
     pool = arguments.get("global_pool", "token")
-    if pool not in _POOLING:
+    if not isinstance(pool, str) or pool not in _POOLING:
         raise UserDataError(
             f"{where}: model_args.global_pool {pool!r} is not supported, only {' and '.join(_POOLING)}"
         )
@@ -123,7 +123,7 @@ def from_timm(content: object, where: str) -> ClassifierConfig:
             "layers": arguments["depth"],
             "head_width": width // heads,
             "mlp_ratio": arguments["mlp_ratio"],
-            "pooling": _POOLING[str(pool)],
+            "pooling": _POOLING[pool],
             "norm_after_pooling": arguments.get("fc_norm", pool == "avg"),
             "class_token": arguments.get("class_token", True),
             "layer_scale": arguments.get("init_values"),

@@ -34,6 +34,7 @@ from modelchain.families import CLIP, AnyConfig, Family
 from modelchain.store.local_files import partial_file
 from modelchain_trainer.model.build import parameter_shapes
 from modelchain_trainer.model.families import FAMILIES, family_of
+from modelchain_trainer.model.foreign import of_foreign_files
 
 _FILE_MODE = 0o644
 
@@ -70,6 +71,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in load_file(path).items()}
 
 
+@of_foreign_files
 def load_weights(folder: Path, family: Family[Any] = CLIP) -> tuple[dict[str, Tensor], AnyConfig]:
     """The state dict in fp32 on the CPU, and the configuration, of a folder written here or by who reads its files.
 
@@ -98,7 +100,7 @@ def _load_config(path: Path, family: Family[Any]) -> AnyConfig:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise MissingInputError(f"{path}: there is no such file") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserDataError(f"{path}: not readable as JSON ({_one_line(error)})") from None
     return FAMILIES[family.config].from_config(content, str(path))
 
