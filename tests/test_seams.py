@@ -223,10 +223,13 @@ class TurnsSet(EvaluationSet):
 
     def measure(self, model: AnyModel, run: Run) -> dict[str, float]:
         right = torch.zeros(2, dtype=torch.float64)
+        readable = torch.zeros(len(self.source), dtype=torch.int32)
         for batch in self.source.batches(run.group.rank, run.group.world_size):
+            readable[batch.indices] = 1
             for turn in range(4):
                 said = classify(model, torch.rot90(batch.images, turn, (2, 3)), run=run).argmax(dim=1)
                 right += torch.tensor([int((said == turn).sum()), len(said)])
+        self.source.check_readable(run.group.sum(readable).bool(), self.spec.name)
         told, asked = run.group.sum(right).tolist()
         return {"turns": told / asked}
 '''

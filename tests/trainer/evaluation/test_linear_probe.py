@@ -238,6 +238,26 @@ def test_labels_that_make_no_classifier_are_refused_with_their_sample(
         evaluate(build_model(ModelConfig.model_validate(MODEL), seed=3), sets, Run())
 
 
+def test_what_no_rank_alone_finds_too_many_all_ranks_refuse_alike(tmp_path: Path) -> None:
+    bad = {0, 1, 130}  # of batches of 128, which two ranks take in turn
+
+    def make(number: int) -> dict[str, bytes]:
+        return {"png": b"" if number in bad else png(number), "cls": b"%d" % (number % 4)}
+
+    data = {"shards": list(write_shards(tmp_path / "data", 260, 260, make))}
+    sets = opened(tmp_path, tmp_path, data=data, trainData=data)
+    model = build_model(ModelConfig.model_validate(MODEL), seed=3)
+
+    def refusal(group: Group) -> str:
+        with pytest.raises(UserDataError) as raised:
+            evaluate(model, sets, Run(group=group))
+        return str(raised.value)
+
+    alone = refusal(Group())
+    assert "probe: trainData: 3 of its 260 samples can't be used, more than the share of 0.01" in alone
+    assert on_ranks(2, refusal) == [alone, alone]
+
+
 @pytest.mark.parametrize("kind", ["LinearProbe", "FineTune"])
 def test_what_trains_something_is_evaluated_at_the_end_alone(digits: Path, kind: str) -> None:
     (spec,) = digits_stage(digits, type=kind).evaluation
