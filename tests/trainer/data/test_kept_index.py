@@ -108,6 +108,19 @@ def test_a_shard_that_is_replaced_while_it_is_indexed_is_no_bad_one(kept: Kept) 
     assert len(kept.read()) == 20
 
 
+def test_a_shard_of_which_less_comes_than_was_listed_is_no_bad_one(kept: Kept) -> None:
+    class Short(CountingStore):
+        def get_range_of(self, key: str, start: int, length: int, etag: str) -> bytes:
+            return super().get_range_of(key, start, length, etag)[:-1]
+
+    whole, kept.shards = kept.shards, Short(kept.path.parent)
+    with pytest.raises(StoreError, match=r"0000\.tar: became shorter while it was read"):
+        kept.read()
+    assert list(kept.store.list("")) == []
+    kept.shards = whole
+    assert len(kept.read()) == 20
+
+
 def test_a_bad_shard_is_not_read_again(kept: Kept) -> None:
     kept.path.write_bytes(kept.path.read_bytes()[:2000])
     messages: list[str] = []

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from modelchain.errors import UserDataError
+from modelchain.store import StoreError
 
 RECORD = 512  # bytes of a header; bodies are padded to whole records
 
@@ -50,7 +51,7 @@ def scan(read: ReadRange, size: int, uri: str, *, seeks_are_cheap: bool = False)
     `read(start, length)` gives bytes of the archive; it is called with large ranges that skip large bodies, and with
     little more than the headers where `seeks_are_cheap`, as on a disk.
     Raises UserDataError, with `uri` in its message, where the archive is not one, is damaged or was cut
-    short.
+    short, StoreError where less is read than `size` says.
     """
     if size == 0:
         raise UserDataError(f"{uri}: is empty (0 bytes); write the shard again or take it out of the list")
@@ -133,8 +134,8 @@ class _Window:
         self._begin = start
         self._bytes = self._read(start, wanted)
         if len(self._bytes) < wanted:
-            raise UserDataError(
-                f"{self._uri}: became shorter while it was read; it is being written: wait, then retry"
+            raise StoreError(  # no UserDataError: a later attempt may find it whole
+                f"{self._uri}: became shorter while it was read; let nothing write to the shards"
             )
 
 
