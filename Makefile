@@ -98,8 +98,9 @@ crds: setup  ## Generate the CRD, in crds/ and in the chart, from the types in m
 	$(BIN)/python -m modelchain.crd > crds/.generated && mv crds/.generated crds/modelchain.dev_modelchains.yaml
 	$(BIN)/python -m modelchain.crd --chart > crds/.generated && mv crds/.generated charts/modelchain/templates/crd.yaml
 
-goldens: setup  ## Write the job manifests that tests pin anew; read the difference before committing it
+goldens: setup  ## Write anew what tests pin of job manifests and of growth; read the difference before committing it
 	$(BIN)/python -m tests.operator.jobs.golden
+	$(BIN)/python -m tests.trainer.expansion.golden
 
 chart: setup  ## Generate the chart's schema, README and dashboard, and what tests pin of it; read the difference before committing it
 	$(BIN)/python -m charts.generate charts/modelchain
