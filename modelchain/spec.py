@@ -938,9 +938,9 @@ class WeightsSpec(Block):
         Field(
             description="A folder with the weights and configuration that a stage of the task publishes: for Clip "
             "open_clip_model.safetensors and open_clip_config.json (open_clip loads it as local-dir:), for "
-            "the others model.safetensors and config.json (timm loads it as local-dir:, or transformers as GPT-2). Or "
-            "one .pt or .pth file with a state dict of the stage's own model, as open_clip's training program writes "
-            "it."
+            "the others model.safetensors and config.json (timm loads it as local-dir:, or transformers as GPT-2). For "
+            "Clip also these two as transformers writes a CLIPModel. Or one .pt or .pth file with a state dict of the "
+            "stage's own model, as open_clip's training program writes it."
         ),
     ]
     sha256: Annotated[Sha256, Field(description="SHA-256 of the safetensors, .pt or .pth file.")]

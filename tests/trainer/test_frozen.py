@@ -60,6 +60,45 @@ def test_weights_in_a_file_of_torch_are_held_likewise(
     assert all(torch.equal(tensor, after[name]) for name, tensor in state.items())
 
 
+def test_weights_that_transformers_has_written_are_held_likewise(
+    stage_of: StageOf, train: Train, tmp_path: Path
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    stage = stage_of("of-transformers")
+    config: Any = stage.model_config_
+    vision, text = config.vision, config.text
+    theirs = transformers.CLIPModel(
+        transformers.CLIPConfig(
+            projection_dim=config.embed_dim,
+            vision_config={
+                "hidden_size": vision.width,
+                "intermediate_size": vision.hidden_width,
+                "num_hidden_layers": vision.layers,
+                "num_attention_heads": vision.width // vision.head_width,
+                "image_size": vision.image_size,
+                "patch_size": vision.patch_size,
+                "hidden_act": "gelu",
+            },
+            text_config={
+                "hidden_size": text.width,
+                "intermediate_size": text.hidden_width,
+                "num_hidden_layers": text.layers,
+                "num_attention_heads": text.heads,
+                "max_position_embeddings": text.context_length,
+                "hidden_act": "gelu",
+            },
+        )
+    )
+    theirs.save_pretrained(tmp_path / "theirs")
+    path = tmp_path / "theirs" / "model.safetensors"
+    given = {"uri": str(path.parent), "sha256": hash_file(path).sha256}
+    held = stage_of("of-transformers", epochs=0, fromWeights=given)
+    train(held)
+    after = load_file(weights_of(held))
+    assert torch.equal(after["visual.proj"], theirs.visual_projection.weight.T)
+    assert torch.equal(after["token_embedding.weight"], theirs.text_model.embeddings.token_embedding.weight)
+
+
 def test_what_is_measured_of_an_averaged_model_is_what_is_published(
     small: ResolvedStage, held: ResolvedStage
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from torch import Tensor
@@ -24,6 +25,7 @@ from modelchain.store import NotFound, Store, open_location, split_uri
 from modelchain_trainer.attempt import Attempt
 from modelchain_trainer.data.published_tokenizer import TOKENIZER, check_same_tokenizer
 from modelchain_trainer.expansion import expand, expand_moments
+from modelchain_trainer.model import families as model_families
 from modelchain_trainer.model.build import build_model, model_from
 from modelchain_trainer.model.checkpoint_file import SUFFIXES, load_checkpoint_file
 from modelchain_trainer.model.families import AnyModel
@@ -132,11 +134,26 @@ def _foreign_model(attempt: Attempt, weights: WeightsSpec) -> AnyModel:
         return _model_of_file(attempt, weights, folder)
     store = open_location(weights.uri, attempt.stage.store)
     family = family_of(attempt.stage.model_config_)
-    sha256 = attempt.retry_policy.call(lambda: store.download(family.weights, folder / family.weights))
-    attempt.telemetry.advance()
-    attempt.retry_policy.call(lambda: store.download(family.weights_config, folder / family.weights_config))
-    attempt.telemetry.advance()
-    _check_sha256(sha256, weights, store.uri_of(family.weights))
+
+    def download(name: str) -> str:
+        sha256 = attempt.retry_policy.call(lambda: store.download(name, folder / name))
+        attempt.telemetry.advance()
+        return sha256
+
+    name = family.weights
+    try:
+        sha256 = download(name)
+        download(family.weights_config)
+    except NotFound:
+        other = model_families.family_of(attempt.stage.model_config_).other_files
+        if other is None or (folder / name).is_file():
+            raise
+        name = other.weights
+        sha256 = download(name)
+        download(other.config)
+        with suppress(NotFound):
+            download(other.preprocessing)
+    _check_sha256(sha256, weights, store.uri_of(name))
     if isinstance(attempt.stage.model_config_, TokenModelConfig):
         _check_tokenizer(attempt, store)
     state, config = load_weights(folder, family)

@@ -28,7 +28,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from modelchain.families import DualEncoderConfig, LockedTower, ModelConfig, VisionSpec
-from modelchain_trainer.model import open_clip_config
+from modelchain_trainer.model import open_clip_config, transformers_clip
 from modelchain_trainer.model.clip_layout import clip_layout
 from modelchain_trainer.model.family import Family, ImageTextModel, ImageTower
 from modelchain_trainer.model.layers import (
@@ -253,4 +253,5 @@ CLIP = Family(
     layout=clip_layout,
     to_config=open_clip_config.to_open_clip,
     from_config=open_clip_config.from_open_clip,
+    other_files=transformers_clip.OTHER_FILES,
 )

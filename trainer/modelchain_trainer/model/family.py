@@ -118,6 +118,18 @@ def _same(state: Mapping[str, Tensor]) -> State:
 
 
 @dataclass(frozen=True)
+class OtherFiles:
+    """How another library keeps models of a family, which are read where the family's own files are not there."""
+
+    weights: str  # file names
+    config: str
+    preprocessing: str  # how images come to the model; it may be missing
+    from_config: Callable[[object, str], FamilyConfig]  # as of `Family`
+    own_names: Callable[[Mapping[str, Tensor]], State]
+    check_preprocessing: Callable[[object, str], None]  # raises UserDataError
+
+
+@dataclass(frozen=True)
 class Family:
     """One family of models, to torch. `Any` is its configuration."""
 
@@ -132,3 +144,4 @@ class Family:
     # Names of the published weights, as whoever loads them calls them.
     published_names: Callable[[Mapping[str, Tensor]], State] = _same
     own_names: Callable[[Mapping[str, Tensor]], State] = _same
+    other_files: OtherFiles | None = None

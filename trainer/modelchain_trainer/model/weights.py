@@ -4,6 +4,7 @@ classifiers stock timm.
     open_clip_model.safetensors, model.safetensors   the state dict
     open_clip_config.json, config.json               the model and its preprocessing
 
+A CLIP model is read too as transformers keeps it (model.safetensors, config.json).
 Nothing is pickled. Whatever is wrong with a folder ends in one line that names the file.
 """
 
@@ -78,8 +79,16 @@ def load_weights(folder: Path, family: Family[Any] = CLIP) -> tuple[dict[str, Te
     Raises MissingInputError if a file is not there, and UserDataError if the file is damaged, a tensor is
     missing, too many, of another shape or not finite, or the model is not one that ModelChain can train.
     """
+    own = FAMILIES[family.config]
     config_path, path = folder / family.weights_config, folder / family.weights
-    config = _load_config(config_path, family)
+    from_config, own_names, other = own.from_config, own.own_names, own.other_files
+    if other is not None and not path.is_file() and (folder / other.weights).is_file():
+        config_path, path = folder / other.config, folder / other.weights
+        from_config, own_names = other.from_config, other.own_names
+        preprocessing = folder / other.preprocessing
+        if preprocessing.is_file():
+            other.check_preprocessing(_load_json(preprocessing), str(preprocessing))
+    config = from_config(_load_json(config_path), str(config_path))
     if not path.is_file():
         raise MissingInputError(f"{path}: there is no such file")
     try:
@@ -92,17 +101,16 @@ def load_weights(folder: Path, family: Family[Any] = CLIP) -> tuple[dict[str, Te
         expected = parameter_shapes(config)
     except ConfigurationError as error:
         raise UserDataError(f"{config_path}: {error}") from None
-    return checked_state(family_of(config).own_names(state), expected, path, family.weights_config), config
+    return checked_state(own_names(state), expected, path, config_path.name), config
 
 
-def _load_config(path: Path, family: Family[Any]) -> AnyConfig:
+def _load_json(path: Path) -> object:
     try:
-        content = json.loads(path.read_bytes())
+        return json.loads(path.read_bytes())
     except FileNotFoundError:
         raise MissingInputError(f"{path}: there is no such file") from None
     except (OSError, ValueError, RecursionError) as error:
         raise UserDataError(f"{path}: not readable as JSON ({_one_line(error)})") from None
-    return FAMILIES[family.config].from_config(content, str(path))
 
 
 def checked_state(
