@@ -29,6 +29,7 @@ from pydantic.alias_generators import to_camel, to_snake
 from modelchain.block import Block
 from modelchain.endpoint import ENDPOINT_PATTERN
 from modelchain.families import FAMILIES, AnyConfig, LockedTower
+from modelchain.uri import CREDENTIALS_PATTERN, URI_PATTERN
 
 GROUP = "modelchain.dev"
 VERSION = "v1alpha1"
@@ -49,18 +50,11 @@ MAX_TEMPLATES = 200
 
 STAGE_NAME = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 StageName = Annotated[str, StringConstraints(pattern=STAGE_NAME, max_length=30)]
-CONTROL_CHARACTERS = r"\x00-\x1f\x7f-\x9f"  # within a class
-# A path, or a URI without user, password or key. An @ may stand in a path, behind the host or the bucket, and behind a
-# container (az, abfs) or a repository (hf). In what Go, Rust and Python read alike.
-URI_PATTERN = (
-    r"^([^@{c}]*|[^:@{c}]*@[^{c}]*|(az|abfs|hf)://[^@/:{c}]*@[^{c}]*"
-    r"|[A-Za-z0-9+.-]+://([^@/:?#{c}]*|\[[^@/{c}]*\])(:[0-9]*)?[/?#][^{c}]*)$"
-).replace("{c}", CONTROL_CHARACTERS)
-# The pattern is the CRD's alone: what is wrong is said by validation/blocks.py, which does not repeat a key.
+# The patterns are the CRD's alone: what is wrong is said by validation/blocks.py, which does not repeat a key.
 Uri = Annotated[
     str,
     StringConstraints(min_length=1, max_length=1024),
-    Field(json_schema_extra={"pattern": URI_PATTERN}),
+    Field(json_schema_extra={"pattern": URI_PATTERN, "not": {"pattern": CREDENTIALS_PATTERN}}),
 ]
 EndpointUrl = Annotated[
     str,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from modelchain.errors import ConfigurationError
 from modelchain.resolved import ResolvedStore
 from modelchain.store.base import BOUNDS, PATIENCE_SECONDS, Bounds, Credentials, Store
+from modelchain.uri import holds_credentials
 
 if TYPE_CHECKING:
     from modelchain.store.s3_clients import SharedClients
@@ -28,6 +29,7 @@ def open_store(
     `credentials`: instead of those that boto3 finds. `clients`: taken from there, shared by many stores.
     `bounds`: how much is taken into memory.
     """
+    _refuse_credentials(store.uri)
     if "://" in store.uri and not store.uri.startswith(("s3://", "file:///")):
         raise ConfigurationError(
             f"{store.uri}: unknown kind of store; use s3://bucket/prefix, file:///folder or a path"
@@ -55,6 +57,8 @@ def open_location(
 
     Of other schemes than s3 and file it can only be read. Raises ConfigurationError for one that nothing here knows.
     """
+    _refuse_credentials(uri)
+    _refuse_credentials(access.endpoint_url or "")
     if uri.startswith("s3://"):
         from modelchain.store.s3 import S3Store
 
@@ -81,3 +85,12 @@ def open_location(
         allow_unconditional_writes=access.allow_unconditional_writes,
         bounds=bounds,
     )
+
+
+def _refuse_credentials(uri: str) -> None:
+    """Raises ConfigurationError, which does not repeat them: an address is shown in messages, and kept in records."""
+    if "://" in uri and holds_credentials(uri):
+        raise ConfigurationError(
+            f"an address {uri.partition('://')[0]}://... holds a user, a password, a token or a key; remove it, and "
+            "give the store's keys as AWS_* variables"
+        )

@@ -97,10 +97,8 @@ class S3Store(Store):
         `part_bytes`: of multipart uploads (S3 wants 5 MiB at least) and of parallel downloads.
         """
         self.bucket, _, prefix = uri.removeprefix("s3://").rstrip("/").partition("/")
-        if not self.bucket or "@" in self.bucket:
-            raise ConfigurationError(
-                "a store's URI is s3://bucket/prefix, without credentials; give those as AWS_* variables"
-            )
+        if not self.bucket:
+            raise ConfigurationError("a store's URI is s3://bucket/prefix, and this one names no bucket")
         self.uri = uri.rstrip("/")
         self._prefix = f"{prefix}/" if prefix else ""
         self._access = access

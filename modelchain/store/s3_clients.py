@@ -29,8 +29,8 @@ from modelchain.errors import ConfigurationError
 from modelchain.resolved import ResolvedStore
 from modelchain.store.base import Credentials, Forbidden
 from modelchain.store.s3_answers import check_answers
-from modelchain.store.s3_errors import without_credentials
 from modelchain.store.s3_transport import bound
+from modelchain.uri import without_credentials
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client

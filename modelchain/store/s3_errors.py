@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import ssl
 from http.client import HTTPException
-from urllib.parse import urlsplit
 
 from botocore import exceptions as boto
 from botocore.exceptions import BotoCoreError, ClientError
@@ -24,6 +23,7 @@ from modelchain.store.base import (
 from modelchain.store.s3_answers import NotS3Error
 from modelchain.store.tls_errors import explain_tls, tls_error
 from modelchain.text import one_line
+from modelchain.uri import without_credentials
 
 GIVE_CREDENTIALS = (
     "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_PROFILE); in a cluster, store.secretRef "
@@ -143,12 +143,6 @@ def code_of(error: ClientError) -> str:
 def status_of(error: ClientError) -> int:
     """The HTTP status of the answer, 0 if unknown."""
     return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-
-
-def without_credentials(endpoint: str) -> str:
-    """`endpoint` without a user and password, for messages."""
-    parts = urlsplit(endpoint)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def is_missing(error: ClientError) -> bool:

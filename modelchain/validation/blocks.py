@@ -15,9 +15,7 @@ from modelchain.endpoint import ENDPOINT_FORM, is_authority, is_endpoint
 from modelchain.evaluations import evaluation_of, misplaced, own_fields, readers_of
 from modelchain.mix import seen_in_epoch
 from modelchain.spec import (
-    CONTROL_CHARACTERS,
     READABLE_SCHEMES,
-    URI_PATTERN,
     DataSourceSpec,
     DataSpec,
     DistillationScheduleType,
@@ -28,6 +26,7 @@ from modelchain.spec import (
     ModelChain,
     TrainingSpec,
 )
+from modelchain.uri import CONTROL_CHARACTERS, holds_credentials
 from modelchain.validation.job_metadata import check_job_metadata
 from modelchain.validation.names import nearest
 from modelchain.validation.problem import Finding, quoted
@@ -100,9 +99,9 @@ def _check_text(uri: str, path: FieldPath, instead: str) -> Iterator[Finding]:
     """
     if re.search(f"[{CONTROL_CHARACTERS}]", uri):
         yield _finding(path, "the address holds control characters", "write it without")
-    elif not re.fullmatch(URI_PATTERN, uri):
+    elif holds_credentials(uri):
         message = (
-            "the address holds a user, a password or a key, which everybody who may read the chain can read"
+            "the address holds a user, a password, a token or a key, which all readers of the chain can read"
         )
         yield _finding(path, message, instead)
 

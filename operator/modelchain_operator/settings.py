@@ -20,6 +20,7 @@ from typing import Generic, NamedTuple, NoReturn, TypeVar
 from modelchain import __version__
 from modelchain.endpoint import is_endpoint
 from modelchain.errors import UsageError
+from modelchain.uri import holds_credentials
 
 T = TypeVar("T")
 
@@ -290,7 +291,7 @@ def _own_identity_store(text: str) -> OwnIdentityStore:
         raise ValueError(what)
     bucket = uri.removeprefix("s3://") if uri.startswith("s3://") else ""
     folder = uri.startswith("file:///") and len(uri) > len("file:///")
-    if not (folder or (bucket and not bucket.startswith("/") and "@" not in bucket)):
+    if holds_credentials(uri) or not (folder or (bucket and not bucket.startswith("/"))):
         raise ValueError(what)
     if "=" in text and (folder or not is_endpoint(endpoint.strip())):
         raise ValueError(what)

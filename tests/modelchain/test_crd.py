@@ -14,12 +14,12 @@ from modelchain import __version__
 from modelchain.block import Block
 from modelchain.crd import CRD_NAME, Schema, custom_resource_definition, structural_schema, to_yaml
 from modelchain.endpoint import ENDPOINT_PATTERN
-from modelchain.spec import URI_PATTERN
+from modelchain.uri import CREDENTIALS_PATTERN, URI_PATTERN
 
 FILE = Path(__file__).parents[2] / "crds" / "modelchain.dev_modelchains.yaml"
 
 # Kubernetes: "Specifying a structural schema", and what would hide a chain's value or freeze a default.
-FORBIDDEN = {"anyOf", "allOf", "oneOf", "not", "$ref", "$defs", "definitions", "default", "nullable", "const"}
+FORBIDDEN = {"anyOf", "allOf", "oneOf", "$ref", "$defs", "definitions", "default", "nullable", "const"}
 # Only where the API has types of its own that grow from release to release.
 FREE = {
     "job.affinity.nodeAffinity",
@@ -68,6 +68,7 @@ def test_the_file_is_one_yaml_document_of_the_crd() -> None:
 def test_the_schema_is_structural() -> None:
     for path, part in walk(schema()):
         assert not FORBIDDEN & part.keys(), path
+        assert part.get("not", {"pattern": ""}).keys() == {"pattern"}, f"{path}: of values alone, no types"
         if part.get("x-kubernetes-int-or-string"):
             assert "type" not in part, path
             continue
@@ -102,7 +103,11 @@ def test_no_address_may_hold_a_key() -> None:
         "spec.stages[].evaluation[].trainData.shards[]",
     } <= set(texts)
     for path, part in texts.items():
-        assert part["pattern"] == (ENDPOINT_PATTERN if path.endswith("endpointUrl") else URI_PATTERN), path
+        if path.endswith("endpointUrl"):  # which has no query
+            assert part["pattern"] == ENDPOINT_PATTERN, path
+        else:
+            assert part["pattern"] == URI_PATTERN, path
+            assert part["not"] == {"pattern": CREDENTIALS_PATTERN}, path
 
 
 def test_unknown_fields_are_kept_only_where_kubernetes_has_types_of_its_own() -> None:

@@ -157,8 +157,11 @@ class TestWhatAUserGotWrong:
             open_store(access).get("key")
 
     @pytest.mark.usefixtures("seaweedfs")
-    def test_nobody_at_the_endpoint_is_told_soon(self) -> None:
-        access = ResolvedStore(uri=f"s3://{BUCKET}/x", endpoint_url="http://user:hidden@127.0.0.1:9")
+    def test_nobody_at_the_endpoint_is_told_soon(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv(
+            "AWS_ENDPOINT_URL", "http://user:hidden@127.0.0.1:9"
+        )  # as the chain may not have it
+        access = ResolvedStore(uri=f"s3://{BUCKET}/x")
         began = time.monotonic()
         with pytest.raises(
             StoreUnavailable, match=r"127\.0\.0\.1:9 does not answer.*is it running"
@@ -179,7 +182,7 @@ class TestWhatAUserGotWrong:
 
     def test_credentials_in_a_uri_are_refused_and_not_repeated(self) -> None:
         for uri in ("s3://key:hidden@bucket/x", "s3://", "s3:///x"):
-            with pytest.raises(ConfigurationError, match="s3://bucket/prefix") as caught:
+            with pytest.raises(ConfigurationError, match=r"s3://(bucket/prefix|\.\.\. holds)") as caught:
                 open_store(ResolvedStore(uri=uri))
             assert "hidden" not in str(caught.value)
 

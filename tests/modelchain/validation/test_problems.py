@@ -444,6 +444,13 @@ MISTAKES: list[tuple[dict[Path, Any], str, str, str]] = [
     ),
     ({("data", "shards"): ["abfs://me:key@b/a.tar"]}, "spec.data.shards[0]", "holds a user", "secretRef"),
     ({("data", "shards"): ["s3://ID:a/key@b/a.tar"]}, "spec.data.shards[0]", "or a key", "store.secretRef"),
+    ({("data", "shards"): ["https://b/a.tar?sig=0"]}, "spec.data.shards[0]", "or a key", "remove it"),
+    (
+        {("store", "endpointUrl"): "http://b?X-Amz-Signature=0"},
+        "spec.store.endpointUrl",
+        "or a key",
+        "secretRef",
+    ),
     ({("store", "uri"): "s3://ID:key@b/chains"}, "spec.store.uri", "or a key", "store.secretRef"),
     ({("store", "uri"): "s3://b/chains\x85"}, "spec.store.uri", "control characters", "without"),
     (
@@ -850,6 +857,7 @@ def test_the_chain_these_mistakes_are_made_in_is_valid(tmp_path: FilePath) -> No
         {  # an @ that is no key's
             ("data", "shards"): [
                 "data@2/a.tar",
+                "data/12:30@2/a.tar",
                 "s3://b/a@1.tar",
                 "https://b:80/a@1.tar",
                 "abfs://box@b.example.com/a.tar",
