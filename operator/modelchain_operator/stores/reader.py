@@ -95,7 +95,7 @@ class _Stage(Task):
     )
 
     def __init__(self, chain: _Chain, stage: ResolvedStage, endpoint: StoreEndpoint) -> None:
-        super().__init__(endpoint)
+        super().__init__(endpoint, chain.key.namespace)
         self.chain = chain
         self.name = sys.intern(stage.name)  # thousands of chains use the same names
         self.folder = stage.folder
@@ -141,7 +141,7 @@ class _Record(Task):
     )
 
     def __init__(self, chain: _Chain, endpoint: StoreEndpoint) -> None:
-        super().__init__(endpoint)
+        super().__init__(endpoint, chain.key.namespace)
         self.chain = chain
         self.pending: tuple[str, bytes] | None = None
         self.meaning = 0  # hash of the last status less its progress
@@ -159,7 +159,7 @@ class _Comparison(Task):
     )
 
     def __init__(self, chain: _Chain, resolved: ResolvedChain, endpoint: StoreEndpoint) -> None:
-        super().__init__(endpoint)
+        super().__init__(endpoint, chain.key.namespace)
         self.chain = chain
         self.resolved = resolved
         self.found: Measurement | Unmeasurable | None = None
@@ -382,7 +382,7 @@ class StoreReader:
         source = (
             store
             if isinstance(store, NoAccess)
-            else _Source(store, self._schedule.acquire(_endpoint_of(chain), key.namespace))
+            else _Source(store, self._schedule.acquire(_endpoint_of(chain)))
         )
         new = self._chains[key] = _Chain(key, chain.chain.uid, source)
         if known is not None:
@@ -415,7 +415,7 @@ class StoreReader:
             if task is not None:
                 self._schedule.drop(task)
         if isinstance(chain.source, _Source):
-            self._schedule.release(chain.source.endpoint, chain.key.namespace)
+            self._schedule.release(chain.source.endpoint)
 
     def _take_stages(self, chain: _Chain, resolved: ResolvedChain) -> None:
         """Make the stages those of the spec."""

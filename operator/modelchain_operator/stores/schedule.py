@@ -3,8 +3,11 @@
 All routine tasks share one budget of requests per second; urgent ones go first. A store that does not answer is tried
 by one task at a time, with growing intervals; all such stores together get a quarter of the threads, and with those
 that were never read yet one half. One that answers has several tasks at once, as long as a quarter of the threads is
-left for others; what takes longer than CALL_SECONDS is cut, and counts as no answer. The namespaces whose chains use
-stores of one standing take turns, so that a namespace with thousands of silent stores holds up its own chains alone.
+left for others; what takes longer than CALL_SECONDS is cut, and counts as no answer.
+
+Namespaces take turns, at one store and among all, and each may start a task only while it has fewer of them under way
+than threads are free: alone it gets half of them, so that no namespace holds up another one, whatever its stores do.
+(The same is known of shared buffers as dynamic thresholds: Choudhury and Hahne, IEEE/ACM Trans. Networking 6(2), 1998.)
 """
 
 from __future__ import annotations
@@ -18,7 +21,6 @@ import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from enum import Enum
 from typing import TypeVar
 
@@ -41,6 +43,7 @@ PROBE_SECONDS = (1.0, 15.0)  # between tasks at an unresponsive store: first, an
 REQUESTS_OF_A_TASK = 2.0
 CLOSE_SECONDS = 5.0
 TIDY_SECONDS = 60.0
+DISPATCH_RETRY_SECONDS = 1.0  # after an unforeseen error of the schedule itself
 DEFECT_SECONDS = 60.0  # before a task runs again that an unforeseen error has ended
 DEBT_SECONDS = 5.0  # for which urgent requests hold up routine ones at most
 
@@ -53,13 +56,16 @@ class Task:
         "dropped",
         "due",
         "endpoint",
+        "namespace",
         "queued",
         "rerun",
         "urgent",
     )
 
-    def __init__(self, endpoint: StoreEndpoint) -> None:
+    def __init__(self, endpoint: StoreEndpoint, namespace: str) -> None:
+        """`namespace` is that of the chain whose task it is."""
         self.endpoint = endpoint
+        self.namespace = namespace
         self.due: float | None = None  # monotonic
         self.queued = False
         self.urgent = False
@@ -73,26 +79,22 @@ class StoreEndpoint:
 
     __slots__ = (
         "asleep_until",
+        "chains",
         "failures",
-        "lane",
         "name",
         "probe_at",
         "probe_wait",
         "proven",
+        "queues",
         "readable_since",
-        "routine",
         "under_way",
         "unresponsive",
-        "urgent",
-        "users",
     )
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.users: Counter[str] = Counter()  # by namespace
-        self.lane: _Lane | None = (
-            None  # where it waits to be served; None: it has nothing to do, or must not now
-        )
+        self.chains = 0  # that use it
+        self.queues: dict[str, _Queue] = {}  # by namespace, where tasks wait
         self.asleep_until = 0.0  # monotonic: when it is placed in a lane again
         self.unresponsive = False
         self.readable_since = steady()  # it has answered without a gap since
@@ -100,9 +102,7 @@ class StoreEndpoint:
         self.failures = 0  # requests in a row that were not answered
         self.probe_at = 0.0  # monotonic
         self.probe_wait = PROBE_SECONDS[0]
-        self.urgent: deque[Task] = deque()
-        self.routine: deque[Task] = deque()
-        self.under_way: dict[int, float] = {}  # since, monotonic
+        self.under_way: dict[Task, float] = {}  # since, monotonic; the oldest first
 
     @property
     def failing(self) -> bool:
@@ -129,58 +129,99 @@ class _Standing(Enum):
     FAILING = "failing"
 
 
+class _Queue:
+    """The tasks of one namespace that wait at one endpoint."""
+
+    __slots__ = ("endpoint", "lane", "namespace", "routine", "urgent")
+
+    def __init__(self, endpoint: StoreEndpoint, namespace: str) -> None:
+        self.endpoint = endpoint
+        self.namespace = namespace
+        self.urgent: deque[Task] = deque()
+        self.routine: deque[Task] = deque()
+        self.lane: _Lane | None = None  # where it waits to be served; None: it must not be now
+
+    def add(self, task: Task) -> None:
+        (self.urgent if task.urgent else self.routine).append(task)
+
+    def remove(self, task: Task) -> None:
+        (self.urgent if task.urgent else self.routine).remove(task)
+
+    def pop(self) -> Task:
+        """The task whose turn it is."""
+        return (self.urgent or self.routine).popleft()
+
+
 class _Lane:
-    """Endpoints of one standing that may be served; their namespaces take turns, and within each its endpoints."""
+    """Queues at endpoints of one standing; their namespaces take turns, and within each its endpoints."""
 
     def __init__(self, standing: _Standing, *, urgent: bool) -> None:
         self.standing = standing
         self.urgent = urgent
-        self._namespaces: OrderedDict[str, OrderedDict[str, StoreEndpoint]] = OrderedDict()
+        self._namespaces: OrderedDict[str, OrderedDict[StoreEndpoint, _Queue]] = OrderedDict()
 
     def __bool__(self) -> bool:
         return bool(self._namespaces)
 
-    def first(self) -> StoreEndpoint:
-        """The endpoint whose turn it is; its namespace goes to the end."""
-        namespace, endpoints = next(iter(self._namespaces.items()))
-        self._namespaces.move_to_end(namespace)
-        return next(iter(endpoints.values()))
+    def take_turn(self, load: _Load) -> _Queue | None:
+        """The queue whose turn it is; its namespace goes to the end. None if no namespace may start a task."""
+        for namespace, queues in self._namespaces.items():
+            if load.admits(namespace, self.standing):
+                self._namespaces.move_to_end(namespace)
+                return next(iter(queues.values()))
+        return None
 
-    def add(self, endpoint: StoreEndpoint) -> None:
-        for namespace in endpoint.users:
-            self._namespaces.setdefault(namespace, OrderedDict())[endpoint.name] = endpoint
+    def add(self, queue: _Queue) -> None:
+        self._namespaces.setdefault(queue.namespace, OrderedDict())[queue.endpoint] = queue
 
-    def remove(self, endpoint: StoreEndpoint) -> None:
-        for namespace in endpoint.users:
-            endpoints = self._namespaces[namespace]
-            del endpoints[endpoint.name]
-            if not endpoints:
-                del self._namespaces[namespace]
+    def remove(self, queue: _Queue) -> None:
+        queues = self._namespaces[queue.namespace]
+        del queues[queue.endpoint]
+        if not queues:
+            del self._namespaces[queue.namespace]
 
 
-@dataclass
 class _Load:
-    """What runs at all endpoints: counted once a dispatch, then kept up to date."""
+    """What is under way, by namespace: counted once a dispatch, then kept up to date."""
 
-    busy: int = 0  # tasks
-    unproven: int = 0  # endpoints with a task that are not known to answer
-    failing: int = 0  # of those, the ones that did not answer
-
-    @classmethod
-    def of(cls, endpoints: Iterable[StoreEndpoint]) -> _Load:
-        load = cls()
+    def __init__(self, threads: int, endpoints: Iterable[StoreEndpoint]) -> None:
+        self._threads = threads
+        self._tasks: Counter[str] = Counter()
+        self._unproven: Counter[str] = Counter()  # endpoints with a task that are not known to answer
+        self._failing: Counter[str] = Counter()  # of those, the ones that did not answer
         for endpoint in endpoints:
-            if endpoint.under_way:
-                load.busy += len(endpoint.under_way) - 1
-                load.add(endpoint)
-        return load
+            first, *others = endpoint.under_way
+            self.add(first)
+            self._tasks.update(task.namespace for task in others)
 
-    def add(self, endpoint: StoreEndpoint) -> None:
-        """A task starts there; an endpoint that is not dependable has no other."""
-        self.busy += 1
-        if not endpoint.dependable:
-            self.unproven += 1
-            self.failing += endpoint.failing
+    @property
+    def is_full(self) -> bool:
+        """Whether every thread has a task."""
+        return self._tasks.total() >= self._threads
+
+    def add(self, task: Task) -> None:
+        """It starts; an endpoint that is not dependable has no other."""
+        self._tasks[task.namespace] += 1
+        if not task.endpoint.dependable:
+            self._unproven[task.namespace] += 1
+            self._failing[task.namespace] += task.endpoint.failing
+
+    def admits(self, namespace: str, standing: _Standing) -> bool:
+        """Whether the namespace may start a task at an endpoint of that standing."""
+        if not _has_share(namespace, self._tasks, self._threads):
+            return False
+        if standing is _Standing.DEPENDABLE:
+            return True
+        if standing is _Standing.BUSY:  # a quarter is left for endpoints that have no task
+            return self._tasks.total() < max(1, self._threads * 3 // 4)
+        if standing is _Standing.FAILING:
+            return _has_share(namespace, self._failing, max(1, self._threads // 4))
+        return _has_share(namespace, self._unproven, max(1, self._threads // 2))
+
+
+def _has_share(namespace: str, taken: Counter[str], room: int) -> bool:
+    """Whether the namespace has taken less than is free."""
+    return taken[namespace] < room - taken.total()
 
 
 class StoreSchedule:
@@ -220,24 +261,19 @@ class StoreSchedule:
 
     # ---- endpoints and tasks
 
-    def acquire(self, name: str, namespace: str) -> StoreEndpoint:
-        """The endpoint of that name, for one more chain of the namespace; `release` must follow."""
-        endpoint = self._endpoints.get(name)
-        if endpoint is None:
-            endpoint = self._endpoints[name] = StoreEndpoint(name)
-        if namespace not in endpoint.users:
-            self._leave_lane(endpoint)
-        endpoint.users[namespace] += 1
-        self._place(endpoint)
+    def acquire(self, name: str) -> StoreEndpoint:
+        """The endpoint of that name, for one more chain; `release` must follow."""
+        endpoint = self._endpoints.setdefault(name, StoreEndpoint(name))
+        endpoint.chains += 1
         return endpoint
 
-    def release(self, endpoint: StoreEndpoint, namespace: str) -> None:
-        """A chain of the namespace uses the endpoint no more; without any it is forgotten."""
-        if endpoint.users[namespace] == 1:
-            self._leave_lane(endpoint)
-        endpoint.users.subtract((namespace,))
-        endpoint.users += Counter()  # without those at 0
-        self._place(endpoint)
+    def release(self, endpoint: StoreEndpoint) -> None:
+        """A chain uses the endpoint no more, and its tasks were dropped; without any chain it is forgotten."""
+        endpoint.chains -= 1
+        if not endpoint.chains:
+            for queue in endpoint.queues.values():
+                self._leave_lane(queue)
+            endpoint.queues.clear()
         self._drop_unused(endpoint)
 
     def soon(self, task: Task, *, urgent: bool = False) -> None:
@@ -250,11 +286,15 @@ class StoreSchedule:
         task.due = None
         if task.queued and (task.urgent or not urgent):
             return
+        endpoint, namespace = task.endpoint, task.namespace
+        if namespace not in endpoint.queues:
+            endpoint.queues[namespace] = _Queue(endpoint, namespace)
+        queue = endpoint.queues[namespace]
         if task.queued:
-            task.endpoint.routine.remove(task)
+            queue.remove(task)
         task.queued, task.urgent = True, urgent
-        (task.endpoint.urgent if urgent else task.endpoint.routine).append(task)
-        self._place(task.endpoint)
+        queue.add(task)
+        self._place(endpoint)
         self._wake.set()
 
     def later(self, task: Task, seconds: float) -> None:
@@ -275,7 +315,7 @@ class StoreSchedule:
         if task.dropped or task.busy:
             return False
         if task.queued:
-            (task.endpoint.urgent if task.urgent else task.endpoint.routine).remove(task)
+            task.endpoint.queues[task.namespace].remove(task)
             self._place(task.endpoint)
         task.queued, task.due, task.busy = False, None, True
         return True
@@ -340,7 +380,11 @@ class StoreSchedule:
     async def _run(self) -> None:
         while not self._closing:
             self._wake.clear()
-            wait = self._dispatch()
+            try:
+                wait = self._dispatch()
+            except Exception:  # a defect must not end the reading of all stores
+                logger.exception("stores can't be scheduled; again in %.0f s", DISPATCH_RETRY_SECONDS)
+                wait = DISPATCH_RETRY_SECONDS
             try:
                 await asyncio.wait_for(self._wake.wait(), wait)
             except TimeoutError:
@@ -356,14 +400,14 @@ class StoreSchedule:
         self._collect_due(now)
         self._detect_unresponsive(now)
         self._wake_up(now)
-        load = _Load.of(self._working.values())
-        while load.busy < self._threads and (lane := self._next_lane(load)) is not None:
-            endpoint = lane.first()
-            task = (endpoint.urgent or endpoint.routine).popleft()
+        load = _Load(self._threads, self._working.values())
+        while not load.is_full and (queue := self._next_queue(load)) is not None:
+            task, endpoint = queue.pop(), queue.endpoint
             task.queued = False
-            self._leave_lane(endpoint)
+            self._leave_lane(queue)
+            endpoint.queues[queue.namespace] = endpoint.queues.pop(queue.namespace)  # after the others there
             if not task.dropped:
-                load.add(endpoint)
+                load.add(task)
                 self._begin_work(task, now)
             self._place(endpoint)
         wait = min([1.0, *(heap[0][0] - now for heap in (self._heap, self._asleep) if heap)])
@@ -371,55 +415,51 @@ class StoreSchedule:
             wait = min(wait, -self._tokens / self._rate)
         return max(0.005, wait)
 
-    def _next_lane(self, load: _Load) -> _Lane | None:
-        """The lane whose turn it is; None if no task may start. Urgent ones go first; lanes of other standings take
+    def _next_queue(self, load: _Load) -> _Queue | None:
+        """The queue whose turn it is; None if no task may start. Urgent ones go first; lanes of other standings take
         turns.
         """
         for number, lane in enumerate(self._lanes):
-            if not lane or not self._has_room(lane.standing, load) or (not lane.urgent and self._tokens < 0):
+            if not lane.urgent and self._tokens < 0:
                 continue
-            self._lanes.append(self._lanes.pop(number))
-            self._lanes.sort(key=lambda lane: not lane.urgent)
-            return lane
+            queue = lane.take_turn(load)
+            if queue is not None:
+                self._lanes.append(self._lanes.pop(number))
+                self._lanes.sort(key=lambda lane: not lane.urgent)
+                return queue
         return None
-
-    def _has_room(self, standing: _Standing, load: _Load) -> bool:
-        if standing is _Standing.DEPENDABLE:
-            return True
-        if (
-            standing is _Standing.BUSY
-        ):  # what has answered may drip: a quarter is left for those that have no task
-            return load.busy < max(1, self._threads * 3 // 4)
-        if standing is _Standing.FAILING:
-            return load.failing < max(1, self._threads // 4)
-        return load.unproven < max(1, self._threads // 2)
 
     # ---- which endpoints may be served
 
     def _place(self, endpoint: StoreEndpoint) -> None:
-        """Put the endpoint into the lane where it belongs now."""
-        now = self._clock()
-        waits = bool(endpoint.urgent or endpoint.routine)
+        """Put the endpoint's queues into the lanes where they belong now."""
+        for queue in [one for one in endpoint.queues.values() if not (one.urgent or one.routine)]:
+            self._leave_lane(queue)
+            del endpoint.queues[queue.namespace]
+        if not endpoint.queues:
+            return
         free = endpoint.dependable or not endpoint.under_way
-        if not endpoint.dependable and waits and free and endpoint.probe_at > now:
+        if not endpoint.dependable and free and endpoint.probe_at > self._clock():
             free = False
             if endpoint.asleep_until != endpoint.probe_at:
                 endpoint.asleep_until = endpoint.probe_at
                 heapq.heappush(self._asleep, (endpoint.probe_at, next(self._count), endpoint))
-        lane = None
-        if waits and free and endpoint.users:
-            urgent, standing = bool(endpoint.urgent), endpoint.standing
-            lane = next(one for one in self._lanes if one.urgent == urgent and one.standing is standing)
-        if lane is not endpoint.lane:
-            self._leave_lane(endpoint)
-            if lane is not None:
-                lane.add(endpoint)
-                endpoint.lane = lane
+        standing = endpoint.standing
+        for queue in endpoint.queues.values():
+            lane = None
+            if free:
+                urgent = bool(queue.urgent)
+                lane = next(one for one in self._lanes if one.urgent == urgent and one.standing is standing)
+            if lane is not queue.lane:
+                self._leave_lane(queue)
+                if lane is not None:
+                    lane.add(queue)
+                    queue.lane = lane
 
-    def _leave_lane(self, endpoint: StoreEndpoint) -> None:
-        if endpoint.lane is not None:
-            endpoint.lane.remove(endpoint)
-            endpoint.lane = None
+    def _leave_lane(self, queue: _Queue) -> None:
+        if queue.lane is not None:
+            queue.lane.remove(queue)
+            queue.lane = None
 
     def _wake_up(self, now: float) -> None:
         """Place the endpoints that may be tried again."""
@@ -441,8 +481,7 @@ class StoreSchedule:
 
     def _begin_work(self, task: Task, now: float) -> None:
         task.busy = True
-        number = next(self._count)
-        task.endpoint.under_way[number] = now
+        task.endpoint.under_way[task] = now
         self._working[task.endpoint.name] = task.endpoint
         self._tokens = max(self._tokens - REQUESTS_OF_A_TASK, -DEBT_SECONDS * self._rate)
 
@@ -453,7 +492,7 @@ class StoreSchedule:
             except Exception:
                 logger.exception("%s: reading the store has failed", task.endpoint.name)
             finally:
-                task.endpoint.under_way.pop(number, None)
+                task.endpoint.under_way.pop(task, None)
                 if not task.endpoint.under_way:
                     self._working.pop(task.endpoint.name, None)
                 self.end(task, seconds)
@@ -466,7 +505,7 @@ class StoreSchedule:
         future.add_done_callback(self._under_way.discard)
 
     def _drop_unused(self, endpoint: StoreEndpoint) -> None:
-        if not endpoint.users and not endpoint.under_way and self._endpoints.get(endpoint.name) is endpoint:
+        if not endpoint.chains and not endpoint.under_way and self._endpoints.get(endpoint.name) is endpoint:
             del self._endpoints[endpoint.name]
 
     # ---- whether endpoints answer

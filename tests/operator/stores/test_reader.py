@@ -6,11 +6,12 @@ import asyncio
 import gc
 import pathlib
 import random
+import threading
 import time
 import tracemalloc
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from modelchain_operator.stores.access import NoAccess
 from modelchain_operator.stores.reader import StoreReader
 from tests.clock import Clock
 from tests.modelchain.reconcile.chains import chain
-from tests.modelchain.store.odd_server import Respond, page, redirect, serve
+from tests.modelchain.store.odd_server import Answer, Respond, page, redirect, serve
 from tests.operator.stores.flaky_store import (
     WAIT_SECONDS,
     FlakyStore,
@@ -147,10 +148,12 @@ def problem(reader: StoreReader, stage: str = "tiny", key: Key = KEY) -> StorePr
     return None if facts is None else facts.problem
 
 
-def named(name: str) -> tuple[Key, ResolvedChain]:
+def named(name: str, namespace: str = "default") -> tuple[Key, ResolvedChain]:
     """A chain as `CHAIN`, of another name."""
-    reference = CHAIN.chain.model_copy(update={"name": name, "uid": f"uid-{name}"})
-    return Key("default", name), CHAIN.model_copy(update={"chain": reference})
+    reference = CHAIN.chain.model_copy(
+        update={"namespace": namespace, "name": name, "uid": f"uid-{namespace}-{name}"}
+    )
+    return Key(namespace, name), CHAIN.model_copy(update={"chain": reference})
 
 
 def test_every_stage_of_a_new_chain_is_looked_at_and_its_chain_told(store: FlakyStore) -> None:
@@ -505,6 +508,47 @@ def test_stores_that_hang_do_not_hold_up_those_that_answer(tmp_path: Path) -> No
                 each.answers.set()
 
     run(scenario())
+
+
+def test_a_namespace_whose_stores_all_begin_to_drip_holds_up_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of its own threads is busy until it is cut, and not one of the others is."""
+    monkeypatch.setattr(schedule, "CALL_SECONDS", 4 * WAIT_SECONDS)  # none is, here
+    drips, end = threading.Event(), threading.Event()
+
+    def drip() -> Iterator[bytes]:
+        yield b"<"
+        while not end.wait(1.0):
+            yield b" "
+
+    def respond(*_: object) -> Answer:
+        return Answer(body=drip()) if drips.is_set() else Answer(404)
+
+    async def scenario(addresses: list[str]) -> None:
+        async with reading(threads=8) as reader:
+            keys = [Key("hostile", f"chain-{number}") for number in range(len(addresses))]
+            for key, address in zip(keys, addresses, strict=True):
+                access = ResolvedStore(uri="s3://bucket/chains", endpoint_url=address)
+                s3 = open_store(access, patience_seconds=0.0, credentials=Credentials("key", "secret"))
+                resolved = named(key.name, key.namespace)[1].model_copy(update={"store": access})
+                follow(reader, s3, key=key, resolved=resolved)
+            await until(lambda: all(fact(reader, "tiny", key) for key in keys), "all have answered")
+            assert not any(problem(reader, key=key) for key in keys)
+            drips.set()
+            stages = [reader._chains[key].stages["tiny"] for key in keys]
+            await until(lambda: all(stage.busy or stage.queued for stage in stages), "all drip or wait")
+            store = FlakyStore(tmp_path / "living")
+            token = train(store, CHAIN, TINY, 1)
+            follow(reader, store, running={"tiny": 1})
+            for number in range(1, 5):
+                advance(store, TINY, token, number)
+                await until(lambda number=number: step(reader) == number, "the living one is followed")
+            assert sum(stage.busy for stage in stages) == 4
+            end.set()
+
+    with ExitStack() as servers:
+        run(scenario([servers.enter_context(serve(respond)) for _ in range(8)]))
 
 
 def test_a_store_that_refuses_is_told_and_its_chain_has_another_pass_from_time_to_time(

@@ -10,7 +10,8 @@ import pytest
 
 from modelchain.errors import ModelChainError
 from modelchain.resolved import ResolvedStore
-from modelchain.store import Credentials, Forbidden, NotFound, StoreUnavailable, open_store
+from modelchain.store import Credentials, Forbidden, NotFound, Store, StoreUnavailable, open_store
+from modelchain.store.s3_transport import TimeLimit
 from modelchain_operator.stores import schedule as store_schedule
 from modelchain_operator.stores.access import EndpointRefused
 from modelchain_operator.stores.schedule import StoreEndpoint, StoreSchedule, Task
@@ -34,14 +35,12 @@ async def seconds_to_begin(endpoints: int) -> float:
         return None
 
     schedule = StoreSchedule(work, lambda _: None, threads=4, requests_per_second=10**6)
-    unresponsive: list[StoreEndpoint] = [
-        schedule.acquire(f"silent-{number}", "hostile") for number in range(endpoints)
-    ]
+    unresponsive: list[StoreEndpoint] = [schedule.acquire(f"silent-{number}") for number in range(endpoints)]
     for endpoint in unresponsive:
         endpoint.failures, endpoint.probe_at = 3, time.monotonic() + 3600
-        schedule.soon(Task(endpoint))
+        schedule.soon(Task(endpoint, "hostile"))
     for _ in range(20):
-        schedule.soon(Task(schedule.acquire("there", "team")))
+        schedule.soon(Task(schedule.acquire("there"), "team"))
     began = time.process_time()
     schedule.start()
     await until(done.is_set, "it was done")
@@ -76,10 +75,10 @@ def test_a_namespace_with_thousands_of_silent_stores_holds_up_no_other(failures:
 
         schedule = StoreSchedule(work, lambda _: None, threads=4, requests_per_second=10**6)
         names = [*((f"silent-{number}", "hostile") for number in range(3_000)), ("there", "team")]
-        for endpoint in [schedule.acquire(*name) for name in names]:
+        for name, namespace in [*names, ("there", "hostile")]:  # which it uses as well
+            endpoint = schedule.acquire(name)
             endpoint.failures = failures
-            schedule.soon(Task(endpoint), urgent=True)
-        schedule.acquire("there", "hostile")  # which it uses as well
+            schedule.soon(Task(endpoint, namespace), urgent=True)
         schedule.start()
         await until(lambda: "there" in asked, "it was done")
         await schedule.close()
@@ -102,7 +101,7 @@ def test_only_an_answer_of_its_server_makes_an_endpoint_dependable(
 
     async def scenario() -> None:
         schedule = StoreSchedule(nothing, lambda _: None, threads=4, requests_per_second=10**6)
-        endpoint = schedule.acquire("there", "team")
+        endpoint = schedule.acquire("there")
         with pytest.raises(error):
             await schedule.call(endpoint, ask)
         assert endpoint.dependable is dependable
@@ -130,15 +129,15 @@ def test_stores_that_answered_once_and_then_drip_hold_up_no_other() -> None:
 
         schedule = StoreSchedule(work, lambda _: None, threads=8, requests_per_second=10**6)
         for name in ("one", "two"):
-            endpoint = schedule.acquire(name, "hostile")
+            endpoint = schedule.acquire(name)
             await schedule.call(endpoint, lambda: None)
-            for _ in range(8):
-                schedule.soon(Task(endpoint), urgent=True)
+            for number in range(8):
+                schedule.soon(Task(endpoint, f"namespace-{number}"), urgent=True)
         schedule.start()
         await until(lambda: dripping >= 6, "they drip")
-        there = schedule.acquire("there", "team")
+        there = schedule.acquire("there")
         await schedule.call(there, lambda: None)
-        schedule.soon(Task(there))
+        schedule.soon(Task(there, "team"))
         await until(served.is_set, "it was served")
         assert dripping == 6
         go_on.set()
@@ -147,23 +146,74 @@ def test_stores_that_answered_once_and_then_drip_hold_up_no_other() -> None:
     run(scenario())
 
 
-def test_a_store_that_drips_loses_its_standing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_schedule, "CALL_SECONDS", 0.05)
-
+@pytest.mark.parametrize("proven", [False, True])
+def test_a_namespace_with_thousands_of_tasks_at_a_store_holds_up_no_other_at_the_same_one(
+    proven: bool,
+) -> None:
     async def scenario() -> None:
+        asked: list[str] = []
+
+        async def work(task: Task) -> float | None:
+            asked.append(task.namespace)
+            return None
+
+        schedule = StoreSchedule(work, lambda _: None, threads=4, requests_per_second=10**6)
+        endpoint = schedule.acquire("there")
+        endpoint.proven = proven
+        for namespace in [*["busy"] * 3_000, "team"]:
+            schedule.soon(Task(endpoint, namespace))
+        schedule.start()
+        await until(lambda: "team" in asked, "it was done")
+        await schedule.close()
+        assert asked.index("team") < 10
+
+    run(scenario())
+
+
+def test_a_store_that_drips_loses_its_standing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is cut in the middle of an answer."""
+    made: list[TimeLimit] = []
+
+    class Observed(TimeLimit):
+        def __init__(self) -> None:
+            super().__init__()
+            made.append(self)
+
+    monkeypatch.setattr(store_schedule, "TimeLimit", Observed)
+    monkeypatch.setattr(store_schedule, "CALL_SECONDS", 4 * WAIT_SECONDS)  # the test cuts it
+
+    async def scenario(store: Store, begun: threading.Event) -> None:
         schedule = StoreSchedule(nothing, lambda _: None, threads=4, requests_per_second=10**6)
-        endpoint = schedule.acquire("there", "team")
+        endpoint = schedule.acquire("there")
         await schedule.call(endpoint, lambda: None)
         assert endpoint.dependable
+        call = asyncio.create_task(schedule.call(endpoint, store.get, "key"))
+        assert await asyncio.to_thread(begun.wait, WAIT_SECONDS)
+        made[-1].cut()
         with pytest.raises(StoreUnavailable, match="not complete in time"):
-            await schedule.call(endpoint, store.get, "key")
+            await call
         assert not endpoint.dependable
+        await schedule.close()
+
+    with dripping(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nx") as (address, begun):
+        access = ResolvedStore(uri="s3://bucket/chains", endpoint_url=address)
+        store = open_store(access, patience_seconds=0.0, credentials=Credentials("key", "secret"))
+        run(scenario(store, begun))
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.05])
+def test_what_takes_longer_than_its_time_is_cut(seconds: float) -> None:
+    async def scenario(store: Store) -> None:
+        schedule = StoreSchedule(nothing, lambda _: None, threads=4, requests_per_second=10**6)
+        endpoint = schedule.acquire("there")
+        with pytest.raises(StoreUnavailable):
+            await schedule.call(endpoint, store.get, "key", seconds=seconds)
+        assert endpoint.failing
         await schedule.close()
 
     with dripping(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nx") as (address, _):
         access = ResolvedStore(uri="s3://bucket/chains", endpoint_url=address)
-        store = open_store(access, patience_seconds=0.0, credentials=Credentials("key", "secret"))
-        run(scenario())
+        run(scenario(open_store(access, patience_seconds=0.0, credentials=Credentials("key", "secret"))))
 
 
 async def nothing(_task: Task) -> None:
