@@ -32,13 +32,14 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-RETRY_SECONDS = 5.0  # after a listing that failed
+RETRY_SECONDS = 5.0  # after a listing that failed; of one kind: at first
 WATCH_SECONDS = 2.0  # in which a watch shows what a listing has shown, unless it has missed it
 START_SECONDS = 15.0  # the same at the start, before the watches are established
 POLL_SECONDS = 0.5
 HINT_SECONDS = 15.0  # between listings that are made because a watch has missed something
 FEW = 20  # objects that are read at once at the start, one by one; more of them a watch reads sooner
 UNANSWERED = 5  # single objects in a row, after which it is the API server that does not answer
+_KINDS = (CHAIN, *JOB_KINDS, POD)
 MANY = 50  # chains whose jobs are listed one by one; those of more are listed all together
 
 
@@ -62,6 +63,7 @@ class Resync:
         self._namespaces: tuple[str | None, ...] = tuple(namespaces) or (None,)
         self._told: set[Kind] = set()
         self._refused: set[tuple[Kind, str | None]] = set()  # what the operator's rights do not let it list
+        self._incomplete: set[Kind] = set()  # the API server did not answer for all of them
         self._unanswered = 0  # single objects in a row that the API server did not answer for
         self.listed = asyncio.Event()  # everything was listed once
         self.attempted_at: float | None = (
@@ -70,40 +72,61 @@ class Resync:
         self._hinted = asyncio.Event()
 
     async def run(self, every_seconds: float) -> None:
-        """Resync for ever: at once, then about every `every_seconds`, and soon after each hint."""
+        """Resync for ever: at once, then about every `every_seconds`, and soon after each hint. What has failed for a
+        kind alone is listed again before that, after waits that double.
+        """
+        retry, whole_at = RETRY_SECONDS, 0.0  # the latter monotonic: when all kinds are listed again
         while True:
-            wait = every_seconds * random.uniform(0.9, 1.1)  # noqa: S311
+            failed = False
+            whole = time.monotonic() >= whole_at
             try:
-                await self.once()
+                await self.once(_KINDS if whole else [kind for kind in _KINDS if kind in self._incomplete])
             except ApiError as error:
-                wait = RETRY_SECONDS
-                logger.warning("a listing failed: %s; again in %.0f s", error, wait)
+                failed = True
+                logger.warning("a listing failed: %s; again in %.0f s", error, RETRY_SECONDS)
             except Exception:
-                logger.exception("a listing failed; again in %.0f s", wait)
-            self.attempted_at = time.monotonic()
+                logger.exception("a listing failed; again in %.0f s", every_seconds)
+            now = self.attempted_at = time.monotonic()
+            if whole:
+                whole_at = now + every_seconds * random.uniform(0.9, 1.1)  # noqa: S311
+            wait = whole_at - now
+            if failed:
+                wait, whole_at = RETRY_SECONDS, 0.0
+            elif self._incomplete:
+                wait, retry = min(wait, retry), 2 * retry
+            else:
+                retry = RETRY_SECONDS
             gc_tuning.give_back()  # what the listing has used
-            await self._sleep(wait)
+            if await self._sleep(max(0.0, wait)):
+                whole_at = 0.0
 
     def hint(self) -> None:
         """A watch was restarted, or a kind is served now: there may be objects that no watch has shown."""
         self._hinted.set()
 
-    async def _sleep(self, seconds: float) -> None:
+    async def _sleep(self, seconds: float) -> bool:
+        """Wait, less long after a hint. Returns whether there was one."""
         if seconds > HINT_SECONDS:
             await asyncio.sleep(HINT_SECONDS)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._hinted.wait(), seconds - HINT_SECONDS)
         else:
             await asyncio.sleep(seconds)
+        hinted = self._hinted.is_set()
         self._hinted.clear()
+        return hinted
 
-    async def once(self) -> None:
-        """One whole listing. What is refused is left out and said once: a namespace, a kind, a chain that can't be read
-        holds up no other. Raises ApiError where the chains can't be listed: then it is the API server that is away.
+    async def once(self, kinds: Sequence[Kind] = _KINDS) -> None:
+        """One listing of these kinds. What is refused is left out and said once: a namespace, a kind, a chain that
+        can't be read holds up no other. Raises ApiError where the chains can't be listed: then it is the API server
+        that is away.
         """
         self._unanswered = 0
-        await self._list_chains()
-        for kind in (*JOB_KINDS, POD):
+        self._incomplete.difference_update(kinds)
+        for kind in kinds:
+            if kind == CHAIN:
+                await self._list_chains()
+                continue
             for key in await self._list_belongings(kind):
                 self._queue.add(key)
         if any((CHAIN, namespace) not in self._refused for namespace in self._namespaces):
@@ -122,7 +145,8 @@ class Resync:
             return waiting | self._cache.drop_absent(kind, set(), before)
         except Unavailable as error:  # of this kind: of a webhook that converts its versions, say
             self.attempted_at = time.monotonic()
-            logger.error("%s; chains that need it wait, it is tried again with the next listing", error)
+            self._incomplete.add(kind)
+            logger.error("%s; chains that need it wait, it is tried again soon", error)
             return set()
         changed = await self._read_stale(kind, listed)
         served_anew = kind in self._not_served
@@ -147,6 +171,7 @@ class Resync:
         changed: set[Key] = set()
         for namespace, chain_uid in wanted:
             found = await self._alone(
+                kind,
                 f"{kind.plural} in {namespace or 'the cluster'}",
                 self._api.list_labelled(kind, namespace, chain_uid),
             )
@@ -160,7 +185,7 @@ class Resync:
         await self._let_watch_catch_up(lambda: len(self._cache.stale_chains(listed, before)[0]))
         stale, gone = self._cache.stale_chains(listed, before)
         for key in stale:
-            body = await self._alone(f"chain {key}", self._api.get_chain(*key))
+            body = await self._alone(CHAIN, f"chain {key}", self._api.get_chain(*key))
             if body is not None and self._cache.show_chain(body) is not None:
                 self._queue.add(key)
         unseen = self._unseen(CHAIN)
@@ -180,7 +205,7 @@ class Resync:
             if left < before:
                 self.attempted_at = since = time.monotonic()
 
-    async def _alone(self, what: str, request: Awaitable[T]) -> T | None:
+    async def _alone(self, kind: Kind, what: str, request: Awaitable[T]) -> T | None:
         """The answer; None where only this one thing can't be read, which is logged. Raises Unavailable where it goes
         so again and again, so that a server that is away is not asked for every chain.
         """
@@ -190,7 +215,8 @@ class Resync:
             self._unanswered += 1
             if self._unanswered >= UNANSWERED:
                 raise
-            logger.error("%s can't be read: %s; it is tried again with the next listing", what, error)
+            self._incomplete.add(kind)
+            logger.error("%s can't be read: %s; it is tried again soon", what, error)
             return None
         except Exception as error:  # noqa: BLE001  whatever is in it, the others go on
             logger.error("%s can't be read: %s; it is tried again with the next listing", what, error)

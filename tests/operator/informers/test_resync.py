@@ -29,6 +29,8 @@ class Scene:
         self.api, self.namespace = api, namespace
         self.cache = Cache()
         self.read: list[str] = []  # names of chains that were read one by one
+        self.recovered = asyncio.Event()  # what was broken is not any more
+        self.listings: list[Kind] = []  # as they were asked for, once one is broken
         self.progress: list[float] = []  # as each of them began: when the listing last came further
         self.resync = Resync(api, self.cache, KeyQueue(), set(), namespaces=[namespace])
         get = api.get_chain
@@ -44,13 +46,18 @@ class Scene:
         for number in range(FEW + 5):
             await self.api.create(CHAIN, chain(self.namespace, f"chain-{number}"))
 
-    def break_listing(self, kind: Kind) -> None:
-        """Have the API server answer 500 to listings of that kind."""
-        list_versions = self.api.list_versions
+    def break_listing(self, kind: Kind, *, times: int = 1000) -> None:
+        """Have the API server answer 500 to listings of that kind, so many times."""
+        list_versions, left = self.api.list_versions, times
 
         async def broken(of: Kind, where: str | None) -> list[ObjectVersion]:
-            if of == kind:
+            nonlocal left
+            self.listings.append(of)
+            if of == kind and left > 0:
+                left -= 1
                 raise Unavailable(f"list {kind.plural}: conversion webhook failed", status=500)
+            if of == kind:
+                self.recovered.set()
             return await list_versions(of, where)
 
         self.api.list_versions = broken  # type: ignore[method-assign]
@@ -115,6 +122,25 @@ def test_a_kind_that_can_not_be_listed_holds_up_no_chain(
         await scene.resync.once()
         assert scene.resync.listed.is_set()
         assert scene.cache.objects(kind, namespace, "chain"), "what was not listed is not gone"
+
+    play(control_plane, namespace, scenario)
+
+
+@pytest.mark.parametrize("kind", [PYTORCHJOB, POD], ids=lambda kind: kind.plural)
+def test_a_kind_whose_first_listings_fail_is_listed_again_long_before_the_next_listing_of_all(
+    control_plane: ControlPlane, namespace: str, kind: Kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "RETRY_SECONDS", 0.05)
+
+    async def scenario(scene: Scene) -> None:
+        await scene.watch()
+        scene.break_listing(kind, times=2)
+        running = asyncio.create_task(scene.resync.run(3600))
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await scene.recovered.wait()
+        assert scene.listings.count(CHAIN) == 1, "nothing else is listed again"
+        assert scene.resync.listed.is_set()
+        running.cancel()
 
     play(control_plane, namespace, scenario)
 
