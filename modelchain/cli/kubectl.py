@@ -150,7 +150,10 @@ class _Complaints(threading.Thread):
                 self.lines.append(line)
             elif line:
                 self.lines.append(line)
-                print(line, file=sys.stderr, flush=True)
+                with suppress(
+                    OSError
+                ):  # nobody reads ours; kubectl would wait for ever if nobody read its own
+                    print(line, file=sys.stderr, flush=True)
 
 
 def explain(lines: Sequence[str], arguments: Sequence[str]) -> ModelChainError:

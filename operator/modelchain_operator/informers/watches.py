@@ -156,11 +156,13 @@ class Watches:
         self, leave: asyncio.Event, stop: asyncio.Event, kind: Kind, refused: frozenset[str | None]
     ) -> None:
         """Set `leave` after `stop` was set, or when one that has refused does no longer."""
-        while not stop.is_set():
-            await _sleep(REFUSED_SECONDS if refused else None, stop)
-            if refused and await self._refused(kind) != refused:
-                break
-        leave.set()
+        try:
+            while not stop.is_set():
+                await _sleep(REFUSED_SECONDS if refused else None, stop)
+                if refused and await self._refused(kind) != refused:
+                    break
+        finally:  # whatever happens: nothing else ends the watch
+            leave.set()
 
     def _registry(self, kind: Kind, stop: asyncio.Event) -> kopf.OperatorRegistry:
         registry = kopf.OperatorRegistry()

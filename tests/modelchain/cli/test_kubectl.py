@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from modelchain.cli import main
-from modelchain.cli.kubectl import explain
+from modelchain.cli.kubectl import _Complaints, explain
 from modelchain.cli.options import names_a_chain
 
 LOST = (
@@ -118,6 +119,25 @@ def test_without_kubectl_the_message_says_so(
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 78
     assert capsys.readouterr().err.startswith(line)
+
+
+class _Closed(io.StringIO):
+    """Standard error that nobody reads."""
+
+    def write(self, _: str) -> int:
+        raise BrokenPipeError
+
+
+def test_what_kubectl_says_is_read_to_its_end_though_nobody_reads_ours(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else kubectl would wait for ever for its own standard error to be read."""
+    monkeypatch.setattr(sys, "stderr", _Closed())
+    process = subprocess.Popen(["sh", "-c", "printf 'one\\ntwo\\n' >&2"], stderr=subprocess.PIPE)
+    complaints = _Complaints(process)
+    complaints.join()
+    process.wait()
+    assert complaints.lines == ["one", "two"]
 
 
 @pytest.mark.parametrize(

@@ -261,8 +261,10 @@ def test_a_store_that_cannot_be_written_does_not_hide_the_cause(start: Start) ->
     assert launch.wait()[0] == 74
 
 
-def test_when_its_parent_is_gone_launcher_and_ranks_die(start: Start) -> None:
+@pytest.mark.parametrize("blocking", [True, False])
+def test_when_its_parent_is_gone_launcher_and_ranks_die(start: Start, blocking: bool) -> None:
     mine, theirs = os.pipe()
+    os.set_blocking(mine, blocking)
     worker = """
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 with open(f"pid-{rank}", "w") as file: print(os.getpid(), file=file)
@@ -275,6 +277,16 @@ time.sleep(600)
     os.close(theirs)  # as the kernel does for a process that was killed
     assert launch.wait()[0] == 137
     _wait_until_gone(pids)
+
+
+def test_a_parent_that_can_not_be_watched_ends_launcher_and_ranks(start: Start) -> None:
+    mine, theirs = os.pipe()
+    launch = start("time.sleep(600)", pipe=theirs, **{PARENT_PIPE_VARIABLE: str(theirs)})  # the wrong end
+    os.close(theirs)
+    code, errors = launch.wait()
+    os.close(mine)
+    assert code == 137
+    assert "can't be read (Bad file descriptor); this launcher ends" in errors
 
 
 def test_ranks_die_with_a_launcher_that_was_killed(start: Start) -> None:

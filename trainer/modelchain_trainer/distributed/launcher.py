@@ -198,16 +198,23 @@ def _watch_parent(variables: Mapping[str, str], ranks: list[RankProcess]) -> Non
         return
     try:
         pipe = int(text)
-        os.fstat(pipe)
+        os.set_blocking(pipe, True)  # whoever made it may need it otherwise
+        os.set_inheritable(pipe, False)
     except (ValueError, OSError):
         raise UsageError(f"{PARENT_PIPE_VARIABLE}={text!r} is no open file descriptor") from None
-    os.set_inheritable(pipe, False)
 
     def watch() -> None:
-        while os.read(pipe, 1):
-            pass
-        kill(ranks)
-        os._exit(128 + signal.SIGKILL)
+        try:
+            while os.read(pipe, 1):
+                pass
+        except OSError as error:  # otherwise nobody would know that this launcher outlives its parent
+            what = f"{PARENT_PIPE_VARIABLE}={pipe} can't be read ({error.strerror})"
+            print(f"modelchain_trainer: {what}; this launcher ends", file=sys.stderr, flush=True)
+        finally:
+            try:
+                kill(ranks)
+            finally:
+                os._exit(128 + signal.SIGKILL)
 
     threading.Thread(target=watch, name="parent", daemon=True).start()
 

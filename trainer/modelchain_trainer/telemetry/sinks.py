@@ -102,7 +102,7 @@ class MetricSinks:
     def _guarded(self, name: str, call: Callable[[], None]) -> None:
         try:
             call()
-        except Exception as error:  # noqa: BLE001 - a service's library may raise anything
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - a service's library may raise anything
             self._open.pop(name, None)
             logger.warning(
                 "metrics go to %s no more: %s; the training goes on, and they are in the store", name, error
