@@ -6,6 +6,7 @@ import json
 import signal
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -79,7 +80,10 @@ def end_lease(chain: ClusterChain) -> None:
 
 
 def test_an_operator_is_upgraded_and_killed_while_a_job_runs_that_notices_nothing(
-    chain: ClusterChain, replica: MakeReplica, pod_runner: PodRunner
+    chain: ClusterChain,
+    replica: MakeReplica,
+    pod_runner: PodRunner,
+    record_property: Callable[[str, object], None],
 ) -> None:
     old, new, third = replica("old"), replica("new"), replica("third")
     for stage in ("tiny", "small"):
@@ -103,8 +107,14 @@ def test_an_operator_is_upgraded_and_killed_while_a_job_runs_that_notices_nothin
 
     third.start()
     new.kill()
+    left = lease(chain)
     third.wait_to_lead()
-    assert str(lease(chain)["holderIdentity"]).startswith("third_")
+    taken = lease(chain)
+    assert str(taken["holderIdentity"]).startswith("third_")
+    assert taken["leaseTransitions"] == int(str(left["leaseTransitions"])) + 1
+    replaced = _moment(taken["acquireTime"]) - _moment(left["renewTime"])
+    record_property("seconds from the last renewal to the next leader", replaced.total_seconds())
+    assert replaced >= timedelta(seconds=int(str(left["leaseDurationSeconds"]))), "none acts beside another"
     pod_runner.release()
     chain.wait("Complete", seconds=CHAIN_SECONDS)
     stages = chain.status()["stages"]
@@ -203,6 +213,10 @@ def test_a_leader_that_was_paused_for_longer_than_its_lease_writes_nothing(
     pod_runner.release()
     chain.wait("Complete", seconds=CHAIN_SECONDS)
     assert chain.stage("tiny")["attempt"] == 1
+
+
+def _moment(written: object) -> datetime:
+    return datetime.fromisoformat(str(written))
 
 
 def _stage(request: Request) -> dict[str, object]:

@@ -39,6 +39,13 @@ class ElectionTerms:
     renew_deadline_seconds: float = 10.0
     retry_period_seconds: float = 2.0
 
+    @property
+    def replaced_within_seconds(self) -> float:
+        """Until another one holds the Lease after a leader's last renewal, where the API server answers at once: the
+        standby sees that renewal up to one period late, and asks again up to one period after the Lease has ended.
+        """
+        return self.duration_seconds + 2 * JITTER * self.retry_period_seconds
+
 
 @dataclass(frozen=True)
 class LeaseRecord:

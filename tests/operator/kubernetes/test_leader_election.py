@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
+from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from modelchain_operator.kubernetes.api import KubernetesApi, Unavailable, load_config
 from modelchain_operator.kubernetes.kinds import LEASE
 from modelchain_operator.kubernetes.leader_election import (
+    JITTER,
     ElectionTerms,
     LeaderElector,
     Leadership,
     LeaseRecord,
     may_take,
 )
+from modelchain_operator.settings import Settings
 from tests.control_plane.plane import ControlPlane
 from tests.processes import PATIENCE_SECONDS
 
 PERIOD = 0.25
+VALUES = Path(__file__).parents[3] / "charts" / "modelchain" / "values.yaml"
 
 
 def record(holder: str, seconds: float = 15) -> LeaseRecord:
@@ -60,6 +66,34 @@ def test_a_leader_stops_before_anybody_else_may_begin_whatever_their_clocks_show
             record("a_1", duration), "b_1", unchanged_since=seen + offset, now=now + offset - 1e-6
         )
         assert not (leadership.is_held() and theirs)
+
+
+@given(
+    duration=st.floats(3, 600),
+    period=st.floats(0.1, 60),
+    waits=st.lists(st.floats(1, JITTER), min_size=1, max_size=20),
+    offset=st.floats(0, 1),
+)
+def test_a_standby_takes_a_dead_leader_s_lease_within_the_time_that_the_terms_say(
+    duration: float, period: float, waits: list[float], offset: float
+) -> None:
+    terms = ElectionTerms("system", "operator", duration, 0.0, period)
+    waited = itertools.cycle(waits)
+    now = seen = offset * period * waits[0]  # when it first sees the last renewal, which was at 0
+    while not may_take(record("a_1", duration), "b_1", unchanged_since=seen, now=now):
+        now += period * next(waited)
+    assert duration <= now <= terms.replaced_within_seconds + 1e-6
+
+
+def test_a_killed_leader_is_replaced_within_half_a_minute_by_default() -> None:
+    by_default = ElectionTerms("system", "operator")
+    chart = yaml.safe_load(VALUES.read_text())["leaderElection"]
+    names = ("leaseDurationSeconds", "renewDeadlineSeconds", "retryPeriodSeconds")
+    assert ElectionTerms("system", "operator", *(float(chart[name]) for name in names)) == by_default
+    settings = Settings()
+    assert settings.lease_duration_seconds == by_default.duration_seconds
+    assert settings.retry_period_seconds == by_default.retry_period_seconds
+    assert by_default.replaced_within_seconds < 30
 
 
 def test_an_operator_without_an_election_always_acts() -> None:
