@@ -637,3 +637,5 @@ World.TestCase.settings = settings(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
 TestWorld = pytest.mark.slow(World.TestCase)
+if WORLDS:  # they take as long as they take
+    TestWorld = pytest.mark.timeout(0)(TestWorld)
