@@ -12,7 +12,8 @@ from dataclasses import replace
 from modelchain.reconcile.actions import Decision, StartJob
 from modelchain.reconcile.conditions import refused
 from modelchain.reconcile.decide import decide
-from modelchain.reconcile.observation import Observation
+from modelchain.reconcile.observation import Job, Observation
+from modelchain.reconcile.retry import End, vanished_text, with_end
 from modelchain.resolved import ResolvedChain
 from modelchain.status import ChainStatus, Condition, ConditionType, StagePhase, StageReason, StageStatus, cut
 
@@ -23,7 +24,7 @@ _OF_STAGES = (
     ConditionType.UNRESPONSIVE,
     ConditionType.DISRUPTED,
 )
-_JOB_GONE = "its job is gone; the chain is refused as it is written now, so no other is made"
+_NO_OTHER = "the chain is refused as it is written now, so no other is made"
 
 
 def under_way(status: ChainStatus | None) -> tuple[StageStatus, ...]:
@@ -45,16 +46,20 @@ def decide_refused(
     generation: int | None,
     now: float,
 ) -> Decision:
-    """As `decide`. `running`: the stages that run, as they were when their jobs were made; None if there are none."""
+    """As `decide`. `running`: the stages that run, as they were when their jobs were made, as far as these say so; None
+    if none does. Of the others, only the end is recorded of those whose job was seen once and is not among
+    `observed.jobs`.
+    """
     previous = observed.status or ChainStatus()
     if running is None:
-        left = previous.model_copy(update=_stages(previous, {}))
+        left = previous.model_copy(update=_stages(previous, {}, observed.jobs, now))
         return Decision(refused(left, problems, generation=generation, now=now))
     decision = decide(running, replace(observed, generation=None, refused=True), now)
     current = {stage.name: stage for stage in decision.status.stages}
+    stages = _stages(previous, current, observed.jobs, now)
     conditions = _merged(previous.conditions, decision.status)
     going_on = previous.model_copy(
-        update={"phase": decision.status.phase, "conditions": conditions, **_stages(previous, current)}
+        update={"phase": decision.status.phase, "conditions": conditions, **stages}
     )
     actions = tuple(
         action
@@ -66,22 +71,38 @@ def decide_refused(
     )
 
 
-def _stages(previous: ChainStatus, current: Mapping[str, StageStatus]) -> dict[str, tuple[StageStatus, ...]]:
+def _stages(
+    previous: ChainStatus, current: Mapping[str, StageStatus], jobs: Sequence[Job], now: float
+) -> dict[str, tuple[StageStatus, ...]]:
     """All stages and baselines, those that run as they are now."""
+    there = {(job.stage, job.attempt): job.name for job in jobs}
     return {
-        name: tuple(current.get(stage.name) or _without_job(stage) for stage in stages)
+        name: tuple(
+            current.get(stage.name) or _left_alone(stage, there.get((stage.name, stage.attempt)), now)
+            for stage in stages
+        )
         for name, stages in (("stages", previous.stages), ("baselines", previous.baselines))
     }
 
 
-def _without_job(stage: StageStatus) -> StageStatus:
+def _left_alone(stage: StageStatus, job: str | None, now: float) -> StageStatus:
+    """A stage of which nothing is known that runs. `job`: the name of its attempt's, if there is one."""
     if stage.finished or stage.phase is StagePhase.FAILED:
         return stage
-    phase, message = (
-        StagePhase.PENDING,
-        cut(_JOB_GONE if stage.attempt > stage.last_ended_attempt else stage.message),
-    )
-    return stage.model_copy(update={"phase": phase, "reason": StageReason.SPEC_REFUSED, "message": message})
+    phase, message = StagePhase.PENDING, stage.message
+    if stage.attempt > stage.last_ended_attempt:
+        if job is not None:
+            phase = stage.phase
+            message = (
+                f"{job} does not say what it trains, so that it goes on by itself until the chain is accepted"
+            )
+        elif stage.job is not None:
+            message = f"{vanished_text(stage)}; {_NO_OTHER}"
+            stage = with_end(stage, StageReason.JOB_VANISHED, vanished_text(stage), End.DISRUPTION, now=now)
+        else:
+            message = f"attempt {stage.attempt} has no job yet; the chain is refused as it is written now"
+    update = {"phase": phase, "reason": StageReason.SPEC_REFUSED, "message": cut(message)}
+    return stage.model_copy(update=update)
 
 
 def _merged(previous: Sequence[Condition], status: ChainStatus) -> tuple[Condition, ...]:

@@ -87,11 +87,35 @@ def end_attempt(
     """The status with the end of the current attempt recorded. The next one waits for the back-off, and
     `at_least` that many seconds.
     """
-    status, retry = context.status, context.stage.retry
+    retry = context.stage.retry
+    status = with_end(context.status, reason, message, end, now=context.now, exit_code=exit_code)
+    ended, failures, disruptions = status.last_ended, status.failures, status.disruptions
+    assert ended is not None
+    if end is End.FAILURE and exit_code is not None and is_permanent(exit_code):
+        return _give_up(status, ended.reason, f"attempt {ended.attempt}: {ended.message}")
+    if end is End.FAILURE and failures > retry.limit:
+        text = (
+            f"attempt {ended.attempt} was failure {failures}, retry.limit is {retry.limit}: {ended.message}"
+        )
+        return _give_up(status, StageReason.RETRIES_EXHAUSTED, text)
+    if end is End.DISRUPTION and disruptions > retry.disruption_limit:
+        text = (
+            f"attempt {ended.attempt} was disruption {disruptions} since the last new checkpoint, "
+            f"retry.disruptionLimit is {retry.disruption_limit}: {ended.reason}: {ended.message}"
+        )
+        return _give_up(status, StageReason.DISRUPTIONS_EXHAUSTED, text)
+    wait = 0.0
+    if end is not End.REQUESTED:
+        wait = max(at_least, _wait_after(retry, end, failures, disruptions))
+    return status.model_copy(update={"retry_at": rfc3339(context.now + wait) if wait > 0 else None})
+
+
+def with_end(
+    status: StageStatus, reason: str, message: str, end: End, *, now: float, exit_code: int | None = None
+) -> StageStatus:
+    """The status with the end of its attempt recorded, and nothing decided about the next."""
     before = (status.last_ended.checkpoint_step if status.last_ended is not None else None) or 0
     checkpoint = max(status.checkpoint_step or 0, before)
-    failures = status.failures + (end is End.FAILURE)
-    disruptions = (0 if checkpoint > before else status.disruptions) + (end is End.DISRUPTION)
     ended = EndedAttempt(
         attempt=status.attempt,
         reason=cut(reason, 64),
@@ -99,34 +123,19 @@ def end_attempt(
         exit_code=exit_code,
         counted=end is End.FAILURE,
         checkpoint_step=checkpoint or None,
-        time=rfc3339(context.now),
+        time=rfc3339(now),
     )
-    update: dict[str, object] = {
-        "last_ended": ended,
-        "failures": failures,
-        "disruptions": disruptions,
-        "job": None,
-        "activity": None,
-        "samples_per_second": None,
-        "eta_seconds": None,
-    }
-    if end is End.FAILURE and exit_code is not None and is_permanent(exit_code):
-        return _give_up(status, update, ended.reason, f"attempt {ended.attempt}: {ended.message}")
-    if end is End.FAILURE and failures > retry.limit:
-        text = (
-            f"attempt {ended.attempt} was failure {failures}, retry.limit is {retry.limit}: {ended.message}"
-        )
-        return _give_up(status, update, StageReason.RETRIES_EXHAUSTED, text)
-    if end is End.DISRUPTION and disruptions > retry.disruption_limit:
-        text = (
-            f"attempt {ended.attempt} was disruption {disruptions} since the last new checkpoint, "
-            f"retry.disruptionLimit is {retry.disruption_limit}: {ended.reason}: {ended.message}"
-        )
-        return _give_up(status, update, StageReason.DISRUPTIONS_EXHAUSTED, text)
-    wait = 0.0
-    if end is not End.REQUESTED:
-        wait = max(at_least, _wait_after(retry, end, failures, disruptions))
-    return status.model_copy(update={**update, "retry_at": rfc3339(context.now + wait) if wait > 0 else None})
+    return status.model_copy(
+        update={
+            "last_ended": ended,
+            "failures": status.failures + (end is End.FAILURE),
+            "disruptions": (0 if checkpoint > before else status.disruptions) + (end is End.DISRUPTION),
+            "job": None,
+            "activity": None,
+            "samples_per_second": None,
+            "eta_seconds": None,
+        }
+    )
 
 
 def _wait_after(retry: ResolvedRetry, end: End, failures: int, disruptions: int) -> int:
@@ -208,8 +217,12 @@ def _vanished(context: StageContext) -> StageStatus:
     failure = _recorded_failure(context)
     if failure is not None and is_permanent(failure.exit_code):
         return end_attempt(context, failure.reason, failure.message, End.FAILURE, exit_code=failure.exit_code)
-    text = f"job {status.job or 'just made'} is gone: deleted, or lost with its node or its runner"
-    return end_attempt(context, StageReason.JOB_VANISHED, text, End.DISRUPTION)
+    return end_attempt(context, StageReason.JOB_VANISHED, vanished_text(status), End.DISRUPTION)
+
+
+def vanished_text(status: StageStatus) -> str:
+    """That the job of its attempt is gone, for people."""
+    return f"job {status.job or 'just made'} is gone: deleted, or lost with its node or its runner"
 
 
 def _recorded_failure(context: StageContext) -> Failure | None:
@@ -231,9 +244,9 @@ def _succeeded_without_manifest(context: StageContext, job: Job) -> StageStatus:
     return end_attempt(context, StageReason.MANIFEST_MISSING, text, End.FAILURE, exit_code=0)
 
 
-def _give_up(status: StageStatus, update: dict[str, object], reason: str, message: str) -> StageStatus:
+def _give_up(status: StageStatus, reason: str, message: str) -> StageStatus:
     final = {"phase": StagePhase.FAILED, "reason": reason, "message": cut(message), "retry_at": None}
-    return status.model_copy(update={**update, **final})
+    return status.model_copy(update=final)
 
 
 def _doubled(seconds: int, times: int) -> int:

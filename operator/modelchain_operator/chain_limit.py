@@ -1,7 +1,8 @@
 """How many chains of a namespace train at a time, and whose turn it is: that of the oldest.
 
 A chain takes a place with its first attempt and keeps it while something of it runs or comes next by itself. One that
-waits for what does not come by itself (a store that is away, another chain's lease) gives its place up until then. Only
+waits for what does not come by itself (a store that is away, another chain's lease, a job that is not admitted) gives
+its place up until then, and so does one that is suspended or refused and has no job. Only
 those stand in line whose status says that nothing but the limit holds them, so nobody waits behind a chain that could
 not begin.
 """
@@ -13,7 +14,8 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from modelchain.status import ChainStatus, ConditionType, StagePhase, StageReason
+from modelchain.reconcile.refused import under_way
+from modelchain.status import ChainStatus, ConditionType, StageReason
 from modelchain_operator.kubernetes.api import Object
 from modelchain_operator.kubernetes.key import Key
 from modelchain_operator.observe import status_of
@@ -23,17 +25,12 @@ def holds_place(status: ChainStatus | None) -> bool:
     """Whether a chain counts against the limit, by its status."""
     if status is None:
         return False
-    stages = status.all_stages
-    if any(
-        stage.attempt > stage.last_ended_attempt
-        and not stage.finished
-        and stage.phase is not StagePhase.FAILED
-        for stage in stages
-    ):
+    # An attempt that was only announced has no job: its number is kept for the next try.
+    if any(stage.job is not None or stage.reason == StageReason.STARTING for stage in under_way(status)):
         return True
     progressing = status.condition(ConditionType.PROGRESSING)
     moves = progressing is not None and progressing.status == "True"
-    return moves and not in_line(status) and any(stage.attempt > 0 for stage in stages)
+    return moves and not in_line(status) and any(stage.attempt > 0 for stage in status.all_stages)
 
 
 def in_line(status: ChainStatus | None) -> bool:

@@ -83,6 +83,15 @@ class PendingReason:
     message: str = ""
 
 
+@dataclass(frozen=True)
+class StillRunning:
+    """What runs of a chain that is refused as it is written now."""
+
+    generation: int  # that was refused
+    jobs: frozenset[str]  # uids of the jobs that it was read from, or that say nothing
+    accepted: Accepted | None  # None: no job says what it trains
+
+
 @dataclass
 class ChainMemory:
     """State of a chain between passes. Losing it costs time, never correctness."""
@@ -91,8 +100,7 @@ class ChainMemory:
     jobs: JobMemory = field(default_factory=JobMemory)
     made: set[tuple[str, int]] = field(default_factory=set)  # stage, attempt: jobs that this process has made
     refusals: dict[str, CreateRefusal] = field(default_factory=dict)  # by stage
-    # The generation that was refused, and what of the chain still runs.
-    still_running: tuple[int, Accepted | None] | None = None
+    still_running: StillRunning | None = None
     pending_reasons: dict[str, PendingReason] = field(default_factory=dict)  # by name of the job
     queued: dict[str, Inquiry] = field(default_factory=dict)  # by name of the job
     written_at: float = float("-inf")  # monotonic seconds

@@ -71,7 +71,7 @@ class Reconciler:
             return
         accepted = await self.refused.accept(body, memory)
         if isinstance(accepted, Refused):
-            await self.refused.report(key, body, accepted)
+            await self.refused.report(key, body, accepted, memory)
             return
         snapshot = self.cluster.cached(body, memory)
         decision = await self._decide(key, snapshot, accepted, memory)

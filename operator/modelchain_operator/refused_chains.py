@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from modelchain.clock import clock_step
 from modelchain.reconcile.observation import Observation
 from modelchain.reconcile.refused import decide_refused, under_way
-from modelchain.status import ChainStatus
+from modelchain.status import ChainStatus, StageStatus
 from modelchain_operator.acceptance import Acceptance, Accepted, Refused
-from modelchain_operator.jobs import JOB_KINDS
+from modelchain_operator.jobs.observed import observe_jobs
 from modelchain_operator.kubernetes.api import Object
 from modelchain_operator.kubernetes.key import Key
 from modelchain_operator.live_view import LiveView
-from modelchain_operator.observe import ChainMemory, generation_of, snapshot_of, status_of
+from modelchain_operator.observe import (
+    ChainMemory,
+    ClusterSnapshot,
+    StillRunning,
+    generation_of,
+    status_of,
+)
 from modelchain_operator.recovered_stages import recovered
 from modelchain_operator.status_writer import StatusWriter
 from modelchain_operator.stores.views import StoreViews
@@ -39,18 +47,21 @@ class RefusedChains:
         if isinstance(answer, Accepted) or not open_stages:
             memory.still_running = None
             return answer
-        generation = generation_of(body)
-        if memory.still_running is None or memory.still_running[0] != generation:
-            jobs = await self.cluster.jobs(JOB_KINDS, body["metadata"]["namespace"], memory.uid)
-            trees = snapshot_of(body, jobs, (), memory).trees
-            memory.still_running = generation, recovered(body, trees, open_stages)
-        running = memory.still_running[1]
-        return answer if running is None else replace(running, problems=answer.problems)
+        shown = _jobs_of(self.cluster.cached(body, memory), open_stages)
+        known = memory.still_running
+        if known is None or known.generation != generation_of(body) or not shown <= known.jobs:
+            live = await self.cluster.live(body, memory)  # with pod templates, which the cache does not keep
+            known = memory.still_running = StillRunning(
+                generation=generation_of(body),
+                jobs=shown | _jobs_of(live, open_stages),
+                accepted=recovered(body, live.trees, open_stages),
+            )
+        return answer if known.accepted is None else replace(known.accepted, problems=answer.problems)
 
-    async def report(self, key: Key, body: Object, refused: Refused) -> None:
-        """Write what is wrong with the chain into its status, once. Nothing of it runs."""
+    async def report(self, key: Key, body: Object, refused: Refused, memory: ChainMemory) -> None:
+        """Write what is wrong with the chain into its status, once. Nothing of it is known to run."""
         self.stores.forget(key)
-        after = _refused_status(body, refused)
+        after = _refused_status(self.cluster.cached(body, memory), refused, memory)
         if status_of(body) == self.statuses.as_stored(after):
             self.metrics.chain_seen(key, after)
             return
@@ -59,12 +70,30 @@ class RefusedChains:
         if live is None or gone or not isinstance(self.acceptance.validate(live), Refused):
             self.queue.add(key)
             return
-        before, after = status_of(live), _refused_status(live, refused)
+        before = status_of(live)
+        if under_way(before):  # that a job is gone is said by the API server itself
+            snapshot = await self.cluster.live(live, memory)
+        else:
+            snapshot = ClusterSnapshot(live, before, ())
+        after = _refused_status(snapshot, refused, memory)
         if before != self.statuses.as_stored(after):
             await self.statuses.write(key, live, before, after)
 
 
-def _refused_status(body: Object, refused: Refused) -> ChainStatus:
-    observed = Observation(status=status_of(body))
-    now, generation = time.time(), generation_of(body)
-    return decide_refused(None, observed, refused.problems, generation=generation, now=now).status
+def _jobs_of(snapshot: ClusterSnapshot, stages: Iterable[StageStatus]) -> frozenset[str]:
+    """The uids of the jobs of the stages' attempts."""
+    attempts = {(stage.name, stage.attempt) for stage in stages}
+    return frozenset(
+        tree.job["metadata"]["uid"]
+        for tree in snapshot.trees
+        if tree.job is not None and (tree.place.stage, tree.place.attempt) in attempts
+    )
+
+
+def _refused_status(snapshot: ClusterSnapshot, refused: Refused, memory: ChainMemory) -> ChainStatus:
+    now = time.time()
+    observed = Observation(
+        status=snapshot.status, jobs=observe_jobs(snapshot.trees, memory.jobs, now, clock_step=clock_step())
+    )
+    decision = decide_refused(None, observed, refused.problems, generation=snapshot.generation, now=now)
+    return decision.status

@@ -11,12 +11,14 @@ from hypothesis import strategies as st
 from modelchain.reconcile.actions import Decision, RemoveJob, StartJob, StopJob
 from modelchain.reconcile.decide import decide
 from modelchain.reconcile.observation import Job, JobPhase, Observation, StageFacts, StoreProblem
+from modelchain.reconcile.refused import decide_refused
 from modelchain.status import ChainPhase, ChainStatus, ConditionType, StageReason
 from modelchain_operator.chain_limit import ChainLimit, holds_place
 from modelchain_operator.kubernetes.api import Object
 from modelchain_operator.kubernetes.key import Key
 from modelchain_operator.observe import status_object
-from tests.modelchain.reconcile.chains import NOW, chain, empty_store, manifest
+from tests.modelchain.reconcile.chains import NOW, Play, chain, empty_store, manifest
+from tests.modelchain.reconcile.chains import job as job_of
 
 RETRY = {"limit": 2, "backoffSeconds": 0}
 GOES = chain((("tiny", None), ("small", "tiny")), retry=RETRY)
@@ -34,6 +36,8 @@ class Member:
     status: ChainStatus | None = None
     suspended: bool = False
     store_away: bool = False
+    not_admitted: bool = False  # the API server refuses its jobs
+    problem: dict[str, str] = field(default_factory=dict)  # what is known of that, by stage
     jobs: dict[tuple[str, int], Job] = field(default_factory=dict)
     store: dict[str, StageFacts] = field(default_factory=lambda: empty_store(GOES))
     decided: Decision | None = None  # and not yet written
@@ -96,6 +100,7 @@ class World:
             jobs=tuple(member.jobs.values()),
             store=store,
             store_read_at=dict.fromkeys(store, self.now),
+            backend_problem=member.problem,
             namespace_limit=self.places.refusal(key, member.body()),
         )
         member.decided = decide(SUSPENDED if member.suspended else GOES, observed, self.now)
@@ -127,7 +132,9 @@ class World:
         assert sum(one.trains for one in self.members.values()) <= self.limit, "too many chains train"
 
     def act(self, member: Member, action: StartJob | StopJob | RemoveJob) -> None:
-        if isinstance(action, StartJob):
+        if isinstance(action, StartJob) and member.not_admitted:
+            member.problem = {action.stage: "a quota refuses it"}
+        elif isinstance(action, StartJob):
             stage = GOES.stage(action.stage)
             name = f"{member.key.name}-{stage.name}-{action.attempt}"
             place = (stage.name, action.attempt)
@@ -149,7 +156,8 @@ class World:
         """Only chains that are queued have passes: that the next one is woken is what is tested."""
         for member in self.members.values():
             self.write(member.key)
-            member.suspended = member.store_away = False
+            member.suspended = member.store_away = member.not_admitted = False
+            member.problem = {}
             self.queued.add(member.key)
         for _ in range(QUIET_ROUNDS):
             keys, self.queued = sorted(self.queued), set()
@@ -168,7 +176,7 @@ class World:
 STEPS = st.lists(
     st.tuples(
         st.sampled_from(
-            ["look", "look", "write", "write", "conflict", "end", "fail", "store", "suspend", "kill"]
+            ["look", "look", "write", "write", "conflict", "end", "fail", "store", "suspend", "quota", "kill"]
         ),
         st.integers(0, 4),
     ),
@@ -202,6 +210,8 @@ def test_never_too_many_chains_train_the_oldest_go_first_and_all_come_to_their_e
                 member.store_away = not member.store_away
             case "suspend":
                 member.suspended = not member.suspended
+            case "quota":
+                member.not_admitted, member.problem = not member.not_admitted, {}
             case "kill":
                 world.restart()
             case _:
@@ -228,6 +238,26 @@ def test_a_chain_that_waits_says_so_once_and_goes_when_the_other_is_deleted() ->
     world.look(second)
     world.write(second)
     assert world.members[second].trains
+
+
+def test_an_attempt_that_was_only_announced_holds_a_place_while_its_job_is_made() -> None:
+    """Not while its job is not admitted, nor in a chain that is suspended or refused since."""
+    play = Play(GOES)
+    play.look()
+    announced = play.status
+    assert holds_place(announced)
+    play.more = {"backend_problem": {"tiny": "a quota refuses it"}}
+    play.look(after=30)
+    assert (play["tiny"].attempt, play["tiny"].reason) == (1, "BackendUnavailable")
+    assert not holds_place(play.status)
+    observed = Observation(status=announced, generation=2, store=empty_store(GOES))
+    suspended = decide(SUSPENDED, observed, NOW + 30).status
+    assert (suspended.stages[0].attempt, holds_place(suspended)) == (1, False)
+    refused = decide_refused(None, observed, ["wrong"], generation=2, now=NOW + 30).status
+    assert (refused.stages[0].attempt, holds_place(refused)) == (1, False)
+    play.more = {}
+    play.look(job_of(GOES.stage("tiny"), phase=JobPhase.PENDING))
+    assert holds_place(play.status)
 
 
 def test_one_that_waits_for_its_store_holds_up_nobody_and_without_a_limit_nobody_is_held() -> None:

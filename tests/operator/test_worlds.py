@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -22,7 +23,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from modelchain.artifacts import Manifest
 from modelchain.reconcile.observation import StageFacts
-from modelchain.resolved import ResolvedStage
+from modelchain.resolved import STAGE_ENVIRONMENT_VARIABLE, ResolvedStage
 from modelchain.stage_probe import StoreSnapshot
 from modelchain.status import ChainStatus
 from modelchain_operator.acceptance import Accepted
@@ -37,6 +38,7 @@ from modelchain_operator.kubernetes.kinds import CHAIN, JOB, POD, Kind
 from modelchain_operator.live_view import LiveView
 from modelchain_operator.observe import reference_of, status_of
 from modelchain_operator.reconciler import Reconciler
+from modelchain_operator.recovered_stages import stage_of
 from modelchain_operator.settings import Settings
 from modelchain_operator.status_writer import StatusWriter
 from modelchain_operator.telemetry.metrics import Metrics
@@ -67,6 +69,10 @@ class Stores:
 
     async def snapshot(self, key: Key, accepted: Accepted, _: ChainStatus | None) -> StoreSnapshot | None:
         stages = accepted.chain.all_stages
+        asked = {
+            (one.namespace, one.name) for one in (accepted.chain.chain, *(stage.chain for stage in stages))
+        }
+        assert asked == {key}, "a store is read for the chain that asks, whatever its jobs say"
         there = {(key, stage.name, stage.digest) for stage in stages}  # the reader forgets all others
         self.known = {known: one for known, one in self.known.items() if known[0] != key or known in there}
         found = {stage.name: self.known.get((key, stage.name, stage.digest)) for stage in stages}
@@ -168,6 +174,49 @@ class World(RuleBasedStateMachine):
         body = self.api.objects[CHAIN, *STAYS]
         body["spec"]["suspend"] = suspend
         self.edit(body)
+
+    @rule(wrong=st.booleans())
+    def an_edit_is_refused(self, wrong: bool) -> None:
+        """Or corrected."""
+        body = self.api.objects[CHAIN, *STAYS]
+        body["spec"]["training"]["epochs"] = -1 if wrong else 1
+        self.edit(body)
+
+    @rule(
+        name=st.sampled_from(NAMES),
+        says=st.sampled_from([STAYS, LEAVES, Key("elsewhere", "family")]),
+        late=st.booleans(),
+        who=st.integers(0, 1),
+    )
+    def a_refused_chain_has_a_forged_job(self, name: str, says: Key, late: bool, who: int) -> None:
+        """In the place of its own, which is deleted; its environment says that it is of another chain. It appears
+        before the operator has looked for jobs, or afterwards.
+        """
+        self.watch(len(self.api.changes))
+        self.passes(STAYS, who)
+        status = status_of(self.api.objects[CHAIN, *STAYS])
+        stage = status.find_stage(name) if status is not None else None
+        called = job_name(reference_of(self.api.objects[CHAIN, *STAYS]), name, stage.attempt if stage else 1)
+        own = self.api.objects.get((JOB, STAYS.namespace, called))
+        if own is None or own["metadata"]["uid"] in self.foreign | self.forged:
+            return
+        self.api.take(JOB, STAYS.namespace, called)
+        self.an_edit_is_refused(wrong=True)
+        if late:
+            self.resync()
+            self.passes(STAYS, who)
+        forged = copy.deepcopy(own)
+        forged["metadata"] = {key: one for key, one in own["metadata"].items() if key != "uid"}
+        forged["spec"]["suspend"] = True
+        (container,) = forged["spec"]["template"]["spec"]["containers"]
+        variable = next(one for one in container["env"] if one["name"] == STAGE_ENVIRONMENT_VARIABLE)
+        told = json.loads(variable["value"])
+        told["chain"] |= {"namespace": says.namespace, "name": says.name}
+        variable["value"] = json.dumps(told)
+        self.forged.add(self.api.put(JOB, forged)["metadata"]["uid"])
+        for _ in range(3):
+            self.resync()
+            self.passes(STAYS, who)
 
     def edit(self, body: Object) -> None:
         body["metadata"]["generation"] += 1
@@ -362,7 +411,7 @@ class World(RuleBasedStateMachine):
         condition = {"type": kind, "status": "True", "reason": reason, "message": ""}
         self.api.put(JOB, {**job, "status": {"conditions": [condition]}})
         digest = job["metadata"]["annotations"][labels.DIGEST_ANNOTATION]
-        if not code and (stage := self.stage_of(digest)) is not None:
+        if not code and (stage := stage_of(job)) is not None:
             self.manifests.setdefault(digest, manifest(stage))
 
     def own_jobs(self) -> list[Object]:
@@ -537,6 +586,7 @@ class World(RuleBasedStateMachine):
                 self.api.take(JOB, job["metadata"]["namespace"], job["metadata"]["name"])
             self.manifests.update(self.vanished)
             self.suspend(False)
+            self.an_edit_is_refused(wrong=False)
             self.come_to_its_end()
         self.loop.close()
 

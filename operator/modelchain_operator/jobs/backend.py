@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from modelchain.spec import JobSpec
+from modelchain_operator.jobs.conditions import condition, is_true
 from modelchain_operator.jobs.request import JobRequest
 from modelchain_operator.kubernetes.api import Object
+from modelchain_operator.kubernetes.fields import integer, string
 from modelchain_operator.kubernetes.kinds import Kind
 
 
@@ -97,10 +99,10 @@ class Backend(Protocol):
         ...
 
     def read(self, job: Object) -> JobState:
-        """The state of a job, which may be slim (`slim`)."""
+        """The state of a job, which may be slim (`slim`), and somebody else's: whatever its spec and status hold."""
         ...
 
-    def pod_templates(self, job: Object) -> Iterable[Object]:
+    def pod_templates(self, job: Object) -> Iterable[Mapping[str, Any]]:
         """The templates of its pods. Not of a slim job."""
         ...
 
@@ -115,6 +117,19 @@ class Backend(Protocol):
     def is_pod_owner(self, owner: Owner, job_name: str) -> bool:
         """Whether an owner of pods, of which only this reference is known, belongs to the job of that name."""
         ...
+
+
+def declared_failure(job: Object) -> JobFailure | None:
+    """By the condition Failed, which controllers of jobs set; None if it does not hold."""
+    if not is_true(job, "Failed"):
+        return None
+    failed = condition(job, "Failed") or {}
+    return JobFailure(string(failed.get("reason")), string(failed.get("message")))
+
+
+def pod_count(value: object) -> int:
+    """How many pods a field asks for: one where it says nothing sensible. No job is done by having no pods."""
+    return max(1, integer(value) or 1)
 
 
 def kinds_of(backend: Backend) -> tuple[Kind, ...]:

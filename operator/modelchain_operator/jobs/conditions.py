@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from modelchain_operator.kubernetes.api import Object
+from modelchain_operator.kubernetes.fields import mapping, mappings
 
 
 def condition(item: Object, kind: str) -> Mapping[str, Any] | None:
     """The condition of that type; their order means nothing."""
-    found = (item.get("status") or {}).get("conditions") or []
+    found = mappings(mapping(item.get("status")).get("conditions"))
     return next((one for one in found if one.get("type") == kind), None)
 
 

@@ -11,12 +11,20 @@ from typing import Any
 
 from modelchain.spec import JobSpec
 from modelchain_operator.jobs import names
-from modelchain_operator.jobs.backend import JobFailure, JobState, Owner, Unsupported, suspended_by_spec
-from modelchain_operator.jobs.conditions import condition, is_true
+from modelchain_operator.jobs.backend import (
+    JobState,
+    Owner,
+    Unsupported,
+    declared_failure,
+    pod_count,
+    suspended_by_spec,
+)
+from modelchain_operator.jobs.conditions import is_true
 from modelchain_operator.jobs.pod_template import build_pod_template
 from modelchain_operator.jobs.request import JobRequest, job_metadata, life_cycle, owned_metadata
 from modelchain_operator.kubernetes import labels
 from modelchain_operator.kubernetes.api import Object
+from modelchain_operator.kubernetes.fields import integer, mapping, string
 from modelchain_operator.kubernetes.kinds import JOB, SERVICE
 
 OWN_CONTROLLER = (
@@ -56,25 +64,22 @@ class IndexedJobBackend:
 
     def read(self, job: Object) -> JobState:
         """By the conditions of the job controller."""
-        spec = job.get("spec") or {}
-        manager = str(spec.get("managedBy") or "")
-        failed = condition(job, "Failed") or {}
+        spec = mapping(job.get("spec"))
+        manager = string(spec.get("managedBy"))
         return JobState(
-            wanted_pods=int(spec.get("completions") or 1),
+            wanted_pods=pod_count(spec.get("completions")),
             suspended=bool(spec.get("suspend")),
             succeeded=is_true(job, "Complete"),
-            failure=JobFailure(str(failed.get("reason") or ""), str(failed.get("message") or ""))
-            if is_true(job, "Failed")
-            else None,
+            failure=declared_failure(job),
             ending=is_true(job, "SuccessCriteriaMet", "FailureTarget"),
             managed_by="" if manager == OWN_CONTROLLER else manager,
-            ready_pods=int((job.get("status") or {}).get("ready") or 0),
+            ready_pods=integer(mapping(job.get("status")).get("ready")) or 0,
             untouched=not job.get("status"),
         )
 
-    def pod_templates(self, job: Object) -> Iterable[Object]:
+    def pod_templates(self, job: Object) -> Iterable[Mapping[str, Any]]:
         """One, for all pods."""
-        return ((job.get("spec") or {}).get("template") or {},)
+        return (mapping(mapping(job.get("spec")).get("template")),)
 
     def slim(self, spec: dict[str, Any]) -> dict[str, Any]:
         """All but the template."""

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from modelchain.reconcile.observation import Job, JobPhase
 from modelchain.status import cut
-from modelchain.times import from_rfc3339
 from modelchain_operator.jobs import pods as pod_view
 from modelchain_operator.jobs.backend import Backend, JobFailure, JobState
 from modelchain_operator.jobs.history import JobHistory, JobMemory
@@ -15,7 +14,9 @@ from modelchain_operator.jobs.registry import backend_of
 from modelchain_operator.jobs.trees import JobTree
 from modelchain_operator.kubernetes import labels
 from modelchain_operator.kubernetes.api import Object
+from modelchain_operator.kubernetes.fields import mapping, string, timestamp
 
+DIGEST_LENGTH = 64  # of SHA-256; an annotation may hold 256 KiB
 UNTOUCHED_SECONDS = 60.0  # a job without pods or status for so long has no controller
 
 
@@ -271,8 +272,8 @@ def _blocked(pods: Sequence[Object], now: float) -> str | None:
 
 def _deleted_at(*items: Object) -> float | None:
     """When all that was deleted of these should be gone, seconds since the epoch; None if none was."""
-    times = [item["metadata"].get("deletionTimestamp") for item in items]
-    return max((from_rfc3339(time) for time in times if time is not None), default=None)
+    times = [timestamp(item["metadata"].get("deletionTimestamp")) for item in items]
+    return max((time for time in times if time is not None), default=None)
 
 
 def _held_by(job: Object | None, pods: Sequence[Object]) -> str:
@@ -288,5 +289,5 @@ def _held_by(job: Object | None, pods: Sequence[Object]) -> str:
 
 def _digest(item: Object) -> str:
     metadata = item["metadata"]
-    whole = (metadata.get("annotations") or {}).get(labels.DIGEST_ANNOTATION)
-    return whole or (metadata.get("labels") or {}).get(labels.DIGEST, "")
+    whole = string(mapping(metadata.get("annotations")).get(labels.DIGEST_ANNOTATION))
+    return (whole or string(mapping(metadata.get("labels")).get(labels.DIGEST)))[:DIGEST_LENGTH]

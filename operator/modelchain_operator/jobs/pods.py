@@ -13,9 +13,9 @@ from modelchain.artifacts import Failure
 from modelchain.cluster_labels import CONTAINERS
 from modelchain.errors import is_permanent
 from modelchain.status import cut
-from modelchain.times import from_rfc3339
 from modelchain_operator.jobs.conditions import condition
 from modelchain_operator.kubernetes.api import Object
+from modelchain_operator.kubernetes.fields import integer, mapping, mappings, string, timestamp
 
 UNREACHABLE_SECONDS = 60.0  # a pod outlives its grace period so long only where no kubelet answers
 LOST_PEER = "LostPeerError"  # the trainer's: another process of the job ended first
@@ -91,7 +91,7 @@ def name(pod: Object) -> str:
 
 def phase(pod: Object) -> str:
     """Pending, Running, Succeeded, Failed or Unknown."""
-    return (pod.get("status") or {}).get("phase") or "Pending"
+    return string(mapping(pod.get("status")).get("phase")) or "Pending"
 
 
 def has_ended(pod: Object) -> bool:
@@ -111,14 +111,14 @@ def runs_on(pod: Object) -> bool:
     says so of the pod.
     """
     containers = (*_statuses(pod, "containerStatuses"), *_statuses(pod, "initContainerStatuses"))
-    alive = any("terminated" not in (one.get("state") or {}) for one in containers)
+    alive = any("terminated" not in mapping(one.get("state")) for one in containers)
     return alive and has_ended(pod) and not is_over(pod)
 
 
 def has_succeeded(pod: Object) -> bool:
     """Whether its trainer has ended with success, whatever other containers did."""
     end = _trainer_end(pod)
-    return phase(pod) == "Succeeded" if end is None else end.get("exitCode") == 0
+    return phase(pod) == "Succeeded" if end is None else integer(end.get("exitCode")) == 0
 
 
 def has_failed(pod: Object) -> bool:
@@ -128,7 +128,7 @@ def has_failed(pod: Object) -> bool:
 
 def has_node(pod: Object) -> bool:
     """Whether it was scheduled."""
-    return bool((pod.get("spec") or {}).get("nodeName"))
+    return bool(mapping(pod.get("spec")).get("nodeName"))
 
 
 def slim_pod_spec(spec: dict[str, Any]) -> dict[str, Any]:
@@ -141,19 +141,19 @@ def is_running(pod: Object) -> bool:
     if phase(pod) != "Running":
         return False
     statuses = _statuses(pod, "containerStatuses")
-    trainer = next((one for one in statuses if one.get("name") in CONTAINERS), None)
-    return trainer is not None and "running" in (trainer.get("state") or {})
+    trainer = next((one for one in statuses if string(one.get("name")) in CONTAINERS), None)
+    return trainer is not None and "running" in mapping(trainer.get("state"))
 
 
 def is_being_set_up(pod: Object) -> bool:
     """Whether it has a node, which has started none of its containers yet: volumes, network and images come first."""
-    if phase(pod) != "Pending" or is_being_deleted(pod) or not (pod.get("spec") or {}).get("nodeName"):
+    if phase(pod) != "Pending" or is_being_deleted(pod) or not mapping(pod.get("spec")).get("nodeName"):
         return False
     containers = (*_statuses(pod, "initContainerStatuses"), *_statuses(pod, "containerStatuses"))
-    states = [one.get("state") or {} for one in containers]
-    return all((state.get("waiting") or {}).get("reason", "") in _STARTING for state in states) and not any(
-        "running" in state or "terminated" in state for state in states
-    )
+    states = [mapping(one.get("state")) for one in containers]
+    return all(
+        string(mapping(state.get("waiting")).get("reason")) in _STARTING for state in states
+    ) and not any("running" in state or "terminated" in state for state in states)
 
 
 def is_being_deleted(pod: Object) -> bool:
@@ -163,26 +163,31 @@ def is_being_deleted(pod: Object) -> bool:
 
 def unreachable_node(pod: Object, now: float) -> str | None:
     """The node that should have ended this pod long ago; None if there is none."""
-    gone_by = pod["metadata"].get("deletionTimestamp")  # grace period included
-    if gone_by is None or is_over(pod) or now < from_rfc3339(gone_by) + UNREACHABLE_SECONDS:
+    gone_by = timestamp(pod["metadata"].get("deletionTimestamp"))  # grace period included
+    if gone_by is None or is_over(pod) or now < gone_by + UNREACHABLE_SECONDS:
         return None
-    return (pod.get("spec") or {}).get("nodeName") or None
+    return string(mapping(pod.get("spec")).get("nodeName")) or None
 
 
 def disruption(pod: Object) -> str:
     """What disrupted the pod (eviction, preemption, a lost node), for people; empty if nothing did."""
-    status = pod.get("status") or {}
-    if _OWN_LIMIT.search(status.get("message") or ""):
+    status = mapping(pod.get("status"))
+    if _OWN_LIMIT.search(string(status.get("message"))):
         return ""
     target = condition(pod, "DisruptionTarget")
     if target is not None and target.get("status") == "True":
-        return _describe(pod, target.get("reason") or "Disrupted", target.get("message"))
-    reason = status.get("reason") or ""
+        return _describe(pod, string(target.get("reason")) or "Disrupted", string(target.get("message")))
+    reason = string(status.get("reason"))
     if phase(pod) == "Failed" and _DISRUPTED.fullmatch(reason):
-        return _describe(pod, reason, status.get("message"))
+        return _describe(pod, reason, string(status.get("message")))
     ended = _terminated(pod)
-    if phase(pod) == "Failed" and (ended.get("exitCode"), ended.get("reason")) in _STATE_LOST:
-        return _describe(pod, "its container was lost, as when a node is restarted", ended.get("message"))
+    if (
+        phase(pod) == "Failed"
+        and (integer(ended.get("exitCode")), string(ended.get("reason"))) in _STATE_LOST
+    ):
+        return _describe(
+            pod, "its container was lost, as when a node is restarted", string(ended.get("message"))
+        )
     return ""
 
 
@@ -190,11 +195,11 @@ def how_it_ended(pod: Object) -> PodEnd | None:
     """Why a pod failed; None if it has not, or not yet."""
     if not has_failed(pod):
         return None
-    status = pod.get("status") or {}
+    status = mapping(pod.get("status"))
     ended = _terminated(pod)
-    at = ended.get("finishedAt")
-    finished_at = from_rfc3339(at) if at else float("inf")
-    code = ended.get("exitCode")
+    at = timestamp(ended.get("finishedAt"))
+    finished_at = float("inf") if at is None else at
+    code = integer(ended.get("exitCode"))
     if disrupted := disruption(pod):
         failure = _failure(ended)
         reason, message = (failure.reason, failure.message) if failure else ("Disrupted", disrupted)
@@ -213,10 +218,8 @@ def _was_ended_by_deletion(pod: Object, code: int | None, finished_at: float) ->
     signals it is taken for granted, since which was first can't be told: the API server's clock times deletions, the
     node's times ends, and both tell whole seconds.
     """
-    gone_by = pod["metadata"].get("deletionTimestamp")  # grace period included
-    if gone_by is None:
-        return False
-    return code != KILLED_CODE or finished_at >= from_rfc3339(gone_by)
+    gone_by = timestamp(pod["metadata"].get("deletionTimestamp"))  # grace period included
+    return gone_by is not None and (code != KILLED_CODE or finished_at >= gone_by)
 
 
 def waits_for(pods: Iterable[Object]) -> tuple[str, str]:
@@ -226,20 +229,22 @@ def waits_for(pods: Iterable[Object]) -> tuple[str, str]:
             continue
         scheduled = condition(pod, "PodScheduled")
         if scheduled is not None and scheduled.get("status") == "False":
-            return scheduled.get("reason") or "Unschedulable", _describe(pod, "", scheduled.get("message"))
+            return string(scheduled.get("reason")) or "Unschedulable", _describe(
+                pod, "", string(scheduled.get("message"))
+            )
         for container in (*_statuses(pod, "initContainerStatuses"), *_statuses(pod, "containerStatuses")):
-            waiting = (container.get("state") or {}).get("waiting") or {}
-            reason = waiting.get("reason") or ""
+            waiting = mapping(mapping(container.get("state")).get("waiting"))
+            reason = string(waiting.get("reason"))
             if reason not in _STARTING:
-                text = _describe(pod, "", waiting.get("message") or reason)
+                text = _describe(pod, "", string(waiting.get("message")) or reason)
                 remedy = _USER_REMEDY if _ROOT.search(text) else _WAITING_REMEDIES.get(reason)
                 return reason, cut(f"{text}; {remedy}" if remedy else text)
     return "", ""
 
 
 def _why(pod: Object, ended: Mapping[str, Any], status: Mapping[str, Any]) -> tuple[str, str]:
-    name, code = pod["metadata"]["name"], ended.get("exitCode")
-    pod_reason, pod_message = status.get("reason") or "", status.get("message") or ""
+    name, code = pod["metadata"]["name"], integer(ended.get("exitCode"))
+    pod_reason, pod_message = string(status.get("reason")), string(status.get("message"))
     if ended.get("reason") == "OOMKilled":
         return "OOMKilled", (
             f"{name} used more memory than its limit: raise spec.job.resources.limits.memory, or lower "
@@ -251,10 +256,10 @@ def _why(pod: Object, ended: Mapping[str, Any], status: Mapping[str, Any]) -> tu
         return "StorageLimitExceeded", f"{name}: {pod_message}; raise the limit in spec.job"
     if (failure := _failure(ended)) is not None:
         return failure.reason, failure.message
-    last = _last_line(str(ended.get("message") or pod_message))
+    last = _last_line(string(ended.get("message")) or pod_message)
     code_text = f"exit code {code}" if code is not None else "no exit code"
     text = f"{name} ended with {code_text}" + (f"; last line: {last}" if last else "; its log may say why")
-    reason = str(ended.get("reason") or pod_reason)
+    reason = string(ended.get("reason")) or pod_reason
     return ("TrainerFailed" if reason in ("", "Error") else reason), text
 
 
@@ -266,7 +271,7 @@ def _last_line(text: str) -> str:
 def _failure(ended: Mapping[str, Any]) -> Failure | None:
     """What the trainer wrote about its end; None if it left nothing that can be read."""
     try:
-        return Failure.model_validate_json(ended.get("message") or "")
+        return Failure.model_validate_json(string(ended.get("message")))
     except ValidationError:
         return None
 
@@ -274,14 +279,16 @@ def _failure(ended: Mapping[str, Any]) -> Failure | None:
 def _trainer_end(pod: Object) -> Mapping[str, Any] | None:
     """How the trainer's own container ended; None if it has not."""
     statuses = _statuses(pod, "containerStatuses")
-    trainer = next((one for one in statuses if one.get("name") in CONTAINERS), {})
-    return (trainer.get("state") or {}).get("terminated")
+    trainer = next((one for one in statuses if string(one.get("name")) in CONTAINERS), {})
+    return mapping(mapping(trainer.get("state")).get("terminated")) or None
 
 
 def _terminated(pod: Object) -> Mapping[str, Any]:
     """How the trainer's container ended; another's, if that one failed and the trainer never started."""
     statuses = [*_statuses(pod, "containerStatuses"), *_statuses(pod, "initContainerStatuses")]
-    ends = [(one.get("name"), (one.get("state") or {}).get("terminated")) for one in statuses]
+    ends = [
+        (string(one.get("name")), mapping(mapping(one.get("state")).get("terminated"))) for one in statuses
+    ]
     own = next((end for name, end in ends if end and name in CONTAINERS), None)
     if own and own.get("exitCode"):
         return own
@@ -289,9 +296,9 @@ def _terminated(pod: Object) -> Mapping[str, Any]:
 
 
 def _statuses(pod: Object, field: str) -> list[Mapping[str, Any]]:
-    return (pod.get("status") or {}).get(field) or []
+    return mappings(mapping(pod.get("status")).get(field))
 
 
-def _describe(pod: Object, reason: str, message: str | None) -> str:
-    parts = [pod["metadata"]["name"], reason, message or ""]
+def _describe(pod: Object, reason: str, message: str) -> str:
+    parts = [pod["metadata"]["name"], reason, message]
     return cut(": ".join(part for part in parts if part))

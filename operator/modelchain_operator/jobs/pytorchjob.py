@@ -11,11 +11,12 @@ from typing import Any
 
 from modelchain.spec import JobSpec
 from modelchain_operator.jobs import names
-from modelchain_operator.jobs.backend import JobFailure, JobState, Owner, Unsupported
-from modelchain_operator.jobs.conditions import condition, is_true
+from modelchain_operator.jobs.backend import JobState, Owner, Unsupported, declared_failure, pod_count
+from modelchain_operator.jobs.conditions import is_true
 from modelchain_operator.jobs.pod_template import build_pod_template
 from modelchain_operator.jobs.request import JobRequest, job_metadata, life_cycle
 from modelchain_operator.kubernetes.api import Object
+from modelchain_operator.kubernetes.fields import mapping, string
 from modelchain_operator.kubernetes.kinds import PYTORCHJOB
 
 OWN_CONTROLLER = "kubeflow.org/training-operator"  # runs the jobs that name it, or nobody, in spec.managedBy
@@ -62,31 +63,27 @@ class PyTorchJobBackend:
 
     def read(self, job: Object) -> JobState:
         """The state of the job, from the conditions that the training operator sets."""
-        spec = job.get("spec") or {}
-        policy = spec.get("runPolicy") or {}
-        manager = str(policy.get("managedBy") or "")
-        wanted = sum(int(one.get("replicas", 1)) for one in _replica_specs(spec))
-        failed = condition(job, "Failed") or {}
+        spec = mapping(job.get("spec"))
+        policy = mapping(spec.get("runPolicy"))
+        manager = string(policy.get("managedBy"))
+        wanted = pod_count(sum(pod_count(one.get("replicas")) for one in _replica_specs(spec).values()))
         return JobState(
             wanted_pods=wanted,
             suspended=bool(policy.get("suspend")),
             succeeded=is_true(job, "Succeeded"),
-            failure=JobFailure(str(failed.get("reason") or ""), str(failed.get("message") or ""))
-            if is_true(job, "Failed")
-            else None,
+            failure=declared_failure(job),
             managed_by="" if manager == OWN_CONTROLLER else manager,
             ready_pods=wanted if is_true(job, "Running") else 0,
             untouched=not job.get("status"),
         )
 
-    def pod_templates(self, job: Object) -> Iterable[Object]:
+    def pod_templates(self, job: Object) -> Iterable[Mapping[str, Any]]:
         """The pod templates of the master and of the workers."""
-        return [one.get("template") or {} for one in _replica_specs(job.get("spec") or {})]
+        return [mapping(one.get("template")) for one in _replica_specs(mapping(job.get("spec"))).values()]
 
     def slim(self, spec: dict[str, Any]) -> dict[str, Any]:
         """Keeps the number of replicas and the run policy; drops the pod templates."""
-        replicas = spec.get("pytorchReplicaSpecs") or {}
-        counts = {role: {"replicas": one.get("replicas", 1)} for role, one in replicas.items()}
+        counts = {role: {"replicas": one.get("replicas")} for role, one in _replica_specs(spec).items()}
         return {**spec, "pytorchReplicaSpecs": counts}
 
     def position(self, pod: Object) -> str:
@@ -136,5 +133,5 @@ def _replicas(request: JobRequest, count: int) -> Object:
     }
 
 
-def _replica_specs(spec: dict[str, Any]) -> Iterable[Object]:
-    return (spec.get("pytorchReplicaSpecs") or {}).values()
+def _replica_specs(spec: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+    return {role: mapping(one) for role, one in mapping(spec.get("pytorchReplicaSpecs")).items()}

@@ -13,11 +13,19 @@ from typing import Any
 
 from modelchain.cluster_labels import CONTAINER, TRAINJOB_CONTAINER
 from modelchain.spec import JobSpec
-from modelchain_operator.jobs.backend import JobFailure, JobState, Owner, Unsupported, suspended_by_spec
-from modelchain_operator.jobs.conditions import condition, is_true
+from modelchain_operator.jobs.backend import (
+    JobState,
+    Owner,
+    Unsupported,
+    declared_failure,
+    pod_count,
+    suspended_by_spec,
+)
+from modelchain_operator.jobs.conditions import is_true
 from modelchain_operator.jobs.pod_template import build_pod_template
 from modelchain_operator.jobs.request import JobRequest, job_metadata, own_annotations, own_labels
 from modelchain_operator.kubernetes.api import Object
+from modelchain_operator.kubernetes.fields import integer, mapping, mappings, string
 from modelchain_operator.kubernetes.kinds import JOB, JOBSET, TRAINJOB
 
 DEFAULT_RUNTIME = "modelchain"  # the chart's ClusterTrainingRuntime
@@ -118,24 +126,22 @@ class TrainJobBackend:
 
     def read(self, job: Object) -> JobState:
         """The state of the job, from the conditions that the Trainer copies from the JobSet."""
-        spec = job.get("spec") or {}
-        manager = str(spec.get("managedBy") or "")
-        failed = condition(job, "Failed") or {}
+        spec = mapping(job.get("spec"))
+        manager = string(spec.get("managedBy"))
+        wanted = pod_count(mapping(spec.get("trainer")).get("numNodes"))
         return JobState(
-            wanted_pods=int((spec.get("trainer") or {}).get("numNodes") or 1),
+            wanted_pods=wanted,
             suspended=bool(spec.get("suspend")),
             succeeded=is_true(job, "Complete"),
-            failure=JobFailure(str(failed.get("reason") or ""), str(failed.get("message") or ""))
-            if is_true(job, "Failed")
-            else None,
+            failure=declared_failure(job),
             managed_by="" if manager == OWN_CONTROLLER else manager,
-            ready_pods=int((spec.get("trainer") or {}).get("numNodes") or 1) if _is_ready(job) else 0,
+            ready_pods=wanted if _is_ready(job) else 0,
             untouched=not job.get("status"),
         )
 
-    def pod_templates(self, job: Object) -> Iterable[Object]:
+    def pod_templates(self, job: Object) -> Iterable[Mapping[str, Any]]:
         """The part of the pod template that the job itself holds: the trainer's container."""
-        trainer = (job.get("spec") or {}).get("trainer") or {}
+        trainer = mapping(mapping(job.get("spec")).get("trainer"))
         container = {
             "name": CONTAINER,
             **{name: trainer[name] for name in _TRAINER_FIELDS if name in trainer},
@@ -144,9 +150,9 @@ class TrainJobBackend:
 
     def slim(self, spec: dict[str, Any]) -> dict[str, Any]:
         """Keeps the number of nodes and the controller; drops the trainer and the patches of the runtime."""
-        trainer = spec.get("trainer") or {}
+        trainer = mapping(spec.get("trainer"))
         kept = {name: value for name, value in spec.items() if name not in ("trainer", "runtimePatches")}
-        return {**kept, "trainer": {"numNodes": trainer.get("numNodes") or 1}}
+        return {**kept, "trainer": {"numNodes": pod_count(trainer.get("numNodes"))}}
 
     def position(self, pod: Object) -> str:
         """The completion index of the pod."""
@@ -237,5 +243,5 @@ def _container_fields(container: object) -> Iterator[str]:
 
 def _is_ready(job: Object) -> bool:
     """Whether all pods run, as the Trainer counts jobs."""
-    counts = (job.get("status") or {}).get("jobsStatus") or ()
-    return any(one.get("name") == NODE and int(one.get("ready") or 0) > 0 for one in counts)
+    counts = mappings(mapping(job.get("status")).get("jobsStatus"))
+    return any(one.get("name") == NODE and (integer(one.get("ready")) or 0) > 0 for one in counts)

@@ -11,6 +11,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
+from urllib.parse import quote
 
 from modelchain.errors import ConfigurationError
 from modelchain_operator.kubernetes import labels
@@ -46,7 +47,9 @@ class Forbidden(ApiError):  # noqa: N818
 
 
 class Invalid(ApiError):  # noqa: N818
-    """400 or 422: the API server, or an admission webhook, finds the object wrong."""
+    """400 or 422: the API server, or an admission webhook, finds the object wrong. Not even asked: no object can have
+    that name.
+    """
 
 
 class NotServed(ApiError):  # noqa: N818
@@ -175,7 +178,7 @@ class KubernetesApi:
         return await self.list_labelled(POD, namespace, chain_uid)
 
     async def get(self, kind: Kind, namespace: str, name: str) -> Object | None:
-        """An object as it is now; None if there is none."""
+        """An object as it is now; None if there is none, as of a name that none can have."""
         return await self._find(kind, namespace, name)
 
     async def create(self, kind: Kind, manifest: Object, *, dry_run: bool = False) -> Object:
@@ -255,6 +258,8 @@ class KubernetesApi:
     # ---- requests
 
     async def _find(self, kind: Kind, namespace: str, name: str) -> Object | None:
+        if not _is_segment(name):
+            return None
         what = f"get {_named(kind, namespace, name)}"
         return await self._send("GET", _path(kind, namespace, name), what)
 
@@ -334,13 +339,29 @@ class KubernetesApi:
 
 
 def _path(kind: Kind, namespace: str | None, name: str | None = None, subresource: str | None = None) -> str:
+    """Where an object, or a collection of them, is asked for. Names may be what others have written: none leads
+    elsewhere. Raises Invalid for one that no object can have.
+    """
+    for part in (namespace or None, name):
+        if part is not None and not _is_segment(part):
+            raise Invalid(f"{part!r} is not the name of a Kubernetes object")
     base = "/apis" if "/" in kind.api_version else "/api"
     parts = [base, kind.api_version]
     if namespace:
-        parts += ["namespaces", namespace]
+        parts += ["namespaces", quote(namespace, safe="")]
     parts.append(kind.plural)
-    parts += [part for part in (name, subresource) if part]
+    if name is not None:
+        parts.append(quote(name, safe=""))
+    if subresource:
+        parts.append(subresource)
     return "/".join(parts)
+
+
+def _is_segment(name: str) -> bool:
+    """Whether it may be a part of a path, as the name of every object may.
+    https://kubernetes.io/docs/concepts/overview/working-with-objects/names/#path-segment-names
+    """
+    return name not in ("", ".", "..") and "/" not in name and "%" not in name
 
 
 def _named(kind: Kind, namespace: str, name: str) -> str:

@@ -144,12 +144,13 @@ class StoreAccess:
         """S3 clients that are kept."""
         return len(self._clients)
 
-    async def open(self, chain: ResolvedChain, spec: StoreSpec) -> Store | NoAccess:
+    async def open(self, namespace: str, chain: ResolvedChain, spec: StoreSpec) -> Store | NoAccess:
         """The chain's store, the same object as long as nothing about it has changed; or why there is no access.
 
-        Cached: Secret and ConfigMap are read every REREAD_SECONDS.
+        `namespace`: of the chain's object, in which its Secret and its ConfigMap are. Cached: they are read every
+        REREAD_SECONDS.
         """
-        key = (chain.chain.namespace, spec.model_dump_json(exclude_none=True))
+        key = (namespace, spec.model_dump_json(exclude_none=True))
         known = self._known.get(key)
         if known is not None and time.monotonic() - known.read_at < _lifetime(known):
             self._known.move_to_end(key)
@@ -159,7 +160,7 @@ class StoreAccess:
             async with lock:
                 known = self._known.get(key)
                 if known is None or time.monotonic() - known.read_at >= _lifetime(known):
-                    known = self._known[key] = await self._read(chain, spec, known)
+                    known = self._known[key] = await self._read(namespace, chain, spec, known)
                 self._known.move_to_end(key)
                 while len(self._known) > STORES:
                     self._known.popitem(last=False)
@@ -178,13 +179,15 @@ class StoreAccess:
         """Remove what lies on disk."""
         self._certificates.close()
 
-    async def _read(self, chain: ResolvedChain, spec: StoreSpec, known: _Known | None) -> _Known:
+    async def _read(
+        self, namespace: str, chain: ResolvedChain, spec: StoreSpec, known: _Known | None
+    ) -> _Known:
         now = time.monotonic()
         try:
             await self._require_allowed(spec)
             made_of = (
-                await self._credentials(chain.chain.namespace, spec),
-                await self._certificate(chain.chain.namespace, spec),
+                await self._credentials(namespace, spec),
+                await self._certificate(namespace, spec),
             )
         except _RefusedError as refused:
             unavailable = refused.answer.problem is StoreProblem.UNAVAILABLE

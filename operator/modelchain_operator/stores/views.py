@@ -50,7 +50,7 @@ class StoreViews:
         self._reader.follow(
             key,
             chain,
-            await self._access.open(chain, accepted.store),
+            await self._access.open(key.namespace, chain, accepted.store),
             running=stages.running,
             starting=stages.starting,
             finished=stages.finished,

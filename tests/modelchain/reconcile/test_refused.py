@@ -92,15 +92,34 @@ def test_a_job_that_is_gone_is_not_said_to_run(play: Play) -> None:
     assert status.phase is ChainPhase.REFUSED
 
 
-def test_a_job_that_is_gone_before_anybody_could_read_it_is_not_said_to_run_either(play: Play) -> None:
+def test_the_end_of_an_attempt_is_recorded_whose_job_is_gone_before_anybody_could_read_it(play: Play) -> None:
     _, status = look(play, None)
     assert (play["small"].phase, play["small"].reason) == (StagePhase.PENDING, "SpecRefused")
     assert status.phase is ChainPhase.REFUSED
-    assert under_way(status), "how it ended is found out when the chain is right again"
+    assert not under_way(status)
+    ended = play["small"].last_ended
+    assert ended is not None
+    assert (ended.attempt, ended.reason, ended.counted, play["small"].job) == (1, "JobVanished", False, None)
+    assert look(play, None, after=100)[1] == status, "it is said once"
     play.generation = 3
     play.look(after=1)
-    assert play["small"].last_ended is not None
-    assert play["small"].last_ended.reason == "JobVanished"
+    assert (play["small"].attempt, play["small"].reason) == (2, "Starting")
+
+
+def test_an_attempt_that_was_only_announced_keeps_its_number(play: Play) -> None:
+    """Its job may be on its way."""
+    play = Play(play.chain)
+    play.look()
+    _, status = look(play, None)
+    assert [stage.name for stage in under_way(status)] == ["tiny"]
+    assert (play["tiny"].attempt, play["tiny"].last_ended, play["tiny"].reason) == (1, None, "SpecRefused")
+
+
+def test_a_job_that_does_not_say_what_it_trains_is_not_said_to_be_gone(play: Play) -> None:
+    _, status = look(play, None, job(play.stage("small")))
+    assert (play["small"].phase, play["small"].last_ended) == (StagePhase.RUNNING, None)
+    assert "does not say what it trains" in play["small"].message
+    assert under_way(status)
 
 
 def test_a_job_fails_for_good_as_ever(play: Play) -> None:

@@ -102,12 +102,11 @@ def camel_cased(fields: dict[str, Any]) -> dict[str, Any]:
     return {to_camel(name): value for name, value in fields.items()}
 
 
-def resolved(store: StoreSpec, namespace: str = "default") -> ResolvedChain:
+def resolved(store: StoreSpec) -> ResolvedChain:
     access = CHAIN.store.model_copy(
         update={"uri": store.uri, "endpoint_url": store.endpoint_url, "ca_bundle": "/etc/passwd"}
     )
-    reference = CHAIN.chain.model_copy(update={"namespace": namespace})
-    return CHAIN.model_copy(update={"store": access, "chain": reference})
+    return CHAIN.model_copy(update={"store": access})
 
 
 # What the tests' S3 server needs, which is on this machine.
@@ -129,7 +128,7 @@ def accessing(cluster: Cluster, *flags: str, **options: Any) -> StoreAccess:
 
 
 async def opened(access: StoreAccess, store: StoreSpec, namespace: str = "default") -> Store | NoAccess:
-    return await access.open(resolved(store, namespace), store)
+    return await access.open(namespace, resolved(store), store)
 
 
 def refusal(

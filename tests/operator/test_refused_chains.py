@@ -1,0 +1,140 @@
+"""Chains that are refused while they have jobs: what of these is believed, and until when they are looked for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from modelchain.resolved import STAGE_ENVIRONMENT_VARIABLE
+from modelchain.status import StagePhase, StageStatus
+from modelchain_operator.jobs.trees import JobTree, job_trees
+from modelchain_operator.kubernetes.api import Object, Unavailable
+from modelchain_operator.kubernetes.kinds import CHAIN, JOB, POD
+from modelchain_operator.observe import reference_of, status_of
+from modelchain_operator.recovered_stages import recovered
+from tests.operator.test_worlds import STAYS, World, chain
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    """With one operator and the chain that stays."""
+    world = World()
+    world.operators = world.operators[:1]
+    world.api.put(CHAIN, chain(STAYS, ["tiny", "small"]))
+    yield world
+    world.loop.close()
+
+
+def look(world: World, times: int = 4) -> StageStatus:
+    """A few passes, with all that has changed. The first stage as it is then."""
+    for _ in range(times):
+        world.watch(len(world.api.changes))
+        world.passes(STAYS, 0)
+    status = status_of(world.api.objects[CHAIN, *STAYS])
+    assert status is not None
+    return status.stages[0]
+
+
+def train(world: World) -> Object:
+    """The first stage's job, which runs."""
+    while look(world).phase is not StagePhase.RUNNING:
+        world.kubelet(2)
+    (job,) = world.own_jobs()
+    return job
+
+
+def open_stage(world: World, job: Object) -> tuple[Object, list[JobTree], StageStatus]:
+    body = world.api.objects[CHAIN, *STAYS]
+    status = status_of(body)
+    assert status is not None
+    trees = job_trees(reference_of(body), status.last_attempts, [job], [])
+    return body, list(trees), status.stages[0]
+
+
+def says(job: Object, **told: Any) -> None:
+    """Write something else into the stage of the job's environment."""
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    variable = next(one for one in container["env"] if one["name"] == STAGE_ENVIRONMENT_VARIABLE)
+    variable["value"] = json.dumps({**json.loads(variable["value"]), **told})
+
+
+def test_what_a_job_trains_is_read_from_it_and_whose_it_is_from_the_chain(world: World) -> None:
+    body, trees, stage = open_stage(world, train(world))
+    found = recovered(body, trees, [stage])
+    assert found is not None
+    assert found.chain.chain == reference_of(body)
+    assert [one.digest for one in found.chain.stages] == [stage.digest]
+    assert found.store.secret_ref is not None
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"chain": {"namespace": "victim", "name": "family", "uid": "uid-stays"}},
+        {"chain": {"namespace": "stays", "name": "another", "uid": "uid-stays"}},
+        {"chain": {"namespace": "stays", "name": "family", "uid": "uid-of-another"}},
+        {"name": "small"},
+        {"digest": "0" * 64},
+    ],
+)
+def test_a_job_that_says_it_is_another_chains_or_stages_does_not_count(
+    world: World, told: dict[str, Any]
+) -> None:
+    job = train(world)
+    says(job, **told)
+    body, trees, stage = open_stage(world, job)
+    assert len(trees) == 1, "by its labels, its name and its controller it is ours"
+    assert recovered(body, trees, [stage]) is None
+
+
+def test_no_store_is_read_for_the_chain_that_a_forged_job_names(world: World) -> None:
+    job = train(world)
+    world.an_edit_is_refused(wrong=True)
+    says(job, chain={"namespace": "victim", "name": "family", "uid": "uid-stays"})
+    world.api.put(JOB, job)
+    stage = look(world)  # the stores assert it
+    assert "does not say what it trains" in stage.message
+
+
+def test_a_job_that_appears_after_the_chain_was_refused_is_looked_after(world: World) -> None:
+    """Its creation was under way: the API server answered too late."""
+    on_their_way: list[Object] = []
+
+    def too_late(manifest: Object) -> None:
+        on_their_way.append(manifest)
+        raise Unavailable("no answer in time")
+
+    world.api.on_create = too_late
+    while not on_their_way:
+        world.watch(len(world.api.changes))
+        world.passes(STAYS, 0)
+    world.an_edit_is_refused(wrong=True)
+    stage = look(world)
+    assert (stage.attempt, stage.job, stage.reason) == (1, None, "SpecRefused")
+    world.api.put(JOB, on_their_way[0])
+    for _ in range(3):
+        look(world)
+        world.kubelet(2)
+    assert look(world).phase is StagePhase.RUNNING
+    world.suspend(True)
+    ended = look(world).last_ended
+    assert ended is not None
+    assert ended.reason == "Suspended"
+    assert not world.own_jobs()
+
+
+def test_the_end_of_an_attempt_is_recorded_whose_job_vanishes_from_a_refused_chain(world: World) -> None:
+    job = train(world)
+    world.an_edit_is_refused(wrong=True)
+    world.api.take(JOB, STAYS.namespace, job["metadata"]["name"])
+    for pod in world.api.all(POD):
+        world.api.take(POD, STAYS.namespace, pod["metadata"]["name"])
+    stage = look(world)
+    assert stage.last_ended is not None
+    assert (stage.last_ended.reason, stage.job) == ("JobVanished", None)
+    version = world.api.objects[CHAIN, *STAYS]["metadata"]["resourceVersion"]
+    look(world)
+    assert world.api.objects[CHAIN, *STAYS]["metadata"]["resourceVersion"] == version, "it is said once"
