@@ -2,15 +2,44 @@
 
 from __future__ import annotations
 
+import time
+from collections import Counter
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from modelchain.errors import ExitCode
-from modelchain.resolved import ResolvedTraining
+from modelchain.resolved import ResolvedStage, ResolvedTraining
+from modelchain_trainer import loop
 from modelchain_trainer.ending import out_of_memory
+from modelchain_trainer.step import StepReading, StepResult
 from modelchain_trainer.stopping import steps_between_agreements
+from tests.clock import Clock
+from tests.trainer.results import manifest_of
+
+
+def test_the_wait_for_the_device_before_a_checkpoint_is_time_of_training(
+    stage_of: Callable[..., ResolvedStage], train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a clock that the loop's first look at a step moves, as it waits for a GPU; on a CPU the step has looked."""
+    clock, read = Clock(), StepResult.read
+    looks: Counter[int] = Counter()
+
+    def waiting(result: StepResult) -> StepReading:
+        looks[result.step] += 1
+        clock.now += 10 if looks[result.step] == 2 else 0
+        return read(result)
+
+    monkeypatch.setattr(StepResult, "read", waiting)
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=clock, time=time.time))
+    stage = stage_of("saved", training={"logEverySteps": 12, "checkpointEverySteps": 4})
+    train(stage)
+    manifest = manifest_of(stage)
+    assert manifest is not None
+    assert manifest.train_seconds == 30
 
 
 @pytest.mark.parametrize(("seconds", "steps"), [(0.0, 8), (1.0, 8), (2.0, 5), (9.0, 1), (600.0, 1)])
