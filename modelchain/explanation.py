@@ -229,9 +229,9 @@ def explain(situation: Situation, now: float) -> str:
         )
     parts = [*_behind(situation), *_body(situation.name, status, now)]
     text = " ".join(parts)
-    told = next((note for note in situation.warnings if not _is_said(note, text, status)), None)
-    if told is not None and status.phase is not ChainPhase.COMPLETE:
-        text += f" The latest warning was: {_sentence(told)}"
+    warning = next((note for note in situation.warnings if not _is_said(note, text, status)), None)
+    if warning is not None and status.phase is not ChainPhase.COMPLETE:
+        text += f" The latest warning was: {_sentence(warning)}"
     return text
 
 

@@ -239,11 +239,11 @@ def _is_problem(condition: Condition, status: ChainStatus) -> bool:
             return not holds
         case ConditionType.PROGRESSING:  # where it does not move because of something, not because it is done
             at_rest = (ChainPhase.COMPLETE, ChainPhase.FAILED, ChainPhase.REFUSED)
-            told = any(
+            reported = any(
                 other.type == ConditionType.ARTIFACTS_MISSING and other.status == "True"
                 for other in status.conditions
             )
-            return not holds and bool(condition.message) and status.phase not in at_rest and not told
+            return not holds and bool(condition.message) and status.phase not in at_rest and not reported
         case ConditionType.READY | ConditionType.COMPLETE | ConditionType.STALLED:
             return False  # they sum up what others say
         case ConditionType.BASELINE_COMPLETE:

@@ -29,7 +29,7 @@ FAILED = "RunsFailed"  # reasons of the condition
 NOT_MEASURED = "NotMeasured"
 MEASURED = "Measured"
 MEASURING = "Measuring"
-SETTLED = frozenset({MEASURED, NOT_MEASURED, FAILED})  # final, unless the chain is edited
+FINAL_REASONS = frozenset({MEASURED, NOT_MEASURED, FAILED})  # until the chain is edited
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def assess(
         return Verdict(False, FAILED, f"{text}. The chain is complete all the same")
     found = observed.measurement or _known(chain, contexts, baselines, observed)
     if isinstance(found, Measurement) and fits(found, chain):
-        return Verdict(True, MEASURED, told(found), found)
+        return Verdict(True, MEASURED, describe(found), found)
     if isinstance(found, Unmeasurable):
         return Verdict(True, NOT_MEASURED, f"all models were trained alone, but {found.message}")
     gone = [context.stage.name for context in (*contexts, *baselines) if is_missing(context)]
@@ -106,7 +106,7 @@ def is_due(chain: ResolvedChain, status: ChainStatus | None) -> bool:
     return {stage.name: stage.digest for stage in status.all_stages if stage.finished} == digests
 
 
-def told(measurement: Measurement) -> str:
+def describe(measurement: Measurement) -> str:
     """What was measured, in one line."""
     names = [model.name if model.reached else f"{model.name} (not reached)" for model in measurement.models]
     return (

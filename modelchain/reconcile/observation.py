@@ -76,7 +76,7 @@ class StoreProblem(StrEnum):
 
 @dataclass(frozen=True)
 class LeaseView:
-    """The lease of a stage, judged by the observer's own clock."""
+    """The lease of a stage, timed by the observer's own clock."""
 
     holder: str
     chain: str  # namespace/name of the chain that holds it

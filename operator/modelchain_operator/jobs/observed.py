@@ -179,8 +179,8 @@ class _Sight:
         """
         history = self.history
         for pod in self.pods:
-            if told := pod_view.disruption(pod):
-                return told
+            if disruption := pod_view.disruption(pod):
+                return disruption
         if self.state.failure or history.ends or any(pod_view.has_ended(pod) for pod in self.pods):
             return ""
         there: dict[str, set[str]] = {}

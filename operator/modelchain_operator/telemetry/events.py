@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from modelchain.reconcile.baseline import MEASURED, SETTLED
+from modelchain.reconcile.baseline import FINAL_REASONS, MEASURED
 from modelchain.reconcile.observation import StoreProblem
 from modelchain.status import (
     ChainPhase,
@@ -162,7 +162,11 @@ def _comparison(before: ChainStatus | None, after: ChainStatus) -> Iterator[Note
     """What models trained alone have shown, or why they show nothing."""
     condition = after.condition(ConditionType.BASELINE_COMPLETE)
     known = before.condition(ConditionType.BASELINE_COMPLETE) if before is not None else None
-    if condition is None or condition.reason not in SETTLED or (known and known.reason == condition.reason):
+    if (
+        condition is None
+        or condition.reason not in FINAL_REASONS
+        or (known and known.reason == condition.reason)
+    ):
         return
     kind = NORMAL if condition.reason == MEASURED else WARNING
     yield Note(kind, f"Baseline{condition.reason}", condition.message)

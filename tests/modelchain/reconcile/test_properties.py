@@ -20,7 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from modelchain.artifacts import Failure, Manifest
 from modelchain.measuring import Trained, measure
 from modelchain.reconcile.actions import Action, Decision, StartJob, StopJob
-from modelchain.reconcile.baseline import SETTLED, is_due
+from modelchain.reconcile.baseline import FINAL_REASONS, is_due
 from modelchain.reconcile.decide import decide
 from modelchain.reconcile.observation import (
     Job,
@@ -577,7 +577,7 @@ class World(RuleBasedStateMachine):
         assert self.status is not None
         compared = self.status.condition(ConditionType.BASELINE_COMPLETE)
         if self.status.phase is ChainPhase.COMPLETE and compared is not None:
-            return compared.reason in (SETTLED | {"Suspended"} if self.suspended else SETTLED)
+            return compared.reason in (FINAL_REASONS | {"Suspended"} if self.suspended else FINAL_REASONS)
         return self.status.phase in (ChainPhase.COMPLETE, ChainPhase.FAILED, ChainPhase.SUSPENDED)
 
     def quiet_jobs(self, *, exits: bool = True) -> None:
