@@ -258,12 +258,13 @@ class Run:
         return next(event for event in reversed(self.seen) if event["event"] == "result")
 
     def workers(self) -> list[int]:
-        """The ranks that live."""
-        return [pid for pid, command in self._children() if b"modelchain_trainer.worker" in command]
+        """The ranks that live: each leads a process group in its launcher's session."""
+        return [pid for pid, (_, group, session) in self._children().items() if pid == group != session]
 
     def launchers(self) -> list[int]:
-        """The launchers that live."""
-        return [pid for pid, command in self._children() if command.endswith(b"-m\0modelchain_trainer\0")]
+        """The launchers that live: each leads a session, and is a child of the server that starts them."""
+        found = self._children()
+        return [pid for pid, (parent, _, session) in found.items() if pid == session and parent in found]
 
     def kill(self) -> None:
         """Kill the runner, and see that nothing of it outlives it."""
@@ -274,22 +275,22 @@ class Run:
             assert time.monotonic() < deadline, f"outlived their runner: {left}"
             time.sleep(0.05)
 
-    def _children(self) -> list[tuple[int, bytes]]:
-        """Trainers of this bench, whoever their parent is now."""
-        found = []
+    def _children(self) -> dict[int, tuple[int, int, int]]:
+        """Trainers of this bench, whoever their parent is now: parent, process group and session of each."""
+        found = {}
         for folder in Path("/proc").glob("[0-9]*"):
             try:
-                command = (folder / "cmdline").read_bytes()
                 if (
-                    b"modelchain_trainer" not in command
+                    b"modelchain_trainer" not in (folder / "cmdline").read_bytes()
                     or self._marker not in (folder / "environ").read_bytes()
                 ):
                     continue
-                state = (folder / "stat").read_text().rpartition(")")[2].split()[0]
+                state, *ids = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
             except OSError:
                 continue  # it has just ended
             if state not in {"Z", "X"}:
-                found.append((int(folder.name), command))
+                parent, group, session = map(int, ids)
+                found[int(folder.name)] = (parent, group, session)
         return found
 
 

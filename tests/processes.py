@@ -30,6 +30,11 @@ def is_alive(pid: int) -> bool:
         return False
 
 
+def parent_of(pid: int) -> int:
+    """The process that started it, or has taken it over."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
 @contextmanager
 def largest_file(size: int) -> Iterator[None]:
     """Let the kernel refuse writes past `size` bytes of any file of this process."""

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from modelchain.artifacts import Failure, attempt_prefix
 from modelchain.clock import steady
+from modelchain.forking import ForkServer, ServedProcess
 from modelchain.reconcile.observation import Job, JobPhase
 from modelchain.resolved import (
     ATTEMPT_VARIABLE,
@@ -28,6 +29,8 @@ from modelchain.resolved import (
 
 KILL_MARGIN_SECONDS = 5.0  # the launcher ends its ranks within the grace period, and then itself
 TRAINER = (sys.executable, "-m", "modelchain_trainer")
+# Where processes can be forked, one that has imported torch starts all trainers of a run.
+TRAINER_SERVER = (sys.executable, "-m", "modelchain_trainer.fork_server") if sys.platform == "linux" else None
 
 # A cluster's variables around us must not reach the trainer: its world is this machine.
 _WORLD_VARIABLES = frozenset(
@@ -43,43 +46,81 @@ _WORLD_VARIABLES = frozenset(
 )
 
 
+class Trainers:
+    """Starts the trainers of a run, one import of torch for all of them where processes can be forked.
+
+    The launchers hold one end of a pipe whose other end is ours. When we are gone, however that came, they read the end
+    of the pipe, kill their ranks and end.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        """Trainers work in `directory`."""
+        self._directory = directory
+        self._read_end, self._pipe = os.pipe()
+        self._server: ForkServer | None = None
+
+    def start(self, stage: ResolvedStage, attempt: int, log: Path) -> TrainerProcess:
+        """Start an attempt of a stage; what it says goes to the file `log`."""
+        termination_log = log.with_suffix(".end.json")
+        common = _environment(self._read_end)
+        environment = {**common, **_stage_environment(stage, attempt, termination_log)}
+        if TRAINER_SERVER is None:
+            process = self._spawn(environment, log)
+        else:
+            if self._server is None or self._server.ended:
+                self._server = ForkServer(TRAINER_SERVER, common, log, pass_fds=(self._read_end,))
+            process = self._server.start(environment, self._directory, log)
+        return TrainerProcess(process, stage, attempt, log=log, termination_log=termination_log)
+
+    def __enter__(self) -> Trainers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End what still runs."""
+        if self._server is not None:
+            self._server.close()
+        os.close(self._pipe)
+        os.close(self._read_end)
+
+    def _spawn(self, environment: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
+        with log.open("ab") as output:
+            return subprocess.Popen(
+                TRAINER,
+                cwd=self._directory,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                pass_fds=(self._read_end,),
+                start_new_session=True,  # a terminal's Ctrl-C reaches us; we pass it on, once
+            )
+
+
 class TrainerProcess:
     """One attempt: the launcher and, below it, its ranks.
 
-    The launcher holds one end of a pipe whose other end is ours. When we are gone, however that came, it
-    reads the end of the pipe, kills its ranks and ends. All of them share a session, so what a killed
-    launcher leaves is found.
+    All of them share a session, so what a killed launcher leaves is found.
     """
 
-    def __init__(self, stage: ResolvedStage, attempt: int, *, directory: Path, log: Path) -> None:
-        """Start it, working in `directory`; what it says goes to the file `log`."""
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes] | ServedProcess,
+        stage: ResolvedStage,
+        attempt: int,
+        *,
+        log: Path,
+        termination_log: Path,
+    ) -> None:
+        self._process = process
         self.stage = stage
         self.attempt = attempt
         self.log = log
         self._started_at = steady()
-        self._termination_log = log.with_suffix(".end.json")
+        self._termination_log = termination_log
         self._ended_at: float | None = None
         self._stop_at: float | None = None  # monotonic; SIGKILL follows then
         self._exit_code: int | None = None
         self.failure: Failure | None = None  # what the launcher said of a bad end, where it could
-        read_end, self._pipe = os.pipe()
-        try:
-            with log.open("ab") as output:
-                self._process = subprocess.Popen(
-                    TRAINER,
-                    cwd=directory,
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    env=self._environment(read_end),
-                    pass_fds=(read_end,),
-                    start_new_session=True,  # a terminal's Ctrl-C reaches us; we pass it on, once
-                )
-        except BaseException:
-            os.close(self._pipe)
-            raise
-        finally:
-            os.close(read_end)
 
     @property
     def name(self) -> str:
@@ -91,11 +132,6 @@ class TrainerProcess:
         """Whether anything of it lived when `poll` last looked."""
         return self._ended_at is None
 
-    @property
-    def pid(self) -> int:
-        """The launcher's."""
-        return self._process.pid
-
     def poll(self) -> bool:
         """Whether anything of it lives; what a dead launcher left is killed."""
         if self._ended_at is not None:
@@ -105,15 +141,11 @@ class TrainerProcess:
             if self._stop_at is not None and time.monotonic() >= self._stop_at:
                 self.kill()
             return True
-        if left := _session_members(self.pid):
-            for pid in left:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+        if self._kill_session():
             return True
         self._exit_code = 128 - code if code < 0 else code
         self.failure = self._read_failure() if self._exit_code else None
         self._ended_at = steady()
-        os.close(self._pipe)
         return False
 
     def stop(self) -> None:
@@ -128,9 +160,8 @@ class TrainerProcess:
         """SIGKILL to all of it."""
         if self._ended_at is not None:
             return
-        for pid in (self.pid, *_session_members(self.pid)):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        self._process.send_signal(signal.SIGKILL)
+        self._kill_session()
 
     def tail(self, lines: int = 15) -> list[str]:
         """The last lines of what it said."""
@@ -178,24 +209,35 @@ class TrainerProcess:
                 return f"the trainer was ended by {signal.Signals(self._exit_code - 128).name}; its log: {self.log}"
         return f"the trainer ended with exit code {self._exit_code} without a word; its log: {self.log}"
 
-    def _environment(self, pipe: int) -> Mapping[str, str]:
-        inherited = {
-            name: value
-            for name, value in os.environ.items()
-            if name not in _WORLD_VARIABLES and not name.startswith("PET_")
-        }
-        return {
-            **inherited,
-            "PYTHONUNBUFFERED": "1",
-            STAGE_ENVIRONMENT_VARIABLE: self.stage.to_json(),
-            ATTEMPT_VARIABLE: attempt_prefix(self.stage.chain.uid, self.attempt),
-            PARENT_PIPE_VARIABLE: str(pipe),
-            TERMINATION_LOG_VARIABLE: str(self._termination_log),
-            "PET_NNODES": "1",
-            "PET_NODE_RANK": "0",
-            "PET_NPROC_PER_NODE": str(self.stage.job.processes_per_node),
-            "MASTER_ADDR": "127.0.0.1",  # the launcher finds a free port
-        }
+    def _kill_session(self) -> bool:
+        """SIGKILL to what the launcher has started; whether there was any."""
+        left = _session_members(self._process.pid) if self._process.pid is not None else []
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return bool(left)
+
+
+def _environment(pipe: int) -> dict[str, str]:
+    """What all trainers of a run find in their environment."""
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in _WORLD_VARIABLES and not name.startswith("PET_")
+    }
+    return {**inherited, "PYTHONUNBUFFERED": "1", PARENT_PIPE_VARIABLE: str(pipe)}
+
+
+def _stage_environment(stage: ResolvedStage, attempt: int, termination_log: Path) -> dict[str, str]:
+    return {
+        STAGE_ENVIRONMENT_VARIABLE: stage.to_json(),
+        ATTEMPT_VARIABLE: attempt_prefix(stage.chain.uid, attempt),
+        TERMINATION_LOG_VARIABLE: str(termination_log),
+        "PET_NNODES": "1",
+        "PET_NODE_RANK": "0",
+        "PET_NPROC_PER_NODE": str(stage.job.processes_per_node),
+        "MASTER_ADDR": "127.0.0.1",  # the launcher finds a free port
+    }
 
 
 def _session_members(session: int) -> list[int]:

@@ -21,7 +21,7 @@ from modelchain.commit import require_conditional_writes
 from modelchain.local.display import Display
 from modelchain.local.events import AttemptFailed, Note, PlannedStage, RunStarted, changes
 from modelchain.local.outcome import Stopped, ending, exit_code
-from modelchain.local.processes import TrainerProcess
+from modelchain.local.processes import TrainerProcess, Trainers
 from modelchain.local.watch import StoreWatch
 from modelchain.reconcile.actions import Action, Decision, StartJob, StopJob
 from modelchain.reconcile.baseline import is_due
@@ -65,6 +65,7 @@ class Runner:
         self._plan = cost.plan(chain)
         self._macs = {stage.name: float(stage.macs) for stage in self._plan.stages}
         self._watch = StoreWatch(store, chain)
+        self._trainers: Trainers
         self._processes: list[TrainerProcess] = []
         self._status: ChainStatus | None = None
         self._generation = 1  # each run is a new one: it asks a failed chain again
@@ -96,7 +97,8 @@ class Runner:
         self._tell_start()
         self._watch.start()
         try:
-            status, code = self._loop()
+            with Trainers(self._options.directory) as self._trainers:
+                status, code = self._loop()
             self._record(status, now=True)
             return status, code
         finally:
@@ -157,8 +159,7 @@ class Runner:
         if isinstance(action, StartJob):
             stage = self._chain.stage(action.stage)
             log = self._options.logs / f"{stage.name}-{action.attempt}.log"
-            started = TrainerProcess(stage, action.attempt, directory=self._options.directory, log=log)
-            self._processes.append(started)
+            self._processes.append(self._trainers.start(stage, action.attempt, log))
             return True
         process = next((known for known in self._processes if known.name == action.job.name), None)
         if process is None:
@@ -172,6 +173,7 @@ class Runner:
     def _publish(self, status: ChainStatus) -> None:
         before, self._status = self._status, status
         if status == before:
+            self._record(status)  # progress that came too soon after the last record
             return
         time_text = rfc3339(time.time())
         for stage in status.all_stages:
@@ -205,6 +207,8 @@ class Runner:
     def _record(self, status: ChainStatus, *, now: bool = False) -> None:
         before = self._recorded
         if not now:
+            if status == before:
+                return
             progress_only = before is not None and without_progress(before) == without_progress(status)
             if progress_only and time.monotonic() - self._recorded_at < RECORD_SECONDS:
                 return

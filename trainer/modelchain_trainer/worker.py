@@ -5,7 +5,6 @@ What it does in between is in training.py. torch is imported only after signals 
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import signal
@@ -15,6 +14,7 @@ import time
 import traceback
 
 from modelchain.errors import ExitCode
+from modelchain.forking import end_with_parent
 from modelchain.resolved import STAGE_ENVIRONMENT_VARIABLE, ResolvedStage
 from modelchain_trainer.ending import RankReport, failure_of, terminated_failure
 from modelchain_trainer.environment import ProcessEnvironment, UsageError
@@ -22,8 +22,6 @@ from modelchain_trainer.position import Position
 from modelchain_trainer.stopping import StopRequest, Terminated
 
 PARENT_POLL_SECONDS = 1.0
-
-_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
 def main() -> int:
@@ -64,8 +62,7 @@ def die_with(launcher_pid: int | None) -> None:
     """
     if launcher_pid is None:
         return
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    end_with_parent()
 
     def watch() -> None:
         while os.getppid() == launcher_pid:

@@ -27,6 +27,7 @@ from modelchain.artifacts import (
     attempt_folder,
 )
 from modelchain.commit import commit_stage, verify_stage
+from modelchain.forking import serve
 from modelchain.lease import LeaseKeeper
 from modelchain.resolved import ResolvedStage
 from modelchain.store import Store, open_store
@@ -143,4 +144,6 @@ class Attempt:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:] == ["serve"]:
+        serve(lambda: Attempt().run())
     sys.exit(Attempt().run())

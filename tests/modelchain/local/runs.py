@@ -35,6 +35,8 @@ def stepped():
 time.time = stepped
 import modelchain.local.processes as processes
 processes.TRAINER = (sys.executable, sys.argv[1])
+if processes.TRAINER_SERVER is not None:
+    processes.TRAINER_SERVER = (*processes.TRAINER, "serve")
 from modelchain.cli import main
 sys.exit(main(sys.argv[2:]))
 """

@@ -16,7 +16,7 @@ import pytest
 from modelchain.artifacts import Lease
 from modelchain.status import ChainPhase, StagePhase
 from tests.modelchain.local.runs import Bench, kill, wait_until
-from tests.processes import PATIENCE_SECONDS, is_alive
+from tests.processes import PATIENCE_SECONDS, is_alive, parent_of
 
 
 @pytest.fixture
@@ -148,6 +148,17 @@ def test_a_step_of_the_clock_ends_nothing(bench: Bench) -> None:
     ended = run.end()
     assert [event["reason"] for event in ended.of("failure")] == []
     assert len(bench.starts("tiny")) == 1
+
+
+def test_trainers_that_lose_the_process_they_were_forked_from_are_retried(bench: Bench) -> None:
+    bench.plan("tiny", "train", "commit")
+    run = bench.start("-o", "json")
+    pid = bench.wait_for_start("tiny")
+    kill(parent_of(pid))
+    ended = run.end()
+    assert ended.code == 0
+    assert "SIGKILL" in ended.of("failure")[0]["message"]
+    assert not is_alive(pid)
 
 
 @pytest.mark.slow

@@ -31,12 +31,14 @@ def fail(code, reason, message):
 """
 
 LAUNCHER = """
-import sys
+import runpy, sys
 from modelchain_trainer.distributed import supervision
-supervision.WORKER = (sys.executable, sys.argv.pop(1))
+start, worker = sys.argv.pop(1), sys.argv.pop(1)
+supervision.WORKER = (sys.executable, worker)
+supervision.worker.main = lambda: runpy.run_path(worker, run_name="__main__") and 0
 supervision.KILL_AFTER_SECONDS = 1.0
 from modelchain_trainer.distributed.launcher import main
-sys.exit(main())
+sys.exit(main(start_rank=getattr(supervision, start)))
 """
 
 Start = Callable[..., "Launch"]
@@ -67,8 +69,8 @@ class Launch:
         return [path.read_text().strip() for path in paths]
 
 
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
+@pytest.fixture(params=["spawn_rank", "fork_rank"])
+def start(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Start]:
     launches: list[Launch] = []
 
     def start(worker: str, *, pipe: int | None = None, **variables: str) -> Launch:
@@ -77,7 +79,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
         stage_file = tmp_path / "stage.json"
         stage_file.write_text(json.dumps({**STAGE, "store": {"uri": str(tmp_path / "store")}}))
         process = subprocess.Popen(
-            [sys.executable, "-c", LAUNCHER, str(script), "--stage", str(stage_file)],
+            [sys.executable, "-c", LAUNCHER, request.param, str(script), "--stage", str(stage_file)],
             stderr=subprocess.PIPE,
             text=True,
             cwd=tmp_path,

@@ -33,7 +33,15 @@ from modelchain.resolved import (
     ResolvedStage,
 )
 from modelchain.store.local_files import explain
-from modelchain_trainer.distributed.supervision import RankProcess, kill, root_cause, start_ranks, supervise
+from modelchain_trainer.distributed.supervision import (
+    RankProcess,
+    StartRank,
+    kill,
+    root_cause,
+    spawn_rank,
+    start_ranks,
+    supervise,
+)
 from modelchain_trainer.ending import one_line, terminated_failure, write_failure, write_termination_message
 from modelchain_trainer.environment import (
     LAUNCHER_VARIABLE,
@@ -49,8 +57,16 @@ SCRATCH_PREFIX = "modelchain-scratch-"
 NEW_FOLDER_SECONDS = 60
 MAX_ENVIRONMENT_VALUE_BYTES = 120 * 1024  # Linux allows 128 KiB for one variable, its name included
 
+# Threads of torch that have nothing to do sleep. Spinning, they take the cores from the threads that decode, and from
+# everybody else: on busy cores a step of a small model took ten times as long.
+RANK_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 
-def main(arguments: list[str] | None = None, variables: Mapping[str, str] | None = None) -> int:
+
+def main(
+    arguments: list[str] | None = None,
+    variables: Mapping[str, str] | None = None,
+    start_rank: StartRank = spawn_rank,
+) -> int:
     """Train the stage that the environment (or --stage FILE) describes; returns the exit code."""
     variables = dict(os.environ if variables is None else variables)
     options = _arguments(arguments)
@@ -58,7 +74,7 @@ def main(arguments: list[str] | None = None, variables: Mapping[str, str] | None
         stage = read_stage(options.stage, variables)
         job = JobEnvironment.read(variables, declared_processes=stage.job.processes_per_node)
         check_world_size(stage, job.world_size)
-        return _run(stage, job, variables)
+        return _run(stage, job, variables, start_rank)
     except ModelChainError as error:
         failure = Failure(
             exit_code=int(error.exit_code), reason=type(error).__name__, message=one_line(str(error))
@@ -133,19 +149,16 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _run(stage: ResolvedStage, job: JobEnvironment, variables: dict[str, str]) -> int:
+def _run(stage: ResolvedStage, job: JobEnvironment, variables: dict[str, str], start_rank: StartRank) -> int:
     stop = _Stop()
     stage_json = stage.to_json()
     if len(stage_json.encode()) > MAX_ENVIRONMENT_VALUE_BYTES:
         raise UsageError(f"stage {stage.name}: longer than {MAX_ENVIRONMENT_VALUE_BYTES} bytes as JSON")
     token = attempt_token(variables.get(ATTEMPT_VARIABLE), stage.chain.uid) if job.node_rank == 0 else None
-    ranks: list[RankProcess] = []
-    _watch_parent(variables, ranks)
+    pipe = _parent_pipe(variables)
     with _scratch_folder() as scratch:
         shared = {
-            # Threads of torch that have nothing to do sleep. Spinning, they take the cores from the threads
-            # that decode, and from everybody else: on busy cores a step of a small model took ten times as long.
-            "OMP_WAIT_POLICY": "PASSIVE",
+            **RANK_ENVIRONMENT,
             **variables,
             STAGE_ENVIRONMENT_VARIABLE: stage_json,
             SCRATCH_VARIABLE: str(scratch),
@@ -153,7 +166,9 @@ def _run(stage: ResolvedStage, job: JobEnvironment, variables: dict[str, str]) -
             **({TOKEN_VARIABLE: token} if token else {}),
         }
         own = [job.rank_variables(local_rank) for local_rank in range(job.processes_per_node)]
-        ranks += start_ranks(own, shared, scratch)
+        ranks = start_ranks(start_rank, own, shared, scratch)
+        if pipe is not None:
+            _watch_parent(pipe, ranks)  # a thread, which must not be there when ranks are forked
         grace = stage.job.termination_grace_period_seconds
         endings = supervise(ranks, asked_to_stop=stop.asked, grace_seconds=grace - min(10.0, 0.2 * grace))
         if token is None and (scratch / TOKEN_FILE).exists():
@@ -187,21 +202,26 @@ def _end(
     return failure.exit_code
 
 
-def _watch_parent(variables: Mapping[str, str], ranks: list[RankProcess]) -> None:
-    """Kill the ranks and ourselves when the process that started us is gone, even if it was killed.
-
-    It keeps the other end of the pipe MODELCHAIN_PARENT_PIPE open for as long as it lives. The ranks in turn
-    die with us: the kernel sends them SIGKILL, and they look at their parent's id themselves (worker.py).
-    """
+def _parent_pipe(variables: Mapping[str, str]) -> int | None:
+    """Of the process that started us. Raises UsageError."""
     text = variables.get(PARENT_PIPE_VARIABLE)
     if not text:
-        return
+        return None
     try:
         pipe = int(text)
         os.set_blocking(pipe, True)  # whoever made it may need it otherwise
         os.set_inheritable(pipe, False)
     except (ValueError, OSError):
         raise UsageError(f"{PARENT_PIPE_VARIABLE}={text!r} is no open file descriptor") from None
+    return pipe
+
+
+def _watch_parent(pipe: int, ranks: list[RankProcess]) -> None:
+    """Kill the ranks and ourselves when the process that started us is gone, even if it was killed.
+
+    It keeps the other end of the pipe MODELCHAIN_PARENT_PIPE open for as long as it lives. The ranks in turn
+    die with us: the kernel sends them SIGKILL, and they look at their parent's id themselves (worker.py).
+    """
 
     def watch() -> None:
         try:

@@ -18,6 +18,8 @@ from pathlib import Path
 
 from modelchain.artifacts import Failure
 from modelchain.errors import ExitCode
+from modelchain.forking import ForkedProcess
+from modelchain_trainer import worker
 from modelchain_trainer.ending import LOST_PEER, RankReport, signal_failure, silent_failure
 from modelchain_trainer.environment import REPORT_VARIABLE
 
@@ -31,7 +33,7 @@ class RankProcess:
     """One rank: its process, and the file it reports to."""
 
     rank: int
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | ForkedProcess
     report: Path
     killed_by_us: bool = False
 
@@ -53,8 +55,24 @@ class Ending:
     killed_by_us: bool
 
 
+StartRank = Callable[[Mapping[str, str]], subprocess.Popen[bytes] | ForkedProcess]
+
+
+def spawn_rank(variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """A worker with the environment `variables`, in a process group of its own."""
+    return subprocess.Popen(WORKER, stdin=subprocess.DEVNULL, env=variables, process_group=0)
+
+
+def fork_rank(variables: Mapping[str, str]) -> ForkedProcess:
+    """The same, where this process has imported torch already."""
+    return ForkedProcess(worker.main, variables, process_group=0)
+
+
 def start_ranks(
-    rank_variables: Sequence[Mapping[str, str]], variables: Mapping[str, str], reports: Path
+    start: StartRank,
+    rank_variables: Sequence[Mapping[str, str]],
+    variables: Mapping[str, str],
+    reports: Path,
 ) -> list[RankProcess]:
     """Start one worker for each entry of `rank_variables` (added to `variables`).
 
@@ -63,12 +81,7 @@ def start_ranks(
     ranks: list[RankProcess] = []
     for local_rank, own in enumerate(rank_variables):
         report = reports / f"rank-{local_rank}.json"
-        process = subprocess.Popen(
-            WORKER,
-            stdin=subprocess.DEVNULL,
-            env={**variables, **own, REPORT_VARIABLE: str(report)},
-            process_group=0,
-        )
+        process = start({**variables, **own, REPORT_VARIABLE: str(report)})
         ranks.append(RankProcess(int(own["RANK"]), process, report))
     return ranks
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from torch import nn
 
 from modelchain.families import AnyConfig
@@ -14,11 +16,15 @@ from modelchain_trainer.distillation import build_projections
 from modelchain_trainer.tasks.contrastive import ContrastiveObjective
 from modelchain_trainer.tasks.task import Task
 
+_tokenizer_of_length = cache(
+    Tokenizer
+)  # training and evaluation share one, and what it remembers of captions
+
 
 def _tokenizer(stage: ResolvedStage) -> Tokenizer:
     config = stage.model_config_
     assert isinstance(config, ImageTextConfig)
-    return Tokenizer(config.text_length)
+    return _tokenizer_of_length(config.text_length)
 
 
 def _projections(student: AnyConfig, teacher: AnyConfig) -> nn.Module | None:
