@@ -184,8 +184,10 @@ class ControlPlane:
         self, *arguments: str, text: str | None = None, check: bool = True, timeout: float = PATIENCE_SECONDS
     ) -> subprocess.CompletedProcess[str]:
         """Run kubectl as the administrator; `text` goes to its standard input."""
+        # By default it gives discovery and OpenAPI up after 32 s, which a server on a busy machine may need.
+        patience = f"--request-timeout={timeout:.0f}s"
         done = subprocess.run(
-            [binaries.kubectl(), *arguments],
+            [binaries.kubectl(), patience, *arguments],
             check=False,
             input=text,
             capture_output=True,
