@@ -36,7 +36,7 @@ In a third one, with the same exports, train the quickstart chain, whose data ar
 
 Chains of your own name the store like this; put shards into s3://{bucket} with any S3 client:
 
-  store: {{uri: "s3://{bucket}/chains", endpointUrl: "{endpoint}", secretRef: {name: {secret}}}}
+  store: {{uri: "s3://{bucket}/chains", endpointUrl: "{endpoint}", secretRef: {{name: {secret}}}}}
 
 Ctrl-C ends everything.
 """
@@ -59,19 +59,10 @@ def main() -> int:
             _make_secret(plane)
             chain = _quickstart(folder, store)
             runner.start()
-            print(
-                HELP.format(
-                    pods=folder / "pods",
-                    kubeconfig=plane.kubeconfig,
-                    access_key=ACCESS_KEY,
-                    secret_key=SECRET_KEY,
-                    chain=chain,
-                    bucket=BUCKET,
-                    endpoint=store.endpoint_url,
-                    secret=SECRET_NAME,
-                ),
-                flush=True,
+            text = instructions(
+                pods=folder / "pods", kubeconfig=plane.kubeconfig, chain=chain, endpoint=store.endpoint_url
             )
+            print(text, flush=True)
             signal.pause()
         except KeyboardInterrupt:
             return 0
@@ -80,6 +71,20 @@ def main() -> int:
             store.kill()
             plane.stop()
     return 0
+
+
+def instructions(*, pods: Path, kubeconfig: Path, chain: Path, endpoint: str) -> str:
+    """What to type in other terminals."""
+    return HELP.format(
+        pods=pods,
+        kubeconfig=kubeconfig,
+        access_key=ACCESS_KEY,
+        secret_key=SECRET_KEY,
+        chain=chain,
+        bucket=BUCKET,
+        endpoint=endpoint,
+        secret=SECRET_NAME,
+    )
 
 
 def _quickstart(folder: Path, store: SeaweedFS) -> Path:
