@@ -207,7 +207,11 @@ class Run:
         self._events: queue.Queue[dict[str, Any]] = queue.Queue()
         self.seen: list[dict[str, Any]] = []
         self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=variables
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**variables, "BENCH": marker},  # forks show the environment that they were forked with
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
