@@ -12,6 +12,7 @@ from modelchain.yaml_reader import FieldPath
 # https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/#syntax-and-character-set
 _NAME = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 _PREFIX = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
+_CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")  # but for tabs and ends of lines
 _LONGEST_PREFIX = 253
 _OWN_PREFIX = "modelchain.dev/"
 _SET_BY_US = {
@@ -24,6 +25,10 @@ def check_job_metadata(job: JobSpec, at: FieldPath) -> Iterator[Finding]:
     """Names that Kubernetes refuses, and those by which the operator knows its jobs."""
     yield from _check_names(job.labels or {}, (*at, "labels"))
     yield from _check_names(job.annotations or {}, (*at, "annotations"))
+    for key, value in (job.annotations or {}).items():
+        if _CONTROLS.search(value):
+            message = "the value holds control characters, which move the cursor of whoever prints it"
+            yield Finding((*at, "annotations", key), message, "write it without", frozenset({"annotations"}))
 
 
 def _check_names(entries: Mapping[str, str], at: FieldPath) -> Iterator[Finding]:

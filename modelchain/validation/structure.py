@@ -274,7 +274,8 @@ def _words(path: FieldPath, detail: ErrorDetails) -> tuple[str, str, list[str]]:
         limit = context.get("min_length", context.get("max_length"))
         words = "at least" if kind == "too_short" else "at most"
         unit = "entry" if limit == 1 else "entries"
-        return f"has {context.get('actual_length')} entries", f"write {words} {limit} {unit}", []
+        length = context.get("actual_length") or len(value)  # pydantic counts a mapping up to the limit alone
+        return f"has {length} entries", f"write {words} {limit} {unit}", []
     if kind in ("string_too_short", "string_too_long"):
         limit = context.get("min_length", context.get("max_length"))
         if kind == "string_too_short":

@@ -13,18 +13,16 @@ from collections.abc import Callable, Container, Iterable, Iterator, Set
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from modelchain_operator.jobs.pods import slim_pod_spec
-from modelchain_operator.jobs.registry import slim_spec
+from modelchain_operator.informers.slim import TOO_LARGE, slim
 from modelchain_operator.kubernetes import labels
 from modelchain_operator.kubernetes.api import Object, ObjectVersion
 from modelchain_operator.kubernetes.key import Key
-from modelchain_operator.kubernetes.kinds import CHAIN, POD, Kind
+from modelchain_operator.kubernetes.kinds import CHAIN, Kind
 
-# What is not read here and makes objects large: who wrote which field, and what the pods of a job are.
-_UNREAD_METADATA = frozenset({"managedFields", "selfLink"})
-_UNREAD_ANNOTATION = "kubectl.kubernetes.io/last-applied-configuration"
 # An answer that still shows an object may be read after the watch has told of its deletion. No answer takes longer.
 DELETED_SECONDS = 300.0
+# Of a chain's spec, compressed: about a megabyte of YAML. One that is larger is refused, and not kept.
+MAX_SPEC_BYTES = 256 << 10
 
 
 @dataclass(frozen=True)
@@ -132,7 +130,10 @@ class Cache:
             return None
         if known is not None and known.uid != uid:
             self._keys.pop(_Owner(key.namespace, known.uid), None)
-        packed = zlib.compress(json.dumps(slim(CHAIN, body), separators=(",", ":")).encode(), 1)
+        kept = slim(CHAIN, body)
+        if len(_packed(kept.get("spec"))) > MAX_SPEC_BYTES:
+            kept[TOO_LARGE] = kept.pop("spec") is not None
+        packed = _packed(kept)
         self._chains[key] = CachedChain(uid=uid, resource_version=version, packed=packed)
         self._keys[_Owner(key.namespace, uid)] = key
         self._on_chain(key, body)
@@ -243,6 +244,10 @@ class Cache:
         return known is None or is_newer(one.resource_version, known["metadata"]["resourceVersion"])
 
 
+def _packed(value: Any) -> bytes:
+    return zlib.compress(json.dumps(value, separators=(",", ":")).encode(), 1)
+
+
 def is_newer(version: str, than: str) -> bool:
     """Whether a resource version is newer. They are numbers in order since Kubernetes 1.35; where one is not a
     number, any other version counts as newer.
@@ -251,30 +256,3 @@ def is_newer(version: str, than: str) -> bool:
         return int(version) > int(than)
     except ValueError:
         return version != than
-
-
-def slim(kind: Kind, item: Object) -> Object:
-    """An object without what is not read here."""
-    metadata = {name: value for name, value in item["metadata"].items() if name not in _UNREAD_METADATA}
-    annotations = metadata.get("annotations")
-    if annotations and _UNREAD_ANNOTATION in annotations:
-        metadata["annotations"] = {
-            name: value for name, value in annotations.items() if name != _UNREAD_ANNOTATION
-        }
-    slimmed: dict[str, Any] = {
-        "apiVersion": item.get("apiVersion", kind.api_version),
-        "kind": item.get("kind", kind.kind),
-        "metadata": metadata,
-    }
-    if "status" in item:
-        slimmed["status"] = item["status"]
-    spec = item.get("spec")
-    if isinstance(spec, dict):
-        slimmed["spec"] = _slim_spec(kind, spec)
-    return slimmed
-
-
-def _slim_spec(kind: Kind, spec: dict[str, Any]) -> dict[str, Any]:
-    if kind == CHAIN:
-        return spec
-    return slim_pod_spec(spec) if kind == POD else slim_spec(kind, spec)

@@ -106,8 +106,8 @@ class Backend(Protocol):
         """The templates of its pods. Not of a slim job."""
         ...
 
-    def slim(self, spec: dict[str, Any]) -> dict[str, Any]:
-        """A job's spec, less what `read` does not need: hundreds of them are kept in memory."""
+    def slim(self, spec: Mapping[str, Any]) -> dict[str, Any]:
+        """Of a job's spec, what `read` needs: hundreds of them are kept in memory."""
         ...
 
     def position(self, pod: Object) -> str:

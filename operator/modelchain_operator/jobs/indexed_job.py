@@ -81,9 +81,9 @@ class IndexedJobBackend:
         """One, for all pods."""
         return (mapping(mapping(job.get("spec")).get("template")),)
 
-    def slim(self, spec: dict[str, Any]) -> dict[str, Any]:
-        """All but the template."""
-        return {name: value for name, value in spec.items() if name != "template"}
+    def slim(self, spec: Mapping[str, Any]) -> dict[str, Any]:
+        """The number of pods, the controller, whether it is suspended."""
+        return {name: spec[name] for name in ("completions", "suspend", "managedBy") if name in spec}
 
     def position(self, pod: Object) -> str:
         """The index."""

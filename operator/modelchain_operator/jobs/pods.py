@@ -31,7 +31,6 @@ _DISRUPTED = re.compile(
 _STATE_LOST = frozenset({(137, "ContainerStatusUnknown"), (255, "Unknown")})
 _OWN_LIMIT = re.compile(r"exceeds the (total )?limit|exceeded its local ephemeral storage limit")
 IMAGE_REASONS = frozenset({"ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "InvalidImageName"})
-_UNREAD = frozenset({"containers", "initContainers", "volumes", "affinity"})
 _STARTING = frozenset({"", "ContainerCreating", "PodInitializing"})
 _WAITING_REMEDIES = {
     "ErrImagePull": "check spec.image, and imagePullSecrets in spec.job.podTemplate",
@@ -129,11 +128,6 @@ def has_failed(pod: Object) -> bool:
 def has_node(pod: Object) -> bool:
     """Whether it was scheduled."""
     return bool(mapping(pod.get("spec")).get("nodeName"))
-
-
-def slim_pod_spec(spec: dict[str, Any]) -> dict[str, Any]:
-    """A pod's spec without what is not read here."""
-    return {name: value for name, value in spec.items() if name not in _UNREAD}
 
 
 def is_running(pod: Object) -> bool:

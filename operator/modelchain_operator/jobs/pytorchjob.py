@@ -22,6 +22,7 @@ from modelchain_operator.kubernetes.kinds import PYTORCHJOB
 OWN_CONTROLLER = "kubeflow.org/training-operator"  # runs the jobs that name it, or nobody, in spec.managedBy
 MULTIKUEUE = "kueue.x-k8s.io/multikueue"
 CONTROLLERS = (OWN_CONTROLLER, MULTIKUEUE)
+MAX_ROLES = 8  # that are kept; there are two
 POSITION_LABELS = ("training.kubeflow.org/replica-type", "training.kubeflow.org/replica-index")
 PORT_NAME = "pytorchjob-port"  # the training operator looks for it by this name
 
@@ -81,10 +82,15 @@ class PyTorchJobBackend:
         """The pod templates of the master and of the workers."""
         return [mapping(one.get("template")) for one in _replica_specs(mapping(job.get("spec"))).values()]
 
-    def slim(self, spec: dict[str, Any]) -> dict[str, Any]:
-        """Keeps the number of replicas and the run policy; drops the pod templates."""
-        counts = {role: {"replicas": one.get("replicas")} for role, one in _replica_specs(spec).items()}
-        return {**spec, "pytorchReplicaSpecs": counts}
+    def slim(self, spec: Mapping[str, Any]) -> dict[str, Any]:
+        """The number of replicas, the controller, whether it is suspended."""
+        policy, replicas = mapping(spec.get("runPolicy")), list(_replica_specs(spec).items())
+        return {
+            "runPolicy": {name: policy[name] for name in ("suspend", "managedBy") if name in policy},
+            "pytorchReplicaSpecs": {
+                role[:64]: {"replicas": one.get("replicas")} for role, one in replicas[:MAX_ROLES]
+            },
+        }
 
     def position(self, pod: Object) -> str:
         """The role of the pod and its index, such as `worker-0`."""

@@ -8,9 +8,10 @@ from typing import Any
 
 from modelchain.spec import JobBackend, JobSpec
 from modelchain_operator.jobs.backend import Backend, kinds_of
-from modelchain_operator.jobs.indexed_job import IndexedJobBackend
-from modelchain_operator.jobs.pytorchjob import PyTorchJobBackend
-from modelchain_operator.jobs.trainjob import TrainJobBackend
+from modelchain_operator.jobs.indexed_job import INDEX_ANNOTATION, IndexedJobBackend
+from modelchain_operator.jobs.pytorchjob import POSITION_LABELS, PyTorchJobBackend
+from modelchain_operator.jobs.trainjob import INDEX_LABEL, TrainJobBackend
+from modelchain_operator.kubernetes import labels
 from modelchain_operator.kubernetes.api import Object
 from modelchain_operator.kubernetes.kinds import Kind
 
@@ -25,6 +26,23 @@ BACKENDS: Mapping[JobBackend, Backend] = MappingProxyType(
 # Each once: a Job may be a stage's, or be between another kind and its pods.
 JOB_KINDS: tuple[Kind, ...] = tuple(
     dict.fromkeys(kind for backend in BACKENDS.values() for kind in kinds_of(backend))
+)
+
+# Of jobs and pods: whose they are, where a pod stands in its job, and which queue holds them.
+READ_LABELS = tuple(
+    dict.fromkeys(
+        (
+            labels.CHAIN_UID,
+            labels.STAGE,
+            labels.ATTEMPT,
+            labels.DIGEST,
+            labels.QUEUE,
+            labels.QUEUE_PRIORITY,
+            *POSITION_LABELS,
+            INDEX_ANNOTATION,
+            INDEX_LABEL,
+        )
+    )
 )
 
 _BY_KIND = {(backend.kind.group, backend.kind.kind): backend for backend in BACKENDS.values()}
@@ -47,7 +65,7 @@ def is_job(item: Object) -> bool:
     return (group, item.get("kind")) in _BY_KIND
 
 
-def slim_spec(kind: Kind, spec: dict[str, Any]) -> dict[str, Any]:
+def slim_spec(kind: Kind, spec: Mapping[str, Any]) -> dict[str, Any]:
     """What is kept of the spec of a job, or of an object between it and its pods, of which only owners count."""
     backend = _BY_KIND.get((kind.group, kind.kind))
     return backend.slim(spec) if backend is not None else {}

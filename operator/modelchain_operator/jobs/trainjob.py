@@ -148,10 +148,10 @@ class TrainJobBackend:
         }
         return ({"spec": {"containers": [container]}},)
 
-    def slim(self, spec: dict[str, Any]) -> dict[str, Any]:
-        """Keeps the number of nodes and the controller; drops the trainer and the patches of the runtime."""
+    def slim(self, spec: Mapping[str, Any]) -> dict[str, Any]:
+        """The number of nodes, the controller, whether it is suspended."""
         trainer = mapping(spec.get("trainer"))
-        kept = {name: value for name, value in spec.items() if name not in ("trainer", "runtimePatches")}
+        kept = {name: spec[name] for name in ("suspend", "managedBy") if name in spec}
         return {**kept, "trainer": {"numNodes": pod_count(trainer.get("numNodes"))}}
 
     def position(self, pod: Object) -> str:

@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 MAX_WARNINGS = 256  # different ones that are logged; they may hold names
 PAGE = 100  # objects of one answer of a listing
+MAX_EVENTS = 500  # about one object
+MAX_RETRY_AFTER = 300.0  # seconds that are waited at a server's word
 _METADATA_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json"
 
 
@@ -145,7 +147,8 @@ class KubernetesApi:
         Returns the chain as it is then. Raises Conflict if it was changed or is gone.
         """
         metadata = chain["metadata"]
-        body = {**chain, "status": status, "metadata": {**metadata, "managedFields": None}}
+        sent = {name: chain[name] for name in ("apiVersion", "kind", "spec") if name in chain}
+        body = {**sent, "status": status, "metadata": {**metadata, "managedFields": None}}
         path = _path(CHAIN, metadata["namespace"], metadata["name"], "status")
         what = f"update the status of {_named(CHAIN, metadata['namespace'], metadata['name'])}"
         answer = await self._send("PUT", path, what, body=body)
@@ -240,13 +243,15 @@ class KubernetesApi:
         return [one.get("serverAddress", "") for one in (found or {}).get("serverAddressByClientCIDRs") or ()]
 
     async def list_events(self, namespace: str, object_uid: str) -> list[Object]:
-        """Events about an object."""
+        """Events about an object, MAX_EVENTS at most: anybody may write some about it."""
         found: list[Object] = []
         async for page in self._pages(
             EVENT, namespace, {"fieldSelector": f"involvedObject.uid={object_uid}"}
         ):
             found.extend(page)
-        return found
+            if len(found) >= MAX_EVENTS:
+                break
+        return found[:MAX_EVENTS]
 
     async def create_event(self, event: Object) -> None:
         """Post an event; one of that name was posted already. Raises as `create`, but Conflict."""
@@ -261,7 +266,7 @@ class KubernetesApi:
         if not _is_segment(name):
             return None
         what = f"get {_named(kind, namespace, name)}"
-        return await self._send("GET", _path(kind, namespace, name), what)
+        return _whole(what, await self._send("GET", _path(kind, namespace, name), what))
 
     async def _pages(
         self, kind: Kind, namespace: str | None, query: Mapping[str, str], accept: str = "application/json"
@@ -322,7 +327,7 @@ class KubernetesApi:
             return None
         if answer.status >= 400:
             raise _error(what, answer)
-        return answer.json() if read else {"status": answer.status}
+        return _content(what, answer) if read else {"status": answer.status}
 
     def _log_warnings(self, what: str, answer: Answer) -> None:
         """Each once, and once that there are too many."""
@@ -385,8 +390,30 @@ def _error(what: str, answer: Answer) -> ApiError:
     return Unavailable(text, status=status, reason=reason, retry_after=_retry_after(answer))
 
 
-def _retry_after(answer: Answer) -> float | None:
+def _whole(what: str, item: Object | None) -> Object | None:
+    """The object, if it is one that has a name."""
+    if item is not None and "name" not in (item.get("metadata") or {}):
+        raise Unavailable(f"{what}: the answer is no object of Kubernetes; is a proxy between?")
+    return item
+
+
+def _content(what: str, answer: Answer) -> Object:
+    """The object of an answer; Unavailable where there is none, as in the page of a proxy that asks who one is."""
     try:
-        return float(answer.headers.get("Retry-After", ""))
+        content = answer.json()
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise Unavailable(
+            f"{what}: the answer is no object of Kubernetes; is a proxy between?", status=answer.status
+        )
+    return content
+
+
+def _retry_after(answer: Answer) -> float | None:
+    """Seconds; what is no number of them counts for nothing."""
+    try:
+        seconds = float(answer.headers.get("Retry-After", ""))
     except ValueError:
         return None
+    return min(seconds, MAX_RETRY_AFTER) if seconds >= 0 else None

@@ -808,6 +808,30 @@ MISTAKES: list[tuple[dict[Path, Any], str, str, str]] = [
         "no quantity",
         "500m",
     ),
+    (
+        {("job", "annotations"): {f"a{i}": "x" for i in range(300)}},
+        "spec.job.annotations",
+        "has 300 entries",
+        "at most 32 entries",
+    ),
+    (
+        {("job", "annotations"): {"note": "\x1b[2J"}},
+        "spec.job.annotations.note",
+        "control characters",
+        "write it without",
+    ),
+    (
+        {("store", "endpointUrl"): "https://[::1"},
+        "spec.store.endpointUrl",
+        "no address of a server",
+        "a port from 1 to 65535",
+    ),
+    (
+        {("store", "endpointUrl"): "https://minio:9000/?x=1"},
+        "spec.store.endpointUrl",
+        "a query or a fragment is none",
+        "a path or none",
+    ),
     ({("job", "resources"): {"limits": 4}}, "spec.job.resources.limits", "is 4, a mapping", "{cpu: 8"),
     (
         {("job", "resources"): {"limits": {"nvidia.com/gpu": 8}}},

@@ -1,12 +1,19 @@
 """What is remembered of chains, jobs and pods between looks at the API server."""
 
+import base64
+import json
+import secrets
+
 import pytest
 
+from modelchain_operator.acceptance import Refused, accept
 from modelchain_operator.informers.cache import DELETED_SECONDS, Cache, is_newer
+from modelchain_operator.informers.slim import MAX_ITEMS, MAX_TEXT
+from modelchain_operator.jobs import JOB_KINDS
 from modelchain_operator.kubernetes.api import Object, ObjectVersion
 from modelchain_operator.kubernetes.key import Key
 from modelchain_operator.kubernetes.kinds import CHAIN, POD, PYTORCHJOB
-from modelchain_operator.kubernetes.labels import CHAIN_UID
+from modelchain_operator.kubernetes.labels import CHAIN_UID, DIGEST_ANNOTATION, RETRAIN_MISSING_ANNOTATION
 
 KEY = Key("team", "family")
 
@@ -21,7 +28,10 @@ def chain(version: int, *, uid: str = "u1", name: str = "family") -> Object:
             "uid": uid,
             "resourceVersion": str(version),
             "managedFields": [{"manager": "kubectl"}],
-            "annotations": {"kubectl.kubernetes.io/last-applied-configuration": "{}", "kept": "yes"},
+            "annotations": {
+                "kubectl.kubernetes.io/last-applied-configuration": "{}",
+                RETRAIN_MISSING_ANNOTATION: "1",
+            },
         },
         "spec": {"stages": [{"name": "a"}]},
         "status": {"phase": "Running"},
@@ -58,7 +68,7 @@ def test_a_chain_comes_back_without_what_nobody_reads() -> None:
         "name": "family",
         "uid": "u1",
         "resourceVersion": "1",
-        "annotations": {"kept": "yes"},
+        "annotations": {RETRAIN_MISSING_ANNOTATION: "1"},
     }
 
 
@@ -200,3 +210,77 @@ def test_what_names_a_chain_from_another_namespace_neither_wakes_nor_hides_it() 
 )
 def test_versions_are_compared_as_numbers(version: str, than: str, *, newer: bool) -> None:
     assert is_newer(version, than) is newer
+
+
+def test_what_others_write_into_jobs_and_pods_by_the_megabyte_is_not_kept() -> None:
+    """Whoever may create jobs in a namespace may do so by the hundred, for chains that do not exist too."""
+    long, many = "x" * 240_000, {f"example.com/{i}": "x" * 63 for i in range(2000)}
+    condition = {"type": "Failed", "status": "True", "reason": long, "message": long, "unknown": long}
+    container = {"name": "pytorch", "image": long, "state": {"terminated": {"exitCode": 1, "message": long}}}
+    metadata = {
+        "namespace": "team",
+        "name": "j",
+        "uid": "j",
+        "resourceVersion": "1",
+        "annotations": {"a": long, DIGEST_ANNOTATION: long},
+        "labels": {CHAIN_UID: "x", "other": long, **many},
+        "finalizers": [long] * 50,
+        "ownerReferences": [{"apiVersion": "v1", "kind": "K", "name": long, "uid": "u", "controller": True}]
+        * 50,
+        "unknown": long,
+    }
+    status = {
+        "phase": "Running",
+        "unknown": long,
+        "message": long,
+        "conditions": [condition] * 100,
+        "containerStatuses": [container] * 100,
+        "jobsStatus": [{"name": long, "ready": 1}] * 100,
+    }
+    replicas = {role: {"replicas": 1, "template": long} for role in ("Master", *many)}
+    spec = {
+        "runPolicy": {"suspend": True, "managedBy": long, "schedulingPolicy": long},
+        "pytorchReplicaSpecs": replicas,
+        "completions": 1,
+        "managedBy": long,
+        "parallelism": 1,
+        "selector": long,
+        "trainer": {"numNodes": 2, "image": long},
+        "labels": many,
+        "nodeName": long,
+        "hostname": long,
+    }
+    for kind in (*JOB_KINDS, POD):
+        cache = Cache()
+        cache.show(kind, {"metadata": metadata, "spec": spec, "status": status})
+        (kept,) = cache.objects(kind, "team", "x")
+        size = len(json.dumps(kept))
+        most = MAX_ITEMS * (2 * MAX_TEXT + 1024) * 2 + 2**16
+        assert size < most, (kind, size)
+        without_status = len(json.dumps({**kept, "status": None}))
+        assert without_status < 2**15, (kind, without_status)
+
+
+def test_a_container_that_trains_is_kept_however_many_others_there_are() -> None:
+    others = [{"name": f"c{i}", "state": {"running": {}}} for i in range(100)]
+    trainer = {"name": "pytorch", "state": {"terminated": {"exitCode": 65, "message": "{}"}}}
+    pod = {"metadata": job(1)["metadata"], "status": {"containerStatuses": [*others, trainer]}}
+    cache = Cache()
+    cache.show(POD, pod)
+    (kept,) = cache.objects(POD, "team", "u1")
+    assert trainer in kept["status"]["containerStatuses"]
+
+
+def test_a_chain_that_is_too_large_is_kept_without_its_spec_and_refused_with_words() -> None:
+    random = base64.b64encode(secrets.token_bytes(600_000)).decode()
+    body = chain(1)
+    body["spec"]["job"] = {"podTemplate": {"x": random}}
+    cache = Cache()
+    cache.show_chain(body)
+    known = cache.chain(KEY)
+    assert known is not None
+    assert len(known.packed) < 1024
+    refused = accept(known.body(), default_image="x:1")
+    assert isinstance(refused, Refused)
+    assert "larger than the operator keeps" in refused.problems[0]
+    assert known.body()["status"] == {"phase": "Running"}

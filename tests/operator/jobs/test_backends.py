@@ -11,7 +11,7 @@ import yaml
 
 from modelchain.resolved import STAGE_ENVIRONMENT_VARIABLE, ChainReference, ResolvedStage
 from modelchain.spec import JobBackend
-from modelchain_operator.informers.cache import slim
+from modelchain_operator.informers.slim import slim
 from modelchain_operator.jobs import BACKENDS, JOB_KINDS, backend_of, kinds_of
 from modelchain_operator.jobs.backend import Owner
 from modelchain_operator.jobs.trees import controller_of, job_trees

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from modelchain.reconcile.observation import JobPhase
 from modelchain.spec import JobBackend
-from modelchain_operator.informers.cache import slim
+from modelchain_operator.informers.slim import slim
 from modelchain_operator.jobs import BACKENDS
 from modelchain_operator.jobs.events import unexplained
 from modelchain_operator.jobs.history import JobMemory
