@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from modelchain.errors import ConfigurationError
 from modelchain.resolved import ResolvedStore
 from modelchain.store import open_store
 from modelchain.store.open import open_location
-from modelchain.uri import holds_credentials, without_credentials
+from modelchain.uri import CREDENTIALS_PATTERN, URI_PATTERN, holds_credentials, without_credentials
 
 SECRET = "wJalrXUtnFEMI"  # noqa: S105  of nobody
 HOLDING = [
@@ -104,3 +108,47 @@ def test_no_such_address_is_opened_or_repeated(uri: str) -> None:
 def test_what_messages_show_of_a_url_is_its_place() -> None:
     url = f"https://me:{SECRET}@example.org:8443/x?sig={SECRET}#{SECRET}"
     assert without_credentials(url) == "https://example.org:8443/x"
+
+
+PIECES = [
+    "?",
+    "#",
+    "&",
+    ";",
+    "=",
+    "%",
+    "25",
+    "3d",
+    "%3D",
+    "%253d",
+    "%40",
+    "key",
+    "Sig",
+    "token",
+    "code",
+    "a",
+    "-",
+    "/",
+    "@",
+    "\u017f",
+    "\u212a",
+]
+
+
+@given(
+    st.sampled_from(["s3://b/", "https://h/", "//", "data/", ""]),
+    st.lists(st.sampled_from(PIECES), max_size=9),
+)
+def test_it_says_what_the_patterns_of_the_api_server_say(start: str, pieces: list[str]) -> None:
+    uri = start + "".join(pieces)
+    by_pattern = not re.fullmatch(URI_PATTERN, uri) or re.search(CREDENTIALS_PATTERN, uri) is not None
+    assert holds_credentials(uri) == by_pattern
+
+
+@pytest.mark.parametrize(
+    "tail", ["?" * 1017, "?" * 500 + "key" * 170, "?" * 500 + "%20" * 170, "?" + "%20" * 338]
+)
+def test_no_address_takes_long(tail: str) -> None:
+    """By the pattern itself one of these takes seconds, and a chain may hold a thousand."""
+    for number in range(1000):
+        assert not holds_credentials(f"s3://{number}/{tail}")
