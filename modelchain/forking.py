@@ -1,7 +1,8 @@
 """Programs that start within milliseconds: forks of a process that has imported what takes seconds.
 
 A server (`serve`) imports, then forks for each request; a `ForkServer` is the server as who asks sees it. A fork has
-the one thread that forked it: a server may import, but must start no thread and touch no GPU.
+the one thread that forked it: a server may import, but must start no thread of its own and touch no GPU. (Those that
+OpenBLAS starts it ends around a fork.)
 """
 
 from __future__ import annotations
@@ -16,14 +17,16 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
-_HANDLED = (signal.SIGTERM, signal.SIGINT)
+_HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _READY = b"ready\n"
+_ANSWER_SECONDS = 60.0  # a server that is ready forks and polls at once
 
 
 class ForkedProcess:
@@ -37,6 +40,7 @@ class ForkedProcess:
         `process_group` as in `Popen`.
         """
         self.returncode: int | None = None  # negative for a signal
+        self._waiting = threading.Lock()
         blocked = signal.pthread_sigmask(
             signal.SIG_BLOCK, _HANDLED
         )  # our handlers would swallow the child's signals
@@ -51,11 +55,12 @@ class ForkedProcess:
                 os.setpgid(self.pid, process_group)
 
     def poll(self) -> int | None:
-        """Its exit code; None while it runs."""
-        if self.returncode is None:
-            ended, status = os.waitpid(self.pid, os.WNOHANG)
-            self.returncode = os.waitstatus_to_exitcode(status) if ended else None
-        return self.returncode
+        """Its exit code; None while it runs. May be called by several threads."""
+        with self._waiting:
+            if self.returncode is None:
+                ended, status = os.waitpid(self.pid, os.WNOHANG)
+                self.returncode = os.waitstatus_to_exitcode(status) if ended else None
+            return self.returncode
 
 
 def _become(
@@ -66,6 +71,7 @@ def _become(
         if process_group is not None:
             os.setpgid(0, process_group)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, signal_mask)
         os.environ.clear()
@@ -92,8 +98,15 @@ def end_with_parent() -> None:
 
 
 def serve(run: Callable[[], int]) -> None:
-    """Fork for each request of a `ForkServer`, until standard input ends; forks end with this process."""
+    """Fork for each request of a `ForkServer`, until standard input ends; forks end with this process.
+
+    So it hears none of the signals that are sent to all processes at once, by a service manager or at a shutdown: the
+    forks do, and need their time.
+    """
     gc.freeze()  # pages that nobody writes to stay shared
+    for number in _HANDLED:
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # else nothing could be waited for
     server = os.getpid()
     forks: dict[int, ForkedProcess] = {}
 
@@ -102,13 +115,13 @@ def serve(run: Callable[[], int]) -> None:
         if os.getppid() != server:
             return 128 + signal.SIGKILL
         os.setsid()
-        os.chdir(request["folder"])
         log = os.open(request["log"], os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o666)
         nothing = os.open(os.devnull, os.O_RDONLY)
         for wanted, given in ((0, nothing), (1, log), (2, log)):
             os.dup2(given, wanted)
         os.close(nothing)
         os.close(log)
+        os.chdir(request["folder"])
         return run()
 
     os.write(1, _READY)
@@ -154,7 +167,10 @@ class ForkServer:
         self._ready = False
 
     def start(self, environment: Mapping[str, str], folder: Path, log: Path) -> ServedProcess:
-        """A process in a session of its own, which works in `folder` and writes to the end of `log`."""
+        """A process in a session of its own, which works in `folder` and writes to the end of `log`. Raises OSError
+        where it can't be written.
+        """
+        log.open("ab").close()
         return ServedProcess(self, {"environment": dict(environment), "folder": str(folder), "log": str(log)})
 
     @property
@@ -170,17 +186,19 @@ class ForkServer:
         return self._ready
 
     def ask(self, request: Mapping[str, Any]) -> Any:
-        """Its answer, at once if it is ready. Raises ServerEndedError."""
+        """Its answer, at once if it is ready; one that does not answer is ended. Raises ServerEndedError."""
         assert self._process.stdin is not None
+        left = memoryview(json.dumps(request).encode() + b"\n")
         try:
-            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+            while left:  # a signal may come when a part of it is written
+                left = left[self._process.stdin.write(left) :]
         except BrokenPipeError:
             raise ServerEndedError from None
         return json.loads(self._answer())
 
-    def send_signal(self, number: int) -> None:
-        """Nothing, if it is gone."""
-        self._process.send_signal(number)
+    def kill(self) -> None:
+        """SIGKILL to it and so to all its forks."""
+        self._process.kill()
 
     def wait(self) -> int:
         """How it ended."""
@@ -193,6 +211,8 @@ class ForkServer:
 
     def _answer(self) -> bytes:
         assert self._process.stdout is not None
+        if not select.select([self._process.stdout], [], [], _ANSWER_SECONDS)[0]:
+            self.kill()
         if not (line := self._process.stdout.readline()):
             raise ServerEndedError
         return line
@@ -201,7 +221,7 @@ class ForkServer:
 class ServedProcess:
     """A fork of a server, as far as `subprocess.Popen` would say the same of it.
 
-    Until the server is ready it is the server's process: signals end that.
+    Until the server is ready there is no fork: a signal that would end it ends the server.
     """
 
     def __init__(self, server: ForkServer, request: Mapping[str, Any]) -> None:
@@ -230,6 +250,7 @@ class ServedProcess:
         if self.poll() is not None:
             return
         if self.pid is None:
-            self._server.send_signal(number)
+            self._server.kill()  # and no other fork: there is none before it is ready
+            self.returncode = -number
         else:
             os.kill(self.pid, number)

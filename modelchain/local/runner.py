@@ -98,12 +98,14 @@ class Runner:
         self._watch.start()
         try:
             with Trainers(self._options.directory) as self._trainers:
-                status, code = self._loop()
+                try:
+                    status, code = self._loop()
+                finally:
+                    for process in self._processes:
+                        process.kill()
             self._record(status, now=True)
             return status, code
         finally:
-            for process in self._processes:
-                process.kill()
             self._watch.close(timeout_seconds=CLOSE_SECONDS)
 
     def _loop(self) -> tuple[ChainStatus, int]:

@@ -3,7 +3,6 @@
 `modelchain run` starts one for all stages of a chain (modelchain.forking).
 """
 
-import contextlib
 import os
 
 from modelchain.forking import serve
@@ -14,15 +13,14 @@ from modelchain_trainer.distributed.supervision import fork_rank
 def _serve() -> None:
     for name, value in RANK_ENVIRONMENT.items():  # which libraries read as they are loaded
         os.environ.setdefault(name, value)
-    with contextlib.suppress(Exception):  # the rank that can't import it says so
-        # What every stage imports sooner or later; no thread of torch exists before a fork.
-        import PIL.Image
-        import tensorboard.compat.proto.event_pb2
-        import tensorboard.compat.proto.summary_pb2  # noqa: F401
+    # What every stage imports sooner or later; no thread of torch exists before a fork.
+    import PIL.Image
+    import tensorboard.compat.proto.event_pb2
+    import tensorboard.compat.proto.summary_pb2  # noqa: F401
 
-        import modelchain_trainer.training  # noqa: F401
+    import modelchain_trainer.training  # noqa: F401
 
-        PIL.Image.preinit()
+    PIL.Image.preinit()
     serve(lambda: main([], start_rank=fork_rank))
 
 

@@ -34,6 +34,17 @@ def stepped():
 
 time.time = stepped
 import modelchain.local.processes as processes
+from modelchain.local.watch import StoreWatch
+from modelchain.store import StoreError
+
+snapshot = StoreWatch.snapshot
+
+def breaking(watch):
+    if Path("store.broken").exists():
+        raise StoreError("the store has gone mad")
+    return snapshot(watch)
+
+StoreWatch.snapshot = breaking
 processes.TRAINER = (sys.executable, sys.argv[1])
 if processes.TRAINER_SERVER is not None:
     processes.TRAINER_SERVER = (*processes.TRAINER, "serve")

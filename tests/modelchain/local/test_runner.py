@@ -137,6 +137,18 @@ def test_a_stage_that_hangs_is_replaced(bench: Bench) -> None:
     assert (ended.code, ended.of("failure")[0]["reason"]) == (0, "Stalled")
 
 
+def test_an_error_of_the_run_itself_is_told_and_leaves_no_trainer(bench: Bench) -> None:
+    bench.plan("tiny", "hang")
+    run = bench.start()
+    pid = bench.wait_for_start("tiny")
+    (bench.folder / "store.broken").touch()
+    ended = run.end()
+    assert ended.code != 0
+    assert "the store has gone mad" in ended.err
+    assert "Traceback" not in ended.err
+    wait_until(lambda: not is_alive(pid), "the trainer is gone")
+
+
 def test_a_step_of_the_clock_ends_nothing(bench: Bench) -> None:
     """As when a laptop wakes up: hours have passed at once, and the trainer had no part of them."""
     bench.plan("tiny", "hang")
