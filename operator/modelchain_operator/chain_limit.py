@@ -1,7 +1,7 @@
 """How many chains of a namespace train at a time, and whose turn it is: that of the oldest.
 
 A chain takes a place with its first attempt and keeps it while something of it runs or comes next by itself. One that
-waits for what does not come by itself (a store that is away, another chain's lease, a job that is not admitted) gives
+waits for what does not come by itself (a store that is away, another chain's lease, a job that can't be created) gives
 its place up until then, and so does one that is suspended or refused and has no job. Only
 those stand in line whose status says that nothing but the limit holds them, so nobody waits behind a chain that could
 not begin.

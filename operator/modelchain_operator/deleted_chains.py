@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 
+from modelchain.clock import clock_step
 from modelchain.reconcile.actions import StopJob
 from modelchain.reconcile.observation import Job
 from modelchain_operator.job_writer import JobWriter
@@ -29,4 +30,5 @@ async def end_jobs(body: Object, memory: ChainMemory, cluster: LiveView, job_wri
 
 
 def _running(snapshot: ClusterSnapshot, memory: ChainMemory) -> list[Job]:
-    return [job for job in observe_jobs(snapshot.trees, memory.jobs, time.time()) if job.stoppable]
+    seen = observe_jobs(snapshot.trees, memory.jobs, time.time(), clock_step=clock_step())
+    return [job for job in seen if job.stoppable]

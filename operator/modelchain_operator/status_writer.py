@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from modelchain.reconcile.conditions import unwritable
 from modelchain.status import ChainStatus
 from modelchain_operator.informers.cache import Cache
-from modelchain_operator.kubernetes.api import ApiError, Invalid, KubernetesApi, Object
+from modelchain_operator.kubernetes.api import ApiError, Forbidden, Invalid, KubernetesApi, Object
 from modelchain_operator.kubernetes.key import Key
 from modelchain_operator.observe import status_object
 from modelchain_operator.pruned_fields import PrunedFields
@@ -42,13 +42,13 @@ class StatusWriter:
         """Write the status over the version of the chain that it was decided on; then report what has happened. Returns
         the chain as it is then. Raises Conflict if it was changed meanwhile, ApiError.
 
-        Where the API server finds the status wrong, the chain says so before Invalid is raised: nothing may be done
-        that was not recorded.
+        Where the API server or an admission rule refuses the status, the chain says so, if it may, before Invalid or
+        Forbidden is raised: nothing may be done that was not recorded.
         """
         asked = status_object(status)
         try:
             written = await self._api.write_status(body, asked)
-        except Invalid as error:
+        except (Invalid, Forbidden) as error:
             await self._write_refusal(body, before, error)
             raise
         self._pruned.learn(asked, written.get("status") or {})
@@ -65,7 +65,7 @@ class StatusWriter:
             )
         return written
 
-    async def _write_refusal(self, body: Object, before: ChainStatus | None, error: Invalid) -> None:
+    async def _write_refusal(self, body: Object, before: ChainStatus | None, error: ApiError) -> None:
         generation = body["metadata"].get("generation")
         said = self._pruned.of(unwritable(before, str(error), generation=generation, now=time.time()))
         if said == before:

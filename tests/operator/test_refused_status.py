@@ -9,7 +9,7 @@ import pytest
 
 from modelchain.status import ChainPhase, ChainStatus, ConditionType, StageStatus
 from modelchain_operator.informers.cache import Cache
-from modelchain_operator.kubernetes.api import Invalid, Object
+from modelchain_operator.kubernetes.api import ApiError, Forbidden, Invalid, Object
 from modelchain_operator.kubernetes.key import Key
 from modelchain_operator.kubernetes.kinds import CHAIN
 from modelchain_operator.observe import status_of
@@ -23,23 +23,24 @@ KEY = Key("team", "family")
 class Strict(MemoryApi):
     """Refuses integers of more than 64 bits, as the API server does."""
 
-    def __init__(self) -> None:
+    def __init__(self, refusal: type[ApiError]) -> None:
         super().__init__()
-        self.writes = 0
+        self.writes, self.refusal = 0, refusal
 
     async def write_status(self, chain: Object, status: Object) -> Object:
         self.writes += 1
         if (status.get("step") or 0) >= 2**63:
-            raise Invalid("status.step: Invalid value: 1e25", status=422, reason="Invalid")
+            raise self.refusal("status.step: Invalid value: 1e25", status=422, reason="Invalid")
         return await super().write_status(chain, status)
 
 
-def test_a_status_that_is_refused_is_told_and_keeps_what_was_recorded() -> None:
-    asyncio.run(refused())
+@pytest.mark.parametrize("refusal", [Invalid, Forbidden])  # by the API server, by an admission webhook
+def test_a_status_that_is_refused_is_told_and_keeps_what_was_recorded(refusal: type[ApiError]) -> None:
+    asyncio.run(refused(refusal))
 
 
-async def refused() -> None:
-    api = Strict()
+async def refused(refusal: type[ApiError]) -> None:
+    api = Strict(refusal)
     before = ChainStatus(phase=ChainPhase.RUNNING, stages=(StageStatus(name="tiny", attempt=3),))
     metadata: dict[str, Any] = {"namespace": "team", "name": "family", "uid": "u", "generation": 7}
     status = before.model_dump(mode="json", by_alias=True, exclude_none=True)
@@ -52,7 +53,7 @@ async def refused() -> None:
         cached = cache.chain(KEY)
         assert cached is not None
         body = cached.body()
-        with pytest.raises(Invalid):
+        with pytest.raises(refusal):
             await writer.write(KEY, body, status_of(body), asked)
     told = status_of(api.objects[CHAIN, "team", "family"])
     assert told is not None

@@ -43,8 +43,9 @@ REREAD_SECONDS = 300.0  # a Secret is read again after this long
 RETRY_SECONDS = 15.0  # where it is missing, or the store refuses its credentials
 STORES = 16_384
 CERTIFICATES = 256
-# All authorities that a system or botocore trusts are 220 to 255 KiB. Of one that is larger, each client holds a copy.
-MAX_CERTIFICATE_BYTES = 256 << 10
+# All authorities that a system, botocore or certifi trusts are 220 to 290 KiB, and some add their own. Each client
+# holds a copy.
+MAX_CERTIFICATE_BYTES = 512 << 10
 
 # The reader tries again later: longer waits would only hold up others.
 TIMEOUTS = Timeouts(connect_seconds=3, read_seconds=10)

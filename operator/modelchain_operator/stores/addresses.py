@@ -20,6 +20,7 @@ _UNICAST = tuple(ipaddress.ip_network(text) for text in ("2000::/3", "fc00::/7")
 _IPV4_BELOW = tuple(
     ipaddress.ip_network(text) for text in ("::/96", "::ffff:0:0/96", "::ffff:0:0:0/96", "64:ff9b::/96")
 )
+_THIS_NETWORK, _RESERVED = ipaddress.ip_network("0.0.0.0/8"), ipaddress.ip_network("240.0.0.0/4")  # RFC 6890
 _LOCAL_NAT64 = ipaddress.ip_network("64:ff9b:1::/48")  # RFC 8215
 _NAT64_BITS = (
     48,
@@ -79,6 +80,10 @@ def _embedded(address: ipaddress.IPv6Address) -> Iterator[ipaddress.IPv4Address]
 
 def _is_unicast(address: Address) -> bool:
     """Whether it may be a host's. What only holds an IPv4 address is judged by that."""
-    if isinstance(address, ipaddress.IPv4Address) or address.is_loopback:
-        return True
-    return any(address in network for network in (*_UNICAST, *_IPV4_BELOW, _LOCAL_NAT64))
+    if address.is_loopback or address.is_unspecified:
+        return True  # `is_loopback` judges them
+    below = any(address in network for network in _IPV4_BELOW)
+    if below or isinstance(address, ipaddress.IPv4Address):
+        number = int(address) & 0xFFFF_FFFF
+        return not any(ipaddress.IPv4Address(number) in network for network in (_THIS_NETWORK, _RESERVED))
+    return any(address in network for network in (*_UNICAST, _LOCAL_NAT64))
