@@ -82,7 +82,10 @@ def fetch(
                     break  # the server ignores the range
                 if most is not None and len(data) > most:
                     raise too_large(uri, most)
-        if found is not None and start + len(data) < found.end:
+        wanted = None if found is None else found.end
+        if wanted is not None and length is not None:
+            wanted = min(wanted, start + length)  # the answer may be wider
+        if wanted is not None and start + len(data) < wanted:
             raise StoreUnavailable(f"{uri}: the body broke off at byte {start + len(data)}")
 
     while True:

@@ -149,7 +149,12 @@ def _foreign_model(attempt: Attempt, weights: WeightsSpec) -> AnyModel:
         if other is None or (folder / name).is_file():
             raise
         name = other.weights
-        sha256 = download(name)
+        try:
+            sha256 = download(name)
+        except NotFound:
+            raise MissingInputError(
+                f"{store.uri_of(family.weights)}: no such file, and no {other.weights} beside it"
+            ) from None
         download(other.config)
         with suppress(NotFound):
             download(other.preprocessing)

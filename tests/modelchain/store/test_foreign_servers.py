@@ -134,6 +134,15 @@ def test_a_range_that_breaks_off_without_a_length_is_continued() -> None:
     assert asked == 2
 
 
+def test_an_answer_that_is_wider_than_the_range_is_cut() -> None:
+    content = bytes(range(256)) * 8192  # more than is read at a time
+    answer = Answer(
+        206, {"Content-Range": f"bytes 0-{len(content) - 1}/{len(content)}", "ETag": '"e"'}, content
+    )
+    with serve(lambda *_: answer) as endpoint:
+        assert store_at(endpoint).get_range("key", 0, 100) == content[:100]
+
+
 class TestAnswersThatFillTheMemory:
     """Each is finite, so that a client without a bound reads it to its end, and fails the test."""
 

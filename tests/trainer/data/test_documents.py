@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from modelchain.errors import ConfigurationError, UserDataError
 from modelchain.resolved import ResolvedStage
 from modelchain.spec import EvaluationSpec
-from modelchain.store import open_store
+from modelchain.store import StoreError, open_store
 from modelchain.store.folder import FolderStore
 from modelchain_trainer.data import documents
 from modelchain_trainer.data.document_tokenizer import ByteTokenizer
@@ -189,7 +189,7 @@ def test_lines_that_change_while_they_are_read_are_refused(
     assert info is not None
     shards = ShardList([Located(str(path), store, info)], [], access(tmp_path))
     found = find_documents(shards, None, FolderStore(tmp_path / "store"), retry_policy=RetryPolicy())
-    with pytest.raises(UserDataError, match=r"0\.jsonl: was replaced or grew while it was read"):
+    with pytest.raises(StoreError, match=r"0\.jsonl: was replaced, cut or grown while it was read"):
         list(found.documents)
 
 

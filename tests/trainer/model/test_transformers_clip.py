@@ -94,6 +94,21 @@ def test_files_of_older_versions_are_read(tmp_path: Path) -> None:
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
+def test_settings_that_stand_twice_count_whole_the_second_time(tmp_path: Path) -> None:
+    clip_model(tmp_path)
+
+    def twice(document: Any) -> None:
+        for tower in ("text_config", "vision_config"):
+            document[tower]["hidden_act"] = "gelu"
+        document["text_config_dict"] = {name: value for name, value in TEXT.items() if name != "hidden_act"}
+
+    change(tmp_path, twice)
+    theirs = pytest.importorskip("transformers").CLIPConfig(**json.loads((tmp_path / "config.json").read_text()))
+    assert theirs.text_config.hidden_act == "quick_gelu"
+    with pytest.raises(UserDataError, match="hidden_act is gelu of images and quick_gelu of texts"):
+        load_weights(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("edit", "says"),
     [
@@ -143,4 +158,7 @@ def test_images_that_are_normalised_otherwise_are_refused(tmp_path: Path) -> Non
     load_weights(tmp_path)
     path.write_text(json.dumps(usual | {"image_mean": [0.5, 0.5, 0.5]}))
     with pytest.raises(UserDataError, match=r"preprocessor_config.json: image_mean is \[0.5, 0.5, 0.5\]"):
+        load_weights(tmp_path)
+    path.write_text(json.dumps(usual | {"do_normalize": False}))
+    with pytest.raises(UserDataError, match=r"preprocessor_config.json: do_normalize is false"):
         load_weights(tmp_path)

@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from modelchain.errors import MissingInputError, UserDataError
-from modelchain.store import NotFound, Replaced, Store
+from modelchain.store import NotFound, Replaced, Store, StoreError
 from modelchain_trainer.data.corruption import describe_sample
 from modelchain_trainer.data.index import MAX_HIDDEN_FRACTION, DatasetIndex, OnProgress, write_text_index
 from modelchain_trainer.data.order import cut_blocks
@@ -137,8 +137,8 @@ def _block(shard: Located, start: int, length: int, retry_policy: RetryPolicy) -
     except Replaced:
         data = b""
     if len(data) != length:
-        raise UserDataError(
-            f"{shard.uri}: was replaced or grew while it was read; let nothing write to the shards"
+        raise StoreError(
+            f"{shard.uri}: was replaced, cut or grown while it was read; let nothing write to the shards"
         )
     return data
 

@@ -148,9 +148,9 @@ class EvaluationReader:
         too_many = len(left_out) > MAX_CORRUPT_FRACTION * self._length
         if not left_out or (self._told and not too_many):
             return
-        (corrupt,) = self._load(left_out[:1]).corrupt
+        again = self._load(left_out[:1]).corrupt  # another rank may have read it, and found it otherwise
         found = f"evaluation set {name}: {len(left_out)} of its {self._length} samples can't be used"
-        example = f"for example {describe(self._index, corrupt)}"
+        example = f"for example {describe(self._index, again[0]) if again else self.describe(left_out[0])}"
         if too_many:
             share = f"the share of {MAX_CORRUPT_FRACTION:g} that it may have"
             raise UserDataError(f"{found}, more than {share}; {example}; fix its shards")

@@ -142,10 +142,13 @@ def from_transformers(content: object, where: str) -> ModelConfig:
 def _tower(
     whole: Mapping[str, object], name: str, defaults: Mapping[str, object], where: str
 ) -> Mapping[str, Any]:
-    """The settings of a tower; where older files say them twice, the second place counts, as in transformers."""
+    """The settings of a tower; where older files say them twice, the second place counts, as in transformers: whole,
+    completed by the defaults.
+    """
     tower = dict(defaults)
     for key in (f"{name}_config", f"{name}_config_dict"):
-        tower |= mapping(whole.get(key) or {}, f"{where}: {key}")
+        if (given := whole.get(key)) is not None:
+            tower |= {**(defaults if key.endswith("_dict") else {}), **mapping(given, f"{where}: {key}")}
     for key in ("hidden_size", "intermediate_size", "num_attention_heads"):
         value = tower[key]
         if not isinstance(value, int) or value < 1:
@@ -172,6 +175,9 @@ def _ratio(tower: Mapping[str, Any], where: str) -> float:
 def check_preprocessing(content: object, where: str) -> None:
     """Raises UserDataError for a preprocessor_config.json of images normalised by other statistics than ours."""
     given = mapping(content, where)
+    for key in ("do_normalize", "do_rescale"):
+        if given.get(key) is False:
+            raise UserDataError(f"{where}: {key} is false; only models of normalised images can be used")
     for key, ours in (("image_mean", MEAN), ("image_std", STANDARD_DEVIATION)):
         value = given.get(key)
         if value is not None and (not isinstance(value, list) or tuple(value) != ours):
