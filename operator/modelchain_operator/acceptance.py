@@ -13,7 +13,7 @@ from modelchain.resolve import merged
 from modelchain.resolved import ResolvedChain, ResolvedStage
 from modelchain.spec import JobSpec, ModelChain, StoreSpec
 from modelchain.validation import check_object
-from modelchain_operator.informers.slim import TOO_LARGE
+from modelchain_operator.informers.slim import TOO_LARGE, bounded
 from modelchain_operator.jobs import Backend, JobDefaults, JobRequest, backend_for
 from modelchain_operator.jobs.request import request_digests
 from modelchain_operator.kubernetes.api import Object
@@ -64,7 +64,7 @@ def accept(body: Object, *, default_image: str | None) -> Accepted | Refused:
 
 
 def _accept(body: Object, default_image: str | None) -> Accepted | Refused:
-    if body.get(TOO_LARGE):
+    if bounded(body).get(TOO_LARGE):
         return Refused(
             ("the chain is larger than the operator keeps; write less into podTemplate, classes or shards",)
         )

@@ -12,6 +12,7 @@ from modelchain.resolved import STAGE_ENVIRONMENT_VARIABLE, ResolvedChain, Resol
 from modelchain.spec import JobSpec, StoreSpec
 from modelchain.status import StageStatus
 from modelchain_operator.acceptance import Accepted
+from modelchain_operator.informers.slim import bounded
 from modelchain_operator.jobs import backend_of
 from modelchain_operator.jobs.trees import JobTree
 from modelchain_operator.kubernetes.api import Object
@@ -42,7 +43,7 @@ def recovered(body: Object, trees: Iterable[JobTree], open_stages: Iterable[Stag
     if not found:
         return None
     stages = tuple(found.values())
-    spec = mapping(body.get("spec"))
+    spec = mapping(bounded(body).get("spec"))
     store = stages[0].store
     chain = ResolvedChain(
         chain=reference,

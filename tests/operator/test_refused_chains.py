@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import secrets
 from collections.abc import Iterator
 from typing import Any
 
@@ -88,6 +90,27 @@ def test_a_job_that_says_it_is_another_chains_or_stages_does_not_count(
     body, trees, stage = open_stage(world, job)
     assert len(trees) == 1, "by its labels, its name and its controller it is ours"
     assert recovered(body, trees, [stage]) is None
+
+
+def test_what_runs_of_a_chain_that_becomes_too_large_keeps_its_store_and_can_be_suspended(
+    world: World,
+) -> None:
+    train(world)
+    body = world.api.objects[CHAIN, *STAYS]
+    text = base64.b64encode(secrets.token_bytes(600_000)).decode()
+    body["spec"]["job"]["podTemplate"] = {"metadata": {"annotations": {"x": text}}}
+    world.edit(body)
+    assert look(world).phase is StagePhase.RUNNING
+    operator = world.operators[0]
+    still_running = operator.reconciler.memories[STAYS].still_running
+    assert still_running is not None
+    assert still_running.accepted is not None
+    assert still_running.accepted.store.secret_ref is not None
+    world.suspend(True)
+    ended = look(world).last_ended
+    assert ended is not None
+    assert ended.reason == "Suspended"
+    assert not world.own_jobs()
 
 
 def test_no_store_is_read_for_the_chain_that_a_forged_job_names(world: World) -> None:

@@ -11,9 +11,9 @@ import time
 import zlib
 from collections.abc import Callable, Container, Iterable, Iterator, Set
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from modelchain_operator.informers.slim import TOO_LARGE, slim
+from modelchain_operator.informers.slim import MAX_SPEC_BYTES, bounded, packed, slim
 from modelchain_operator.kubernetes import labels
 from modelchain_operator.kubernetes.api import Object, ObjectVersion
 from modelchain_operator.kubernetes.key import Key
@@ -21,8 +21,6 @@ from modelchain_operator.kubernetes.kinds import CHAIN, Kind
 
 # An answer that still shows an object may be read after the watch has told of its deletion. No answer takes longer.
 DELETED_SECONDS = 300.0
-# Of a chain's spec, compressed: about a megabyte of YAML. One that is larger is refused, and not kept.
-MAX_SPEC_BYTES = 256 << 10
 
 
 @dataclass(frozen=True)
@@ -131,10 +129,10 @@ class Cache:
         if known is not None and known.uid != uid:
             self._keys.pop(_Owner(key.namespace, known.uid), None)
         kept = slim(CHAIN, body)
-        if len(_packed(kept.get("spec"))) > MAX_SPEC_BYTES:
-            kept[TOO_LARGE] = kept.pop("spec") is not None
-        packed = _packed(kept)
-        self._chains[key] = CachedChain(uid=uid, resource_version=version, packed=packed)
+        compressed = packed(kept)
+        if len(compressed) > MAX_SPEC_BYTES:
+            compressed = packed(bounded(kept))
+        self._chains[key] = CachedChain(uid=uid, resource_version=version, packed=compressed)
         self._keys[_Owner(key.namespace, uid)] = key
         self._on_chain(key, body)
         return key
@@ -242,10 +240,6 @@ class Cache:
         belongings = self._belongings.get(_Owner(one.namespace, one.chain_uid))
         known = belongings.objects.get((kind, one.uid)) if belongings is not None else None
         return known is None or is_newer(one.resource_version, known["metadata"]["resourceVersion"])
-
-
-def _packed(value: Any) -> bytes:
-    return zlib.compress(json.dumps(value, separators=(",", ":")).encode(), 1)
 
 
 def is_newer(version: str, than: str) -> bool:

@@ -5,6 +5,8 @@ Whoever may create jobs in a namespace may write megabytes into their annotation
 
 from __future__ import annotations
 
+import json
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +17,10 @@ from modelchain_operator.kubernetes.api import Object
 from modelchain_operator.kubernetes.fields import mapping, mappings
 from modelchain_operator.kubernetes.kinds import CHAIN, POD, Kind
 
-TOO_LARGE = "tooLarge"  # in place of the spec of a chain that is not kept
+TOO_LARGE = "tooLarge"  # beside the spec of a chain that is not kept whole
+# Of a chain's spec, compressed: about a megabyte of YAML. One that is larger is refused.
+MAX_SPEC_BYTES = 256 << 10
+MAX_STORE_BYTES = 32 << 10  # of JSON; no valid `spec.store` is larger
 MAX_NAME, MAX_TEXT = 256, 4096  # a kubelet cuts termination messages there
 MAX_ITEMS = 32  # conditions, containers, finalizers
 
@@ -54,6 +59,32 @@ def slim(kind: Kind, item: Object) -> Object:
     if isinstance(spec, dict):
         slimmed["spec"] = spec if kind == CHAIN else _spec(kind, spec)
     return slimmed
+
+
+def bounded(body: Object) -> Object:
+    """A chain as it is kept: that chain itself, or of a spec of more than MAX_SPEC_BYTES what its jobs still need,
+    `suspend` and the store. It then says TOO_LARGE: the same of a chain from the API server and from the cache.
+    """
+    spec = mapping(body.get("spec"))
+    try:
+        is_large = len(_json(spec)) > MAX_SPEC_BYTES and len(packed(spec)) > MAX_SPEC_BYTES
+    except RecursionError:  # validation says where it is nested too deeply
+        is_large = False
+    if not is_large:
+        return body
+    kept: Object = {"suspend": spec.get("suspend") is True}
+    if len(_json(spec.get("store"))) <= MAX_STORE_BYTES:
+        kept["store"] = spec.get("store")
+    return {**body, "spec": kept, TOO_LARGE: True}
+
+
+def packed(value: Any) -> bytes:
+    """A value as compressed JSON."""
+    return zlib.compress(_json(value), 1)
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
 
 
 def _spec(kind: Kind, spec: Mapping[str, Any]) -> Object:

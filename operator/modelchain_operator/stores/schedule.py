@@ -19,7 +19,7 @@ import logging
 import random
 import time
 from collections import Counter, OrderedDict, deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Set
 from concurrent.futures import ThreadPoolExecutor
 from enum import Enum
 from typing import TypeVar
@@ -82,6 +82,7 @@ class StoreEndpoint:
         "chains",
         "failures",
         "name",
+        "placed",
         "probe_at",
         "probe_wait",
         "proven",
@@ -95,6 +96,7 @@ class StoreEndpoint:
         self.name = name
         self.chains = 0  # that use it
         self.queues: dict[str, _Queue] = {}  # by namespace, where tasks wait
+        self.placed: _Standing | None = None  # in whose lanes its queues are; None: it sleeps
         self.asleep_until = 0.0  # monotonic: when it is placed in a lane again
         self.unresponsive = False
         self.readable_since = steady()  # it has answered without a gap since
@@ -118,13 +120,12 @@ class StoreEndpoint:
     def standing(self) -> _Standing:
         """What it is to be trusted with."""
         if self.dependable:
-            return _Standing.BUSY if self.under_way else _Standing.DEPENDABLE
+            return _Standing.DEPENDABLE
         return _Standing.FAILING if self.failing else _Standing.UNPROVEN
 
 
 class _Standing(Enum):
     DEPENDABLE = "dependable"
-    BUSY = "busy"  # dependable, with tasks under way
     UNPROVEN = "unproven"
     FAILING = "failing"
 
@@ -153,32 +154,74 @@ class _Queue:
 
 
 class _Lane:
-    """Queues at endpoints of one standing; their namespaces take turns, and within each its endpoints."""
+    """Queues at endpoints of one standing; their namespaces take turns, and within each its endpoints. In every second
+    turn, those at endpoints without tasks go first.
+
+    At most as many endpoints have a task, and as many namespaces have no share left, as there are threads: looking
+    past those is cheap. Which endpoints have one changes with every task, so the lane does not depend on it.
+    """
 
     def __init__(self, standing: _Standing, *, urgent: bool) -> None:
         self.standing = standing
         self.urgent = urgent
         self._namespaces: OrderedDict[str, OrderedDict[StoreEndpoint, _Queue]] = OrderedDict()
+        self._endpoints: dict[StoreEndpoint, OrderedDict[str, _Queue]] = {}  # the same queues
+        self._since: dict[str, int] = {}  # by namespace: when it went to the end of `_namespaces`
+        self._count = itertools.count()
+        self._idle_first = True
 
     def __bool__(self) -> bool:
         return bool(self._namespaces)
 
     def take_turn(self, load: _Load) -> _Queue | None:
-        """The queue whose turn it is; its namespace goes to the end. None if no namespace may start a task."""
-        for namespace, queues in self._namespaces.items():
-            if load.admits(namespace, self.standing):
-                self._namespaces.move_to_end(namespace)
-                return next(iter(queues.values()))
-        return None
+        """The queue whose turn it is; its namespace goes to the end. None if no task may start."""
+        without_share = load.without_share(self.standing)
+        if without_share is None:
+            return None
+        admits_busy = load.admits_busy(self.standing)
+        queue = self._first(without_share, idle=True) if self._idle_first or not admits_busy else None
+        if queue is None and admits_busy:
+            queue = self._first(without_share, idle=False)
+        if queue is not None:
+            self._idle_first = not self._idle_first
+            self._namespaces.move_to_end(queue.namespace)
+            self._since[queue.namespace] = next(self._count)
+        return queue
+
+    def _first(self, without_share: Set[str], *, idle: bool) -> _Queue | None:
+        """The first queue of a namespace that has a share; with `idle`, at an endpoint without tasks.
+
+        Thousands of namespaces may wait at an endpoint that has some, thousands of endpoints be of one namespace: the
+        steps are in proportion to the smaller number.
+        """
+        for namespace, queues in itertools.islice(self._namespaces.items(), len(self._endpoints)):
+            if namespace not in without_share:
+                for endpoint, queue in queues.items():
+                    if not (idle and endpoint.under_way):
+                        return queue
+        if len(self._namespaces) <= len(self._endpoints):
+            return None
+        found = [
+            next((queue for namespace, queue in queues.items() if namespace not in without_share), None)
+            for endpoint, queues in self._endpoints.items()
+            if not (idle and endpoint.under_way)
+        ]
+        return min(filter(None, found), key=lambda queue: self._since[queue.namespace], default=None)
 
     def add(self, queue: _Queue) -> None:
-        self._namespaces.setdefault(queue.namespace, OrderedDict())[queue.endpoint] = queue
+        if queue.namespace not in self._namespaces:
+            self._namespaces[queue.namespace] = OrderedDict()
+            self._since[queue.namespace] = next(self._count)
+        self._namespaces[queue.namespace][queue.endpoint] = queue
+        self._endpoints.setdefault(queue.endpoint, OrderedDict())[queue.namespace] = queue
 
     def remove(self, queue: _Queue) -> None:
-        queues = self._namespaces[queue.namespace]
-        del queues[queue.endpoint]
+        queues, others = self._namespaces[queue.namespace], self._endpoints[queue.endpoint]
+        del queues[queue.endpoint], others[queue.namespace]
         if not queues:
-            del self._namespaces[queue.namespace]
+            del self._namespaces[queue.namespace], self._since[queue.namespace]
+        if not others:
+            del self._endpoints[queue.endpoint]
 
 
 class _Load:
@@ -206,22 +249,26 @@ class _Load:
             self._unproven[task.namespace] += 1
             self._failing[task.namespace] += task.endpoint.failing
 
-    def admits(self, namespace: str, standing: _Standing) -> bool:
-        """Whether the namespace may start a task at an endpoint of that standing."""
-        if not _has_share(namespace, self._tasks, self._threads):
-            return False
-        if standing is _Standing.DEPENDABLE:
-            return True
-        if standing is _Standing.BUSY:  # a quarter is left for endpoints that have no task
-            return self._tasks.total() < max(1, self._threads * 3 // 4)
+    def without_share(self, standing: _Standing) -> Set[str] | None:
+        """The namespaces that may not start a task at an endpoint of that standing, as they have not taken less than is
+        free; None: no namespace may.
+        """
+        shares = [(self._tasks, self._threads)]
         if standing is _Standing.FAILING:
-            return _has_share(namespace, self._failing, max(1, self._threads // 4))
-        return _has_share(namespace, self._unproven, max(1, self._threads // 2))
+            shares.append((self._failing, max(1, self._threads // 4)))
+        elif standing is _Standing.UNPROVEN:
+            shares.append((self._unproven, max(1, self._threads // 2)))
+        found: set[str] = set()
+        for taken, room in shares:
+            free = room - taken.total()
+            if free <= 0:
+                return None
+            found.update(namespace for namespace, count in taken.items() if count >= free)
+        return found
 
-
-def _has_share(namespace: str, taken: Counter[str], room: int) -> bool:
-    """Whether the namespace has taken less than is free."""
-    return taken[namespace] < room - taken.total()
+    def admits_busy(self, standing: _Standing) -> bool:
+        """Whether a task may start at an endpoint that has one; a quarter is left for those that have none."""
+        return standing is _Standing.DEPENDABLE and self._tasks.total() < max(1, self._threads * 3 // 4)
 
 
 class StoreSchedule:
@@ -295,6 +342,7 @@ class StoreSchedule:
         task.queued, task.urgent = True, urgent
         queue.add(task)
         self._place(endpoint)
+        self._put(queue)
         self._wake.set()
 
     def later(self, task: Task, seconds: float) -> None:
@@ -315,8 +363,9 @@ class StoreSchedule:
         if task.dropped or task.busy:
             return False
         if task.queued:
-            task.endpoint.queues[task.namespace].remove(task)
-            self._place(task.endpoint)
+            queue = task.endpoint.queues[task.namespace]
+            queue.remove(task)
+            self._put(queue)
         task.queued, task.due, task.busy = False, None, True
         return True
 
@@ -409,7 +458,7 @@ class StoreSchedule:
             if not task.dropped:
                 load.add(task)
                 self._begin_work(task, now)
-            self._place(endpoint)
+            self._put(queue)
         wait = min([1.0, *(heap[0][0] - now for heap in (self._heap, self._asleep) if heap)])
         if self._tokens < 0 and any(lane for lane in self._lanes if not lane.urgent):
             wait = min(wait, -self._tokens / self._rate)
@@ -432,29 +481,32 @@ class StoreSchedule:
     # ---- which endpoints may be served
 
     def _place(self, endpoint: StoreEndpoint) -> None:
-        """Put the endpoint's queues into the lanes where they belong now."""
-        for queue in [one for one in endpoint.queues.values() if not (one.urgent or one.routine)]:
-            self._leave_lane(queue)
-            del endpoint.queues[queue.namespace]
+        """Put the endpoint's queues into the lanes where they belong now; no work unless its standing has changed."""
         if not endpoint.queues:
             return
-        free = endpoint.dependable or not endpoint.under_way
-        if not endpoint.dependable and free and endpoint.probe_at > self._clock():
-            free = False
+        placed: _Standing | None = endpoint.standing
+        if not endpoint.dependable and endpoint.probe_at > self._clock():
+            placed = None
             if endpoint.asleep_until != endpoint.probe_at:
                 endpoint.asleep_until = endpoint.probe_at
                 heapq.heappush(self._asleep, (endpoint.probe_at, next(self._count), endpoint))
-        standing = endpoint.standing
-        for queue in endpoint.queues.values():
-            lane = None
-            if free:
-                urgent = bool(queue.urgent)
-                lane = next(one for one in self._lanes if one.urgent == urgent and one.standing is standing)
-            if lane is not queue.lane:
-                self._leave_lane(queue)
-                if lane is not None:
-                    lane.add(queue)
-                    queue.lane = lane
+        if placed is not endpoint.placed:
+            endpoint.placed = placed
+            for queue in list(endpoint.queues.values()):
+                self._put(queue)
+
+    def _put(self, queue: _Queue) -> None:
+        """Put a queue into the lane of its endpoint's standing; without tasks it is forgotten."""
+        lane, urgent = None, bool(queue.urgent)
+        if not (urgent or queue.routine):
+            del queue.endpoint.queues[queue.namespace]
+        elif (placed := queue.endpoint.placed) is not None:
+            lane = next(one for one in self._lanes if one.urgent == urgent and one.standing is placed)
+        if lane is not queue.lane:
+            self._leave_lane(queue)
+            if lane is not None:
+                lane.add(queue)
+                queue.lane = lane
 
     def _leave_lane(self, queue: _Queue) -> None:
         if queue.lane is not None:
@@ -496,7 +548,6 @@ class StoreSchedule:
                 if not task.endpoint.under_way:
                     self._working.pop(task.endpoint.name, None)
                 self.end(task, seconds)
-                self._place(task.endpoint)
                 self._drop_unused(task.endpoint)
                 self._wake.set()
 

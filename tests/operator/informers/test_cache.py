@@ -3,10 +3,11 @@
 import base64
 import json
 import secrets
+import zlib
 
 import pytest
 
-from modelchain_operator.acceptance import Refused, accept
+from modelchain_operator.acceptance import Acceptance, Refused, accept
 from modelchain_operator.informers.cache import DELETED_SECONDS, Cache, is_newer
 from modelchain_operator.informers.slim import MAX_ITEMS, MAX_TEXT
 from modelchain_operator.jobs import JOB_KINDS
@@ -271,10 +272,15 @@ def test_a_container_that_trains_is_kept_however_many_others_there_are() -> None
     assert trainer in kept["status"]["containerStatuses"]
 
 
-def test_a_chain_that_is_too_large_is_kept_without_its_spec_and_refused_with_words() -> None:
-    random = base64.b64encode(secrets.token_bytes(600_000)).decode()
+def too_large() -> Object:
     body = chain(1)
-    body["spec"]["job"] = {"podTemplate": {"x": random}}
+    body["spec"]["job"] = {"podTemplate": {"x": base64.b64encode(secrets.token_bytes(600_000)).decode()}}
+    body["spec"] |= {"suspend": True, "store": {"uri": "s3://bucket", "secretRef": {"name": "s3"}}}
+    return body
+
+
+def test_of_a_chain_that_is_too_large_what_its_jobs_need_is_kept_and_it_is_refused_with_words() -> None:
+    body = too_large()
     cache = Cache()
     cache.show_chain(body)
     known = cache.chain(KEY)
@@ -284,3 +290,32 @@ def test_a_chain_that_is_too_large_is_kept_without_its_spec_and_refused_with_wor
     assert isinstance(refused, Refused)
     assert "larger than the operator keeps" in refused.problems[0]
     assert known.body()["status"] == {"phase": "Running"}
+    assert known.body()["spec"] == {"suspend": True, "store": body["spec"]["store"]}
+    for first, then in ((body, known.body()), (known.body(), body)):
+        acceptance = Acceptance("x:1")
+        assert acceptance.validate(first) == refused, "whether it was read from the cache or not"
+        assert acceptance.validate(then) == refused
+
+
+def test_of_a_chain_that_is_too_large_no_large_store_is_kept() -> None:
+    body = too_large()
+    body["spec"]["store"]["uri"] += base64.b64encode(secrets.token_bytes(600_000)).decode()
+    body["spec"]["suspend"] = "x" * 600_000
+    cache = Cache()
+    cache.show_chain(body)
+    known = cache.chain(KEY)
+    assert known is not None
+    assert known.body()["spec"] == {"suspend": False}
+
+
+def test_a_chain_is_compressed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    compressed: list[bytes] = []
+    compress = zlib.compress
+
+    def counting(data: bytes, level: int) -> bytes:
+        compressed.append(data)
+        return compress(data, level)
+
+    monkeypatch.setattr(zlib, "compress", counting)
+    Cache().show_chain(chain(1))
+    assert len(compressed) == 1

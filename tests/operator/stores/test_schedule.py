@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
 
 import pytest
 
@@ -56,6 +61,100 @@ def test_silent_places_cost_in_proportion_to_their_number() -> None:
         few = min([await seconds_to_begin(1_000) for _ in range(3)])
         many = min([await seconds_to_begin(8_000) for _ in range(3)])
         assert many < 32 * max(few, 0.01), (few, many)
+
+    run(scenario())
+
+
+class Lines:
+    """How many lines of the schedule were run."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+
+@contextmanager
+def counted_lines() -> Iterator[Lines]:
+    """Count the lines of the schedule that this thread runs, one in a loop each time."""
+    lines, tracer = Lines(), sys.gettrace()
+
+    def trace(frame: FrameType, event: str, _: Any) -> Any:
+        if frame.f_code.co_filename != store_schedule.__file__:
+            return None
+        lines.count += event == "line"
+        return trace
+
+    sys.settrace(trace)
+    try:
+        yield lines
+    finally:
+        sys.settrace(tracer)
+
+
+async def lines_per_task(namespaces: int, *, proven: bool) -> float:
+    """To queue and to start one task of each of so many namespaces, at one endpoint."""
+    asked: list[str] = []
+
+    async def work(task: Task) -> float | None:
+        asked.append(task.namespace)
+        return None
+
+    schedule = StoreSchedule(work, lambda _: None, threads=4, requests_per_second=10**6)
+    endpoint = schedule.acquire("there")
+    endpoint.proven = proven
+    with counted_lines() as lines:
+        for number in range(namespaces):
+            schedule.soon(Task(endpoint, f"namespace-{number}"))
+        schedule.start()
+        await until(lambda: len(asked) == namespaces, "they were done")
+    await schedule.close()
+    assert asked == [f"namespace-{number}" for number in range(namespaces)]
+    return lines.count / namespaces
+
+
+@pytest.mark.parametrize("proven", [False, True])
+def test_a_task_costs_the_same_however_many_namespaces_wait_at_its_store(*, proven: bool) -> None:
+    async def scenario() -> None:
+        few, many = await lines_per_task(100, proven=proven), await lines_per_task(1_000, proven=proven)
+        assert many < 1.5 * few, (few, many)
+
+    run(scenario())
+
+
+async def lines_beside(namespaces: int, endpoints: int) -> float:
+    """To serve a store, while so many namespaces wait at one that is busy, and one at so many of its own."""
+    served: list[str] = []
+    go_on = asyncio.Event()
+
+    async def work(task: Task) -> float | None:
+        served.append(task.endpoint.name)
+        if task.endpoint.name != "there":
+            await go_on.wait()
+        return None
+
+    schedule = StoreSchedule(work, lambda _: None, threads=8, requests_per_second=10**6)
+    for name in ("busy", *(f"its-{number}" for number in range(endpoints))):
+        endpoint = schedule.acquire(name)
+        endpoint.proven = True
+        for number in range(namespaces if name == "busy" else 1):
+            schedule.soon(Task(endpoint, f"namespace-{number}" if name == "busy" else "hostile"))
+    schedule.start()
+    await until(lambda: len(served) >= 6, "no more than a quarter is left")
+    there = schedule.acquire("there")
+    there.proven = True
+    with counted_lines() as lines:
+        for number in range(20):
+            schedule.soon(Task(there, "team"))
+            await until(lambda number=number: served.count("there") > number, "it was served")
+    go_on.set()
+    await schedule.close()
+    return lines.count / 20
+
+
+@pytest.mark.parametrize(("namespaces", "endpoints"), [(3_000, 1), (8, 3_000)])
+def test_a_full_schedule_is_not_looked_through_for_every_task(namespaces: int, endpoints: int) -> None:
+    async def scenario() -> None:
+        few, many = await lines_beside(8, 1), await lines_beside(namespaces, endpoints)
+        assert many < 2 * few, (few, many)
 
     run(scenario())
 
