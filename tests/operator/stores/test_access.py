@@ -664,7 +664,7 @@ def test_certificates_that_a_chain_refers_to_are_used_and_never_a_path_of_the_ch
         ({"ca.crt": "  "}, "has no ca.crt"),
         ({"ca.crt": "no certificate"}, "holds no certificate"),
         ({"ca.crt": CERTIFICATE + CERTIFICATE.replace("M", "*", 9)}, "holds no certificate"),
-        ({"ca.crt": CERTIFICATE * 400}, "is larger than 256 KiB"),
+        ({"ca.crt": CERTIFICATE * 800}, "is larger than 512 KiB"),
     ],
 )
 @pytest.mark.parametrize("kind", ["ConfigMap", "Secret"])

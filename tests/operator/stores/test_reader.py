@@ -544,7 +544,7 @@ def test_a_namespace_whose_stores_all_begin_to_drip_holds_up_no_other(
             for number in range(1, 5):
                 advance(store, TINY, token, number)
                 await until(lambda number=number: step(reader) == number, "the living one is followed")
-            assert sum(stage.busy for stage in stages) == 4
+                assert sum(stage.busy for stage in stages) <= 4
             end.set()
 
     with ExitStack() as servers:
