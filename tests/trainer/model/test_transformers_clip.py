@@ -103,7 +103,9 @@ def test_settings_that_stand_twice_count_whole_the_second_time(tmp_path: Path) -
         document["text_config_dict"] = {name: value for name, value in TEXT.items() if name != "hidden_act"}
 
     change(tmp_path, twice)
-    theirs = pytest.importorskip("transformers").CLIPConfig(**json.loads((tmp_path / "config.json").read_text()))
+    theirs = pytest.importorskip("transformers").CLIPConfig(
+        **json.loads((tmp_path / "config.json").read_text())
+    )
     assert theirs.text_config.hidden_act == "quick_gelu"
     with pytest.raises(UserDataError, match="hidden_act is gelu of images and quick_gelu of texts"):
         load_weights(tmp_path)
