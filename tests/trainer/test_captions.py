@@ -85,7 +85,10 @@ def test_embeddings_and_gradients_are_those_of_the_whole_matrix(dtype: torch.dty
     torch.testing.assert_close(text, whole, rtol=0, atol=tolerance)
     assert gradients.keys() == whole_gradients.keys()
     for name, gradient in gradients.items():
-        torch.testing.assert_close(gradient, whole_gradients[name], rtol=0, atol=tolerance, msg=name)
+        largest = max(1.0, float(whole_gradients[name].abs().max()))  # sums of many terms round by their size
+        torch.testing.assert_close(
+            gradient, whole_gradients[name], rtol=0, atol=tolerance * largest, msg=name
+        )
 
 
 @pytest.mark.parametrize("causal", [True, False])
