@@ -24,7 +24,15 @@ def main() -> None:
     log, results = options.record.with_suffix(".log"), options.record.with_suffix(".xml")
     on_gpu = options.device == "cuda"
     # The compiler for the CPU takes minutes on few cores.
-    command = [sys.executable, "-m", "pytest", "-m", "gpu" if on_gpu else "gpu and not slow", "tests/gpu"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "--no-header",
+        "-m",
+        "gpu" if on_gpu else "gpu and not slow",
+        "tests/gpu",
+    ]
     command += ["-v", "--durations=10"]
     command += ["-p", "no:cacheprovider", "-o", "timeout=150", f"--junitxml={results}"]
     command += ["-n", str(PROCESSES)] if on_gpu else ["-n", "0"]

@@ -63,6 +63,15 @@ def says(job: Object, **told: Any) -> None:
     variable["value"] = json.dumps({**json.loads(variable["value"]), **told})
 
 
+def is_ended_by_suspending(world: World) -> None:
+    """What runs of the refused chain."""
+    world.suspend(True)
+    ended = look(world).last_ended
+    assert ended is not None
+    assert ended.reason == "Suspended"
+    assert not world.own_jobs()
+
+
 def test_what_a_job_trains_is_read_from_it_and_whose_it_is_from_the_chain(world: World) -> None:
     body, trees, stage = open_stage(world, train(world))
     found = recovered(body, trees, [stage])
@@ -106,11 +115,7 @@ def test_what_runs_of_a_chain_that_becomes_too_large_keeps_its_store_and_can_be_
     assert still_running is not None
     assert still_running.accepted is not None
     assert still_running.accepted.store.secret_ref is not None
-    world.suspend(True)
-    ended = look(world).last_ended
-    assert ended is not None
-    assert ended.reason == "Suspended"
-    assert not world.own_jobs()
+    is_ended_by_suspending(world)
 
 
 def test_no_store_is_read_for_the_chain_that_a_forged_job_names(world: World) -> None:
@@ -142,11 +147,7 @@ def test_a_job_that_appears_after_the_chain_was_refused_is_looked_after(world: W
         look(world)
         world.kubelet(2)
     assert look(world).phase is StagePhase.RUNNING
-    world.suspend(True)
-    ended = look(world).last_ended
-    assert ended is not None
-    assert ended.reason == "Suspended"
-    assert not world.own_jobs()
+    is_ended_by_suspending(world)
 
 
 def test_the_end_of_an_attempt_is_recorded_whose_job_vanishes_from_a_refused_chain(world: World) -> None:

@@ -90,9 +90,8 @@ def counted_lines() -> Iterator[Lines]:
         sys.settrace(tracer)
 
 
-async def lines_per_task(namespaces: int, *, proven: bool) -> float:
-    """To queue and to start one task of each of so many namespaces, at one endpoint."""
-    asked: list[str] = []
+def one_store(asked: list[str], *, proven: bool) -> tuple[StoreSchedule, StoreEndpoint]:
+    """A schedule that is not started and one endpoint; whose tasks are done is noted in `asked`."""
 
     async def work(task: Task) -> float | None:
         asked.append(task.namespace)
@@ -101,6 +100,14 @@ async def lines_per_task(namespaces: int, *, proven: bool) -> float:
     schedule = StoreSchedule(work, lambda _: None, threads=4, requests_per_second=10**6)
     endpoint = schedule.acquire("there")
     endpoint.proven = proven
+    return schedule, endpoint
+
+
+async def lines_per_task(namespaces: int, *, proven: bool) -> float:
+    """To queue and to start one task of each of so many namespaces, at one endpoint."""
+    asked: list[str] = []
+
+    schedule, endpoint = one_store(asked, proven=proven)
     with counted_lines() as lines:
         for number in range(namespaces):
             schedule.soon(Task(endpoint, f"namespace-{number}"))
@@ -252,13 +259,7 @@ def test_a_namespace_with_thousands_of_tasks_at_a_store_holds_up_no_other_at_the
     async def scenario() -> None:
         asked: list[str] = []
 
-        async def work(task: Task) -> float | None:
-            asked.append(task.namespace)
-            return None
-
-        schedule = StoreSchedule(work, lambda _: None, threads=4, requests_per_second=10**6)
-        endpoint = schedule.acquire("there")
-        endpoint.proven = proven
+        schedule, endpoint = one_store(asked, proven=proven)
         for namespace in [*["busy"] * 3_000, "team"]:
             schedule.soon(Task(endpoint, namespace))
         schedule.start()
