@@ -27,6 +27,7 @@ from modelchain_operator.kubernetes.kinds import LEASE
 logger = logging.getLogger(__name__)
 
 JITTER = 1.2  # of the standby's period, so that two do not ask in step
+RELEASE_PAUSE_SECONDS = 0.1  # between two tries to release the Lease
 
 
 @dataclass(frozen=True)
@@ -156,23 +157,34 @@ class LeaderElector:
 
     async def release(self) -> None:
         """Let others begin at once. Nothing of this process acts any more."""
-        held = self._leadership.is_held()
         self._leadership.end()
-        if not held:
+        if self._leader != self._process:
             return
         try:
             async with asyncio.timeout(self._terms.renew_deadline_seconds / 2):
-                await self._let_go()
-        except (ApiError, TimeoutError) as error:
-            logger.warning("Lease %s was not released, so it has to expire: %s", self._name, error)
+                while True:
+                    if await self._let_go():
+                        return
+                    await asyncio.sleep(RELEASE_PAUSE_SECONDS)
+        except TimeoutError:
+            why = f": {self._leadership.problem}" if self._leadership.problem else ""
+            logger.warning("Lease %s was not released, so it has to expire%s", self._name, why)
 
-    async def _let_go(self) -> None:
-        lease = await self._api.get(LEASE, self._terms.namespace, self._terms.name)
-        if lease is None or LeaseRecord.of(lease).holder != self._process:
-            return
-        spec = {**lease["spec"], "holderIdentity": "", "leaseDurationSeconds": 1, "renewTime": _now()}
-        await self._api.replace(LEASE, {**lease, "spec": spec})
+    async def _let_go(self) -> bool:
+        """One try. Returns whether this process holds the Lease no more. A renewal that was cancelled may have been
+        recorded only after the Lease was read here.
+        """
+        try:
+            lease = await self._api.get(LEASE, self._terms.namespace, self._terms.name)
+            if lease is None or LeaseRecord.of(lease).holder != self._process:
+                return True
+            spec = {**lease["spec"], "holderIdentity": "", "leaseDurationSeconds": 1, "renewTime": _now()}
+            await self._api.replace(LEASE, {**lease, "spec": spec})
+        except ApiError as error:
+            self._leadership.problem = str(error)
+            return False
         logger.info("released Lease %s", self._name)
+        return True
 
     @property
     def _name(self) -> str:

@@ -12,8 +12,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modelchain_operator.kubernetes.api import KubernetesApi, Unavailable, load_config
-from modelchain_operator.kubernetes.kinds import LEASE
+from modelchain_operator.kubernetes.api import KubernetesApi, Object, Unavailable, load_config
+from modelchain_operator.kubernetes.kinds import LEASE, Kind
 from modelchain_operator.kubernetes.leader_election import (
     JITTER,
     ElectionTerms,
@@ -126,6 +126,43 @@ def test_of_three_one_leads_and_the_next_follows_when_it_releases(
         lease = await api.get(LEASE, namespace, "operator")
         assert lease is not None
         assert (lease["spec"]["leaseTransitions"], lease["spec"]["holderIdentity"]) == (2, "")
+        await api.close()
+
+    asyncio.run(scenario())
+
+
+class RecordsLate(KubernetesApi):
+    """Its API server records a renewal, sent earlier and cancelled, just before the next change of the Lease."""
+
+    late = False
+
+    async def replace(self, kind: Kind, manifest: Object) -> Object:
+        """As of any API server, but for that renewal."""
+        if self.late:
+            self.late = False
+            now = await self.get(kind, manifest["metadata"]["namespace"], manifest["metadata"]["name"])
+            assert now is not None
+            await super().replace(
+                kind, {**now, "spec": {**now["spec"], "renewTime": "2026-01-01T00:00:00.000000Z"}}
+            )
+        return await super().replace(kind, manifest)
+
+
+@pytest.mark.xdist_group("control-plane")
+def test_a_lease_is_released_even_if_the_last_renewal_is_recorded_meanwhile(
+    control_plane: ControlPlane, namespace: str
+) -> None:
+    async def scenario() -> None:
+        api = RecordsLate(load_config(str(control_plane.kubeconfig), None))
+        elector = LeaderElector(
+            api, ElectionTerms(namespace, "operator", 60, 40, PERIOD), "pod-0", Leadership()
+        )
+        await elector.acquire()
+        api.late = True
+        await elector.release()
+        lease = await api.get(LEASE, namespace, "operator")
+        assert lease is not None
+        assert lease["spec"]["holderIdentity"] == ""
         await api.close()
 
     asyncio.run(scenario())
