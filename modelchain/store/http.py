@@ -8,6 +8,7 @@ import urllib.request
 from email.utils import parsedate_to_datetime
 from urllib.parse import quote
 
+from modelchain.proxies import proxy_for
 from modelchain.store.base import Forbidden, NotFound, ObjectInfo, Replaced, StoreError, StoreUnavailable
 from modelchain.store.ranges import parse_content_range
 from modelchain.store.read_only import ReadOnlyStore
@@ -78,6 +79,7 @@ class HttpStore(ReadOnlyStore):
 
     def _request(self, key: str, start: int, length: int) -> tuple[http.client.HTTPMessage, bytes]:
         uri = self.uri_of(key)
+        proxy_for(uri)
         headers = {
             "User-Agent": "modelchain",
             "Accept-Encoding": "identity",

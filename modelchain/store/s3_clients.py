@@ -17,15 +17,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
-from urllib.parse import urlsplit
 
 import botocore.session
 from boto3.session import Session
 from botocore.config import Config
 from botocore.loaders import create_loader
-from botocore.utils import get_environ_proxies
 
 from modelchain.errors import ConfigurationError
+from modelchain.proxies import proxy_for
 from modelchain.resolved import ResolvedStore
 from modelchain.store.base import Credentials, Forbidden
 from modelchain.store.s3_answers import check_answers
@@ -131,7 +130,9 @@ def make_client(
     use_environment: bool = True,
     check_endpoint: Callable[[str], list[str]] | None = None,
 ) -> S3Client:
-    """A client of the store at `endpoint` (None: AWS). Raises ConfigurationError, and Forbidden for malformed keys."""
+    """A client of the store at `endpoint` (None: AWS). Raises ConfigurationError, also where the environment names what
+    can be no proxy, and Forbidden for malformed keys.
+    """
     _check_keys(access.uri, credentials, use_environment=use_environment)
     bundle = access.ca_bundle
     if bundle is not None and not Path(bundle).is_file():
@@ -167,14 +168,10 @@ def make_client(
         raise ConfigurationError(
             f"{access.uri}: endpoint {shown!r} is not a URL such as http://minio:9000"
         ) from error
+    proxy_for(client.meta.endpoint_url)
     check_answers(client)
     bound(client, check_endpoint)
     return client
-
-
-def goes_by_proxy(url: str) -> bool:
-    """Whether the environment names a proxy for requests to this URL. It is the proxy that resolves its host's name."""
-    return bool(get_environ_proxies(url).get(urlsplit(url).scheme))
 
 
 def _check_keys(uri: str, credentials: Credentials | None, *, use_environment: bool) -> None:

@@ -116,6 +116,10 @@ def explain(error: Exception, uri: str, bucket: str, endpoint: str | None) -> Mo
         error = inner  # not of the network: urllib3 could make nothing of the answer
     if isinstance(error, _BROKEN_BODY):
         return StoreUnavailable(f"{uri}: the connection{at} broke off; try again")
+    if isinstance(error, boto.ProxyConnectionError):
+        return StoreUnavailable(
+            f"{uri}: the proxy that the environment names (HTTP_PROXY, HTTPS_PROXY) can't be reached; is it running?"
+        )
     if isinstance(error, _CONNECTION):
         return StoreUnavailable(f"{uri}: the store{at} does not answer ({_kind(error)}); is it running?")
     if isinstance(

@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from modelchain.errors import ConfigurationError
+from modelchain.proxies import proxy_for
 from modelchain.text import one_line
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
@@ -60,19 +61,22 @@ def load_access(
     kubeconfig: str | None, context: str | None, environment: Mapping[str, str] | None = None
 ) -> ClusterAccess:
     """Access from that kubeconfig; without one from the pod's service account, else from KUBECONFIG, else from
-    ~/.kube/config. Raises ConfigurationError.
+    ~/.kube/config. Raises ConfigurationError, also where the proxy on the way to it can be none.
     """
     environment = os.environ if environment is None else environment
     try:
         if not kubeconfig and (SERVICE_ACCOUNT / "token").exists():
-            return from_service_account(SERVICE_ACCOUNT, environment)
-        paths = (kubeconfig or environment.get("KUBECONFIG") or DEFAULT_KUBECONFIG).split(os.pathsep)
-        return from_kubeconfigs([Path(path).expanduser() for path in paths if path], context)
+            access = from_service_account(SERVICE_ACCOUNT, environment)
+        else:
+            paths = (kubeconfig or environment.get("KUBECONFIG") or DEFAULT_KUBECONFIG).split(os.pathsep)
+            access = from_kubeconfigs([Path(path).expanduser() for path in paths if path], context)
+        proxy_for(access.server)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         text = f"{error.args[0]!r} is missing in it" if isinstance(error, KeyError) else str(error)
         raise ConfigurationError(
             f"no way to a Kubernetes cluster: {text}; set KUBECONFIG, or run in a pod with a service account"
         ) from None
+    return access
 
 
 def from_service_account(folder: Path, environment: Mapping[str, str]) -> ClusterAccess:

@@ -11,12 +11,11 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 
 from modelchain import __version__
+from modelchain.proxies import proxy_for
 from modelchain_operator.kubernetes import json_reader
 from modelchain_operator.kubernetes.cluster_access import ClusterAccess
 from modelchain_operator.kubernetes.credentials import read_token, tls_context
@@ -117,7 +116,7 @@ class Connection:
         return aiohttp.ClientSession(
             cookie_jar=aiohttp.DummyCookieJar(),
             headers=headers,
-            proxy=_proxy(access.server),
+            proxy=proxy_for(access.server),
             timeout=aiohttp.ClientTimeout(total=TIMEOUT_SECONDS),
         )
 
@@ -132,11 +131,3 @@ def _warning(header: str) -> str:
     """The text of a header `299 - "text"`. https://www.rfc-editor.org/rfc/rfc7234#section-5.5"""
     quoted = re.search(r'"((?:[^"\\]|\\.)*)"', header)
     return re.sub(r"\\(.)", r"\1", quoted[1]) if quoted else header
-
-
-def _proxy(server: str) -> str | None:
-    """The proxy to use, by HTTPS_PROXY and NO_PROXY of the environment."""
-    parts = urlsplit(server)
-    if proxy_bypass(parts.netloc.rpartition("@")[2]):
-        return None
-    return getproxies().get(parts.scheme)

@@ -12,6 +12,7 @@ from pathlib import Path
 import kopf
 
 from modelchain.errors import ConfigurationError
+from modelchain.proxies import proxy_for
 from modelchain_operator.kubernetes.cluster_access import ClusterAccess, ExecCommand
 
 # A service account's token is replaced in its file before it expires.
@@ -59,6 +60,7 @@ def _connection_info(access: ClusterAccess, token: str | None) -> ConnectionInfo
         private_key_path=access.client_key_path,
         private_key_data=None if access.client_key_path else access.client_key_data,
         default_namespace=access.namespace,
+        proxy_url=proxy_for(access.server),
         expiration=dt.datetime.now(dt.UTC) + REREAD if access.token_changes else None,
     )
 

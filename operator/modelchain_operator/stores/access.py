@@ -27,11 +27,12 @@ from urllib.parse import urlsplit
 
 from modelchain.endpoint import ENDPOINT_FORM, is_endpoint
 from modelchain.errors import ConfigurationError, ModelChainError
+from modelchain.proxies import proxy_for
 from modelchain.reconcile.observation import StoreProblem
 from modelchain.resolved import ResolvedChain
 from modelchain.spec import BundleKind, StoreSpec
 from modelchain.store import Bounds, Credentials, Forbidden, Store, StoreUnavailable, open_store
-from modelchain.store.s3_clients import SharedClients, Timeouts, goes_by_proxy
+from modelchain.store.s3_clients import SharedClients, Timeouts
 from modelchain_operator.kubernetes.api import ApiError, Object
 from modelchain_operator.kubernetes.api import Forbidden as ApiForbidden
 from modelchain_operator.settings import OwnIdentityStore
@@ -324,7 +325,7 @@ class StoreAccess:
             self._hosts[host] = (time.monotonic(), found)
             while len(self._hosts) > STORES:
                 self._hosts.popitem(last=False)
-        elif not goes_by_proxy(url):
+        elif proxy_for(url) is None:  # else it is the proxy that resolves the name
             raise StoreUnavailable(f"{_shown(url)}: no address is known of {host} now; is the name right?")
         return found
 
