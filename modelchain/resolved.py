@@ -6,6 +6,7 @@ MODELCHAIN_STAGE or from a file. Everything a stage needs to know stands in it; 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 
 from pydantic import Field
@@ -211,6 +212,15 @@ class ResolvedStage(Block):
     def to_json(self) -> str:
         """Compact JSON for the environment of a job; read it back with `ResolvedStage.model_validate_json`."""
         return self.model_dump_json(by_alias=True, exclude_none=True)
+
+    def sha256(self) -> str:
+        """Of all that it says, in hexadecimal, but for the file in which its pods have the store's certificates.
+
+        Defaults are left out: in a version with more fields it stays the same.
+        """
+        store = self.store.model_copy(update={"ca_bundle": None})
+        said = self.model_copy(update={"store": store}).model_dump_json(by_alias=True, exclude_defaults=True)
+        return hashlib.sha256(said.encode()).hexdigest()
 
 
 def default_baseline_epochs(stages: Sequence[ResolvedStage]) -> int:

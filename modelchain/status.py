@@ -196,6 +196,14 @@ class StageStatus(StatusBlock):
         int,
         Field(ge=0, description="Attempts since the last new checkpoint that ended without having failed."),
     ] = 0
+    resolved_sha256: Annotated[
+        str | None,
+        Field(
+            max_length=64,
+            description="SHA-256 of all that the last attempt was told: while the chain is refused, a job counts only "
+            "if it says the same.",
+        ),
+    ] = None
     job: Annotated[
         str | None, Field(max_length=256, description="Job of the last attempt, once it was seen.")
     ] = None

@@ -118,14 +118,15 @@ def _start(contexts: Mapping[str, StageContext], branches: Branches, checks: Seq
                 }
             )
         else:
-            statuses[name] = _intent(context.status)
+            statuses[name] = _intent(context)
             actions.append(StartJob(name, statuses[name].attempt))
             branches.started.append(name)
     return Starts(statuses, tuple(actions))
 
 
-def _intent(status: StageStatus) -> StageStatus:
+def _intent(context: StageContext) -> StageStatus:
     """The status that announces the next attempt: the same number again if its job was never seen."""
+    status = context.status
     attempt = status.attempt if status.attempt > status.last_ended_attempt else status.attempt + 1
     return status.model_copy(
         update={
@@ -133,6 +134,7 @@ def _intent(status: StageStatus) -> StageStatus:
             "reason": StageReason.STARTING,
             "message": f"attempt {attempt} is starting",
             "attempt": attempt,
+            "resolved_sha256": context.stage.sha256(),
             "job": None,
             "retry_at": None,
         }

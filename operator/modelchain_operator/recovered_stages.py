@@ -24,19 +24,18 @@ def recovered(body: Object, trees: Iterable[JobTree], open_stages: Iterable[Stag
     """Those of the open stages whose job says what it trains, as a chain; None if there is none.
 
     `trees` hold jobs as the API server has them, with their pod templates. Whoever may create jobs may write what
-    stands there, so a job only says what it trains and where. Which chain that is, the chain's object says, and a job
-    that says otherwise does not count. Of the spec, `suspend` and what the store refers to count: names of objects in
-    the chain's own namespace.
+    stands there, so a job counts only if it says, value for value, what the chain's status says its attempt was told.
+    Of the spec, `suspend` and what the store refers to count: names of objects in the chain's own namespace.
     """
     reference = reference_of(body)
-    wanted = {(stage.name, stage.attempt): stage.digest for stage in open_stages}
+    wanted = {(stage.name, stage.attempt): stage.resolved_sha256 for stage in open_stages}
     found: dict[str, ResolvedStage] = {}
     for tree in trees:
         stage = stage_of(tree.job) if tree.job is not None else None
         if (
             stage is not None
             and (stage.chain, stage.name) == (reference, tree.place.stage)
-            and wanted.get((tree.place.stage, tree.place.attempt)) == stage.digest
+            and wanted.get((tree.place.stage, tree.place.attempt)) == stage.sha256()
         ):
             alone = {"predecessor": None, "teacher": None}  # complete, since the stage has started
             found.setdefault(stage.name, stage.model_copy(update=alone))

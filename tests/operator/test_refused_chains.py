@@ -56,7 +56,7 @@ def open_stage(world: World, job: Object) -> tuple[Object, list[JobTree], StageS
     return body, list(trees), status.stages[0]
 
 
-def says(job: Object, **told: Any) -> None:
+def says(job: Object, /, **told: Any) -> None:
     """Write something else into the stage of the job's environment."""
     (container,) = job["spec"]["template"]["spec"]["containers"]
     variable = next(one for one in container["env"] if one["name"] == STAGE_ENVIRONMENT_VARIABLE)
@@ -89,9 +89,14 @@ def test_what_a_job_trains_is_read_from_it_and_whose_it_is_from_the_chain(world:
         {"chain": {"namespace": "stays", "name": "family", "uid": "uid-of-another"}},
         {"name": "small"},
         {"digest": "0" * 64},
+        {"store": {"uri": "s3://elsewhere/chains"}},
+        {"store": {"uri": "s3://chains/test", "endpointUrl": "https://elsewhere"}},
+        {"retry": {"limit": 1000}},
+        {"job": {"nodes": 2}},
+        {"folder": "stages/another"},
     ],
 )
-def test_a_job_that_says_it_is_another_chains_or_stages_does_not_count(
+def test_a_job_that_says_something_else_than_its_attempt_was_told_does_not_count(
     world: World, told: dict[str, Any]
 ) -> None:
     job = train(world)
@@ -99,6 +104,35 @@ def test_a_job_that_says_it_is_another_chains_or_stages_does_not_count(
     body, trees, stage = open_stage(world, job)
     assert len(trees) == 1, "by its labels, its name and its controller it is ours"
     assert recovered(body, trees, [stage]) is None
+
+
+def test_an_attempt_of_an_older_version_counts_once_a_pass_has_recorded_what_it_was_told(
+    world: World,
+) -> None:
+    """Before that, nothing says what its job may say."""
+    job = train(world)
+    body, trees, stage = open_stage(world, job)
+    untold = stage.model_copy(update={"resolved_sha256": None})
+    assert recovered(body, trees, [untold]) is None
+    body["status"]["stages"][0].pop("resolvedSha256")
+    world.api.put(CHAIN, body)
+    assert look(world).resolved_sha256 == stage.resolved_sha256
+    world.an_edit_is_refused(wrong=True)
+    is_ended_by_suspending(world)
+
+
+def test_what_a_job_was_told_counts_however_the_chain_was_edited_since(world: World) -> None:
+    job = train(world)
+    body = world.api.objects[CHAIN, *STAYS]
+    body["spec"]["retry"] = {"limit": 7}
+    world.edit(body)
+    look(world)
+    body, trees, stage = open_stage(world, job)
+    found = recovered(body, trees, [stage])
+    assert found is not None
+    assert found.chain.stages[0].retry.limit != 7
+    world.an_edit_is_refused(wrong=True)
+    is_ended_by_suspending(world)
 
 
 def test_what_runs_of_a_chain_that_becomes_too_large_keeps_its_store_and_can_be_suspended(

@@ -48,6 +48,7 @@ from tests.operator.memory_api import MemoryApi, key_of
 
 WORLDS = int(os.environ.get("MODELCHAIN_WORLDS", "0"))  # 0: the same few each time
 STAYS, LEAVES = Key("stays", "family"), Key("leaves", "family")
+ELSEWHERE = "s3://elsewhere/chains"  # a store that no chain names
 LIMIT = 2
 ROUNDS = 120  # far more than any quiet world needs
 NAMES = ("tiny", "small", "little", "petite")
@@ -73,6 +74,8 @@ class Stores:
             (one.namespace, one.name) for one in (accepted.chain.chain, *(stage.chain for stage in stages))
         }
         assert asked == {key}, "a store is read for the chain that asks, whatever its jobs say"
+        read = {one.uri for one in (accepted.chain.store, *(stage.store for stage in stages))}
+        assert ELSEWHERE not in {*read, accepted.store.uri}, "nor is another one"
         there = {(key, stage.name, stage.digest) for stage in stages}  # the reader forgets all others
         self.known = {known: one for known, one in self.known.items() if known[0] != key or known in there}
         found = {stage.name: self.known.get((key, stage.name, stage.digest)) for stage in stages}
@@ -189,8 +192,8 @@ class World(RuleBasedStateMachine):
         who=st.integers(0, 1),
     )
     def a_refused_chain_has_a_forged_job(self, name: str, says: Key, late: bool, who: int) -> None:
-        """In the place of its own, which is deleted; its environment says that it is of another chain. It appears
-        before the operator has looked for jobs, or afterwards.
+        """In the place of its own, which is deleted; its environment says that it is of another chain, or that its
+        store is another one. It appears before the operator has looked for jobs, or afterwards.
         """
         self.watch(len(self.api.changes))
         self.passes(STAYS, who)
@@ -212,6 +215,8 @@ class World(RuleBasedStateMachine):
         variable = next(one for one in container["env"] if one["name"] == STAGE_ENVIRONMENT_VARIABLE)
         told = json.loads(variable["value"])
         told["chain"] |= {"namespace": says.namespace, "name": says.name}
+        if says == STAYS:
+            told["store"]["uri"] = ELSEWHERE
         variable["value"] = json.dumps(told)
         self.forged.add(self.api.put(JOB, forged)["metadata"]["uid"])
         for _ in range(3):
