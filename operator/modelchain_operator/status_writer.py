@@ -6,15 +6,16 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 from modelchain.reconcile.conditions import unwritable
-from modelchain.status import ChainStatus
+from modelchain.status import ChainStatus, StageReason
 from modelchain_operator.informers.cache import Cache
 from modelchain_operator.kubernetes.api import ApiError, Forbidden, Invalid, KubernetesApi, Object
 from modelchain_operator.kubernetes.key import Key
 from modelchain_operator.observe import status_object
 from modelchain_operator.pruned_fields import PrunedFields
-from modelchain_operator.telemetry.events import event_of, notes
+from modelchain_operator.telemetry.events import WARNING, Note, event_of, notes
 from modelchain_operator.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -49,39 +50,40 @@ class StatusWriter:
         try:
             written = await self._api.write_status(body, asked)
         except (Invalid, Forbidden) as error:
-            await self._write_refusal(body, before, error)
+            await self._write_refusal(key, body, before, error)
             raise
         self._pruned.learn(asked, written.get("status") or {})
         self._cache.show_chain(written)
         self._metrics.status_written(key, before, status)
         reported = list(notes(before, self._pruned.of(status)))
         for note in reported:
-            log = logger.warning if note.type == "Warning" else logger.info
+            log = logger.warning if note.type == WARNING else logger.info
             log("%s: %s: %s", key, note.reason, note.message)
-        if reported:
-            now = time.time()
-            await self._post(
-                key, [event_of(body, note, time=now, instance=self._identity) for note in reported]
-            )
+        await self._post(key, body, reported)
         return written
 
-    async def _write_refusal(self, body: Object, before: ChainStatus | None, error: ApiError) -> None:
+    async def _write_refusal(
+        self, key: Key, body: Object, before: ChainStatus | None, error: ApiError
+    ) -> None:
         generation = body["metadata"].get("generation")
         said = self._pruned.of(unwritable(before, str(error), generation=generation, now=time.time()))
         if said == before:
             return
-        try:
+        with suppress(ApiError):  # the refusal itself is raised, and said in the log
             self._cache.show_chain(await self._api.write_status(body, status_object(said)))
-        except ApiError:
-            return  # the refusal itself is raised, and said in the log
+        await self._post(key, body, [Note(WARNING, StageReason.STATUS_REFUSED, said.message)])
 
     async def close(self, seconds: float) -> None:
         """Wait `seconds` at most for Events that are being posted."""
         if self._posting:
             await asyncio.wait(self._posting, timeout=seconds)
 
-    async def _post(self, key: Key, events: Sequence[Object]) -> None:
-        """Post Events beside the pass: they must not hold up a job."""
+    async def _post(self, key: Key, body: Object, reported: Sequence[Note]) -> None:
+        """Post Events beside the pass: they must not hold up a job. Twice the same of one version of a chain is one."""
+        if not reported:
+            return
+        now = time.time()
+        events = [event_of(body, note, time=now, instance=self._identity) for note in reported]
         if len(self._posting) >= EVENTS_UNDER_WAY:
             await asyncio.wait(self._posting, return_when=asyncio.FIRST_COMPLETED)
 

@@ -16,6 +16,7 @@ from modelchain_operator.observe import status_of
 from modelchain_operator.status_writer import StatusWriter
 from modelchain_operator.telemetry.metrics import Metrics
 from tests.operator.memory_api import MemoryApi
+from tests.processes import PATIENCE_SECONDS
 
 KEY = Key("team", "family")
 
@@ -26,12 +27,16 @@ class Strict(MemoryApi):
     def __init__(self, refusal: type[ApiError]) -> None:
         super().__init__()
         self.writes, self.refusal = 0, refusal
+        self.told: list[str] = []
 
     async def write_status(self, chain: Object, status: Object) -> Object:
         self.writes += 1
         if (status.get("step") or 0) >= 2**63:
             raise self.refusal("status.step: Invalid value: 1e25", status=422, reason="Invalid")
         return await super().write_status(chain, status)
+
+    async def create_event(self, event: Object) -> None:
+        self.told.append(event["reason"])
 
 
 @pytest.mark.parametrize("refusal", [Invalid, Forbidden])  # by the API server, by an admission webhook
@@ -60,6 +65,8 @@ async def refused(refusal: type[ApiError]) -> None:
     assert (told.phase, told.last_attempts) == (ChainPhase.RUNNING, {"tiny": 3})
     assert told.observed_generation is None
     assert "refuses the status" in told.message
+    await writer.close(PATIENCE_SECONDS)
+    assert api.told == ["StatusRefused"]
     stalled = told.condition(ConditionType.STALLED)
     assert stalled is not None
     assert (stalled.status, stalled.reason) == ("True", "StatusRefused")
