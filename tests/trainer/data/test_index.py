@@ -84,6 +84,16 @@ def test_the_first_known_picture_of_a_sample_is_its_image(tmp_path: Path) -> Non
     assert images == [b"p", b"j", b"v"]
 
 
+def test_a_shard_of_two_tars_joined_with_cat_has_the_samples_of_both(tmp_path: Path) -> None:
+    shards = write_shards(tmp_path / "data", 20, 10)
+    joined = tmp_path / "joined.tar"
+    joined.write_bytes(b"".join(Path(shard).read_bytes() for shard in shards))
+    index = index_of([str(joined)], 20, tmp_path / "store")
+    segment = read_segment(index, 0, 20, RetryPolicy())
+    assert [segment.image(number) for number in range(20)] == [png(number) for number in range(20)]
+    assert [segment.text(number, 0) for number in (0, 10)] == [b"number 0", b"number 10"]
+
+
 def test_groups_without_image_and_text_are_not_counted(tmp_path: Path) -> None:
     members = [
         ("readme.md", b"hello"),

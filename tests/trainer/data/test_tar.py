@@ -141,6 +141,56 @@ def test_an_archive_cut_short_anywhere_is_refused(format_: int) -> None:
     assert len(members_of(data[: end + 512])) == 2  # one end record is enough
 
 
+@pytest.mark.parametrize("format_", FORMATS.values(), ids=FORMATS)
+@pytest.mark.parametrize("cheap", [False, True], ids=["S3", "disk"])
+def test_archives_one_behind_the_other_have_the_members_of_all(format_: int, *, cheap: bool) -> None:
+    names = [f"{number:03}.{extension}" for number in range(40) for extension in ("png", "txt")]
+    members = [(name, name.encode() * 100) for name in names]
+    joined = b"".join(archive(members[first : first + 20], format_) for first in range(0, 80, 20))
+    for data in (joined, joined[: joined.index(b"020.png") + 20 * 512] + bytes(512) * 3):
+        found = list(scan(lambda at, n, d=data: d[at : at + n], len(data), URI, seeks_are_cheap=cheap))
+        with tarfile.open(fileobj=io.BytesIO(data), ignore_zeros=True) as tar:
+            assert [(m.name, m.offset, m.size) for m in found] == [
+                (m.name, m.offset_data, m.size) for m in tar
+            ]
+        assert all(is_header(data[member.start : member.start + 512]) for member in found)
+    assert [member.name for member in members_of(joined)] == names
+
+
+def test_a_record_of_zeros_between_members_ends_nothing() -> None:
+    data = archive([("a.txt", b"1"), ("b.txt", b"2")])
+    found = members_of(data[:1024] + bytes(512) + data[1024:])
+    assert [(member.name, member.start) for member in found] == [("a.txt", 0), ("b.txt", 1536)]
+
+
+def test_any_number_of_zeros_may_end_a_file_and_takes_few_reads() -> None:
+    data = archive([("a.txt", b"1")])[:1024]
+    for zeros in (512, 513, 1024, 10 * 512, 100_000, 4 << 20):
+        reads: list[int] = []
+
+        def read(start: int, length: int, whole: bytes = data + bytes(zeros)) -> bytes:
+            reads.append(length)  # noqa: B023 - called within this turn
+            return whole[start : start + length]
+
+        assert [member.name for member in scan(read, len(data) + zeros, URI)] == ["a.txt"]
+        assert len(reads) <= 3
+
+
+@pytest.mark.parametrize("rest", [b"x", b"garbage" * 200, bytes(5000) + b"x"], ids=["x", "text", "0x"])
+def test_what_is_neither_zeros_nor_an_archive_behind_the_end_is_named_with_its_place(rest: bytes) -> None:
+    data = archive([("a.txt", b"1")])
+    at = len(data) + len(rest.removesuffix(b"x")) // 512 * 512 if rest[:1] != b"g" else len(data)
+    with pytest.raises(UserDataError, match=f"header at byte {at} behind the end-of-archive mark; write"):
+        members_of(data + rest)
+
+
+def test_an_archive_that_was_appended_and_cut_short_is_refused() -> None:
+    data = archive([("a.txt", b"1" * 3000)])
+    for size in (512, 700, 2000, 512 + 3072):
+        with pytest.raises(UserDataError, match="was cut short"):
+            members_of(data + data[:size])
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [

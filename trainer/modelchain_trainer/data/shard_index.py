@@ -24,7 +24,7 @@ from modelchain.store import NotFound, ObjectInfo, Replaced, Store, StoreError
 from modelchain_trainer.data.tar import Member, scan
 from modelchain_trainer.retry_policy import RetryPolicy
 
-VERSION = 4
+VERSION = 5
 MAX_SAMPLE_BYTES = 2**31 - 1
 
 _COLUMNS = ("starts", "lengths", "members", "extension", "offsets", "sizes")

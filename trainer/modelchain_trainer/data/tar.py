@@ -1,7 +1,9 @@
 """Where the members of a tar file lie, found by reading little more than its headers.
 
 Understands ustar, GNU and PAX archives (POSIX.1-2017, "pax", and the GNU tar manual, "Basic Tar Format").
-Stricter than tar itself in one thing: a file without the end-of-archive mark was cut short, and is refused.
+Stricter than tar itself in two things: a file without the end-of-archive mark was cut short, and is refused, and the
+mark is no end before that of the file. What lies behind it is read as `tar --ignore-zeros` does, another archive that
+somebody appended with `cat` for instance; anything but zeros and archives is refused.
 """
 
 from __future__ import annotations
@@ -50,23 +52,22 @@ def scan(read: ReadRange, size: int, uri: str, *, seeks_are_cheap: bool = False)
 
     `read(start, length)` gives bytes of the archive; it is called with large ranges that skip large bodies, and with
     little more than the headers where `seeks_are_cheap`, as on a disk.
-    Raises UserDataError, with `uri` in its message, where the archive is not one, is damaged or was cut
-    short, StoreError where less is read than `size` says.
+    Records of zeros between members are passed over, and must be the last thing in the file. Raises UserDataError,
+    with `uri` in its message, where the archive is not one, is damaged or was cut short, StoreError where less is read
+    than `size` says.
     """
     if size == 0:
         raise UserDataError(f"{uri}: is empty (0 bytes); write the shard again or take it out of the list")
     window = _Window(read, size, uri, seeks_are_cheap=seeks_are_cheap)
     pax_for_all: dict[str, str] = {}
-    position = 0
-    while True:
+    position: int | None = 0
+    while (position := _next_header(window, position, size, uri)) is not None:
         start = position
         pax: dict[str, str] = {}
         long_name: str | None = None
         long_link: str | None = None
         while True:
             header = window.take(position, RECORD)
-            if header == _ZEROS:
-                return
             _check(header, position, uri)
             kind = header[156:157]
             length = _number(header[124:136], position, uri)
@@ -105,6 +106,20 @@ def scan(read: ReadRange, size: int, uri: str, *, seeks_are_cheap: bool = False)
             target = pax.get("linkpath") or long_link or _text(header[157:257])
             yield Member(name, start, position, 0, _special(kind, target))
         position += _padded(length)
+
+
+def _next_header(window: _Window, position: int, size: int, uri: str) -> int | None:
+    """Where the next member begins, behind any records of zeros; None where these are the last in the file."""
+    first = position
+    while (record := window.take(position, RECORD)) == _ZEROS:
+        position += RECORD
+        if size - position < RECORD:
+            if window.take(position, size - position).strip(b"\0"):
+                raise _damaged(uri, position, " behind the end-of-archive mark")
+            return None
+    if position > first and not is_header(record):
+        raise _damaged(uri, position, " behind the end-of-archive mark")
+    return position
 
 
 class _Window:
@@ -209,8 +224,10 @@ def _padded(length: int) -> int:
     return -(-length // RECORD) * RECORD
 
 
-def _damaged(uri: str, position: int) -> UserDataError:
-    return UserDataError(f"{uri}: is damaged: no valid tar header at byte {position}; write the shard again")
+def _damaged(uri: str, position: int, where: str = "") -> UserDataError:
+    return UserDataError(
+        f"{uri}: is damaged: no valid tar header at byte {position}{where}; write the shard again"
+    )
 
 
 def _cut_short(uri: str, size: int) -> UserDataError:
