@@ -69,7 +69,9 @@ def opened(made: ResolvedStage, folder: Path, on_progress: Callable[[], None] = 
     assert isinstance(made.model_config_, LanguageModelConfig)
     source = DocumentSource(made, made.model_config_)
     retry_policy = RetryPolicy()
-    shards = ShardList.find(made.data.shards, made.store, retry_policy)
+    shards = ShardList.find(
+        made.data.shards, made.store, retry_policy, max_missing=made.data.max_missing_shards
+    )
     folder.mkdir()
     source.write(folder, shards, open_store(made.store), retry_policy, on_progress)
     return source.open(folder)
@@ -287,6 +289,62 @@ def test_a_wrong_number_of_tokens_is_said_with_the_right_one(tmp_path: Path) -> 
     shard = tar(tmp_path / "0.tar", {"a.txt": b"abc", "b.txt": b"defg"})
     with pytest.raises(UserDataError, match=r"data.tokens is 8, .* hold 9 tokens .* write tokens: 9"):
         opened(stage(tmp_path, [shard], 8), tmp_path / "tokens")
+
+
+LONG = "a line longer than what is looked at first " * 3000
+WHOLE = "".join(json.dumps({"text": text}) + "\n" for text in ("one", "two", LONG))
+UNFIT: list[tuple[str, str]] = [
+    ("", r"is empty \(0 bytes\)"),
+    ("\n \n\n", "holds no documents"),
+    ("\n" * 200_000, "holds no documents"),
+    *((WHOLE[:-cut], r"was cut short: it ends at byte \d+,") for cut in (2, 10, len(LONG), len(LONG) + 10)),
+    (WHOLE + '{"text": "on', "was cut short"),
+    (WHOLE + '{"text": "on\0\0\0\0', "was cut short"),
+]
+
+
+@pytest.mark.parametrize(("content", "says"), UNFIT, ids=range(len(UNFIT)))
+def test_lines_that_are_empty_or_cut_short_are_an_error_at_once_and_count_as_missing_shards(
+    tmp_path: Path, content: str, says: str
+) -> None:
+    good, bad = lines(tmp_path / "0.jsonl", ["one", "two"]), tmp_path / "1.jsonl"
+    bad.write_text(content)
+    for tokens in (8, 8 + count(["a much longer text"])):
+        with pytest.raises(UserDataError, match=rf"1\.jsonl: {says}") as raised:
+            opened(stage(tmp_path, [good, str(bad)], tokens), tmp_path / f"strict-{tokens}")
+        assert "write tokens" not in str(raised.value)
+        lenient = stage(tmp_path, [good, str(bad)], tokens, maxMissingShards=1)
+        stream = opened(lenient, tmp_path / f"lenient-{tokens}")
+        assert stream.left_out == (str(bad),)
+        assert stream.tokens.tolist() == line_of(["one", "two"])
+    with pytest.raises(UserDataError, match=r"8 tokens even without 1 that can't be used.*1\.jsonl; mend"):
+        opened(stage(tmp_path, [good, str(bad)], 7, maxMissingShards=1), tmp_path / "fewer")
+    with pytest.raises(UserDataError, match=says):
+        opened(stage(tmp_path, [str(bad)], 8, maxMissingShards=1), tmp_path / "alone")
+
+
+@pytest.mark.parametrize("end", ["\n", "", "  ", "\n\n \n", "\r\n"])
+def test_lines_are_whole_however_the_last_one_ends(tmp_path: Path, end: str) -> None:
+    shard = tmp_path / "0.jsonl"
+    shard.write_text(WHOLE.rstrip("\n") + end, newline="")
+    texts = ["one", "two", LONG]
+    stream = opened(stage(tmp_path, [str(shard)], count(texts)), tmp_path / "tokens")
+    assert stream.tokens.tolist() == line_of(texts)
+
+
+@pytest.mark.parametrize("kind", ["tar", "jsonl"])
+def test_no_number_of_tokens_is_recommended_while_documents_are_damaged(tmp_path: Path, kind: str) -> None:
+    if kind == "tar":
+        shard = tar(tmp_path / "0.tar", {"a.txt": b"abc", "b.txt": b"\xff", "c.txt": b"defg"})
+    else:
+        shard = str(tmp_path / "0.jsonl")
+        Path(shard).write_text('{"text": "abc"}\n{"text": "x\n{"text": "defg"}\n')
+    where = "sample b of" if kind == "tar" else "line 2 of"
+    with pytest.raises(
+        UserDataError, match=rf"9 tokens without those of 1 documents that can't be used, .*{where}"
+    ) as raised:
+        opened(stage(tmp_path, [shard], 14), tmp_path / "tokens")
+    assert "write tokens" not in str(raised.value)
 
 
 MISTAKES: list[tuple[dict[str, bytes], dict[str, Any], str]] = [

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -23,6 +26,10 @@ from modelchain_trainer.retry_policy import RetryPolicy
 LINES = ".jsonl"
 _DEFAULT_KEYS = {False: "txt", True: "json:text"}  # of shards of lines
 _BLOCK = 8 << 20  # bytes that are read at once
+_END = 1 << 16  # bytes, of the end of a shard of lines, that are looked at first
+_THREADS = 16
+
+_logger = logging.getLogger(__name__)
 
 Document = str | CorruptSampleError  # or why there is none
 
@@ -48,7 +55,8 @@ def find_documents(
 ) -> DocumentList:
     """The documents of shards, by the key of their texts (see data.textKey).
 
-    `on_progress(done, total)` counts shards that are indexed, then what is read of the documents, at least every 8 MiB.
+    `on_progress(done, total)` counts shards that are looked through, then what is read of the documents, at least
+    every 8 MiB.
     Raises UserDataError for bad shards, for tars beside lines of JSON and for compressed ones.
     """
     packed = next((shard.uri for shard in shards.shards if f"{LINES}." in shard.uri.rpartition("/")[2]), None)
@@ -68,8 +76,10 @@ def find_documents(
     if of_lines:
         if ":" not in key:
             raise UserDataError(f"data.textKey is {key}, but the shards hold lines of JSON; write json:FIELD")
-        found = _of_lines(shards, key, on_progress, retry_policy)
-        return DocumentList(found, shards.missing, versions_of(shard.info.etag for shard in shards.shards))
+        whole, bad = _whole(shards, max_missing - len(shards.missing), on_progress, retry_policy)
+        found = _of_lines(whole, key, on_progress, retry_policy)
+        versions = versions_of(shard.info.etag for shard in whole)
+        return DocumentList(found, (*shards.missing, *bad), versions)
     with tempfile.TemporaryDirectory(prefix="modelchain-documents-") as folder:
         index = write_text_index(
             Path(folder),
@@ -98,11 +108,61 @@ def _of_tars(
                 yield _unusable(error, describe_sample(index, sample))
 
 
+def _whole(
+    shards: ShardList, max_bad: int, on_progress: OnProgress, retry_policy: RetryPolicy
+) -> tuple[list[Located], list[str]]:
+    """The shards of lines that are whole, and the addresses of those that are not. Raises UserDataError for more than
+    `max_bad` of these.
+    """
+    faults: list[str | None] = []
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="modelchain-lines") as pool:
+        try:
+            for fault in pool.map(lambda shard: _fault(shard, retry_policy), shards.shards):
+                faults.append(fault)
+                on_progress(len(faults), len(shards.shards))
+        except BaseException:
+            retry_policy.stop()  # the other threads end with their next request
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    bad = {shard.uri: fault for shard, fault in zip(shards.shards, faults, strict=True) if fault is not None}
+    if bad and (len(bad) > max_bad or len(bad) == len(faults)):
+        raise UserDataError(next(iter(bad.values())))
+    for message in bad.values():
+        _logger.warning("%s; left out", message)
+    return [shard for shard in shards.shards if shard.uri not in bad], list(bad)
+
+
+def _fault(shard: Located, retry_policy: RetryPolicy) -> str | None:
+    """Why a shard of lines can't be used: it holds nothing, or ends within a line, as a broken-off copy does.
+
+    Only its end is read, the last line at least. A cut between two lines looks like a smaller shard.
+    """
+    size, length = shard.info.size, min(_END, shard.info.size)
+    again = "write the shard again or take it out of the list"
+    if size == 0:
+        return f"{shard.uri}: is empty (0 bytes); {again}"
+    while True:
+        end = _block(shard, size - length, length, retry_policy)
+        _, newline, last = end.rpartition(b"\n")
+        if length == size or (newline and end.strip()):
+            break
+        length = min(2 * length, size)
+    if not end.strip():
+        return f"{shard.uri}: holds no documents; {again}"
+    if not last.strip():
+        return None
+    try:
+        json.loads(last)
+    except (ValueError, RecursionError):
+        return f"{shard.uri}: was cut short: it ends at byte {size}, within a line that is no JSON; copy it again"
+    return None
+
+
 def _of_lines(
-    shards: ShardList, key: str, on_progress: OnProgress, retry_policy: RetryPolicy
+    shards: list[Located], key: str, on_progress: OnProgress, retry_policy: RetryPolicy
 ) -> Iterator[Document]:
-    for number, shard in enumerate(shards.shards, start=1):
-        on_read = partial(on_progress, number, len(shards.shards))
+    for number, shard in enumerate(shards, start=1):
+        on_read = partial(on_progress, number, len(shards))
         for line_number, line in enumerate(_lines(shard, on_read, retry_policy), start=1):
             if not line.strip():
                 continue

@@ -14,7 +14,7 @@ import torch
 
 from modelchain.errors import UserDataError
 from modelchain.families import LanguageModelConfig
-from modelchain.resolved import ResolvedStage
+from modelchain.resolved import ResolvedData, ResolvedStage
 from modelchain.store import Store
 from modelchain_trainer.data.document_tokenizer import open_tokenizer
 from modelchain_trainer.data.documents import LINES, find_documents
@@ -24,7 +24,13 @@ from modelchain_trainer.data.loader import Batch, TrainingLoader, widest_batch
 from modelchain_trainer.data.sequences import SequenceLoader
 from modelchain_trainer.data.shard_list import ShardList
 from modelchain_trainer.data.text_field import TextField
-from modelchain_trainer.data.token_stream import TokenStream, check_vocabulary, open_tokens, write_tokens
+from modelchain_trainer.data.token_stream import (
+    TokenCount,
+    TokenStream,
+    check_vocabulary,
+    open_tokens,
+    write_tokens,
+)
 from modelchain_trainer.retry_policy import RetryPolicy
 
 Progress = Callable[[], None]
@@ -209,12 +215,9 @@ class DocumentSource:
         count = write_tokens(
             folder, found, tokenizer, on_progress, max_corrupt_fraction=data.max_corrupt_fraction
         )
-        fewer = found.left_out and data.tokens is not None and count < data.tokens
-        if count != data.tokens and not fewer:
-            raise UserDataError(
-                f"data.tokens is {data.tokens}, but the {len(shards.shards)} shards hold {count} tokens (one for each "
-                f"document beside those of its text); write tokens: {count}, or fix data.shards or data.tokenizer"
-            )
+        fewer = found.left_out and data.tokens is not None and count.tokens < data.tokens
+        if count.tokens != data.tokens and not fewer:
+            raise _other_number(data, len(shards.shards), count, found.left_out)
 
     def open(self, folder: Path) -> TokenStream:
         """The tokens."""
@@ -238,3 +241,24 @@ class DocumentSource:
             first_step=first_step,
             pin_memory=pin_memory,
         )
+
+
+def _other_number(
+    data: ResolvedData, shards: int, count: TokenCount, left_out: Sequence[str]
+) -> UserDataError:
+    """The error for another number of tokens than the chain says: with the right one, unless something is damaged."""
+    hold = f"data.tokens is {data.tokens}, but the {shards} shards hold {count.tokens} tokens"
+    if left_out:
+        return UserDataError(
+            f"{hold} even without {len(left_out)} that can't be used, for example {left_out[0]}; mend those, or take "
+            "them out of data.shards, and count anew"
+        )
+    if count.unusable:
+        return UserDataError(
+            f"{hold} without those of {count.unusable} documents that can't be used, for example {count.example}; "
+            "write these documents again, or take them out of the shards, and count anew"
+        )
+    return UserDataError(
+        f"{hold} (one for each document beside those of its text); write tokens: {count.tokens}, or fix data.shards "
+        "or data.tokenizer"
+    )

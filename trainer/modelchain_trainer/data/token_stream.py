@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,14 @@ _FORGIVEN = 100  # documents: below so many, a share of them says nothing
 _Narrowed = NDArray[np.unsignedinteger[Any]]
 
 _logger = logging.getLogger(__name__)
+
+
+class TokenCount(NamedTuple):
+    """What documents came to."""
+
+    tokens: int
+    unusable: int  # documents
+    example: str  # of these, and why
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +89,7 @@ def write_tokens(
     on_progress: Callable[[], None],
     *,
     max_corrupt_fraction: float,
-) -> int:
+) -> TokenCount:
     """Write the documents' tokens into a folder; how many they are. `on_progress` is called at least every 512
     documents. Raises UserDataError for too many bad documents.
     """
@@ -124,7 +132,7 @@ def write_tokens(
     description["unusable"] = Counter(str(error.cause) for error in bad)
     description |= {"layout": layout.hexdigest(), "versions": found.versions}
     (folder / _DESCRIPTION).write_text(json.dumps(description))
-    return written
+    return TokenCount(written, len(bad), str(bad[0]) if bad else "")
 
 
 def open_tokens(folder: Path, context_length: int) -> TokenStream:

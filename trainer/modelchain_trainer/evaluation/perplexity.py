@@ -74,7 +74,7 @@ class PerplexitySet(EvaluationSet):
                 tokenizer,
                 opening.on_progress,
                 max_corrupt_fraction=_MAX_CORRUPT_FRACTION,
-            ):
+            ).tokens:
                 raise UserDataError(
                     f"evaluation set {spec.name}: holds no document; check its shards and textKey"
                 )
