@@ -655,7 +655,10 @@ class TrainingSpec(Block):
     compile: Annotated[bool | None, Field(description="Use torch.compile. Default: false.")] = None
     data_workers: Annotated[
         Annotated[int, Field(ge=0, le=256)] | None,
-        Field(description="Threads that read and decode in each process. Default: 4."),
+        Field(
+            description="Threads of each process that read and decode; beside a GPU, processes that decode for it. "
+            "Default: 4."
+        ),
     ] = None
 
 

@@ -8,58 +8,44 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from modelchain.errors import UserDataError
 from modelchain_trainer.data.corruption import Corrupt, describe
+from modelchain_trainer.data.decoding import Decoder, DecodesRows, Files, Row, Unusable
 from modelchain_trainer.data.index import DatasetIndex
 from modelchain_trainer.data.order import SampleOrder, Slice, Window, shuffle
 from modelchain_trainer.data.randomness import Purpose, bits, key, uniforms
 from modelchain_trainer.data.reader import Segment, read_segment
-from modelchain_trainer.data.sample import (
-    CROP_NUMBERS,
-    CorruptSampleError,
-    Pixels,
-    crop_and_resize_into,
-    decode_image,
-    enough_pixels,
-    random_crop,
-)
-from modelchain_trainer.data.text_field import TextField
+from modelchain_trainer.data.sample import CROP_NUMBERS, CorruptSampleError, Pixels
 from modelchain_trainer.retry_policy import RetryPolicy
 
 Part: TypeAlias = tuple[Slice, Sequence[Future[Segment]]]  # rows of a batch, and the segments of their window
+_Origin: TypeAlias = tuple[Window, Sequence[Segment]]
 
 # Tried in the window, and as many again in the whole data set, each with a request of its own.
 _SUBSTITUTES = 16
-_SMALL_IMAGE = 1 << 16  # bytes in memory; opening such a file costs more than decoding it
-_SMALL_IMAGES = 256 << 20  # bytes of them that are kept: all of a data set of thumbnails
-_IMAGE_OVERHEAD = 1024  # bytes of an image besides its pixels
 
 
 class Assembler:
-    """Decodes, crops, and writes the numbers of texts. May be called from several threads at once."""
+    """Takes the files of samples out of what was read. May be called from several threads at once."""
 
     def __init__(
         self,
         index: DatasetIndex,
         order: SampleOrder,
-        field: TextField,
+        decoder: Decoder,
         *,
         seed: int,
-        image_size: int,
-        crop_scale: tuple[float, float],
-        draft: bool = True,
         retry_policy: RetryPolicy,
+        decode: DecodesRows | None = None,
     ) -> None:
-        self._index, self._order, self._field, self._retry_policy = index, order, field, retry_policy
-        self._seed, self._image_size, self._crop_scale = seed, image_size, crop_scale
-        self._enough = enough_pixels(image_size, crop_scale) if draft else None
-        self._small_images: dict[int, Pixels] = {}
-        self._small_bytes = 0
+        """`decode`: what decodes whole parts; by default `decoder`, which decodes substitutes."""
+        self._index, self._order, self._retry_policy, self._seed = index, order, retry_policy, seed
+        self._decoder, self._decode = decoder, decode or decoder
 
     def fill(
         self,
@@ -71,69 +57,68 @@ class Assembler:
         """Write the samples of `parts`, whose rows follow each other, into rows; returns those it replaced. A copy of a
         sample is another crop of it.
 
-        Raises UserDataError where no substitute can be used either, and whatever reading raised.
+        Raises UserDataError where no substitute can be used either, DecodingEndedError, and whatever reading raised.
         """
         epoch, step_in_epoch = self._order.epoch_of(step)
         first = step_in_epoch * self._order.global_batch_size + parts[0][0].row  # place in the epoch
         samples_B = np.concatenate([part.samples for part, _ in parts]).astype(np.uint64)
         crops = uniforms(key(Purpose.CROP, self._seed, epoch, samples_B), CROP_NUMBERS).tolist()
-        corrupt: list[Corrupt] = []
-        row = 0
+        rows: list[Row] = []
+        origins: list[_Origin] = []
         for part, segments in parts:
             read = [segment.result() for segment in segments]
             for sample in (part.samples % len(self._index)).tolist():
-                numbers = crops[row]
-                try:
-                    image_HW3, texts = self._load(_holder(read, sample), sample)
-                except CorruptSampleError as error:
-                    corrupt.append(Corrupt(sample, error.cause, str(error)))
-                    sample, image_HW3, texts = self._substitute(
-                        part.window, read, epoch, first + row, corrupt[-1]
-                    )
-                    numbers = uniforms(key(Purpose.CROP, self._seed, epoch, sample), CROP_NUMBERS).tolist()
-                height, width, _ = image_HW3.shape
-                box = random_crop(width, height, self._crop_scale, numbers)
-                crop_and_resize_into(image_HW3, box, images_BHW3[row])
-                for column, text in enumerate(texts):
-                    self._field.encode_into(text, tokens_CBT[column, row])
-                row += 1
+                rows.append(
+                    self._row(self._decode, len(rows), sample, _holder(read, sample), crops[len(rows)])
+                )
+                origins.append((part.window, read))
+        corrupt: list[Corrupt] = []
+        samples = (samples_B % np.uint64(len(self._index))).tolist()
+        for row, cause, message in self._decode(rows, images_BHW3, tokens_CBT):
+            corrupt.append(Corrupt(samples[row], cause, message))
+            here = slice(row, row + 1)
+            self._substitute(
+                origins[row], epoch, first + row, corrupt[-1], images_BHW3[here], tokens_CBT[:, here]
+            )
         return corrupt
 
-    def _load(self, segment: Segment, sample: int) -> tuple[Pixels, list[Any]]:
-        image_HW3 = self._small_images.get(sample)
-        data = segment.image(sample) if image_HW3 is None else b""
-        texts = [
-            self._field.decode(segment.text(sample, column, self._field.missing), name)
-            for column, name in enumerate(self._index.text_keys)
-        ]
-        if image_HW3 is None:
-            image_HW3 = np.array(decode_image(data, enough=self._enough))
-            self._keep(sample, image_HW3)
-        return image_HW3, texts
-
-    def _keep(self, sample: int, image_HW3: Pixels) -> None:
-        """Keep a small image for the epochs to come. The first ones stay: most are seen about equally often."""
-        size = image_HW3.nbytes + _IMAGE_OVERHEAD
-        if size <= _SMALL_IMAGE and self._small_bytes + size <= _SMALL_IMAGES:
-            self._small_bytes += size  # threads may count past each other; it is no exact limit
-            self._small_images[sample] = image_HW3
+    def _row(
+        self, decode: DecodesRows, number: int, sample: int, segment: Segment, crop: Sequence[float]
+    ) -> Row:
+        """What is to be decoded, or why it can't be."""
+        try:
+            image = b"" if decode.knows(sample) else segment.image(sample)
+            texts = tuple(
+                segment.text(sample, column, self._decoder.field.missing)
+                for column in range(len(self._decoder.text_keys))
+            )
+        except CorruptSampleError as error:
+            return Unusable(number, error.cause, str(error))
+        return Files(sample, image, texts, crop)
 
     def _substitute(
-        self, window: Window, segments: Sequence[Segment], epoch: int, place: int, corrupt: Corrupt
-    ) -> tuple[int, Pixels, list[Any]]:
-        for sample, segment in self._candidates(window, segments, epoch, place):
-            try:
-                return sample, *self._load(segment, sample)
-            except CorruptSampleError:
-                continue  # counted when its own turn comes
+        self,
+        origin: _Origin,
+        epoch: int,
+        place: int,
+        corrupt: Corrupt,
+        images_1HW3: Pixels,
+        tokens_C1T: NDArray[np.int64],
+    ) -> None:
+        """Write another sample into a row. One that can't be used either is counted when its own turn comes."""
+        for sample, segment in self._candidates(origin, epoch, place):
+            crop = uniforms(key(Purpose.CROP, self._seed, epoch, sample), CROP_NUMBERS).tolist()
+            if not self._decoder(
+                [self._row(self._decoder, 0, sample, segment, crop)], images_1HW3, tokens_C1T
+            ):
+                return
         raise UserDataError(
             f"{describe(self._index, corrupt)}; and none of {2 * _SUBSTITUTES} other samples could be used "
             "in its place; fix the shards"
         )
 
-    def _candidates(
-        self, window: Window, segments: Sequence[Segment], epoch: int, place: int
-    ) -> Iterator[tuple[int, Segment]]:
+    def _candidates(self, origin: _Origin, epoch: int, place: int) -> Iterator[tuple[int, Segment]]:
+        window, segments = origin
         numbers = bits(key(Purpose.SUBSTITUTE, self._seed, epoch, place), 2 * _SUBSTITUTES).tolist()
         near = shuffle(window, self._seed) % len(self._index)
         for number in numbers[:_SUBSTITUTES]:

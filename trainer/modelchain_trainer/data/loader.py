@@ -1,7 +1,6 @@
-"""Batches for one rank, made by threads while the model trains.
+"""Batches for one rank, made by threads, or by processes that they hand the bytes to, while the model trains.
 
-Pillow lets go of the interpreter's lock while it decodes and resizes, so threads are enough, and share the
-bytes that were read. What a batch holds depends on the data, the seed and the step alone.
+What a batch holds depends on the data, the seed and the step alone.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from modelchain.families.towers import image_patches, kept_patches
 from modelchain.resolved import ResolvedStage
 from modelchain_trainer.data.assembly import Assembler, Part
 from modelchain_trainer.data.corruption import Corrupt, CorruptionCounter
+from modelchain_trainer.data.decoding import Decoder, DecodingProcesses
 from modelchain_trainer.data.index import DatasetIndex
 from modelchain_trainer.data.mix import sources_of
 from modelchain_trainer.data.order import SampleOrder, Slice, cut_blocks
@@ -57,7 +57,7 @@ class TrainingLoader:
 
     `wait_seconds` is the time that the consumer has waited for batches so far. `__next__` raises
     UserDataError where too many samples are corrupt or a shard was replaced, MissingInputError where one is
-    gone, and StoreUnavailable where the store stayed away for too long.
+    gone, StoreUnavailable where the store stayed away for too long, and DecodingEndedError.
     """
 
     def __init__(
@@ -70,9 +70,12 @@ class TrainingLoader:
         first_step: int,
         field: TextField,
         pin_memory: bool = False,
+        processes: bool = False,
         retry_policy: RetryPolicy | None = None,
     ) -> None:
-        """`pin_memory`: batches in page-locked memory, for copies to a GPU. Raises ConfigurationError."""
+        """`pin_memory`: batches in page-locked memory, for copies to a GPU. `processes`: the stage's `dataWorkers` are
+        processes. Raises ConfigurationError.
+        """
         data, training = stage.data, stage.training
         if training.global_batch_size % world_size:
             raise ConfigurationError(
@@ -109,22 +112,28 @@ class TrainingLoader:
             budget=read_ahead_bytes(blocks_open, block_bytes),
             retry_policy=self._retry_policy,
         )
-        self._assembler = Assembler(
-            index,
-            self._order,
+        workers = training.data_workers
+        decoder = Decoder(
             field,
-            seed=training.seed,
+            index.text_keys,
             image_size=self._image_size,
             crop_scale=data.random_crop_scale,
             draft=data.draft_decoding,
+        )
+        self._processes = DecodingProcesses(decoder, workers) if processes and workers else None
+        self._assembler = Assembler(
+            index,
+            self._order,
+            decoder,
+            seed=training.seed,
             retry_policy=self._retry_policy,
+            decode=self._processes,
         )
         self._counter = CorruptionCounter(
             index,
             data.max_corrupt_fraction,
             f"data.maxCorruptFraction {data.max_corrupt_fraction:g} allows",
         )
-        workers = training.data_workers
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="modelchain-decode") if workers else None
         batch_bytes = self._rows * 3 * self._image_size**2
         self._ahead = min(max(_AHEAD_BYTES // batch_bytes, _FEWEST_AHEAD), _MOST_AHEAD)
@@ -164,6 +173,8 @@ class TrainingLoader:
         self._step = self._end_step
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
+        if self._processes is not None:
+            self._processes.close()
 
     def _prepare(self, step: int) -> _Pending:
         self._reader.advance(step)

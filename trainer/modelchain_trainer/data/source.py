@@ -169,6 +169,7 @@ class SampleSource:
             first_step=first_step,
             field=self._field,
             pin_memory=pin_memory,
+            processes=pin_memory,  # beside a GPU
         )
 
 

@@ -55,6 +55,9 @@ class Tokenizer:
         self._word = lru_cache(_CACHED_WORDS)(self._encode_word)
         self._caption = lru_cache(_CACHED_CAPTIONS)(self._encode_caption)
 
+    def __reduce__(self) -> tuple[type[Tokenizer], tuple[int]]:
+        return Tokenizer, (self.context_length,)  # another process reads the vocabulary for itself
+
     def __call__(self, texts: Sequence[str]) -> torch.Tensor:
         """Tokens int64 [N, T] of N texts: start, words, end, then zeros; a long text is cut and keeps its
         end.
