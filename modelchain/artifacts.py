@@ -22,10 +22,11 @@ from __future__ import annotations
 import secrets
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter
 
 from modelchain.block import Block
 from modelchain.spec import Seconds, Sha256, Sharding
+from modelchain.text import one_line
 from modelchain.times import Rfc3339
 
 DIGEST_LENGTH = 16  # hex digits of the digest in a folder's name; the manifest holds all 64
@@ -50,6 +51,7 @@ FiniteNumber = Annotated[float, Field(allow_inf_nan=False)]
 Whole = Annotated[int, Field(ge=0, lt=2**63)]
 Macs = Annotated[float, Field(ge=0, le=1e36)]  # multiply-accumulates; sums and ratios of them are finite
 ProcessExitCode = Annotated[int, Field(ge=0, le=255)]
+Line = Annotated[str, Field(max_length=512), AfterValidator(one_line)]  # it stands in messages
 AttemptToken = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128)]
 
 
@@ -105,9 +107,9 @@ class Manifest(Block):
 
     version: int = 1
     digest: Sha256
-    stage: str  # name of the stage in the chain that trained it
-    model: str
-    chain: str  # namespace/name of the chain that trained it
+    stage: Line  # name of the stage in the chain that trained it
+    model: Line
+    chain: Line  # namespace/name of the chain that trained it
     attempt: AttemptToken  # the winning attempt's token: its files lie in attempts/<token>/
     predecessor: Sha256 | None = None
     teacher: Sha256 | None = None
@@ -182,8 +184,8 @@ class Lease(Block):
     """lease.json: who holds something now. Renewed by conditional writes; judged by the observer's own clock."""
 
     version: int = 1
-    holder: str  # attempt token, or the runner's nonce
-    chain: str  # namespace/name
+    holder: Line  # attempt token, or the runner's nonce
+    chain: Line  # namespace/name
     sequence: Whole  # grows with each renewal
     duration_seconds: Seconds
     host: str

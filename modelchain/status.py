@@ -7,6 +7,7 @@ equal statuses mean that nothing has to be written.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Any
@@ -533,6 +534,12 @@ def cut(text: str, length: int = MAX_MESSAGE) -> str:
     """`text` on one line, without control characters, and short enough for a status."""
     line = one_line(text)
     return line if len(line) <= length else line[: length - 3] + "..."
+
+
+def word(reason: str) -> str:
+    """A reason as the API demands it, in one word: it may come from a kubelet, or out of a failure.json."""
+    letters = re.sub(r"^[^A-Za-z]+|[^A-Za-z0-9_,:]+", "", reason)[:MAX_REASON]
+    return letters.rstrip("_,:") or "Unknown"
 
 
 def whole_seconds(seconds: float | None) -> int | None:

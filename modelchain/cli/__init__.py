@@ -17,6 +17,7 @@ from typing import Any, NoReturn, Protocol, cast
 from modelchain import __version__
 from modelchain.cli.options import add_cluster_options, names_a_cluster, program
 from modelchain.errors import ExitCode, ModelChainError
+from modelchain.text import without_controls
 
 COMMANDS = ("validate", "plan", "run", "status", "explain", "logs", "report", "models", "samples", "prune")
 
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(parsed.run(parsed))
     except ModelChainError as error:
         for line in str(error).splitlines() or [type(error).__name__]:
-            print(f"error: {line}", file=sys.stderr)
+            print(f"error: {without_controls(line)}", file=sys.stderr)
         return int(error.exit_code)
     except KeyboardInterrupt:
         return int(ExitCode.INTERRUPTED)

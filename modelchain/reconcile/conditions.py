@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
@@ -20,6 +19,7 @@ from modelchain.status import (
     StagePhase,
     StageReason,
     cut,
+    word,
 )
 from modelchain.times import rfc3339
 
@@ -136,16 +136,11 @@ def _condition(
     return Condition(
         type=kind,
         status=status,
-        reason=_word(reason),
+        reason=word(reason),
         message=cut(message, MAX_CONDITION_MESSAGE),
         last_transition_time=before.last_transition_time if before is not None and same else rfc3339(now),
         observed_generation=generation,
     )
-
-
-def _word(reason: str) -> str:
-    """A reason as the API demands it: it may come from a kubelet, or out of a failure.json."""
-    return re.sub(r"^[^A-Za-z]+|[^A-Za-z0-9]+$|[^A-Za-z0-9_,:]+", "", reason) or "Unknown"
 
 
 def _progressing(contexts: Sequence[StageContext], phase: ChainPhase) -> tuple[bool, str, str]:

@@ -16,7 +16,7 @@ from modelchain.errors import ExitCode, is_permanent
 from modelchain.reconcile.observation import Job, JobPhase, StoreProblem
 from modelchain.reconcile.stage_context import StageContext
 from modelchain.resolved import ResolvedRetry
-from modelchain.status import EndedAttempt, StagePhase, StageReason, StageStatus, cut
+from modelchain.status import EndedAttempt, StagePhase, StageReason, StageStatus, cut, word
 from modelchain.times import from_rfc3339, rfc3339
 
 MAX_BACKOFF_SECONDS = 600
@@ -118,7 +118,7 @@ def with_end(
     checkpoint = max(status.checkpoint_step or 0, before)
     ended = EndedAttempt(
         attempt=status.attempt,
-        reason=cut(reason, 64),
+        reason=word(reason),
         message=cut(message),
         exit_code=exit_code,
         counted=end is End.FAILURE,

@@ -14,7 +14,6 @@ from modelchain.reconcile.stuck_jobs import blocked_text, is_blocked, why_blocke
 from modelchain.resolved import ResolvedStage
 from modelchain.spec import EvaluationSpec
 from modelchain.status import (
-    MAX_REASON,
     ChainPhase,
     Columns,
     Quality,
@@ -23,6 +22,7 @@ from modelchain.status import (
     StageStatus,
     cut,
     whole_seconds,
+    word,
 )
 
 T = TypeVar("T")
@@ -58,7 +58,7 @@ def show_job(context: StageContext) -> StageStatus:
     if blocked := why_blocked(job, context.now):
         reason = blocked
     elif job.phase in (JobPhase.PENDING, JobPhase.QUEUED) and job.reason:  # why it does not start
-        reason = cut(job.reason, MAX_REASON)
+        reason = word(job.reason)
     return context.status.model_copy(
         update={"phase": phase, "reason": reason, "message": cut(_job_message(context, job))}
     )

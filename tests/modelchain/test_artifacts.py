@@ -11,7 +11,8 @@ import pytest
 from pydantic import ValidationError
 
 from modelchain.artifacts import MANIFEST, Failure, Lease, Manifest, Progress, TrainLine
-from modelchain.commit import DamagedManifestError, read_manifest
+from modelchain.commit import DamagedManifestError, read_manifest, verify_stage
+from modelchain.errors import UserDataError
 from modelchain.reconcile.observation import JobPhase, StageFacts
 from modelchain.store.folder import FolderStore
 from modelchain.times import from_rfc3339
@@ -76,6 +77,24 @@ def test_a_manifest_that_no_status_could_hold_is_damaged(
 def test_what_no_status_could_hold_is_not_read(kind: Any, changes: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         kind.model_validate_json(json.dumps({**WRITTEN[kind], **changes}))
+
+
+@pytest.mark.parametrize("name", ["stage", "model", "chain"])
+def test_a_manifest_moves_no_cursor_of_whoever_reads_what_is_wrong_with_it(
+    name: str, folder_store: FolderStore
+) -> None:
+    stage = chain(ONE).stages[0]
+    written = json.loads(manifest(stage).model_dump_json(by_alias=True))
+    for wrong in ({"digest": "0" * 64}, {"files": [{"path": "gone", "bytes": 1, "sha256": "0" * 64}]}):
+        forged = {**written, **wrong, name: "x\x1b[2J\r\nerror: of another\u202e"}
+        folder_store.put(f"{stage.folder}/{MANIFEST}", json.dumps(forged).encode())
+        with pytest.raises(UserDataError) as told:
+            verify_stage(folder_store, stage.folder, stage.digest)
+        assert str(told.value).isprintable()
+    too_long = json.dumps({**written, name: "x" * 10**6}).encode()
+    folder_store.put(f"{stage.folder}/{MANIFEST}", too_long)
+    with pytest.raises(DamagedManifestError):
+        read_manifest(folder_store, stage.folder, stage.digest)
 
 
 def test_what_is_written_is_read() -> None:

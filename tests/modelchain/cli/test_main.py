@@ -30,6 +30,15 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"modelchain {__version__}\n"
 
 
+def test_an_error_moves_no_cursor_and_is_one_line_for_each_problem(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["plan", "no\x1b[2Jsuch\u202efile.yaml"]) != 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert line.isprintable()
+
+
 @pytest.mark.parametrize(
     "arguments", [[], ["train"], ["plan"], ["plan", "a", "b"], ["models", "-o", "xml"], ["--nope"]]
 )

@@ -6,7 +6,7 @@ import pytest
 
 from modelchain.reconcile.conditions import refused
 from modelchain.reconcile.observation import JobPhase, StageFacts
-from modelchain.status import ChainPhase, ChainStatus, ConditionType
+from modelchain.status import MAX_REASON, ChainPhase, ChainStatus, ConditionType
 from modelchain.times import rfc3339
 from tests.modelchain.reconcile.chains import NOW, Play, chain, job, manifest
 
@@ -85,3 +85,24 @@ def test_what_a_pending_job_waits_for_is_the_reason_of_stage_and_chain(reason: s
     assert "what to do" in progressing.message
     play.look(job(play.stage("tiny"), phase=JobPhase.PENDING))
     assert (play["tiny"].reason, play.status.is_true(ConditionType.PROGRESSING)) == ("JobPending", True)
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ("out of memory\x1b[31m", "outofmemory31m"),
+        ("_OOMKilled_", "OOMKilled"),
+        ("X" * 5000, "X" * MAX_REASON),
+        ("Kein Speicher mehr übrig", "KeinSpeichermehrbrig"),
+        ("...", "Unknown"),
+    ],
+)
+def test_a_reason_from_elsewhere_is_one_word(said: str, reason: str) -> None:
+    play = Play(chain((("tiny", None),)))
+    play.look()
+    play.look(job(play.stage("tiny"), phase=JobPhase.PENDING, reason=said))
+    assert play["tiny"].reason == reason
+    play.look(job(play.stage("tiny"), phase=JobPhase.FAILED, exit_code=1, reason=said, message="why"))
+    ended = play["tiny"].last_ended
+    assert ended is not None
+    assert ended.reason == reason
