@@ -1,9 +1,10 @@
 """The seams, as somebody uses them who adds a task, a family of models and a type of evaluation sets: a file (or an
 entry) in the core, a file in the trainer, a registration each.
 
-The toy task learns by which quarter turn pictures were turned (Gidaris et al., arXiv 1803.07728). The toy family, an
-MLP-Mixer, does not grow: it is taught by a transformer. The toy evaluation asks models for the turns of pictures. All
-are written into a copy of the packages, where nothing else is touched, and a chain of them trains to its manifests.
+The toy task, of images alone, learns by which quarter turn pictures were turned (Gidaris et al., arXiv 1803.07728). The
+toy family, an MLP-Mixer, does not grow: it is taught by a transformer. The toy evaluation asks models for the turns of
+pictures. All are written into a copy of the packages, where nothing else is touched, and a chain of them trains to its
+manifests.
 """
 
 from __future__ import annotations
@@ -13,25 +14,38 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
 
 from tests.squares import SAMPLES, write_squares
+from tests.tar_files import write_tar
 
 ROOT = Path(__file__).parents[1]
 
 CORE = '''
 """Which way up pictures are."""
 
+from modelchain.resolved import ResolvedData, ResolvedTraining
+from modelchain.families.family import ImageClassifierConfig
 from modelchain.spec import EvaluationType, TaskName
-from modelchain.tasks.classification import ClassificationTask
+from modelchain.tasks.images import IMAGE_FIELDS
+from modelchain.tasks.task import Task
 
 
-class TurnsTask(ClassificationTask):
+class TurnsTask(Task[ImageClassifierConfig]):
     name = TaskName.TURNS
-    text = "turn"
+    config = ImageClassifierConfig
+    own_fields = IMAGE_FIELDS | {("distillation", "logitsWeight")}
     evaluations = (EvaluationType.TURNS,)
+    distillation = "the divergence of the probabilities of a model and of its teacher, times its weight"
+
+    def loss(self, training: ResolvedTraining) -> str:
+        return "the cross-entropy with the turn"
+
+    def text_keys(self, data: ResolvedData) -> tuple[str, ...]:
+        return ()
 
 
 TURNS = TurnsTask()
@@ -45,23 +59,26 @@ from collections.abc import Sequence
 
 import torch
 
+from modelchain_trainer.data.source import SampleSource
 from modelchain_trainer.tasks import classification
 from modelchain_trainer.tasks.classification import ClassificationObjective, Rows
+from modelchain_trainer.tasks.local_loss import rows_of
 from modelchain_trainer.tasks.task import StepBatch
 
 
 class TurnsObjective(ClassificationObjective):
     def micro_batches(self, batch: StepBatch) -> Sequence[Rows]:
-        return [self._turned(rows) for rows in super().micro_batches(batch)]
+        parts = rows_of(batch, self.setting.stage.training.micro_batch_size)
+        return [self._turned(batch.images[part]) for part in parts]
 
     @staticmethod
-    def _turned(rows: Rows) -> Rows:
-        turns = torch.arange(len(rows.labels)) % 4
-        images = [torch.rot90(image, int(turn), (1, 2)) for image, turn in zip(rows.images, turns, strict=True)]
-        return Rows(torch.stack(images), turns)
+    def _turned(images: torch.Tensor) -> Rows:
+        turns = torch.arange(len(images)) % 4
+        turned = [torch.rot90(image, int(turn), (1, 2)) for image, turn in zip(images, turns, strict=True)]
+        return Rows(torch.stack(turned), turns)
 
 
-TURNS = dataclasses.replace(classification.CLASSIFICATION, objective=TurnsObjective)
+TURNS = dataclasses.replace(classification.CLASSIFICATION, source=SampleSource, objective=TurnsObjective)
 '''
 
 FAMILY_CORE = '''
@@ -310,6 +327,11 @@ def test_a_task_a_family_and_an_evaluation_are_a_file_on_each_side_and_a_registr
     copy, store = tmp_path / "copy", tmp_path / "store"
     add(copy)
     shards = write_squares(tmp_path)
+    for name in ("000.tar", "001.tar"):
+        with tarfile.open(tmp_path / name) as tar:
+            pictures = [m for m in tar if m.name.endswith(".png")]
+            members = [(m.name, tar.extractfile(m).read()) for m in pictures]  # pyright: ignore[reportOptionalMemberAccess]
+        write_tar(tmp_path / "images" / name, members)
     vision = {"imageSize": 8, "patchSize": 4, "width": 16, "layers": 1, "headWidth": 16}
     chain = {
         "apiVersion": "modelchain.dev/v1alpha1",
@@ -318,7 +340,7 @@ def test_a_task_a_family_and_an_evaluation_are_a_file_on_each_side_and_a_registr
         "spec": {
             "task": "Turns",
             "store": {"uri": str(store)},
-            "data": {"shards": [shards], "samples": SAMPLES},
+            "data": {"shards": [f"{tmp_path}/images/{{000..001}}.tar"], "samples": SAMPLES},
             "evaluation": [{"name": "squares", "type": "Turns", "data": {"shards": [shards]}}],
             "training": {"epochs": 2, "globalBatchSize": 16, "logEverySteps": 1},
             "job": {"gpusPerNode": 0},

@@ -29,8 +29,9 @@ class Task(ABC, Generic[C]):
     config: type[C]
     own_fields: ClassVar[frozenset[tuple[str, str]]]  # (block, field) of the chain that not every task reads
     evaluations: ClassVar[tuple[EvaluationType, ...]]
-    text: ClassVar[str]  # what a sample's texts are to people: captions, labels
+    text: ClassVar[str] = ""  # what a sample's texts are to people: captions, labels
     size_field: ClassVar[str] = "samples"  # of spec.data: how much data there is
+    unit: ClassVar[str] = "samples"  # what batches are made of, for people
     distillation: ClassVar[str]  # its loss, after "Distillation loss:"
 
     @property
@@ -44,7 +45,7 @@ class Task(ABC, Generic[C]):
 
     @abstractmethod
     def text_keys(self, data: ResolvedData) -> tuple[str, ...]:
-        """Extensions of the files of a sample that are read beside its image."""
+        """Extensions of the files of a sample that are read beside its image; none where samples are images alone."""
 
     def samples(self, data: DataSpec, config: C) -> int | None:  # noqa: ARG002
         """Samples of an epoch; None where the chain does not say how much data there is."""
@@ -53,7 +54,7 @@ class Task(ABC, Generic[C]):
     def sample(self, data: ResolvedData, config: C) -> str:  # noqa: ARG002
         """What of a sample is learnt, for people: 5 captions."""
         texts = len(self.text_keys(data))
-        return f"{texts} {self.text}{'s' * (texts != 1)}"
+        return "1 image" if not texts else f"{texts} {self.text}{'s' * (texts != 1)}"
 
     def count(self, samples: int, stage: ResolvedStage) -> str:  # noqa: ARG002
         """So many samples that a stage has seen, for people."""

@@ -76,10 +76,20 @@ def write_shards(
 
 
 def index_of(
-    shards: Sequence[str], samples: int, folder: Path, *, caption_keys: tuple[str, ...] = ("txt",)
+    shards: Sequence[str],
+    samples: int,
+    folder: Path,
+    *,
+    caption_keys: tuple[str, ...] = ("txt",),
+    max_corrupt_fraction: float = 0.01,
 ) -> DatasetIndex:
     """The index of shards, kept in a store in `folder`."""
-    data = ResolvedData(shards=tuple(shards), samples=samples, caption_keys=caption_keys)
+    data = ResolvedData(
+        shards=tuple(shards),
+        samples=samples,
+        caption_keys=caption_keys,
+        max_corrupt_fraction=max_corrupt_fraction,
+    )
     return build_index(data, access(folder), FolderStore(folder))
 
 

@@ -79,7 +79,7 @@ def test_the_first_known_picture_of_a_sample_is_its_image(tmp_path: Path) -> Non
         ("2.webp", b"v"),
     ]
     shard = str(write_tar(tmp_path / "a.tar", members))
-    index = index_of([shard], 3, tmp_path / "store")
+    index = index_of([shard], 3, tmp_path / "store", max_corrupt_fraction=1)
     images = [read_segment(index, number, number + 1, RetryPolicy()).image(number) for number in range(3)]
     assert images == [b"p", b"j", b"v"]
 
@@ -102,9 +102,53 @@ def test_groups_without_image_and_text_are_not_counted(tmp_path: Path) -> None:
         ("notes.json", b"{}"),
         ("2.other", b"o"),
     ]
-    index = index_of([str(write_tar(tmp_path / "a.tar", members))], 2, tmp_path / "store")
+    shard = str(write_tar(tmp_path / "a.tar", members))
+    index = index_of([shard], 2, tmp_path / "store", max_corrupt_fraction=1)
     assert index.image_offsets.tolist()[1] == -1
     assert index.text_offsets.tolist()[0] == [-1]
+
+
+IMAGES = [(f"images/{number:03}.png", png(number)) for number in range(20)]
+TEXTS = [(f"texts/{number:03}.txt", b"text") for number in range(20)]
+
+
+@pytest.mark.parametrize("samples", [0, 20, 40])
+@pytest.mark.parametrize("shards", [[IMAGES + TEXTS], [IMAGES, TEXTS]], ids=["folders", "shards"])
+def test_images_apart_from_their_texts_are_an_error_whatever_number_is_stated(
+    tmp_path: Path, shards: list[list[tuple[str, bytes]]], samples: int
+) -> None:
+    paths = [str(write_tar(tmp_path / f"{n}.tar", members)) for n, members in enumerate(shards)]
+    with pytest.raises(
+        UserDataError,
+        match=r"hold 40 samples, 20 without an image \(sample texts/000 of .*\) and 20 without \.txt "
+        r"\(sample images/000 of .*0\.tar\), more than data\.maxCorruptFraction 0\.01 .*name .*folders included",
+    ) as raised:
+        index_of(paths, samples, tmp_path / "store")
+    assert "write samples" not in str(raised.value)
+
+
+def test_incomplete_samples_within_the_limit_are_told_before_their_number(tmp_path: Path) -> None:
+    shards = write_shards(tmp_path / "data", 40, 20, lambda n: {"png": png(n)} if n == 27 else sample(n))
+    assert len(index_of(shards, 40, tmp_path / "store", max_corrupt_fraction=0.1)) == 40
+    with pytest.raises(
+        UserDataError,
+        match=rf"hold 40 samples; first complete or take out 1 without \.txt \(sample 000027 of {shards[1]}\)",
+    ) as raised:
+        index_of(shards, 39, tmp_path / "store", max_corrupt_fraction=0.1)
+    assert "write samples" not in str(raised.value)
+
+
+def test_images_alone_have_no_texts_and_lack_none(tmp_path: Path) -> None:
+    shards = write_shards(tmp_path / "data", 20, 10, lambda n: {"png": png(n)})
+    data = ResolvedData(shards=shards, samples=20)
+    index = build_index(data, access(tmp_path), FolderStore(tmp_path), text_keys=())
+    assert (len(index), index.text_offsets.shape) == (20, (20, 0))
+    hidden = str(write_tar(tmp_path / "a.tar", [("0.png", png(0)), ("0.large.png", png(1))]))
+    data = ResolvedData(shards=(hidden,), samples=1)
+    with pytest.raises(
+        UserDataError, match=r"1 images beside the 1 samples .*name their extension in data.imageKeys$"
+    ):
+        build_index(data, access(tmp_path), FolderStore(tmp_path), text_keys=())
 
 
 def test_a_shard_with_none_of_the_keys_is_refused(tmp_path: Path) -> None:

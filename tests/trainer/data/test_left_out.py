@@ -80,6 +80,14 @@ def test_fewer_samples_than_stated_are_an_error_where_nothing_was_left_out(tmp_p
         build_index(data, access(tmp_path), FolderStore(tmp_path / "store"))
 
 
+def test_no_number_of_samples_is_recommended_while_shards_are_left_out(tmp_path: Path) -> None:
+    shards = write_shards(tmp_path / "data", 2 * PER_SHARD, PER_SHARD)
+    spoil(Path(shards[1]), "cut short")
+    data = ResolvedData(shards=shards, samples=PER_SHARD - 1, max_missing_shards=1)
+    with pytest.raises(UserDataError, match=rf"hold {PER_SHARD} samples; mend or take out .*0001\.tar"):
+        build_index(data, access(tmp_path), FolderStore(tmp_path / "store"))
+
+
 class Attempts:
     """Attempts of one stage that may do without two of four shards."""
 

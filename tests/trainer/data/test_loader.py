@@ -26,7 +26,7 @@ from modelchain_trainer.data.index import DatasetIndex, build_index
 from modelchain_trainer.data.loader import Batch, TrainingLoader
 from modelchain_trainer.data.order import SampleOrder, cut_blocks
 from modelchain_trainer.data.reader import segment_bytes
-from modelchain_trainer.data.text_field import CaptionField, LabelField
+from modelchain_trainer.data.text_field import CaptionField, LabelField, NoText
 from modelchain_trainer.data.tokenizer import Tokenizer
 from modelchain_trainer.retry_policy import RetryPolicy
 from tests.seaweedfs import SeaweedFS
@@ -73,7 +73,7 @@ def damaged(tmp_path_factory: pytest.TempPathFactory) -> tuple[tuple[str, ...], 
     """100 samples in 4 shards, six of them corrupt, each in its own way."""
     folder = tmp_path_factory.mktemp("damaged")
     shards = write_shards(folder / "data", SAMPLES, 25, lambda n: CORRUPT.get(n) or sample(n))
-    return shards, index_of(shards, SAMPLES, folder / "store")
+    return shards, index_of(shards, SAMPLES, folder / "store", max_corrupt_fraction=0.1)
 
 
 Data = tuple[tuple[str, ...], DatasetIndex]
@@ -490,6 +490,21 @@ def test_a_sample_without_its_label_is_counted_as_one_without_a_label(tmp_path: 
     loader = TrainingLoader(index, stage, rank=0, world_size=1, first_step=0, field=LabelField(2))
     assert all(bool((batch.tokens == 1).all()) for batch in loader)
     assert loader.corrupt == {"MissingLabel": 1}
+
+
+@pytest.mark.parametrize("processes", [False, True], ids=["threads", "processes"])
+def test_samples_of_images_alone_are_read_as_they_are(tmp_path: Path, *, processes: bool) -> None:
+    shards = write_shards(tmp_path / "data", 40, 20, lambda n: {"png": png(n), "json": b"{}"})
+    stage = stage_of(shards, 40, batch=8, steps=5)
+    index = build_index(stage.data, access(tmp_path), FolderStore(tmp_path), text_keys=())
+    loader = TrainingLoader(
+        index, stage, rank=0, world_size=1, first_step=0, field=NoText(), processes=processes
+    )
+    batches = list(loader)
+    assert {batch.tokens.shape for batch in batches} == {(0, 8, 0)}
+    seen = [number_of(image) for batch in batches for image in batch.images.numpy()]
+    assert sorted(seen) == list(range(40))
+    assert loader.corrupt == {}
 
 
 def labels_loader(folder: Path, label_of: Callable[[int], int], first_step: int = 0) -> TrainingLoader:

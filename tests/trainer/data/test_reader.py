@@ -180,7 +180,9 @@ def test_a_shard_replaced_while_training_is_named(tmp_path: Path) -> None:
 
 def test_missing_files_of_a_sample_are_told_apart(tmp_path: Path) -> None:
     members = [("0.png", png(0)), ("1.txt", b"one"), ("2.png", png(2)), ("2.txt", b"two")]
-    index = index_of([str(write_tar(tmp_path / "a.tar", members))], 3, tmp_path / "store")
+    index = index_of(
+        [str(write_tar(tmp_path / "a.tar", members))], 3, tmp_path / "store", max_corrupt_fraction=1
+    )
     segment = read_segment(index, 0, 3, RetryPolicy())
     with pytest.raises(CorruptSampleError, match=r"has no \.txt") as raised:
         segment.text(0, 0)

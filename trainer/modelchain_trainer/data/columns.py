@@ -66,11 +66,15 @@ def map_columns(folder: Path, texts: int) -> Columns:
     def narrow(name: str) -> Int32:
         return np.asarray(np.memmap(folder / name, np.int32, mode="r"))
 
+    def texts_of(name: str) -> Int32:
+        return narrow(name).reshape(-1, texts) if texts else np.empty((len(starts), 0), np.int32)
+
+    starts = np.asarray(np.memmap(folder / "starts", np.int64, mode="r"))
     return Columns(
-        starts=np.asarray(np.memmap(folder / "starts", np.int64, mode="r")),
+        starts=starts,
         lengths=narrow("lengths"),
         image_offsets=narrow("image_offsets"),
         image_sizes=narrow("image_sizes"),
-        text_offsets=narrow("text_offsets").reshape(-1, texts),
-        text_sizes=narrow("text_sizes").reshape(-1, texts),
+        text_offsets=texts_of("text_offsets"),
+        text_sizes=texts_of("text_sizes"),
     )

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from modelchain.errors import UserDataError
-from modelchain_trainer.data.index import DatasetIndex
 from modelchain_trainer.data.sample import Cause
 from modelchain_trainer.data.shard_index import split_name
 from modelchain_trainer.data.tar import scan
+
+if TYPE_CHECKING:
+    from modelchain_trainer.data.index import DatasetIndex
 
 # Bad samples come in clusters (a damaged block), and early or late. So as many are forgiven as this many
 # samples may have: data within the limit never fails, and data far beyond it fails soon.

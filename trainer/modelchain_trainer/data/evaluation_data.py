@@ -22,6 +22,7 @@ from modelchain.resolved import ResolvedStore
 from modelchain.spec import EvaluationSpec
 from modelchain.store import Store
 from modelchain_trainer.data.corruption import Corrupt, describe, describe_sample
+from modelchain_trainer.data.incomplete import describe_incomplete
 from modelchain_trainer.data.index import DatasetIndex, OnProgress, first_samples, index_samples
 from modelchain_trainer.data.reader import Segment, read_segment
 from modelchain_trainer.data.sample import (
@@ -102,9 +103,11 @@ class EvaluationReader:
         self._first_samples = frozenset(self._index.first_samples.tolist())
         self._length = spec.data.samples or len(self._index)
         if self._length > len(self._index):
+            incomplete = describe_incomplete(self._index)
+            remedy = f"complete {incomplete}" if incomplete else f"write at most {len(self._index)}"
             raise UserDataError(
                 f"evaluation set {spec.name}: data.samples is {self._length}, but its shards hold "
-                f"{len(self._index)} samples; write at most {len(self._index)}"
+                f"{len(self._index)} samples; {remedy}"
             )
 
     def __len__(self) -> int:

@@ -19,6 +19,7 @@ from modelchain.errors import UserDataError
 from modelchain.resolved import ResolvedData, ResolvedStore
 from modelchain.store import Store, open_location, split_uri
 from modelchain_trainer.data.columns import ColumnWriter, Int32, Int64, map_columns
+from modelchain_trainer.data.incomplete import check_complete, describe_incomplete
 from modelchain_trainer.data.kept_index import read_kept
 from modelchain_trainer.data.mix import sources_of
 from modelchain_trainer.data.selection import files_of, select_samples
@@ -120,8 +121,8 @@ def build_index(
     text_keys: Sequence[str] | None = None,
     retry_policy: RetryPolicy | None = None,
 ) -> DatasetIndex:
-    """The index of a stage's training data, with the texts of `text_keys` (default: its captions), in this process
-    alone. What is in `index_store` already is only read.
+    """The index of a stage's training data, with the texts of `text_keys` (default: its captions; (): images alone), in
+    this process alone. What is in `index_store` already is only read.
 
     `on_progress(done, total)` counts shards. Raises MissingInputError for shards that do not exist,
     UserDataError for bad ones and where there are not `data.samples` samples.
@@ -207,7 +208,7 @@ def write_training_index(
     index = _write_index(
         folder,
         shards,
-        tuple(text_keys or data.caption_keys),
+        tuple(data.caption_keys if text_keys is None else text_keys),
         index_store,
         on_progress,
         image_keys=data.image_keys,
@@ -215,6 +216,7 @@ def write_training_index(
         max_bad=data.max_missing_shards - len(shards.missing),
         retry_policy=retry_policy,
     )
+    check_complete(index, data.max_corrupt_fraction)
     if not data.sources:
         _check_count(index, "data", data.samples, len(index), len(index.shards))
     for number, (source, found) in enumerate(zip(data.sources, sources_of(data, index), strict=True)):
@@ -223,13 +225,22 @@ def write_training_index(
 
 
 def _check_count(index: DatasetIndex, field: str, expected: int, found: int, shards: int) -> None:
-    """Raises UserDataError where a field says another number of samples than its shards hold."""
+    """Raises UserDataError where a field says another number of samples than its shards hold: with the right one,
+    unless shards are left out or samples incomplete.
+    """
     fewer = index.left_out and found < expected
-    if found != expected and not fewer:
-        raise UserDataError(
-            f"{field}.samples is {expected}, but the {shards} shards hold {found} samples"
-            f"{_incomplete(index)}; write samples: {found}, or fix {field}.shards"
+    if found == expected or fewer:
+        return
+    remedy = f"write samples: {found}, or fix {field}.shards"
+    if index.left_out:
+        remedy = (
+            f"mend or take out those that can't be used ({len(index.left_out)}, e.g. {index.left_out[0]})"
         )
+    elif incomplete := describe_incomplete(index):
+        remedy = f"first complete or take out {incomplete}, or fix {field}.shards"
+    raise UserDataError(
+        f"{field}.samples is {expected}, but the {shards} shards hold {found} samples; {remedy}"
+    )
 
 
 def write_text_index(
@@ -312,10 +323,9 @@ def _write_index(
             unused.add(shard.uri, found)
             if not len(columns):
                 wanted = ", ".join([*images, *map(extension_of, text_keys)])
-                remedy = "images and captions in data.imageKeys and data.captionKeys"
                 raise UserDataError(
                     f"{shard.uri}: has no sample with any of {wanted}; its files are {files_of(found)}; name the "
-                    f"extensions of {remedy if images else 'texts in data.textKey'}"
+                    f"extensions of its {unused.kinds} in {unused.fields}"
                 )
             writer.append(columns)
             used.append(shard)
@@ -367,18 +377,8 @@ def _check_hidden(index: DatasetIndex, unused: UnusedFiles, max_fraction: float)
         f"dot, and none of these extensions is asked for: {index.unused}; for example {unused.example}"
     )
     if unused.hidden > max_fraction * len(index):
-        fields = "data.imageKeys and data.captionKeys" if unused.what == "images" else "data.textKey"
         raise UserDataError(
-            f"{message}; a sample's name ends at its first dot: rename the files, or name their extension in {fields}"
+            f"{message}; a sample's name ends at its first dot: rename the files, or name their extension in "
+            f"{unused.fields}"
         )
     _logger.warning("%s", message)
-
-
-def _incomplete(index: DatasetIndex) -> str:
-    """How many samples lack something, for a message about their number."""
-    lacking = [("no image", int((index.image_offsets < 0).sum()))] + [
-        (f"no .{extension_of(key)}", int((index.text_offsets[:, column] < 0).sum()))
-        for column, key in enumerate(index.text_keys)
-    ]
-    parts = [f"{count} {what}" for what, count in lacking if count]
-    return f", of which {' and '.join(parts)} (a sample lies in one shard as a whole)" if parts else ""

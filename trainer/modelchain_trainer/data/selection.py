@@ -37,8 +37,9 @@ def select_samples(
 
     image_offsets, image_sizes = place(images)
     texts = [place([extension_of(key)]) for key in text_keys]
-    text_offsets = np.stack([offsets for offsets, _ in texts], axis=1)
-    text_sizes = np.stack([sizes for _, sizes in texts], axis=1)
+    nothing = np.empty((count, 0), np.int32)
+    text_offsets = np.column_stack([nothing, *(offsets for offsets, _ in texts)])
+    text_sizes = np.column_stack([nothing, *(sizes for _, sizes in texts)])
     kept = (image_offsets >= 0) | (text_offsets >= 0).any(axis=1)
     apart = next((parts for parts in index.apart if kept[parts.first] and kept[parts.second]), None)
     if apart is not None:

@@ -23,7 +23,7 @@ from modelchain_trainer.data.kept_index import index_missing
 from modelchain_trainer.data.loader import Batch, TrainingLoader, widest_batch
 from modelchain_trainer.data.sequences import SequenceLoader
 from modelchain_trainer.data.shard_list import ShardList
-from modelchain_trainer.data.text_field import TextField
+from modelchain_trainer.data.text_field import NoText, TextField
 from modelchain_trainer.data.token_stream import (
     TokenCount,
     TokenStream,
@@ -115,10 +115,13 @@ class DataSource(Protocol):
 
 
 class SampleSource:
-    """Samples of images and texts, decoded as they are needed."""
+    """Samples of images and, where a task has a field for them, texts; decoded as they are needed."""
 
-    def __init__(self, stage: ResolvedStage, field: TextField, text_keys: Sequence[str]) -> None:
-        self._stage, self._field, self._text_keys = stage, field, tuple(text_keys)
+    def __init__(
+        self, stage: ResolvedStage, field: TextField | None = None, text_keys: Sequence[str] = ()
+    ) -> None:
+        """No `field`: samples are images alone, and batches have tokens [0, B, 0]."""
+        self._stage, self._field, self._text_keys = stage, field or NoText(), tuple(text_keys)
 
     def share_work(
         self,

@@ -36,6 +36,19 @@ class TextField(Protocol):
         ...
 
 
+class NoText:
+    """Of samples that are images alone."""
+
+    width = 0
+    missing = Cause.MISSING_TEXT
+
+    def decode(self, data: bytes, key: str) -> None:
+        """There are no files to decode."""
+
+    def encode_into(self, value: None, row: NDArray[np.int64]) -> None:
+        """There is nothing to write."""
+
+
 class CaptionField:
     """Captions, as tokens."""
 

@@ -66,13 +66,28 @@ class UnusedFiles:
     def _stems(self, files: Sequence[str], *, complete: bool) -> set[str]:
         """The names that the files would have but for their dots. `complete`: with both a picture and a text.
 
-        Where samples have no pictures, a text is one by itself.
+        Where samples have no pictures, a text is one by itself; where they have no texts, a picture is.
         """
         pictures = {stem for file in files if (stem := _stem(file, self._image_ends)) is not None}
         texts = {stem for file in files if (stem := _stem(file, self._text_ends)) is not None}
         if not self._image_ends:
             return texts
+        if not self._text_ends:
+            return pictures
         return pictures & texts if complete else pictures
+
+    @property
+    def kinds(self) -> str:
+        """What samples have, for people."""
+        both = bool(self._image_ends and self._text_ends)
+        return "images and texts" if both else "images" if self._image_ends else "texts"
+
+    @property
+    def fields(self) -> str:
+        """Which fields of the chain name their extensions."""
+        if not self._image_ends:
+            return "data.textKey"
+        return "data.imageKeys" + " and data.captionKeys (or classKey)" * bool(self._text_ends)
 
     @property
     def what(self) -> str:
