@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import lru_cache
+from typing import ParamSpec, TypeVar, cast
+
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.alias_generators import to_camel
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class Block(BaseModel):
@@ -18,6 +25,13 @@ class Block(BaseModel):
         protected_namespaces=(),
         defer_build=True,
     )
+
+
+def memoised(results: int) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """For pure functions of blocks: keep the latest results. Blocks without lists are hashable, as they are frozen,
+    which type checkers do not see.
+    """
+    return cast("Callable[[Callable[P, R]], Callable[P, R]]", lru_cache(maxsize=results))
 
 
 def first_problem(error: ValidationError) -> str:

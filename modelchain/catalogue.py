@@ -82,10 +82,12 @@ def size_name(config: AnyConfig) -> str:
     family's names are looked up: a name given to a configuration later must not rename the folders of
     finished stages.
     """
-    for name in family():
-        if find(name) == config:
-            return name
-    return family_of(config).size_name(config)
+    return _family_names().get(config) or family_of(config).size_name(config)
+
+
+@cache
+def _family_names() -> dict[AnyConfig, str]:
+    return {find(name): name for name in reversed(family())}
 
 
 @cache

@@ -20,6 +20,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from modelchain.block import memoised
 from modelchain.exactness import Change, growth_changes
 from modelchain.families import AnyConfig, LockedTower, family_of
 from modelchain.families.towers import image_tower_macs
@@ -27,6 +28,7 @@ from modelchain.resolved import BaselineRun, ResolvedChain, ResolvedDistillation
 from modelchain.spec import DistillationScheduleType
 from modelchain.tasks import task_of
 
+MODELS = 256  # of which figures are kept
 TRAINING_PASSES = 3  # forward; backward by the weights; backward by the activations
 
 
@@ -122,11 +124,13 @@ def plan(chain: ResolvedChain) -> Plan:
     )
 
 
+@memoised(MODELS)
 def parameters(model: AnyConfig) -> int:
     """Trainable parameters, embeddings included."""
     return family_of(model).parameters(model)
 
 
+@memoised(MODELS)
 def forward_macs(model: AnyConfig, texts: int) -> int:
     """MACs of a forward pass over one sample with so many texts (captions)."""
     return family_of(model).forward_macs(model, texts)

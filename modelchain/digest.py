@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from functools import lru_cache
 from typing import Final
 
+from modelchain.block import memoised
 from modelchain.digest_form import REQUIRED, Table, deciding
 from modelchain.families import AnyConfig, family_of
 from modelchain.resolved import ResolvedData, ResolvedDistillation, ResolvedExpansion, ResolvedTraining
@@ -24,6 +24,7 @@ from modelchain.shards import count, expand_all
 from modelchain.spec import WeightsSpec
 
 DIGEST_VERSION = 2
+FORMS = 64  # kept of each kind of block
 
 
 _TRAINING: Final[Table] = {
@@ -119,29 +120,53 @@ def canonical_form(
     form: dict[str, object] = {
         "digestVersion": DIGEST_VERSION,
         "task": task,
-        "model": family_of(model).digest_form(model),
-        "data": deciding(data, _DATA)
-        | {"shards": _shards_digest(data.shards)}
-        | _sources(data)
-        | _tokenizer(data),
-        "training": deciding(training, _TRAINING)
-        | {"schedule": deciding(training.schedule, _LEARNING_RATE_SCHEDULE)},
+        "model": _model_form(model),
+        "data": _data_form(data),
+        "training": _training_form(training),
     }
     if from_weights is not None:
         form["fromWeights"] = from_weights.sha256
         form["expansion"] = deciding(expansion, _EXPANSION_OF_WEIGHTS)
     if predecessor is not None:
         form["predecessor"] = predecessor
-        form["expansion"] = deciding(expansion, _EXPANSION)
+        form["expansion"] = _expansion_form(expansion)
     if teacher is not None:  # nothing to learn from otherwise
-        form["distillation"] = deciding(distillation, _DISTILLATION) | {
-            "schedule": deciding(distillation.schedule, _DISTILLATION_SCHEDULE)
-        }
+        form["distillation"] = _distillation_form(distillation)
         if teacher != predecessor:
             form["teacher"] = teacher
     return json.dumps(
         form, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     ).encode()
+
+
+# The stages of a chain share most of their blocks, and so do the chains of an operator.
+
+
+@memoised(FORMS)
+def _model_form(model: AnyConfig) -> dict[str, object]:
+    return family_of(model).digest_form(model)
+
+
+@memoised(FORMS)
+def _data_form(data: ResolvedData) -> dict[str, object]:
+    return deciding(data, _DATA) | {"shards": _shards_digest(data.shards)} | _sources(data) | _tokenizer(data)
+
+
+@memoised(FORMS)
+def _training_form(training: ResolvedTraining) -> dict[str, object]:
+    schedule = deciding(training.schedule, _LEARNING_RATE_SCHEDULE)
+    return deciding(training, _TRAINING) | {"schedule": schedule}
+
+
+@memoised(FORMS)
+def _expansion_form(expansion: ResolvedExpansion) -> dict[str, object]:
+    return deciding(expansion, _EXPANSION)
+
+
+@memoised(FORMS)
+def _distillation_form(distillation: ResolvedDistillation) -> dict[str, object]:
+    schedule = deciding(distillation.schedule, _DISTILLATION_SCHEDULE)
+    return deciding(distillation, _DISTILLATION) | {"schedule": schedule}
 
 
 def _tokenizer(data: ResolvedData) -> dict[str, object]:
@@ -164,7 +189,6 @@ def _sources(data: ResolvedData) -> dict[str, object]:
     return {"sources": forms}
 
 
-@lru_cache(maxsize=64)
 def _shards_digest(patterns: tuple[str, ...]) -> str:
     """Of the shards that the patterns stand for, in order: there may be hundreds of thousands."""
     lines = hashlib.sha256()

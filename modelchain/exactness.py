@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
+from modelchain.block import memoised
 from modelchain.families import AnyConfig, family_of
 from modelchain.families.family import Dimension, Extent
 from modelchain.resolved import ResolvedExpansion
@@ -67,6 +68,7 @@ class Change:
         return f"{self.dimension} {self.before} -> {self.after}"
 
 
+@memoised(256)
 def growth_changes(small: AnyConfig, large: AnyConfig, expansion: ResolvedExpansion) -> tuple[Change, ...]:
     """What changes from `small` to `large`, which can grow out of it, and how exactly under `expansion`."""
     family = family_of(large)

@@ -191,8 +191,7 @@ def merged(chain: B | None, stage: B | None) -> B | None:
     """
     if chain is None or stage is None:
         return stage or chain
-    own = {name: value for name in type(stage).model_fields if (value := getattr(stage, name)) is not None}
-    return chain.model_copy(update=own)
+    return chain.model_copy(update=_given(stage))
 
 
 def resolve_model(stage: StageSpec) -> tuple[str, AnyConfig]:
@@ -227,10 +226,7 @@ def samples_of(chain: ModelChain, stage: StageSpec) -> int | None:
 def written_models(stage: StageSpec) -> dict[str, AnyConfig]:
     """The models that a stage writes out, by field: one, in a valid chain whose model has no name."""
     return {
-        family.field: config
-        for family in FAMILIES
-        for config in [stage.written(family.field)]
-        if config is not None
+        family.field: config for family in FAMILIES if (config := stage.written(family.field)) is not None
     }
 
 
@@ -418,10 +414,11 @@ def _reference_to(stage: ResolvedStage) -> StageReference:
 
 def _given(block: Block | None, only: set[str] | None = None) -> dict[str, object]:
     """The fields that are set, as they are."""
-    if block is None:
-        return {}
-    fields = only if only is not None else set(type(block).model_fields)
-    return {name: value for name in fields if (value := getattr(block, name, None)) is not None}
+    return {
+        name: value
+        for name, value in (vars(block).items() if block is not None else ())
+        if value is not None and (only is None or name in only)
+    }
 
 
 def _check_name(folder: Path) -> None:

@@ -92,8 +92,10 @@ def _pattern(before: str, after: str, first: str, many: int) -> str:
     return before + (first if many == 1 else f"{{{first}..{_add(first, many - 1)}}}") + after
 
 
-def first_duplicate(shards: Iterable[str]) -> str | None:
+def first_duplicate(shards: Sequence[str]) -> str | None:
     """The first shard that occurs a second time; None if all differ."""
+    if len(set(shards)) == len(shards):
+        return None
     seen: set[str] = set()
     for shard in shards:
         if shard in seen:
@@ -120,8 +122,9 @@ def _expanded(pattern: str) -> Iterator[str]:
     texts, choices = _parse(pattern)
     if count(pattern) > MAX_SHARDS:
         raise ShardPatternError(f"{pattern}: {count(pattern)} shards; the most is {MAX_SHARDS}")
-    for chosen in product(*choices):
-        yield texts[0] + "".join(choice + text for choice, text in zip(chosen, texts[1:], strict=True))
+    around = [[text] for text in texts]
+    between = [part for pair in zip(choices, around[1:], strict=True) for part in pair]
+    yield from map("".join, product(around[0], *between))
 
 
 def _parse(pattern: str) -> tuple[list[str], list[_Numbers | list[str]]]:

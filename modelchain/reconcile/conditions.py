@@ -150,12 +150,7 @@ def _progressing(contexts: Sequence[StageContext], phase: ChainPhase) -> tuple[b
     if phase is ChainPhase.FAILED:
         return False, "Failed", ""
     if phase is ChainPhase.SUSPENDED:
-        why = contexts[0].suspended
-        live = [(job, context.now) for context in contexts for job in context.jobs if job.live]
-        held = next((job for job, now in live if is_blocked(job, now)), None)
-        if held is None:
-            return False, StageReason.SUSPENDED, why
-        return False, why_blocked(held, contexts[0].now), f"{why}; {blocked_text(held)}"
+        return False, *_suspended(contexts)
     running = [
         context.stage.name
         for context in contexts
@@ -184,6 +179,16 @@ def _progressing(contexts: Sequence[StageContext], phase: ChainPhase) -> tuple[b
     if blocked is None:
         return False, "Unknown", ""
     return False, blocked.reason, f"stage {blocked.name}: {blocked.message}"
+
+
+def _suspended(contexts: Sequence[StageContext]) -> tuple[str, str]:
+    """Why the chain is suspended, and what of it does not end."""
+    why, now = contexts[0].suspended, contexts[0].now
+    live = (job for context in contexts for job in context.jobs if job.live)
+    held = next((job for job in live if is_blocked(job, now)), None)
+    if held is None:
+        return StageReason.SUSPENDED, why
+    return why_blocked(held, now), f"{why}; {blocked_text(held)}"
 
 
 def _is_blocked(context: StageContext) -> bool:

@@ -51,11 +51,10 @@ POLICIES: tuple[Callable[[StageContext], StageStatus], ...] = (
 
 def decide(chain: ResolvedChain, observed: Observation, now: float) -> Decision:
     """What to write and what to do, given everything seen. `now` is in seconds since the epoch."""
-    previous = observed.status or ChainStatus()
     initial = {stage.name: _initial_context(chain, stage, observed, now) for stage in chain.all_stages}
+    superseded = former_stages.superseded_jobs(chain, observed)
     contexts = {stage.name: _apply_policies(initial[stage.name]) for stage in chain.stages}
     limits = [limit for limit in (observed.max_parallel_jobs, chain.max_parallel_stages) if limit is not None]
-    superseded = former_stages.superseded_jobs(chain, observed)
     starts = start_stages(contexts, observed, at_once=min(limits, default=None), superseded=superseded)
     in_order = _started(contexts, starts)
     alone = {stage.name: _apply_policies(initial[stage.name]) for stage in chain.baselines}
@@ -64,21 +63,41 @@ def decide(chain: ResolvedChain, observed: Observation, now: float) -> Decision:
     }
     alone_starts = start_baselines(alone, contexts, observed, at_once=baseline.AT_ONCE, superseded=superseded)
     baselines = _started(alone, alone_starts)
-    stops = [stop for context in (*in_order, *baselines) for stop in jobs_to_stop(context)]
+    every = (*in_order, *baselines)
+    stops = [stop for context in every for stop in jobs_to_stop(context)]
     stops += [StopJob(job, StageReason.SUPERSEDED) for job in former_stages.to_stop(chain, observed)]
+    status = _status(chain, observed, in_order, baselines, now)
+    if observed.retrains_missing and completion.retrained(initial.values(), every):
+        status = status.model_copy(update={"retrained": cut(observed.retrain_missing)})
+    reads = tuple(
+        context.stage.name
+        for context in every
+        if any(policy.awaits_read(context) for policy in (completion, stall, retry))
+    )
+    actions: tuple[Action, ...] = (*stops, *starts.actions, *alone_starts.actions)
+    return Decision(status=status, actions=actions, reads=reads, wake_at=_wake_at(every))
+
+
+def _status(
+    chain: ResolvedChain,
+    observed: Observation,
+    in_order: tuple[StageContext, ...],
+    baselines: tuple[StageContext, ...],
+    now: float,
+) -> ChainStatus:
+    """What is said of the chain, given how its stages stand."""
+    previous = observed.status or ChainStatus()
     phase = summary.chain_phase(in_order, suspended=bool(suspend.why_suspended(chain, observed)))
     headline = summary.headline(in_order, observed)
     compared = baseline.assess(chain, in_order, baselines, phase, observed)
     measured = compared.measurement if compared is not None else None
     acceleration = measured.acceleration if measured is not None else None
     planned = previous.speedup_planned if observed.speedup_planned is None else observed.speedup_planned
-    retrained = observed.retrains_missing and completion.retrained(initial.values(), (*in_order, *baselines))
-    status = previous.model_copy(
+    remains = former_stages.blocked_remains(chain, observed, now)
+    return previous.model_copy(
         update={
             "phase": phase,
-            "message": summary.chain_message(
-                in_order, phase, baselines, remains=former_stages.blocked_remains(chain, observed, now)
-            ),
+            "message": summary.chain_message(in_order, phase, baselines, remains=remains),
             "observed_generation": observed.generation,
             "stage": headline.stage,
             "step": headline.step,
@@ -90,7 +109,6 @@ def decide(chain: ResolvedChain, observed: Observation, now: float) -> Decision:
             "columns": summary.columns(headline, planned=planned, measured=acceleration),
             "measurement": measured,
             "former_stages": former_stages.former_stages(chain, observed),
-            "retrained": cut(observed.retrain_missing) if retrained else previous.retrained,
             "stages": tuple(context.status for context in in_order),
             "baselines": tuple(context.status for context in baselines),
             "conditions": conditions(
@@ -98,14 +116,6 @@ def decide(chain: ResolvedChain, observed: Observation, now: float) -> Decision:
             ),
         }
     )
-    actions: tuple[Action, ...] = (*stops, *starts.actions, *alone_starts.actions)
-    every = (*in_order, *baselines)
-    reads = tuple(
-        context.stage.name
-        for context in every
-        if any(policy.awaits_read(context) for policy in (completion, stall, retry))
-    )
-    return Decision(status=status, actions=actions, reads=reads, wake_at=_wake_at(every))
 
 
 def _started(contexts: Mapping[str, StageContext], starts: Starts) -> tuple[StageContext, ...]:

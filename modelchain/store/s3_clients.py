@@ -18,10 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import botocore.session
 from boto3.session import Session
 from botocore.config import Config
-from botocore.loaders import create_loader
 
 from modelchain.errors import ConfigurationError
 from modelchain.proxies import proxy_for
@@ -75,8 +73,7 @@ class SharedClients:
         self._check_endpoint = check_endpoint
         self._clients: OrderedDict[bytes, S3Client] = OrderedDict()
         self._lock = threading.Lock()
-        self._loader = create_loader()  # botocore's descriptions of services: read once
-        self._own: botocore.session.Session | None = None
+        self._session = Session()  # of all: whose credentials a client has is said when it is made
         self.made = 0  # clients, since the start
 
     def __len__(self) -> int:
@@ -89,7 +86,7 @@ class SharedClients:
             client = self._clients.get(key)
             if client is None:
                 client = make_client(
-                    self._session(credentials),
+                    self._session,
                     access,
                     access.endpoint_url,
                     credentials,
@@ -104,19 +101,6 @@ class SharedClients:
             while len(self._clients) > self._capacity:
                 self._clients.popitem(last=False)  # its connections end with its last user
             return client
-
-    def _session(self, credentials: Credentials | None) -> Session:
-        """A session for somebody's credentials; one for all that use this process's own."""
-        if credentials is None:
-            if self._own is None:
-                self._own = self._new_session()
-            return Session(botocore_session=self._own)
-        return Session(botocore_session=self._new_session())
-
-    def _new_session(self) -> botocore.session.Session:
-        session = botocore.session.get_session()
-        session.register_component("data_loader", self._loader)
-        return session
 
 
 def make_client(

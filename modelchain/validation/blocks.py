@@ -213,7 +213,7 @@ def _check_all_shards(patterns: list[str], at: FieldPath, twice: str, remedy: st
         message = f"{total} shards in all, more than {shards.MAX_SHARDS}"
         yield _finding(at, message, "check the ranges, or write fewer, larger shards", "shards")
         return
-    duplicate = shards.first_duplicate(shard for pattern in patterns for shard in shards.expand(pattern))
+    duplicate = shards.first_duplicate([shard for pattern in patterns for shard in shards.expand(pattern)])
     if duplicate is not None:
         yield _finding(at, f"shard {quoted(duplicate)} occurs {twice}", remedy, "shards")
 

@@ -9,6 +9,7 @@ from modelchain.yaml_reader import FieldPath, JsonValue
 
 Nested: TypeAlias = dict[str, JsonValue] | list[JsonValue]
 
+_NESTED = (dict, list)
 MAX_NESTING = 64  # lists and mappings within each other; a pod template needs about 15
 
 
@@ -27,6 +28,6 @@ def too_deep(document: Nested) -> Finding | None:
         stack += [
             (item, (*path, key) if len(path) < 6 else path, depth + 1)
             for key, item in entries
-            if isinstance(item, dict | list)
+            if isinstance(item, _NESTED)
         ]
     return None

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
+from functools import cached_property
 
 from modelchain import cost
 from modelchain.errors import ModelChainError
@@ -33,9 +34,25 @@ class Accepted:
     macs: dict[str, float]
     speedup_planned: float | None
     plan: cost.Plan | None = None  # None: of recovered stages
-    # By stage and baseline: `request_digests` of its jobs. Empty where only what still runs is known.
-    requests: dict[str, tuple[str, str]] = field(default_factory=dict)
+    defaults: JobDefaults | None = None  # None: of recovered stages
     problems: tuple[str, ...] = ()  # why it is refused as it is written now; this is then what still runs
+
+    @cached_property
+    def requests(self) -> dict[str, tuple[str, str]]:
+        """By stage and baseline: `request_digests` of its jobs. Empty where only what still runs is known."""
+        if self.defaults is None:
+            return {}
+        return {stage.name: request_digests(self.request(stage)) for stage in self.chain.all_stages}
+
+    def request(self, stage: ResolvedStage) -> JobRequest:
+        """The first attempt of a stage."""
+        return JobRequest(
+            stage=stage,
+            spec=self.jobs[stage.name],
+            store=self.store,
+            attempt=1,
+            defaults=self.defaults or JobDefaults(),
+        )
 
     def backend(self, stage: str) -> Backend:
         """What runs the stage's jobs."""
@@ -88,33 +105,19 @@ def _accept(body: Object, default_image: str | None) -> Accepted | Refused:
         macs={stage.name: float(stage.macs) for stage in plan.stages},
         speedup_planned=plan.speedup,
         plan=plan,
-    )
-    problems = list(_unbuildable(accepted, default_image))
-    if problems:
-        return Refused(tuple(problems))
-    requests = {
-        stage.name: request_digests(_request(accepted, stage, default_image)) for stage in resolved.all_stages
-    }
-    return replace(accepted, requests=requests)
-
-
-def _request(accepted: Accepted, stage: ResolvedStage, default_image: str | None) -> JobRequest:
-    return JobRequest(
-        stage=stage,
-        spec=accepted.jobs[stage.name],
-        store=accepted.store,
-        attempt=1,
         defaults=JobDefaults(image=default_image),
     )
+    problems = list(_unbuildable(accepted))
+    return Refused(tuple(problems)) if problems else accepted
 
 
-def _unbuildable(accepted: Accepted, default_image: str | None) -> Iterator[str]:
+def _unbuildable(accepted: Accepted) -> Iterator[str]:
     """Stages whose pod template makes no job: it is a type of Kubernetes, and the schema lets anything stand in it."""
     for index, stage in enumerate(accepted.chain.stages):
         if accepted.jobs[stage.name].pod_template is None:
             continue
         try:
-            accepted.backend(stage.name).build(_request(accepted, stage, default_image))
+            accepted.backend(stage.name).build(accepted.request(stage))
         except Exception as error:  # noqa: BLE001  whatever it is, the template causes it
             what = f"{type(error).__name__}: {error}"
             yield _text(

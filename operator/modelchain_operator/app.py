@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from modelchain import __version__
 from modelchain.errors import ExitCode
@@ -46,71 +48,134 @@ async def run(settings: Settings) -> int:
     """Run the operator until it is told to stop, or another one leads. Returns the exit code. Raises
     ConfigurationError.
     """
+    return await _put_together(settings).run()
+
+
+def _put_together(settings: Settings) -> _Operator:
+    """All parts, each with those that it works with; nothing runs yet."""
     metrics = Metrics(max_chains=settings.metrics_max_chains)
     cluster_access = load_config(settings.kubeconfig, settings.context)
     leadership = Leadership() if settings.lease else Leadership.unopposed()
     api = KubernetesApi(cluster_access, on_request=metrics.api_request, may_write=leadership.is_held)
     election_api = KubernetesApi(cluster_access, on_request=metrics.api_request)
-    elector = _elector(settings, election_api, leadership)
     queue = KeyQueue()
-    limit = ChainLimit(settings.max_running_chains, queue.add)
-    cache = Cache(limit.show)
     metrics.watch_queue(lambda: len(queue) if leadership.is_held() else 0)
     metrics.watch_leadership(leadership.is_held)
-    access = _store_access(settings, api, metrics)
-    reader = _store_reader(settings, access, queue, leadership)
+    limit = ChainLimit(settings.max_running_chains, queue.add)
+    cache = Cache(limit.show)
     cluster = LiveView(api, cache)
     statuses = StatusWriter(api, cache, metrics, settings.identity)
-    reconciler = build_reconciler(
-        settings, api, cluster, cache, queue, StoreViews(access, reader), statuses, limit, metrics
-    )
+    access = _store_access(settings, api, metrics)
+    reader = _store_reader(settings, access, queue, leadership)
+    stores = StoreViews(access, reader)
+    reconciler = build_reconciler(settings, api, cluster, cache, queue, stores, statuses, limit, metrics)
     resync = Resync(api, cache, queue, cluster.not_served, namespaces=settings.namespaces)
-    health = HealthServer(settings, metrics, resync, leadership)
-    await health.start()
-    _say_where(settings, api, health)
-    reader.start()
-    listing = asyncio.create_task(resync.run(settings.resync_seconds), name="resync")
-    worker = Worker(reconciler.reconcile, queue, metrics)
-    passes = [
-        asyncio.create_task(_work(resync, leadership, worker), name=f"pass-{number}")
-        for number in range(settings.workers)
-    ]
-    stop = asyncio.Event()
-    election = asyncio.create_task(_elect(elector, queue, stop), name="election") if elector else None
-    try:
-        await Watches(api, cache, queue, settings.namespaces, resync.hint).run(stop)
-    finally:
-        lost = election is not None and election.done()
-        grace_seconds = 0.0 if lost else CLOSE_SECONDS
+    return _Operator(
+        settings=settings,
+        api=api,
+        election_api=election_api,
+        leadership=leadership,
+        elector=_elector(settings, election_api, leadership),
+        queue=queue,
+        watches=Watches(api, cache, queue, settings.namespaces, resync.hint),
+        resync=resync,
+        worker=Worker(reconciler.reconcile, queue, metrics),
+        statuses=statuses,
+        access=access,
+        reader=reader,
+        health=HealthServer(settings, metrics, resync, leadership),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Operator:
+    """The parts that begin or end."""
+
+    settings: Settings
+    api: KubernetesApi
+    election_api: KubernetesApi  # writes before this operator leads
+    leadership: Leadership
+    elector: LeaderElector | None
+    queue: KeyQueue
+    watches: Watches
+    resync: Resync
+    worker: Worker
+    statuses: StatusWriter
+    access: StoreAccess
+    reader: StoreReader
+    health: HealthServer
+
+    async def run(self) -> int:
+        """Watch, list, read stores and make passes until told to stop, or until another one leads."""
+        await self.health.start()
+        self._say_where()
+        self.reader.start()
+        stop = asyncio.Event()
+        election = asyncio.create_task(self._elect(self.elector, stop)) if self.elector else None
+        listing = asyncio.create_task(self.resync.run(self.settings.resync_seconds), name="resync")
+        passes = [
+            asyncio.create_task(self._make_passes(), name=f"pass-{number}")
+            for number in range(self.settings.workers)
+        ]
+        try:
+            await self.watches.run(stop)
+        finally:
+            lost = election is not None and election.done()
+            await self._end_work(listing, passes, 0.0 if lost else CLOSE_SECONDS)
+            if self.elector is not None and election is not None:
+                election.cancel()
+                await asyncio.gather(election, return_exceptions=True)
+                await self.elector.release()  # now that nothing acts here any more
+            await self._close()
+        return ExitCode.HELD if lost else ExitCode.OK
+
+    async def _make_passes(self) -> None:
+        """Once all that can be listed was, so that what runs is known, and once this operator leads."""
+        await self.resync.listed.wait()
+        await self.leadership.begun.wait()
+        await self.worker.run()
+
+    async def _elect(self, elector: LeaderElector, stop: asyncio.Event) -> None:
+        """Stand by, then lead; end the operator when another one may lead, or this can't be told any more."""
+        try:
+            await elector.acquire()
+            self.queue.begin()
+            lost = await elector.keep()
+            logger.error("%s: this operator ends, and stands by when it is started again", lost)
+        except Exception:
+            logger.exception("the election failed: this operator ends")
+        finally:
+            stop.set()
+
+    async def _end_work(
+        self, listing: asyncio.Task[None], passes: Sequence[asyncio.Task[None]], seconds: float
+    ) -> None:
+        """End all that writes; the passes under way have so long."""
         listing.cancel()
-        queue.close()
-        _, late = await asyncio.wait(passes, timeout=grace_seconds)
+        self.queue.close()
+        _, late = await asyncio.wait(passes, timeout=seconds)
         for task in late:
             task.cancel()
         await asyncio.gather(listing, *passes, return_exceptions=True)
-        await statuses.close(grace_seconds / 4)
-        await reader.close()
-        if elector is not None and election is not None:
-            election.cancel()
-            await asyncio.gather(election, return_exceptions=True)
-            await elector.release()  # now that nothing acts here any more
-        access.close()
-        await health.close()
-        await election_api.close()
-        await api.close()
-    return ExitCode.HELD if lost else ExitCode.OK
+        await self.statuses.close(seconds / 4)
+        await self.reader.close()
 
+    async def _close(self) -> None:
+        """Give back what nothing uses any more."""
+        self.access.close()
+        await self.health.close()
+        await self.election_api.close()
+        await self.api.close()
 
-async def _elect(elector: LeaderElector, queue: KeyQueue, stop: asyncio.Event) -> None:
-    """Stand by, then lead; end the operator when another one may lead, or this can't be told any more."""
-    try:
-        await elector.acquire()
-        queue.begin()
-        logger.error("%s: this operator ends, and stands by when it is started again", await elector.keep())
-    except Exception:
-        logger.exception("the election failed: this operator ends")
-    finally:
-        stop.set()
+    def _say_where(self) -> None:
+        logger.info(
+            "ModelChain operator %s at %s, namespaces: %s; health and metrics at http://%s:%d",
+            __version__,
+            self.api.access.server,
+            ", ".join(self.settings.namespaces) or "all",
+            self.settings.http_host,
+            self.health.port,
+        )
 
 
 def _elector(settings: Settings, api: KubernetesApi, leadership: Leadership) -> LeaderElector | None:
@@ -191,21 +256,3 @@ def build_reconciler(
         metrics=metrics,
         progress_seconds=settings.progress_seconds,
     )
-
-
-def _say_where(settings: Settings, api: KubernetesApi, health: HealthServer) -> None:
-    logger.info(
-        "ModelChain operator %s at %s, namespaces: %s; health and metrics at http://%s:%d",
-        __version__,
-        api.access.server,
-        ", ".join(settings.namespaces) or "all",
-        settings.http_host,
-        health.port,
-    )
-
-
-async def _work(resync: Resync, leadership: Leadership, worker: Worker) -> None:
-    """Passes begin once all that can be listed was, so that what runs is known, and once this operator leads."""
-    await resync.listed.wait()
-    await leadership.begun.wait()
-    await worker.run()

@@ -63,45 +63,70 @@ def job_trees(
     `former`: pods, by uid, that were a job's once. Whoever deletes the job and leaves its pods
     (`kubectl delete --cascade=orphan`) takes the owner from them.
     """
-    places: dict[str, Place] = {}  # by uid of the job
-    own_jobs: dict[str, Object] = {}
-    owners: dict[str, Owner] = {}  # by uid of objects between a job and its pods
+    own = _own_jobs(chain, attempts, jobs)
+    pods_of, left = _sort_pods(chain, attempts, own, pods, former or {})
+    trees = [
+        JobTree(place, own.jobs[uid], tuple(pods_of[uid]), tuple(own.between[uid]))
+        for uid, place in own.places.items()
+    ]
+    trees += [JobTree(place, None, tuple(orphans)) for place, orphans in left.items()]
+    return tuple(sorted(trees, key=lambda tree: tree.place))
+
+
+@dataclass(frozen=True)
+class _Jobs:
+    """The jobs of a chain, by uid, and what stands between them and their pods."""
+
+    places: dict[str, Place]
+    jobs: dict[str, Object]
+    between: dict[str, list[Object]]
+    owners: dict[str, Owner]  # by uid of objects between a job and its pods
+
+
+def _own_jobs(chain: ChainReference, attempts: Mapping[str, int], jobs: Iterable[Object]) -> _Jobs:
+    own = _Jobs({}, {}, {}, {})
     intermediates: list[Object] = []
     for job in jobs:
         uid, owner = job["metadata"]["uid"], controller_of(job)
         if (place := _place_of_job(chain, attempts, job)) is not None:
-            places[uid], own_jobs[uid] = place, job
+            own.places[uid], own.jobs[uid], own.between[uid] = place, job, []
         elif owner is not None and _is_in(chain, job):
-            owners[uid] = owner
+            own.owners[uid] = owner
             intermediates.append(job)
-    uids = {place: uid for uid, place in places.items()}
-    own_pods: dict[str, list[Object]] = {uid: [] for uid in own_jobs}
-    between: dict[str, list[Object]] = {uid: [] for uid in own_jobs}
     for item in intermediates:
-        owner = _highest_owner(item, owners)
-        if owner is not None and owner.uid in between:
-            between[owner.uid].append(item)
+        owner = _highest_owner(item, own.owners)
+        if owner is not None and owner.uid in own.between:
+            own.between[owner.uid].append(item)
+    return own
+
+
+def _sort_pods(
+    chain: ChainReference,
+    attempts: Mapping[str, int],
+    own: _Jobs,
+    pods: Sequence[Object],
+    former: Mapping[str, Place],
+) -> tuple[dict[str, list[Object]], dict[Place, list[Object]]]:
+    """The chain's pods, by uid of their job; and by place those whose job is gone."""
+    uids = {place: uid for uid, place in own.places.items()}
+    found: dict[str, list[Object]] = {uid: [] for uid in own.jobs}
     left: dict[Place, list[Object]] = {}
     for pod in pods:
-        place = (former or {}).get(pod["metadata"]["uid"])
-        owner = _highest_owner(pod, owners)
+        place = former.get(pod["metadata"]["uid"])
+        owner = _highest_owner(pod, own.owners)
         if owner is None:
             if place is not None:
                 left.setdefault(place, []).append(pod)
-        elif owner.uid in own_pods:
+        elif owner.uid in found:
             if _is_in(chain, pod):
-                own_pods[owner.uid].append(pod)
+                found[owner.uid].append(pod)
         elif (place := _place_by_owner(chain, attempts, pod, owner)) is not None:
             uid = uids.get(place)
-            if uid is not None and not owner.is_a(backend_of(own_jobs[uid]).kind):
-                own_pods[uid].append(pod)  # the job's own uid is not known from there
+            if uid is not None and not owner.is_a(backend_of(own.jobs[uid]).kind):
+                found[uid].append(pod)  # the job's own uid is not known from there
             else:
                 left.setdefault(place, []).append(pod)
-    trees = [
-        JobTree(places[uid], job, tuple(own_pods[uid]), tuple(between[uid])) for uid, job in own_jobs.items()
-    ]
-    trees += [JobTree(place, None, tuple(own)) for place, own in left.items()]
-    return tuple(sorted(trees, key=lambda tree: tree.place))
+    return found, left
 
 
 def controller_of(item: Object) -> Owner | None:

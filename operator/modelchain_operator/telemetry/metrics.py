@@ -53,7 +53,6 @@ _TRAINER_ERRORS = (
         if kind.__module__ == ModelChainError.__module__
     ),
 )
-# Series that are exported from the start, at 0: an increase shows only from the second sample of a series on.
 _ATTEMPTS = {
     "started": ("Started",),
     "succeeded": ("Complete",),
@@ -74,19 +73,14 @@ class Metrics:
         self._queue_depth: Callable[[], int] = lambda: 0
         self._chains = ChainMetrics(clock, max_chains=max_chains)
         self._reasons: set[str] = set()
-        build = self._gauge("build_info", "Version of the operator.", "version")
-        build.labels(__version__).set(1)
+        self._gauge("build_info", "Version of the operator.", "version").labels(__version__).set(1)
         self._leader = self._gauge("leader", "1 where this operator acts on chains, 0 where it stands by.")
         self._leader.set(1)
         depth = self._gauge("queue_depth", "Reconcile queue depth: chains that wait to be reconciled.")
         depth.set_function(self.queue_depth)
         self._stages = self._counter("stages", "Stages that have ended, by outcome.", "outcome")
-        self._attempts = self._counter(
-            "attempts",
-            "Attempts that were started or have ended, by outcome and reason.",
-            "outcome",
-            "reason",
-        )
+        text = "Attempts that were started or have ended, by outcome and reason."
+        self._attempts = self._counter("attempts", text, "outcome", "reason")
         self._pass_seconds = self._histogram("reconcile_duration_seconds", "Duration of reconciliations.")
         self._pass_errors = self._counter(
             "reconcile_errors", "Reconciliations that failed and are retried, by reason.", "reason"
@@ -107,6 +101,13 @@ class Metrics:
         self._store_seconds = self._histogram(
             "store_request_duration_seconds", "Time that a store took to answer."
         )
+        self._export_at_zero()
+        self.registry.register(self._chains)
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=self.registry)
+
+    def _export_at_zero(self) -> None:
+        """Export series from the start: an increase shows only from the second sample of a series on."""
         for outcome in _ENDED.values():
             self._stages.labels(outcome)
         for reason in ("forbidden", "unavailable", "other"):
@@ -116,10 +117,6 @@ class Metrics:
                 self._attempts.labels(outcome, reason)
         for reason in _PASS_ERRORS:
             self._pass_errors.labels(reason)
-        self.registry.register(self._chains)
-        ProcessCollector(registry=self.registry)
-        PlatformCollector(registry=self.registry)
-        GCCollector(registry=self.registry)
 
     def exposition(self) -> bytes:
         """All metrics in Prometheus' text format. With thousands of chains it takes a while: any thread may ask."""
