@@ -35,8 +35,8 @@ class Advice:
     passes: bool = False  # by itself, in time
 
 
-_ASKS_STORE = "The operator keeps asking the store, and goes on once it can be read"
-_STARTS_PODS = "The pods start as soon as that is so"
+_ASKS_STORE = "The operator keeps trying, and goes on once the store can be read"
+_SETS_UP = "Kubernetes tries again by itself"
 
 ADVICE = (
     Advice(
@@ -83,9 +83,9 @@ ADVICE = (
     Advice(
         (StageReason.UNSCHEDULABLE,),
         "no node fits",
-        "what the scheduler says: fewer GPUs, another node selector, tolerations of taints; `kubectl uncordon` nodes "
-        "that it calls unschedulable",
-        f"{_STARTS_PODS}; an edit replaces the job",
+        "what the scheduler says: fewer GPUs, smaller requests in `job.resources`, another node selector, "
+        "tolerations of taints; `kubectl uncordon` nodes that it calls unschedulable",
+        "The scheduler keeps looking, and the pods start when they fit; an edit replaces the job",
     ),
     Advice(
         ("ErrImagePull", "ImagePullBackOff"),
@@ -109,13 +109,13 @@ ADVICE = (
         ("CreateContainerConfigError",),
         "a Secret, a ConfigMap or a key of one is missing, or the image would run as root",
         "create what it names, or do what it says about the user",
-        f"{_STARTS_PODS}; an edit replaces the job",
+        f"{_SETS_UP}; an edit replaces the job",
     ),
     Advice(
         ("FailedMount",),
         "a Secret, a ConfigMap, a key of one or a volume is missing",
         "create what it names",
-        _STARTS_PODS,
+        _SETS_UP,
     ),
     Advice(
         (
@@ -126,7 +126,7 @@ ADVICE = (
         ),
         "a node can't set the pod up",
         "what the message says; where it is that node alone, keep pods away from it (`kubectl cordon`)",
-        _STARTS_PODS,
+        _SETS_UP,
     ),
     Advice(
         ("NoController",),
@@ -163,13 +163,14 @@ ADVICE = (
     ),
     Advice(
         (StoreProblem.FORBIDDEN,),
-        "the store refuses the keys, or the operator may not use its own",
-        "correct the Secret of the chain, or the rights of its keys in the bucket",
+        "the store refuses the keys, the Secret has none, or the administrator does not let chains use this store",
+        "what the message says: correct the Secret or `spec.store`, or have the rights of the keys or the operator's "
+        "settings changed",
         _ASKS_STORE,
     ),
     Advice(
         (StoreProblem.MISCONFIGURED,),
-        "what answers is no store, or not as it must",
+        "what answers is no store, or not as it must, or has no such bucket",
         "correct `spec.store` as the message says",
         _ASKS_STORE,
     ),
@@ -306,21 +307,21 @@ def _of_stage(name: str, status: ChainStatus, stage: StageStatus, now: float) ->
         return [
             f"{name}: stage {stage.name} is being trained, attempt {stage.attempt}{far}{left}.{problem}",
             *_earlier_end(stage),
-            "There is nothing to do.",
+            *([] if stage.message else ["There is nothing to do."]),
         ]
     said = [f"{name}: stage {stage.name} waits ({stage.reason}): {_sentence(stage.message)}"]
     if stage.retry_at is not None and (due := from_rfc3339(stage.retry_at)) > now:
         said.append(f"The operator starts the next attempt at {stage.retry_at}, in {duration(due - now)}.")
     elif advice is not None:
         said.append(f"{advice.operator}.")
-    else:
-        said.append("The operator goes on by itself when that is so.")
     if advice is not None:
         said.append(f"What you can do: {advice.person}.")
     elif stage.reason in frozenset(StageReason):
-        said.append("There is nothing to do but wait.")
+        said.append("The operator goes on by itself. There is nothing to do but wait.")
     else:  # Kubernetes's own word, of which nothing is known here
-        said.append("Whether it passes by itself, only what it says can tell.")
+        said.append(
+            "The operator goes on when it has passed. Whether it does so by itself, only what it says can tell."
+        )
     return said
 
 

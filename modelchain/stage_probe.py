@@ -27,7 +27,7 @@ from modelchain.lease import LeaseObserver
 from modelchain.reconcile.observation import LeaseView, StageFacts, StoreProblem, Unmeasurable
 from modelchain.resolved import ChainReference
 from modelchain.status import Measurement
-from modelchain.store import NotFound, Store, StoreUnavailable
+from modelchain.store import MissingBucket, NotFound, Store, StoreUnavailable
 
 LEASE_CHECK_SECONDS = 30.0  # between reads of a lease while progress shows that its holder lives
 
@@ -192,7 +192,7 @@ def problem_of(error: Exception, store: Store, *, quoting: bool) -> StageFacts:
     problem = StoreProblem.FORBIDDEN
     if isinstance(error, UserDataError):
         problem = StoreProblem.DAMAGED
-    elif isinstance(error, ConfigurationError):
+    elif isinstance(error, ConfigurationError | MissingBucket):
         problem = StoreProblem.MISCONFIGURED
     return StageFacts(problem=problem, message=str(error) if quoting else error.public)
 

@@ -84,7 +84,7 @@ def test_what_has_failed_for_good_asks_for_an_edit() -> None:
 def test_of_a_store_that_can_not_be_read_it_says_what_to_do(problem: StoreProblem) -> None:
     status = Play(chain(TREE)).look(tiny=StageFacts(problem=problem, message="s3://b/c: why")).status
     text = told(status)
-    assert f"waits ({problem.value}): s3://b/c: why. The operator keeps asking the store" in text
+    assert f"waits ({problem.value}): s3://b/c: why. The operator keeps trying" in text
     assert "What you can do: " in text
 
 
@@ -97,13 +97,40 @@ def test_of_what_does_not_pass_by_itself_it_never_says_to_wait(reason: str) -> N
     assert "nothing to do but wait" not in text
 
 
+def test_of_a_job_without_pods_it_does_not_wait_for_that() -> None:
+    play = started()
+    waiting = job(play.stage("tiny"), phase=JobPhase.PENDING, message="0 of 1 pods exist")
+    text = told(play.look(waiting).status)
+    assert text.endswith(
+        "0 of 1 pods exist. The operator goes on by itself. There is nothing to do but wait."
+    )
+
+
+def test_of_a_store_that_is_not_allowed_it_does_not_blame_the_keys_alone() -> None:
+    why = "store.endpointUrl http://minio:9000: the administrator does not allow this endpoint"
+    facts = StageFacts(problem=StoreProblem.FORBIDDEN, message=why)
+    text = told(Play(chain(TREE)).look(tiny=facts).status)
+    assert (
+        "correct the Secret or `spec.store`, or have the rights of the keys or the operator's settings"
+        in text
+    )
+
+
+def test_of_a_running_stage_with_a_problem_it_does_not_say_that_there_is_nothing_to_do() -> None:
+    play = started()
+    facts = StageFacts(problem=StoreProblem.UNAVAILABLE, message="s3://b/c does not answer; waiting for it")
+    text = told(play.look(job(play.stage("tiny")), tiny=facts).status)
+    assert text.endswith("s3://b/c does not answer; waiting for it.")
+
+
 def test_a_pod_that_can_not_be_placed_is_explained_with_the_schedulers_words() -> None:
     play = started()
     words = "0/3 nodes are available: 1 Insufficient nvidia.com/gpu, 2 node(s) were unschedulable"
     waiting = job(play.stage("tiny"), phase=JobPhase.PENDING, reason="Unschedulable", message=words)
     text = told(play.look(waiting).status)
     assert "waits (Unschedulable): 0/3 nodes are available" in text
-    assert "fewer GPUs, another node selector" in text
+    assert "The scheduler keeps looking, and the pods start when they fit" in text
+    assert "fewer GPUs, smaller requests in `job.resources`, another node selector" in text
     assert "`kubectl uncordon` nodes that it calls unschedulable." in text
 
 

@@ -15,6 +15,7 @@ from modelchain.local.watch import StoreWatch
 from modelchain.reconcile.observation import StoreProblem
 from modelchain.store import Forbidden, StoreUnavailable
 from modelchain.store.folder import FolderStore
+from modelchain.store.s3_errors import missing_bucket
 from tests.modelchain.reconcile.chains import chain, manifest, progress
 from tests.processes import PATIENCE_SECONDS, wait_until
 
@@ -147,6 +148,7 @@ def test_a_store_that_hangs_is_called_unavailable_until_it_answers_and_that_time
     [
         (StoreUnavailable("s3://x: 503"), StoreProblem.UNAVAILABLE),
         (Forbidden("s3://x: refused"), StoreProblem.FORBIDDEN),
+        (missing_bucket("x", "s3://x", None), StoreProblem.MISCONFIGURED),
     ],
 )
 def test_errors_of_the_store_are_told_apart(
