@@ -21,21 +21,32 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument(
         "--task",
-        choices=("Clip", "Classification"),
+        choices=("Clip", "Classification", "LanguageModel"),
         default="Clip",
-        help="of which task: Clip (default) lists the names for model, Classification timm's for timmConfig.name",
+        help="of which task: Clip (default) lists the names for model, Classification timm's for timmConfig.name; "
+        "models of LanguageModel have none and are written out",
     )
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the catalogue of the task."""
-    print(
-        _classifiers(arguments.output)
-        if arguments.task == "Classification"
-        else _image_text(arguments.output)
-    )
+    catalogues = {"Clip": _image_text, "Classification": _classifiers, "LanguageModel": _language_models}
+    print(catalogues[arguments.task](arguments.output))
     return 0
+
+
+def _language_models(output: str) -> str:
+    """There is no list: any width, depth and vocabulary can be written."""
+    from modelchain.tasks import LANGUAGE_MODEL
+
+    if output == "json":
+        return "[]"
+    field = LANGUAGE_MODEL.families[0].field
+    return (
+        f"Models of task LanguageModel have no names: write them out under {field}, for example\n"
+        f"  {field}: {{contextLength: 1024, vocabularySize: 50304, width: 768, layers: 12, heads: 12}}"
+    )
 
 
 def _image_text(output: str) -> str:

@@ -35,8 +35,9 @@ def run(arguments: argparse.Namespace) -> int:
     from modelchain.wids import read_index
 
     index = read_index(arguments.index, ResolvedStore(uri="", endpoint_url=arguments.endpoint_url))
+    patterns = compact(index.shards)  # may raise: nothing is printed before
     print("data:\n  shards:")
-    for pattern in compact(index.shards):
+    for pattern in patterns:
         print(f"    - {json.dumps(pattern, ensure_ascii=False)}")
     print(f"  samples: {index.samples}")
     return ExitCode.OK

@@ -29,6 +29,7 @@ class LanguageModelTask(Task[TokenModelConfig]):
     evaluations = (EvaluationType.PERPLEXITY,)
     text = "sequence"
     size_field = "tokens"
+    unit = "sequences"
     distillation = (
         "the squared distance between the features of a model and of its teacher and the divergence of their "
         "probabilities, averaged over tokens, times its weight"

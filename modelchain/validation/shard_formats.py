@@ -15,23 +15,8 @@ from modelchain.yaml_reader import FieldPath
 _LINES = ".jsonl"
 _COMPRESSED = (".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".zst", ".tzst", ".lz4")
 _OTHERS = (
-    *(".json", ".txt", ".text", ".csv", ".tsv", ".parquet", ".arrow", ".feather", ".zip", ".7z", ".tfrecord"),
-    *(
-        ".h5",
-        ".hdf5",
-        ".npy",
-        ".npz",
-        ".pkl",
-        ".pickle",
-        ".pt",
-        ".lmdb",
-        ".mdb",
-        ".sqlite",
-        ".warc",
-        ".bin",
-        ".idx",
-    ),
-    *(".jpg", ".jpeg", ".png", ".webp", ".yaml", ".yml", ".md", ".html", ".xml", ".ndjson"),
+    *(".txt", ".csv", ".tsv", ".ndjson", ".parquet", ".arrow", ".feather", ".tfrecord", ".zip", ".7z"),
+    *(".h5", ".hdf5", ".npy", ".npz", ".pkl", ".lmdb", ".sqlite", ".warc", ".jpg", ".jpeg", ".png", ".webp"),
 )
 
 
@@ -69,25 +54,26 @@ def check_shard_formats(chain: ModelChain, task: Task) -> Iterator[Finding]:
 def _check_formats(patterns: Sequence[str], at: FieldPath, *, documents: bool) -> Iterator[Finding]:
     if any(holds_credentials(pattern) for pattern in patterns):
         return  # what a message must not repeat; refused for that
-    wanted = f"tars of text files, or {_LINES} files" if documents else "webdataset tars"
+    wanted = f"tars of text files, or as {_LINES}" if documents else "webdataset tars"
+    fitting = True
     for index, pattern in enumerate(patterns):
         name = pattern.partition("?")[0].lower()
-        found: tuple[str, str] | None = None
+        remedy = f"write the data as {wanted}"
         if name.startswith("pipe:"):
-            found = "is webdataset's way to run a program", "name the files themselves, or copies of them"
+            wrong, remedy = "is webdataset's way to run a program", "name the files themselves, or copies"
         elif name.endswith(_COMPRESSED):
-            found = "is compressed, and can't be read in parts", f"unpack it: shards are {wanted}"
+            wrong, remedy = "is compressed, and can't be read in parts", "unpack it"
         elif name.endswith(".json"):
-            index_of_shards = "of a shard index of webdataset, write what `modelchain samples` prints"
-            found = f"is one JSON document, and shards are {wanted}", f"write those; {index_of_shards}"
+            wrong = "is one JSON document"
+            remedy += "; of a shard index of webdataset, write what `modelchain samples` prints"
         elif name.endswith(_OTHERS) or (name.endswith(_LINES) and not documents):
-            found = f"is no shard by its name: these are {wanted}", f"write the data as {wanted}"
-        if found is not None:
-            yield Finding(
-                (*at, index), f"{quoted(pattern)} {found[0]}", found[1], frozenset({"shards", "task"})
-            )
+            wrong = f"is neither a tar nor a {_LINES} file" if documents else "is no tar"
+        else:
+            continue
+        fitting = False
+        yield Finding((*at, index), f"{quoted(pattern)} {wrong}", remedy, frozenset({"shards", "task"}))
     of_lines = [pattern.endswith(_LINES) for pattern in patterns]
-    if documents and any(of_lines) and not all(of_lines):
+    if documents and fitting and any(of_lines) and not all(of_lines):
         message = f"{quoted(patterns[of_lines.index(False)])} stands beside shards of lines of JSON"
         remedy = f"write all shards as {_LINES}, or all as tars"
         yield Finding((*at, of_lines.index(False)), message, remedy, frozenset({"shards", "task"}))

@@ -321,6 +321,14 @@ def _wrong_number(name: str, value: object, *, whole: bool) -> tuple[str, str]:
     message = f"is {_with_type(value)}, {wanted} is needed"
     if name == "microBatchSize" and str(value).lower() == AUTO.lower():
         return message, f"write {AUTO}"
+    if name in ("samples", "tokens") and str(value).lower() == AUTO.lower():
+        told = "else write about how many: the trainer counts, and says how many there are"
+        if name == "tokens":
+            return message, told.removeprefix("else ")
+        return (
+            message,
+            f"run `modelchain samples` on a shard index of webdataset (wids), which prints it; {told}",
+        )
     if isinstance(value, float):
         return message, f"write {int(value)} or {int(value) + 1}"
     if not isinstance(value, str):

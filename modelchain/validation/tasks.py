@@ -9,6 +9,7 @@ from modelchain.resolve import UnresolvableError, merged, models_of, predecessor
 from modelchain.spec import EvaluationSpec, ModelChain, StageSpec, TaskName
 from modelchain.tasks import TASKS, Task, task_of
 from modelchain.validation.problem import Finding, quoted
+from modelchain.validation.shard_formats import check_shard_formats
 from modelchain.yaml_reader import FieldPath
 
 _ALL_OWN_FIELDS = frozenset(field for task in TASKS.values() for field in task.own_fields)
@@ -32,6 +33,7 @@ def check_task_fields(chain: ModelChain) -> Iterator[Finding]:
     yield from _check_class_names(chain)
     yield from _check_fit(chain, task)
     yield from _check_tokenizers(chain)
+    yield from check_shard_formats(chain, task)
 
 
 def _check_type(task: Task, evaluation: EvaluationSpec, at: FieldPath) -> Iterator[Finding]:

@@ -87,14 +87,24 @@ class _Numbers:
         if samples is None:
             return
         if samples < self._batch:
-            message = f"{samples} samples do not fill one batch of {self._batch}"
-            remedy = f"write training.globalBatchSize: {samples} or less, or add samples"
-            size = task_of(self._chain.spec.task or TaskName.CLIP).size_field
-            if self._data.sources is not None:
-                size = "sources"
-            yield self._finding("data", size, message, remedy, "globalBatchSize")
+            yield self._too_few(samples)
         elif self._training.epochs is not None:
             yield from self._check_warmup(self._training.epochs * (samples // self._batch))
+
+    def _too_few(self, samples: int) -> Finding:
+        """Less data than a batch; of documents perhaps less than a sample."""
+        task = task_of(self._chain.spec.task or TaskName.CLIP)
+        size, unit = task.size_field, task.unit
+        have = f"{samples} {unit}"
+        remedy = f"write training.globalBatchSize: {samples} or less, or add {size}"
+        if size != "samples":
+            have = f"{getattr(self._data, size)} {size} are {have}, which"
+        if samples == 0:
+            remedy = f"add {size}" + (f", or make {unit} shorter" if size != "samples" else "")
+        message = f"{have} do not fill one batch of {self._batch}"
+        if self._data.sources is not None:
+            size = "sources"
+        return self._finding("data", size, message, remedy, "globalBatchSize")
 
     def _check_sources(self) -> Iterator[Finding]:
         data = self._data

@@ -89,6 +89,14 @@ def test_what_is_no_index_is_refused(
     assert words in capsys.readouterr().err
 
 
+def test_nothing_is_printed_before_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    listed = [{"url": url, "nsamples": 1} for url in ("a.tar", "b{1}.tar")]
+    (tmp_path / "index.json").write_text(json.dumps({"shardlist": listed}))
+    assert main(["samples", f"{tmp_path}/index.json"]) == 65
+    out, err = capsys.readouterr()
+    assert (out, "has a brace in its name; rename it" in err) == ("", True)
+
+
 def test_a_missing_index_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["samples", f"{tmp_path}/index.json"]) == 66
     assert f"{tmp_path}/index.json: no such file" in capsys.readouterr().err

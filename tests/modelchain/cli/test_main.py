@@ -6,10 +6,13 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 
 from modelchain import __version__
 from modelchain.cli import COMMANDS, main, models
+from modelchain.cost import parameters
 from modelchain.errors import ConfigurationError, HeldError
+from modelchain.families import LanguageModelConfig
 
 
 def test_help_names_every_command_and_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
@@ -113,6 +116,19 @@ def test_models_lists_the_family_first(capsys: pytest.CaptureFixture[str]) -> No
         "yes",
     ]
     assert any(line.startswith("open_clip/ViT-bigG-14 ") for line in rest)
+
+
+def test_models_of_language_have_no_names_and_are_written_out(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "--task", "LanguageModel"]) == 0
+    said, example = capsys.readouterr().out.splitlines()
+    assert (
+        said
+        == "Models of task LanguageModel have no names: write them out under languageModelConfig, for example"
+    )
+    config = yaml.safe_load(example)["languageModelConfig"]
+    assert parameters(LanguageModelConfig.model_validate(config)) == 124_475_904
+    assert main(["models", "--task", "LanguageModel", "-o", "json"]) == 0
+    assert json.loads(capsys.readouterr().out) == []
 
 
 def test_models_with_another_image_tower_are_listed_and_those_that_can_not_be_with_the_reason(

@@ -91,7 +91,67 @@ MISTAKES: list[tuple[dict[Path, Any], str, str, str]] = [
         "samples is read by task Clip and Classification, and the chain's is LanguageModel",
         "remove it",
     ),
-    ({("data", "tokens"): 640}, "spec.data.tokens", "10 samples do not fill one batch", "globalBatchSize"),
+    (
+        {("data", "tokens"): 640},
+        "spec.data.tokens",
+        "640 tokens are 10 sequences, which do not",
+        "10 or less, or add tokens",
+    ),
+    (
+        {("data", "tokens"): 63},
+        "spec.data.tokens",
+        "63 tokens are 0 sequences",
+        "add tokens, or make sequences shorter",
+    ),
+    ({("data", "tokens"): "Auto"}, "spec.data.tokens", "a whole number is needed", "the trainer counts"),
+    *(
+        (
+            {("data", "shards"): [f"s3://data/{{0..3}}{ending}"]},
+            "spec.data.shards[0]",
+            message,
+            remedy,
+        )
+        for ending, message, remedy in (
+            (
+                ".txt",
+                "is neither a tar nor a .jsonl file",
+                "write the data as tars of text files, or as .jsonl",
+            ),
+            (".parquet", "is neither a tar nor a .jsonl file", "tars of text files, or as .jsonl"),
+            (".json", "is one JSON document", "`modelchain samples`"),
+            (".jsonl.gz", "is compressed", "unpack it"),
+        )
+    ),
+    (
+        {("data", "shards"): ["a.jsonl", "b.tar"]},
+        "spec.data.shards[1]",
+        '"b.tar" stands beside shards of lines of JSON',
+        "all as tars",
+    ),
+    (
+        {("data", "shards"): ["a.jsonl"], ("data", "textKey"): "content"},
+        "spec.data.textKey",
+        'textKey "content" names a kind of file in a tar',
+        "textKey: json:content",
+    ),
+    (
+        {("evaluation", 0, "data"): {"shards": ["a.jsonl"], "textKey": "txt"}},
+        "spec.evaluation[0].data.textKey",
+        "hold lines of JSON",
+        "textKey: json:text",
+    ),
+    (
+        {("evaluation", 0, "data", "shards"): ["a.jsonl"], ("data", "textKey"): "txt"},
+        "spec.evaluation[0].data.shards",
+        "hold lines of JSON",
+        "textKey: json:text beside the shards",
+    ),
+    (
+        {("evaluation", 0, "data", "shards"): ["a.csv"]},
+        "spec.evaluation[0].data.shards[0]",
+        "neither a tar",
+        "or as .jsonl",
+    ),
     ({(*LAST, "vocabularySize"): 384}, f"{OF_LAST}.vocabularySize", "320 to 384", "the same"),
     (
         {("stages", 0, "languageModelConfig", "vocabularySize"): 256},

@@ -832,6 +832,29 @@ MISTAKES: list[tuple[dict[Path, Any], str, str, str]] = [
         "a query or a fragment is none",
         "a path or none",
     ),
+    *(
+        ({("data", "shards"): [shard]}, "spec.data.shards[0]", message, remedy)
+        for shard, message, remedy in (
+            ("s3://data/{000..003}.tar.gz", "is compressed", "unpack it"),
+            ("s3://data/a.TGZ", "is compressed", "unpack it"),
+            ("s3://data/{a,b}.jsonl", "is no tar", "write the data as webdataset tars"),
+            ("https://host/a.parquet", "is no tar", "write the data as webdataset tars"),
+            ("shards/index.json", "is one JSON document", "write what `modelchain samples` prints"),
+            ("pipe:curl host/a.tar", "way to run a program", "name the files themselves"),
+        )
+    ),
+    (
+        {("evaluation", 0, "data", "shards"): ["a.zip"]},
+        "spec.evaluation[0].data.shards[0]",
+        "is no tar",
+        "webdataset tars",
+    ),
+    (
+        {("data", "samples"): "Auto"},
+        "spec.data.samples",
+        "a whole number is needed",
+        "run `modelchain samples`",
+    ),
     ({("job", "resources"): {"limits": 4}}, "spec.job.resources.limits", "is 4, a mapping", "{cpu: 8"),
     (
         {("job", "resources"): {"limits": {"nvidia.com/gpu": 8}}},

@@ -261,6 +261,8 @@ def test_an_epoch_sees_each_sequence_at_most_once_in_an_order_of_its_own() -> No
     assert len(set(first.tolist())) == len(set(second.tolist())) == 20
     assert first.tolist() != second.tolist() != np.concatenate(order(23, 4, seed=1)[5:]).tolist()
     assert first.tolist()[:4] == [12, 19, 20, 8], "the order is the same in every release"
+    with pytest.raises(ConfigurationError, match="fill no sequence; add documents"):
+        SequenceOrder(0, seed=0, global_batch_size=4)
     with pytest.raises(ConfigurationError, match="more than the 3 sequences"):
         SequenceOrder(3, seed=0, global_batch_size=4)
 

@@ -21,6 +21,10 @@ class SequenceOrder:
 
     def __init__(self, sequences: int, *, seed: int, global_batch_size: int) -> None:
         """Raises ConfigurationError where the data is less than one batch."""
+        if sequences == 0:
+            raise ConfigurationError(
+                "the documents' tokens fill no sequence; add documents, or make the contextLength smaller"
+            )
         if sequences < global_batch_size:
             raise ConfigurationError(
                 f"training.globalBatchSize {global_batch_size} is more than the {sequences} sequences; make it smaller"
