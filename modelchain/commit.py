@@ -78,12 +78,14 @@ def read_manifest(store: Store, folder: str, digest: str) -> Manifest | None:
         manifest = Manifest.model_validate_json(found[0])
     except ValidationError as error:
         raise DamagedManifestError(
-            f"{store.uri_of(key)}: damaged: {first_problem(error)}; delete {folder} to train it again"
+            f"{store.uri_of(key)}: damaged: {first_problem(error)}; restore it. Only where that can't be "
+            f"done, delete the folder {folder}, with all that is left in it, to train the stage again"
         ) from error
     if manifest.digest != digest:
         raise DamagedManifestError(
             f"{store.uri_of(key)}: manifest from another stage: {manifest.stage} of chain {manifest.chain}, "
-            f"digest {manifest.digest[:16]}, expected {digest[:16]}; was it copied here? delete {folder}"
+            f"digest {manifest.digest[:16]}, expected {digest[:16]}; was it copied here? Restore the "
+            f"stage's own, or move the folder {folder} away"
         )
     return manifest
 

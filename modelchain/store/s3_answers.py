@@ -21,6 +21,7 @@ _LISTINGS = {"ListObjectsV2": b"ListBucketResult", "ListMultipartUploads": b"Lis
 _EVERY_ANSWER = "before-parse.*.*"
 _BEGINNING_BYTES = 2048  # of a listing, in which its first element stands
 _MOST_TAGS = 100_000  # of an answer: a page of a listing has 1,000 objects, each with a dozen elements
+_PAGE = "a page"
 _OF_S3 = ("x-amz-request-id", "x-amz-id-2", "x-amz-bucket-region", "etag")
 
 
@@ -55,7 +56,9 @@ def check_answer(operation: str, status: int, headers: Mapping[str, str], body: 
         )
     if isinstance(body, bytes) and _grows(body):
         raise NotS3Error("the endpoint answers with XML as S3 writes none: this is no S3 server")
-    if 200 <= status < 300 and (what := _foreign(operation, headers, body, from_s3=from_s3)):
+    what = _foreign(operation, headers, body, from_s3=from_s3)
+    # A page that says 404 would pass for an object that is not there, and all of the store for empty.
+    if what and (200 <= status < 300 or (status == 404 and what == _PAGE)):
         raise NotS3Error(
             f"the endpoint answers with {what}: this is no S3 server; is it a console's port, or behind a sign-in?"
         )
@@ -66,7 +69,7 @@ def _foreign(operation: str, headers: Mapping[str, str], body: object, *, from_s
     beginning = body.lstrip()[:_BEGINNING_BYTES] if isinstance(body, bytes) else b""
     typed = headers.get("content-type", "").lower().startswith(("text/html", "application/xhtml"))
     if (typed and not from_s3) or beginning.lower().startswith((b"<!doctype html", b"<html")):
-        return "a page"
+        return _PAGE
     if not isinstance(body, bytes) or b"<Error>" in beginning:  # S3 may say so late, with status 200
         return ""
     if operation in _LISTINGS and b"<" + _LISTINGS[operation] not in beginning:

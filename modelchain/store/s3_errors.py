@@ -32,6 +32,7 @@ GIVE_CREDENTIALS = (
 
 _CODE = re.compile(r"[A-Za-z0-9._-]{1,64}")  # no server's prose passes for a code
 _MISSING = {"NoSuchKey", "404", "NotFound", "NoSuchUpload"}
+_NEEDS_NO_OBJECT = {"ListObjectsV2", "ListMultipartUploads", "PutObject", "CreateMultipartUpload"}
 _CONFLICT = {"PreconditionFailed", "412"}
 _BAD_CREDENTIALS = {
     "InvalidAccessKeyId",
@@ -106,7 +107,9 @@ def explain(error: Exception, uri: str, bucket: str, endpoint: str | None) -> Mo
     if isinstance(error, _CREDENTIAL_ERRORS):
         return Forbidden(f"{uri}: no usable credentials found; {GIVE_CREDENTIALS}")
     if isinstance(error, _MALFORMED):
-        return ConfigurationError(f"{uri}: the store's address can't be used: {_one_line(error)}")
+        # An answer may have named a region that there can't be: the error's words may be the server's.
+        wrong = "the store's address can't be used; correct its bucket, its region and its endpoint"
+        return ConfigurationError(f"{uri}: {wrong}", quoted=_one_line(error))
     inner = error.kwargs.get("error") if isinstance(error, boto.HTTPClientError) else None
     if isinstance(inner, ValueError) and not isinstance(inner, HTTPError):
         return ConfigurationError(
@@ -166,6 +169,11 @@ def _explain_answer(error: ClientError, uri: str, bucket: str, endpoint: str | N
     code, status = code_of(error), status_of(error)
     if code == "NoSuchBucket":
         return missing_bucket(bucket, uri, endpoint)
+    if code in {"", "404", "NotFound"} and status == 404 and error.operation_name in _NEEDS_NO_OBJECT:
+        at = f" at {without_credentials(endpoint)}" if endpoint else ""
+        return NotS3Error(
+            f"{uri}: the endpoint{at} answers 404 where S3 lists and writes: is it an S3 server, and its path right?"
+        )
     if code in _MISSING:
         return NotFound(f"{uri}: no such object")
     if code in _CONFLICT:

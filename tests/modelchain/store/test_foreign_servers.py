@@ -103,6 +103,30 @@ def test_a_page_is_not_taken_for_an_object(call: str, tmp_path: Path) -> None:
         calls(store_at(endpoint), tmp_path / "file")[call]()
 
 
+@pytest.mark.parametrize("call", ["get", "find", "head", "list", "put", "upload", "probe"])
+def test_a_web_servers_404_is_not_taken_for_an_empty_store(call: str, tmp_path: Path) -> None:
+    missing = Answer(404, {"Content-Type": "text/html"}, b"<html><title>404 Not Found</title></html>")
+    with serve(lambda *_: missing) as endpoint, pytest.raises(NotS3Error, match="answers with a page"):
+        calls(store_at(endpoint), tmp_path / "file")[call]()
+
+
+@pytest.mark.parametrize("call", ["list", "put", "upload", "probe"])
+def test_a_404_of_no_words_is_no_missing_object_where_none_is_asked_for(call: str, tmp_path: Path) -> None:
+    with serve(lambda *_: Answer(404)) as endpoint:
+        with pytest.raises(NotS3Error, match="answers 404 where S3 lists and writes"):
+            calls(store_at(endpoint), tmp_path / "file")[call]()
+        assert store_at(endpoint).find("key") is None
+
+
+def test_a_region_that_an_answer_names_is_not_told_where_servers_have_no_word() -> None:
+    told = Answer(
+        301, {"x-amz-bucket-region": "eu- secret"}, b"<Error><Code>PermanentRedirect</Code></Error>"
+    )
+    with serve(lambda *_: told) as endpoint, pytest.raises(ConfigurationError, match="region") as caught:
+        store_at(endpoint).get("key")
+    assert "secret" not in caught.value.public
+
+
 def test_a_listing_that_never_goes_on_is_an_error(tmp_path: Path) -> None:
     with serve(endless_listing) as endpoint, pytest.raises(NotS3Error, match="can't be understood"):
         list(store_at(endpoint).list(""))
