@@ -37,7 +37,8 @@ def check_shard_formats(chain: ModelChain, task: Task) -> Iterator[Finding]:
             for index, source in enumerate(own.sources or ()):
                 where = (*at, "data", "sources", index, "shards")
                 yield from _check_formats(source.shards, where, documents=documents)
-            if documents and whole is not None:
+            says = own.shards is not None or own.text_key is not None
+            if documents and says and whole is not None:
                 yield from _check_key(whole.shards or (), key, (*at, "data"), own)
         for index, evaluation in enumerate(evaluations):
             of_documents = "textKey" in evaluation_of(evaluation).data_fields

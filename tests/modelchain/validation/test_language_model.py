@@ -135,6 +135,16 @@ MISTAKES: list[tuple[dict[Path, Any], str, str, str]] = [
         "textKey: json:content",
     ),
     (
+        {
+            ("data", "shards"): ["a.jsonl"],
+            ("data", "textKey"): "content",
+            ("stages", 1, "data"): {"maxMissingShards": 1},
+        },
+        "spec.data.textKey",
+        'textKey "content" names a kind of file in a tar',
+        "textKey: json:content",
+    ),
+    (
         {("evaluation", 0, "data"): {"shards": ["a.jsonl"], "textKey": "txt"}},
         "spec.evaluation[0].data.textKey",
         "hold lines of JSON",
