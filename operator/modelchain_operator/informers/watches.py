@@ -141,6 +141,7 @@ class Watches:
                 settings=_options(kind),
                 stop_flag=leave,
                 standalone=True,
+                identity="modelchain-operator",  # else kopf asks for the user's name: in a container it may have none
                 clusterwide=not namespaces,
                 namespaces=namespaces,
             )

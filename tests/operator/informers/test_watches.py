@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import Any, cast
 
 import pytest
@@ -52,3 +53,22 @@ def test_what_was_listed_waits_behind_a_stage_that_has_ended_and_a_chain_that_wa
         return [key.name for key, _ in filter(None, taken)]
 
     assert asyncio.run(order()) == [ENDED, CHANGED, AT_REST]
+
+
+def test_a_watch_works_for_a_user_that_has_no_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container whose image does not know the user by whom it runs."""
+    monkeypatch.setattr(
+        os, "getuid", lambda: 2**31 - 7
+    )  # where nothing else names the user, getpass asks for this one
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+
+    async def why_ended() -> str:
+        stop = asyncio.Event()
+        stop.set()
+        watches = Watches(
+            cast("KubernetesApi", None), Cache(), KeyQueue(), namespaces=(), on_gap=lambda: None
+        )
+        return await watches._watch(POD, frozenset(), stop)
+
+    assert asyncio.run(why_ended()) == ""
