@@ -1,8 +1,8 @@
 """Clients of S3: made from an endpoint, a region, certificates and credentials, and shared where many stores
 are read by one process.
 
-A client costs some MiB and a second of CPU time; a hundred stores behind one endpoint and one key need only
-one.
+A client costs some MiB and, after the first, some milliseconds of processor time; a hundred stores behind one
+endpoint and one key need only one.
 """
 
 from __future__ import annotations
