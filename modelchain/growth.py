@@ -11,6 +11,7 @@ from modelchain.tasks import tasks_for
 START_FRESH: Final = (
     "write expansion.width: Fresh, with which it starts from its seed and learns from its teacher"
 )
+TAUGHT_ALONE: Final = ", or expansion.width: Fresh for a stage that is only taught"  # behind another remedy
 
 
 def unbuildable(model: AnyConfig) -> Iterator[Problem]:

@@ -125,6 +125,7 @@ class DualEncoderFamily(Family[D]):
     digest = {"embedDim": REQUIRED, "quickGelu": False, "logitBias": False}
     image_digest: ClassVar[Table]  # likewise, of the image tower
     weights = "open_clip_model.safetensors"
+    pickled_weights = "open_clip_pytorch_model.bin"
     weights_config = "open_clip_config.json"
     weights_readers = "open_clip loads as local-dir:"
 
@@ -224,7 +225,7 @@ class ClipFamily(DualEncoderFamily[ModelConfig]):
             "the bias of the logits (training.loss: Sigmoid)",
             small.logit_bias,
             large.logit_bias,
-            "write the same training.loss for both",
+            f"write training.loss: {'Sigmoid' if small.logit_bias else 'Contrastive'}",
         )
         yield from differs(("quickGelu",), "quickGelu", small.quick_gelu, large.quick_gelu)
         yield from differs(("text", "causal"), "text.causal", small.text.causal, large.text.causal)

@@ -203,20 +203,16 @@ def shrinks(part: tuple[str, ...], name: str, before: int, after: int) -> Iterat
         yield (
             part,
             f"{name} shrinks from {before} to {after}",
-            f"make it at least {before}, or put the smaller model first",
+            f"make it at least {before}, or start from a smaller model",
         )
 
 
 def differs(
     part: tuple[str, ...], name: str, before: object, after: object, remedy: str = ""
 ) -> Iterator[Problem]:
-    """A setting that must stay."""
+    """A setting that must be that of the other model: of a predecessor, of a teacher or of given weights."""
     if before != after:
-        yield (
-            part,
-            f"{name} changes from {shown(before)} to {shown(after)}",
-            remedy or f"write {shown(before)}, as in the predecessor",
-        )
+        yield part, f"{name} is {shown(after)}, not {shown(before)}", remedy or f"write {shown(before)}"
 
 
 def shown(value: object) -> str:

@@ -145,7 +145,7 @@ class LanguageModelFamily(Family[LanguageModelConfig]):
             "vocabularySize",
             teacher.vocabulary_size,
             student.vocabulary_size,
-            "models of one chain share their tokens: write the same for both",
+            f"write {teacher.vocabulary_size}: both must read the same tokens",
         )
         yield from differs(
             ("contextLength",), "contextLength", teacher.context_length, student.context_length

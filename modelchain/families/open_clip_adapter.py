@@ -263,11 +263,7 @@ class OpenClipFamily(DualEncoderFamily[OpenClipConfig]):
         for part, fields in before.items():
             for field, value in fields.items():
                 for where, message, remedy in differs((*part, field), field, value, after[part][field]):
-                    yield (
-                        where,
-                        f"{message}, and models under {self.field} do not grow",
-                        f"{remedy}, or expansion.width: Fresh for a stage that is only taught",
-                    )
+                    yield where, f"{message}, and models under {self.field} do not grow", remedy
 
     def dimensions(self, config: OpenClipConfig) -> Sequence[Dimension]:
         """That of the image alone."""

@@ -173,10 +173,8 @@ class TimmFamily(Family[TimmConfig]):
             ("name", small.name, large.name),
             ("classes", small.classes, large.classes),
         ):
-            message = f"{part} changes from {before} to {after}, and models under timmConfig do not grow"
-            remedy = f"write {before}, or expansion.width: Fresh for a stage that is only taught"
-            if before != after:
-                yield (part,), message, remedy
+            for where, message, remedy in differs((part,), part, before, after):
+                yield where, f"{message}, and models under {self.field} do not grow", remedy
 
     def dimensions(self, config: TimmConfig) -> Sequence[Dimension]:
         """That of the image alone."""

@@ -222,13 +222,17 @@ def changed_image_tower(small: VisionSpec, large: VisionSpec) -> Iterator[Proble
         ("inputNorm", small.input_norm, large.input_norm),
     ):
         yield from differs(("vision", field), f"vision.{field}", before, after)
-    if (small.layer_scale is None) != (large.layer_scale is None):
-        given = small.layer_scale is None
+    scale, large_scale = small.layer_scale, large.layer_scale
+    if (scale is None) != (large_scale is None):
         yield (
             ("vision", "layerScale"),
-            f"vision.layerScale is {'given' if given else 'left out'}, unlike in the predecessor",
-            "leave it out" if given else f"write {small.layer_scale:g}",
+            f"vision.layerScale is {_or_left_out(large_scale)}, not {_or_left_out(scale)}",
+            "leave it out" if scale is None else f"write {scale:g}",
         )
+
+
+def _or_left_out(value: float | None) -> str:
+    return "left out" if value is None else f"{value:g}"
 
 
 def without_units(name: str, tower: Tower) -> Iterator[Problem]:

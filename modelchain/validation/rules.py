@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from modelchain import catalogue
 from modelchain.errors import UserDataError
 from modelchain.families import FAMILIES, AnyConfig, family_of
-from modelchain.growth import START_FRESH, unbuildable, ungrowable, unteachable
+from modelchain.growth import START_FRESH, TAUGHT_ALONE, unbuildable, ungrowable, unteachable
 from modelchain.resolve import (
     UnresolvableError,
     merged,
@@ -356,7 +356,9 @@ def _check_models(
     field = family_of(large).field
     problem = f"the stage can't {'learn from' if taught else 'grow out of'} {quoted(other)}"
     if stage.model is None:
+        fresh = "" if taught or family_of(large).grows else TAUGHT_ALONE
         for part, message, remedy in wrong:
+            remedy = remedy if remedy == START_FRESH else remedy + fresh
             yield Finding((*at, field, *part), f"{problem}: {message}", remedy, about | set(part))
     elif wrong:
         messages = ", ".join(message for _, message, _ in wrong)

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from modelchain.families.family import ImageClassifierConfig
-from modelchain.resolve import UnresolvableError, merged, models_of, predecessor_position
+from modelchain.resolve import (
+    UnresolvableError,
+    merged,
+    models_of,
+    predecessor_position,
+    starts_fresh,
+    teacher_name,
+)
 from modelchain.spec import EvaluationSpec, ModelChain, StageSpec, TaskName
 from modelchain.tasks import TASKS, Task, task_of
 from modelchain.validation.problem import Finding, quoted
@@ -83,26 +90,41 @@ def _check_fit(chain: ModelChain, task: Task) -> Iterator[Finding]:
 
 
 def _check_tokenizers(chain: ModelChain) -> Iterator[Finding]:
-    """A token means the same to a model and to what it grows out of."""
+    """A token means the same to a model, to what it grows out of and to what it learns from."""
     stages = chain.spec.stages
     tokenizers = [_tokenizer(chain, stage) for stage in stages]
     for number, stage in enumerate(stages):
-        try:
-            before = predecessor_position(stages, number)
-        except UnresolvableError:
-            continue
-        if before is not None and tokenizers[before] != tokenizers[number]:
-            message = (
-                f"its tokens are others than those of {quoted(stages[before].name)}, which it grows out of"
-            )
+        for other, verb in _read_with(chain, number):
+            if tokenizers[other] == tokenizers[number]:
+                continue
+            name = quoted(stages[other].name)
             at: FieldPath = ("spec", "stages", number, "data", "tokenizer")
+            message = f"its tokens are others than those of {name}, which it {verb}"
             if stage.data is None or stage.data.tokenizer is None:
-                at = ("spec", "stages", before, "data", "tokenizer")
-                message = (
-                    f"{quoted(stage.name)} grows out of {quoted(stages[before].name)} and has other tokens"
-                )
+                at = ("spec", "stages", other, "data", "tokenizer")
+                message = f"{quoted(stage.name)} {verb} {name} and has other tokens"
             remedy = "write one tokenizer for all stages, under spec.data"
             yield Finding(at, message, remedy, frozenset({"tokenizer", "data"}))
+            break
+
+
+def _read_with(chain: ModelChain, number: int) -> Iterator[tuple[int, str]]:
+    """The stages whose tokens stage `number` must read, and what it does with each."""
+    names = [stage.name for stage in chain.spec.stages[:number]]
+    try:
+        before = predecessor_position(chain.spec.stages, number)
+    except UnresolvableError:
+        return
+    if before is None:
+        return
+    if not starts_fresh(chain, number):
+        yield before, "grows out of"
+    distillation = merged(chain.spec.distillation, chain.spec.stages[number].distillation)
+    if distillation is not None and distillation.weight == 0:
+        return
+    wanted = teacher_name(chain, number) or names[before]
+    if wanted in names:
+        yield names.index(wanted), "learns from"
 
 
 def _tokenizer(chain: ModelChain, stage: StageSpec) -> tuple[str, str] | None:

@@ -146,8 +146,8 @@ def test_a_stage_can_not_change_the_loss(tmp_path: Path) -> None:
     path.write_text(json.dumps(document(changes)))
     (checked,) = check_file(path)
     (problem,) = checked.problems
-    assert "the bias of the logits (training.loss: Sigmoid) changes from false to true" in problem.message
-    assert "write the same training.loss" in problem.remedy
+    assert "the bias of the logits (training.loss: Sigmoid) is true, not false" in problem.message
+    assert problem.remedy == "write training.loss: Contrastive"
 
 
 def test_a_chain_of_two_learns_by_it(

@@ -162,7 +162,7 @@ MISTAKES: list[tuple[dict[Path, Any], str, str, str]] = [
         "neither a tar",
         "or as .jsonl",
     ),
-    ({(*LAST, "vocabularySize"): 384}, f"{OF_LAST}.vocabularySize", "320 to 384", "the same"),
+    ({(*LAST, "vocabularySize"): 384}, f"{OF_LAST}.vocabularySize", "is 384, not 320", "write 320"),
     (
         {("stages", 0, "languageModelConfig", "vocabularySize"): 256},
         "spec.stages[0].languageModelConfig.vocabularySize",
@@ -172,13 +172,25 @@ MISTAKES: list[tuple[dict[Path, Any], str, str, str]] = [
     ({(*LAST, "heads"): 3}, f"{OF_LAST}.heads", "head width", "write 6 heads"),
     ({(*LAST, "heads"): 5}, f"{OF_LAST}.heads", "do not divide", "multiple of 5"),
     ({(*LAST, "width"): 24}, f"{OF_LAST}.width", "shrinks from 32 to 24", "at least 32"),
-    ({(*LAST, "contextLength"): 32}, f"{OF_LAST}.contextLength", "64 to 32", "write 64"),
-    ({(*LAST, "activation"): "GeluTanh"}, f"{OF_LAST}.activation", "Gelu to GeluTanh", "write Gelu"),
+    ({(*LAST, "contextLength"): 32}, f"{OF_LAST}.contextLength", "is 32, not 64", "write 64"),
+    ({(*LAST, "activation"): "GeluTanh"}, f"{OF_LAST}.activation", "is GeluTanh, not Gelu", "write Gelu"),
     (
         {("stages", 1, "data"): {"tokenizer": FILE}},
         "spec.stages[1].data.tokenizer",
-        "its tokens are others",
+        'its tokens are others than those of "small", which it grows out of',
         "one tokenizer",
+    ),
+    (
+        {("stages", 1, "data"): {"tokenizer": FILE}, ("stages", 1, "expansion"): {"width": "Fresh"}},
+        "spec.stages[1].data.tokenizer",
+        'its tokens are others than those of "small", which it learns from',
+        "one tokenizer",
+    ),
+    (
+        {(*LAST, "vocabularySize"): 384, ("stages", 1, "expansion"): {"width": "Fresh"}},
+        f"{OF_LAST}.vocabularySize",
+        'the stage can\'t learn from "small": vocabularySize is 384, not 320',
+        "write 320",
     ),
     (
         {("evaluation", 0, "type"): "ZeroShot"},

@@ -140,19 +140,19 @@ MISTAKES: list[tuple[dict[Path, Any], str, str, str]] = [
     (
         chain(RESNET | {"text": TEXT | {"contextLength": 32}}),
         f"{AT}.text.contextLength",
-        "contextLength changes from 77 to 32",
+        "contextLength is 32, not 77",
         "write 77",
     ),
     (
         two_nets(OPENAI),
         "spec.stages[1].openClipConfig.vision.name",
-        "name changes from resnet18 to RN50, and models under openClipConfig do not grow",
-        "write resnet18, as in the predecessor, or expansion.width: Fresh",
+        "name is RN50, not resnet18, and models under openClipConfig do not grow",
+        "write resnet18, or expansion.width: Fresh",
     ),
     (
         two_nets(RESNET | {"text": TEXT | {"layers": 13}}),
         "spec.stages[1].openClipConfig.text.layers",
-        "layers changes from 12 to 13, and models under openClipConfig do not grow",
+        "layers is 13, not 12, and models under openClipConfig do not grow",
         "or expansion.width: Fresh",
     ),
     (

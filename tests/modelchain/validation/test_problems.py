@@ -345,13 +345,13 @@ MISTAKES: list[tuple[dict[Path, Any], str, str, str]] = [
     (
         {(*LAST, "quickGelu"): True},
         "spec.stages[2].modelConfig.quickGelu",
-        "from false to true",
+        "quickGelu is true, not false",
         "write false",
     ),
     (
         {(*LAST, "text", "contextLength"): 32},
         "spec.stages[2].modelConfig.text.contextLength",
-        "from 77 to 32",
+        "contextLength is 32, not 77",
         "77",
     ),
     (

@@ -104,7 +104,7 @@ MISTAKES: list[tuple[dict[Path, Any], str | Path, str, str]] = [
     (
         {(*LAST, "classes"): 4},
         "spec.stages[1].classifierConfig.classes",
-        "the number of classes changes from 3 to 4",
+        "the number of classes is 4, not 3",
         "write 3",
     ),
     (

@@ -109,19 +109,19 @@ MISTAKES: list[tuple[dict[Path, Any], str, str, str]] = [
     (
         chain(RESNET | {"classes": 4}),
         "spec.stages[1].timmConfig.classes",
-        "the number of classes changes from 3 to 4",
+        "the number of classes is 4, not 3",
         "write 3",
     ),
     (
         two_nets(RESNET | {"classes": 4}),
         "spec.stages[1].timmConfig.classes",
-        'the stage can\'t grow out of "small": classes changes from 3 to 4, and models under timmConfig do not grow',
+        'the stage can\'t grow out of "small": classes is 4, not 3, and models under timmConfig do not grow',
         "write 3, or expansion.width: Fresh",
     ),
     (
         two_nets({"name": "resnet34", "classes": 3}),
         "spec.stages[1].timmConfig.name",
-        "name changes from resnet18 to resnet34",
+        "name is resnet34, not resnet18",
         "write resnet18, or expansion.width: Fresh",
     ),
     (
