@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from pydantic import (
     BaseModel,
@@ -929,6 +929,9 @@ class RetrySpec(Block):
     ] = None
 
 
+WEIGHTS_SUFFIXES: Final = (".safetensors", ".bin", ".pt", ".pth")  # of files that hold weights
+
+
 class WeightsSpec(Block):
     uri: Annotated[
         Uri,
@@ -936,11 +939,12 @@ class WeightsSpec(Block):
             description="A folder with the weights and configuration that a stage of the task publishes: for Clip "
             "open_clip_model.safetensors and open_clip_config.json (open_clip loads it as local-dir:), for "
             "the others model.safetensors and config.json (timm loads it as local-dir:, or transformers as GPT-2). For "
-            "Clip also these two as transformers writes a CLIPModel. Or one .pt or .pth file with a state dict of the "
-            "stage's own model, as open_clip's training program writes it."
+            "Clip also these two as transformers writes a CLIPModel. Where there is no safetensors file, "
+            "open_clip_pytorch_model.bin or pytorch_model.bin. Or one .safetensors, .bin, .pt or .pth file with a "
+            "state dict, of the model that the configuration beside it describes, or else of the stage's own."
         ),
     ]
-    sha256: Annotated[Sha256, Field(description="SHA-256 of the safetensors, .pt or .pth file.")]
+    sha256: Annotated[Sha256, Field(description="SHA-256 of the .safetensors, .bin, .pt or .pth file.")]
 
 
 class NamedModel(Block):

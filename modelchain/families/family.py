@@ -122,7 +122,8 @@ class Family(ABC, Generic[C]):
     description: ClassVar[str]  # of that field
     digest: ClassVar[Table]  # fields that decide weights, with their frozen defaults; see `digest_form`
     weights: ClassVar[str]  # file name of the published weights
-    weights_config: ClassVar[str]  # and of the configuration beside them
+    pickled_weights: ClassVar[str] = "pytorch_model.bin"  # of weights from elsewhere that are no safetensors
+    weights_config: ClassVar[str]  # of the configuration beside them
     weights_readers: ClassVar[str]  # who loads them, and how, for people
     grows: ClassVar[bool] = True  # False: its stages start from their seed (expansion.width: Fresh)
     in_parts: ClassVar[bool] = True  # whether it can lie in parts on the ranks (training.sharding: Full)

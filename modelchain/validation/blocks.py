@@ -16,6 +16,7 @@ from modelchain.evaluations import evaluation_of, misplaced, own_fields, readers
 from modelchain.mix import seen_in_epoch
 from modelchain.spec import (
     READABLE_SCHEMES,
+    WEIGHTS_SUFFIXES,
     DataSourceSpec,
     DataSpec,
     DistillationScheduleType,
@@ -76,7 +77,20 @@ def check_blocks(chain: ModelChain) -> Iterator[Finding]:
             yield from _check_job(holder.job, (*at, "job"))
     for index, stage in enumerate(spec.stages):
         if stage.from_weights is not None:
-            yield from _check_uri(stage.from_weights.uri, ("spec", "stages", index, "fromWeights", "uri"))
+            at = ("spec", "stages", index, "fromWeights", "uri")
+            yield from _check_uri(stage.from_weights.uri, at)
+            yield from _check_weights_file(stage.from_weights.uri, at)
+
+
+# How programs end the names of weights that can't be read, or of what lies beside weights.
+_NO_WEIGHTS = (".ckpt", ".gguf", ".h5", ".json", ".msgpack", ".npz", ".onnx", ".tar", ".yaml", ".zip")
+
+
+def _check_weights_file(uri: str, path: FieldPath) -> Iterator[Finding]:
+    if uri.lower().endswith(_NO_WEIGHTS) and not holds_credentials(uri):
+        message = f"{quoted(uri)} names no file of weights that can be read"
+        remedy = f"write a folder, or a file that ends in {', '.join(WEIGHTS_SUFFIXES[:-1])} or {WEIGHTS_SUFFIXES[-1]}"
+        yield _finding(path, message, remedy)
 
 
 # ~, ~user, $NAME, ${NAME}, also behind a scheme; a ~ or $ within a name is a name.

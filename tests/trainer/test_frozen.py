@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from modelchain.commit import hash_file
+from modelchain.errors import ConfigurationError, MissingInputError
 from modelchain.resolved import ResolvedStage
 from modelchain_trainer.expansion import expand
 from modelchain_trainer.position import Position
@@ -58,6 +60,47 @@ def test_weights_in_a_file_of_torch_are_held_likewise(
     train(stage, "uid-2-nonce")
     after = load_file(weights_of(stage))
     assert all(torch.equal(tensor, after[name]) for name, tensor in state.items())
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "open_clip_pytorch_model.bin"])
+@pytest.mark.parametrize("whole_folder", [True, False])
+def test_weights_under_other_names_are_held_likewise(
+    name: str, whole_folder: bool, small: ResolvedStage, stage_of: StageOf, train: Train, tmp_path: Path
+) -> None:
+    """As one file, and as the only weights in a folder of a hub."""
+    path, published = tmp_path / name, weights_of(small)
+    state = load_file(published)
+    if name.endswith(".bin"):
+        torch.save(state, path)
+    else:
+        shutil.copy(published, path)
+    if whole_folder:
+        shutil.copy(published.parent / "open_clip_config.json", tmp_path)
+    given = {"uri": str(tmp_path if whole_folder else path), "sha256": hash_file(path).sha256}
+    stage = stage_of("renamed", epochs=0, fromWeights=given)
+    if whole_folder and name == "w.safetensors":
+        with pytest.raises(
+            MissingInputError, match=r"open_clip_pytorch_model\.bin or pytorch_model\.bin; give a folder"
+        ):
+            train(stage, "uid-2-nonce")
+        return
+    train(stage, "uid-2-nonce")
+    after = load_file(weights_of(stage))
+    assert all(torch.equal(tensor, after[name]) for name, tensor in state.items())
+
+
+def test_weights_that_do_not_fit_are_named_with_the_stage(
+    small: ResolvedStage, stage_of: StageOf, train: Train
+) -> None:
+    path = weights_of(small)
+    given = {"uri": str(path.parent), "sha256": hash_file(path).sha256}
+    narrow = stage_of("narrow", embed_dim=8, epochs=0, fromWeights=given)
+    with pytest.raises(
+        ConfigurationError,
+        match=r"open_clip_model\.safetensors: stage narrow can't start from these weights \(fromWeights\): embedDim: "
+        r"embedDim shrinks from \d+ to 8; make it at least \d+, or start from a smaller model",
+    ):
+        train(narrow, "uid-2-nonce")
 
 
 def test_weights_that_transformers_has_written_are_held_likewise(

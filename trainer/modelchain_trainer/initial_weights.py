@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
@@ -16,18 +18,18 @@ from modelchain.artifacts import (
     Manifest,
 )
 from modelchain.commit import download_verified, verify_stage
-from modelchain.errors import MissingInputError, UserDataError
-from modelchain.families import family_of
+from modelchain.errors import ConfigurationError, MissingInputError, UserDataError
+from modelchain.families import AnyConfig, family_of
 from modelchain.families.family import TokenModelConfig
 from modelchain.resolved import ResolvedStage, StageReference
-from modelchain.spec import InitialWeights, OptimizerState, WeightsSpec
-from modelchain.store import NotFound, Store, open_location, split_uri
+from modelchain.spec import WEIGHTS_SUFFIXES, InitialWeights, OptimizerState, WeightsSpec
+from modelchain.store import Forbidden, MissingBucket, NotFound, Store, open_location, split_uri
 from modelchain_trainer.attempt import Attempt
 from modelchain_trainer.data.published_tokenizer import TOKENIZER, check_same_tokenizer
 from modelchain_trainer.expansion import expand, expand_moments
 from modelchain_trainer.model import families as model_families
 from modelchain_trainer.model.build import build_model, model_from
-from modelchain_trainer.model.checkpoint_file import SUFFIXES, load_checkpoint_file
+from modelchain_trainer.model.checkpoint_file import SAFETENSORS, load_checkpoint_file
 from modelchain_trainer.model.families import AnyModel
 from modelchain_trainer.model.weights import load_tensors, load_weights
 
@@ -52,7 +54,7 @@ def first_weights(attempt: Attempt, teacher: AnyModel | None) -> tuple[AnyModel,
             teacher = published_model(attempt, stage.predecessor)
         return _expanded(stage, teacher), None
     if stage.from_weights is not None:
-        return _expanded(stage, _foreign_model(attempt, stage.from_weights)), None
+        return _from_elsewhere(attempt, stage.from_weights), None
     return build_model(stage.model_config_, seed=stage.training.seed), None
 
 
@@ -127,65 +129,93 @@ def _download(attempt: Attempt, other: StageReference, manifest: Manifest, name:
     attempt.telemetry.advance()
 
 
-def _foreign_model(attempt: Attempt, weights: WeightsSpec) -> AnyModel:
-    folder = attempt.scratch / "weights"
+@dataclass(frozen=True)
+class _Files:
+    """Names of weights in a folder, and of what lies beside them."""
+
+    weights: str
+    config: str
+    preprocessing: str | None = None
+
+
+def _known_files(config: AnyConfig) -> list[_Files]:
+    """Those that can be read, the first that is there being taken: safetensors before pickled tensors."""
+    own, other = family_of(config), model_families.family_of(config).other_files
+    known = [_Files(own.weights, own.weights_config)]
+    if other is not None:
+        known.append(_Files(other.weights, other.config, other.preprocessing))
+    known.append(_Files(own.pickled_weights, own.weights_config))
+    if other is not None:
+        known.append(_Files(other.pickled_weights, other.config, other.preprocessing))
+    return known
+
+
+def _from_elsewhere(attempt: Attempt, weights: WeightsSpec) -> AnyModel:
+    """The stage's model, grown out of weights that anybody may have written."""
+    stage, folder = attempt.stage, attempt.scratch / "weights"
     folder.mkdir()
-    if weights.uri.endswith(SUFFIXES):
-        return _model_of_file(attempt, weights, folder)
-    store = open_location(weights.uri, attempt.stage.store)
-    family = family_of(attempt.stage.model_config_)
+    one_file = weights.uri.endswith(WEIGHTS_SUFFIXES)
+    location, name = split_uri(weights.uri) if one_file else (weights.uri, "")
+    store = open_location(location, stage.store)
 
     def download(name: str) -> str:
         sha256 = attempt.retry_policy.call(lambda: store.download(name, folder / name))
         attempt.telemetry.advance()
         return sha256
 
-    name = family.weights
-    try:
-        sha256 = download(name)
-        download(family.weights_config)
-    except NotFound:
-        other = model_families.family_of(attempt.stage.model_config_).other_files
-        if other is None or (folder / name).is_file():
-            raise
-        name = other.weights
-        try:
-            sha256 = download(name)
-        except NotFound:
-            raise MissingInputError(
-                f"{store.uri_of(family.weights)}: no such file, and no {other.weights} beside it"
-            ) from None
-        download(other.config)
-        with suppress(NotFound):
-            download(other.preprocessing)
+    if one_file:
+        sha256, known = download(name), _known_files(stage.model_config_)
+        beside = {name for files in known for name in (files.config, files.preprocessing)}
+    else:
+        files, sha256 = _first_there(download, _known_files(stage.model_config_), weights.uri)
+        download(files.config)
+        name, beside = files.weights, {files.preprocessing}
+    _download_if_there(download, beside)
     _check_sha256(sha256, weights, store.uri_of(name))
-    if isinstance(attempt.stage.model_config_, TokenModelConfig):
+    if isinstance(stage.model_config_, TokenModelConfig):
         _check_tokenizer(attempt, store)
-    state, config = load_weights(folder, family)
+    if one_file or not name.endswith(SAFETENSORS):
+        state, config = load_checkpoint_file(folder / name, stage.model_config_)
+    else:
+        state, config = load_weights(folder, family_of(stage.model_config_))
     shutil.rmtree(folder)
-    return model_from(state, config)
+    try:
+        return _expanded(stage, model_from(state, config))
+    except ConfigurationError as error:
+        raise ConfigurationError(
+            f"{store.uri_of(name)}: stage {stage.name} can't start from these weights (fromWeights): {error}"
+        ) from None
+
+
+def _first_there(download: Callable[[str], str], known: Sequence[_Files], uri: str) -> tuple[_Files, str]:
+    """The files whose weights are there, and the SHA-256 of these."""
+    for files in known:
+        try:
+            return files, download(files.weights)
+        except MissingBucket:
+            raise
+        except NotFound:
+            continue
+    names = list(dict.fromkeys(files.weights for files in known))
+    raise MissingInputError(
+        f"{uri}: holds no {', '.join(names[:-1])} or {names[-1]}; give a folder with one of them, or name the file "
+        f"itself ({', '.join(WEIGHTS_SUFFIXES)})"
+    )
+
+
+def _download_if_there(download: Callable[[str], str], names: set[str | None]) -> None:
+    for name in sorted(name for name in names if name is not None):
+        with suppress(NotFound, Forbidden):  # who may not list a bucket is refused what is not there
+            download(name)
 
 
 def _check_tokenizer(attempt: Attempt, store: Store) -> None:
     """Tokens mean the same to the weights and to the stage, where a tokenizer lies beside them."""
     try:
         content, _ = attempt.retry_policy.call(lambda: store.get(TOKENIZER))
-    except NotFound:
+    except (NotFound, Forbidden):
         return
     check_same_tokenizer(content, attempt.stage.data, store.uri_of(TOKENIZER))
-
-
-def _model_of_file(attempt: Attempt, weights: WeightsSpec, folder: Path) -> AnyModel:
-    """A model out of one file, which is of the stage's own configuration."""
-    parent, name = split_uri(weights.uri)
-    path = folder / name
-    store = open_location(parent, attempt.stage.store)
-    sha256 = attempt.retry_policy.call(lambda: store.download(name, path))
-    attempt.telemetry.advance()
-    _check_sha256(sha256, weights, weights.uri)
-    state = load_checkpoint_file(path, attempt.stage.model_config_)
-    shutil.rmtree(folder)
-    return model_from(state, attempt.stage.model_config_)
 
 
 def _check_sha256(found: str, weights: WeightsSpec, uri: str) -> None:

@@ -259,6 +259,12 @@ MISTAKES: list[tuple[dict[Path, Any], str, str, str]] = [
         "write hf://laion/CLIP",
     ),
     (
+        {("stages", 0, "fromWeights"): {"uri": "hf://a/b/last.ckpt", "sha256": SHA}},
+        "spec.stages[0].fromWeights.uri",
+        "names no file of weights that can be read",
+        "write a folder, or a file that ends in .safetensors, .bin, .pt or .pth",
+    ),
+    (
         {("stages", 0, "fromWeights"): {"uri": "s3://a", "sha256": "ab"}},
         "spec.stages[0].fromWeights.sha256",
         '"ab" is not allowed',
@@ -720,7 +726,7 @@ MISTAKES: list[tuple[dict[Path, Any], str, str, str]] = [
             ("stages", 2, "modelConfig", "text", "contextLength"): 32,
         },
         "spec.stages[2].modelConfig.text.contextLength",
-        'the stage can\'t learn from "small": contextLength changes from 77 to 32',
+        'the stage can\'t learn from "small": contextLength is 32, not 77',
         "write 77",
     ),
     # the trunk

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,9 @@ from torch import Tensor, nn
 
 from modelchain.errors import UserDataError
 from modelchain.families import ModelConfig
-from modelchain_trainer.model import build_model
+from modelchain_trainer.model import build_model, save_weights
 from modelchain_trainer.model.checkpoint_file import load_checkpoint_file
+from modelchain_trainer.model.weights import save_tensors
 
 pytestmark = pytest.mark.xdist_group("open_clip")  # importing it takes seconds
 
@@ -62,7 +65,8 @@ def test_a_state_dict_of_open_clip_is_read_in_every_form(form: str, tmp_path: Pa
             name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()
         }
     torch.save(in_checkpoint(state) if form == "checkpoint" else state, path)
-    loaded = load_checkpoint_file(path, CONFIG)
+    loaded, config = load_checkpoint_file(path, CONFIG)
+    assert config == CONFIG
     assert loaded.keys() == build_model(CONFIG, seed=0).state_dict().keys()
     for name, tensor in loaded.items():
         given = state[name] if name in state else state[f"text.{name}"]
@@ -101,3 +105,39 @@ def test_the_weights_of_another_model_are_named(tmp_path: Path) -> None:
     torch.save([1, 2], path)
     with pytest.raises(UserDataError, match="holds no state dict"):
         load_checkpoint_file(path, CONFIG)
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.bin", "w.pt", "w.pth"])
+def test_a_configuration_beside_a_file_says_what_model_it_is_of(name: str, tmp_path: Path) -> None:
+    model = build_model(CONFIG, seed=0)
+    save_weights(model, CONFIG, tmp_path)
+    path, written = tmp_path / name, tmp_path / "open_clip_model.safetensors"
+    if name == "w.safetensors":
+        written.rename(path)
+    else:
+        torch.save(model.state_dict(), path)
+    other = CONFIG.model_copy(update={"embed_dim": 24})
+    state, config = load_checkpoint_file(path, other)
+    assert config == CONFIG
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in state.items())
+    beside = tmp_path / "open_clip_config.json"
+    content = json.loads(beside.read_text())
+    content["preprocess_cfg"]["mean"] = [0.485, 0.456, 0.406]
+    beside.write_text(json.dumps(content))
+    with pytest.raises(
+        UserDataError, match=r"preprocess_cfg\.mean is \[0\.485, .*only models trained on images"
+    ):
+        load_checkpoint_file(path, CONFIG)
+
+
+def test_a_file_alone_is_warned_of_since_nothing_says_how_its_images_come(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "w.safetensors"
+    save_tensors(build_model(CONFIG, seed=0).state_dict(), path)
+    with caplog.at_level(logging.WARNING):
+        _, config = load_checkpoint_file(path, CONFIG)
+    assert config == CONFIG
+    (record,) = caplog.records
+    assert "w.safetensors: nothing beside it says how images come to its model" in record.getMessage()
+    assert "put its open_clip_config.json beside the file" in record.getMessage()

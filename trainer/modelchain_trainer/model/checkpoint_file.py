@@ -1,11 +1,12 @@
-"""Existing weights in one file of torch.save: state dicts and checkpoints of open_clip's training program.
+"""Existing weights in one file: safetensors, or of torch.save, state dicts and checkpoints of training programs.
 
 torch reads such a file as data alone (`weights_only`): what would run code as it is read is refused. The file does not
-say what model it is of; that is the stage's own.
+say what model it is of; a configuration beside it does, or it is the stage's own.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,14 +14,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from modelchain import families
 from modelchain.errors import UserDataError
 from modelchain.families import AnyConfig
 from modelchain_trainer.model.build import parameter_shapes
 from modelchain_trainer.model.families import family_of
 from modelchain_trainer.model.foreign import NO_MEMORY, of_foreign_files
-from modelchain_trainer.model.weights import checked_state
+from modelchain_trainer.model.open_clip_config import MEAN, STANDARD_DEVIATION
+from modelchain_trainer.model.weights import checked_state, load_config, read_tensors
 
-SUFFIXES = (".pt", ".pth")
+logger = logging.getLogger(__name__)
+
+SAFETENSORS = ".safetensors"
 _INSIDE = ("state_dict", "model", "module")  # where programs put the state dict beside other things
 _PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and of torch.compile
 _NOT_PARAMETERS = frozenset(
@@ -30,13 +35,38 @@ _GLOBAL = re.compile(r"GLOBAL ([A-Za-z0-9_.]{1,200})")  # what torch says that a
 
 
 @of_foreign_files
-def load_checkpoint_file(path: Path, config: AnyConfig) -> dict[str, Tensor]:
-    """The state dict of a model of this configuration, in fp32 on the CPU.
+def load_checkpoint_file(path: Path, config: AnyConfig) -> tuple[dict[str, Tensor], AnyConfig]:
+    """The state dict in fp32 on the CPU, and its model: as the configuration beside the file says, or else `config`.
 
-    Raises UserDataError for a file that is damaged or holds more than data, and where it is of another model.
+    Raises UserDataError for a file that is damaged or holds more than data, where it is of another model, and as
+    `load_config`.
     """
+    content = read_tensors(path) if path.suffix == SAFETENSORS else _unpickled(path)
+    state = _own_names(_state_dict(content, path))
+    own, names = family_of(config), families.family_of(config)
+    other = own.other_files
+    if other is not None and not any(name.startswith(other.prefix) for name in state):
+        other = None
+    described_by, beside = "the stage's own model", names.weights_config if other is None else other.config
+    if (path.parent / beside).is_file():
+        config, described_by = load_config(path.parent, names, other)
+    elif config.image_side is not None:
+        logger.warning(
+            "%s: nothing beside it says how images come to its model; they are normalised by the statistics of "
+            "OpenAI's CLIP (mean %s, deviation %s). A model that was trained with others, as most of timm's are, sees "
+            "wrong pixels: put its %s beside the file, by which it is checked",
+            path.name,
+            list(MEAN),
+            list(STANDARD_DEVIATION),
+            beside,
+        )
+    state = (other or own).own_names(state)
+    return checked_state(state, parameter_shapes(config), path, described_by), config
+
+
+def _unpickled(path: Path) -> object:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
     except Exception as error:
@@ -50,9 +80,6 @@ def load_checkpoint_file(path: Path, config: AnyConfig) -> dict[str, Tensor]:
             "(pickled models, TorchScript) are refused: load it where you trust it, and write "
             "safetensors.torch.save_file(model.state_dict(), ...) or torch.save(model.state_dict(), ...)"
         ) from None
-    state = _own_names(_state_dict(content, path))
-    own = family_of(config).own_names(state)
-    return checked_state(own, parameter_shapes(config), path, "the stage's own model")
 
 
 def _state_dict(content: object, path: Path) -> dict[str, Tensor]:

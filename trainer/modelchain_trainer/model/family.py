@@ -121,7 +121,9 @@ def _same(state: Mapping[str, Tensor]) -> State:
 class OtherFiles:
     """How another library keeps models of a family, which are read where the family's own files are not there."""
 
+    prefix: str  # of some of its parameters, by which its weights are known
     weights: str  # file names
+    pickled_weights: str
     config: str
     preprocessing: str  # how images come to the model; it may be missing
     from_config: Callable[[object, str], FamilyConfig]  # as of `Family`

@@ -222,7 +222,9 @@ def _of_block(name: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 OTHER_FILES = OtherFiles(
+    prefix="vision_model.",
     weights="model.safetensors",
+    pickled_weights="pytorch_model.bin",
     config="config.json",
     preprocessing="preprocessor_config.json",
     from_config=from_transformers,

@@ -35,6 +35,7 @@ from modelchain.families import CLIP, AnyConfig, Family
 from modelchain.store.local_files import partial_file
 from modelchain_trainer.model.build import parameter_shapes
 from modelchain_trainer.model.families import FAMILIES, family_of
+from modelchain_trainer.model.family import OtherFiles
 from modelchain_trainer.model.foreign import of_foreign_files
 
 _FILE_MODE = 0o644
@@ -79,29 +80,43 @@ def load_weights(folder: Path, family: Family[Any] = CLIP) -> tuple[dict[str, Te
     Raises MissingInputError if a file is not there, and UserDataError if the file is damaged, a tensor is
     missing, too many, of another shape or not finite, or the model is not one that ModelChain can train.
     """
-    own = FAMILIES[family.config]
-    config_path, path = folder / family.weights_config, folder / family.weights
-    from_config, own_names, other = own.from_config, own.own_names, own.other_files
-    if other is not None and not path.is_file() and (folder / other.weights).is_file():
-        config_path, path = folder / other.config, folder / other.weights
-        from_config, own_names = other.from_config, other.own_names
-        preprocessing = folder / other.preprocessing
-        if preprocessing.is_file():
-            other.check_preprocessing(_load_json(preprocessing), str(preprocessing))
-    config = from_config(_load_json(config_path), str(config_path))
+    other, path = FAMILIES[family.config].other_files, folder / family.weights
+    if other is not None and (path.is_file() or not (folder / other.weights).is_file()):
+        other = None
+    if other is not None:
+        path = folder / other.weights
+    config, described_by = load_config(folder, family, other)
     if not path.is_file():
         raise MissingInputError(f"{path}: there is no such file")
+    own_names = (other or FAMILIES[family.config]).own_names
+    return checked_state(own_names(read_tensors(path)), parameter_shapes(config), path, described_by), config
+
+
+def load_config(folder: Path, family: Family[Any], other: OtherFiles | None) -> tuple[AnyConfig, str]:
+    """The model that the configuration in a folder describes, and the name of that file.
+
+    `other`: it is of another library's files. Raises MissingInputError if there is none, and UserDataError for one of a
+    model that can't be built or trained, or of images that are normalised by other statistics than OpenAI's.
+    """
+    path = folder / (family.weights_config if other is None else other.config)
+    if other is not None and (preprocessing := folder / other.preprocessing).is_file():
+        other.check_preprocessing(_load_json(preprocessing), str(preprocessing))
+    config = (other or FAMILIES[family.config]).from_config(_load_json(path), str(path))
     try:
-        state = load_tensors(path)
+        parameter_shapes(config)
+    except ConfigurationError as error:
+        raise UserDataError(f"{path}: {error}") from None
+    return config, path.name
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """`load_tensors` of a file from elsewhere. Raises UserDataError for one that is damaged."""
+    try:
+        return load_tensors(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise UserDataError(
             f"{path}: damaged or no safetensors file ({_one_line(error)}); fetch it again"
         ) from None
-    try:
-        expected = parameter_shapes(config)
-    except ConfigurationError as error:
-        raise UserDataError(f"{config_path}: {error}") from None
-    return checked_state(own_names(state), expected, path, config_path.name), config
 
 
 def _load_json(path: Path) -> object:
