@@ -49,8 +49,6 @@ _DEPTHS: Mapping[DepthExpansion, str] = {
     DepthExpansion.INTERLEAVE: "stack",
 }
 
-Expand = Callable[[Mapping[str, Tensor], ModelConfig, ModelConfig, WidthExpansion, DepthExpansion], Any]
-
 
 @dataclass(frozen=True)
 class Case:
@@ -59,6 +57,10 @@ class Case:
     large: ModelConfig
     width: WidthExpansion = WidthExpansion.EXACT
     depth: DepthExpansion = DepthExpansion.IDENTITY
+
+
+# Grows weights of the case's small model.
+Engine = Callable[[Mapping[str, Tensor], Case], dict[str, Tensor]]
 
 
 def cases() -> list[Case]:
@@ -116,8 +118,8 @@ def main() -> None:
         sys.exit("the engines differ")
 
 
-def earlier_engine(commit: str, folder: Path) -> Expand:
-    """`expand` of that commit. Raises subprocess.CalledProcessError where the repository lacks it."""
+def earlier_engine(commit: str, folder: Path) -> Engine:
+    """That of a commit. Raises subprocess.CalledProcessError where the repository lacks it."""
     command = ["git", "-C", str(REPOSITORY), "archive", commit, *_PACKAGES]
     archive = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
@@ -136,39 +138,28 @@ def earlier_engine(commit: str, folder: Path) -> Expand:
         """The earlier engine's, which knows fewer fields; those that it lacks are at their defaults."""
         return spec.ModelConfig.model_validate(model.model_dump(exclude_defaults=True))
 
-    def grow(
-        state: Mapping[str, Tensor],
-        small: ModelConfig,
-        large: ModelConfig,
-        width: WidthExpansion,
-        depth: DepthExpansion,
-    ) -> dict[str, Tensor]:
-        how = resolved.ResolvedExpansion(width=_WIDTHS[width], depth=_DEPTHS[depth])
-        return expansion.expand(state, config(small), config(large), how, seed=0)
+    def grow(state: Mapping[str, Tensor], case: Case) -> dict[str, Tensor]:
+        how = resolved.ResolvedExpansion(width=_WIDTHS[case.width], depth=_DEPTHS[case.depth])
+        return expansion.expand(state, config(case.small), config(case.large), how, seed=0)
 
     return grow
 
 
-def _now(
-    state: Mapping[str, Tensor],
-    small: ModelConfig,
-    large: ModelConfig,
-    width: WidthExpansion,
-    depth: DepthExpansion,
-) -> dict[str, Tensor]:
-    return expand(state, small, large, ResolvedExpansion(width=width, depth=depth), seed=0)
+def _now(state: Mapping[str, Tensor], case: Case) -> dict[str, Tensor]:
+    how = ResolvedExpansion(width=case.width, depth=case.depth)
+    return expand(state, case.small, case.large, how, seed=0)
 
 
-def _compare(case: Case, earlier: Expand, pairs: int) -> bool:
+def _compare(case: Case, earlier: Engine, pairs: int) -> bool:
     """Print a line; whether all tensors are equal."""
     state = _trained(case.small)
-    seconds: dict[Expand, list[float]] = {earlier: [], _now: []}
+    seconds: dict[Engine, list[float]] = {earlier: [], _now: []}
     tensors, differing = 0, [""]
     for pair in range(pairs + 1):  # the first one warms up, and is compared
         grown = {}
         for engine in (earlier, _now) if pair % 2 else (_now, earlier):
             begin = time.process_time()
-            result = engine(state, case.small, case.large, case.width, case.depth)
+            result = engine(state, case)
             seconds[engine].append(time.process_time() - begin)
             if pair == 0:
                 grown[engine] = result
