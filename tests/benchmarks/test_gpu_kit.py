@@ -17,7 +17,7 @@ from benchmarks.gpu import pack
 from benchmarks.gpu.flops import forward_macs, peak_flops
 from benchmarks.gpu.kernels import kernel_tables
 from benchmarks.gpu.record import Record
-from benchmarks.gpu.run import failures
+from benchmarks.gpu.run import PARTS, SECONDS_FOR_ALL, failures
 from benchmarks.gpu.settings import GPU
 from benchmarks.gpu.synthetic import batches
 from modelchain.families import ModelConfig, TextSpec, VisionSpec
@@ -184,6 +184,14 @@ def test_kernels_are_ranked_and_gaps_between_them_measured() -> None:
     }
     assert tables["idleShare"] == pytest.approx(0.2)
     assert tables["longestGapsMilliseconds"] == [2.0]
+
+
+def test_in_the_time_for_all_parts_each_plain_setting_has_its_turn_before_what_compiles() -> None:
+    share = SECONDS_FOR_ALL * PARTS["throughput"][1] / sum(seconds for _, seconds in PARTS.values())
+    plain = [setting for setting in GPU if not setting.compile and setting.teacher is None]
+    assert GPU[: len(plain)] == tuple(plain)
+    assert sum(setting.seconds for setting in plain) < share
+    assert all(setting.compile or setting.teacher for setting in GPU[len(plain) :])
 
 
 def test_the_kit_takes_its_versions_from_the_constraints() -> None:

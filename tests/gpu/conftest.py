@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,6 +16,12 @@ if TYPE_CHECKING:
     import torch
 
 DEVICE_VARIABLE = "MODELCHAIN_TEST_DEVICE"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of these tests those that compile come last, so that where time is short all else has been tested."""
+    if all(item.path.is_relative_to(Path(__file__).parent) for item in items):
+        items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
 
 
 @pytest.fixture(scope="session")
