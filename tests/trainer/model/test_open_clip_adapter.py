@@ -174,7 +174,7 @@ def test_a_checkpoint_of_open_clips_program_is_read(tmp_path: Path, custom_text:
     model_cfg: Any = to_open_clip(RESNET)["model_cfg"]
     theirs: Any = CustomTextCLIP(**model_cfg) if custom_text else stock(RESNET)
     torch.save({"epoch": 1, "state_dict": theirs.state_dict()}, tmp_path / "epoch_1.pt")
-    model = model_from(*load_checkpoint_file(tmp_path / "epoch_1.pt", RESNET)).eval()
+    model: Any = model_from(*load_checkpoint_file(tmp_path / "epoch_1.pt", RESNET)).eval()
     theirs.eval()
     assert torch.equal(model.encode_image(images(2), False), theirs.encode_image(images(2)))
     torch.testing.assert_close(model.encode_text(tokens(2), False), theirs.encode_text(tokens(2)))
