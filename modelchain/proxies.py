@@ -1,7 +1,7 @@
 """The proxy for requests to a server, as the environment names it: HTTP_PROXY, HTTPS_PROXY, NO_PROXY.
 
-One reading for data, for stores and for the Kubernetes API: libraries take what they can't read for the name of a host,
-or for a server that does not answer, and some of them show its password.
+One reading for S3, for data on the web and for the Kubernetes API: libraries take what they can't read for the name of
+a host, or for a server that does not answer, and some of them show its password.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from urllib.request import getproxies, proxy_bypass
 from modelchain.endpoint import is_endpoint
 from modelchain.errors import ConfigurationError
 
-_USER = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=:@%-]*")  # RFC 3986, section 3.2.1
+_USER = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=:%-]*")  # RFC 3986, section 3.2.1
 
 
 def proxy_for(url: str) -> str | None:

@@ -79,13 +79,15 @@ class HttpStore(ReadOnlyStore):
 
     def _request(self, key: str, start: int, length: int) -> tuple[http.client.HTTPMessage, bytes]:
         uri = self.uri_of(key)
-        proxy_for(uri)
         headers = {
             "User-Agent": "modelchain",
             "Accept-Encoding": "identity",
             "Range": f"bytes={start}-{start + length - 1}",
         }
+        through = ""
         try:
+            if proxy_for(uri):
+                through = " through the proxy that the environment names"
             request = urllib.request.Request(quote(uri, safe=":/?#[]@!$&'()*+,;=%~"), headers=headers)  # noqa: S310
             with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:  # noqa: S310
                 if answer.status != 206:
@@ -98,7 +100,7 @@ class HttpStore(ReadOnlyStore):
             raise _error(error.code, uri) from error
         except (OSError, http.client.HTTPException) as error:  # urllib.error.URLError is an OSError
             reason = getattr(error, "reason", None) or str(error) or type(error).__name__
-            raise StoreUnavailable(f"{uri}: the server does not answer ({reason})") from error
+            raise StoreUnavailable(f"{uri}: the server does not answer{through} ({reason})") from error
         except ValueError as error:
             raise StoreError(f"{uri}: is no address that can be asked ({error})") from error
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Literal
 
 from boto3.session import Session
 from botocore.config import Config
+from botocore.exceptions import BotoCoreError
 
 from modelchain.errors import ConfigurationError
 from modelchain.proxies import proxy_for
@@ -27,6 +28,7 @@ from modelchain.resolved import ResolvedStore
 from modelchain.store.base import Credentials, Forbidden
 from modelchain.store.s3_answers import check_answers
 from modelchain.store.s3_transport import bound
+from modelchain.text import one_line
 from modelchain.uri import without_credentials
 
 if TYPE_CHECKING:
@@ -73,7 +75,7 @@ class SharedClients:
         self._check_endpoint = check_endpoint
         self._clients: OrderedDict[bytes, S3Client] = OrderedDict()
         self._lock = threading.Lock()
-        self._session = Session()  # of all: whose credentials a client has is said when it is made
+        self._session = _session()  # of all: whose credentials a client has is said when it is made
         self.made = 0  # clients, since the start
 
     def __len__(self) -> int:
@@ -101,6 +103,16 @@ class SharedClients:
             while len(self._clients) > self._capacity:
                 self._clients.popitem(last=False)  # its connections end with its last user
             return client
+
+
+def _session() -> Session:
+    """By the environment's settings. Raises ConfigurationError."""
+    try:
+        return Session()
+    except BotoCoreError as error:
+        raise ConfigurationError(
+            f"the AWS settings of the environment can't be used: {one_line(str(error))}"
+        ) from error
 
 
 def make_client(

@@ -121,7 +121,8 @@ def explain(error: Exception, uri: str, bucket: str, endpoint: str | None) -> Mo
         return StoreUnavailable(f"{uri}: the connection{at} broke off; try again")
     if isinstance(error, boto.ProxyConnectionError):
         return StoreUnavailable(
-            f"{uri}: the proxy that the environment names (HTTP_PROXY, HTTPS_PROXY) can't be reached; is it running?"
+            f"{uri}: the proxy that the environment names (HTTP_PROXY, HTTPS_PROXY) can't be reached, or lets nothing "
+            "through; is it running, and are its user and password right?"
         )
     if isinstance(error, _CONNECTION):
         return StoreUnavailable(f"{uri}: the store{at} does not answer ({_kind(error)}); is it running?")

@@ -22,6 +22,7 @@ from weakref import WeakSet
 
 import kopf
 
+from modelchain.text import without_users
 from modelchain_operator.informers.cache import Cache
 from modelchain_operator.jobs import JOB_KINDS
 from modelchain_operator.jobs.pods import has_ended
@@ -146,7 +147,7 @@ class Watches:
                 namespaces=namespaces,
             )
         except Exception as error:  # noqa: BLE001  this watch is restarted; the others go on
-            return f"{type(error).__name__}: {str(error)[:300]}"
+            return f"{type(error).__name__}: {without_users(str(error))[:300]}"
         finally:
             leaving.cancel()
         if not leave.is_set():  # by a signal before the handler was set

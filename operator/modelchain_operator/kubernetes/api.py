@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 from urllib.parse import quote
 
 from modelchain.errors import ConfigurationError
+from modelchain.text import without_users
 from modelchain_operator.kubernetes import labels
 from modelchain_operator.kubernetes.cluster_access import ClusterAccess, load_access
 from modelchain_operator.kubernetes.connection import UNREACHABLE, Answer, Connection
@@ -319,7 +320,8 @@ class KubernetesApi:
         try:
             answer = await self._connection.send(method, path, query=query, body=content, headers=headers)
         except (*UNREACHABLE, ConfigurationError) as error:
-            raise Unavailable(f"{what}: {type(error).__name__}: {error}".rstrip(": ")) from None
+            why = without_users(str(error))
+            raise Unavailable(f"{what}: {type(error).__name__}: {why}".rstrip(": ")) from None
         if self._on_request is not None:
             self._on_request(method)
         self._log_warnings(what, answer)

@@ -1,4 +1,5 @@
-"""The operator's log: lines for people, or a JSON object a line; no text from elsewhere can forge a line.
+"""The operator's log: lines for people, or a JSON object a line; no text from elsewhere can forge a line, and no URL
+shows a user or a password.
 
 JSON lines hold `ts` (RFC 3339, UTC), `level`, `logger`, `message`, and where it is known `chain` (namespace/name)
 and `stage`: from `extra=`, or from a `Key` among the arguments of the message.
@@ -12,7 +13,7 @@ import sys
 import time
 from typing import TextIO
 
-from modelchain.text import one_line, without_controls
+from modelchain.text import one_line, without_controls, without_users
 from modelchain_operator.kubernetes.key import Key
 from modelchain_operator.settings import LogFormat
 
@@ -92,7 +93,7 @@ def _message(record: logging.LogRecord) -> str:
         text = record.getMessage()
     except (TypeError, ValueError):
         text = str(record.msg)
-    line = one_line(text)
+    line = one_line(without_users(text))
     return line if len(line) <= MAX_MESSAGE else line[: MAX_MESSAGE - 3] + "..."
 
 
@@ -101,7 +102,7 @@ def _traceback(formatter: logging.Formatter, record: logging.LogRecord) -> str:
     if not (record.exc_info and record.exc_info[0]):
         return ""
     lines = formatter.formatException(record.exc_info).splitlines()
-    return "\n".join(f"  {without_controls(line)}" for line in lines)
+    return "\n".join(f"  {without_controls(without_users(line))}" for line in lines)
 
 
 def _key_among(arguments: object) -> Key | None:
