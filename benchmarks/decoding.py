@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 
 import numpy as np
 import torch
@@ -84,10 +85,10 @@ def compare(workers: int, image: bytes, seconds: float, repeats: int) -> None:
         "processes": lambda: beside(processes, workers, image, seconds),
     }
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in measure}
-    for _ in range(repeats):
-        for name, run in measure.items():
-            found[name].append(run())
-    processes.close()
+    with closing(processes):
+        for _ in range(repeats):
+            for name, run in measure.items():
+                found[name].append(run())
     for name, results in found.items():
         rates, pictures = (sorted(column) for column in zip(*results, strict=True))
         middle = repeats // 2

@@ -33,11 +33,11 @@ class FailsField(LabelField):
 
 
 class KillsField(LabelField):
-    """Ends its process, as a decoder does that a picture makes write where it must not."""
+    """Ends its process by the signal that it has for a number of classes."""
 
     def decode(self, data: bytes, key: str) -> int:  # noqa: ARG002
         """Never returns."""
-        os.kill(os.getpid(), signal.SIGSEGV)
+        os.kill(os.getpid(), self._classes)
         return 0
 
 
@@ -118,20 +118,48 @@ def test_what_is_unusable_is_said_and_the_others_of_its_part_are_decoded() -> No
     assert np.array_equal(images, here_images)
 
 
-def test_a_failure_that_no_sample_accounts_for_ends_the_attempt_with_its_traceback() -> None:
+def test_a_failure_that_no_sample_accounts_for_ends_the_attempt_with_its_words(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     there = DecodingProcesses(decoder(FailsField(5)), 1)
-    with pytest.raises(DecodingEndedError, match=r"(?s)failed: Traceback.*ZeroDivisionError: in process \d+"):
-        there([Files(0, png(0), (b"0",), CROP)], *rows_for(1))
-    there.close()
-
-
-def test_a_process_that_was_killed_is_said_with_its_signal() -> None:
-    there = DecodingProcesses(decoder(KillsField(5)), 1)
     with pytest.raises(
-        DecodingEndedError, match="was killed by signal 11; where the node is short of memory"
+        DecodingEndedError, match=r"failed: ZeroDivisionError: in process \d+; its log says where"
     ):
         there([Files(0, png(0), (b"0",), CROP)], *rows_for(1))
     there.close()
+    assert "in decode" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [
+        (signal.SIGKILL, "was killed; where the node is short of memory, give the job more or lower"),
+        (signal.SIGSEGV, "ended with exit code 139; its log says more"),
+    ],
+)
+def test_processes_that_end_say_how(number: int, told: str) -> None:
+    there = DecodingProcesses(decoder(KillsField(number)), 3)
+    with pytest.raises(DecodingEndedError, match=told):
+        there([Files(0, png(0), (b"0",), CROP)], *rows_for(1))
+    there.close()
+
+
+def test_nothing_is_decoded_after_the_end() -> None:
+    there = DecodingProcesses(decoder(LabelField(5)), 1)
+    there.close()
+    with pytest.raises(DecodingEndedError):
+        there([Files(0, png(0), (b"0",), CROP)], *rows_for(1))
+
+
+def test_a_signal_for_the_trainer_s_process_group_is_the_trainer_s() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", SIGNALLED],
+        capture_output=True,
+        text=True,
+        check=False,
+        start_new_session=True,
+    )
+    assert (ended.returncode, ended.stdout) == (0, "decoded\n"), ended.stderr
 
 
 def test_processes_end_with_the_loader() -> None:
@@ -142,9 +170,22 @@ def test_processes_end_with_the_loader() -> None:
     wait_until(lambda: not is_running(int(labels[0, 0, 0])), "the process that decoded is gone")
 
 
+SIGNALLED = """
+import os, signal
+from modelchain_trainer.data.decoding import DecodingProcesses, Files
+from modelchain_trainer.data.text_field import LabelField
+from tests.trainer.data.shards import png
+from tests.trainer.data.test_decoding import CROP, decoder, rows_for
+there = DecodingProcesses(decoder(LabelField(5)), 2)
+for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, lambda *_: None)
+    os.killpg(0, number)  # while they begin
+assert there([Files(0, png(0), (b"0",), CROP)], *rows_for(1)) == []
+print("decoded", flush=True)
+"""  # and ends without closing anything
+
 ORPHANS = """
 import os, signal
-import numpy as np
 from tests.trainer.data.test_decoding import CROP, NamesProcessField, decoder, rows_for
 from modelchain_trainer.data.decoding import DecodingProcesses, Files
 from tests.trainer.data.shards import png

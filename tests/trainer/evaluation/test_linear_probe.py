@@ -169,7 +169,7 @@ def test_fine_tuning_reads_its_own_set_once_where_the_stage_has_sources(digits: 
         Opening(stage.model_copy(update={"data": data}), FolderStore(tmp_path), lambda: None)
     )
     assert isinstance(tuned, FineTuneSet)
-    loader = tuned.loader(tuned.training(seed=0), Group(), 10)
+    loader = tuned.loader(tuned.training(seed=0), Group(), nn.Linear(1, 10))
     assert loader is not None
     assert len(next(loader).images) == 128
     loader.close()

@@ -8,16 +8,17 @@ the lock.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
+import pickle
 import queue
 import signal
 import socket
+import subprocess
+import sys
 import traceback
 from collections.abc import Iterable, Sequence
 from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerProcess
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, NoReturn, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -38,10 +39,7 @@ from modelchain_trainer.data.text_field import TextField
 _SMALL_IMAGE = 1 << 16  # bytes in memory; opening such a file costs more than decoding it
 _SMALL_IMAGES = 256 << 20  # bytes of them that are kept: all of a data set of thumbnails
 _IMAGE_OVERHEAD = 1024  # bytes of an image besides its pixels
-_LAST_SECONDS = 1.0  # from the end of a process's connection to its own
-
-# Its server imports torch once, and has neither threads nor a GPU's context: forking it is safe and takes milliseconds.
-_CONTEXT = multiprocessing.get_context("forkserver")
+_LAST_SECONDS = 5.0  # from the end of a connection to that of the processes
 
 
 class Files(NamedTuple):
@@ -149,17 +147,34 @@ def _without_images(
 
 
 class DecodingEndedError(ModelChainError):
-    """A process that decodes is gone, or has failed in a way that no picture accounts for."""
+    """The processes that decode are gone, or one has failed in a way that no picture accounts for."""
 
 
 class DecodingProcesses:
-    """Decodes in processes, which end with this one. One more thread than there are processes waits for its turn."""
+    """Decodes in processes: forks of one that imports torch, in a session of their own, so that signals for a trainer's
+    process group are its own to answer. They end when it does. One more thread than there are processes waits its turn.
+    """
 
     def __init__(self, decoder: Decoder, processes: int) -> None:
-        self._all = [_DecodingProcess(decoder) for _ in range(processes)]
-        self._idle: queue.SimpleQueue[_DecodingProcess] = queue.SimpleQueue()
-        for process in self._all:
-            self._idle.put(process)
+        """Start them; the first rows wait until torch is imported. Raises DecodingEndedError."""
+        pairs = [socket.socketpair() for _ in range(processes)]
+        theirs = [end.fileno() for _, end in pairs]
+        try:
+            self._server = subprocess.Popen(
+                [sys.executable, "-m", __name__, *map(str, theirs)],
+                stdin=subprocess.PIPE,
+                pass_fds=theirs,
+                start_new_session=True,
+            )
+            assert self._server.stdin is not None
+            with self._server.stdin as stream:
+                pickle.dump(decoder, stream)
+        except OSError as error:
+            raise DecodingEndedError(f"processes that decode pictures can't be started: {error}") from error
+        self._idle: queue.SimpleQueue[Connection] = queue.SimpleQueue()
+        for ours, end in pairs:
+            end.close()
+            self._idle.put(Connection(ours.detach()))
 
     def knows(self, sample: int) -> bool:  # noqa: ARG002
         """They keep no images: each would have others."""
@@ -169,90 +184,88 @@ class DecodingProcesses:
         self, rows: Sequence[Row], images_BHW3: Pixels, tokens_CBT: NDArray[np.int64]
     ) -> list[Unusable]:
         """As `DecodesRows`. Raises DecodingEndedError."""
-        process = self._idle.get()
-        try:
-            return process.decode(rows, images_BHW3, tokens_CBT)
-        finally:
-            self._idle.put(process)
-
-    def close(self) -> None:
-        """End all of them, at once."""
-        for process in self._all:
-            process.close()
-
-
-class _DecodingProcess:
-    """Begins when it is first asked: until then its server imports torch, and so does the thread that asks wait."""
-
-    def __init__(self, decoder: Decoder) -> None:
-        self._decoder = decoder
-        self._connection: Connection | None = None
-        self._process: ForkServerProcess | None = None
-
-    def decode(
-        self, rows: Sequence[Row], images_BHW3: Pixels, tokens_CBT: NDArray[np.int64]
-    ) -> list[Unusable]:
         tokens_BCT = np.empty_like(tokens_CBT.swapaxes(0, 1), order="C")
+        connection = self._idle.get()
         try:
-            connection = self._connection or self._begin()
             connection.send(rows)
             answer = connection.recv()
             if isinstance(answer, str):
-                raise DecodingEndedError(f"a process that decodes pictures failed: {answer}")
+                raise DecodingEndedError(
+                    f"a process that decodes pictures failed: {answer}; its log says where"
+                )
             _read_into(connection.fileno(), images_BHW3)
             _read_into(connection.fileno(), tokens_BCT)
         except (EOFError, OSError) as error:
-            raise DecodingEndedError(
-                f"a process that decodes pictures {self._end()}; where the node is short of memory, give the job more "
-                "or lower training.dataWorkers"
-            ) from error
+            raise DecodingEndedError(self._how_it_ended()) from error
+        finally:
+            self._idle.put(connection)
         tokens_CBT[:] = tokens_BCT.swapaxes(0, 1)
         return answer
 
     def close(self) -> None:
-        if self._process is not None:
-            self._process.kill()
+        """End all of them, at once."""
+        if self._server.poll() is None:
+            os.killpg(self._server.pid, signal.SIGKILL)
+            self._server.wait()
 
-    def _begin(self) -> Connection:
-        _CONTEXT.set_forkserver_preload([__name__])
-        self._connection, theirs = (Connection(end.detach()) for end in socket.socketpair())
-        with theirs:
-            process = _CONTEXT.Process(target=_serve, args=(theirs, self._decoder), daemon=True)
-            process.start()
-        self._process = process
-        return self._connection
-
-    def _end(self) -> str:
-        """How it came to its end."""
-        if self._process is None:
-            return "could not be started"
-        self._process.join(timeout=_LAST_SECONDS)
-        code = self._process.exitcode
-        if code is not None and code < 0:
-            return f"was killed by signal {-code}"
-        return f"ended with exit code {code}"
+    def _how_it_ended(self) -> str:
+        try:
+            code = self._server.wait(timeout=_LAST_SECONDS)
+        except subprocess.TimeoutExpired:
+            return "a process that decodes pictures does not answer any more"
+        if code != 128 + signal.SIGKILL:
+            return f"a process that decodes pictures ended with exit code {code}; its log says more"
+        return (
+            "a process that decodes pictures was killed; where the node is short of memory, give the job more or lower "
+            "training.dataWorkers"
+        )
 
 
-def _serve(connection: Connection, decoder: Decoder) -> None:
-    """Decode until whoever asks is gone. Signals that end a process group are for that one to answer."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def _serve(files: Sequence[int]) -> int:
+    """Fork for each socket, and wait for the forks. Returns the exit code of the first that failed, as shells count."""
+    decoder: Decoder = pickle.load(sys.stdin.buffer)  # noqa: S301 - the trainer's
     torch.set_num_threads(1)
-    side, texts, width = decoder.image_size, len(decoder.text_keys), decoder.field.width
-    while True:
-        try:
+    for file in files:
+        if not os.fork():
+            for other in set(files) - {file}:
+                os.close(other)
+            _answer(Connection(file), decoder)
+    for file in files:
+        os.close(file)
+    for _ in files:
+        _, status = os.wait()
+        if (code := os.waitstatus_to_exitcode(status)) != 0:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            os.killpg(0, signal.SIGTERM)
+            return 128 - code if code < 0 else code
+    return 0
+
+
+def _answer(connection: Connection, decoder: Decoder) -> NoReturn:
+    """Decode until whoever asks is gone."""
+    code = 1
+    try:
+        while True:
             rows: Sequence[Row] = connection.recv()
-        except EOFError:
-            return
-        images_BHW3 = np.zeros((len(rows), side, side, 3), np.uint8)
-        tokens_BCT = np.zeros((len(rows), texts, width), np.int64)
-        try:
-            unusable = decoder(rows, images_BHW3, tokens_BCT.swapaxes(0, 1))
-        except Exception:  # noqa: BLE001 - whatever it is must reach the one who asked
-            connection.send(traceback.format_exc())
-            continue
-        connection.send(unusable)
-        _write(connection.fileno(), (images_BHW3, tokens_BCT))
+            _decode(connection, decoder, rows)
+    except (EOFError, OSError):
+        code = 0
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _decode(connection: Connection, decoder: Decoder, rows: Sequence[Row]) -> None:
+    images_BHW3 = np.zeros((len(rows), decoder.image_size, decoder.image_size, 3), np.uint8)
+    tokens_BCT = np.zeros((len(rows), len(decoder.text_keys), decoder.field.width), np.int64)
+    try:
+        unusable = decoder(rows, images_BHW3, tokens_BCT.swapaxes(0, 1))
+    except Exception as error:  # noqa: BLE001 - whatever it is must reach the one who asked
+        traceback.print_exc()
+        connection.send(f"{type(error).__name__}: {error}")
+        return
+    connection.send(unusable)
+    _write(connection.fileno(), (images_BHW3, tokens_BCT))
 
 
 def _read_into(file: int, array: NDArray[Any]) -> None:
@@ -270,3 +283,7 @@ def _write(file: int, arrays: Iterable[NDArray[Any]]) -> None:
         left = array.reshape(-1).view(np.uint8).data
         while left:
             left = left[os.write(file, left) :]
+
+
+if __name__ == "__main__":
+    sys.exit(_serve([int(argument) for argument in sys.argv[1:]]))

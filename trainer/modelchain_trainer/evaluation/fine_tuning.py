@@ -70,7 +70,7 @@ class FineTuneSet(TrainAndTest):
             head = _head(probe, run.group)
             training = self.training(seed)
             with torch.enable_grad():
-                _train(encoder, head, training, self.loader(training, run.group, classes), run)
+                _train(encoder, head, training, self.loader(training, run.group, head), run)
             test = labelled(encoder, self.source, f"{self.spec.name}: data", run)
             hits.append(shares_of_hits(head(test.features), test.labels))
         return summary(hits, classes, run.group, device=device)
@@ -100,8 +100,10 @@ class FineTuneSet(TrainAndTest):
             steps=epochs * steps_per_epoch,
         )
 
-    def loader(self, training: ResolvedTraining, group: Group, classes: int) -> TrainingLoader | None:
-        """This rank's rows. A batch is shared by as many ranks as divide it; the others have none, and None."""
+    def loader(self, training: ResolvedTraining, group: Group, head: nn.Linear) -> TrainingLoader | None:
+        """This rank's rows, with the classes of `head`. A batch is shared by as many ranks as divide it; the others
+        have none, and None.
+        """
         readers = largest_divisor(training.global_batch_size, group.world_size)
         if group.rank >= readers:
             return None
@@ -114,7 +116,8 @@ class FineTuneSet(TrainAndTest):
             rank=group.rank,
             world_size=readers,
             first_step=0,
-            field=LabelField(classes),
+            field=LabelField(head.out_features),
+            processes=head.weight.device.type == "cuda",
         )
 
 
