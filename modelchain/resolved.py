@@ -216,10 +216,12 @@ class ResolvedStage(Block):
     def sha256(self) -> str:
         """Of all that it says, in hexadecimal, but for the file in which its pods have the store's certificates.
 
-        Defaults are left out: in a version with more fields it stays the same.
+        Neither defaults nor `version` are in it: in a release with more fields it stays the same.
         """
         store = self.store.model_copy(update={"ca_bundle": None})
-        said = self.model_copy(update={"store": store}).model_dump_json(by_alias=True, exclude_defaults=True)
+        said = self.model_copy(update={"store": store}).model_dump_json(
+            by_alias=True, exclude_defaults=True, exclude={"version"}
+        )
         return hashlib.sha256(said.encode()).hexdigest()
 
 

@@ -201,8 +201,15 @@ class StageStatus(StatusBlock):
         str | None,
         Field(
             max_length=64,
-            description="SHA-256 of all that the last attempt was told: while the chain is refused, a job counts only "
-            "if it says the same.",
+            description="SHA-256 of all that attempt resolvedAttempt was told, but for the file of the store's "
+            "certificates: while the chain is refused, a job of it counts only if it says the same.",
+        ),
+    ] = None
+    resolved_attempt: Annotated[
+        int | None,
+        Field(
+            description="Attempt that resolvedSha256 is of. Of any other nothing is recorded: its job counts if it "
+            "has the stage's digest, and the store of the chain as it is written now."
         ),
     ] = None
     job: Annotated[
@@ -249,6 +256,11 @@ class StageStatus(StatusBlock):
         matters.
         """
         return self.last_ended.attempt if self.last_ended else 0
+
+    @property
+    def told_sha256(self) -> str | None:
+        """What is recorded of all that the last attempt was told; None if nothing is."""
+        return self.resolved_sha256 if self.resolved_attempt == self.attempt else None
 
 
 class ModelMeasured(StatusBlock):

@@ -35,7 +35,6 @@ from modelchain.status import ChainStatus, StageReason, StageStatus, cut
 # What has happened to a stage: each policy updates its status in turn. The order matters.
 POLICIES: tuple[Callable[[StageContext], StageStatus], ...] = (
     supersede.carry_over,
-    supersede.record_resolved,
     retry.reset_failures,
     completion.mark_complete,  # before anything that could take a finished stage for a failed one
     progress.show_progress,

@@ -86,7 +86,7 @@ def _stages(
 
 
 def _left_alone(stage: StageStatus, job: str | None, now: float) -> StageStatus:
-    """A stage of which nothing is known that runs. `job`: the name of its attempt's, if there is one."""
+    """A stage of which nothing reliable is known that runs. `job`: the name of its attempt's, if there is one."""
     if stage.finished or stage.phase is StagePhase.FAILED:
         return stage
     phase, message = StagePhase.PENDING, stage.message
@@ -94,7 +94,8 @@ def _left_alone(stage: StageStatus, job: str | None, now: float) -> StageStatus:
         if job is not None:
             phase = stage.phase
             message = (
-                f"{job} does not say what it trains, so that it goes on by itself until the chain is accepted"
+                f"what {job} says that it trains is not known to be what attempt {stage.attempt} was told, so it goes "
+                "on by itself: no deadline and no spec.suspend ends it until the chain is accepted"
             )
         elif stage.job is not None:
             message = f"{vanished_text(stage)}; {_NO_OTHER}"

@@ -125,16 +125,22 @@ def _start(contexts: Mapping[str, StageContext], branches: Branches, checks: Seq
 
 
 def _intent(context: StageContext) -> StageStatus:
-    """The status that announces the next attempt: the same number again if its job was never seen."""
-    status = context.status
-    attempt = status.attempt if status.attempt > status.last_ended_attempt else status.attempt + 1
+    """The status that announces the next attempt: the same number again if its job was never seen.
+
+    That job may still be made as it was announced first. If another one would be made now, neither is recorded.
+    """
+    status, told = context.status, context.stage.sha256()
+    again = status.attempt > status.last_ended_attempt
+    attempt = status.attempt if again else status.attempt + 1
+    recorded = not again or status.told_sha256 == told
     return status.model_copy(
         update={
             "phase": StagePhase.PENDING,
             "reason": StageReason.STARTING,
             "message": f"attempt {attempt} is starting",
             "attempt": attempt,
-            "resolved_sha256": context.stage.sha256(),
+            "resolved_sha256": told if recorded else None,
+            "resolved_attempt": attempt if recorded else None,
             "job": None,
             "retry_at": None,
         }

@@ -39,16 +39,6 @@ def carry_over(context: StageContext) -> StageStatus:
     return status
 
 
-def record_resolved(context: StageContext) -> StageStatus:
-    """The status with what its attempt was told, if an older version has started it; as far as is known, what another
-    attempt would be told.
-    """
-    status = context.status
-    if status.finished or status.resolved_sha256 is not None or context.current_job is None:
-        return status
-    return status.model_copy(update={"resolved_sha256": context.stage.sha256()})
-
-
 def end_outdated(context: StageContext) -> StageStatus:
     """End the attempt if its job does not run, and would be another one today: an image, a Secret or a request that
     can't be had is corrected by an edit, which the job that waits for it would never see. One that runs goes on, until

@@ -7,6 +7,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from modelchain.artifacts import stage_folder
+from modelchain.catalogue import size_name
 from modelchain.cluster_labels import CONTAINER
 from modelchain.resolved import STAGE_ENVIRONMENT_VARIABLE, ResolvedChain, ResolvedStage
 from modelchain.spec import JobSpec, StoreSpec
@@ -25,33 +27,47 @@ def recovered(body: Object, trees: Iterable[JobTree], open_stages: Iterable[Stag
 
     `trees` hold jobs as the API server has them, with their pod templates. Whoever may create jobs may write what
     stands there, so a job counts only if it says, value for value, what the chain's status says its attempt was told.
-    Of the spec, `suspend` and what the store refers to count: names of objects in the chain's own namespace.
+    Of an attempt of which nothing is recorded (an older version has started it, or two jobs may have been made under
+    its name), it counts if it has the digest of the status and the store of the spec. Of the spec, `suspend` and what
+    the store refers to count: names of objects in the chain's own namespace.
     """
     reference = reference_of(body)
-    wanted = {(stage.name, stage.attempt): stage.resolved_sha256 for stage in open_stages}
+    spec = mapping(bounded(body).get("spec"))
+    named = _store_of(spec)
+    known = {(stage.name, stage.attempt): stage for stage in open_stages}
     found: dict[str, ResolvedStage] = {}
     for tree in trees:
         stage = stage_of(tree.job) if tree.job is not None else None
-        if (
-            stage is not None
-            and (stage.chain, stage.name) == (reference, tree.place.stage)
-            and wanted.get((tree.place.stage, tree.place.attempt)) == stage.sha256()
-        ):
+        status = known.get((tree.place.stage, tree.place.attempt))
+        if stage is None or status is None or (stage.chain, stage.name) != (reference, status.name):
+            continue
+        if _is_told(stage, status, named):
             alone = {"predecessor": None, "teacher": None}  # complete, since the stage has started
             found.setdefault(stage.name, stage.model_copy(update=alone))
     if not found:
         return None
-    stages = tuple(found.values())
-    spec = mapping(bounded(body).get("spec"))
+    return _accepted(tuple(found.values()), named, suspend=spec.get("suspend") is True)
+
+
+def _is_told(stage: ResolvedStage, status: StageStatus, named: StoreSpec | None) -> bool:
+    """Whether an attempt may have been told to train `stage`. `named`: the chain's store as the spec has it."""
+    if status.told_sha256 is not None:
+        return stage.sha256() == status.told_sha256
+    store = stage.store
+    return (
+        named is not None
+        and (store.uri, store.endpoint_url, store.region) == (named.uri, named.endpoint_url, named.region)
+        and stage.digest == status.digest
+        and stage.folder == stage_folder(size_name(stage.model_config_), stage.digest)
+    )
+
+
+def _accepted(stages: tuple[ResolvedStage, ...], named: StoreSpec | None, *, suspend: bool) -> Accepted:
+    """These stages alone, with what the spec names of the store."""
     store = stages[0].store
     chain = ResolvedChain(
-        chain=reference,
-        suspend=spec.get("suspend") is True,
-        store=store,
-        baseline_epochs=1,
-        stages=stages,
+        chain=stages[0].chain, suspend=suspend, store=store, baseline_epochs=1, stages=stages
     )
-    named = _store_of(spec)
     access = StoreSpec(
         uri=store.uri,
         endpoint_url=store.endpoint_url,

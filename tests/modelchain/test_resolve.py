@@ -238,6 +238,14 @@ def test_a_stage_comes_back_whole_from_the_environment() -> None:
         assert ResolvedStage.model_validate_json(stage.to_json()) == stage
 
 
+def test_what_a_stage_says_has_one_digest_in_every_release_and_with_any_file_of_certificates() -> None:
+    stage = resolved().stages[1]
+    store = stage.store.model_copy(update={"ca_bundle": "/elsewhere/ca.crt"})
+    assert stage.model_copy(update={"version": stage.version + 1, "store": store}).sha256() == stage.sha256()
+    another = stage.store.model_copy(update={"uri": "s3://elsewhere"})
+    assert stage.model_copy(update={"store": another}).sha256() != stage.sha256()
+
+
 def test_a_resolved_stage_holds_no_secret_name() -> None:
     stage = resolved({("store", "secretRef"): {"name": "s3-credentials"}}).stages[0]
     assert "s3-credentials" not in stage.to_json()

@@ -106,19 +106,57 @@ def test_a_job_that_says_something_else_than_its_attempt_was_told_does_not_count
     assert recovered(body, trees, [stage]) is None
 
 
-def test_an_attempt_of_an_older_version_counts_once_a_pass_has_recorded_what_it_was_told(
-    world: World,
+def untold(world: World, **status: Any) -> None:
+    """The operator is upgraded: nobody has recorded what the attempt was told, or another one."""
+    body = world.api.objects[CHAIN, *STAYS]
+    stage = body["status"]["stages"][0]
+    for name in ("resolvedSha256", "resolvedAttempt"):
+        stage.pop(name, None)
+    stage.update(status)
+    world.api.put(CHAIN, body)
+    world.operators[0].reconciler.memories.clear()
+
+
+@pytest.mark.parametrize("status", [{}, {"resolvedSha256": "0" * 64, "resolvedAttempt": 7}])
+def test_what_an_older_version_has_started_stays_under_control_in_a_chain_that_is_refused_already(
+    world: World, status: dict[str, Any]
 ) -> None:
-    """Before that, nothing says what its job may say."""
+    """An older version leaves what it does not know as it is, of whatever attempt that was."""
+    train(world)
+    world.an_edit_is_refused(wrong=True)
+    untold(world, **status)
+    assert look(world).phase is StagePhase.RUNNING
+    is_ended_by_suspending(world)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"store": {"uri": "s3://elsewhere/chains"}},
+        {"store": {"uri": "s3://bucket/stays", "endpointUrl": "https://elsewhere"}},
+        {"store": {"uri": "s3://bucket/stays", "region": "elsewhere"}},
+        {"digest": "0" * 64},
+        {"folder": "stages/another"},
+        {"chain": {"namespace": "victim", "name": "family", "uid": "uid-stays"}},
+    ],
+)
+def test_where_nothing_is_recorded_a_job_with_another_store_or_digest_does_not_count(
+    world: World, told: dict[str, Any]
+) -> None:
     job = train(world)
     body, trees, stage = open_stage(world, job)
-    untold = stage.model_copy(update={"resolved_sha256": None})
-    assert recovered(body, trees, [untold]) is None
-    body["status"]["stages"][0].pop("resolvedSha256")
-    world.api.put(CHAIN, body)
-    assert look(world).resolved_sha256 == stage.resolved_sha256
-    world.an_edit_is_refused(wrong=True)
-    is_ended_by_suspending(world)
+    unrecorded = [stage.model_copy(update={"resolved_sha256": None})]
+    assert recovered(body, trees, unrecorded) is not None
+    says(job, **told)
+    body, trees, stage = open_stage(world, job)
+    assert recovered(body, trees, unrecorded) is None
+
+
+def test_where_nothing_is_recorded_and_the_spec_has_no_store_no_job_counts(world: World) -> None:
+    body, trees, stage = open_stage(world, train(world))
+    body["spec"]["store"] = {"uri": 7}
+    assert recovered(body, trees, [stage.model_copy(update={"resolved_sha256": None})]) is None
+    assert recovered(body, trees, [stage]) is not None
 
 
 def test_what_a_job_was_told_counts_however_the_chain_was_edited_since(world: World) -> None:
@@ -158,7 +196,7 @@ def test_no_store_is_read_for_the_chain_that_a_forged_job_names(world: World) ->
     says(job, chain={"namespace": "victim", "name": "family", "uid": "uid-stays"})
     world.api.put(JOB, job)
     stage = look(world)  # the stores assert it
-    assert "does not say what it trains" in stage.message
+    assert "is not known to be what attempt 1 was told" in stage.message
 
 
 def test_a_job_that_appears_after_the_chain_was_refused_is_looked_after(world: World) -> None:

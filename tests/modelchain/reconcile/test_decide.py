@@ -50,6 +50,27 @@ def test_an_intent_whose_act_was_lost_is_acted_on_again_under_the_same_number() 
     assert play.look(after=5).actions == (StartJob("tiny", 1),)
 
 
+def test_what_an_attempt_is_told_is_recorded_with_its_number() -> None:
+    play = Play(chain())
+    play.look()
+    assert play["tiny"].told_sha256 == play.stage("tiny").sha256()
+    assert play["tiny"].model_copy(update={"attempt": 2}).told_sha256 is None
+
+
+def test_of_an_attempt_that_is_announced_twice_in_other_words_nothing_is_recorded() -> None:
+    """The first job may yet be made, under the name of the second."""
+    play = Play(chain())
+    play.look()
+    first = play.stage("tiny").sha256()
+    play.chain = chain(retry={"limit": 7})
+    assert play.stage("tiny").sha256() != first
+    for _ in range(2):
+        assert play.look(after=5).actions == (StartJob("tiny", 1),)
+        assert play["tiny"].told_sha256 is None
+    play.look(job(play.stage("tiny")), after=5)
+    assert play["tiny"].told_sha256 is None
+
+
 def test_branches_of_a_tree_run_at_once_but_each_one_job_at_a_time() -> None:
     tree = Play(chain((("root", None), ("left", "root"), ("right", "root"), ("leaf", "left"))))
     root = StageFacts(manifest=manifest(tree.stage("root")))

@@ -115,10 +115,11 @@ def test_an_attempt_that_was_only_announced_keeps_its_number(play: Play) -> None
     assert (play["tiny"].attempt, play["tiny"].last_ended, play["tiny"].reason) == (1, None, "SpecRefused")
 
 
-def test_a_job_that_does_not_say_what_it_trains_is_not_said_to_be_gone(play: Play) -> None:
+def test_a_job_that_nobody_can_rely_on_is_not_said_to_be_gone(play: Play) -> None:
     _, status = look(play, None, job(play.stage("small")))
     assert (play["small"].phase, play["small"].last_ended) == (StagePhase.RUNNING, None)
-    assert "does not say what it trains" in play["small"].message
+    assert "is not known to be what attempt 1 was told" in play["small"].message
+    assert "no spec.suspend ends it until the chain is accepted" in play["small"].message
     assert under_way(status)
 
 
