@@ -87,7 +87,7 @@ _NO_WEIGHTS = (".ckpt", ".gguf", ".h5", ".json", ".msgpack", ".npz", ".onnx", ".
 
 
 def _check_weights_file(uri: str, path: FieldPath) -> Iterator[Finding]:
-    if uri.lower().endswith(_NO_WEIGHTS) and not holds_credentials(uri):
+    if uri.partition("?")[0].lower().endswith(_NO_WEIGHTS) and not holds_credentials(uri):
         message = f"{quoted(uri)} names no file of weights that can be read"
         remedy = f"write a folder, or a file that ends in {', '.join(WEIGHTS_SUFFIXES[:-1])} or {WEIGHTS_SUFFIXES[-1]}"
         yield _finding(path, message, remedy)

@@ -362,7 +362,10 @@ def _check_models(
             yield Finding((*at, field, *part), f"{problem}: {message}", remedy, about | set(part))
     elif wrong:
         messages = ", ".join(message for _, message, _ in wrong)
-        if taught:
+        remedies = {remedy for _, _, remedy in wrong}
+        if len(remedies) == 1 and all(part == ("logitBias",) for part, _, _ in wrong):
+            remedy = remedies.pop()  # of the loss, which is no part of a model with a name
+        elif taught:
             remedy = "name a model like it in these, or another teacher"
         elif family_of(small) is not family_of(large):
             remedy = START_FRESH

@@ -84,8 +84,9 @@ class _Numbers:
         yield from self._check_sources()
         yield from self._check_family()
         samples = samples_of(self._chain, self._stage)
-        if samples is None:
-            return
+        by_tokens = task_of(self._chain.spec.task or TaskName.CLIP).size_field != "samples"
+        if samples is None or (by_tokens and self._data.sources is not None):
+            return  # documents have no sources, which is said there
         if samples < self._batch:
             yield self._too_few(samples)
         elif self._training.epochs is not None:

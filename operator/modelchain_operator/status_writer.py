@@ -71,7 +71,7 @@ class StatusWriter:
             return
         with suppress(ApiError):  # the refusal itself is raised, and said in the log
             self._cache.show_chain(await self._api.write_status(body, status_object(said)))
-        await self._post(key, body, [Note(WARNING, StageReason.STATUS_REFUSED, said.message)])
+        await self._post(key, body, [Note(WARNING, StageReason.STATUS_REFUSED, said.message, once=True)])
 
     async def close(self, seconds: float) -> None:
         """Wait `seconds` at most for Events that are being posted."""

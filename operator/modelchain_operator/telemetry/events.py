@@ -34,6 +34,9 @@ class Note:
     type: str  # Normal or Warning
     reason: str
     message: str
+    once: bool = (
+        False  # one Event for each version of the spec, however often it is said and in whatever words
+    )
 
 
 def notes(before: ChainStatus | None, after: ChainStatus) -> tuple[Note, ...]:
@@ -54,7 +57,8 @@ def event_of(chain: Object, note: Note, *, time: float, instance: str) -> Object
     makes one Event.
     """
     metadata = chain["metadata"]
-    what = "\n".join((metadata["uid"], metadata["resourceVersion"], note.reason, note.message))
+    said = (str(metadata.get("generation")),) if note.once else (metadata["resourceVersion"], note.message)
+    what = "\n".join((metadata["uid"], *said, note.reason))
     name = f"{metadata['name'][:200]}.{hashlib.sha256(what.encode()).hexdigest()[:16]}"
     now = rfc3339(time)
     return {

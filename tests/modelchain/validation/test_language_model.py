@@ -214,6 +214,17 @@ MISTAKES: list[tuple[dict[Path, Any], str, str, str]] = [
 ]
 
 
+def test_sources_of_documents_are_no_reason_to_add_tokens(tmp_path: FilePath) -> None:
+    sources = [{"shards": ["s3://data/a.tar"], "samples": 1000}]
+    changes: dict[Path, Any] = {("data", "tokens"): 63, ("data", "sources"): sources}
+    path = tmp_path / "chain.yaml"
+    path.write_text(json.dumps(document(language_model() | changes)))
+    (checked,) = check_file(path)
+    told = [problem for problem in checked.problems if problem.path.startswith("spec.data.sources")]
+    assert told
+    assert not any("tokens are" in problem.message for problem in checked.problems)
+
+
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake[1] + mistake[2][:20])
 def test_each_mistake_is_said_with_its_remedy(
     mistake: tuple[dict[Path, Any], str, str, str], tmp_path: FilePath

@@ -265,6 +265,18 @@ MISTAKES: list[tuple[dict[Path, Any], str, str, str]] = [
         "write a folder, or a file that ends in .safetensors, .bin, .pt or .pth",
     ),
     (
+        {("stages", 0, "fromWeights"): {"uri": "https://b/w.gguf?download=true", "sha256": SHA}},
+        "spec.stages[0].fromWeights.uri",
+        "names no file of weights that can be read",
+        "write a folder, or a file that ends in .safetensors, .bin, .pt or .pth",
+    ),
+    (
+        {("stages", 0, "training"): {"loss": "Sigmoid"}},
+        "spec.stages[1].model",
+        "the bias of the logits (training.loss: Sigmoid) is false, not true",
+        "write training.loss: Sigmoid",
+    ),
+    (
         {("stages", 0, "fromWeights"): {"uri": "s3://a", "sha256": "ab"}},
         "spec.stages[0].fromWeights.sha256",
         '"ab" is not allowed',

@@ -109,3 +109,15 @@ def test_the_same_note_on_the_same_state_is_one_event() -> None:
     later = {"metadata": {**CHAIN["metadata"], "resourceVersion": "6"}}
     assert event_of(later, note, time=0, instance="a")["metadata"] != first["metadata"]
     assert first["involvedObject"]["uid"] == "u1"
+
+
+def test_what_is_said_once_is_one_event_in_whatever_words_until_the_spec_is_edited() -> None:
+    def name(words: str, **metadata: object) -> str:
+        body = {"metadata": {**CHAIN["metadata"], "generation": 1, **metadata}}
+        return event_of(body, Note("Warning", "StatusRefused", words, once=True), time=0, instance="a")[
+            "metadata"
+        ]["name"]
+
+    first = name("request 1 is denied")
+    assert first == name("request 2 is denied") == name("request 3 is denied", resourceVersion="6")
+    assert first != name("request 1 is denied", generation=2)
