@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -23,7 +23,16 @@ from modelchain.families import AnyConfig, family_of
 from modelchain.families.family import TokenModelConfig
 from modelchain.resolved import ResolvedStage, StageReference
 from modelchain.spec import WEIGHTS_SUFFIXES, InitialWeights, OptimizerState, WeightsSpec
-from modelchain.store import Forbidden, MissingBucket, NotFound, Store, open_location, split_uri
+from modelchain.store import (
+    Forbidden,
+    MissingBucket,
+    NotFound,
+    Store,
+    StoreError,
+    StoreUnavailable,
+    open_location,
+    split_uri,
+)
 from modelchain_trainer.attempt import Attempt
 from modelchain_trainer.data.published_tokenizer import TOKENIZER, check_same_tokenizer
 from modelchain_trainer.expansion import expand, expand_moments
@@ -35,7 +44,7 @@ from modelchain_trainer.model.weights import load_tensors, load_weights
 
 logger = logging.getLogger(__name__)
 
-
+R = TypeVar("R")
 Moments = dict[str, Tensor]  # as `TrainStep.load_moments` takes them
 
 
@@ -170,10 +179,13 @@ def _from_elsewhere(attempt: Attempt, weights: WeightsSpec) -> AnyModel:
         files, sha256 = _first_there(download, _known_files(stage.model_config_), weights.uri)
         download(files.config)
         name, beside = files.weights, {files.preprocessing}
-    _download_if_there(download, beside)
+    for other in sorted(other for other in beside if other is not None):
+        found = _if_there(lambda other=other: download(other), one_file=one_file)
+        if one_file and found is not None and _is_page((folder / other).read_bytes(), store.uri_of(other)):
+            (folder / other).unlink()
     _check_sha256(sha256, weights, store.uri_of(name))
     if isinstance(stage.model_config_, TokenModelConfig):
-        _check_tokenizer(attempt, store)
+        _check_tokenizer(attempt, store, one_file=one_file)
     if one_file or not name.endswith(SAFETENSORS):
         state, config = load_checkpoint_file(folder / name, stage.model_config_)
     else:
@@ -189,6 +201,7 @@ def _from_elsewhere(attempt: Attempt, weights: WeightsSpec) -> AnyModel:
 
 def _first_there(download: Callable[[str], str], known: Sequence[_Files], uri: str) -> tuple[_Files, str]:
     """The files whose weights are there, and the SHA-256 of these."""
+    refused: Forbidden | None = None
     for files in known:
         try:
             return files, download(files.weights)
@@ -196,26 +209,49 @@ def _first_there(download: Callable[[str], str], known: Sequence[_Files], uri: s
             raise
         except NotFound:
             continue
+        except Forbidden as error:  # who may not list a bucket is refused what is not there
+            refused = refused or error
     names = list(dict.fromkeys(files.weights for files in known))
-    raise MissingInputError(
-        f"{uri}: holds no {', '.join(names[:-1])} or {names[-1]}; give a folder with one of them, or name the file "
-        f"itself ({', '.join(WEIGHTS_SUFFIXES)})"
-    )
+    remedy = f"give a folder with one of them, or name the file itself ({', '.join(WEIGHTS_SUFFIXES)})"
+    if refused is not None:
+        raise Forbidden(
+            f"{uri}: none of {', '.join(names)} is there or may be read ({refused}); allow it, or {remedy}"
+        )
+    raise MissingInputError(f"{uri}: holds no {', '.join(names[:-1])} or {names[-1]}; {remedy}")
 
 
-def _download_if_there(download: Callable[[str], str], names: set[str | None]) -> None:
-    for name in sorted(name for name in names if name is not None):
-        with suppress(NotFound, Forbidden):  # who may not list a bucket is refused what is not there
-            download(name)
+def _if_there(read: Callable[[], R], *, one_file: bool) -> R | None:
+    """What is read, which may lie beside weights; None where it does not, or may not be read.
 
-
-def _check_tokenizer(attempt: Attempt, store: Store) -> None:
-    """Tokens mean the same to the weights and to the stage, where a tokenizer lies beside them."""
+    Beside `one_file` of a web server, which answers as it likes for what is not there, every answer counts.
+    """
     try:
-        content, _ = attempt.retry_policy.call(lambda: store.get(TOKENIZER))
-    except (NotFound, Forbidden):
+        return read()
+    except NotFound:
+        return None
+    except StoreUnavailable:
+        raise
+    except StoreError as error:
+        if not one_file and not isinstance(error, Forbidden):
+            raise
+        logger.warning("%s; it is taken for absent, and the weights are not checked by it", error)
+        return None
+
+
+def _is_page(content: bytes, uri: str) -> bool:
+    """Whether a server has answered with a page for a file that is not there."""
+    page = content.lstrip().startswith(b"<")
+    if page:
+        logger.warning("%s: is a page, and no JSON; it is taken for absent", uri)
+    return page
+
+
+def _check_tokenizer(attempt: Attempt, store: Store, *, one_file: bool) -> None:
+    """Tokens mean the same to the weights and to the stage, where a tokenizer lies beside them."""
+    found = _if_there(lambda: attempt.retry_policy.call(lambda: store.get(TOKENIZER)), one_file=one_file)
+    if found is None or (one_file and _is_page(found[0], store.uri_of(TOKENIZER))):
         return
-    check_same_tokenizer(content, attempt.stage.data, store.uri_of(TOKENIZER))
+    check_same_tokenizer(found[0], attempt.stage.data, store.uri_of(TOKENIZER))
 
 
 def _check_sha256(found: str, weights: WeightsSpec, uri: str) -> None:

@@ -17,6 +17,7 @@ from modelchain.families import ModelConfig
 from modelchain_trainer.model import build_model, save_weights
 from modelchain_trainer.model.checkpoint_file import load_checkpoint_file
 from modelchain_trainer.model.weights import save_tensors
+from tests.trainer.expansion.families import language_model
 
 pytestmark = pytest.mark.xdist_group("open_clip")  # importing it takes seconds
 
@@ -141,3 +142,26 @@ def test_a_file_alone_is_warned_of_since_nothing_says_how_its_images_come(
     (record,) = caplog.records
     assert "w.safetensors: nothing beside it says how images come to its model" in record.getMessage()
     assert "put its open_clip_config.json beside the file" in record.getMessage()
+
+
+@pytest.mark.parametrize("content", ['{"lr": 0.1}', "[1]", "lr: 0.1", "<!doctype html>"])
+def test_a_config_json_of_a_training_program_is_not_taken_for_the_models(
+    content: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = language_model(width=16)
+    model, path = build_model(config, seed=0), tmp_path / "epoch.pt"
+    torch.save(model.state_dict(), path)
+    beside = tmp_path / "config.json"
+    beside.write_text(content)
+    with caplog.at_level(logging.WARNING):
+        state, found = load_checkpoint_file(path, config)
+    assert found == config
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in state.items())
+    (record,) = caplog.records
+    assert "config.json: has none of architecture, architectures, model_type" in record.getMessage()
+    beside.write_text('{"model_type": "llama"}')
+    with pytest.raises(
+        UserDataError,
+        match=r"^epoch\.pt: .*config\.json: model_type is llama.*; if that is not of these weights, put",
+    ):
+        load_checkpoint_file(path, config)

@@ -6,6 +6,7 @@ say what model it is of; a configuration beside it does, or it is the stage's ow
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import Mapping
@@ -27,10 +28,13 @@ logger = logging.getLogger(__name__)
 
 SAFETENSORS = ".safetensors"
 _INSIDE = ("state_dict", "model", "module")  # where programs put the state dict beside other things
+_OF_ANYTHING = "config.json"
 _PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and of torch.compile
 _NOT_PARAMETERS = frozenset(
     {"attn_mask", "input_resolution", "context_length", "vocab_size"}
 )  # of OpenAI's files
+# What says of a config.json that it is timm's or transformers', and not a training program's.
+_OF_A_LIBRARY = frozenset({"architecture", "architectures", "model_type"})
 _GLOBAL = re.compile(r"GLOBAL ([A-Za-z0-9_.]{1,200})")  # what torch says that a file refers to
 
 
@@ -48,8 +52,14 @@ def load_checkpoint_file(path: Path, config: AnyConfig) -> tuple[dict[str, Tenso
     if other is not None and not any(name.startswith(other.prefix) for name in state):
         other = None
     described_by, beside = "the stage's own model", names.weights_config if other is None else other.config
-    if (path.parent / beside).is_file():
-        config, described_by = load_config(path.parent, names, other)
+    if _says_what_model(path.parent / beside):
+        try:
+            config, described_by = load_config(path.parent, names, other)
+        except UserDataError as error:
+            raise UserDataError(
+                f"{path.name}: the configuration beside it can't be used: {error}; if that is not of these weights, "
+                "put the file into a folder of its own"
+            ) from None
     elif config.image_side is not None:
         logger.warning(
             "%s: nothing beside it says how images come to its model; they are normalised by the statistics of "
@@ -62,6 +72,27 @@ def load_checkpoint_file(path: Path, config: AnyConfig) -> tuple[dict[str, Tenso
         )
     state = (other or own).own_names(state)
     return checked_state(state, parameter_shapes(config), path, described_by), config
+
+
+def _says_what_model(path: Path) -> bool:
+    """Whether a configuration is there, and, if its name may be of anything, is one of a model."""
+    if not path.is_file():
+        return False
+    if path.name != _OF_ANYTHING:
+        return True
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        content = None
+    if isinstance(content, Mapping) and _OF_A_LIBRARY & content.keys():
+        return True
+    logger.warning(
+        "%s: has none of %s, so it is of no model of timm or transformers; it is not read, and the weights are taken "
+        "for the stage's own model",
+        path.name,
+        ", ".join(sorted(_OF_A_LIBRARY)),
+    )
+    return False
 
 
 def _unpickled(path: Path) -> object:
