@@ -99,6 +99,20 @@ def test_a_file_that_stands_twice_in_a_sample_is_refused(tmp_path: Path) -> None
         index_of(write_tar(tmp_path / "twice.tar", [("a/0.jpg", b"1"), ("a/0.txt", b"2"), ("a/0.JPG", b"3")]))
 
 
+def test_the_first_sample_of_an_appended_archive_may_have_the_name_of_the_last_before_it(
+    tmp_path: Path,
+) -> None:
+    one = write_tar(tmp_path / "one.tar", [("0.png", b"1"), ("0.txt", b"2")]).read_bytes()
+    path = tmp_path / "joined.tar"
+    path.write_bytes(one + one)
+    sample = {"png": b"1", "txt": b"2"}
+    assert files_of(path, index_of(path)) == [sample, sample]
+    twice = write_tar(tmp_path / "twice.tar", [("0.png", b"1"), ("0.png", b"2")]).read_bytes()
+    path.write_bytes(one + twice)
+    with pytest.raises(UserDataError, match=r"sample 0 has two files \.png"):
+        index_of(path)
+
+
 def test_a_kept_index_is_small(tmp_path: Path) -> None:
     members: list[tuple[str, bytes]] = []
     sizes = np.random.default_rng(0).integers(20, 200, (500, 8))

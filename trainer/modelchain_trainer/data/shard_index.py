@@ -1,10 +1,12 @@
 """Where the samples of one shard lie: read from its tar headers once, then kept in the store.
 
 A sample is a run of consecutive members with the same key; the key is the path up to the first dot of the
-file's name, the rest is the extension, in lower case (webdataset's rule). Files that begin with a dot or have
-none are no samples. A link or a device has no bytes of its own and is no file of a sample; it is counted, and whoever
-uses files of its extension refuses the shard. Where the files of one key lie apart, each run of them is a sample of
-its own; the index says so, and whoever uses those files refuses the shard.
+file's name, the rest is the extension, in lower case (webdataset's rule). Where
+archives were joined, the last sample of one and the first of the next may share their key: a file that the first has
+already begins the second. Files that begin with a dot or have none are no samples. A link or a device has no bytes of
+its own and is no file of a sample; it is counted, and whoever uses files of its extension refuses the shard. Where the
+files of one key lie apart, each run of them is a sample of its own; the index says so, and whoever uses those files
+refuses the shard.
 """
 
 from __future__ import annotations
@@ -154,6 +156,7 @@ def build(members: Iterator[Member], uri: str) -> ShardIndex:
     offsets: list[int] = []
     sizes: list[int] = []
     current: str | None = None
+    archive = 0  # of the last file
     seen: set[int] = set()
     runs: list[tuple[str, set[int]]] = []  # each sample's key and the extensions it has
     special: dict[str, Special] = {}
@@ -167,7 +170,7 @@ def build(members: Iterator[Member], uri: str) -> ShardIndex:
             special[suffix] = first._replace(members=first.members + 1)
             continue
         number = numbers.setdefault(suffix, len(numbers))
-        if key != current:
+        if key != current or (number in seen and member.archive != archive):
             current = key
             seen = set()
             runs.append((key, seen))
@@ -178,6 +181,7 @@ def build(members: Iterator[Member], uri: str) -> ShardIndex:
             raise UserDataError(
                 f"{uri}: sample {key} has two files .{suffix}; write each file of a sample once"
             )
+        archive = member.archive
         seen.add(number)
         extension.append(number)
         offsets.append(member.offset - starts[-1])

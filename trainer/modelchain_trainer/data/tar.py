@@ -44,6 +44,7 @@ class Member(NamedTuple):
     start: int  # of its first header, a PAX or long-name header included
     offset: int  # of its body
     size: int  # of its body
+    archive: int = 0  # number of the archive it is of, where zeros stand between several
     special: str = ""  # what it is, where it is no regular file and so has no body: `a hard link to 0.png`
 
 
@@ -61,8 +62,10 @@ def scan(read: ReadRange, size: int, uri: str, *, seeks_are_cheap: bool = False)
     window = _Window(read, size, uri, seeks_are_cheap=seeks_are_cheap)
     pax_for_all: dict[str, str] = {}
     position: int | None = 0
+    end, archive = 0, 0
     while (position := _next_header(window, position, size, uri)) is not None:
         start = position
+        archive += start > end
         pax: dict[str, str] = {}
         long_name: str | None = None
         long_link: str | None = None
@@ -101,11 +104,11 @@ def scan(read: ReadRange, size: int, uri: str, *, seeks_are_cheap: bool = False)
             raise _cut_short(uri, size)
         name = pax.get("path") or long_name or _short_name(header)
         if kind in _REGULAR:
-            yield Member(name, start, position, length)
+            yield Member(name, start, position, length, archive)
         elif kind != _DIRECTORY:
             target = pax.get("linkpath") or long_link or _text(header[157:257])
-            yield Member(name, start, position, 0, _special(kind, target))
-        position += _padded(length)
+            yield Member(name, start, position, 0, archive, _special(kind, target))
+        position = end = position + _padded(length)
 
 
 def _next_header(window: _Window, position: int, size: int, uri: str) -> int | None:
