@@ -13,6 +13,7 @@ from itertools import product
 
 from modelchain.errors import UserDataError
 
+LINES = ".jsonl"  # what the names of shards of lines of JSON end in, in either case
 MAX_SHARDS = 1_000_000  # of all patterns together; a slip such as {0..99999999} must not fill the memory
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
@@ -22,6 +23,11 @@ _RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})(?:\.\.(\d{1,18}))?")
 
 class ShardPatternError(UserDataError):
     """A pattern that stands for no shard, or one that can't be read."""
+
+
+def is_lines(uri: str) -> bool:
+    """Whether a shard, or those of a pattern, hold lines of JSON."""
+    return uri.lower().endswith(LINES)
 
 
 def expand(pattern: str) -> list[str]:

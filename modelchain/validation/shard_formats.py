@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 
 from modelchain.evaluations import evaluation_of
 from modelchain.resolve import merged
+from modelchain.shards import LINES, is_lines
 from modelchain.spec import DataSpec, EvaluationSpec, ModelChain
 from modelchain.tasks import Task
 from modelchain.uri import holds_credentials
 from modelchain.validation.problem import Finding, quoted
 from modelchain.yaml_reader import FieldPath
 
-_LINES = ".jsonl"
 _COMPRESSED = (".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".zst", ".tzst", ".lz4")
 _OTHERS = (
     *(".txt", ".csv", ".tsv", ".ndjson", ".parquet", ".arrow", ".feather", ".tfrecord", ".zip", ".7z"),
@@ -55,7 +55,7 @@ def check_shard_formats(chain: ModelChain, task: Task) -> Iterator[Finding]:
 def _check_formats(patterns: Sequence[str], at: FieldPath, *, documents: bool) -> Iterator[Finding]:
     if any(holds_credentials(pattern) for pattern in patterns):
         return  # what a message must not repeat; refused for that
-    wanted = f"tars of text files, or as {_LINES}" if documents else "webdataset tars"
+    wanted = f"tars of text files, or as {LINES}" if documents else "webdataset tars"
     fitting = True
     for index, pattern in enumerate(patterns):
         name = pattern.partition("?")[0].lower()
@@ -67,22 +67,22 @@ def _check_formats(patterns: Sequence[str], at: FieldPath, *, documents: bool) -
         elif name.endswith(".json"):
             wrong = "is one JSON document"
             remedy += "; of a shard index of webdataset, write what `modelchain samples` prints"
-        elif name.endswith(_OTHERS) or (name.endswith(_LINES) and not documents):
-            wrong = f"is neither a tar nor a {_LINES} file" if documents else "is no tar"
+        elif name.endswith(_OTHERS) or (is_lines(name) and not documents):
+            wrong = f"is neither a tar nor a {LINES} file" if documents else "is no tar"
         else:
             continue
         fitting = False
         yield Finding((*at, index), f"{quoted(pattern)} {wrong}", remedy, frozenset({"shards", "task"}))
-    of_lines = [pattern.endswith(_LINES) for pattern in patterns]
+    of_lines = [is_lines(pattern) for pattern in patterns]
     if documents and fitting and any(of_lines) and not all(of_lines):
         message = f"{quoted(patterns[of_lines.index(False)])} stands beside shards of lines of JSON"
-        remedy = f"write all shards as {_LINES}, or all as tars"
+        remedy = f"write all shards as {LINES}, or all as tars"
         yield Finding((*at, of_lines.index(False)), message, remedy, frozenset({"shards", "task"}))
 
 
 def _check_key(patterns: Sequence[str], key: str | None, at: FieldPath, own: object) -> Iterator[Finding]:
     """Lines of JSON have fields: a key without one reads nothing of them. `own`: the block that may say the key."""
-    if key is None or ":" in key or not any(pattern.endswith(_LINES) for pattern in patterns):
+    if key is None or ":" in key or not any(is_lines(pattern) for pattern in patterns):
         return
     field = "textKey" if getattr(own, "text_key", None) is not None else "shards"
     message = f"the shards hold lines of JSON, and textKey {quoted(key)} names a kind of file in a tar"

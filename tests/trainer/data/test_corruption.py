@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelchain.errors import ExitCode, UserDataError
-from modelchain_trainer.data.corruption import Corrupt, CorruptionCounter, describe
+from modelchain.store import StoreUnavailable
+from modelchain.store.folder import FolderStore
+from modelchain_trainer.data.corruption import Corrupt, CorruptionCounter, describe, describe_sample
 from modelchain_trainer.data.index import DatasetIndex
 from modelchain_trainer.data.sample import Cause
 from tests.trainer.data.shards import index_of, png, write_shards
@@ -75,6 +77,23 @@ def test_causes_are_counted_apart() -> None:
     count = counter(1000, 1)
     count.add(10, [BAD, Corrupt(3, Cause.BAD_CAPTION, "x"), BAD])
     assert count.by_cause == {"BadImage": 2, "BadCaption": 1}
+
+
+def test_a_store_that_is_away_for_a_moment_takes_no_message_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = write_shards(tmp_path / "data", 10, 10, lambda n: {"png": png(n), "txt": b"x"})
+    index = index_of(shards, 10, tmp_path / "store")
+    read, answers = FolderStore.get_range, iter([StoreUnavailable("away")])
+
+    def get_range(store: FolderStore, key: str, start: int, length: int) -> bytes:
+        for error in answers:
+            raise error
+        return read(store, key, start, length)
+
+    monkeypatch.setattr(FolderStore, "get_range", get_range)
+    assert describe_sample(index, 7) == f"sample 000007 of {shards[0]}"
+    assert next(answers, None) is None
 
 
 def test_a_sample_is_named_by_key_and_shard(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
 import os
 import tarfile
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from modelchain.artifacts import DATA, DataRecord
 from modelchain.errors import ConfigurationError, UserDataError
 from modelchain.resolved import ResolvedStage
 from modelchain.spec import EvaluationSpec
@@ -26,7 +28,7 @@ from modelchain.store.folder import FolderStore
 from modelchain_trainer.data import documents
 from modelchain_trainer.data.document_tokenizer import ByteTokenizer
 from modelchain_trainer.data.documents import DocumentList, find_documents
-from modelchain_trainer.data.left_out import record_samples
+from modelchain_trainer.data.left_out import find_shards, record_samples
 from modelchain_trainer.data.published_tokenizer import byte_tokenizer, check_same_tokenizer
 from modelchain_trainer.data.sequences import SequenceLoader, SequenceOrder
 from modelchain_trainer.data.shard_list import Located, ShardList
@@ -296,9 +298,6 @@ def test_a_wrong_number_of_tokens_is_said_with_the_right_one(tmp_path: Path) -> 
 LONG = "a line longer than what is looked at first " * 3000
 WHOLE = "".join(json.dumps({"text": text}) + "\n" for text in ("one", "two", LONG))
 UNFIT: list[tuple[str, str]] = [
-    ("", r"is empty \(0 bytes\)"),
-    ("\n \n\n", "holds no documents"),
-    ("\n" * 200_000, "holds no documents"),
     *((WHOLE[:-cut], r"was cut short: it ends at byte \d+,") for cut in (2, 10, len(LONG), len(LONG) + 10)),
     (WHOLE + '{"text": "on', "was cut short"),
     (WHOLE + '{"text": "on\0\0\0\0', "was cut short"),
@@ -306,7 +305,7 @@ UNFIT: list[tuple[str, str]] = [
 
 
 @pytest.mark.parametrize(("content", "says"), UNFIT, ids=range(len(UNFIT)))
-def test_lines_that_are_empty_or_cut_short_are_an_error_at_once_and_count_as_missing_shards(
+def test_lines_that_are_cut_short_are_an_error_at_once_and_count_as_missing_shards(
     tmp_path: Path, content: str, says: str
 ) -> None:
     good, bad = lines(tmp_path / "0.jsonl", ["one", "two"]), tmp_path / "1.jsonl"
@@ -323,6 +322,54 @@ def test_lines_that_are_empty_or_cut_short_are_an_error_at_once_and_count_as_mis
         opened(stage(tmp_path, [good, str(bad)], 7, maxMissingShards=1), tmp_path / "fewer")
     with pytest.raises(UserDataError, match=says):
         opened(stage(tmp_path, [str(bad)], 8, maxMissingShards=1), tmp_path / "alone")
+
+
+@pytest.mark.parametrize("empty", ["", "\n \n\n", "\n" * 200_000])
+def test_a_shard_without_lines_holds_nothing_and_is_named(
+    tmp_path: Path, empty: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    shards = [lines(tmp_path / "0.jsonl", ["one"]), str(tmp_path / "1.jsonl")]
+    shards.append(lines(tmp_path / "2.jsonl", ["two"]))
+    (tmp_path / "1.jsonl").write_text(empty)
+    with caplog.at_level(logging.WARNING):
+        stream = opened(stage(tmp_path, shards, 8), tmp_path / "tokens")
+    assert (stream.tokens.tolist(), stream.left_out) == (line_of(["one", "two"]), ())
+    assert sum(f"{shards[1]}: holds no documents" in line for line in caplog.messages) == 1
+    with pytest.raises(UserDataError, match=r"hold 0 tokens: there is no document in them"):
+        opened(stage(tmp_path, shards[1:2], 8), tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("last", ['{"text": bad}', "nothing", '{"text": "a \\" [{"} x'])
+def test_a_last_document_that_is_bad_but_whole_is_one_that_can_not_be_used(tmp_path: Path, last: str) -> None:
+    shard = lines(tmp_path / "0.jsonl", ["one", "two"])
+    with Path(shard).open("a") as file:
+        file.write(last)
+    stream = opened(stage(tmp_path, [shard], 8), tmp_path / "tokens")
+    assert (stream.tokens.tolist(), stream.unusable) == (line_of(["one", "two"]), {"BadText": 1})
+
+
+def test_a_stage_that_has_begun_goes_on_with_what_it_began_with(tmp_path: Path) -> None:
+    shard = lines(tmp_path / "0.jsonl", ["one", "two"])
+    with Path(shard).open("a") as file:
+        file.write('{"text": "cut he')
+    made = stage(tmp_path, [shard], 8)
+    with pytest.raises(UserDataError, match="was cut short"):
+        opened(made, tmp_path / "fresh")
+    store, patient = open_store(made.store), RetryPolicy()
+    record = DataRecord(left_out=(), samples=1)
+    store.put(f"{made.folder}/{DATA}", record.model_dump_json(by_alias=True).encode())
+    found = find_shards(made, store, patient)
+    assert found.settled
+    documents = find_documents(
+        ShardList.from_text(found.to_text(), made.store), None, store, retry_policy=patient
+    )
+    assert documents.left_out == ()
+    assert list(documents.documents)[:2] == ["one", "two"]
+
+
+def test_the_ends_of_names_are_read_in_either_case(tmp_path: Path) -> None:
+    shard = lines(tmp_path / "0.JSONL", ["one", "two"])
+    assert opened(stage(tmp_path, [shard], 8), tmp_path / "tokens").tokens.tolist() == line_of(["one", "two"])
 
 
 @pytest.mark.parametrize("end", ["\n", "", "  ", "\n\n \n", "\r\n"])

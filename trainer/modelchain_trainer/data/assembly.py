@@ -113,8 +113,8 @@ class Assembler:
             ):
                 return
         raise UserDataError(
-            f"{describe(self._index, corrupt)}; and none of {2 * _SUBSTITUTES} other samples could be used "
-            "in its place; fix the shards"
+            f"{describe(self._index, corrupt, self._retry_policy)}; and none of {2 * _SUBSTITUTES} other samples "
+            "could be used in its place; fix the shards"
         )
 
     def _candidates(self, origin: _Origin, epoch: int, place: int) -> Iterator[tuple[int, Segment]]:

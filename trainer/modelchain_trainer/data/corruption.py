@@ -10,6 +10,7 @@ from modelchain.errors import UserDataError
 from modelchain_trainer.data.sample import Cause
 from modelchain_trainer.data.shard_index import split_name
 from modelchain_trainer.data.tar import scan
+from modelchain_trainer.retry_policy import RetryPolicy
 
 if TYPE_CHECKING:
     from modelchain_trainer.data.index import DatasetIndex
@@ -54,18 +55,21 @@ class CorruptionCounter:
             )
 
 
-def describe(index: DatasetIndex, corrupt: Corrupt) -> str:
+def describe(index: DatasetIndex, corrupt: Corrupt, retry_policy: RetryPolicy | None = None) -> str:
     """One corrupt sample, for people: its key, its shard, and what is wrong with it."""
-    return f"{describe_sample(index, corrupt.sample)}: {corrupt.message}"
+    return f"{describe_sample(index, corrupt.sample, retry_policy)}: {corrupt.message}"
 
 
-def describe_sample(index: DatasetIndex, sample: int) -> str:
+def describe_sample(index: DatasetIndex, sample: int, retry_policy: RetryPolicy | None = None) -> str:
     """A sample, for people: its key, read from the shard, and the shard."""
     shard = index.shard_of(sample)
     start, length = int(index.starts[sample]), int(index.lengths[sample])
+    patient = retry_policy or RetryPolicy()
+
+    def read(at: int, count: int) -> bytes:
+        return patient.call(lambda: shard.store.get_range(shard.key, start + at, count))
+
     # One member is enough, so the archive may seem to end after the sample.
-    member = next(
-        scan(lambda at, count: shard.store.get_range(shard.key, start + at, count), length, shard.uri)
-    )
+    member = next(scan(read, length, shard.uri))
     name = split_name(member.name)
     return f"sample {name[0] if name else member.name} of {shard.uri}"

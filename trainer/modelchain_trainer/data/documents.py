@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from modelchain.errors import MissingInputError, UserDataError
+from modelchain.shards import LINES, is_lines
 from modelchain.store import NotFound, Replaced, Store, StoreError
 from modelchain_trainer.data.corruption import describe_sample
 from modelchain_trainer.data.index import MAX_HIDDEN_FRACTION, DatasetIndex, OnProgress, write_text_index
@@ -23,11 +24,11 @@ from modelchain_trainer.data.shard_list import Located, ShardList, versions_of
 from modelchain_trainer.data.text_keys import text_of
 from modelchain_trainer.retry_policy import RetryPolicy
 
-LINES = ".jsonl"
 _DEFAULT_KEYS = {False: "txt", True: "json:text"}  # of shards of lines
 _BLOCK = 8 << 20  # bytes that are read at once
 _END = 1 << 16  # bytes, of the end of a shard of lines, that are looked at first
 _THREADS = 16
+_STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*("|\\?\Z)', re.DOTALL)  # of JSON; it may lack its end
 
 _logger = logging.getLogger(__name__)
 
@@ -59,14 +60,16 @@ def find_documents(
     every 8 MiB.
     Raises UserDataError for bad shards, for tars beside lines of JSON and for compressed ones.
     """
-    packed = next((shard.uri for shard in shards.shards if f"{LINES}." in shard.uri.rpartition("/")[2]), None)
+    packed = next(
+        (shard.uri for shard in shards.shards if f"{LINES}." in shard.uri.rpartition("/")[2].lower()), None
+    )
     if packed is not None:
         raise UserDataError(
             f"{packed}: compressed lines of JSON can't be read in parts; unpack it to {LINES}"
         )
-    lines = [shard.uri.endswith(LINES) for shard in shards.shards]
+    lines = [is_lines(shard.uri) for shard in shards.shards]
     if any(lines) and not all(lines):
-        uri = next(shard.uri for shard in shards.shards if not shard.uri.endswith(LINES))
+        uri = next(shard.uri for shard in shards.shards if not is_lines(shard.uri))
         raise UserDataError(
             f"{uri}: stands beside shards of lines of JSON; write all shards as {LINES}, or as tars"
         )
@@ -76,7 +79,9 @@ def find_documents(
     if of_lines:
         if ":" not in key:
             raise UserDataError(f"data.textKey is {key}, but the shards hold lines of JSON; write json:FIELD")
-        whole, bad = _whole(shards, max_missing - len(shards.missing), on_progress, retry_policy)
+        whole, bad = list(shards.shards), list[str]()
+        if not shards.settled:
+            whole, bad = _whole(shards, max_missing - len(shards.missing), on_progress, retry_policy)
         found = _of_lines(whole, key, on_progress, retry_policy)
         versions = versions_of(shard.info.etag for shard in whole)
         return DocumentList(found, (*shards.missing, *bad), versions)
@@ -105,7 +110,7 @@ def _of_tars(
             try:
                 yield text_of(segment.text(sample, 0, Cause.MISSING_TEXT), key)
             except CorruptSampleError as error:
-                yield _unusable(error, describe_sample(index, sample))
+                yield _unusable(error, describe_sample(index, sample, retry_policy))
 
 
 def _whole(
@@ -133,29 +138,30 @@ def _whole(
 
 
 def _fault(shard: Located, retry_policy: RetryPolicy) -> str | None:
-    """Why a shard of lines can't be used: it holds nothing, or ends within a line, as a broken-off copy does.
+    """Why a shard of lines can't be used: it ends within a document, as a broken-off copy does. One that holds nothing,
+    as Spark writes them, is only warned of.
 
     Only its end is read, the last line at least. A cut between two lines looks like a smaller shard.
     """
     size, length = shard.info.size, min(_END, shard.info.size)
-    again = "write the shard again or take it out of the list"
-    if size == 0:
-        return f"{shard.uri}: is empty (0 bytes); {again}"
-    while True:
+    end = last = b""
+    while size:
         end = _block(shard, size - length, length, retry_policy)
         _, newline, last = end.rpartition(b"\n")
         if length == size or (newline and end.strip()):
             break
         length = min(2 * length, size)
     if not end.strip():
-        return f"{shard.uri}: holds no documents; {again}"
-    if not last.strip():
-        return None
-    try:
-        json.loads(last)
-    except (ValueError, RecursionError):
-        return f"{shard.uri}: was cut short: it ends at byte {size}, within a line that is no JSON; copy it again"
+        _logger.warning("%s: holds no documents (%d bytes); it is done without", shard.uri, size)
+    if _is_cut(last.decode("utf-8", "replace")):
+        return f"{shard.uri}: was cut short: it ends at byte {size}, within a document; copy it again"
     return None
+
+
+def _is_cut(line: str) -> bool:
+    """Whether a line ends within a string, an object or an array of JSON."""
+    outside = _STRING.sub(lambda found: "" if found[1] == '"' else "[", line)
+    return sum(map(outside.count, "[{")) > sum(map(outside.count, "]}"))
 
 
 def _of_lines(

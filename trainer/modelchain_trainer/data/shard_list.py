@@ -34,12 +34,20 @@ class Located:
 class ShardList:
     """The shards of a data set in their order; of each its size and etag."""
 
-    def __init__(self, shards: Sequence[Located], missing: Sequence[str], access: ResolvedStore) -> None:
+    def __init__(
+        self,
+        shards: Sequence[Located],
+        missing: Sequence[str],
+        access: ResolvedStore,
+        *,
+        settled: bool = False,
+    ) -> None:
         self.shards = tuple(shards)
         self.missing = tuple(
             missing
         )  # those that are done without: within what is allowed, they do not exist
         self.access = access
+        self.settled = settled  # a stage has begun with them, and no others
 
     @classmethod
     def find(
@@ -49,13 +57,14 @@ class ShardList:
         retry_policy: RetryPolicy,
         *,
         max_missing: int = 0,
-        without: Sequence[str] = (),
+        without: Sequence[str] | None = None,
     ) -> ShardList:
         """The shards that the patterns stand for, but those in `without`; up to `max_missing` may not exist.
+        `without`: a stage has begun with the others.
 
         Raises MissingInputError that names those that do not exist (NotFound for a bucket).
         """
-        unwanted = set(without)
+        unwanted = set(without or ())
         uris = [uri for uri in expand_all(patterns) if uri not in unwanted]
         stores = _open_stores(uris, access)
         folders: dict[str, list[str]] = defaultdict(list)
@@ -72,12 +81,12 @@ class ShardList:
         there = [
             Located(uri, stores[split_uri(uri)[0]], info) for uri, info in found.items() if info is not None
         ]
-        return cls(there, [*without, *missing], access)
+        return cls(there, [*(without or ()), *missing], access, settled=without is not None)
 
     def to_text(self) -> str:
         """For another rank: what the store said, in the order of the shards."""
         there = [[shard.uri, shard.info.size, shard.info.etag] for shard in self.shards]
-        return json.dumps({"shards": there, "missing": self.missing})
+        return json.dumps({"shards": there, "missing": self.missing, "settled": self.settled})
 
     @classmethod
     def from_text(cls, text: str, access: ResolvedStore) -> ShardList:
@@ -88,7 +97,7 @@ class ShardList:
             Located(uri, stores[split_uri(uri)[0]], ObjectInfo(split_uri(uri)[1], size, etag, 0.0))
             for uri, size, etag in document["shards"]
         ]
-        return cls(there, document["missing"], access)
+        return cls(there, document["missing"], access, settled=document["settled"])
 
 
 def versions_of(etags: Iterable[str]) -> str:

@@ -15,9 +15,10 @@ import torch
 from modelchain.errors import UserDataError
 from modelchain.families import LanguageModelConfig
 from modelchain.resolved import ResolvedData, ResolvedStage
+from modelchain.shards import is_lines
 from modelchain.store import Store
 from modelchain_trainer.data.document_tokenizer import open_tokenizer
-from modelchain_trainer.data.documents import LINES, find_documents
+from modelchain_trainer.data.documents import find_documents
 from modelchain_trainer.data.index import DatasetIndex, open_index, write_training_index
 from modelchain_trainer.data.kept_index import index_missing
 from modelchain_trainer.data.loader import Batch, TrainingLoader, widest_batch
@@ -195,7 +196,7 @@ class DocumentSource:
         world_size: int,
     ) -> None:
         """Index tars that were never seen."""
-        if not any(shard.uri.endswith(LINES) for shard in shards.shards):
+        if not any(is_lines(shard.uri) for shard in shards.shards):
             index_missing(
                 shards, store, retry_policy, lambda _count: on_progress(), rank=rank, world_size=world_size
             )
@@ -252,6 +253,8 @@ def _other_number(
 ) -> UserDataError:
     """The error for another number of tokens than the chain says: with the right one, unless something is damaged."""
     hold = f"data.tokens is {data.tokens}, but the {shards} shards hold {count.tokens} tokens"
+    if not (count.tokens or count.unusable or left_out):
+        return UserDataError(f"{hold}: there is no document in them; fix data.shards")
     if left_out:
         return UserDataError(
             f"{hold} even without {len(left_out)} that can't be used, for example {left_out[0]}; mend those, or take "
