@@ -126,8 +126,14 @@ def test_a_set_can_be_its_first_samples(shards: tuple[str, ...], tmp_path: Path)
     opened = reader(shards, tmp_path, samples=20)
     assert len(opened) == 20
     assert [number for batch in opened.batches(0, 1) for number in numbers(batch)] == list(range(20))
-    with pytest.raises(UserDataError, match=r"set val: data\.samples is 51, but its shards hold 50 samples"):
+    says = r"set val: data\.samples is 51, but its shards hold 50 samples; write at most 50$"
+    with pytest.raises(UserDataError, match=says):
         reader(shards, tmp_path, samples=51)
+    more = write_shards(
+        tmp_path / "more", 10, 10, lambda n: {"png": png(n)} | ({} if n == 3 else {"cls": b"1"})
+    )
+    with pytest.raises(UserDataError, match=r"is 500, but its shards hold 10 samples; write at most 10$"):
+        reader(more, tmp_path, samples=500)
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from modelchain.errors import ExitCode, MissingInputError, UserDataError
-from modelchain.resolved import ResolvedData, ResolvedStore
+from modelchain.resolved import ResolvedData, ResolvedSource, ResolvedStore
 from modelchain.store import NotFound, Store
 from modelchain.store.folder import FolderStore
+from modelchain_trainer.data import incomplete
 from modelchain_trainer.data.index import build_index, index_samples
 from modelchain_trainer.data.kept_index import GROUP, groups_of, index_key, index_missing, read_kept
 from modelchain_trainer.data.reader import read_segment
@@ -136,6 +137,36 @@ def test_incomplete_samples_within_the_limit_are_told_before_their_number(tmp_pa
     ) as raised:
         index_of(shards, 39, tmp_path / "store", max_corrupt_fraction=0.1)
     assert "write samples" not in str(raised.value)
+
+
+def test_samples_that_are_complete_would_not_be_more(tmp_path: Path) -> None:
+    shards = write_shards(tmp_path / "data", 40, 20, lambda n: {"png": png(n)} if n == 7 else sample(n))
+    with pytest.raises(
+        UserDataError, match=r"is 41, but the 2 shards hold 40 samples; write samples: 40, or fix"
+    ):
+        index_of(shards, 41, tmp_path / "store", max_corrupt_fraction=0.1)
+    sources = [ResolvedSource(patterns=1, samples=20), ResolvedSource(patterns=1, samples=19)]
+    data = ResolvedData(
+        shards=shards, samples=39, sources=tuple(sources), caption_keys=("txt",), max_corrupt_fraction=0.1
+    )
+    with pytest.raises(
+        UserDataError, match=r"sources\[1\]\.samples is 19, .* hold 20 samples; write samples: 20"
+    ):
+        build_index(data, access(tmp_path), FolderStore(tmp_path / "store"))
+
+
+def test_incomplete_samples_are_counted_a_part_of_the_index_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(incomplete, "_AT_ONCE", 7)
+    bad = (3, 20, 21, 33)
+    shards = write_shards(tmp_path / "data", 40, 20, lambda n: {"png": png(n)} if n in bad else sample(n))
+    index = index_of(shards, 40, tmp_path / "store", max_corrupt_fraction=0.1)
+    assert incomplete.describe_incomplete(index, 0, 40) == f"4 without .txt (sample 000003 of {shards[0]})"
+    assert incomplete.describe_incomplete(index, 20, 33) == f"2 without .txt (sample 000020 of {shards[1]})"
+    assert incomplete.describe_incomplete(index, 34, 40) == ""
+    with pytest.raises(UserDataError, match=r"hold 40 samples, 4 without \.txt"):
+        incomplete.check_complete(index, 0.09)
 
 
 def test_images_alone_have_no_texts_and_lack_none(tmp_path: Path) -> None:

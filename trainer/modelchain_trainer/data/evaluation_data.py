@@ -22,7 +22,6 @@ from modelchain.resolved import ResolvedStore
 from modelchain.spec import EvaluationSpec
 from modelchain.store import Store
 from modelchain_trainer.data.corruption import Corrupt, describe, describe_sample
-from modelchain_trainer.data.incomplete import describe_incomplete
 from modelchain_trainer.data.index import DatasetIndex, OnProgress, first_samples, index_samples
 from modelchain_trainer.data.reader import Segment, read_segment
 from modelchain_trainer.data.sample import (
@@ -103,11 +102,9 @@ class EvaluationReader:
         self._first_samples = frozenset(self._index.first_samples.tolist())
         self._length = spec.data.samples or len(self._index)
         if self._length > len(self._index):
-            incomplete = describe_incomplete(self._index)
-            remedy = f"complete {incomplete}" if incomplete else f"write at most {len(self._index)}"
             raise UserDataError(
                 f"evaluation set {spec.name}: data.samples is {self._length}, but its shards hold "
-                f"{len(self._index)} samples; {remedy}"
+                f"{len(self._index)} samples; write at most {len(self._index)}"
             )
 
     def __len__(self) -> int:
@@ -153,7 +150,8 @@ class EvaluationReader:
             return
         again = self._load(left_out[:1]).corrupt  # another rank may have read it, and found it otherwise
         found = f"evaluation set {name}: {len(left_out)} of its {self._length} samples can't be used"
-        example = f"for example {describe(self._index, again[0]) if again else self.describe(left_out[0])}"
+        one = describe(self._index, again[0], self._retry_policy) if again else self.describe(left_out[0])
+        example = f"for example {one}"
         if too_many:
             share = f"the share of {MAX_CORRUPT_FRACTION:g} that it may have"
             raise UserDataError(f"{found}, more than {share}; {example}; fix its shards")
@@ -162,7 +160,7 @@ class EvaluationReader:
 
     def describe(self, sample: int) -> str:
         """A sample, for people: its key and its shard."""
-        return describe_sample(self._index, sample)
+        return describe_sample(self._index, sample, self._retry_policy)
 
     def _load(self, numbers: Sequence[int]) -> _Loaded:
         readable: list[int] = []

@@ -218,16 +218,16 @@ def write_training_index(
     )
     check_complete(index, data.max_corrupt_fraction)
     if not data.sources:
-        _check_count(index, "data", data.samples, len(index), len(index.shards))
+        _check_count(index, "data", data.samples, (0, len(index)))
     for number, (source, found) in enumerate(zip(data.sources, sources_of(data, index), strict=True)):
-        shards_of = int(np.searchsorted(index.first_samples, [found.first, found.last]) @ (-1, 1))
-        _check_count(index, f"data.sources[{number}]", source.samples, found.last - found.first, shards_of)
+        _check_count(index, f"data.sources[{number}]", source.samples, (found.first, found.last))
 
 
-def _check_count(index: DatasetIndex, field: str, expected: int, found: int, shards: int) -> None:
-    """Raises UserDataError where a field says another number of samples than its shards hold: with the right one,
-    unless shards are left out or samples incomplete.
+def _check_count(index: DatasetIndex, field: str, expected: int, part: tuple[int, int]) -> None:
+    """Raises UserDataError where a field says another number of samples than its shards hold, from the first up to the
+    last of `part`: with the right one, unless shards are left out, or samples incomplete and too many.
     """
+    found, shards = part[1] - part[0], int(np.searchsorted(index.first_samples, part) @ (-1, 1))
     fewer = index.left_out and found < expected
     if found == expected or fewer:
         return
@@ -236,7 +236,7 @@ def _check_count(index: DatasetIndex, field: str, expected: int, found: int, sha
         remedy = (
             f"mend or take out those that can't be used ({len(index.left_out)}, e.g. {index.left_out[0]})"
         )
-    elif incomplete := describe_incomplete(index):
+    elif found > expected and (incomplete := describe_incomplete(index, *part)):
         remedy = f"first complete or take out {incomplete}, or fix {field}.shards"
     raise UserDataError(
         f"{field}.samples is {expected}, but the {shards} shards hold {found} samples; {remedy}"
