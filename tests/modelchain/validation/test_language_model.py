@@ -129,7 +129,7 @@ MISTAKES: list[tuple[dict[Path, Any], str, str, str]] = [
         "all as tars",
     ),
     (
-        {("data", "shards"): ["a.jsonl"], ("data", "textKey"): "content"},
+        {("data", "shards"): ["a.JSONL"], ("data", "textKey"): "content"},
         "spec.data.textKey",
         'textKey "content" names a kind of file in a tar',
         "textKey: json:content",
