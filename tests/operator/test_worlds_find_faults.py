@@ -20,7 +20,7 @@ from tests.operator.memory_api import MemoryApi
 from tests.operator.test_worlds import World
 
 ENOUGH = settings(
-    max_examples=500,  # each fault comes to light within some dozens
+    max_examples=5000,  # each fault comes to light within some hundreds, and then no more are played
     derandomize=True,
     database=None,
     phases=[Phase.generate],

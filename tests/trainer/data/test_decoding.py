@@ -21,6 +21,8 @@ from modelchain_trainer.data.tokenizer import Tokenizer
 from tests.processes import wait_until
 from tests.trainer.data.shards import index_of, noise, png, stage_of, write_shards
 
+pytestmark = pytest.mark.slow
+
 CROP = [0.5] * 40
 
 
