@@ -1,7 +1,7 @@
 """From the files of samples to rows of a batch: decoded, cropped, texts as numbers.
 
 A thread that decodes takes the interpreter's lock between Pillow's and torch's calls, and a thread that starts a GPU's
-kernels asks for it after each of them: beside a single decoding thread it starts a third as many
+kernels asks for it after each of them: beside a single decoding thread it starts two fifths as many
 (benchmarks/decoding.py). So beside a GPU processes decode, and threads only hand them bytes and take pixels, without
 the lock.
 """
