@@ -213,7 +213,7 @@ class DecodingProcesses:
             code = self._server.wait(timeout=_LAST_SECONDS)
         except subprocess.TimeoutExpired:
             return "a process that decodes pictures does not answer any more"
-        if code != 128 + signal.SIGKILL:
+        if code not in (-signal.SIGKILL, 128 + signal.SIGKILL):  # of their server, or of one of them
             return f"a process that decodes pictures ended with exit code {code}; its log says more"
         return (
             "a process that decodes pictures was killed; where the node is short of memory, give the job more or lower "
