@@ -414,9 +414,11 @@ def _reference_to(stage: ResolvedStage) -> StageReference:
 
 def _given(block: Block | None, only: set[str] | None = None) -> dict[str, object]:
     """The fields that are set, as they are."""
+    if block is None:
+        return {}
     return {
         name: value
-        for name, value in (vars(block).items() if block is not None else ())
+        for name, value in vars(block).items()
         if value is not None and (only is None or name in only)
     }
 

@@ -111,7 +111,9 @@ class _Operator:
         self._say_where()
         self.reader.start()
         stop = asyncio.Event()
-        election = asyncio.create_task(self._elect(self.elector, stop)) if self.elector else None
+        election = (
+            asyncio.create_task(self._elect(self.elector, stop), name="election") if self.elector else None
+        )
         listing = asyncio.create_task(self.resync.run(self.settings.resync_seconds), name="resync")
         passes = [
             asyncio.create_task(self._make_passes(), name=f"pass-{number}")

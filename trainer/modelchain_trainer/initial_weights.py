@@ -6,6 +6,7 @@ import logging
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -180,7 +181,7 @@ def _from_elsewhere(attempt: Attempt, weights: WeightsSpec) -> AnyModel:
         download(files.config)
         name, beside = files.weights, {files.preprocessing}
     for other in sorted(other for other in beside if other is not None):
-        found = _if_there(lambda other=other: download(other), one_file=one_file)
+        found = _if_there(partial(download, other), one_file=one_file)
         if one_file and found is not None and _is_page((folder / other).read_bytes(), store.uri_of(other)):
             (folder / other).unlink()
     _check_sha256(sha256, weights, store.uri_of(name))

@@ -34,9 +34,7 @@ class Note:
     type: str  # Normal or Warning
     reason: str
     message: str
-    once: bool = (
-        False  # one Event for each version of the spec, however often it is said and in whatever words
-    )
+    once: bool = False  # one Event for each version of the spec, whatever its words
 
 
 def notes(before: ChainStatus | None, after: ChainStatus) -> tuple[Note, ...]:

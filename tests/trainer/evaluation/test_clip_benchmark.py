@@ -23,9 +23,10 @@ from modelchain_trainer.data.tokenizer import Tokenizer
 from modelchain_trainer.evaluation.evaluate import evaluate
 from modelchain_trainer.evaluation.evaluation_set import Opening, Run
 from modelchain_trainer.evaluation.sets import open_sets
-from modelchain_trainer.model import build_model, save_weights
+from modelchain_trainer.model import save_weights
 from modelchain_trainer.model.clip import Clip
 from tests.trainer.data.shards import noise, write_shards
+from tests.trainer.evaluation.loud_model import loud_model
 from tests.trainer.stages import smallest_stage
 
 pytestmark = pytest.mark.xdist_group("open_clip")  # importing it takes seconds
@@ -65,17 +66,8 @@ def files(number: int) -> dict[str, bytes]:
 
 @pytest.fixture
 def model() -> Iterator[Clip]:
-    """A new model, louder: else it says nearly the same of everything."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    built = build_model(ModelConfig.model_validate(MODEL), seed=3)
-    with torch.no_grad():
-        built.token_embedding.weight.mul_(20)
-        for name, parameter in built.visual.named_parameters():
-            if ".attn." in name and parameter.ndim == 2:
-                parameter.mul_(4)
-    yield built
-    torch.set_num_threads(threads)
+    with loud_model(ModelConfig.model_validate(MODEL)) as built:
+        yield built
 
 
 def batches(shards: tuple[str, ...], transform: Any, texts: bool) -> list[tuple[Tensor, Any]]:

@@ -27,6 +27,7 @@ from modelchain_trainer.evaluation.retrieval import RetrievalSet
 from modelchain_trainer.evaluation.zero_shot import ZeroShotSet
 from modelchain_trainer.model.build import build_model
 from modelchain_trainer.model.clip import Clip
+from tests.trainer.evaluation.loud_model import loud_model
 from tests.trainer.ranks import on_ranks
 
 SIZE, CONTEXT, BATCH = 16, 8, 4
@@ -112,19 +113,10 @@ def retrieval(source: InMemory, captions: int) -> RetrievalSet:
 
 @pytest.fixture(scope="module")
 def model() -> Iterator[Clip]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     text = TextSpec(context_length=CONTEXT, vocab_size=49408, width=32, layers=2, heads=2)
     vision = VisionSpec(image_size=SIZE, patch_size=8, width=32, layers=2, head_width=16)
-    built = build_model(ModelConfig(embed_dim=16, vision=vision, text=text), seed=3)
-    with torch.no_grad():
-        # A new model says nearly the same of everything: make it louder.
-        built.token_embedding.weight.mul_(20)
-        for name, parameter in built.visual.named_parameters():
-            if ".attn." in name and parameter.ndim == 2:
-                parameter.mul_(4)
-    yield built
-    torch.set_num_threads(threads)
+    with loud_model(ModelConfig(embed_dim=16, vision=vision, text=text)) as built:
+        yield built
 
 
 def class_embeddings(model: Clip) -> Tensor:
